@@ -1,0 +1,286 @@
+"""The images: found or downloaded, verified, split, and laid on the device as one tensor each.
+
+No DataLoader and no per-image objects: 70,000 images are 55 MB of uint8, which every device holds.
+`training_pool` is what searches and trainings see. `read_test_set` is a door of its own, and a test pins who may use it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import logging
+import os
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torchvision
+from torch import Tensor
+
+from fmnist_search.errors import UserError
+from fmnist_search.recipe import Data
+
+log = logging.getLogger(__name__)
+
+TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
+FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
+IMAGE_HEADER, LABEL_HEADER = 16, 8
+SIDE = 28
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What is known about a dataset: its classes, its torchvision class and the SHA-256 of its unpacked files."""
+
+    name: str
+    torchvision_class: str
+    system_package: str
+    classes: tuple[str, ...]
+    digests: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """One SHA-256 over the four."""
+        return hashlib.sha256("".join(self.digests[name] for name in FILES).encode()).hexdigest()
+
+
+DATASETS = {
+    "fashion-mnist": Dataset(
+        name="fashion-mnist",
+        torchvision_class="FashionMNIST",
+        system_package="dataset-fashion-mnist",
+        classes=tuple("T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag".split())
+        + ("Ankle boot",),
+        digests={
+            TRAIN_IMAGES: "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            TRAIN_LABELS: "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            TEST_IMAGES: "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            TEST_LABELS: "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        },
+    )
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the files may come from: `cache` is ours to write, `folder` is the user's and is only read."""
+
+    cache: Path
+    folder: Path | None = None
+    download: bool = True
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Pixels (N, 28, 28) uint8 and labels (N,) int64, on one device."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> Labelled:
+        """The same on another device."""
+        return Labelled(self.pixels.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Images:
+    """What one training sees. Mean and deviation (0..255) come from the images that are trained on, alone.
+
+    `split_digest` names the validation images: two accuracies compare only where it is the same.
+    """
+
+    train: Labelled
+    validation: Labelled
+    mean: float
+    deviation: float
+    digest: str
+    split_digest: str
+    classes: tuple[str, ...]
+
+
+def prepare(data: Data, source: Source, device: torch.device | str = "cpu") -> Images:
+    """The images of a recipe, split and resident on the device.
+
+    Raises:
+        UserError: no whole copy of the files is to be had.
+    """
+    dataset = DATASETS[data.dataset]
+    pool = training_pool(data.dataset, source)
+    training, validation = split(pool.labels.numpy(), data)
+    train_pixels = pool.pixels[training]
+    as_float = train_pixels.double()
+    return Images(
+        train=Labelled(train_pixels, pool.labels[training]).to(device),
+        validation=Labelled(pool.pixels[validation], pool.labels[validation]).to(device),
+        mean=as_float.mean().item(),
+        deviation=as_float.std(correction=0).item(),
+        digest=dataset.digest,
+        split_digest=hashlib.sha256(validation.numpy().astype("<i8").tobytes()).hexdigest()[:32],
+        classes=dataset.classes,
+    )
+
+
+# ------------------------------------------------------------------------------------- the split
+
+
+def split(labels: npt.NDArray[np.int64], data: Data) -> tuple[Tensor, Tensor]:
+    """Indices (int64, ascending) of the images to train on and of those held back for validation.
+
+    Validation is a stratified draw from all images, the training slice one from what is left; both depend on
+    nothing but the labels, the counts and the seed, so they are the same for every trial of a study.
+    """
+    everything = np.arange(len(labels))
+    validation = stratified_draw(labels, everything, data.validation, np.random.default_rng([data.seed, 0]))
+    training = np.setdiff1d(everything, validation, assume_unique=True)
+    if data.train_images:
+        training = stratified_draw(labels, training, data.train_images, np.random.default_rng([data.seed, 1]))
+    return torch.from_numpy(training), torch.from_numpy(validation)
+
+
+def stratified_draw(
+    labels: npt.NDArray[np.int64],
+    candidates: npt.NDArray[np.int64],
+    count: int,
+    generator: np.random.Generator,
+) -> npt.NDArray[np.int64]:
+    """`count` of the candidate indices, ascending, with each class in its share.
+
+    The quota of class c is count * n_c / N: floors first, the rest by largest remainder, ties to the lower class.
+    """
+    sizes = np.bincount(labels[candidates])
+    quotas, remainders = np.divmod(count * sizes, max(len(candidates), 1))
+    neediest = np.argsort(-remainders, kind="stable")
+    quotas[neediest[: count - quotas.sum()]] += 1
+    chosen = [
+        generator.permutation(candidates[labels[candidates] == label])[:quota]
+        for label, quota in enumerate(quotas)
+    ]
+    return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+
+# -------------------------------------------------------------------------------- reading the files
+
+
+def training_pool(dataset: str, source: Source) -> Labelled:
+    """The 60,000 images that training and validation share.
+
+    Raises:
+        UserError: no whole copy of the files is to be had.
+    """
+    return _read(dataset, TRAIN_IMAGES, TRAIN_LABELS, source)
+
+
+def read_test_set(dataset: str, source: Source) -> Labelled:
+    """The 10,000 test images: for finalists, `evaluate`, `predict`, pictures and benchmarks, never for a search.
+
+    Raises:
+        UserError: no whole copy of the files is to be had.
+    """
+    return _read(dataset, TEST_IMAGES, TEST_LABELS, source)
+
+
+def _read(dataset: str, images: str, labels: str, source: Source) -> Labelled:
+    known = DATASETS[dataset]
+    pixels = np.frombuffer(find(known, images, source), np.uint8, offset=IMAGE_HEADER).reshape(-1, SIDE, SIDE)
+    targets = np.frombuffer(find(known, labels, source), np.uint8, offset=LABEL_HEADER).astype(np.int64)
+    return Labelled(torch.from_numpy(pixels.copy()), torch.from_numpy(targets))
+
+
+def find(dataset: Dataset, name: str, source: Source) -> bytes:
+    """The verified content of one file: from the user's folder, our cache, the system's package or a download.
+
+    Whatever was found elsewhere is put into the cache, whole or not at all. A folder that the user names counts
+    alone: if its file is damaged, that is an error and not a reason to take another.
+    """
+    if source.folder:
+        content = _first_good(dataset, name, _in_folder(source.folder, dataset, name), strict=True)
+        if content is None:
+            raise UserError(
+                f"{source.folder}: no {name} or {name}.gz there, nor in {dataset.torchvision_class}/raw below it; "
+                "name the folder that holds the dataset's files, or leave it out"
+            )
+        return content
+    cached = source.cache / dataset.name / name
+    content = _first_good(dataset, name, [cached])
+    if content is None:
+        content = _first_good(dataset, name, _of_system(dataset, name))
+        fetched = _download(dataset) if content is None and source.download else {}
+        for other in fetched.keys() - {name}:
+            _store(cached.parent / other, fetched[other])
+        content = content or fetched.get(name)
+        if content is None:
+            raise UserError(
+                f"{dataset.name}: {name} is neither in {cached.parent} nor in the system's dataset package"
+                f"{', and could not be downloaded' if source.download else ''}; "
+                f"install it with `sudo apt-get install {dataset.system_package}`, or name a folder that holds the files"
+            )
+        _store(cached, content)
+    return content
+
+
+def _in_folder(folder: Path, dataset: Dataset, name: str) -> Iterator[Path]:
+    for place in (folder / dataset.torchvision_class / "raw", folder / "raw", folder):
+        yield place / name
+        yield place / f"{name}.gz"
+
+
+def _of_system(dataset: Dataset, name: str) -> Iterator[Path]:
+    for share in os.environ.get("XDG_DATA_DIRS", "/usr/local/share:/usr/share").split(":"):
+        yield Path(share) / "datasets" / dataset.name / f"{name}.gz"
+
+
+def _first_good(dataset: Dataset, name: str, paths: Iterable[Path], *, strict: bool = False) -> bytes | None:
+    """The first of the files that is there and whole; a damaged one is an error or, unless strict, passed over."""
+    for path in paths:
+        if not path.is_file():
+            continue
+        try:
+            content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        except (OSError, EOFError, zlib.error) as error:
+            complaint = f"{path}: cannot be read ({error})"
+        else:
+            digest = hashlib.sha256(content).hexdigest()
+            if digest == dataset.digests[name]:
+                return content
+            complaint = f"{path}: cut short or altered ({len(content):,} bytes, SHA-256 {digest[:12]}...)"
+        if strict:
+            raise UserError(f"{complaint}; replace it with the {dataset.name} file, or name no folder")
+        log.warning("%s; it is not used", complaint)
+    return None
+
+
+def _download(dataset: Dataset) -> dict[str, bytes]:
+    """All files by torchvision's own download, through a folder that is gone afterwards; those that are whole."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            getattr(torchvision.datasets, dataset.torchvision_class)(folder, download=True)
+        except (OSError, RuntimeError) as error:
+            log.warning("%s: the download failed (%s)", dataset.name, error)
+            return {}
+        found = {name: _first_good(dataset, name, _in_folder(Path(folder), dataset, name)) for name in FILES}
+    return {name: content for name, content in found.items() if content is not None}
+
+
+def _store(path: Path, content: bytes) -> None:
+    """Written beside its place and moved there in one step: readers and rivals see a whole file or none."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as part:
+            try:
+                part.write(content)
+                part.flush()
+                os.replace(part.name, path)
+            except BaseException:
+                os.unlink(part.name)
+                raise
+    except OSError as error:
+        log.warning("%s: the cache cannot be written (%s); the images are read anew each time", path, error)

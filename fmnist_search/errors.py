@@ -1,0 +1,23 @@
+"""The one exception that a user is meant to read. Everything else is a bug or a true failure."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user can mend: each line says what, where and what to do.
+
+    The command line prints the lines without a traceback and exits with `exit_code`.
+    """
+
+    def __init__(self, *lines: str, exit_code: int = 2):
+        super().__init__("\n".join(lines))
+        self.lines = lines
+        self.exit_code = exit_code
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Advice for a name that is not known: the nearest known one, or all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"

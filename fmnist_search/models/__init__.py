@@ -1,0 +1,64 @@
+"""Families of networks, one file each, and the `Classifier` that carries an image's way to its logits.
+
+To add a family: a file here with a dataclass of its hyperparameters under `@architecture("name")`, and one import
+line below. Study files, recipes, the search and the registry-driven tests know it from then on.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fmnist_search.errors import UserError
+from fmnist_search.models import cnn, mlp
+from fmnist_search.recipe import Architecture
+
+__all__ = ["MAX_PARAMETERS", "Classifier", "build", "cnn", "count_parameters", "mlp"]
+
+CLASSES = 10
+MAX_PARAMETERS = 50_000_000
+"""Networks above this are refused: at 28x28 they are mistakes, and 200 MB of weights a trial."""
+
+
+class Classifier(nn.Module):
+    """Raw pixels to logits: the training images' mean and deviation travel with the weights.
+
+    Takes (N, 28, 28) pixels of 0..255, any dtype, and gives (N, classes) logits.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, network: nn.Module, mean: float, deviation: float):
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("deviation", torch.tensor(deviation))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits of such pixels."""
+        images: Tensor = (pixels.to(self.mean.dtype) - self.mean) / self.deviation
+        logits: Tensor = self.network(images.unsqueeze(1))
+        return logits
+
+
+def build(architecture: Architecture, mean: float = 0.0, deviation: float = 1.0) -> Classifier:
+    """A fresh network of this architecture on the CPU; initial weights come from torch's global generator.
+
+    Raises:
+        UserError: it has more than MAX_PARAMETERS; found out on the meta device, before anything is allocated.
+    """
+    count = count_parameters(architecture)
+    if count > MAX_PARAMETERS:
+        raise UserError(
+            f"model: {architecture.family} {'-'.join(map(str, architecture.widths))} would have {count:,} parameters; "
+            f"at most {MAX_PARAMETERS:,} are allowed: lower its widths, kernels or depth"
+        )
+    return Classifier(architecture.network(CLASSES), mean, deviation)
+
+
+def count_parameters(architecture: Architecture) -> int:
+    """Number of trainable parameters, without building the network."""
+    with torch.device("meta"):
+        network = architecture.network(CLASSES)
+    return sum(parameter.numel() for parameter in network.parameters())

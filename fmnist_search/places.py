@@ -1,0 +1,42 @@
+"""Where files live: the image cache, the MLflow store and our own files beside it."""
+
+import os
+from pathlib import Path
+from urllib.parse import urlparse
+
+import platformdirs
+
+APP = "fmnist-search"
+
+
+def image_cache() -> Path:
+    """Folder of the verified images, one for all the studies of a user."""
+    return platformdirs.user_cache_path(APP) / "images"
+
+
+def tracking_uri(given: str | None = None) -> str:
+    """The MLflow store: as given, else MLFLOW_TRACKING_URI, else `mlflow.db` in the current folder.
+
+    A SQLite address comes back absolute, so that it still points to the same file after a change of folder.
+    """
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    database = sqlite_file(uri)
+    return f"sqlite:///{database}" if database else uri
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The absolute path of the file behind a `sqlite:///` address; None for any other address."""
+    prefix = "sqlite:///"
+    return Path(uri[len(prefix) :]).absolute() if uri.startswith(prefix) else None
+
+
+def workdir(tracking: str, given: str | None = None) -> Path:
+    """Our own files: as given, else FMNIST_SEARCH_HOME, else beside a SQLite store, else the user's data folder."""
+    chosen = given or os.environ.get("FMNIST_SEARCH_HOME")
+    if chosen:
+        return Path(chosen).absolute()
+    database = sqlite_file(tracking)
+    if database:
+        return database.parent / APP
+    server = urlparse(tracking)
+    return platformdirs.user_data_path(APP) / (server.netloc.rpartition("@")[2] or server.path.strip("/"))

@@ -1,0 +1,425 @@
+"""What is trained (`Recipe`) and how it is run (`Execution`): frozen values, the hinge of the house.
+
+A `Recipe` holds everything that determines a training run. The search samples one, the engine consumes one,
+MLflow's parameters are its flat form. This module knows neither torch nor any file format: a family of networks
+registers its own hyperparameters here through `architecture`, and `config.py` reads and writes TOML.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
+
+from fmnist_search.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Value = bool | int | float | str
+"""What a hyperparameter may be: always a scalar, so that every column of a comparison is one."""
+
+TRAINING_POOL = 60_000
+"""Images that the datasets of this format offer for training and validation together."""
+
+SCHEMA_VERSION = 1
+
+
+# ------------------------------------------------------------------------------- hyperparameters
+
+
+@dataclass(frozen=True)
+class Hyperparameter:
+    """One field of a recipe: its dotted name, its type and the values that make sense for it."""
+
+    name: str
+    kind: type
+    default: Value
+    meaning: str
+    low: float | None = None
+    above: float | None = None
+    high: float | None = None
+    choices: tuple[Value, ...] | None = None
+    share_of: int | None = None
+
+    def parse(self, value: object) -> Value:
+        """The value in this field's type.
+
+        Raises:
+            UserError: it is of another type or outside the limits; names the field, the value and the remedy.
+        """
+        if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if self.share_of and isinstance(value, float) and 0 < value < 1:
+            value = round(value * self.share_of)
+        if type(value) is not self.kind:
+            raise UserError(f"{self.name}: {value!r} is no {self.kind.__name__}; {self.expectation()}")
+        assert isinstance(value, bool | int | float | str)
+        if value != self.default and not self._allows(value):
+            raise UserError(f"{self.name}: {value!r} is out of bounds; {self.expectation()}")
+        return value
+
+    def expectation(self) -> str:
+        """What would be right, as the end of an error message."""
+        if self.choices is not None:
+            return f"choose from {', '.join(map(str, self.choices))}"
+        if self.kind is bool:
+            return "give true or false"
+        bounds = [
+            f"{word} {limit:g}"
+            for word, limit in (("at least", self.low), ("above", self.above), ("at most", self.high))
+            if limit is not None
+        ]
+        noun = {int: "a whole number", float: "a number", str: "a text"}[self.kind]
+        share = ", or a share of all between 0 and 1" if self.share_of else ""
+        return f"give {noun} {' and '.join(bounds)}".rstrip() + share
+
+    def _allows(self, value: Value) -> bool:
+        if self.choices is not None:
+            return value in self.choices
+        if isinstance(value, str | bool):
+            return True
+        return (
+            math.isfinite(value)
+            and (self.low is None or value >= self.low)
+            and (self.above is None or value > self.above)
+            and (self.high is None or value <= self.high)
+        )
+
+
+def hyperparameter(
+    default: Value,
+    meaning: str,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+    choices: tuple[Value, ...] | None = None,
+    share_of: int | None = None,
+) -> Any:
+    """A dataclass field that knows its limits; `default` is always allowed, whatever they say.
+
+    With `share_of`, a number between 0 and 1 stands for that share of it.
+    """
+    limits = {"low": low, "above": above, "high": high, "choices": choices, "share_of": share_of}
+    return field(default=default, metadata={"meaning": meaning, "limits": limits})
+
+
+@lru_cache
+def hyperparameters(table: type, prefix: str = "") -> dict[str, Hyperparameter]:
+    """The hyperparameters of one dataclass by dotted name, in the order in which it declares them."""
+    types = get_type_hints(table)
+    return {
+        prefix + f.name: Hyperparameter(
+            prefix + f.name, types[f.name], f.default, f.metadata["meaning"], **f.metadata["limits"]
+        )
+        for f in dataclasses.fields(table)
+        if "limits" in f.metadata
+    }
+
+
+class Table:
+    """A group of hyperparameters that checks its own values; `prefix` is its place in a recipe."""
+
+    prefix: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for name, spec in hyperparameters(type(self), self.prefix).items():
+            attribute = name.removeprefix(self.prefix)
+            object.__setattr__(self, attribute, spec.parse(getattr(self, attribute)))
+
+
+# -------------------------------------------------------------------------------------- families
+
+
+class Architecture(Table, abc.ABC):
+    """A family's hyperparameters, and how they become a network. One file in `models/` each."""
+
+    family: ClassVar[str]
+    prefix: ClassVar[str] = "model."
+
+    @abc.abstractmethod
+    def network(self, classes: int) -> nn.Module:
+        """The network from normalised images (N, 1, 28, 28) to logits (N, classes)."""
+
+    @property
+    @abc.abstractmethod
+    def widths(self) -> tuple[int, ...]:
+        """Channels or units, layer by layer: the name under which people recognise a network."""
+
+    @classmethod
+    def in_use(cls, name: str, values: Mapping[str, Value]) -> bool:
+        """Whether the field `name` matters, given the fields declared before it (a block that is not there)."""
+        return True
+
+
+FAMILIES: dict[str, type[Architecture]] = {}
+
+Family = TypeVar("Family", bound=type[Architecture])
+
+
+def architecture(name: str) -> Callable[[Family], Family]:
+    """Class decorator: registers a family under the name that study files and recipes use."""
+
+    def register(cls: Family) -> Family:
+        cls.family = name
+        FAMILIES[name] = cls
+        return cls
+
+    return register
+
+
+def family_named(name: object) -> type[Architecture]:
+    """The family of that name; UserError with the nearest known name where there is none."""
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise UserError(f"model.family: no family {name!r}; {nearest(str(name), FAMILIES)}")
+    return FAMILIES[name]
+
+
+# ------------------------------------------------------------------------------------- the recipe
+
+
+@dataclass(frozen=True)
+class Data(Table):
+    """Which images a recipe trains on and is judged by. The split's rule stands in `data.py`."""
+
+    prefix: ClassVar[str] = "data."
+    dataset: str = hyperparameter("fashion-mnist", "name of the dataset", choices=("fashion-mnist",))
+    train_images: int = hyperparameter(0, "stratified slice of the training part; 0 takes all of it", low=100)
+    validation: int = hyperparameter(
+        10_848,
+        "images held back for validation, or their share",
+        low=0,
+        high=TRAINING_POOL - 100,
+        share_of=TRAINING_POOL,
+    )
+    seed: int = hyperparameter(0, "seed of the split", low=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        available = TRAINING_POOL - self.validation
+        if self.train_images > available:
+            raise UserError(
+                f"data.train_images: {self.train_images} is more than the {available} that validation leaves; "
+                "take fewer, or 0 for all"
+            )
+
+    @property
+    def training_count(self) -> int:
+        """How many images are trained on."""
+        return self.train_images or TRAINING_POOL - self.validation
+
+
+@dataclass(frozen=True)
+class Optimizer(Table):
+    """The update rule."""
+
+    prefix: ClassVar[str] = "optimizer."
+    name: str = hyperparameter("adamw", "update rule", choices=("sgd", "adam", "adamw"))
+    learning_rate: float = hyperparameter(2e-3, "peak learning rate", above=0, high=100)
+    momentum: float = hyperparameter(
+        0.9, "momentum of sgd, first moment of adam and adamw", low=0, high=0.999
+    )
+    nesterov: bool = hyperparameter(True, "Nesterov's momentum (sgd)")
+    weight_decay: float = hyperparameter(
+        1e-2, "decay of weights, biases and norms spared; decoupled in adamw", low=0, high=10
+    )
+    clip_norm: float = hyperparameter(0.0, "largest norm of the gradient; 0 does not clip", low=0)
+
+
+@dataclass(frozen=True)
+class Schedule(Table):
+    """The learning rate over the steps of a training."""
+
+    prefix: ClassVar[str] = "schedule."
+    name: str = hyperparameter("constant", "curve of the rate", choices=("constant", "cosine", "one-cycle"))
+    warmup: float = hyperparameter(0.25, "share of the steps in which one-cycle rises", low=0, high=0.9)
+
+
+@dataclass(frozen=True)
+class Averaging(Table):
+    """Exponential moving average of the weights, which is what gets evaluated."""
+
+    prefix: ClassVar[str] = "averaging."
+    horizon: float = hyperparameter(
+        0.3, "memory of the average in epochs; 0 averages nothing", low=0, high=100
+    )
+
+
+@dataclass(frozen=True)
+class Augmentation(Table):
+    """Random changes of each training image, drawn per image and epoch."""
+
+    prefix: ClassVar[str] = "augmentation."
+    shift: int = hyperparameter(0, "largest shift in pixels, each way", low=0, high=14)
+    flip: float = hyperparameter(0.0, "probability of a horizontal flip", low=0, high=1)
+    erasing: float = hyperparameter(0.0, "probability of erasing a random rectangle", low=0, high=1)
+
+
+@dataclass(frozen=True)
+class Recipe(Table):
+    """Everything that determines a training run. Equal recipes give equal numbers on equal machines."""
+
+    model: Architecture = field(default_factory=lambda: FAMILIES["cnn"]())
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    averaging: Averaging = field(default_factory=Averaging)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    data: Data = field(default_factory=Data)
+    epochs: int = hyperparameter(9, "passes over the training images", low=1, high=10_000)
+    batch_size: int = hyperparameter(128, "images a step", low=2, high=TRAINING_POOL)
+    label_smoothing: float = hyperparameter(
+        0.0, "share of the target spread over all classes", low=0, high=0.9
+    )
+    precision: str = hyperparameter(
+        "float32", "arithmetic of the forward and backward pass", choices=("float32", "bfloat16")
+    )
+    keep: str = hyperparameter(
+        "val_accuracy", "what chooses the weights that are kept", choices=("val_accuracy", "val_loss")
+    )
+    seed: int = hyperparameter(0, "seed of initial weights, order and augmentation", low=0)
+    schema_version: int = hyperparameter(SCHEMA_VERSION, "version of this form", choices=(SCHEMA_VERSION,))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size > self.data.training_count:
+            raise UserError(
+                f"batch_size: {self.batch_size} is larger than the {self.data.training_count} training images; "
+                "take a smaller batch or more images"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested tables of scalars, as a TOML file shows them; scalars first, `model` with its family."""
+        scalars = {f.name: getattr(self, f.name) for f in _scalar_fields()}
+        tables = {name: dataclasses.asdict(getattr(self, name)) for name in _TABLES}
+        model = {"family": self.model.family, **dataclasses.asdict(self.model)}
+        return {**scalars, "model": model, **tables}
+
+    @classmethod
+    def from_dict(cls, tables: Mapping[str, Any]) -> Recipe:
+        """The recipe of such tables. A field that is missing takes its default, so that old recipes still load.
+
+        Raises:
+            UserError: unknown names, wrong types, values out of bounds: one line per mistake.
+        """
+        return cls().replace(dict(_leaves(tables)))
+
+    def flat(self) -> dict[str, Value]:
+        """Every hyperparameter under its dotted name: `model.depth`, `optimizer.learning_rate`, `batch_size`."""
+        return dict(_leaves(self.to_dict()))
+
+    def replace(self, changes: Mapping[str, object]) -> Recipe:
+        """This recipe with other values, given by dotted name. Another family starts from its own defaults.
+
+        Raises:
+            UserError: one line per mistake.
+        """
+        family = family_named(changes.get("model.family", self.model.family))
+        known = known_hyperparameters(family)
+        values: dict[str, object] = {
+            name: value
+            for name, value in self.flat().items()
+            if not name.startswith("model.") or family is type(self.model)
+        }
+        values.update(changes)
+        values.pop("model.family", None)
+        problems: list[str] = []
+        tables: dict[str, dict[str, Any]] = {"": {}}
+        for name, value in values.items():
+            if name not in known:
+                problems.append(f"{name}: unknown hyperparameter; {nearest(name, known)}")
+                continue
+            try:
+                parsed = known[name].parse(value)
+            except UserError as error:
+                problems.extend(error.lines)
+                continue
+            table, _, attribute = name.rpartition(".")
+            tables.setdefault(table, {})[attribute] = parsed
+        if problems:
+            raise UserError(*problems)
+        parts = {name: table(**tables.get(name, {})) for name, table in _TABLES.items()}
+        return Recipe(model=family(**tables.get("model", {})), **parts, **tables[""])
+
+    def key(self) -> str:
+        """A digest that two recipes share exactly when they differ in nothing but the seed."""
+        values = {name: value for name, value in self.flat().items() if name != "seed"}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
+
+    @property
+    def label(self) -> str:
+        """How people call it: family and widths, `cnn 32-64-128`."""
+        return f"{self.model.family} {self.widths}".strip()
+
+    @property
+    def widths(self) -> str:
+        """The network's widths as text, `32-64-128`."""
+        return "-".join(map(str, self.model.widths))
+
+
+_TABLES: dict[str, type[Table]] = {
+    "optimizer": Optimizer,
+    "schedule": Schedule,
+    "averaging": Averaging,
+    "augmentation": Augmentation,
+    "data": Data,
+}
+
+
+def _scalar_fields() -> list[dataclasses.Field[Any]]:
+    return [f for f in dataclasses.fields(Recipe) if "limits" in f.metadata]
+
+
+def _leaves(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tables.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def known_hyperparameters(family: type[Architecture]) -> dict[str, Hyperparameter]:
+    """All that a recipe of this family holds, the family's name apart, by dotted name, model first."""
+    known = dict(hyperparameters(family, "model."))
+    for name, table in _TABLES.items():
+        known |= hyperparameters(table, f"{name}.")
+    return known | hyperparameters(Recipe)
+
+
+def in_use(name: str, family: type[Architecture], values: Mapping[str, Value]) -> bool:
+    """Whether a hyperparameter has any effect, given the values (by dotted name) that are already chosen."""
+    if name.startswith("model."):
+        model = {k.removeprefix("model."): v for k, v in values.items() if k.startswith("model.")}
+        return family.in_use(name.removeprefix("model."), model)
+    if name == "optimizer.nesterov":
+        return values.get("optimizer.name") == "sgd"
+    if name == "schedule.warmup":
+        return values.get("schedule.name") == "one-cycle"
+    return True
+
+
+def text_of(value: Value) -> str:
+    """The canonical text of a value: the same value always reads the same, and reads back equal."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# -------------------------------------------------------------------------------------- execution
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a recipe is run: recorded with every result, never sampled.
+
+    `device` is a torch device such as "cpu" or "cuda:0"; `threads` counts intra-op threads on the CPU, 0 leaves
+    the choice to torch; `engine` names the loop.
+    """
+
+    device: str = "cpu"
+    threads: int = 0
+    engine: str = "plain"

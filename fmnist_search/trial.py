@@ -1,0 +1,128 @@
+"""One trial: a recipe trained, watched and summed up."""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fmnist_search.data import Images
+from fmnist_search.errors import UserError
+from fmnist_search.evaluate import Evaluation
+from fmnist_search.recipe import Execution, Recipe
+from fmnist_search.results import Decision, EpochReport, Observer, State, TrialResult
+from fmnist_search.train import Epoch, fit, settled
+
+ENDED_BY = {Decision.PRUNE: State.PRUNED, Decision.INTERRUPT: State.INTERRUPTED}
+
+
+def watch_nothing(_: EpochReport) -> Decision:
+    """The observer of a trial that nobody watches."""
+    return Decision.CONTINUE
+
+
+def run_trial(
+    recipe: Recipe, images: Images, execution: Execution, observer: Observer = watch_nothing
+) -> TrialResult:
+    """Train a recipe until its last epoch or until the observer says otherwise.
+
+    What goes wrong in the training itself (a network refused, memory gone, a loss that is not finite) is a result,
+    FAILED with its reason. What goes wrong in the observer is the caller's and is raised.
+    """
+    started = time.perf_counter()
+    course = _Course(recipe)
+    with settled(execution):
+        epochs = fit(recipe, images, execution)
+        while course.state is None:
+            epoch = _next_epoch(epochs, course)
+            if epoch is None:
+                break
+            course.take(epoch)
+            if course.state is State.FAILED:
+                break
+            decision = observer(epoch.report)
+            if decision is not Decision.CONTINUE and epoch.report.epoch < recipe.epochs:
+                state = ENDED_BY[decision]
+                course.end(state, f"{state.value} after epoch {epoch.report.epoch}")
+    return course.result(time.perf_counter() - started)
+
+
+def _next_epoch(epochs: Iterator[Epoch], course: _Course) -> Epoch | None:
+    try:
+        return next(epochs)
+    except StopIteration:
+        course.end(State.COMPLETED)
+    except torch.OutOfMemoryError as error:
+        course.end(State.FAILED, f"out of memory: {_first_line(error)}", traceback.format_exc())
+        torch.cuda.empty_cache()
+    except UserError as error:
+        course.end(State.FAILED, str(error))
+    except Exception as error:
+        course.end(State.FAILED, f"{type(error).__name__}: {_first_line(error)}", traceback.format_exc())
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")
+
+
+@dataclass
+class _Course:
+    """What is known of a trial while it runs."""
+
+    recipe: Recipe
+    state: State | None = None
+    reason: str | None = None
+    error: str | None = None
+    parameters: int = 0
+    reports: list[EpochReport] = field(default_factory=list)
+    evaluation: Evaluation | None = None
+    best: EpochReport | None = None
+    weights: Mapping[str, Tensor] | None = None
+
+    def end(self, state: State, reason: str | None = None, error: str | None = None) -> None:
+        self.state, self.reason, self.error = state, reason, error
+
+    def take(self, epoch: Epoch) -> None:
+        """Take in an epoch, and end the trial if its figures are not finite: such an epoch is never reported."""
+        figures = (epoch.report.train_loss, epoch.report.val_loss, epoch.report.val_accuracy)
+        if not all(math.isfinite(figure) for figure in figures if figure is not None):
+            self.end(State.FAILED, f"diverged: the loss of epoch {epoch.report.epoch} is not finite")
+            return
+        self.reports.append(epoch.report)
+        self.evaluation = epoch.evaluation
+        self.parameters = sum(p.numel() for p in epoch.classifier.parameters())
+        if self._beats_best(epoch.report):
+            self.best = epoch.report
+            self.weights = {
+                name: tensor.detach().to("cpu", copy=True)
+                for name, tensor in epoch.classifier.state_dict().items()
+            }
+
+    def _beats_best(self, report: EpochReport) -> bool:
+        if self.best is None or report.val_accuracy is None or self.best.val_accuracy is None:
+            return True
+        if self.recipe.keep == "val_loss":
+            assert report.val_loss is not None
+            assert self.best.val_loss is not None
+            return report.val_loss < self.best.val_loss
+        return report.val_accuracy > self.best.val_accuracy
+
+    def result(self, seconds: float) -> TrialResult:
+        assert self.state is not None
+        return TrialResult(
+            state=self.state,
+            epochs=tuple(self.reports),
+            seconds=seconds,
+            parameters=self.parameters,
+            best_epoch=self.best.epoch if self.best else None,
+            confusion=self.evaluation.confusion if self.evaluation else None,
+            reason=self.reason,
+            error=self.error,
+            weights=self.weights,
+        )
