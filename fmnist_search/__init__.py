@@ -1,0 +1,37 @@
+"""Fast, honest hyperparameter search over convolutional networks for Fashion-MNIST.
+
+Names are imported on first use, so that `fmnist-search --help` needs neither torch nor mlflow nor optuna.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from fmnist_search.version import VERSION
+
+if TYPE_CHECKING:
+    from fmnist_search.config import StudyConfig
+    from fmnist_search.recipe import Recipe
+    from fmnist_search.registry import load_model
+    from fmnist_search.study import run_study
+    from fmnist_search.training import train
+
+__all__ = ["Recipe", "StudyConfig", "load_model", "run_study", "train"]
+__version__ = VERSION
+
+_HOMES = {
+    "Recipe": "config",
+    "StudyConfig": "config",
+    "load_model": "registry",
+    "run_study": "study",
+    "train": "training",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

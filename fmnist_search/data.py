@@ -1,7 +1,7 @@
 """The images: found or downloaded, verified, split, and laid on the device as one tensor each.
 
 No DataLoader and no per-image objects: 70,000 images are 55 MB of uint8, which every device holds.
-`training_pool` is what searches and trainings see. `read_test_set` is a door of its own, and a test pins who may use it.
+`training_pool` is what searches and trainings see. `read_test_set` is a door of its own; a test pins who may use it.
 """
 
 from __future__ import annotations
@@ -55,8 +55,18 @@ DATASETS = {
         name="fashion-mnist",
         torchvision_class="FashionMNIST",
         system_package="dataset-fashion-mnist",
-        classes=tuple("T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag".split())
-        + ("Ankle boot",),
+        classes=(
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
         digests={
             TRAIN_IMAGES: "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
             TRAIN_LABELS: "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -161,8 +171,7 @@ def stratified_draw(
     neediest = np.argsort(-remainders, kind="stable")
     quotas[neediest[: count - quotas.sum()]] += 1
     chosen = [
-        generator.permutation(candidates[labels[candidates] == label])[:quota]
-        for label, quota in enumerate(quotas)
+        generator.permutation(candidates[labels[candidates] == label])[:quota] for label, quota in enumerate(quotas)
     ]
     return np.sort(np.concatenate(chosen)).astype(np.int64)
 
@@ -221,7 +230,7 @@ def find(dataset: Dataset, name: str, source: Source) -> bytes:
             raise UserError(
                 f"{dataset.name}: {name} is neither in {cached.parent} nor in the system's dataset package"
                 f"{', and could not be downloaded' if source.download else ''}; "
-                f"install it with `sudo apt-get install {dataset.system_package}`, or name a folder that holds the files"
+                f"install it with `sudo apt-get install {dataset.system_package}`, or name a folder with the files"
             )
         _store(cached, content)
     return content

@@ -17,7 +17,13 @@ class UserError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Advice for a name that is not known: the nearest known one, or all of them."""
+    """Advice for a name that is not known: the nearest known one, or all of them.
+
+    A dotted name is compared with those of its own group first.
+    """
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    group = name.rpartition(".")[0]
+    peers = {other.removeprefix(f"{group}."): other for other in known if other.rpartition(".")[0] == group}
+    candidates = peers or {other: other for other in known}
+    close = difflib.get_close_matches(name.removeprefix(f"{group}."), candidates, n=1, cutoff=0.5)
+    return f"did you mean {candidates[close[0]]!r}?" if close else f"known: {', '.join(candidates.values())}"

@@ -47,7 +47,7 @@ def predict_logits(classifier: Classifier, pixels: Tensor, precision: str = "flo
     """Float32 logits (N, classes) of (N, 28, 28) pixels, chunk by chunk."""
     chunk = CPU_CHUNK if pixels.device.type == "cpu" else GPU_CHUNK
     with autocast(pixels.device, precision):
-        return torch.cat([classifier(part).float() for part in pixels.split(chunk)])
+        return torch.cat([classifier(part).float() for part in torch.split(pixels, chunk)])
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -35,8 +35,8 @@ def make_optimizer(model: nn.Module, settings: recipes.Optimizer) -> torch.optim
         return torch.optim.SGD(
             groups, settings.learning_rate, momentum=settings.momentum, nesterov=nesterov, fused=fused
         )
-    rule = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.name]
-    return rule(groups, settings.learning_rate, betas=(settings.momentum, ADAM_BETA2), fused=fused)
+    adam = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
+    return adam(groups, settings.learning_rate, betas=(settings.momentum, ADAM_BETA2), fused=fused)
 
 
 def learning_rates(recipe: recipes.Recipe, steps: int) -> list[float]:

@@ -1,6 +1,9 @@
 """Where files live: the image cache, the MLflow store and our own files beside it."""
 
+from __future__ import annotations
+
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -12,6 +15,29 @@ APP = "fmnist-search"
 def image_cache() -> Path:
     """Folder of the verified images, one for all the studies of a user."""
     return platformdirs.user_cache_path(APP) / "images"
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where a user's studies live: the MLflow store, and the folder of our own files beside it."""
+
+    tracking_uri: str
+    folder: Path
+
+    @classmethod
+    def find(cls, tracking: str | None = None, folder: str | None = None) -> Home:
+        """The home that these options, the environment and the current folder point to."""
+        uri = tracking_uri(tracking)
+        return cls(uri, workdir(uri, folder))
+
+    @property
+    def storage_url(self) -> str:
+        """Optuna's database."""
+        return f"sqlite:///{self.folder / 'optuna.db'}"
+
+    def weights(self, study: str, number: int) -> Path:
+        """The kept weights of a trial."""
+        return self.folder / "weights" / study / f"{number:03d}.pt"
 
 
 def tracking_uri(given: str | None = None) -> str:

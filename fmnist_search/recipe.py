@@ -14,8 +14,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, get_type_hints
 
 from fmnist_search.errors import UserError, nearest
 
@@ -32,6 +31,8 @@ SCHEMA_VERSION = 1
 
 
 # ------------------------------------------------------------------------------- hyperparameters
+
+_NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Hyperparameter:
         if self.share_of and isinstance(value, float) and 0 < value < 1:
             value = round(value * self.share_of)
         if type(value) is not self.kind:
-            raise UserError(f"{self.name}: {value!r} is no {self.kind.__name__}; {self.expectation()}")
+            raise UserError(f"{self.name}: {value!r} is not {_NOUNS[self.kind]}; {self.expectation()}")
         assert isinstance(value, bool | int | float | str)
         if value != self.default and not self._allows(value):
             raise UserError(f"{self.name}: {value!r} is out of bounds; {self.expectation()}")
@@ -76,9 +77,8 @@ class Hyperparameter:
             for word, limit in (("at least", self.low), ("above", self.above), ("at most", self.high))
             if limit is not None
         ]
-        noun = {int: "a whole number", float: "a number", str: "a text"}[self.kind]
         share = ", or a share of all between 0 and 1" if self.share_of else ""
-        return f"give {noun} {' and '.join(bounds)}".rstrip() + share
+        return f"give {_NOUNS[self.kind]} {' and '.join(bounds)}".rstrip() + share
 
     def _allows(self, value: Value) -> bool:
         if self.choices is not None:
@@ -111,13 +111,12 @@ def hyperparameter(
     return field(default=default, metadata={"meaning": meaning, "limits": limits})
 
 
-@lru_cache
 def hyperparameters(table: type, prefix: str = "") -> dict[str, Hyperparameter]:
     """The hyperparameters of one dataclass by dotted name, in the order in which it declares them."""
     types = get_type_hints(table)
     return {
         prefix + f.name: Hyperparameter(
-            prefix + f.name, types[f.name], f.default, f.metadata["meaning"], **f.metadata["limits"]
+            prefix + f.name, types[f.name], cast(Value, f.default), f.metadata["meaning"], **f.metadata["limits"]
         )
         for f in dataclasses.fields(table)
         if "limits" in f.metadata
@@ -138,6 +137,7 @@ class Table:
 # -------------------------------------------------------------------------------------- families
 
 
+@dataclass(frozen=True)
 class Architecture(Table, abc.ABC):
     """A family's hyperparameters, and how they become a network. One file in `models/` each."""
 
@@ -223,9 +223,7 @@ class Optimizer(Table):
     prefix: ClassVar[str] = "optimizer."
     name: str = hyperparameter("adamw", "update rule", choices=("sgd", "adam", "adamw"))
     learning_rate: float = hyperparameter(2e-3, "peak learning rate", above=0, high=100)
-    momentum: float = hyperparameter(
-        0.9, "momentum of sgd, first moment of adam and adamw", low=0, high=0.999
-    )
+    momentum: float = hyperparameter(0.9, "momentum of sgd, first moment of adam and adamw", low=0, high=0.999)
     nesterov: bool = hyperparameter(True, "Nesterov's momentum (sgd)")
     weight_decay: float = hyperparameter(
         1e-2, "decay of weights, biases and norms spared; decoupled in adamw", low=0, high=10
@@ -247,9 +245,7 @@ class Averaging(Table):
     """Exponential moving average of the weights, which is what gets evaluated."""
 
     prefix: ClassVar[str] = "averaging."
-    horizon: float = hyperparameter(
-        0.3, "memory of the average in epochs; 0 averages nothing", low=0, high=100
-    )
+    horizon: float = hyperparameter(0.3, "memory of the average in epochs; 0 averages nothing", low=0, high=100)
 
 
 @dataclass(frozen=True)
@@ -274,9 +270,7 @@ class Recipe(Table):
     data: Data = field(default_factory=Data)
     epochs: int = hyperparameter(9, "passes over the training images", low=1, high=10_000)
     batch_size: int = hyperparameter(128, "images a step", low=2, high=TRAINING_POOL)
-    label_smoothing: float = hyperparameter(
-        0.0, "share of the target spread over all classes", low=0, high=0.9
-    )
+    label_smoothing: float = hyperparameter(0.0, "share of the target spread over all classes", low=0, high=0.9)
     precision: str = hyperparameter(
         "float32", "arithmetic of the forward and backward pass", choices=("float32", "bfloat16")
     )
@@ -344,7 +338,7 @@ class Recipe(Table):
             tables.setdefault(table, {})[attribute] = parsed
         if problems:
             raise UserError(*problems)
-        parts = {name: table(**tables.get(name, {})) for name, table in _TABLES.items()}
+        parts: dict[str, Any] = {name: table(**tables.get(name, {})) for name, table in _TABLES.items()}
         return Recipe(model=family(**tables.get("model", {})), **parts, **tables[""])
 
     def key(self) -> str:

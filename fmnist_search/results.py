@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+
+from fmnist_search.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +58,8 @@ class TrialResult:
 
     `value` is the last epoch's validation accuracy, `best_epoch` the one whose weights were kept; `confusion`
     counts validation images of the last epoch, rows true and columns predicted; `weights` are the kept averaged
-    weights on the CPU; `reason` says in one line why it ended early and `error` holds the traceback of a failure.
+    weights on the CPU, `last_weights` those of the last epoch; `reason` says in one line why it ended early, and
+    `error` holds the traceback of a failure.
     """
 
     state: State
@@ -67,6 +71,7 @@ class TrialResult:
     reason: str | None = None
     error: str | None = None
     weights: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
+    last_weights: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
     @property
     def value(self) -> float | None:
@@ -92,3 +97,133 @@ class Accuracy:
     def value(self) -> float:
         """Share of the images that were classified right."""
         return self.hits / self.images
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial of a study, as a table shows it; `value` of a pruned one is the last that it reported."""
+
+    number: int
+    state: State
+    value: float | None
+    epochs: int
+    recipe: Recipe
+    seconds: float
+    reason: str | None = None
+    duplicate_of: int | None = None
+    run_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """A recipe trained from several fresh seeds: an honest estimate, since none of them was selected."""
+
+    trial: int
+    recipe: Recipe
+    accuracies: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean validation accuracy at the last epoch."""
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation over the seeds; 0 for a single one."""
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2%} ± {self.deviation:.2%} (n = {len(self.accuracies)})"
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The chosen recipe's model, registered: how it was confirmed and what it reached on the test images."""
+
+    confirmed: Confirmed
+    recipe: Recipe
+    test: Accuracy
+    model: str
+    version: str
+    alias: str
+
+
+class Ending(Enum):
+    """Why a study starts no further trial, as the end of a sentence that begins with "because"."""
+
+    TRIALS = "its budget of trials is spent"
+    MINUTES = "its budget of minutes is spent"
+    FAILURES = "too many trials failed"
+    EXHAUSTED = "its space is exhausted"
+    INTERRUPTED = "it was interrupted"
+    RUNNING = "it is still running"
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """A study as it stands: every trial, what ended this run of it, and what came of it.
+
+    `new_trials` counts the trials of this run of the study, `seconds` is how long it took.
+    """
+
+    name: str
+    question: str
+    trials: tuple[TrialRow, ...]
+    ended_by: Ending
+    new_trials: int
+    seconds: float
+    run_id: str | None = None
+    champion: Champion | None = None
+
+    def count(self, state: State) -> int:
+        """Trials that ended so; those answered from an earlier equal one do not count."""
+        return sum(row.state is state for row in self.trials if row.duplicate_of is None)
+
+    @property
+    def leaders(self) -> list[TrialRow]:
+        """Completed trials, the best first; of equal ones the earlier first."""
+        done = [row for row in self.trials if row.state is State.COMPLETED and row.duplicate_of is None]
+        return sorted(done, key=lambda row: (-(row.value or 0.0), row.number))
+
+    @property
+    def best(self) -> TrialRow | None:
+        """The completed trial with the highest value."""
+        return next(iter(self.leaders), None)
+
+
+class Listener(Protocol):
+    """Hears what a study does while it does it; the console is one."""
+
+    def say(self, text: str) -> None:
+        """Something worth a line."""
+
+    def study_opened(self, rows: Sequence[TrialRow]) -> None:
+        """A study begins, or goes on after these trials."""
+
+    def training_started(self, name: str, recipe: Recipe) -> None:
+        """A trial, or a finalist's training, begins."""
+
+    def epoch_ended(self, report: EpochReport) -> None:
+        """An epoch of the running training."""
+
+    def trial_ended(self, row: TrialRow) -> None:
+        """A trial of the search is over."""
+
+
+class Silence:
+    """The listener of those who do not want one."""
+
+    def say(self, text: str) -> None:
+        """Say nothing."""
+
+    def study_opened(self, rows: Sequence[TrialRow]) -> None:
+        """Say nothing."""
+
+    def training_started(self, name: str, recipe: Recipe) -> None:
+        """Say nothing."""
+
+    def epoch_ended(self, report: EpochReport) -> None:
+        """Say nothing."""
+
+    def trial_ended(self, row: TrialRow) -> None:
+        """Say nothing."""

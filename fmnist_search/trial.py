@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from fmnist_search.data import Images
+from fmnist_search.engine import Epoch, fit, settled
 from fmnist_search.errors import UserError
 from fmnist_search.evaluate import Evaluation
+from fmnist_search.models import Classifier
 from fmnist_search.recipe import Execution, Recipe
 from fmnist_search.results import Decision, EpochReport, Observer, State, TrialResult
-from fmnist_search.train import Epoch, fit, settled
 
 ENDED_BY = {Decision.PRUNE: State.PRUNED, Decision.INTERRUPT: State.INTERRUPTED}
 
@@ -26,9 +27,7 @@ def watch_nothing(_: EpochReport) -> Decision:
     return Decision.CONTINUE
 
 
-def run_trial(
-    recipe: Recipe, images: Images, execution: Execution, observer: Observer = watch_nothing
-) -> TrialResult:
+def run_trial(recipe: Recipe, images: Images, execution: Execution, observer: Observer = watch_nothing) -> TrialResult:
     """Train a recipe until its last epoch or until the observer says otherwise.
 
     What goes wrong in the training itself (a network refused, memory gone, a loss that is not finite) is a result,
@@ -67,6 +66,13 @@ def _next_epoch(epochs: Iterator[Epoch], course: _Course) -> Epoch | None:
     return None
 
 
+def _copied_weights(classifier: Classifier) -> dict[str, Tensor]:
+    """A state dict of its own on the CPU; torch's own object, since BatchNorm looks for the version it carries."""
+    state: dict[str, Tensor] = classifier.state_dict()
+    state.update({name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()})
+    return state
+
+
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "")
 
@@ -84,6 +90,7 @@ class _Course:
     evaluation: Evaluation | None = None
     best: EpochReport | None = None
     weights: Mapping[str, Tensor] | None = None
+    classifier: Classifier | None = None
 
     def end(self, state: State, reason: str | None = None, error: str | None = None) -> None:
         self.state, self.reason, self.error = state, reason, error
@@ -96,13 +103,11 @@ class _Course:
             return
         self.reports.append(epoch.report)
         self.evaluation = epoch.evaluation
+        self.classifier = epoch.classifier
         self.parameters = sum(p.numel() for p in epoch.classifier.parameters())
         if self._beats_best(epoch.report):
             self.best = epoch.report
-            self.weights = {
-                name: tensor.detach().to("cpu", copy=True)
-                for name, tensor in epoch.classifier.state_dict().items()
-            }
+            self.weights = _copied_weights(epoch.classifier)
 
     def _beats_best(self, report: EpochReport) -> bool:
         if self.best is None or report.val_accuracy is None or self.best.val_accuracy is None:
@@ -125,4 +130,5 @@ class _Course:
             reason=self.reason,
             error=self.error,
             weights=self.weights,
+            last_weights=_copied_weights(self.classifier) if self.classifier else None,
         )

@@ -13,7 +13,7 @@ from fmnist_search.errors import UserError
 from fmnist_search.models import cnn, mlp
 from fmnist_search.recipe import Architecture
 
-__all__ = ["MAX_PARAMETERS", "Classifier", "build", "cnn", "count_parameters", "mlp"]
+__all__ = ["MAX_PARAMETERS", "Classifier", "build", "check", "cnn", "count_parameters", "mlp"]
 
 CLASSES = 10
 MAX_PARAMETERS = 50_000_000
@@ -46,15 +46,24 @@ def build(architecture: Architecture, mean: float = 0.0, deviation: float = 1.0)
     """A fresh network of this architecture on the CPU; initial weights come from torch's global generator.
 
     Raises:
-        UserError: it has more than MAX_PARAMETERS; found out on the meta device, before anything is allocated.
+        UserError: it cannot be built; see `check`.
+    """
+    check(architecture)
+    return Classifier(architecture.network(CLASSES), mean, deviation)
+
+
+def check(architecture: Architecture) -> None:
+    """Refuse a network before it is built: on the meta device nothing is allocated.
+
+    Raises:
+        UserError: it pools the image away, or has more than MAX_PARAMETERS.
     """
     count = count_parameters(architecture)
     if count > MAX_PARAMETERS:
         raise UserError(
-            f"model: {architecture.family} {'-'.join(map(str, architecture.widths))} would have {count:,} parameters; "
-            f"at most {MAX_PARAMETERS:,} are allowed: lower its widths, kernels or depth"
+            f"model: this {architecture.family} would have {count:,} parameters; at most {MAX_PARAMETERS:,} "
+            "are allowed: lower its widths, kernels or depth"
         )
-    return Classifier(architecture.network(CLASSES), mean, deviation)
 
 
 def count_parameters(architecture: Architecture) -> int:

@@ -63,14 +63,6 @@ class Cnn(Architecture):
                 given = getattr(self, f"{name}_{block}")
                 value = (given or default) if block <= self.depth else 0
                 object.__setattr__(self, f"{name}_{block}", value)
-        side = SIDE
-        for block in range(1, self.depth):
-            if side // self.pool_size == 0:
-                raise UserError(
-                    f"model.pool_size: pooling by {self.pool_size} leaves nothing of the image after block {block} "
-                    f"(side {side}); take model.depth = {block} or a smaller model.pool_size"
-                )
-            side //= self.pool_size
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -92,7 +84,12 @@ class Cnn(Architecture):
         return depth > 1 if name in ("pool", "pool_size") else True
 
     def network(self, classes: int) -> nn.Module:
-        """The blocks and their head."""
+        """The blocks and their head.
+
+        Raises:
+            UserError: the pooling leaves nothing of the image.
+        """
+        self._check_pooling()
         layers: list[nn.Module] = []
         channels = 1
         for block, (width, kernel) in enumerate(zip(self.widths, self.kernels, strict=True)):
@@ -102,6 +99,16 @@ class Cnn(Architecture):
                 layers += self._convolution(channels, width, kernel)
                 channels = width
         return nn.Sequential(*layers, GlobalAverage(), *self._head(channels, classes))
+
+    def _check_pooling(self) -> None:
+        side = SIDE
+        for block in range(1, self.depth):
+            if side // self.pool_size == 0:
+                raise UserError(
+                    f"model.pool_size: pooling by {self.pool_size} leaves nothing of the image after block {block} "
+                    f"(side {side}); take model.depth = {block} or a smaller model.pool_size"
+                )
+            side //= self.pool_size
 
     def _convolution(self, inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
         """Convolution, normalisation, activation; no bias where the normalisation takes it away again."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,6 +25,8 @@ from fmnist_search.recipe import FAMILIES, Execution, Recipe
 from fmnist_search.results import EpochReport
 
 PROBE_BATCH = 128
+PROBE_MULT_ADDS = 7_470_000
+"""Multiply-adds of the default cnn for one image."""
 PROBE_ROUNDS = 7
 PROBE_GAIN = 1.1
 """bfloat16 is chosen only where it is faster by more than the noise of a probe."""
@@ -51,7 +53,7 @@ def fit(recipe: Recipe, images: Images, execution: Execution) -> Iterator[Epoch]
     torch.manual_seed(recipe.seed)
     generator = torch.Generator(device).manual_seed(recipe.seed)
     raw = build(recipe.model, images.mean, images.deviation)
-    raw = raw.to(device, memory_format=torch.channels_last)
+    raw = raw.to(device).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(raw, recipe.optimizer)
     sizes = batch_sizes(len(images.train), recipe.batch_size)
     averaged = AveragedWeights(raw, recipe.averaging.horizon * len(sizes))
@@ -60,9 +62,7 @@ def fit(recipe: Recipe, images: Images, execution: Execution) -> Iterator[Epoch]
         started = time.perf_counter()
         epoch_rates = rates[(epoch - 1) * len(sizes) : epoch * len(sizes)]
         loss, accuracy = _train_epoch(recipe, images, raw, averaged, optimizer, sizes, epoch_rates, generator)
-        evaluation = (
-            evaluate(averaged.model, images.validation, recipe.precision) if len(images.validation) else None
-        )
+        evaluation = evaluate(averaged.model, images.validation, recipe.precision) if len(images.validation) else None
         report = EpochReport(
             epoch=epoch,
             train_loss=loss,
@@ -92,7 +92,7 @@ def _train_epoch(
     fill = round(images.mean)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     model.train()
-    for chosen, rate in zip(order.split(sizes), rates, strict=True):
+    for chosen, rate in zip(torch.split(order, sizes), rates, strict=True):
         pixels = augment(images.train.pixels[chosen], recipe.augmentation, fill, generator)
         labels = images.train.labels[chosen]
         with autocast(device, recipe.precision):
@@ -100,7 +100,7 @@ def _train_epoch(
         logits = logits.float()
         loss = functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         if recipe.optimizer.clip_norm:
             torch.nn.utils.clip_grad_norm_(parameters, recipe.optimizer.clip_norm)
         for group in optimizer.param_groups:
@@ -165,30 +165,41 @@ def settled(execution: Execution) -> Iterator[None]:
 
 
 def probe_precision(execution: Execution) -> str:
-    """ "bfloat16" where a training step of the standard network is faster in it than in float32, else "float32".
+    """The faster precision for a training step of the standard network: "bfloat16" or "float32".
 
     Run once a study, which keeps the answer: noise shall never choose the numerics of a trial.
     """
     device = torch.device(execution.device)
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return "float32"
+    seconds = _step_seconds(execution, ("float32", "bfloat16"))
+    return "bfloat16" if seconds["bfloat16"] * PROBE_GAIN < seconds["float32"] else "float32"
+
+
+def measure_rate(execution: Execution, precision: str) -> float:
+    """Multiply-adds a second in a training step of the standard network, backward pass counted as two forward ones."""
+    return 3 * PROBE_BATCH * PROBE_MULT_ADDS / _step_seconds(execution, (precision,))[precision]
+
+
+def _step_seconds(execution: Execution, precisions: Sequence[str]) -> dict[str, float]:
+    """Median seconds of a step of the standard network, the precisions taking turns so that noise hits all alike."""
+    device = torch.device(execution.device)
     pixels = torch.zeros(PROBE_BATCH, 28, 28, device=device)
     labels = torch.zeros(PROBE_BATCH, dtype=torch.int64, device=device)
+    samples: dict[str, list[float]] = {precision: [] for precision in precisions}
     with settled(execution):
-        model = build(FAMILIES["cnn"]()).to(device, memory_format=torch.channels_last)
-        seconds: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+        model = build(FAMILIES["cnn"]()).to(device).to(memory_format=torch.channels_last)
         for _ in range(PROBE_ROUNDS):
-            for precision, samples in seconds.items():
-                samples.append(_time_step(model, pixels, labels, precision))
-    float32, bfloat16 = (statistics.median(samples[1:]) for samples in seconds.values())
-    return "bfloat16" if bfloat16 * PROBE_GAIN < float32 else "float32"
+            for precision in precisions:
+                samples[precision].append(_time_step(model, pixels, labels, precision))
+    return {precision: statistics.median(times[1:]) for precision, times in samples.items()}
 
 
 def _time_step(model: Classifier, pixels: Tensor, labels: Tensor, precision: str) -> float:
     started = time.perf_counter()
     with autocast(pixels.device, precision):
         logits = model(pixels)
-    functional.cross_entropy(logits.float(), labels).backward()
+    torch.autograd.backward(functional.cross_entropy(logits.float(), labels))
     # Reading a gradient waits for the device, whichever it is.
     next(model.parameters()).grad.sum().item()  # type: ignore[union-attr]
     return time.perf_counter() - started

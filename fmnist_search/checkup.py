@@ -1,0 +1,56 @@
+"""What `doctor` looks at: everything a search needs, each with a finding in a line."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+
+from fmnist_search.data import Source, read_test_set, training_pool
+from fmnist_search.engine import probe_precision, resolve_execution
+from fmnist_search.errors import UserError
+from fmnist_search.places import Home, image_cache
+from fmnist_search.search.storage import open_storage
+from fmnist_search.tracking import connect
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding."""
+
+    subject: str
+    ok: bool
+    finding: str
+
+
+def checkup(tracking_uri: str | None = None, workdir: str | None = None) -> list[Check]:
+    """All findings; what a check finds wrong is a finding, never an error."""
+    home = Home.find(tracking_uri, workdir)
+    return [
+        _check("python", platform.python_version),
+        *(_check(name, partial(metadata.version, name)) for name in ("torch", "torchvision", "mlflow", "optuna")),
+        _check("device", _device),
+        _check("images", _images),
+        _check("MLflow store", lambda: (connect(home.tracking_uri), home.tracking_uri)[1]),
+        _check("our own files", lambda: (open_storage(home.storage_url), str(home.folder))[1]),
+    ]
+
+
+def _check(subject: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(subject, True, look())
+    except (UserError, metadata.PackageNotFoundError) as error:
+        return Check(subject, False, str(error))
+
+
+def _device() -> str:
+    execution = resolve_execution()
+    return f"{execution.device}, {execution.threads} threads, {probe_precision(execution)} is faster"
+
+
+def _images() -> str:
+    source = Source(image_cache())
+    count = len(training_pool("fashion-mnist", source)) + len(read_test_set("fashion-mnist", source))
+    return f"{count:,} images, verified, in {source.cache}"

@@ -1,0 +1,578 @@
+"""Study files: TOML plus overrides become one validated `StudyConfig`; every mistake becomes one line.
+
+In a study file a list chooses, a table ranges and a scalar pins:
+
+    [space.common]
+    batch_size = [64, 128]
+    optimizer.learning_rate = { low = 1e-3, high = 3e-2, log = true }
+    label_smoothing = 0.1
+
+`[space.common]` holds what every family shares, `[space.cnn]` the hyperparameters of that family alone. Recipes are
+read and written here too, since nothing below this module knows TOML.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from fmnist_search import models as _families  # noqa: F401 - registers the families that recipes and spaces name
+from fmnist_search.errors import UserError, nearest
+from fmnist_search.recipe import (
+    FAMILIES,
+    Data,
+    Hyperparameter,
+    Recipe,
+    Value,
+    family_named,
+    hyperparameters,
+    known_hyperparameters,
+    text_of,
+)
+
+# ----------------------------------------------------------------------------------------- domains
+
+
+@dataclass(frozen=True)
+class Pin:
+    """A hyperparameter that is the same in every trial."""
+
+    value: Value
+
+    def __str__(self) -> str:
+        return text_of(self.value)
+
+    def plain(self) -> Any:
+        """As a study file writes it."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several values."""
+
+    values: tuple[Value, ...]
+
+    def __str__(self) -> str:
+        return ", ".join(map(text_of, self.values))
+
+    def plain(self) -> Any:
+        """As a study file writes it."""
+        return list(self.values)
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, both included; evenly in their logarithm with `log`, in steps with `step`."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+
+    def __str__(self) -> str:
+        how = ", log" if self.log else f", step {self.step:g}" if self.step else ""
+        return f"{self.low:g} to {self.high:g}{how}"
+
+    def plain(self) -> Any:
+        """As a study file writes it."""
+        options = {"log": self.log or None, "step": self.step}
+        return {"low": self.low, "high": self.high, **{k: v for k, v in options.items() if v is not None}}
+
+
+Domain = Pin | Choice | Range
+
+# Decided once a study, each by a key of its own: a trial that chose them could not be compared with its neighbours.
+NOT_SEARCHABLE = {
+    "epochs": "budget.epochs",
+    "precision": "execution.precision",
+    "seed": "seed",
+    **dict.fromkeys(hyperparameters(Data, "data."), "[data]"),
+}
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a study searches: the families, and the domain of each hyperparameter by dotted name.
+
+    `common` holds those that all families share, `by_family` the ones of a family alone. Hyperparameters without a
+    domain stay at their defaults.
+    """
+
+    families: tuple[str, ...]
+    common: Mapping[str, Domain]
+    by_family: Mapping[str, Mapping[str, Domain]]
+
+    def domains(self, family: str) -> dict[str, Domain]:
+        """All domains of one family's recipes."""
+        return {**self.by_family.get(family, {}), **self.common}
+
+    def plain(self) -> dict[str, Any]:
+        """The `[space]` table that gives this space back."""
+        tables = {"common": {"family": list(self.families), **_nested(self.common)}}
+        for family, domains in self.by_family.items():
+            tables[family] = _nested({name.removeprefix("model."): d for name, d in domains.items()})
+        return tables
+
+
+def parse_space(table: object) -> Space:
+    """The space of a `[space]` table; raises UserError with a line for each mistake, keys relative to the file."""
+    if not isinstance(table, Mapping):
+        raise UserError(f"space: {table!r} is no table; write [space.common] and [space.cnn]")
+    problems: list[str] = []
+    tables: dict[str, Mapping[str, Any]] = {}
+    for name, content in table.items():
+        if name != "common" and name not in FAMILIES:
+            problems.append(f"space.{name}: no such family; {nearest(name, ['common', *FAMILIES])}")
+        elif not isinstance(content, Mapping):
+            problems.append(f"space.{name}: {content!r} is no table; write [space.{name}] above its keys")
+        else:
+            tables[name] = content
+    common_table = dict(tables.pop("common", {}))
+    families = _parse_families(common_table.pop("family", list(tables) or ["cnn"]), problems)
+    problems += [
+        f"space.{name}: the study does not search this family; add {name!r} to space.common.family"
+        for name in tables
+        if families and name not in families
+    ]
+    shared = {n: h for n, h in known_hyperparameters(FAMILIES["cnn"]).items() if not n.startswith("model.")}
+    common = _parse_domains("space.common", common_table, shared, problems)
+    by_family = {}
+    for name, content in tables.items():
+        own = {key.removeprefix("model."): h for key, h in hyperparameters(FAMILIES[name], "model.").items()}
+        domains = _parse_domains(f"space.{name}", content, own, problems)
+        by_family[name] = {f"model.{key}": domain for key, domain in domains.items()}
+    if problems:
+        raise UserError(*problems)
+    return Space(families, common, by_family)
+
+
+def _parse_families(given: object, problems: list[str]) -> tuple[str, ...]:
+    names = given if isinstance(given, list) else [given]
+    try:
+        if not names:
+            raise UserError("space.common.family: an empty list chooses nothing; name at least one family")
+        return tuple(family_named(name).family for name in names)
+    except UserError as error:
+        problems.extend(line.replace("model.family", "space.common.family") for line in error.lines)
+        return ()
+
+
+def _parse_domains(
+    where: str, table: Mapping[str, Any], known: Mapping[str, Hyperparameter], problems: list[str]
+) -> dict[str, Domain]:
+    domains = {}
+    for name, content in _named(table, known):
+        if name in NOT_SEARCHABLE:
+            problems.append(f"{where}.{name}: is the same in all trials of a study; set {NOT_SEARCHABLE[name]}")
+        elif name not in known:
+            problems.append(f"{where}.{name}: unknown hyperparameter; {nearest(name, known)}")
+        else:
+            try:
+                domains[name] = _parse_domain(content, known[name])
+            except UserError as error:
+                problems += [f"{where}.{name}: {line.removeprefix(known[name].name + ': ')}" for line in error.lines]
+    return domains
+
+
+def _named(
+    table: Mapping[str, Any], known: Mapping[str, Hyperparameter], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Dotted names with what stands under them; a table is a domain where its name is known, else a group."""
+    for key, content in table.items():
+        name = prefix + key
+        if isinstance(content, Mapping) and any(other.startswith(f"{name}.") for other in known):
+            yield from _named(content, known, f"{name}.")
+        else:
+            yield name, content
+
+
+def _parse_domain(content: object, spec: Hyperparameter) -> Domain:
+    if isinstance(content, list):
+        if not content:
+            raise UserError("an empty list chooses nothing; name at least one value")
+        values = tuple(spec.parse(value) for value in content)
+        if len(set(values)) < len(values):
+            raise UserError(f"{content!r} names a value twice; name each once")
+        return Choice(values)
+    if isinstance(content, Mapping):
+        return _parse_range(content, spec)
+    return Pin(spec.parse(content))
+
+
+def _parse_range(content: Mapping[str, Any], spec: Hyperparameter) -> Range:
+    unknown = content.keys() - {"low", "high", "log", "step"}
+    if unknown:
+        name = min(unknown)
+        raise UserError(f"unknown key {name!r} of a range; {nearest(name, ['low', 'high', 'log', 'step'])}")
+    if spec.kind not in (int, float):
+        raise UserError(f"a range needs numbers; {spec.expectation()}")
+    missing = {"low", "high"} - content.keys()
+    if missing:
+        raise UserError(f"a range needs low and high; {min(missing)} is missing")
+    low, high = spec.parse(content["low"]), spec.parse(content["high"])
+    log, step = content.get("log", False), content.get("step")
+    assert not isinstance(low, str)
+    assert not isinstance(high, str)
+    if low >= high:
+        raise UserError(f"low = {low} is not below high = {high}; exchange them, or give a single value")
+    if not isinstance(log, bool):
+        raise UserError(f"log = {log!r} is no bool; give true or false")
+    if log and low <= 0:
+        raise UserError(f"low = {low} has no logarithm; give a low above 0, or leave out log")
+    if step is not None and (isinstance(step, bool) or not isinstance(step, int | float) or step <= 0 or log):
+        raise UserError(f"step = {step!r} does not fit; give a number above 0, and none together with log")
+    return Range(low, high, log, step)
+
+
+def _nested(domains: Mapping[str, Domain]) -> dict[str, Any]:
+    """Domains under dotted names as nested tables."""
+    tables: dict[str, Any] = {}
+    for name, domain in domains.items():
+        *groups, last = name.split(".")
+        table = tables
+        for group in groups:
+            table = table.setdefault(group, {})
+        table[last] = domain.plain()
+    return tables
+
+
+# ------------------------------------------------------------------------------------ the study file
+
+
+class Section(BaseModel):
+    """A table of a study file: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class Tpe(Section):
+    """Tree-structured Parzen estimator, multivariate and grouped: learns from the trials so far."""
+
+    name: Literal["tpe"] = "tpe"
+    startup_trials: int = Field(10, ge=1, description="trials drawn at random before it learns")
+
+
+class Random(Section):
+    """Every trial drawn independently."""
+
+    name: Literal["random"] = "random"
+
+
+class Halving(Section):
+    """Asynchronous successive halving: at each rung the best 1/reduction_factor go on."""
+
+    name: Literal["halving"] = "halving"
+    min_epochs: int = Field(1, ge=1, description="epochs before the first rung")
+    reduction_factor: int = Field(3, ge=2)
+
+
+class Median(Section):
+    """Ends a trial whose best value so far is below the median of the others at the same epoch."""
+
+    name: Literal["median"] = "median"
+    startup_trials: int = Field(5, ge=0, description="completed trials before it prunes")
+    warmup_epochs: int = Field(0, ge=0, description="epochs in which it never prunes")
+
+
+class NoPruner(Section):
+    """Every trial trains to its last epoch."""
+
+    name: Literal["none"] = "none"
+
+
+def _by_name(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Sampler = Annotated[Tpe | Random, Field(discriminator="name"), BeforeValidator(_by_name)]
+Pruner = Annotated[Halving | Median | NoPruner, Field(discriminator="name"), BeforeValidator(_by_name)]
+
+
+class Budget(Section):
+    """What a study may spend, in all: running it again continues and does not add."""
+
+    trials: int | None = Field(None, ge=1, description="trials in all, completed, pruned or failed")
+    minutes: float | None = Field(None, gt=0, description="minutes of searching in all, finalists apart")
+    epochs: int = Field(9, ge=1, description="epochs of a trial that is not pruned")
+    failures: int = Field(10, ge=1, description="failed trials after which the study stops")
+
+    @model_validator(mode="after")
+    def _ends(self) -> Budget:
+        if self.trials is None and self.minutes is None:
+            raise ValueError("a study needs an end; give trials, minutes or both")
+        return self
+
+
+class Finalists(Section):
+    """How the best recipes become a champion: trained again from fresh seeds, with an annealed schedule."""
+
+    recipes: int = Field(3, ge=0, description="how many of the best distinct recipes are confirmed; 0 skips it all")
+    seeds: int = Field(3, ge=1, description="fresh seeds for each")
+    epochs: int = Field(18, ge=1, description="epochs of each training")
+    schedule: Literal["one-cycle", "cosine"] = "one-cycle"
+    images: Literal["all", "slice"] = Field("all", description="the whole training part, or the study's slice of it")
+    refit: Literal["everything", "none"] = Field(
+        "everything", description="train the chosen recipe on training and validation images, or keep its first seed"
+    )
+    model_name: str = Field("fmnist-search", min_length=1, pattern=r"^[^/:]+$", description="registered model")
+
+
+class ExecutionSettings(Section):
+    """How trials run; decided once a study and kept for those that follow."""
+
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    threads: int = Field(0, ge=0, description="intra-op threads on a CPU; 0 takes torch's own number")
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+def _parse_data(table: object) -> Data:
+    if isinstance(table, Data):
+        return table
+    if not isinstance(table, Mapping):
+        raise UserError(f"data: {table!r} is no table; write [data] above its keys")
+    return Recipe.from_dict({"batch_size": 2, "data": table}).data
+
+
+def _lines_of(parse: Callable[[object], Any]) -> Callable[[object], Any]:
+    """The parser for pydantic, which takes a ValueError as one mistake: `_lines` takes it apart again."""
+
+    def checked(value: object) -> Any:
+        return value if isinstance(value, Space | Data) else parse(value)
+
+    return checked
+
+
+class StudyConfig(Section):
+    """A study: its question, what it searches, what it may spend, how its champion is found."""
+
+    name: str = Field(pattern=r"^[\w][\w .+@-]{0,99}$")
+    question: str = ""
+    experiment: str = Field("fmnist-search", min_length=1)
+    seed: int = Field(0, ge=0)
+    data: Annotated[Data, PlainValidator(_lines_of(_parse_data)), PlainSerializer(dataclasses.asdict)] = Data()
+    sampler: Sampler = Tpe()
+    pruner: Pruner = Halving()
+    budget: Budget
+    space: Annotated[Space, PlainValidator(_lines_of(parse_space)), PlainSerializer(Space.plain)]
+    finalists: Finalists = Finalists()
+    execution: ExecutionSettings = ExecutionSettings()
+
+    @model_validator(mode="after")
+    def _fits_the_data(self) -> StudyConfig:
+        domain = self.space.common.get("batch_size", Pin(0))
+        values = domain.values if isinstance(domain, Choice) else [getattr(domain, "high", getattr(domain, "value", 0))]
+        largest = max(float(value) for value in values)
+        if largest > self.data.training_count:
+            raise UserError(
+                f"space.common.batch_size: {largest:g} is larger than the {self.data.training_count} training images; "
+                "take smaller batches or more images"
+            )
+        if not self.data.validation:
+            raise UserError("data.validation: a study judges its trials on validation images; hold some back")
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Mapping[str, object] | None = None) -> StudyConfig:
+        """The study of a file, with values overridden by dotted name.
+
+        An override is a key of the file (`budget.trials`) or a hyperparameter, which it pins (`model.depth`).
+
+        Raises:
+            UserError: no such file, not TOML, or mistakes in it: one line each, with file, key and remedy.
+        """
+        try:
+            return cls.from_dict(_override(read_toml(path), overrides or {}))
+        except UserError as error:
+            raise UserError(
+                *(line if line.startswith(str(path)) else f"{path}: {line}" for line in error.lines)
+            ) from None
+
+    @classmethod
+    def from_dict(cls, tables: Mapping[str, Any]) -> StudyConfig:
+        """The study of such tables.
+
+        Raises:
+            UserError: one line per mistake, with key, value and remedy.
+        """
+        try:
+            return cls.model_validate(tables)
+        except ValidationError as error:
+            raise UserError(*dict.fromkeys(line for details in error.errors() for line in _lines(details))) from None
+
+    def to_toml(self) -> str:
+        """The resolved study file: every value spelled out. Loading it gives an equal study."""
+        return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+    def identity(self) -> dict[str, str]:
+        """What must stay the same while a study lives, by key: otherwise its trials could not be compared."""
+        identity = {"seed": str(self.seed), "budget.epochs": str(self.budget.epochs)}
+        identity |= {f"data.{name}": text_of(value) for name, value in vars(self.data).items()}
+        identity["space.common.family"] = ", ".join(self.space.families)
+        identity |= {f"space.common.{name}": str(domain) for name, domain in self.space.common.items()}
+        for family, domains in self.space.by_family.items():
+            identity |= {f"space.{family}.{name.removeprefix('model.')}": str(d) for name, d in domains.items()}
+        return identity
+
+
+# --------------------------------------------------------------------------------------- its errors
+
+
+def _lines(details: ErrorDetails) -> list[str]:
+    """One mistake that pydantic found, as lines of ours."""
+    cause = details.get("ctx", {}).get("error")
+    if isinstance(cause, UserError):
+        return list(cause.lines)
+    location = [str(part) for part in details["loc"]]
+    if len(location) > 1 and location[0] in ("sampler", "pruner"):
+        del location[1]  # the variant's name, which pydantic puts between
+    key = ".".join(location) or "study"
+    kind, given = details["type"], details["input"]
+    if kind == "extra_forbidden":
+        return [f"{key}: unknown key; {nearest(location[-1], _keys_beside(location))}"]
+    if kind == "missing":
+        return [f"{key}: is missing; every study file needs it"]
+    if kind == "union_tag_invalid":
+        context = details["ctx"]
+        names = [name.strip(" '") for name in str(context["expected_tags"]).split(",")]
+        return [f"{key}: no {key} {context['tag']!r}; {nearest(str(context['tag']), names)}"]
+    if kind == "string_pattern_mismatch":
+        return [f"{key}: {given!r} is no usable name; use letters, digits, spaces and . _ + @ -"]
+    message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return [f"{key}: {message}" if isinstance(given, Mapping) else f"{key}: {given!r} {message}"]
+
+
+def _keys_beside(location: list[str]) -> list[str]:
+    """The keys that a study file knows where an unknown one stood."""
+    fields = StudyConfig.model_fields
+    if len(location) == 1:
+        return list(fields)
+    section: Any = fields[location[0]].annotation
+    variants = getattr(section, "__args__", (section,))
+    return [name for variant in variants for name in variant.model_fields]
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The tables of a TOML file; UserError with file and place where there is none or it is not TOML."""
+    path = Path(path)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = sorted(path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        known = f"; there are {', '.join(map(str, near))}" if near else "; check the path"
+        raise UserError(f"{path}: no such file{known}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); check the path and its rights") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}; mend the file there") from None
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`name=value` of a `--set`, the value read as TOML and, where it is none, as text.
+
+    Raises:
+        UserError: there is no `=` or no name.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise UserError(f"--set {text!r}: is no assignment; write --set optimizer.learning_rate=0.01")
+    try:
+        return name.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name.strip(), value
+
+
+def _override(tables: dict[str, Any], overrides: Mapping[str, object]) -> dict[str, Any]:
+    for name, value in overrides.items():
+        if name.split(".")[0] in StudyConfig.model_fields and not name.startswith("data.dataset"):
+            _assign(tables, name.split("."), value)
+        else:
+            _pin(tables.setdefault("space", {}), name, value)
+    return tables
+
+
+def _assign(tables: dict[str, Any], path: list[str], value: object) -> None:
+    *groups, last = path
+    for group in groups:
+        inner = tables.get(group)
+        if isinstance(inner, str) and group in ("sampler", "pruner"):
+            inner = {"name": inner}
+        tables[group] = inner if isinstance(inner, dict) else {}
+        tables = tables[group]
+    tables[last] = value
+
+
+def _pin(space: dict[str, Any], name: str, value: object) -> None:
+    """Pin a hyperparameter, whatever domain the file gives it."""
+    common = space.setdefault("common", {})
+    if name == "model.family":
+        common["family"] = value
+        for other in set(FAMILIES) & space.keys() - ({value} if isinstance(value, str) else set()):
+            del space[other]
+        return
+    if not name.startswith("model."):
+        known = [n for n in known_hyperparameters(FAMILIES["cnn"]) if not n.startswith("model.")]
+        if name not in known:
+            raise UserError(f"--set {name}: unknown name; {nearest(name, [*known, *StudyConfig.model_fields])}")
+        _drop(common, name)
+        common[name] = value
+        return
+    attribute = name.removeprefix("model.")
+    searched = common.get("family", [family for family in space if family in FAMILIES] or ["cnn"])
+    families = [family_named(family) for family in (searched if isinstance(searched, list) else [searched])]
+    having = [family for family in families if name in hyperparameters(family, "model.")]
+    if not having:
+        known = [key for family in families for key in hyperparameters(family, "model.")]
+        raise UserError(f"--set {name}: unknown name; {nearest(name, known)}")
+    for family in having:
+        space.setdefault(family.family, {})[attribute] = value
+
+
+def _drop(table: dict[str, Any], name: str) -> None:
+    """Remove a dotted name, however the file spelled it."""
+    table.pop(name, None)
+    group, _, last = name.rpartition(".")
+    if group and isinstance(table.get(group), dict):
+        table[group].pop(last, None)
+
+
+# ------------------------------------------------------------------------------------------- recipes
+
+
+def read_recipe(path: str | Path, overrides: Mapping[str, object] | None = None) -> Recipe:
+    """The recipe of a TOML file, with values overridden by dotted name.
+
+    Raises:
+        UserError: one line per mistake, with file, key and remedy.
+    """
+    try:
+        return Recipe.from_dict(read_toml(path)).replace(overrides or {})
+    except UserError as error:
+        raise UserError(*(line if line.startswith(str(path)) else f"{path}: {line}" for line in error.lines)) from None
+
+
+def recipe_from_toml(text: str) -> Recipe:
+    """The recipe that `recipe_to_toml` wrote."""
+    return Recipe.from_dict(tomllib.loads(text))
+
+
+def recipe_to_toml(recipe: Recipe) -> str:
+    """A recipe as TOML, every value spelled out; reading it gives an equal recipe."""
+    return tomli_w.dumps(recipe.to_dict())

@@ -1,0 +1,213 @@
+"""What a person sees: progress and tables on stderr and stdout, JSON on request, and the exit codes.
+
+Data goes to stdout, talk to stderr. Where there is no terminal, every trial is one plain line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from enum import Enum, IntEnum
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fmnist_search.config import StudyConfig
+from fmnist_search.errors import UserError
+from fmnist_search.recipe import Recipe
+from fmnist_search.report import short_text
+from fmnist_search.results import EpochReport, Silence, State, TrialRow
+
+out = Console(highlight=False, soft_wrap=True)
+talk = Console(stderr=True, highlight=False, soft_wrap=True)
+
+BARS = "▁▂▃▄▅▆▇█"
+STYLES = {State.COMPLETED: "green", State.PRUNED: "yellow", State.FAILED: "red", State.INTERRUPTED: "magenta"}
+
+
+class Exit(IntEnum):
+    """The exit codes that scripts may rely on."""
+
+    DONE = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    NOTHING_COMPLETED = 3
+    TOO_MANY_FAILURES = 4
+    INTERRUPTED = 130
+
+
+def show_json(value: object) -> None:
+    """A value as JSON on stdout; dataclasses and enums as plain tables and texts."""
+    sys.stdout.write(json.dumps(_plain(value), indent=2) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Recipe):
+        return value.flat()
+    if isinstance(value, Enum):
+        return value.value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+def show_error(error: UserError) -> None:
+    """A user's mistake: its lines, and nothing else."""
+    for line in error.lines:
+        talk.print(Text.assemble(("error: ", "bold red"), line))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
+    """A table of texts."""
+    made = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        made.add_row(*map(Text, row))
+    return made
+
+
+def leaderboard(rows: Sequence[TrialRow], names: Sequence[str]) -> Table:
+    """Completed trials, the best first, with the hyperparameters that the study searches."""
+    body = []
+    for row in rows:
+        flat = row.recipe.flat()
+        values = [short_text(flat[name]) if name in flat else "-" for name in names]
+        body.append([str(row.number), f"{row.value:.2%}", row.recipe.label, f"{row.seconds:.1f}", *values])
+    return table(["trial", "val_accuracy", "network", "seconds", *names], body)
+
+
+def percent(value: float | None) -> str:
+    """An accuracy for people."""
+    return "-" if value is None else f"{value:.2%}"
+
+
+def minutes(seconds: float) -> str:
+    """A span of time for people."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+class TrainingDisplay(Silence):
+    """Listens to a single training: a line for each epoch."""
+
+    def training_started(self, name: str, recipe: Recipe) -> None:
+        """The training begins."""
+        talk.print(name)
+
+    def epoch_ended(self, report: EpochReport) -> None:
+        """An epoch of it."""
+        talk.print(
+            f"  epoch {report.epoch}: loss {report.train_loss:.4f}, accuracy {percent(report.train_accuracy)}, "
+            f"validation {percent(report.val_accuracy)}, {report.seconds:.1f} s"
+        )
+
+
+class StudyDisplay:
+    """Listens to a study: a live display on a terminal, one plain line a trial elsewhere."""
+
+    def __init__(self, config: StudyConfig):
+        self._config = config
+        self._started = time.monotonic()
+        self._rows: list[TrialRow] = []
+        self._earlier = 0
+        self._name = ""
+        self._curve: list[float] = []
+        self._live = Live(console=talk, refresh_per_second=4, get_renderable=self._render, transient=True)
+
+    def __enter__(self) -> StudyDisplay:
+        if talk.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def study_opened(self, rows: Sequence[TrialRow]) -> None:
+        """A study begins, or goes on after these trials."""
+        self._rows = list(rows)
+        self._earlier = len(rows)
+
+    def say(self, text: str) -> None:
+        """Something worth a line."""
+        talk.print(text)
+
+    def training_started(self, name: str, recipe: Recipe) -> None:
+        """A trial, or a finalist's training, begins."""
+        self._name, self._curve = name, []
+
+    def epoch_ended(self, report: EpochReport) -> None:
+        """An epoch of the running training."""
+        if report.val_accuracy is not None:
+            self._curve.append(report.val_accuracy)
+
+    def trial_ended(self, row: TrialRow) -> None:
+        """A trial of the search is over."""
+        self._rows.append(row)
+        talk.print(
+            Text.assemble(
+                f"{row.number:03d} ",
+                (f"{row.state.value:<11}", STYLES[row.state]),
+                f"{percent(row.value):>7}  {row.recipe.label:<24} {row.seconds:5.1f} s  {self._tally()}",
+                f"  ({row.reason})" if row.state is State.FAILED else "",
+            )
+        )
+
+    def _counted(self) -> int:
+        return sum(row.state is not State.INTERRUPTED and row.duplicate_of is None for row in self._rows)
+
+    def _tally(self) -> str:
+        counts = {state: sum(row.state is state for row in self._rows) for state in State}
+        done = [row.value for row in self._rows if row.state is State.COMPLETED and row.value is not None]
+        total = self._config.budget.trials
+        parts = [
+            f"{self._counted()}{f' of {total}' if total else ''} trials",
+            f"best {percent(max(done, default=None))}",
+            *(f"{counts[state]} {state.value}" for state in (State.PRUNED, State.FAILED) if counts[state]),
+        ]
+        return ", ".join(parts)
+
+    def _pace(self) -> str:
+        elapsed = time.monotonic() - self._started
+        new = len(self._rows) - self._earlier
+        if not new:
+            return minutes(elapsed)
+        left = self._seconds_left(elapsed, new)
+        return f"{minutes(elapsed)}, {new * 60 / elapsed:.1f} trials a minute" + (
+            f", about {minutes(left)} left" if left is not None else ""
+        )
+
+    def _seconds_left(self, elapsed: float, new: int) -> float | None:
+        budget = self._config.budget
+        bounds = []
+        if budget.trials is not None:
+            bounds.append(max(budget.trials - self._counted(), 0) * elapsed / new)
+        if budget.minutes is not None:
+            bounds.append(max(budget.minutes * 60 - elapsed - sum(r.seconds for r in self._rows[: self._earlier]), 0))
+        return min(bounds, default=None)
+
+    def _render(self) -> Group:
+        total = self._config.budget.trials
+        lines: list[Any] = [Text(f"{self._config.name}: {self._tally()}; {self._pace()}", style="bold")]
+        if total:
+            lines.append(ProgressBar(total=total, completed=self._counted(), width=60))
+        latest = f"{percent(self._curve[-1])} after epoch {len(self._curve)}" if self._curve else "first epoch"
+        lines.append(Text(f"{self._name}  {sparkline(self._curve)}  {latest}"))
+        return Group(*lines)
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """A curve in a line of text, from its lowest value to its highest."""
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    scale = (len(BARS) - 1) / (high - low) if high > low else 0
+    return "".join(BARS[round((value - low) * scale)] for value in values)

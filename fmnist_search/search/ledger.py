@@ -1,0 +1,234 @@
+"""A study's trials as Optuna keeps them: the truth of a search, whatever MLflow shows."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from fmnist_search.config import StudyConfig
+from fmnist_search.errors import UserError, nearest
+from fmnist_search.recipe import Execution, Recipe
+from fmnist_search.results import Accuracy, Champion, Confirmed, EpochReport, State, TrialResult, TrialRow
+from fmnist_search.search.space import base_recipe, sample, trial_seed
+from fmnist_search.search.storage import open_storage
+from fmnist_search.search.strategies import heed_pruner, make_pruner, make_sampler
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+STORED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """How the trials of a study are run: decided when it begins, and kept, so that they stay comparable."""
+
+    execution: Execution
+    precision: str
+
+
+class Ledger:
+    """One study in Optuna's storage."""
+
+    def __init__(self, study: optuna.Study, config: StudyConfig):
+        self._study = study
+        self.config = config
+        study.sampler = make_sampler(config.sampler, config.seed)
+        study.pruner = make_pruner(config.pruner)
+
+    @classmethod
+    def open(cls, url: str, config: StudyConfig, *, fresh: bool = False) -> Ledger:
+        """The study of that name, made where it is missing; with `fresh`, an earlier one is put aside first.
+
+        Raises:
+            UserError: the stored study searches something else: one line for each key that differs.
+        """
+        storage = open_storage(url)
+        if fresh and config.name in optuna.get_all_study_names(storage):
+            aside = f"{config.name} until {datetime.now():%Y-%m-%d %H.%M.%S}"
+            optuna.copy_study(
+                from_study_name=config.name, from_storage=storage, to_storage=storage, to_study_name=aside
+            )
+            optuna.delete_study(study_name=config.name, storage=storage)
+        study = optuna.create_study(storage=storage, study_name=config.name, direction="maximize", load_if_exists=True)
+        stored = study.user_attrs.get("config")
+        if stored:
+            _refuse_differences(StudyConfig.from_dict(tomllib.loads(stored)), config)
+        study.set_user_attr("config", config.to_toml())
+        return cls(study, config)
+
+    @classmethod
+    def find(cls, url: str, name: str) -> Ledger:
+        """A study that is there already.
+
+        Raises:
+            UserError: it is not; the nearest name is.
+        """
+        storage = open_storage(url)
+        names = optuna.get_all_study_names(storage)
+        if name not in names:
+            known = nearest(name, names) if names else "there is none yet; run `fmnist-search search STUDY.toml`"
+            raise UserError(f"study {name!r}: does not exist here; {known}")
+        study = optuna.load_study(study_name=name, storage=storage)
+        return cls(study, StudyConfig.from_dict(tomllib.loads(study.user_attrs["config"])))
+
+    @staticmethod
+    def names(url: str) -> list[str]:
+        """The studies of a storage, the one that was begun last at the end."""
+        return list(optuna.get_all_study_names(open_storage(url)))
+
+    # ------------------------------------------------------------------------------ of the study
+
+    @property
+    def conditions(self) -> Conditions | None:
+        """How its trials are run; None before that was decided."""
+        stored = self._study.user_attrs.get("conditions")
+        return Conditions(Execution(**stored["execution"]), stored["precision"]) if stored else None
+
+    @conditions.setter
+    def conditions(self, conditions: Conditions) -> None:
+        self._study.set_user_attr("conditions", dataclasses.asdict(conditions))
+
+    @property
+    def run_id(self) -> str | None:
+        """The study's run in MLflow."""
+        run_id: str | None = self._study.user_attrs.get("mlflow_run_id")
+        return run_id
+
+    @run_id.setter
+    def run_id(self, run_id: str) -> None:
+        self._study.set_user_attr("mlflow_run_id", run_id)
+
+    @property
+    def champion(self) -> tuple[str, Champion] | None:
+        """The last champion, and the fingerprint of what it was chosen from."""
+        stored = self._study.user_attrs.get("champion")
+        return (stored["fingerprint"], _champion_from(stored)) if stored else None
+
+    def crown(self, fingerprint: str, champion: Champion) -> None:
+        """Remember a champion, so that the same finalists are not trained again."""
+        self._study.set_user_attr("champion", {"fingerprint": fingerprint, **_champion_to(champion)})
+
+    # ----------------------------------------------------------------------------- of its trials
+
+    def rows(self) -> list[TrialRow]:
+        """All trials that ended, in their order."""
+        return [_row(trial) for trial in self._study.get_trials(deepcopy=False, states=STORED) if _has_recipe(trial)]
+
+    def ask(self) -> tuple[optuna.Trial, Recipe]:
+        """The next trial and what it is to train; an interrupted trial comes again first, with its seed."""
+        assert self.conditions is not None
+        trial = self._study.ask()
+        base = base_recipe(self.config, self.conditions.precision)
+        seed = trial.user_attrs.get("seed", trial_seed(self.config.seed, trial.number))
+        recipe = sample(trial, self.config.space, base, seed)
+        trial.set_user_attr("recipe", recipe.flat())
+        return trial, recipe
+
+    def should_prune(self, trial: optuna.Trial, report: EpochReport) -> bool:
+        """Report an epoch, and say whether the trial is to end here."""
+        assert report.val_accuracy is not None
+        trial.report(report.val_accuracy, report.epoch)
+        advice = trial.should_prune()
+        others = self._study.get_trials(deepcopy=False)
+        return advice and heed_pruner(others, self.config.pruner, report.epoch, self.config.budget.epochs)
+
+    def tell(self, trial: optuna.Trial, result: TrialResult, run_id: str) -> TrialRow:
+        """Write down how a trial ended; one that was interrupted is put first in the queue."""
+        outcome = {
+            "state": result.state.value,
+            "reason": result.reason,
+            "epochs": len(result.epochs),
+            "seconds": result.seconds,
+            "run_id": run_id,
+        }
+        trial.set_user_attr("outcome", outcome)
+        if result.state is State.COMPLETED:
+            told = self._study.tell(trial, result.value)
+        elif result.state is State.PRUNED:
+            told = self._study.tell(trial, state=TrialState.PRUNED)
+        else:
+            told = self._study.tell(trial, state=TrialState.FAIL)
+        if result.state is State.INTERRUPTED:
+            seed = trial.user_attrs["recipe"]["seed"]
+            self._study.enqueue_trial(trial.params, user_attrs={"seed": seed, "retry_of": trial.number})
+        return _row(told)
+
+    def tell_duplicate(self, trial: optuna.Trial, known: TrialRow) -> TrialRow:
+        """Answer a trial from an earlier equal one, so that the sampler learns that it asked again."""
+        trial.set_user_attr("duplicate_of", known.number)
+        outcome = {"state": known.state.value, "reason": f"equals trial {known.number}", "epochs": known.epochs}
+        trial.set_user_attr("outcome", {**outcome, "seconds": 0.0, "run_id": known.run_id})
+        assert known.value is not None
+        if known.state is State.COMPLETED:
+            return _row(self._study.tell(trial, known.value))
+        trial.report(known.value, known.epochs)
+        return _row(self._study.tell(trial, state=TrialState.PRUNED))
+
+
+def _refuse_differences(stored: StudyConfig, given: StudyConfig) -> None:
+    before, now = stored.identity(), given.identity()
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if changed:
+        raise UserError(
+            *(
+                f"{key}: is {now.get(key, 'not given')} now and was {before.get(key, 'not given')} when the study "
+                f"{given.name!r} began; choose another name (--name), or begin anew with --fresh"
+                for key in changed
+            )
+        )
+
+
+def _has_recipe(trial: FrozenTrial) -> bool:
+    return "recipe" in trial.user_attrs and "outcome" in trial.user_attrs
+
+
+def _row(trial: FrozenTrial) -> TrialRow:
+    outcome = trial.user_attrs["outcome"]
+    value = trial.value
+    if value is None and trial.intermediate_values:
+        value = trial.intermediate_values[max(trial.intermediate_values)]
+    return TrialRow(
+        number=trial.number,
+        state=State(outcome["state"]),
+        value=value,
+        epochs=outcome["epochs"],
+        recipe=Recipe().replace(trial.user_attrs["recipe"]),
+        seconds=outcome["seconds"],
+        reason=outcome["reason"],
+        duplicate_of=trial.user_attrs.get("duplicate_of"),
+        run_id=outcome["run_id"],
+    )
+
+
+def _champion_to(champion: Champion) -> dict[str, Any]:
+    confirmed = champion.confirmed
+    return {
+        "confirmed": {
+            "trial": confirmed.trial,
+            "recipe": confirmed.recipe.flat(),
+            "accuracies": list(confirmed.accuracies),
+        },
+        "recipe": champion.recipe.flat(),
+        "test": dataclasses.asdict(champion.test),
+        "model": champion.model,
+        "version": champion.version,
+        "alias": champion.alias,
+    }
+
+
+def _champion_from(stored: Mapping[str, Any]) -> Champion:
+    confirmed = stored["confirmed"]
+    return Champion(
+        confirmed=Confirmed(confirmed["trial"], Recipe().replace(confirmed["recipe"]), tuple(confirmed["accuracies"])),
+        recipe=Recipe().replace(stored["recipe"]),
+        test=Accuracy(**stored["test"]),
+        model=stored["model"],
+        version=stored["version"],
+        alias=stored["alias"],
+    )

@@ -1,0 +1,52 @@
+"""Where Optuna keeps a search: one kind of storage, by URL."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import optuna
+import sqlalchemy
+from sqlalchemy.exc import SQLAlchemyError
+
+from fmnist_search.errors import UserError
+from fmnist_search.places import sqlite_file
+
+BUSY_TIMEOUT = 60
+"""Seconds that a writer waits for its turn."""
+
+
+def open_storage(url: str) -> optuna.storages.RDBStorage:
+    """The storage behind a URL, created where it is missing; SQLite in WAL mode, so that readers never wait.
+
+    Raises:
+        UserError: it cannot be reached or written.
+    """
+    database = sqlite_file(url)
+    try:
+        if database:
+            _prepare(database)
+            return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT}})
+        return optuna.storages.RDBStorage(url)
+    except (OSError, sqlite3.Error, SQLAlchemyError, ImportError) as error:
+        shown = database or sqlalchemy.make_url(url).render_as_string()
+        raise UserError(
+            f"storage {shown}: cannot be opened ({_first_line(error)}); check that it is there and writable, "
+            "or name another place with --workdir"
+        ) from error
+
+
+def _prepare(database: Path) -> None:
+    """Write-ahead logging is set once: it stays in the file."""
+    database.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(database, timeout=BUSY_TIMEOUT)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("BEGIN IMMEDIATE")  # fails here, in one clear place, where the file cannot be written
+        connection.rollback()
+    finally:
+        connection.close()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,378 @@
+"""Run a study: ask, run the trial, tell, until its budget is spent; then find its champion."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import optuna
+
+from fmnist_search import finalists
+from fmnist_search.config import Finalists, StudyConfig
+from fmnist_search.data import Images, Source, prepare
+from fmnist_search.engine import measure_rate, probe_precision, resolve_execution
+from fmnist_search.errors import UserError
+from fmnist_search.places import Home, image_cache
+from fmnist_search.promotion import Promotion
+from fmnist_search.recipe import Recipe
+from fmnist_search.report import study_note
+from fmnist_search.results import (
+    Champion,
+    Decision,
+    Ending,
+    EpochReport,
+    Listener,
+    Observer,
+    Silence,
+    State,
+    StudySummary,
+    TrialResult,
+    TrialRow,
+)
+from fmnist_search.search.ledger import Conditions, Ledger
+from fmnist_search.search.space import base_recipe, constants, sample, searched, trial_seed
+from fmnist_search.search.strategies import make_sampler
+from fmnist_search.summary import ModelSummary, summarize
+from fmnist_search.tracking import Run, Tracking, command_line, environment, reaching
+from fmnist_search.training import Interruption, save_weights, tracked
+from fmnist_search.trial import watch_nothing
+
+SPENT = (State.COMPLETED, State.PRUNED, State.FAILED)
+"""What counts against a budget: a trial that was interrupted comes again."""
+
+BACKWARD_PASSES = 3
+"""A training step costs about as much as three forward passes."""
+
+DUPLICATES_IN_A_ROW = 50
+"""As many draws of known recipes in a row say that the space holds no other."""
+
+
+def run_study(
+    config: StudyConfig,
+    *,
+    tracking_uri: str | None = None,
+    workdir: str | None = None,
+    data_dir: str | Path | None = None,
+    fresh: bool = False,
+    observer: Observer = watch_nothing,
+    listener: Listener | None = None,
+) -> StudySummary:
+    """Run a study to the end of its budget, or go on with it where it stopped, and find its champion.
+
+    Every trial is a run in MLflow. The observer sees each epoch of every trial and may end it; the listener hears
+    what happens. With `fresh`, an earlier study of that name is put aside.
+
+    Raises:
+        UserError: no images, no such device, a store out of reach, or a stored study that searches something else.
+    """
+    home = Home.find(tracking_uri, workdir)
+    ledger = Ledger.open(home.storage_url, config, fresh=fresh)
+    with _session(home, ledger, data_dir, listener or Silence()) as session:
+        started, before = time.monotonic(), len(ledger.rows())
+        ending = session.search(observer)
+        champion = session.find_champion(config.finalists, again=False) if ending in _FINAL else None
+        if session.interruption.requested:
+            ending = Ending.INTERRUPTED
+        summary = _summary(ledger, ending, len(ledger.rows()) - before, time.monotonic() - started, champion)
+        session.close(summary)
+    return summary
+
+
+def promote(
+    name: str,
+    *,
+    settings: Finalists | None = None,
+    tracking_uri: str | None = None,
+    workdir: str | None = None,
+    data_dir: str | Path | None = None,
+    listener: Listener | None = None,
+) -> StudySummary:
+    """Confirm the best recipes of a study anew, and register the chosen one's model.
+
+    `settings` are the study file's own where none are given.
+
+    Raises:
+        UserError: there is no such study, or it has no completed trial.
+    """
+    home = Home.find(tracking_uri, workdir)
+    ledger = Ledger.find(home.storage_url, name)
+    if _summary(ledger, Ending.RUNNING).best is None:
+        raise UserError(f"study {name!r}: has no completed trial to promote; search on first", exit_code=3)
+    with _session(home, ledger, data_dir, listener or Silence()) as session:
+        champion = session.find_champion(settings or ledger.config.finalists, again=True)
+        ending = Ending.INTERRUPTED if session.interruption.requested else Ending.TRIALS
+        summary = _summary(ledger, ending, champion=champion)
+        session.close(summary)
+    return summary
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a study would do: its first recipes with their networks, and how long it would train at most."""
+
+    recipes: tuple[tuple[Recipe, ModelSummary], ...]
+    seconds: float | None
+
+
+def preview(config: StudyConfig, count: int = 5) -> Preview:
+    """Draw the first recipes of a study without starting it, and estimate its time if no trial were pruned.
+
+    The estimate takes the multiply-adds of the drawn networks at the rate of a short measurement of this machine.
+
+    Raises:
+        UserError: a drawn network is refused, or there is no such device.
+    """
+    conditions = _decide_conditions(config)
+    base = base_recipe(config, conditions.precision)
+    study = optuna.create_study(direction="maximize", sampler=make_sampler(config.sampler, config.seed))
+    drawn = []
+    for _ in range(count):
+        trial = study.ask()
+        recipe = sample(trial, config.space, base, trial_seed(config.seed, trial.number))
+        drawn.append((recipe, summarize(recipe.model)))
+        study.tell(trial, 0.0)
+    limit = config.budget.minutes * 60 if config.budget.minutes else None
+    if config.budget.trials is None:
+        return Preview(tuple(drawn), limit)
+    mult_adds = statistics.fmean(summary.mult_adds for _, summary in drawn)
+    passes = BACKWARD_PASSES * config.data.training_count + config.data.validation
+    epochs = config.budget.trials * config.budget.epochs
+    seconds = epochs * passes * mult_adds / measure_rate(conditions.execution, conditions.precision)
+    return Preview(tuple(drawn), min(seconds, limit or seconds))
+
+
+def status(name: str, *, tracking_uri: str | None = None, workdir: str | None = None) -> StudySummary:
+    """A study as it stands, read from Optuna alone.
+
+    Raises:
+        UserError: there is no such study.
+    """
+    ledger = Ledger.find(Home.find(tracking_uri, workdir).storage_url, name)
+    ending = _spent(ledger.config, ledger.rows(), 0.0) or Ending.RUNNING
+    return _summary(ledger, ending)
+
+
+def config_of(name: str, *, tracking_uri: str | None = None, workdir: str | None = None) -> StudyConfig:
+    """The configuration with which a study last ran; UserError where there is no such study."""
+    return Ledger.find(Home.find(tracking_uri, workdir).storage_url, name).config
+
+
+def latest_study(*, tracking_uri: str | None = None, workdir: str | None = None) -> str:
+    """The name of the study that was begun last; UserError where there is none."""
+    home = Home.find(tracking_uri, workdir)
+    names = Ledger.names(home.storage_url)
+    if not names:
+        raise UserError(f"{home.folder}: holds no study yet; run `fmnist-search search studies/quick.toml` first")
+    return names[-1]
+
+
+_FINAL = (Ending.TRIALS, Ending.MINUTES, Ending.EXHAUSTED)
+
+
+def _summary(
+    ledger: Ledger, ending: Ending, new_trials: int = 0, seconds: float = 0.0, champion: Champion | None = None
+) -> StudySummary:
+    known = ledger.champion
+    return StudySummary(
+        name=ledger.config.name,
+        question=ledger.config.question,
+        trials=tuple(ledger.rows()),
+        ended_by=ending,
+        new_trials=new_trials,
+        seconds=seconds,
+        run_id=ledger.run_id,
+        champion=champion or (known[1] if known else None),
+    )
+
+
+def _spent(config: StudyConfig, rows: list[TrialRow], seconds: float) -> Ending | None:
+    """Which limit is reached, after these trials and so many seconds of searching; None if none is."""
+    counted = [row for row in rows if row.state in SPENT and row.duplicate_of is None]
+    budget = config.budget
+    if sum(row.state is State.FAILED for row in counted) >= budget.failures:
+        return Ending.FAILURES
+    if budget.trials is not None and len(counted) >= budget.trials:
+        return Ending.TRIALS
+    if budget.minutes is not None and seconds + sum(row.seconds for row in rows) >= budget.minutes * 60:
+        return Ending.MINUTES
+    return None
+
+
+@contextmanager
+def _session(home: Home, ledger: Ledger, data_dir: str | Path | None, listener: Listener) -> Iterator[_Session]:
+    """Everything a study needs while it runs: images on the device, its run in MLflow, signals caught."""
+    interruption = Interruption()
+    with interruption.watching():
+        conditions = ledger.conditions or _decide_conditions(ledger.config)
+        ledger.conditions = conditions
+        resolve_execution(conditions.execution.device)
+        source = Source(image_cache(), Path(data_dir) if data_dir else None)
+        images = prepare(ledger.config.data, source, conditions.execution.device)
+        with reaching(home.tracking_uri):
+            tracking = Tracking(home.tracking_uri, ledger.config.experiment)
+            run = tracking.study_run(ledger.config.name, ledger.run_id)
+            ledger.run_id = run.run_id
+            session = _Session(home, ledger, conditions, source, images, tracking, run, interruption, listener)
+            session.describe()
+            try:
+                yield session
+            except BaseException:
+                run.end("FAILED", "failed")
+                raise
+
+
+def _decide_conditions(config: StudyConfig) -> Conditions:
+    settings = config.execution
+    execution = resolve_execution(settings.device, settings.threads)
+    return Conditions(execution, settings.precision if settings.precision != "auto" else probe_precision(execution))
+
+
+@dataclass
+class _Session:
+    """A study while it runs in this process."""
+
+    home: Home
+    ledger: Ledger
+    conditions: Conditions
+    source: Source
+    images: Images
+    tracking: Tracking
+    run: Run
+    interruption: Interruption
+    listener: Listener
+    names: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.names = searched(self.ledger.config.space)
+
+    def describe(self) -> None:
+        """What the study's run says from the start."""
+        config = self.ledger.config
+        self.run.parameters(constants(config.space, base_recipe(config, self.conditions.precision)))
+        self.run.dataset(self.images, vars(config.data))
+        self.run.text("study.toml", config.to_toml())
+        self.run.text("command.txt", command_line() + "\n")
+        self.run.text("environment.json", json.dumps(environment(self.conditions.execution), indent=2))
+        self.run.tags({"device": self.conditions.execution.device, "optuna_study": config.name})
+
+    def search(self, observer: Observer) -> Ending:
+        """Run trial after trial until something ends the study; says what."""
+        started = time.monotonic()
+        earlier = self.ledger.rows()
+        known = {row.recipe.key(): row for row in earlier if _answers(row)}
+        self.listener.study_opened(earlier)
+        duplicates = 0
+        rows = list(earlier)
+        while (ending := self._ending(rows, earlier, started)) is None:
+            trial, recipe = self.ledger.ask()
+            if (same := known.get(recipe.key())) is not None:
+                rows.append(self.ledger.tell_duplicate(trial, same))
+                duplicates += 1
+                if duplicates == DUPLICATES_IN_A_ROW:
+                    return Ending.EXHAUSTED
+                continue
+            duplicates = 0
+            row = self._trial(trial, recipe, observer)
+            rows.append(row)
+            if _answers(row):
+                known[recipe.key()] = row
+            self._progress(rows)
+        return ending
+
+    def find_champion(self, settings: Finalists, *, again: bool) -> Champion | None:
+        """Train the finalists and register the best; what was chosen from the same before is not trained again."""
+        leaders = _distinct(_summary(self.ledger, Ending.RUNNING).leaders)[: settings.recipes]
+        if not leaders:
+            return None
+        fingerprint = finalists.fingerprint(leaders, settings)
+        known = self.ledger.champion
+        if known and known[0] == fingerprint and not again:
+            return known[1]
+        self.listener.say(
+            f"confirming the best {len(leaders)} of the recipes, {settings.seeds} seeds each, {settings.epochs} epochs"
+        )
+        champion = Promotion(
+            study=self.ledger.config.name,
+            seed=self.ledger.config.seed,
+            settings=settings,
+            source=self.source,
+            execution=self.conditions.execution,
+            tracking=self.tracking,
+            study_run=self.run,
+            images=self.images,
+            interruption=self.interruption,
+            listener=self.listener,
+        ).run(leaders)
+        if champion:
+            self.ledger.crown(fingerprint, champion)
+        return champion
+
+    def close(self, summary: StudySummary) -> None:
+        """Write the study's note and end its run."""
+        config = self.ledger.config
+        space = {name: text for name, text in config.identity().items() if name.startswith("space.")}
+        self.run.note(study_note(summary, self.names, space))
+        if summary.champion:
+            test = summary.champion.test
+            self.run.metrics({"test/accuracy": test.value, "confirmed/val_accuracy": summary.champion.confirmed.mean})
+        interrupted = summary.ended_by is Ending.INTERRUPTED
+        self.run.end("KILLED" if interrupted else "FINISHED", "interrupted" if interrupted else "finished")
+
+    def _ending(self, rows: list[TrialRow], earlier: list[TrialRow], started: float) -> Ending | None:
+        if self.interruption.requested:
+            return Ending.INTERRUPTED
+        trained_now = sum(row.seconds for row in rows[len(earlier) :])
+        return _spent(self.ledger.config, rows, time.monotonic() - started - trained_now)
+
+    def _trial(self, trial: optuna.Trial, recipe: Recipe, observer: Observer) -> TrialRow:
+        """One trial: trained, pruned where that is advised, and written down wherever it ends."""
+        name = f"{trial.number:03d} {recipe.label}"
+        tags = {
+            "study": self.ledger.config.name,
+            "kind": "trial",
+            "trial": str(trial.number),
+            "device": self.conditions.execution.device,
+        }
+        if "retry_of" in trial.user_attrs:
+            tags["retry_of"] = str(trial.user_attrs["retry_of"])
+
+        def decide(report: EpochReport) -> Decision:
+            if self.ledger.should_prune(trial, report):
+                return Decision.PRUNE
+            return observer(report)
+
+        run_id = ""
+        result = TrialResult(State.INTERRUPTED, (), 0.0, reason="the study stopped on an error")
+        try:
+            run = self.tracking.training_run(name, recipe, self.names, tags, self.run)
+            run_id = run.run_id
+            self.listener.training_started(name, recipe)
+            result = tracked(
+                recipe, self.images, self.conditions.execution, run, self.interruption, self.listener, decide
+            )
+        finally:
+            row = self.ledger.tell(trial, result, run_id)
+        if result.state is State.COMPLETED:
+            save_weights(self.home.weights(self.ledger.config.name, trial.number), result)
+        self.listener.trial_ended(row)
+        return row
+
+    def _progress(self, rows: list[TrialRow]) -> None:
+        done = [row.value for row in rows if row.state is State.COMPLETED and row.value is not None]
+        if done:
+            self.run.metrics({"best/val_accuracy": max(done)}, step=len(rows))
+
+
+def _answers(row: TrialRow) -> bool:
+    """Whether a later equal recipe can be answered from this trial."""
+    return row.state in (State.COMPLETED, State.PRUNED) and row.value is not None and row.duplicate_of is None
+
+
+def _distinct(leaders: list[TrialRow]) -> list[TrialRow]:
+    """The best trial of each recipe, in order."""
+    return list({row.recipe.key(): row for row in reversed(leaders)}.values())[::-1]

@@ -1,0 +1,30 @@
+"""What a network looks like, by torchinfo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torchinfo
+
+from fmnist_search.models import Classifier, build
+from fmnist_search.recipe import Architecture
+
+COLUMNS = ("input_size", "output_size", "kernel_size", "num_params", "mult_adds")
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """A table of layers, the number of trainable parameters and the multiply-adds of one image."""
+
+    text: str
+    parameters: int
+    mult_adds: int
+
+
+def summarize(architecture: Architecture) -> ModelSummary:
+    """The summary of an architecture's network for one image; UserError where it is too large to build."""
+    model: Classifier = build(architecture)
+    found = torchinfo.summary(
+        model, input_size=(1, 28, 28), device="cpu", col_names=COLUMNS, row_settings=("var_names",), verbose=0
+    )
+    return ModelSummary(str(found), int(found.trainable_params), int(found.total_mult_adds))

@@ -1,0 +1,76 @@
+"""Hypothesis strategies for recipes, drawn from what the fields themselves say they allow."""
+
+from __future__ import annotations
+
+from hypothesis import reject
+from hypothesis import strategies as st
+
+import fmnist_search.models  # noqa: F401  (registers the families)
+from fmnist_search.errors import UserError
+from fmnist_search.recipe import (
+    FAMILIES,
+    TRAINING_POOL,
+    Architecture,
+    Hyperparameter,
+    Recipe,
+    Value,
+    hyperparameters,
+    known_hyperparameters,
+)
+
+
+def allowed(spec: Hyperparameter, largest: int | None = None) -> st.SearchStrategy[Value]:
+    """The values of one hyperparameter; `largest` keeps whole numbers small where networks are built from them."""
+    if spec.choices is not None:
+        return st.sampled_from((spec.default, *spec.choices))
+    if spec.kind is bool:
+        return st.booleans()
+    if spec.kind is int:
+        low = int(spec.low or 0)
+        high = int(spec.high) if spec.high is not None else 2**31 - 1
+        within = st.integers(low, high if largest is None else max(low, min(high, largest)))
+        small_enough = largest is None or int(spec.default) <= largest
+        return within | st.just(spec.default) if small_enough else within
+    assert spec.kind is float, f"{spec.name}: a {spec.kind.__name__} without choices has no strategy"
+    low, exclusive = (spec.above, True) if spec.above is not None else (spec.low, False)
+    return st.floats(low, spec.high, exclude_min=exclusive, allow_nan=False, allow_infinity=False)
+
+
+@st.composite
+def architectures(draw: st.DrawFn, family: type[Architecture], largest: int | None = None) -> Architecture:
+    """Hyperparameters of one family that make a network."""
+    specs = hyperparameters(family)
+    chosen = draw(st.fixed_dictionaries({}, optional={name: allowed(spec, largest) for name, spec in specs.items()}))
+    if largest is not None:
+        # A field left to its default may be large: only a drawn one is known to be small.
+        chosen = {
+            name: draw(allowed(spec, largest)) if spec.kind is int else chosen.get(name, spec.default)
+            for name, spec in specs.items()
+        }
+    try:
+        return family(**chosen)
+    except UserError:
+        reject()
+
+
+@st.composite
+def recipes(draw: st.DrawFn) -> Recipe:
+    """Recipes of every family, any of their fields changed or left alone."""
+    family = FAMILIES[draw(st.sampled_from(sorted(FAMILIES)))]
+    known = known_hyperparameters(family)
+    changes: dict[str, object] = draw(
+        st.fixed_dictionaries({}, optional={name: allowed(spec) for name, spec in known.items()})
+    )
+    # These three limit each other; drawn blindly, most combinations would be thrown away.
+    validation = draw(st.integers(0, TRAINING_POOL - 100))
+    training = draw(st.just(0) | st.integers(100, TRAINING_POOL - validation))
+    changes |= {
+        "model.family": family.family,
+        "data.validation": validation,
+        "data.train_images": training,
+        "batch_size": draw(st.integers(2, training or TRAINING_POOL - validation)),
+    }
+    try:
+        return Recipe().replace(changes)
+    except UserError:
+        reject()

@@ -1,0 +1,325 @@
+"""The engine trains what the recipe says, learns, gives the same numbers again, and leaves torch as it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from fmnist_search import engine
+from fmnist_search.data import Images, Source, prepare
+from fmnist_search.engine import batch_sizes, fit, probe_precision, resolve_execution, settled
+from fmnist_search.errors import UserError
+from fmnist_search.models import build
+from fmnist_search.models.cnn import Cnn
+from fmnist_search.models.mlp import Mlp
+from fmnist_search.optim import learning_rates
+from fmnist_search.recipe import (
+    Architecture,
+    Augmentation,
+    Averaging,
+    Data,
+    Execution,
+    Optimizer,
+    Recipe,
+    Schedule,
+)
+from fmnist_search.results import EpochReport, TrialResult
+from fmnist_search.trial import run_trial
+
+DATA = Data(train_images=1_000, validation=1_000)
+TINY = Recipe(model=Mlp(depth=1, width=32), data=DATA, epochs=2, batch_size=128)
+BUSY = Recipe(
+    model=Cnn(depth=2, width_1=8, width_2=8, dropout=0.3),
+    augmentation=Augmentation(shift=2, flip=0.5, erasing=0.5),
+    data=DATA,
+    epochs=2,
+    batch_size=128,
+)
+STILL = {"optimizer.learning_rate": 1e-12, "optimizer.weight_decay": 0.0, "epochs": 1}
+"""Changes after which a training moves nothing that float32 can see: its figures are those of the initial weights."""
+
+
+def figures(result: TrialResult) -> list[EpochReport]:
+    """The epochs without their seconds, which no two runs share."""
+    return [dataclasses.replace(epoch, seconds=0.0) for epoch in result.epochs]
+
+
+def same_weights(one: TrialResult, other: TrialResult) -> bool:
+    assert one.weights is not None
+    assert other.weights is not None
+    return all(torch.equal(one.weights[name], other.weights[name]) for name in one.weights | other.weights)
+
+
+def initial(recipe: Recipe, images: Images) -> nn.Module:
+    """The network before its first step."""
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        return build(recipe.model, images.mean, images.deviation)
+
+
+# ---------------------------------------------------------------------------------------- batches
+
+
+@given(st.integers(2, 60_000), st.integers(2, 60_000))
+def test_batches_cover_all_images_and_none_holds_just_one(images: int, batch_size: int) -> None:
+    sizes = batch_sizes(images, batch_size)
+    assert sum(sizes) == images
+    assert min(sizes) >= 2
+    assert set(sizes[:-1]) <= {batch_size}
+    assert sizes[-1] <= batch_size + 1
+    assert len(sizes) in (images // batch_size, images // batch_size + 1)
+
+
+@pytest.mark.parametrize("count", [128, 129, 130, 200])
+def test_a_last_batch_of_another_size_trains_batch_norm_too(count: int, source: Source, execution: Execution) -> None:
+    data = Data(train_images=count, validation=100)
+    recipe = BUSY.replace({"data.train_images": count, "data.validation": 100, "epochs": 1})
+    assert run_trial(recipe, prepare(data, source), execution).reason is None
+
+
+# --------------------------------------------------------------------------------- the same again
+
+
+def test_the_same_recipe_gives_the_same_bits(images: Images, execution: Execution) -> None:
+    once = run_trial(BUSY, images, execution)
+    torch.rand(7)
+    again = run_trial(BUSY, images, execution)
+    assert figures(once) == figures(again)
+    assert once.confusion == again.confusion
+    assert same_weights(once, again)
+
+
+def test_another_seed_gives_another_training(images: Images, execution: Execution) -> None:
+    once, other = run_trial(TINY, images, execution), run_trial(TINY.replace({"seed": 1}), images, execution)
+    assert figures(once) != figures(other)
+    assert not same_weights(once, other)
+
+
+def test_initial_weights_depend_on_the_seed_alone(images: Images, execution: Execution) -> None:
+    still = BUSY.replace(STILL)
+    weights = run_trial(still, images, execution).weights
+    assert weights is not None
+    for name, parameter in initial(still, images).named_parameters():
+        torch.testing.assert_close(weights[name], parameter.detach(), rtol=0, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------- what it trains on
+
+
+@pytest.mark.parametrize("model", [Mlp(depth=1, width=32), Cnn(depth=2, width_1=16, width_2=32)])
+def test_it_learns(model: Architecture, images: Images, execution: Execution) -> None:
+    recipe = Recipe(model=model, data=DATA, epochs=8, batch_size=50, optimizer=Optimizer(learning_rate=5e-3))
+    result = run_trial(recipe, images, execution)
+    assert result.value is not None
+    assert result.value > 0.6
+    assert result.epochs[-1].train_loss < result.epochs[0].train_loss
+    assert result.epochs[-1].train_accuracy > 0.6
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_training_figures_are_means_over_all_images_whatever_the_batches(
+    smoothing: float, images: Images, execution: Execution
+) -> None:
+    recipe = TINY.replace({**STILL, "label_smoothing": smoothing, "batch_size": 300})
+    (epoch,) = run_trial(recipe, images, execution).epochs
+    with torch.no_grad():
+        logits = initial(recipe, images)(images.train.pixels)
+        held_back = initial(recipe, images)(images.validation.pixels)
+    expected = functional.cross_entropy(logits, images.train.labels, label_smoothing=smoothing).item()
+    assert epoch.train_loss == pytest.approx(expected, rel=1e-4)
+    assert epoch.train_accuracy == (logits.argmax(1) == images.train.labels).double().mean().item()
+    # Validation is judged by the plain loss, so that recipes compare whatever they smooth.
+    assert epoch.val_loss == pytest.approx(functional.cross_entropy(held_back, images.validation.labels).item(), rel=1e-4)
+    assert epoch.val_accuracy == (held_back.argmax(1) == images.validation.labels).double().mean().item()
+
+
+def test_augmentation_changes_what_is_trained_on_and_never_what_is_validated(
+    images: Images, execution: Execution
+) -> None:
+    plain = TINY.replace(STILL)
+    (clean,) = run_trial(plain, images, execution).epochs
+    (augmented,) = run_trial(plain.replace({"augmentation.erasing": 1.0}), images, execution).epochs
+    assert augmented.train_loss != clean.train_loss
+    assert augmented.val_loss == pytest.approx(clean.val_loss, rel=1e-6)
+
+
+def test_images_come_in_another_order_each_epoch(images: Images, execution: Execution) -> None:
+    recipe = TINY.replace({**STILL, "epochs": 4, "batch_size": 32})
+    losses = {epoch.train_loss for epoch in run_trial(recipe, images, execution).epochs}
+    # Summed in another order, the same losses differ in their last bits.
+    assert len(losses) > 1
+    assert max(losses) == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_averaging_never_touches_the_training_itself(images: Images, execution: Execution) -> None:
+    without = run_trial(TINY.replace({"averaging.horizon": 0.0}), images, execution)
+    long = run_trial(TINY.replace({"averaging.horizon": 5.0}), images, execution)
+    assert [epoch.train_loss for epoch in without.epochs] == [epoch.train_loss for epoch in long.epochs]
+    assert [epoch.val_loss for epoch in without.epochs] != [epoch.val_loss for epoch in long.epochs]
+
+
+def test_clipping_bounds_what_a_step_can_move(images: Images, execution: Execution) -> None:
+    optimizer = Optimizer(name="sgd", learning_rate=1.0, momentum=0.0, weight_decay=0.0, clip_norm=1e-3)
+    recipe = dataclasses.replace(TINY, optimizer=optimizer, averaging=Averaging(horizon=0.0), epochs=1)
+    weights = run_trial(recipe, images, execution).weights
+    assert weights is not None
+    moved = torch.cat([(weights[name] - p.detach()).flatten() for name, p in initial(recipe, images).named_parameters()])
+    steps = len(batch_sizes(1_000, recipe.batch_size))
+    assert 0 < moved.norm() <= steps * 1e-3 * 1.01
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "one-cycle"])
+def test_each_epoch_reports_the_rate_of_its_last_step(name: str, images: Images, execution: Execution) -> None:
+    recipe = dataclasses.replace(TINY, schedule=Schedule(name=name), epochs=3)
+    steps = len(batch_sizes(1_000, recipe.batch_size))
+    rates = learning_rates(recipe, 3 * steps)
+    found = [epoch.learning_rate for epoch in run_trial(recipe, images, execution).epochs]
+    assert found == [rates[steps - 1], rates[2 * steps - 1], rates[3 * steps - 1]]
+
+
+def test_the_rate_of_the_schedule_is_the_one_that_moves_the_weights(images: Images, execution: Execution) -> None:
+    optimizer = Optimizer(name="sgd", learning_rate=0.5, momentum=0.0, weight_decay=0.0)
+    one_step = {"batch_size": 1_000, "epochs": 1, "averaging.horizon": 0.0, "model.depth": 0}
+    recipe = dataclasses.replace(TINY, optimizer=optimizer, schedule=Schedule(name="one-cycle")).replace(one_step)
+    weights = run_trial(recipe, images, execution).weights
+    model = initial(recipe, images)
+    functional.cross_entropy(model(images.train.pixels), images.train.labels).backward()
+    assert weights is not None
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        expected = parameter.detach() - learning_rates(recipe, 1)[0] * parameter.grad
+        torch.testing.assert_close(weights[name], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", [Mlp(depth=1, width=32), Cnn(depth=2, width_1=8, width_2=8)])
+def test_bfloat16_ends_near_float32_and_is_not_the_same(
+    model: Architecture, images: Images, execution: Execution
+) -> None:
+    full = run_trial(dataclasses.replace(TINY, model=model), images, execution).epochs[-1]
+    half = run_trial(dataclasses.replace(TINY, model=model, precision="bfloat16"), images, execution).epochs[-1]
+    assert half.train_loss != full.train_loss
+    assert half.train_loss == pytest.approx(full.train_loss, rel=0.05)
+    assert half.val_accuracy == pytest.approx(full.val_accuracy, abs=0.1)
+
+
+def test_kept_weights_are_float32_whatever_the_precision(images: Images, execution: Execution) -> None:
+    weights = run_trial(dataclasses.replace(TINY, precision="bfloat16"), images, execution).weights
+    assert weights is not None
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+def test_the_statistics_of_the_training_images_travel_with_the_weights(images: Images, execution: Execution) -> None:
+    weights = run_trial(TINY, images, execution).weights
+    assert weights is not None
+    assert weights["mean"].item() == pytest.approx(images.mean)
+    assert weights["deviation"].item() == pytest.approx(images.deviation)
+
+
+def test_fit_yields_epoch_by_epoch_and_may_be_left_at_any_time(images: Images, execution: Execution) -> None:
+    with settled(execution):
+        epochs = fit(TINY.replace({"epochs": 10_000}), images, execution)
+        assert [next(epochs).report.epoch, next(epochs).report.epoch] == [1, 2]
+
+
+# ------------------------------------------------------------------------------- torch as it was
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_trial_leaves_torch_numpy_and_python_as_they_were(images: Images, two_threads: None) -> None:
+    def global_state() -> list[object]:
+        cudnn = torch.backends.cudnn
+        threads = torch.get_num_threads()
+        generators = [torch.get_rng_state().tolist(), repr(np.random.get_state()), random.getstate()]  # noqa: NPY002
+        return [threads, cudnn.benchmark, cudnn.deterministic, torch.is_grad_enabled(), *generators]
+
+    before = global_state()
+    run_trial(BUSY, images, Execution(threads=1))
+    assert global_state() == before
+
+
+def test_torch_is_set_back_after_an_exception_too(two_threads: None) -> None:
+    state = torch.get_rng_state()
+    with pytest.raises(KeyboardInterrupt), settled(Execution(threads=1)):
+        torch.rand(1)
+        raise KeyboardInterrupt
+    assert torch.get_num_threads() == 2
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_trial_runs_with_the_threads_that_its_execution_names(two_threads: None) -> None:
+    with settled(Execution(threads=1)):
+        assert torch.get_num_threads() == 1
+    with settled(Execution(threads=0)):
+        assert torch.get_num_threads() == 2
+
+
+# -------------------------------------------------------------------------------------- execution
+
+
+def test_an_execution_without_a_wish_takes_what_the_machine_has() -> None:
+    found = resolve_execution()
+    assert found.device == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert found.threads == torch.get_num_threads()
+    assert resolve_execution("cpu", threads=3) == Execution(device="cpu", threads=3)
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        pytest.param("cuda", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")),
+        "cuda:99",
+        "gpu",
+        "",
+    ],
+)
+def test_a_device_that_is_not_there_is_named_in_one_line(device: str) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve_execution(device)
+    (line,) = caught.value.lines
+    assert line.startswith(f"device: {device!r}")
+    assert "--device cpu" in line
+    assert "\n" not in line
+
+
+def test_the_probe_answers_with_a_precision_that_recipes_know_and_leaves_torch_as_it_was(
+    execution: Execution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "PROBE_ROUNDS", 2)
+    monkeypatch.setattr(engine, "PROBE_BATCH", 16)
+    before = torch.get_rng_state()
+    Recipe(precision=probe_precision(execution))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("model", [Mlp(depth=1, width=32), Cnn(depth=2, width_1=8, width_2=8)])
+def test_a_cuda_training_repeats_its_bits_and_ends_near_that_of_the_cpu(
+    model: Architecture, source: Source, images: Images, execution: Execution
+) -> None:
+    recipe = dataclasses.replace(TINY, model=model, epochs=3)
+    cuda = resolve_execution("cuda")
+    there = prepare(DATA, source, cuda.device)
+    once, again = run_trial(recipe, there, cuda), run_trial(recipe, there, cuda)
+    assert figures(once) == figures(again)
+    assert same_weights(once, again)
+    here = run_trial(recipe, images, execution).epochs[-1]
+    # Another generator shuffles and another kernel sums, so only the course is alike.
+    assert once.epochs[-1].train_loss == pytest.approx(here.train_loss, rel=0.1)
+    assert once.value == pytest.approx(here.val_accuracy, abs=0.1)

@@ -1,0 +1,119 @@
+"""The figures of an evaluation equal those that a plain loop over the images gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from fmnist_search import evaluate as module
+from fmnist_search.data import Images, Labelled
+from fmnist_search.evaluate import CPU_CHUNK, GPU_CHUNK, evaluate, predict_logits, wilson
+from fmnist_search.models import Classifier, build
+from fmnist_search.models.cnn import Cnn
+from fmnist_search.recipe import Data, Execution, Recipe
+from fmnist_search.trial import run_trial
+
+
+@pytest.fixture(scope="module")
+def classifier(images: Images, execution: Execution) -> Classifier:
+    """A network that is right about some images and wrong about others: both must be counted."""
+    model = Cnn(depth=2, width_1=8, width_2=16)
+    recipe = Recipe(model=model, epochs=3, batch_size=64, data=Data(train_images=1_000, validation=1_000))
+    weights = run_trial(recipe.replace({"optimizer.learning_rate": 0.02}), images, execution).weights
+    assert weights is not None
+    trained = build(model)
+    trained.load_state_dict(weights)
+    return trained.eval()
+
+
+@torch.no_grad()
+def one_by_one(classifier: Classifier, pixels: Tensor) -> Tensor:
+    return torch.cat([classifier(image[None]) for image in pixels])
+
+
+def test_loss_accuracy_and_confusion_equal_those_of_a_plain_loop(classifier: Classifier, images: Images) -> None:
+    few = Labelled(images.validation.pixels[:300], images.validation.labels[:300])
+    logits = one_by_one(classifier, few.pixels)
+    confusion = [[0] * 10 for _ in range(10)]
+    for label, guess in zip(few.labels.tolist(), logits.argmax(1).tolist(), strict=True):
+        confusion[label][guess] += 1
+    found = evaluate(classifier, few)
+    assert [list(row) for row in found.confusion] == confusion
+    assert found.accuracy == sum(confusion[label][label] for label in range(10)) / 300
+    assert 0.2 < found.accuracy < 0.95
+    assert found.loss == pytest.approx(functional.cross_entropy(logits, few.labels).item(), rel=1e-5)
+
+
+def test_confusion_counts_every_image_once_in_the_row_of_its_class(classifier: Classifier, images: Images) -> None:
+    found = evaluate(classifier, images.validation)
+    assert [sum(row) for row in found.confusion] == torch.bincount(images.validation.labels, minlength=10).tolist()
+    assert found.accuracy == sum(found.confusion[label][label] for label in range(10)) / len(images.validation)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 999, 1_000, 5_000])
+def test_the_size_of_the_chunks_does_not_change_the_figures(
+    chunk: int, classifier: Classifier, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = evaluate(classifier, images.validation)
+    monkeypatch.setattr(module, "CPU_CHUNK", chunk)
+    found = evaluate(classifier, images.validation)
+    assert (found.accuracy, found.confusion) == (expected.accuracy, expected.confusion)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+
+
+def test_chunks_divide_the_default_validation_images() -> None:
+    assert Data().validation % CPU_CHUNK == 0
+    assert Data().validation % GPU_CHUNK == 0
+
+
+def test_classes_that_do_not_occur_have_rows_of_zeros(classifier: Classifier, images: Images) -> None:
+    bags = images.validation.labels == 8
+    found = evaluate(classifier, Labelled(images.validation.pixels[bags], images.validation.labels[bags]))
+    assert (len(found.confusion), {len(row) for row in found.confusion}) == (10, {10})
+    assert [label for label, row in enumerate(found.confusion) if any(row)] == [8]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_logits_are_float32_and_carry_no_gradient(precision: str, classifier: Classifier, images: Images) -> None:
+    logits = predict_logits(classifier, images.validation.pixels[:300], precision)
+    assert (logits.shape, logits.dtype, logits.requires_grad) == ((300, 10), torch.float32, False)
+    torch.testing.assert_close(logits, one_by_one(classifier, images.validation.pixels[:300]), atol=0.3, rtol=0.1)
+
+
+def test_bfloat16_is_really_used_where_it_is_asked_for(classifier: Classifier, images: Images) -> None:
+    pixels = images.validation.pixels[:300]
+    assert not torch.equal(predict_logits(classifier, pixels, "bfloat16"), predict_logits(classifier, pixels))
+
+
+# ---------------------------------------------------------------------------- Wilson's interval
+
+
+@pytest.mark.parametrize(
+    ("hits", "images", "low", "high"),
+    # The examples of Newcombe, Statistics in Medicine 17 (1998), table I, method 3.
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_the_interval_equals_published_ones(hits: int, images: int, low: float, high: float) -> None:
+    found = wilson(hits, images)
+    assert found.value == hits / images
+    assert (found.low, found.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+
+
+counts = st.integers(1, 100_000).flatmap(lambda images: st.tuples(st.integers(0, images), st.just(images)))
+
+
+@given(counts)
+def test_the_interval_holds_the_accuracy_and_stays_between_zero_and_one(count: tuple[int, int]) -> None:
+    found = wilson(*count)
+    assert 0 <= found.low <= found.value <= found.high <= 1
+
+
+@given(counts)
+def test_the_interval_of_the_mistakes_is_that_of_the_hits_mirrored(count: tuple[int, int]) -> None:
+    hits, images = count
+    found, mirrored = wilson(hits, images), wilson(images - hits, images)
+    assert (1 - mirrored.high, 1 - mirrored.low) == (pytest.approx(found.low), pytest.approx(found.high))

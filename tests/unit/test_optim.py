@@ -1,0 +1,262 @@
+"""Update rules equal torch's own, curves have the shape their names say, averages equal plain arithmetic."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from fmnist_search.data import Images
+from fmnist_search.models import Classifier, build
+from fmnist_search.models.cnn import Cnn
+from fmnist_search.models.mlp import Mlp
+from fmnist_search.optim import AveragedWeights, learning_rates, make_optimizer
+from fmnist_search.recipe import Optimizer, Recipe, Schedule
+
+RULES = ("sgd", "adam", "adamw")
+rates = st.floats(1e-6, 10)
+steps = st.integers(1, 500)
+
+
+def curve(name: str, count: int, peak: float = 1.0, warmup: float = 0.25) -> list[float]:
+    recipe = Recipe(optimizer=Optimizer(learning_rate=peak), schedule=Schedule(name=name, warmup=warmup))
+    return learning_rates(recipe, count)
+
+
+# -------------------------------------------------------------------------- learning-rate curves
+
+
+@given(st.sampled_from(["constant", "cosine", "one-cycle"]), steps, rates, st.floats(0, 0.9))
+def test_a_curve_has_a_rate_for_each_step_and_never_exceeds_its_peak(
+    name: str, count: int, peak: float, warmup: float
+) -> None:
+    values = curve(name, count, peak, warmup)
+    assert len(values) == count
+    assert all(0 <= value <= peak * (1 + 1e-12) for value in values)
+
+
+@given(steps, rates)
+def test_constant_is_the_peak_throughout(count: int, peak: float) -> None:
+    assert curve("constant", count, peak) == [peak] * count
+
+
+@given(st.integers(2, 500), rates)
+def test_cosine_falls_from_the_peak_to_zero_along_half_a_cosine(count: int, peak: float) -> None:
+    expected = peak * (1 + np.cos(np.pi * np.arange(count) / (count - 1))) / 2
+    np.testing.assert_allclose(curve("cosine", count, peak), expected, rtol=1e-9, atol=1e-12 * peak)
+
+
+@given(st.integers(2, 500), rates, st.floats(0.01, 0.9))
+def test_one_cycle_starts_low_rises_once_falls_once_and_ends_far_below(count: int, peak: float, warmup: float) -> None:
+    values = curve("one-cycle", count, peak, warmup)
+    assert values[0] == pytest.approx(peak / 25)
+    assert values[-1] == pytest.approx(peak / 25 / 1e4)
+    top = values.index(max(values))
+    assert values[: top + 1] == sorted(values[: top + 1])
+    assert values[top:] == sorted(values[top:], reverse=True)
+
+
+@given(st.floats(0, 0.9))
+def test_one_cycle_peaks_where_its_warm_up_ends(warmup: float) -> None:
+    values = curve("one-cycle", 1_001, warmup=warmup)
+    assert max(values) == pytest.approx(1, rel=1e-3)
+    assert abs(values.index(max(values)) - 1_000 * warmup) <= 1
+
+
+def test_one_cycle_follows_torchs_own() -> None:
+    values = curve("one-cycle", 1_000, warmup=0.3)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=1_000, pct_start=0.3)
+    expected = []
+    for _ in range(1_000):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step() if len(expected) < 1_000 else None
+    # torch ends its warm-up one step earlier.
+    np.testing.assert_allclose(values, expected, atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine"])
+def test_a_training_of_a_single_step_uses_the_peak(name: str) -> None:
+    assert curve(name, 1, peak=0.5) == [0.5]
+
+
+# ----------------------------------------------------------------------------------- update rules
+
+
+def small(seed: int = 0) -> Classifier:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build(Cnn(depth=2, width_1=4, width_2=8, hidden=8), 72.9, 90.0)
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Images, batch: int) -> None:
+    chosen = slice(batch * 32, (batch + 1) * 32)
+    loss = functional.cross_entropy(model(images.train.pixels[chosen]), images.train.labels[chosen])
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def plain(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
+    """The same rule as a reader of torch's manual would write it down, with the unfused kernels."""
+    norms = {p for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
+    biases = {p for name, p in model.named_parameters() if name.endswith("bias")}
+    spared = norms | biases
+    groups = [
+        {"params": [p for p in model.parameters() if p not in spared], "weight_decay": settings.weight_decay},
+        {"params": list(spared), "weight_decay": 0.0},
+    ]
+    rate = settings.learning_rate
+    if settings.name == "sgd":
+        momentum, nesterov = settings.momentum, settings.nesterov
+        return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=nesterov, foreach=False)
+    rule: Callable[..., torch.optim.Optimizer] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.name]
+    return rule(groups, lr=rate, betas=(settings.momentum, 0.999), foreach=False)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("name", RULES)
+def test_an_update_rule_equals_torchs_own(name: str, nesterov: bool, decay: float, images: Images) -> None:
+    settings = Optimizer(name=name, learning_rate=1e-2, momentum=0.8, nesterov=nesterov, weight_decay=decay)
+    ours, theirs = small(), small()
+    first, second = make_optimizer(ours, settings), plain(theirs, settings)
+    for batch in range(5):
+        step(ours, first, images, batch)
+        step(theirs, second, images, batch)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_without_momentum_works(name: str, images: Images) -> None:
+    model = small()
+    step(model, make_optimizer(model, Optimizer(name=name, momentum=0.0, nesterov=True)), images, 0)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_decay_shrinks_weights_and_spares_biases_and_norms(name: str) -> None:
+    model = small()
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 1.0)
+        parameter.grad = torch.zeros_like(parameter)
+    make_optimizer(model, Optimizer(name=name, learning_rate=0.1, weight_decay=0.5)).step()
+    shrunk = {name for name, parameter in model.named_parameters() if (parameter < 1).all()}
+    same = {name for name, parameter in model.named_parameters() if (parameter == 1).all()}
+    weights = {
+        f"network.{name}.weight"
+        for name, module in model.network.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    }
+    assert shrunk == weights
+    assert same == {name for name, _ in model.named_parameters()} - weights
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_only_adamw_decays_apart_from_the_gradient(name: str) -> None:
+    def shrinkage(rule: str) -> float:
+        model = build(Mlp(depth=0))
+        (weight,) = (p for p in model.parameters() if p.ndim > 1)
+        nn.init.constant_(weight, 1.0)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        settings = Optimizer(name=rule, learning_rate=0.1, weight_decay=0.5, momentum=0.0)
+        make_optimizer(model, settings).step()
+        return 1 - weight.flatten()[0].item()
+
+    assert shrinkage("adamw") == pytest.approx(0.1 * 0.5, rel=1e-4)
+    # Adam divides the decay by its own size, which leaves the learning rate; plain sgd multiplies both.
+    assert shrinkage(name) == pytest.approx({"sgd": 0.1 * 0.5, "adam": 0.1}[name], rel=1e-4)
+
+
+@pytest.mark.parametrize("model", [Mlp(depth=0), Mlp(), Cnn(norm="none"), Cnn(activation="prelu", hidden=8)])
+def test_every_parameter_is_updated_by_exactly_one_group(model: Mlp | Cnn) -> None:
+    network = build(model)
+    optimizer = make_optimizer(network, Optimizer())
+    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in network.parameters())
+
+
+# ------------------------------------------------------------------------------- averaged weights
+
+
+def with_norm() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU())
+
+
+def floats(model: nn.Module) -> dict[str, np.ndarray]:
+    return {k: v.double().numpy().copy() for k, v in model.state_dict().items() if v.is_floating_point()}
+
+
+@settings(max_examples=15)
+@given(st.floats(0.1, 1_000))
+def test_averages_equal_plain_arithmetic_batch_norms_statistics_included(images: Images, horizon: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = with_norm()
+    averaged = AveragedWeights(model, horizon)
+    expected = floats(model)
+    for count in range(1, 31):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += torch.randn(parameter.shape, generator=generator)
+        model(images.train.pixels[count : count + 8, None].float())
+        averaged.update()
+        decay = min(math.exp(-1 / horizon), (1 + count) / (10 + count))
+        expected = {k: decay * expected[k] + (1 - decay) * v for k, v in floats(model).items()}
+    assert "1.running_mean" in expected
+    for name, value in floats(averaged.model).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-3, err_msg=name)
+
+
+def test_without_a_horizon_the_average_is_the_present_weights(images: Images) -> None:
+    model = with_norm()
+    averaged = AveragedWeights(model, 0)
+    for _ in range(3):
+        with torch.no_grad():
+            model[0].weight += torch.randn(3, 1, 3, 3)
+        model(images.train.pixels[:8, None].float())
+        averaged.update()
+        for name, value in floats(averaged.model).items():
+            np.testing.assert_array_equal(value, floats(model)[name], err_msg=name)
+
+
+def test_the_average_is_a_copy_in_evaluation_mode_that_leaves_the_model_alone() -> None:
+    model = with_norm()
+    averaged = AveragedWeights(model, 10)
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        averaged.model[0].weight.zero_()
+    averaged.update()
+    assert model.training
+    assert not averaged.model.training
+    assert all(p.requires_grad for p in model.parameters())
+    assert not any(p.requires_grad for p in averaged.model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_weights_that_rest_are_their_own_average() -> None:
+    model = with_norm()
+    averaged = AveragedWeights(model, 100)
+    for _ in range(50):
+        averaged.update()
+    for name, value in floats(averaged.model).items():
+        np.testing.assert_array_equal(value, floats(model)[name], err_msg=name)
+
+
+def test_initial_weights_are_soon_forgotten_whatever_the_horizon() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    averaged = AveragedWeights(model, 1e6)
+    nn.init.ones_(model.weight)
+    for _ in range(50):
+        averaged.update()
+    assert averaged.model.weight.item() > 0.99

@@ -1,0 +1,239 @@
+"""A trial ends in one of four ways, says which and why, and keeps what its recipe asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+
+import pytest
+import torch
+
+from fmnist_search.data import Images, Source, prepare
+from fmnist_search.engine import fit, settled
+from fmnist_search.evaluate import evaluate
+from fmnist_search.models import MAX_PARAMETERS, build, count_parameters
+from fmnist_search.models.cnn import Cnn
+from fmnist_search.models.mlp import Mlp
+from fmnist_search.recipe import Architecture, Averaging, Data, Execution, Optimizer, Recipe
+from fmnist_search.results import Decision, EpochReport, State
+from fmnist_search.trial import run_trial
+
+DATA = Data(train_images=1_000, validation=1_000)
+TINY = Recipe(model=Mlp(depth=1, width=16), data=DATA, epochs=4, batch_size=250)
+OVERFITTING = Recipe(
+    model=Mlp(depth=1, width=64),
+    optimizer=Optimizer(learning_rate=2e-2),
+    averaging=Averaging(horizon=0.0),
+    data=DATA,
+    epochs=15,
+    batch_size=100,
+)
+"""The loss turns before the accuracy does."""
+
+
+class Watcher:
+    """An observer that notes what it sees and decides as told, by epoch."""
+
+    def __init__(self, decisions: dict[int, Decision] | None = None):
+        self.decisions = decisions or {}
+        self.seen: list[EpochReport] = []
+
+    def __call__(self, report: EpochReport) -> Decision:
+        self.seen.append(report)
+        return self.decisions.get(report.epoch, Decision.CONTINUE)
+
+
+# ----------------------------------------------------------------------------------- how it ends
+
+
+def test_a_trial_that_nobody_stops_is_completed(images: Images, execution: Execution) -> None:
+    watcher = Watcher()
+    result = run_trial(TINY, images, execution, watcher)
+    assert (result.state, result.reason, result.error) == (State.COMPLETED, None, None)
+    assert [epoch.epoch for epoch in result.epochs] == [1, 2, 3, 4]
+    assert tuple(watcher.seen) == result.epochs
+    assert result.parameters == count_parameters(TINY.model)
+    assert sum(epoch.seconds for epoch in result.epochs) <= result.seconds
+
+
+@pytest.mark.parametrize(
+    ("decision", "state"), [(Decision.PRUNE, State.PRUNED), (Decision.INTERRUPT, State.INTERRUPTED)]
+)
+def test_an_observer_ends_a_trial_after_the_epoch_it_saw(
+    decision: Decision, state: State, images: Images, execution: Execution
+) -> None:
+    watcher = Watcher({2: decision})
+    result = run_trial(TINY, images, execution, watcher)
+    assert result.state is state
+    assert [epoch.epoch for epoch in result.epochs] == [1, 2]
+    assert tuple(watcher.seen) == result.epochs
+    assert result.reason is not None
+    assert "epoch 2" in result.reason
+    assert result.value == result.epochs[-1].val_accuracy
+    assert result.weights is not None
+
+
+@pytest.mark.parametrize("decision", [Decision.PRUNE, Decision.INTERRUPT])
+def test_a_decision_after_the_last_epoch_comes_too_late(
+    decision: Decision, images: Images, execution: Execution
+) -> None:
+    result = run_trial(TINY, images, execution, Watcher({4: decision}))
+    assert (result.state, result.reason, len(result.epochs)) == (State.COMPLETED, None, 4)
+
+
+def test_watching_changes_nothing(images: Images, execution: Execution) -> None:
+    recipe = TINY.replace({"model.dropout": 0.5})
+
+    def curious(_: EpochReport) -> Decision:
+        torch.rand(5)
+        return Decision.CONTINUE
+
+    alone, watched = run_trial(recipe, images, execution), run_trial(recipe, images, execution, curious)
+    assert [epoch.train_loss for epoch in watched.epochs] == [epoch.train_loss for epoch in alone.epochs]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("mine"), KeyboardInterrupt()])
+def test_what_goes_wrong_in_the_observer_is_the_callers(
+    error: BaseException, images: Images, execution: Execution
+) -> None:
+    def broken(_: EpochReport) -> Decision:
+        raise error
+
+    before = torch.get_rng_state()
+    with pytest.raises(type(error)):
+        run_trial(TINY, images, execution, broken)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# -------------------------------------------------------------------------------------- failures
+
+
+@pytest.mark.parametrize(
+    "model", [Mlp(depth=4, width=32), Cnn(depth=2, width_1=8, width_2=8, norm="none")], ids=["mlp", "cnn"]
+)
+def test_a_diverging_training_fails_and_no_figure_that_is_not_finite_gets_out(
+    model: Architecture, images: Images, execution: Execution
+) -> None:
+    watcher = Watcher()
+    recipe = dataclasses.replace(TINY, model=model, optimizer=Optimizer(name="sgd", learning_rate=100.0))
+    result = run_trial(recipe.replace({"batch_size": 20}), images, execution, watcher)
+    assert result.state is State.FAILED
+    assert result.reason is not None
+    assert "not finite" in result.reason
+    assert len(result.epochs) < recipe.epochs
+    assert tuple(watcher.seen) == result.epochs
+    assert all(math.isfinite(x) for epoch in result.epochs for x in (epoch.train_loss, epoch.val_loss or 0))
+
+
+def test_a_training_that_diverges_late_keeps_its_finite_epochs(images: Images, execution: Execution) -> None:
+    bright = images.train.pixels.float()
+    one = dataclasses.replace(images, train=dataclasses.replace(images.train, pixels=bright))
+
+    def poison(report: EpochReport) -> Decision:
+        if report.epoch == 2:
+            bright[0] = math.inf
+        return Decision.CONTINUE
+
+    result = run_trial(TINY, one, execution, poison)
+    assert (result.state, [epoch.epoch for epoch in result.epochs]) == (State.FAILED, [1, 2])
+    assert result.reason is not None
+    assert "epoch 3" in result.reason
+    assert result.weights is not None
+    assert all(tensor.isfinite().all() for tensor in result.weights.values())
+
+
+def test_a_network_that_is_too_large_fails_before_it_is_built(images: Images, execution: Execution) -> None:
+    widths = {f"width_{block}": 4096 for block in range(1, 6)}
+    kernels = {f"kernel_{block}": 7 for block in range(1, 6)}
+    giant = Cnn(depth=5, convolutions=2, **widths, **kernels)  # type: ignore[arg-type]
+    assert count_parameters(giant) > 20 * MAX_PARAMETERS
+    started = time.perf_counter()
+    result = run_trial(dataclasses.replace(TINY, model=giant), images, execution)
+    # Some 30 GB of weights would take longer, where they fit at all.
+    assert time.perf_counter() - started < 5
+    assert (result.state, result.epochs, result.value, result.weights) == (State.FAILED, (), None, None)
+    assert result.reason is not None
+    assert "parameters" in result.reason
+    assert f"{MAX_PARAMETERS:,}" in result.reason
+
+
+def test_an_error_in_the_training_is_a_result_with_its_traceback(images: Images) -> None:
+    result = run_trial(TINY, images, Execution(device="nowhere"))
+    assert (result.state, result.epochs) == (State.FAILED, ())
+    assert result.reason is not None
+    assert "\n" not in result.reason
+    assert result.error is not None
+    assert result.error.startswith("Traceback")
+
+
+# -------------------------------------------------------------------------------- what it leaves
+
+
+@pytest.mark.parametrize("keep", ["val_accuracy", "val_loss"])
+def test_the_weights_of_the_best_epoch_are_kept(keep: str, images: Images, execution: Execution) -> None:
+    result = run_trial(OVERFITTING.replace({"keep": keep}), images, execution)
+    scores = [(e.val_accuracy if keep == "val_accuracy" else -(e.val_loss or 0)) for e in result.epochs]
+    best = scores.index(max(scores)) + 1  # type: ignore[type-var]
+    assert result.best_epoch == best
+    # Only then does the test see that later epochs leave the kept weights alone.
+    assert best < len(result.epochs)
+    assert result.weights is not None
+    model = build(OVERFITTING.model)
+    model.load_state_dict(result.weights)
+    again = evaluate(model.eval(), images.validation)
+    assert again.accuracy == result.epochs[best - 1].val_accuracy
+    assert again.loss == pytest.approx(result.epochs[best - 1].val_loss, rel=1e-6)
+
+
+def test_loss_and_accuracy_choose_different_weights(images: Images, execution: Execution) -> None:
+    by_accuracy = run_trial(OVERFITTING, images, execution)
+    by_loss = run_trial(OVERFITTING.replace({"keep": "val_loss"}), images, execution)
+    assert by_accuracy.best_epoch != by_loss.best_epoch
+    assert by_accuracy.value == by_loss.value
+
+
+def test_kept_weights_load_into_a_network_of_the_recipe_and_reproduce_its_value(
+    images: Images, execution: Execution
+) -> None:
+    recipe = dataclasses.replace(TINY, model=Cnn(depth=2, width_1=8, width_2=8), epochs=1)
+    result = run_trial(recipe, images, execution)
+    assert result.weights is not None
+    model = build(recipe.model)
+    model.load_state_dict(result.weights)
+    assert evaluate(model.eval(), images.validation).accuracy == result.value
+
+
+def test_the_value_is_the_last_epochs_and_the_best_is_told_apart(images: Images, execution: Execution) -> None:
+    result = run_trial(OVERFITTING, images, execution)
+    accuracies = [epoch.val_accuracy for epoch in result.epochs]
+    assert result.value == accuracies[-1]
+    assert result.best_val_accuracy == max(a for a in accuracies if a is not None)
+    assert result.best_val_accuracy > result.value  # type: ignore[operator]
+
+
+def test_the_confusion_is_that_of_the_last_epoch(images: Images, execution: Execution) -> None:
+    result = run_trial(OVERFITTING, images, execution)
+    assert result.confusion is not None
+    assert sum(map(sum, result.confusion)) == len(images.validation)
+    assert sum(row[label] for label, row in enumerate(result.confusion)) / len(images.validation) == result.value
+
+
+def test_without_validation_images_the_last_weights_are_kept(source: Source, execution: Execution) -> None:
+    images = prepare(Data(train_images=300, validation=0), source)
+    recipe = TINY.replace({"data.train_images": 300, "data.validation": 0, "epochs": 3})
+    result = run_trial(recipe, images, execution)
+    assert (result.state, result.value, result.best_val_accuracy) == (State.COMPLETED, None, None)
+    assert (result.confusion, result.best_epoch) == (None, 3)
+    assert all(epoch.val_loss is None and epoch.val_accuracy is None for epoch in result.epochs)
+    with settled(execution):
+        *_, last = fit(recipe, images, execution)
+    assert result.weights is not None
+    for name, tensor in last.classifier.state_dict().items():
+        assert torch.equal(result.weights[name], tensor), name
+
+
+def test_results_compare_and_print_without_their_weights(images: Images, execution: Execution) -> None:
+    result = run_trial(TINY, images, execution)
+    assert dataclasses.replace(result, weights=None) == result
+    assert "tensor" not in repr(result)
