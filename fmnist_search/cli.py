@@ -164,7 +164,8 @@ def _show_preview(config: StudyConfig, as_json: bool) -> None:
         [recipe.label, f"{s.parameters:,}", f"{s.mult_adds / 1e6:.1f} M", *_values(recipe.flat(), names)]
         for recipe, s in shown.recipes
     ]
-    console.out.print(console.table(["network", "parameters", "multiply-adds", *names], rows, "The first recipes"))
+    short = [name.rpartition(".")[2] for name in names]
+    console.show_table(console.table(["network", "parameters", "multiply-adds", *short], rows, "The first recipes"))
     if shown.seconds is not None:
         console.out.print(
             f"\nabout {console.minutes(shown.seconds)} of training if nothing is pruned; nothing was started"
@@ -309,7 +310,7 @@ def leaderboard(
         console.show_json(rows)
         return
     config = config_of(summary.name, tracking_uri=tracking_uri, workdir=workdir)
-    console.out.print(console.leaderboard(rows, searched(config.space)))
+    console.show_table(console.leaderboard(rows, searched(config.space)))
 
 
 def _summary(study: str | None, tracking_uri: str | None, workdir: str | None) -> StudySummary:
@@ -423,7 +424,7 @@ def predict(
         [str(row["image"]), str(row["class"]), f"{row['probability']:.1%}", str(row["true"] or "-")][: len(columns)]
         for row in rows
     ]
-    console.out.print(console.table(columns, body))
+    console.show_table(console.table(columns, body))
 
 
 @app.command()
@@ -541,6 +542,6 @@ def doctor(tracking_uri: TrackingUri = None, workdir: Workdir = None, as_json: A
         console.show_json(checks)
     else:
         rows = [["ok" if check.ok else "FAILED", check.subject, check.finding] for check in checks]
-        console.out.print(console.table(["", "what", "finding"], rows))
+        console.show_table(console.table(["", "what", "finding"], rows))
     if not all(check.ok for check in checks):
         raise typer.Exit(console.Exit.UNEXPECTED)

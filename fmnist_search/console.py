@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from fmnist_search.config import StudyConfig
@@ -24,6 +24,9 @@ from fmnist_search.errors import UserError
 from fmnist_search.recipe import Recipe
 from fmnist_search.report import short_text
 from fmnist_search.results import EpochReport, Silence, State, TrialRow
+
+TABLE_WIDTH = 160
+"""Tables are not squeezed into a narrow terminal, let alone into a pipe: a line that wraps loses nothing."""
 
 out = Console(highlight=False, soft_wrap=True)
 talk = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -70,20 +73,28 @@ def show_error(error: UserError) -> None:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
     """A table of texts."""
-    made = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    headers = [Column(name, no_wrap=True) for name in columns]
+    made = Table(*headers, title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for row in rows:
         made.add_row(*map(Text, row))
     return made
 
 
+def show_table(made: Table) -> None:
+    """A table on stdout."""
+    Console(highlight=False, width=max(out.width, TABLE_WIDTH)).print(made)
+
+
 def leaderboard(rows: Sequence[TrialRow], names: Sequence[str]) -> Table:
-    """Completed trials, the best first, with the hyperparameters that the study searches."""
+    """Completed trials, the best first, with what the study searches; the network's name says its widths."""
+    names = [name for name in names if not name.startswith("model.width_")]
     body = []
     for row in rows:
         flat = row.recipe.flat()
         values = [short_text(flat[name]) if name in flat else "-" for name in names]
         body.append([str(row.number), f"{row.value:.2%}", row.recipe.label, f"{row.seconds:.1f}", *values])
-    return table(["trial", "val_accuracy", "network", "seconds", *names], body)
+    short = [name.rpartition(".")[2] for name in names]
+    return table(["trial", "val_accuracy", "network", "seconds", *short], body)
 
 
 def percent(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -606,17 +607,23 @@ def test_whatever_a_server_answers_is_at_worst_an_error_for_the_user(
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def talk() -> None:
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(65_536)
-                connection.sendall(answer)
+            # Closing the server ends the waiting with an OSError.
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.recv(65_536)
+                        connection.sendall(answer)
 
         thread = threading.Thread(target=talk, daemon=True)
         thread.start()
         point_to(server.getsockname()[1], monkeypatch)
-        with pytest.raises(UserError, match="could not be downloaded"):
-            labels_of(Source(tmp_path / "cache"))
-        thread.join()
+        try:
+            with pytest.raises(UserError, match="could not be downloaded"):
+                labels_of(Source(tmp_path / "cache"))
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
     assert not (tmp_path / "cache").exists()
 
 
