@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 DATASET_PACKAGE := dataset-fashion-mnist
-TESTS := -n 2 --dist worksteal
+TESTS := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install data demo test test-all lint types format clean

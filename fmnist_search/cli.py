@@ -48,9 +48,11 @@ StudyName = Annotated[str | None, typer.Argument(help="Name of a study; by defau
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: every mistake of a user becomes one clear line and an exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    sys.argv = ["fmnist-search", *arguments]  # the command that gets recorded, however we were started
     debug = "--debug" in arguments
     os.umask(0o077)  # MLflow makes its database readable by everybody
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     try:
         app([argument for argument in arguments if argument != "--debug"])
@@ -142,7 +144,7 @@ def search(
         )
     if as_json:
         show_json(summary)
-    _close(summary, f"fmnist-search search {study}")
+    _close(summary, f"fmnist-search search {study}", quiet=as_json)
 
 
 def _show_preview(config: StudyConfig, as_json: bool) -> None:
@@ -178,9 +180,9 @@ def _values(flat: dict[str, Any], names: list[str]) -> list[str]:
     return [short_text(flat[name]) if name in flat else "-" for name in names]
 
 
-def _close(summary: StudySummary, command: str) -> None:
+def _close(summary: StudySummary, command: str, *, quiet: bool) -> None:
     """The last lines of a search: what was found, where to look, what to do next; and the exit code."""
-    from fmnist_search.console import Exit, percent, talk
+    from fmnist_search.console import Exit, out, percent, talk
     from fmnist_search.results import Ending, State
 
     if summary.ended_by is Ending.INTERRUPTED:
@@ -201,7 +203,8 @@ def _close(summary: StudySummary, command: str) -> None:
             f"; {champion.recipe.label} confirmed at {champion.confirmed}, {percent(champion.test.value)} on the test "
             f"images, registered as models:/{champion.model}/{champion.version} ({champion.alias})"
         )
-    talk.print(f"{summary.name}: {best}; browse it with `fmnist-search ui`, next `fmnist-search leaderboard`")
+    last = talk if quiet else out
+    last.print(f"{summary.name}: {best}; browse it with `fmnist-search ui`, next `fmnist-search leaderboard`")
 
 
 # ----------------------------------------------------------------------------------- single trainings
@@ -365,7 +368,7 @@ def promote(
         summary = studies.promote(name, settings=settings, **home, data_dir=data_dir, listener=display)
     if as_json:
         show_json(summary.champion)
-    _close(summary, f"fmnist-search promote {name!r}")
+    _close(summary, f"fmnist-search promote {name!r}", quiet=as_json)
 
 
 @app.command()

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ import mlflow
 import requests
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import (
     MLFLOW_DATASET_CONTEXT,
@@ -80,7 +81,7 @@ class Tracking:
         Where the study has a run and `mlflow run` made another, that other becomes its child, and a pointer to it.
         """
         given = os.environ.get("MLFLOW_RUN_ID")
-        run_id = known_run_id if known_run_id and self._exists(known_run_id) else self._study_run_id(study)
+        run_id = known_run_id if known_run_id and self._exists(known_run_id) else None
         if run_id is None:
             run_id = given or self._create(study, {"study": study, "kind": "study"}, parent=None)
         elif given and given != run_id:
@@ -139,16 +140,6 @@ class Tracking:
             return str(self.client.get_run(run_id).info.lifecycle_stage) == "active"
         except MlflowException:
             return False
-
-    def _study_run_id(self, study: str) -> str | None:
-        quoted = study.replace("'", "\\'")
-        runs = self.client.search_runs(
-            [self.experiment_id],
-            f"tags.study = '{quoted}' and tags.kind = 'study'",
-            run_view_type=ViewType.ACTIVE_ONLY,
-            max_results=1,
-        )
-        return runs[0].info.run_id if runs else None
 
     def _create(self, name: str, tags: Mapping[str, str], parent: Run | None) -> str:
         below = {MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {}
@@ -348,7 +339,7 @@ def environment(execution: Execution) -> dict[str, Any]:
 
 def command_line() -> str:
     """The command that was given, with the program's bare name."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _provenance() -> dict[str, str]:

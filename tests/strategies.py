@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import reject
 from hypothesis import strategies as st
 
-import fmnist_search.models  # noqa: F401  (registers the families)
 from fmnist_search.errors import UserError
+from fmnist_search.models import check
 from fmnist_search.recipe import (
     FAMILIES,
     TRAINING_POOL,
@@ -48,9 +48,11 @@ def architectures(draw: st.DrawFn, family: type[Architecture], largest: int | No
             for name, spec in specs.items()
         }
     try:
-        return family(**chosen)
+        architecture = family(**chosen)
+        check(architecture)
     except UserError:
         reject()
+    return architecture
 
 
 @st.composite

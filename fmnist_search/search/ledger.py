@@ -55,10 +55,11 @@ class Ledger:
                 from_study_name=config.name, from_storage=storage, to_storage=storage, to_study_name=aside
             )
             optuna.delete_study(study_name=config.name, storage=storage)
+            copy = optuna.load_study(study_name=aside, storage=storage)
+            copy.set_user_attr("config", _stored_config(copy).model_copy(update={"name": aside}).to_toml())
         study = optuna.create_study(storage=storage, study_name=config.name, direction="maximize", load_if_exists=True)
-        stored = study.user_attrs.get("config")
-        if stored:
-            _refuse_differences(StudyConfig.from_dict(tomllib.loads(stored)), config)
+        if "config" in study.user_attrs:
+            _refuse_differences(_stored_config(study), config)
         study.set_user_attr("config", config.to_toml())
         return cls(study, config)
 
@@ -75,7 +76,7 @@ class Ledger:
             known = nearest(name, names) if names else "there is none yet; run `fmnist-search search STUDY.toml`"
             raise UserError(f"study {name!r}: does not exist here; {known}")
         study = optuna.load_study(study_name=name, storage=storage)
-        return cls(study, StudyConfig.from_dict(tomllib.loads(study.user_attrs["config"])))
+        return cls(study, _stored_config(study))
 
     @staticmethod
     def names(url: str) -> list[str]:
@@ -169,6 +170,10 @@ class Ledger:
             return _row(self._study.tell(trial, known.value))
         trial.report(known.value, known.epochs)
         return _row(self._study.tell(trial, state=TrialState.PRUNED))
+
+
+def _stored_config(study: optuna.Study) -> StudyConfig:
+    return StudyConfig.from_dict(tomllib.loads(study.user_attrs["config"]))
 
 
 def _refuse_differences(stored: StudyConfig, given: StudyConfig) -> None:

@@ -386,7 +386,8 @@ def test_readers_never_see_half_a_file(
             rival.start()
         for rival in rivals:
             rival.join()
-    assert (wrong, caplog.messages) == ([], [])
+    # The rivals delete what others are about to open; what they do open must be whole.
+    assert (wrong, [message for message in caplog.messages if "No such file" not in message]) == ([], [])
 
 
 # -------------------------------------------------------------------------- a folder of the user's
@@ -448,10 +449,11 @@ def test_a_packed_file_cut_or_altered_anywhere_is_an_error_or_the_whole_content(
     folder = tmp_path_factory.mktemp("folder")
     (folder / f"{TRAIN_LABELS}.gz").write_bytes(damaged)
     try:
-        # A header's date, for one, may change without harm.
-        assert labels_of(offline(folder / "cache", folder)) == contents[TRAIN_LABELS]
+        found = labels_of(offline(folder / "cache", folder))
     except UserError as error:
-        assert str(folder) in str(error)
+        found = str(error).encode()
+    # A header's date, for one, may change without harm.
+    assert found == contents[TRAIN_LABELS] or found.startswith(str(folder).encode())
 
 
 def test_a_named_folder_without_the_files_is_an_error_that_names_it(tmp_path: Path, source: Source) -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from fmnist_search import engine
 from fmnist_search.data import Images, Source, prepare
-from fmnist_search.engine import batch_sizes, fit, probe_precision, resolve_execution, settled
+from fmnist_search.engine import batch_sizes, fit, measure_rate, probe_precision, resolve_execution, settled
 from fmnist_search.errors import UserError
 from fmnist_search.models import build
 from fmnist_search.models.cnn import Cnn
@@ -138,7 +138,9 @@ def test_training_figures_are_means_over_all_images_whatever_the_batches(
     assert epoch.train_loss == pytest.approx(expected, rel=1e-4)
     assert epoch.train_accuracy == (logits.argmax(1) == images.train.labels).double().mean().item()
     # Validation is judged by the plain loss, so that recipes compare whatever they smooth.
-    assert epoch.val_loss == pytest.approx(functional.cross_entropy(held_back, images.validation.labels).item(), rel=1e-4)
+    assert epoch.val_loss == pytest.approx(
+        functional.cross_entropy(held_back, images.validation.labels).item(), rel=1e-4
+    )
     assert epoch.val_accuracy == (held_back.argmax(1) == images.validation.labels).double().mean().item()
 
 
@@ -172,7 +174,9 @@ def test_clipping_bounds_what_a_step_can_move(images: Images, execution: Executi
     recipe = dataclasses.replace(TINY, optimizer=optimizer, averaging=Averaging(horizon=0.0), epochs=1)
     weights = run_trial(recipe, images, execution).weights
     assert weights is not None
-    moved = torch.cat([(weights[name] - p.detach()).flatten() for name, p in initial(recipe, images).named_parameters()])
+    moved = torch.cat(
+        [(weights[name] - p.detach()).flatten() for name, p in initial(recipe, images).named_parameters()]
+    )
     steps = len(batch_sizes(1_000, recipe.batch_size))
     assert 0 < moved.norm() <= steps * 1e-3 * 1.01
 
@@ -245,7 +249,7 @@ def test_a_trial_leaves_torch_numpy_and_python_as_they_were(images: Images, two_
     def global_state() -> list[object]:
         cudnn = torch.backends.cudnn
         threads = torch.get_num_threads()
-        generators = [torch.get_rng_state().tolist(), repr(np.random.get_state()), random.getstate()]  # noqa: NPY002
+        generators = [torch.get_rng_state().tolist(), repr(np.random.get_state()), random.getstate()]
         return [threads, cudnn.benchmark, cudnn.deterministic, torch.is_grad_enabled(), *generators]
 
     before = global_state()
@@ -254,10 +258,14 @@ def test_a_trial_leaves_torch_numpy_and_python_as_they_were(images: Images, two_
 
 
 def test_torch_is_set_back_after_an_exception_too(two_threads: None) -> None:
+    def interrupted() -> None:
+        with settled(Execution(threads=1)):
+            torch.rand(1)
+            raise KeyboardInterrupt
+
     state = torch.get_rng_state()
-    with pytest.raises(KeyboardInterrupt), settled(Execution(threads=1)):
-        torch.rand(1)
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert torch.get_num_threads() == 2
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -297,14 +305,21 @@ def test_a_device_that_is_not_there_is_named_in_one_line(device: str) -> None:
     assert "\n" not in line
 
 
-def test_the_probe_answers_with_a_precision_that_recipes_know_and_leaves_torch_as_it_was(
+def test_the_probe_names_a_precision_that_recipes_know_and_leaves_torch_as_it_was(
     execution: Execution, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "PROBE_ROUNDS", 2)
     monkeypatch.setattr(engine, "PROBE_BATCH", 16)
     before = torch.get_rng_state()
     Recipe(precision=probe_precision(execution))
+    assert measure_rate(execution, "float32") > 0
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_probe_knows_the_multiply_adds_of_the_default_cnn() -> None:
+    convolutions = 9 * (28**2 * 1 * 32 + 14**2 * 32 * 64 + 7**2 * 64 * 128)
+    assert Recipe().widths == "32-64-128"
+    assert pytest.approx(convolutions + 128 * 10, rel=0.01) == engine.PROBE_MULT_ADDS
 
 
 @pytest.mark.gpu

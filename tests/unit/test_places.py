@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_search.places import image_cache, sqlite_file, tracking_uri, workdir
+from fmnist_search.places import Home, image_cache, sqlite_file, tracking_uri, workdir
 
 
 @pytest.fixture
@@ -85,3 +85,17 @@ def test_a_password_in_the_tracking_address_never_becomes_the_name_of_a_folder()
     folder = workdir("https://ada:secret@server:5000")
     assert "secret" not in str(folder)
     assert folder == workdir("https://server:5000")
+
+
+def test_a_home_is_found_once_and_holds_everything(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Home.find()
+    monkeypatch.chdir("/")
+    assert home == Home(f"sqlite:///{here}/mlflow.db", here / "fmnist-search")
+    assert sqlite_file(home.storage_url) == here / "fmnist-search" / "optuna.db"
+    assert here / "fmnist-search" in home.weights("first", 7).parents
+
+
+def test_weights_of_studies_and_trials_never_share_a_file(here: Path) -> None:
+    home = Home.find()
+    files = [home.weights(study, number) for study in ("first", "second") for number in (0, 1, 10, 1_000)]
+    assert len(set(files)) == len(files)

@@ -139,8 +139,9 @@ def test_a_training_that_diverges_late_keeps_its_finite_epochs(images: Images, e
     assert (result.state, [epoch.epoch for epoch in result.epochs]) == (State.FAILED, [1, 2])
     assert result.reason is not None
     assert "epoch 3" in result.reason
-    assert result.weights is not None
-    assert all(tensor.isfinite().all() for tensor in result.weights.values())
+    for weights in (result.weights, result.last_weights):
+        assert weights is not None
+        assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
 def test_a_network_that_is_too_large_fails_before_it_is_built(images: Images, execution: Execution) -> None:
@@ -212,6 +213,14 @@ def test_the_value_is_the_last_epochs_and_the_best_is_told_apart(images: Images,
     assert result.best_val_accuracy > result.value  # type: ignore[operator]
 
 
+def test_the_last_weights_reproduce_the_value(images: Images, execution: Execution) -> None:
+    result = run_trial(OVERFITTING, images, execution)
+    assert result.last_weights is not None
+    model = build(OVERFITTING.model)
+    model.load_state_dict(result.last_weights)
+    assert evaluate(model.eval(), images.validation).accuracy == result.value
+
+
 def test_the_confusion_is_that_of_the_last_epoch(images: Images, execution: Execution) -> None:
     result = run_trial(OVERFITTING, images, execution)
     assert result.confusion is not None
@@ -235,5 +244,5 @@ def test_without_validation_images_the_last_weights_are_kept(source: Source, exe
 
 def test_results_compare_and_print_without_their_weights(images: Images, execution: Execution) -> None:
     result = run_trial(TINY, images, execution)
-    assert dataclasses.replace(result, weights=None) == result
+    assert dataclasses.replace(result, weights=None, last_weights=None) == result
     assert "tensor" not in repr(result)

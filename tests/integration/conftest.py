@@ -1,0 +1,158 @@
+"""What the integration tests share: the command line as users run it, and a small real study."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fmnist_search.cli import main
+
+TINY = """
+# Does a search run from end to end?
+name = "tiny"
+question = "Does a search run from end to end?"
+
+[data]
+train_images = 1000
+validation = 2000
+
+[budget]
+trials = 4
+epochs = 2
+
+[sampler]
+name = "tpe"
+startup_trials = 2
+
+[space.common]
+batch_size = [50, 100]
+optimizer.learning_rate = { low = 3e-3, high = 3e-2, log = true }
+
+[space.cnn]
+depth = [1, 2]
+width_1 = [4, 8]
+width_2 = [8]
+kernel_1 = [3, 5]
+
+[finalists]
+recipes = 1
+seeds = 2
+epochs = 2
+images = "slice"
+refit = "none"
+
+[execution]
+precision = "float32"
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: its exit code and the two streams."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.stdout)
+
+    @property
+    def errors(self) -> list[str]:
+        return [line for line in self.stderr.splitlines() if line.startswith("error:")]
+
+
+Command = Callable[..., Outcome]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """The environment of a user who has set nothing of ours."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "FMNIST_"))}
+    return {**kept, **changes}
+
+
+def run(folder: Path, *arguments: object, **changes: str) -> Outcome:
+    """The command line in a folder, within this process: its own imports would take longer than most commands."""
+    before, here = dict(os.environ), Path.cwd()
+    stdout, stderr = io.StringIO(), io.StringIO()
+    os.environ.clear()
+    os.environ.update(environment(**changes))
+    os.chdir(folder)
+    code: object = 0
+    try:
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            main([*map(str, arguments)])
+    except SystemExit as ended:
+        code = ended.code or 0
+    finally:
+        os.chdir(here)
+        os.environ.clear()
+        os.environ.update(before)
+    assert isinstance(code, int)
+    return Outcome(code, stdout.getvalue(), stderr.getvalue())
+
+
+def start(folder: Path, *arguments: object, **changes: str) -> subprocess.Popen[str]:
+    """`python -m fmnist_search` as a process of its own, to be watched and signalled."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "fmnist_search", *map(str, arguments)],
+        cwd=folder,
+        env=environment(**changes),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """The command line in a folder of the test's own."""
+
+    def in_folder(*arguments: object, **changes: str) -> Outcome:
+        return run(tmp_path, *arguments, **changes)
+
+    return in_folder
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A study file that runs in seconds."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A folder in which the tiny study has run to its end."""
+
+    folder: Path
+    outcome: Outcome
+
+    @property
+    def tracking_uri(self) -> str:
+        return f"sqlite:///{self.folder / 'mlflow.db'}"
+
+    def run(self, *arguments: object, **changes: str) -> Outcome:
+        return run(self.folder, *arguments, **changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The tiny study, run once for a module by the command line."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.toml").write_text(TINY)
+    outcome = run(folder, "search", "tiny.toml")
+    assert outcome.code == 0, outcome.stderr
+    return Finished(folder, outcome)

@@ -1,0 +1,297 @@
+"""A real study from end to end: what MLflow and Optuna hold afterwards, and what the same command does again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from PIL import Image
+
+from fmnist_search.config import recipe_from_toml
+from fmnist_search.data import DATASETS, Source, read_test_set
+from tests.integration.conftest import Finished, environment
+
+EPOCH_METRICS = {
+    "train/loss",
+    "train/accuracy",
+    "val/loss",
+    "val/accuracy",
+    "time/epoch_seconds",
+    "optimizer/learning_rate",
+}
+
+
+@pytest.fixture(scope="module")
+def client(finished: Finished) -> MlflowClient:
+    return MlflowClient(finished.tracking_uri)
+
+
+@pytest.fixture(scope="module")
+def runs(client: MlflowClient) -> dict[str, list[Run]]:
+    """All runs by kind, as the study left them: sorted by name, before other tests add to them."""
+    experiment = client.get_experiment_by_name("fmnist-search")
+    assert experiment is not None
+    found = sorted(client.search_runs([experiment.experiment_id]), key=lambda run: str(run.info.run_name))
+    return {kind: [r for r in found if r.data.tags["kind"] == kind] for kind in ("study", "trial", "finalist")}
+
+
+def artifact(client: MlflowClient, run: Run, path: str) -> str:
+    return Path(client.download_artifacts(run.info.run_id, path)).read_text()
+
+
+def artifacts(client: MlflowClient, run: Run) -> set[str]:
+    return {item.path for item in client.list_artifacts(run.info.run_id)}
+
+
+def test_the_last_line_says_what_was_found_where_to_look_and_what_is_next(finished: Finished) -> None:
+    last = finished.outcome.stdout.strip().splitlines()[-1]
+    assert "best trial" in last
+    assert "on the test images" in last
+    assert "models:/fmnist-search/1 (champion)" in last
+    assert "fmnist-search ui" in last
+    assert "fmnist-search leaderboard" in last
+
+
+def test_without_a_terminal_each_trial_is_one_plain_line(finished: Finished) -> None:
+    lines = [line for line in finished.outcome.stderr.splitlines() if line[:3].isdigit()]
+    assert [line[:3] for line in lines] == ["000", "001", "002", "003"]
+    assert "\x1b" not in finished.outcome.stderr
+
+
+def test_the_study_is_one_run_with_its_trials_below(runs: dict[str, list[Run]]) -> None:
+    (study,) = runs["study"]
+    assert study.info.status == "FINISHED"
+    assert study.data.tags["state"] == "finished"
+    assert len(runs["trial"]) == 4
+    for run in runs["trial"] + runs["finalist"]:
+        assert run.data.tags["mlflow.parentRunId"] == study.info.run_id
+
+
+def test_names_of_trials_sort_and_say_the_network(runs: dict[str, list[Run]]) -> None:
+    names = [run.info.run_name for run in runs["trial"]]
+    assert [name.split()[0] for name in names] == ["000", "001", "002", "003"]
+    assert all(name.split()[1] == "cnn" for name in names)
+    assert all(run.data.params["model.widths"] in run.info.run_name for run in runs["trial"])
+
+
+def test_every_trial_has_the_same_columns(runs: dict[str, list[Run]]) -> None:
+    first, *others = runs["trial"]
+    assert {"model.depth", "model.width_2", "batch_size", "optimizer.learning_rate", "model.widths"} <= set(
+        first.data.params
+    )
+    for run in others:
+        assert run.data.params.keys() == first.data.params.keys()
+        assert run.data.metrics.keys() == first.data.metrics.keys()
+    shallow = [run for run in runs["trial"] if run.data.params["model.depth"] == "1"]
+    assert all(run.data.params["model.width_2"] == "0" for run in shallow)
+
+
+def test_what_is_the_same_in_all_trials_stands_at_the_study(runs: dict[str, list[Run]]) -> None:
+    (study,) = runs["study"]
+    assert study.data.params["data.train_images"] == "1000"
+    assert study.data.params["epochs"] == "2"
+    assert study.data.params["schedule.name"] == "constant"
+    assert not study.data.params.keys() & runs["trial"][0].data.params.keys()
+
+
+def test_each_epoch_is_a_point_of_every_metric(client: MlflowClient, runs: dict[str, list[Run]]) -> None:
+    for run in runs["trial"]:
+        for key in EPOCH_METRICS:
+            history = client.get_metric_history(run.info.run_id, key)
+            assert [point.step for point in history] == [1, 2]
+        assert len(client.get_metric_history(run.info.run_id, "best/val_accuracy")) == 1
+        assert not any(key.startswith("test/") for key in run.data.metrics)
+
+
+def test_optuna_and_mlflow_tell_the_same(finished: Finished, client: MlflowClient) -> None:
+    url = f"sqlite:///{finished.folder / 'fmnist-search' / 'optuna.db'}"
+    study = optuna.load_study(study_name="tiny", storage=url)
+    for trial in study.trials[:4]:
+        run = client.get_run(trial.user_attrs["outcome"]["run_id"])
+        assert run.data.tags["trial"] == str(trial.number)
+        assert run.data.metrics["val/accuracy"] == trial.value
+        points = client.get_metric_history(run.info.run_id, "val/accuracy")
+        assert {point.step: point.value for point in points} == trial.intermediate_values
+        recipe = recipe_from_toml(artifact(client, run, "recipe.toml"))
+        assert recipe.flat() == trial.user_attrs["recipe"]
+
+
+def test_a_completed_trial_leaves_its_recipe_summary_and_confusion(
+    client: MlflowClient, runs: dict[str, list[Run]]
+) -> None:
+    for run in runs["trial"]:
+        expected = {"recipe.toml", "model_summary.txt", "confusion_matrix.json", "confusion_matrix.png"}
+        assert expected <= artifacts(client, run)
+        matrix = json.loads(artifact(client, run, "confusion_matrix.json"))
+        counts = matrix["rows_true_columns_predicted"]
+        assert sum(map(sum, counts)) == 2000
+        hits = sum(row[label] for label, row in enumerate(counts))
+        assert hits / 2000 == run.data.metrics["val/accuracy"]
+        parameters = f"{int(run.data.metrics['model/parameters']):,}"
+        assert parameters in artifact(client, run, "model_summary.txt")
+
+
+def test_the_study_run_says_everything_by_itself(client: MlflowClient, runs: dict[str, list[Run]]) -> None:
+    (study,) = runs["study"]
+    assert {"study.toml", "command.txt", "environment.json", "report.md"} <= artifacts(client, study)
+    note = study.data.tags["mlflow.note.content"]
+    assert "Does a search run from end to end?" in note
+    assert "space.cnn.depth" in note
+    assert "on the test images" in note
+    assert "search tiny.toml" in artifact(client, study, "command.txt")
+    assert json.loads(artifact(client, study, "environment.json"))["versions"]["torch"]
+    (used,) = study.inputs.dataset_inputs
+    full = DATASETS["fashion-mnist"].digest
+    assert used.dataset.digest == full[:32]
+    assert study.data.tags["dataset_digest"] == full
+
+
+def test_the_champion_was_tested_once_and_says_how_it_was_confirmed(client: MlflowClient) -> None:
+    version = client.get_model_version_by_alias("fmnist-search", "champion")
+    run = client.get_run(version.run_id)
+    assert run.data.tags["kind"] == "finalist"
+    assert int(version.tags["test_hits"]) / 10_000 == run.data.metrics["test/accuracy"]
+    assert version.tags["confirmed_seeds"] == "2"
+    assert run.data.metrics["test/accuracy_low"] < run.data.metrics["test/accuracy"]
+
+
+WITHOUT_US = """
+import gzip, sys
+sys.modules["fmnist_search"] = None
+import mlflow, numpy as np
+pixels, labels = np.load("pixels.npy"), np.load("labels.npy")
+model = mlflow.pyfunc.load_model("models:/fmnist-search@champion")
+parts = [model.predict(pixels[at:at + 500].astype(np.float32)) for at in range(0, len(pixels), 500)]
+probabilities = np.concatenate(parts)
+assert np.allclose(probabilities.sum(1), 1, atol=1e-4)
+assert np.allclose(model.predict(pixels[:1].astype(np.float32)), probabilities[:1], atol=1e-5)
+print((probabilities.argmax(1) == labels).sum())
+"""
+
+
+def test_the_champion_gives_its_recorded_accuracy_without_our_package(
+    finished: Finished, client: MlflowClient, tmp_path: Path, source: Source
+) -> None:
+    import numpy as np
+
+    test = read_test_set("fashion-mnist", source)
+    np.save(tmp_path / "pixels.npy", test.pixels.numpy())
+    np.save(tmp_path / "labels.npy", test.labels.numpy())
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_US],
+        cwd=tmp_path,
+        env=environment(
+            MLFLOW_TRACKING_URI=finished.tracking_uri, MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false", PYTHONPATH=""
+        ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    version = client.get_model_version_by_alias("fmnist-search", "champion")
+    assert int(done.stdout.split()[-1]) == int(version.tags["test_hits"])
+
+
+def test_a_run_trains_again_to_the_same_figures(finished: Finished, runs: dict[str, list[Run]]) -> None:
+    trial = runs["trial"][0]
+    again = finished.run("train", "--from-run", trial.info.run_id, "--json")
+    assert again.code == 0, again.stderr
+    assert again.json["epochs"][-1]["val_accuracy"] == trial.data.metrics["val/accuracy"]
+    assert again.json["epochs"][-1]["train_loss"] == trial.data.metrics["train/loss"]
+
+
+def test_predict_names_what_is_on_a_picture(finished: Finished, tmp_path: Path, source: Source) -> None:
+    test = read_test_set("fashion-mnist", source)
+    picture = tmp_path / "boot.png"
+    Image.fromarray(test.pixels[0].numpy()).save(picture)
+    rows = finished.run("predict", picture, "--test-image", 0, "--json").json
+    assert rows[0]["class"] == rows[1]["class"]
+    assert rows[0]["probability"] == pytest.approx(rows[1]["probability"])
+    assert rows[1]["true"] == "Ankle boot"
+
+
+def test_predict_resizes_and_inverts_a_photograph_when_asked(finished: Finished, tmp_path: Path) -> None:
+    picture = tmp_path / "photo.jpg"
+    Image.new("RGB", (300, 200), "white").save(picture)
+    refused = finished.run("predict", picture)
+    assert refused.code == 2
+    assert "300 by 200" in refused.errors[0]
+    assert "--resize" in refused.errors[0]
+    assert finished.run("predict", picture, "--resize", "--invert").code == 0
+
+
+def test_evaluate_shows_the_record_and_looks_again_only_when_asked(finished: Finished) -> None:
+    on_record = finished.run("evaluate", "--json").json
+    again = finished.run("evaluate", "--again", "--json").json
+    assert again["hits"] == on_record["hits"]
+    assert again["evaluations"] == on_record["evaluations"] + 1
+    assert finished.run("evaluate", "--json").json["evaluations"] == again["evaluations"]
+
+
+def test_status_and_leaderboard_agree_with_the_search(finished: Finished) -> None:
+    status = finished.run("status", "tiny", "--json").json
+    assert status["completed"] + status["pruned"] == 4
+    rows: list[dict[str, Any]] = finished.run("leaderboard", "--json").json
+    values = [row["value"] for row in rows]
+    assert values == sorted(values, reverse=True)
+    assert status["best"]["number"] == rows[0]["number"]
+    table = finished.run("leaderboard").stdout
+    assert f"{values[0]:.2%}" in table
+
+
+def test_the_same_command_does_nothing_more_and_says_so(finished: Finished) -> None:
+    before = finished.run("status", "tiny", "--json").json
+    outcome = finished.run("search", "tiny.toml")
+    assert outcome.code == 0
+    assert "nothing left to do" in outcome.stderr
+    assert finished.run("status", "tiny", "--json").json == before
+
+
+def test_more_trials_go_on_without_repeating_a_draw(finished: Finished) -> None:
+    outcome = finished.run("search", "tiny.toml", "--trials", "6")
+    assert outcome.code == 0, outcome.stderr
+    assert "2 new trials" in outcome.stderr or "3 new trials" in outcome.stderr
+    summary = finished.run("status", "tiny", "--json").json
+    assert summary["completed"] + summary["pruned"] == 6
+    url = f"sqlite:///{finished.folder / 'fmnist-search' / 'optuna.db'}"
+    trials = optuna.load_study(study_name="tiny", storage=url).trials
+    rates = [t.params["optimizer.learning_rate"] for t in trials]
+    assert len(set(rates)) == len(rates)
+
+
+def test_a_changed_domain_is_refused_and_nothing_changes(finished: Finished) -> None:
+    before = finished.run("status", "tiny", "--json").json
+    outcome = finished.run("search", "tiny.toml", "--set", "model.kernel_1=3", "--set", "budget.epochs=3")
+    assert outcome.code == 2
+    assert len(outcome.errors) == 2
+    assert any("space.cnn.kernel_1" in line and "--fresh" in line for line in outcome.errors)
+    assert any("budget.epochs" in line for line in outcome.errors)
+    assert finished.run("status", "tiny", "--json").json == before
+
+
+def test_promote_registers_a_challenger_unless_it_beats_the_champion(finished: Finished, client: MlflowClient) -> None:
+    champion = client.get_model_version_by_alias("fmnist-search", "champion").version
+    outcome = finished.run("promote", "tiny", "--seeds", "1")
+    assert outcome.code == 0, outcome.stderr
+    assert "(challenger)" in outcome.stdout
+    assert client.get_model_version_by_alias("fmnist-search", "champion").version == champion
+    assert client.get_model_version_by_alias("fmnist-search", "challenger").version != champion
+
+
+def test_fresh_puts_the_old_study_aside_and_loses_nothing(finished: Finished) -> None:
+    url = f"sqlite:///{finished.folder / 'fmnist-search' / 'optuna.db'}"
+    before = len(optuna.load_study(study_name="tiny", storage=url).trials)
+    outcome = finished.run("search", "tiny.toml", "--fresh", "--trials", "1", "--set", "finalists.recipes=0")
+    assert outcome.code == 0, outcome.stderr
+    names = optuna.get_all_study_names(url)
+    (aside,) = [name for name in names if name.startswith("tiny until")]
+    assert len(optuna.load_study(study_name=aside, storage=url).trials) == before
+    assert len(optuna.load_study(study_name="tiny", storage=url).trials) == 1
+    assert finished.run("status", aside, "--json").json["study"] == aside

@@ -1,0 +1,103 @@
+"""Who may look at the test images, and what the core may need: promises about the house as a whole."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import fmnist_search
+from fmnist_search.data import Source
+
+PACKAGE = Path(fmnist_search.__file__).parent
+MAY_READ_THE_TEST_SET = {"data", "finalists", "registry", "cli", "report"}
+DOORS = {"read_test_set", "TEST_IMAGES", "TEST_LABELS"}
+FOREIGN = (
+    *("mlflow", "optuna", "pydantic", "typer", "torchinfo", "rich", "platformdirs"),
+    *("sqlalchemy", "tomli_w", "matplotlib"),
+)
+
+
+def names_in(code: str) -> set[str]:
+    """Every name that the code defines, imports, uses, looks up or spells out, comments and prose apart."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(code)):
+        match node:
+            case (
+                ast.Name(id=name)
+                | ast.Attribute(attr=name)
+                | ast.Constant(value=str(name))
+                | ast.FunctionDef(name=name)
+            ):
+                names.add(name)
+            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+                names |= {alias.name for alias in aliases}
+    return names
+
+
+def rooms_that_mention(wanted: set[str]) -> set[str]:
+    return {
+        ".".join(file.relative_to(PACKAGE).with_suffix("").parts)
+        for file in PACKAGE.rglob("*.py")
+        if wanted & names_in(file.read_text())
+    }
+
+
+def test_only_the_rooms_on_the_list_read_the_test_images() -> None:
+    readers = rooms_that_mention({"read_test_set"})
+    assert "data" in readers, "the door is gone or has another name: this test no longer guards it"
+    assert readers <= MAY_READ_THE_TEST_SET
+
+
+def test_the_test_images_have_no_second_door() -> None:
+    assert rooms_that_mention(DOORS - {"read_test_set"}) == {"data"}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from fmnist_search.data import read_test_set",
+        "from fmnist_search.data import read_test_set as images",
+        "from fmnist_search import data\ndata.read_test_set('fashion-mnist', source)",
+        "getattr(data, 'read_test_set')",
+    ],
+)
+def test_the_guard_sees_every_way_through_the_door(code: str) -> None:
+    assert "read_test_set" in names_in(code)
+
+
+def test_prose_is_no_reading() -> None:
+    assert "read_test_set" not in names_in('"""Never `read_test_set` here."""\n# read_test_set\n')
+
+
+def test_the_core_runs_a_trial_where_only_torch_is_installed(source: Source, images: object) -> None:
+    # `images` is asked for so that the cache is filled: without platformdirs the program below cannot find it.
+    program = textwrap.dedent(f"""
+        import sys
+        for name in {FOREIGN!r}:
+            sys.modules[name] = None
+        from pathlib import Path
+        from fmnist_search.data import Source, prepare
+        from fmnist_search.recipe import Data, Execution, Recipe
+        from fmnist_search.trial import run_trial
+
+        data = Data(train_images=100, validation=100)
+        changes = {{"epochs": 1, "model.family": "mlp", "model.width": 8}}
+        recipe = Recipe(data=data, batch_size=50).replace(changes)
+        result = run_trial(recipe, prepare(data, Source(Path(sys.argv[1]), download=False)), Execution(threads=1))
+        print(result.state.value)
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(source.cache)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.stdout.strip(), done.returncode) == ("completed", 0), done.stderr
+
+
+def test_recipes_need_no_torch() -> None:
+    program = "import sys; sys.modules['torch'] = None; import fmnist_search.recipe"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
