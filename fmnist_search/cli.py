@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -186,6 +187,7 @@ def _close(summary: StudySummary, command: str, *, quiet: bool) -> None:
     from fmnist_search.results import Ending, State
 
     if summary.ended_by is Ending.INTERRUPTED:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `mlflow run` sends one after the other; we are leaving
         talk.print(f"interrupted; nothing is lost: `{command}` goes on from here")
         raise typer.Exit(Exit.INTERRUPTED)
     if summary.ended_by is Ending.FAILURES:

@@ -6,6 +6,7 @@ No DataLoader and no per-image objects: 70,000 images are 55 MB of uint8, which 
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import logging
@@ -115,6 +116,10 @@ class Images:
     digest: str
     split_digest: str
     classes: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> Images:
+        """The same on another device."""
+        return dataclasses.replace(self, train=self.train.to(device), validation=self.validation.to(device))
 
 
 def prepare(data: Data, source: Source, device: torch.device | str = "cpu") -> Images:

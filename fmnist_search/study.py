@@ -19,7 +19,7 @@ from fmnist_search.engine import measure_rate, probe_precision, resolve_executio
 from fmnist_search.errors import UserError
 from fmnist_search.places import Home, image_cache
 from fmnist_search.promotion import Promotion
-from fmnist_search.recipe import Recipe
+from fmnist_search.recipe import Execution, Recipe
 from fmnist_search.report import study_note
 from fmnist_search.results import (
     Champion,
@@ -38,7 +38,7 @@ from fmnist_search.search.ledger import Conditions, Ledger
 from fmnist_search.search.space import base_recipe, constants, sample, searched, trial_seed
 from fmnist_search.search.strategies import make_sampler
 from fmnist_search.summary import ModelSummary, summarize
-from fmnist_search.tracking import Run, Tracking, command_line, environment, reaching
+from fmnist_search.tracking import Run, Tracking, command_line, connect, environment, reaching
 from fmnist_search.training import Interruption, save_weights, tracked
 from fmnist_search.trial import watch_nothing
 
@@ -71,8 +71,8 @@ def run_study(
         UserError: no images, no such device, a store out of reach, or a stored study that searches something else.
     """
     home = Home.find(tracking_uri, workdir)
-    ledger = Ledger.open(home.storage_url, config, fresh=fresh)
-    with _session(home, ledger, data_dir, listener or Silence()) as session:
+    with _session(home, config, data_dir, listener or Silence(), fresh=fresh) as session:
+        ledger = session.ledger
         started, before = time.monotonic(), len(ledger.rows())
         ending = session.search(observer)
         champion = session.find_champion(config.finalists, again=False) if ending in _FINAL else None
@@ -103,7 +103,7 @@ def promote(
     ledger = Ledger.find(home.storage_url, name)
     if _summary(ledger, Ending.RUNNING).best is None:
         raise UserError(f"study {name!r}: has no completed trial to promote; search on first", exit_code=3)
-    with _session(home, ledger, data_dir, listener or Silence()) as session:
+    with _session(home, ledger.config, data_dir, listener or Silence()) as session:
         champion = session.find_champion(settings or ledger.config.finalists, again=True)
         ending = Ending.INTERRUPTED if session.interruption.requested else Ending.TRIALS
         summary = _summary(ledger, ending, champion=champion)
@@ -127,7 +127,7 @@ def preview(config: StudyConfig, count: int = 5) -> Preview:
     Raises:
         UserError: a drawn network is refused, or there is no such device.
     """
-    conditions = _decide_conditions(config)
+    conditions = _conditions(resolve_execution(config.execution.device, config.execution.threads), config)
     base = base_recipe(config, conditions.precision)
     study = optuna.create_study(direction="maximize", sampler=make_sampler(config.sampler, config.seed))
     drawn = []
@@ -204,32 +204,39 @@ def _spent(config: StudyConfig, rows: list[TrialRow], seconds: float) -> Ending 
 
 
 @contextmanager
-def _session(home: Home, ledger: Ledger, data_dir: str | Path | None, listener: Listener) -> Iterator[_Session]:
-    """Everything a study needs while it runs: images on the device, its run in MLflow, signals caught."""
+def _session(
+    home: Home, config: StudyConfig, data_dir: str | Path | None, listener: Listener, *, fresh: bool = False
+) -> Iterator[_Session]:
+    """Everything a study needs while it runs: images on the device, its run in MLflow, signals caught.
+
+    Whatever may be missing (images, device, store) is looked for before anything is written.
+    """
     interruption = Interruption()
-    with interruption.watching():
-        conditions = ledger.conditions or _decide_conditions(ledger.config)
-        ledger.conditions = conditions
-        resolve_execution(conditions.execution.device)
+    with interruption.watching(), reaching(home.tracking_uri):
         source = Source(image_cache(), Path(data_dir) if data_dir else None)
-        images = prepare(ledger.config.data, source, conditions.execution.device)
-        with reaching(home.tracking_uri):
-            tracking = Tracking(home.tracking_uri, ledger.config.experiment)
-            run = tracking.study_run(ledger.config.name, ledger.run_id)
-            ledger.run_id = run.run_id
-            session = _Session(home, ledger, conditions, source, images, tracking, run, interruption, listener)
-            session.describe()
-            try:
-                yield session
-            except BaseException:
-                run.end("FAILED", "failed")
-                raise
+        images = prepare(config.data, source)
+        execution = resolve_execution(config.execution.device, config.execution.threads)
+        connect(home.tracking_uri)
+        ledger = Ledger.open(home.storage_url, config, fresh=fresh)
+        conditions = ledger.conditions or _conditions(execution, config)
+        resolve_execution(conditions.execution.device)
+        ledger.conditions = conditions
+        tracking = Tracking(home.tracking_uri, config.experiment)
+        run = tracking.study_run(config.name, ledger.run_id)
+        ledger.run_id = run.run_id
+        images = images.to(conditions.execution.device)
+        session = _Session(home, ledger, conditions, source, images, tracking, run, interruption, listener)
+        session.describe()
+        try:
+            yield session
+        except BaseException:
+            run.end("FAILED", "failed")
+            raise
 
 
-def _decide_conditions(config: StudyConfig) -> Conditions:
-    settings = config.execution
-    execution = resolve_execution(settings.device, settings.threads)
-    return Conditions(execution, settings.precision if settings.precision != "auto" else probe_precision(execution))
+def _conditions(execution: Execution, config: StudyConfig) -> Conditions:
+    precision = config.execution.precision
+    return Conditions(execution, probe_precision(execution) if precision == "auto" else precision)
 
 
 @dataclass

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import allowed, architectures
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,6 +22,7 @@ from fmnist_search.models import CLASSES, MAX_PARAMETERS, Classifier, build, cou
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.optim import make_optimizer
 from fmnist_search.recipe import FAMILIES, Architecture, Optimizer, family_named, hyperparameters
+from tests.strategies import allowed, architectures
 
 SMALL = 12
 """The largest whole number drawn for a width: enough for every shape of network, and fast."""

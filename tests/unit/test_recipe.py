@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import allowed, recipes
 
 from fmnist_search.errors import UserError
 from fmnist_search.models import check
@@ -28,6 +27,7 @@ from fmnist_search.recipe import (
     known_hyperparameters,
     text_of,
 )
+from tests.strategies import allowed, recipes
 
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 

@@ -1,0 +1,161 @@
+"""Mistakes of users: one clear line each, design's exit code, no traceback, nothing half-written."""
+
+from __future__ import annotations
+
+import gzip
+import socket
+from pathlib import Path
+
+import pytest
+
+from fmnist_search.data import FILES, Source
+from tests.integration.conftest import Command, Finished, Outcome
+
+
+def assert_refused(outcome: Outcome, *expected: str, code: int = 2, lines: int = 1) -> None:
+    assert outcome.code == code, outcome
+    assert len(outcome.errors) == lines, outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    for text in expected:
+        assert text in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("budget.trails=3", ["budget.trails", "did you mean 'trials'"]),
+        ("model.kernel_1=4", ["space.cnn.kernel_1", "4", "3, 5, 7"]),
+        ("batch_size=5000", ["space.common.batch_size", "5000", "1000 training images"]),
+        ("optimizer.learning_rate=0.0", ["optimizer.learning_rate", "above 0"]),
+        ("optimizer.learning_rat=0.1", ["did you mean 'optimizer.learning_rate'"]),
+        ("model.dept=2", ["did you mean 'model.depth'"]),
+        ("sampler=tpee", ["sampler", "did you mean 'tpe'"]),
+        ("budget.epochs=0", ["budget.epochs", "greater than or equal to 1"]),
+    ],
+)
+def test_a_wrong_setting_names_itself_and_its_remedy(
+    command: Command, tiny: Path, setting: str, expected: list[str]
+) -> None:
+    assert_refused(command("search", "tiny.toml", "--set", setting), *expected)
+    assert sorted(path.name for path in tiny.parent.iterdir()) == ["tiny.toml"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ("{ low = 3e-3, high = 3e-2, log = true }", "{ low = 3e-2, high = 3e-3 }", "is not below high"),
+        ("depth = [1, 2]", "depth = []", "an empty list chooses nothing"),
+        ("name = ", "name ", "not valid TOML"),
+        ("[budget]", "[budgets]", "did you mean 'budget'"),
+    ],
+)
+def test_a_wrong_study_file_says_where(command: Command, tiny: Path, before: str, after: str, expected: str) -> None:
+    tiny.write_text(tiny.read_text().replace(before, after, 1))
+    outcome = command("search", "tiny.toml")
+    assert outcome.code == 2
+    assert all(line.startswith("error: tiny.toml: ") for line in outcome.errors)
+    assert expected in outcome.stderr
+
+
+def test_a_missing_study_file_names_those_that_are_there(command: Command, tiny: Path) -> None:
+    assert_refused(command("search", "tinny.toml"), "tinny.toml", "no such file", "tiny.toml")
+
+
+def test_cuda_where_there_is_none(command: Command, tiny: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    assert_refused(command("search", "tiny.toml", "--device", "cuda"), "cuda", "--device cpu")
+    assert_refused(command("search", "tiny.toml", "--device", "gpu"), "'gpu'", "--device cpu")
+    assert [path.name for path in tiny.parent.iterdir()] == ["tiny.toml"]
+
+
+def test_a_store_out_of_reach_is_said_within_seconds(command: Command, tiny: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        home = tmp_path / "home"
+        assert_refused(command("search", "tiny.toml", "--tracking-uri", uri, "--workdir", home), uri, "--tracking-uri")
+        assert not home.exists()
+
+
+def test_a_store_that_cannot_be_written(command: Command, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.db").write_text("this is no database " * 100)
+    uri = f"sqlite:///{tmp_path / 'broken.db'}"
+    assert_refused(command("search", "tiny.toml", "--tracking-uri", uri), "broken.db")
+    below_a_file = f"sqlite:///{tmp_path}/tiny.toml/mlflow.db"
+    assert_refused(command("search", "tiny.toml", "--tracking-uri", below_a_file), "tiny.toml")
+    assert_refused(command("ui", "--tracking-uri", f"sqlite:///{tmp_path}/nowhere/mlflow.db"), "nowhere")
+    assert_refused(command("search", "tiny.toml", "--workdir", tmp_path / "tiny.toml"), "--workdir")
+
+
+def test_a_dataset_file_cut_short(command: Command, tiny: Path, tmp_path: Path, source: Source) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in FILES:
+        content = (source.cache / "fashion-mnist" / name).read_bytes()
+        (folder / name).write_bytes(content[:-1000])
+    assert_refused(command("search", "tiny.toml", "--data-dir", folder), "train-images", "cut short")
+    for name in FILES:
+        (folder / name).rename(folder / f"{name}.gz")
+        (folder / f"{name}.gz").write_bytes(gzip.compress(b"0" * 1000)[:-10])
+    assert_refused(command("data", "--data-dir", folder), "train-images", "cannot be read")
+
+
+def test_what_does_not_exist_is_named(finished: Finished, tmp_path: Path) -> None:
+    assert_refused(finished.run("status", "tyny"), "tyny", "did you mean 'tiny'")
+    assert_refused(finished.run("promote", "nothing"), "nothing")
+    assert_refused(finished.run("train", "--from-run", "f" * 32), "f" * 32, "does not exist")
+    assert_refused(finished.run("evaluate", "models:/nobody@champion"), "models:/nobody@champion", "does not exist")
+    assert_refused(finished.run("evaluate", "nobody"), "nobody")
+    assert_refused(finished.run("predict", "--test-image", "0", "--model", "models:/fmnist-search/99"), "/99")
+    assert_refused(finished.run("predict", "--test-image", "10000"), "10000", "9999")
+    assert_refused(finished.run("predict"), "--test-image")
+    assert_refused(finished.run("predict", tmp_path / "none.png"), "none.png", "no such file")
+    (tmp_path / "text.png").write_text("not a picture")
+    assert_refused(finished.run("predict", tmp_path / "text.png"), "text.png", "no picture")
+
+
+def test_a_run_without_a_recipe_cannot_be_trained_again(finished: Finished) -> None:
+    status = finished.run("status", "tiny", "--json").json
+    assert_refused(finished.run("train", "--from-run", status["run_id"]), "recipe.toml")
+
+
+def test_a_recipe_file_with_mistakes_gives_a_line_for_each(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text("epochs = 0\nbatchsize = 3\n[model]\nfamily = 'cnn'\nkernel_1 = 4\n")
+    assert_refused(command("train", "recipe.toml"), "epochs", "batchsize", "model.kernel_1", lines=3)
+    assert_refused(command("train"), "recipe file", "--from-run")
+
+
+def test_a_network_that_pools_the_image_away_is_refused(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text("[model]\nfamily = 'cnn'\ndepth = 5\npool_size = 4\n")
+    assert_refused(command("train", "recipe.toml"), "model.pool_size", "block 3")
+    (tmp_path / "recipe.toml").write_text("[model]\nfamily = 'cnn'\nwidth_2 = 4096\nwidth_3 = 4096\nkernel_3 = 7\n")
+    assert_refused(command("train", "recipe.toml"), "parameters", "50,000,000")
+
+
+def test_a_study_whose_trials_all_fail_says_why(command: Command, tiny: Path) -> None:
+    outcome = command(
+        "search",
+        "tiny.toml",
+        "--set",
+        "optimizer.name=sgd",
+        "--set",
+        "optimizer.learning_rate=100.0",
+        "--set",
+        "budget.failures=2",
+        "--set",
+        "model.norm=none",
+    )
+    assert_refused(outcome, "2 trials failed", "not finite", code=4)
+
+
+def test_a_study_in_a_folder_without_one(command: Command) -> None:
+    assert_refused(command("status"), "no study yet", "fmnist-search search")
+
+
+def test_an_unknown_option_is_a_usage_error(command: Command) -> None:
+    outcome = command("search", "--nonsense")
+    assert outcome.code == 2
+    assert "--nonsense" in outcome.stderr

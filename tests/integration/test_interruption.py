@@ -1,0 +1,79 @@
+"""Ctrl-C in the middle of a real study: nothing is lost, and the same command finishes it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from mlflow import MlflowClient
+from optuna.trial import TrialState
+
+from tests.integration.conftest import Outcome, run, start
+
+LONGER = ["--set", "data.train_images=6000", "--set", "budget.epochs=3", "--set", "finalists.recipes=0"]
+
+
+def trials_of(folder: Path) -> list[optuna.trial.FrozenTrial]:
+    url = f"sqlite:///{folder / 'fmnist-search' / 'optuna.db'}"
+    return optuna.load_study(study_name="tiny", storage=url).trials
+
+
+def interrupt_after_first_trial(process: subprocess.Popen[str], *signals: signal.Signals) -> Outcome:
+    """Send the signals while the second trial trains, soon after the first one's line."""
+    assert process.stderr is not None
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if line.startswith("000 "):
+            break
+    time.sleep(0.7)
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.2)
+    stdout, stderr = process.communicate(timeout=120)
+    return Outcome(process.returncode, stdout, "".join(seen) + stderr)
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGINT, signal.SIGTERM]], ids=["ctrl-c", "mlflow run"])
+def test_an_interrupted_study_is_finished_by_the_same_command(
+    tiny: Path, tmp_path: Path, signals: list[signal.Signals]
+) -> None:
+    arguments = ["search", "tiny.toml", "--threads", "1", *LONGER]
+    interrupted = interrupt_after_first_trial(start(tmp_path, *arguments), *signals)
+    assert interrupted.code == 130, interrupted.stderr
+    assert "goes on from here" in interrupted.stderr
+    assert "Traceback" not in interrupted.stderr
+    first, second = trials_of(tmp_path)[:2]
+    assert first.state is TrialState.COMPLETE
+    assert second.user_attrs["outcome"]["state"] == "interrupted"
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert client.get_run(second.user_attrs["outcome"]["run_id"]).info.status == "KILLED"
+
+    assert run(tmp_path, *arguments).code == 0
+    trials = [trial for trial in trials_of(tmp_path) if trial.state is not TrialState.FAIL]
+    assert len(trials) == 4
+    retried = trials[1]
+    assert retried.user_attrs["retry_of"] == second.number
+    assert retried.params == second.params
+    assert retried.user_attrs["recipe"]["seed"] == second.user_attrs["recipe"]["seed"]
+    experiment = client.get_experiment_by_name("fmnist-search")
+    assert experiment is not None
+    states = [r.info.status for r in client.search_runs([experiment.experiment_id])]
+    assert "RUNNING" not in states
+    assert states.count("KILLED") == 1
+
+
+def test_an_interrupted_trial_gives_what_it_would_have_given(tiny: Path, tmp_path: Path) -> None:
+    arguments = ["search", "../tiny.toml", "--threads", "1", "--trials", "2", "--sampler", "random", *LONGER]
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "broken").mkdir()
+    assert run(tmp_path / "whole", *arguments).code == 0
+    interrupt_after_first_trial(start(tmp_path / "broken", *arguments), signal.SIGINT)
+    assert run(tmp_path / "broken", *arguments).code == 0
+    whole = [trial.value for trial in trials_of(tmp_path / "whole")]
+    mended = [trial.value for trial in trials_of(tmp_path / "broken") if trial.state is TrialState.COMPLETE]
+    assert mended == whole
