@@ -74,5 +74,7 @@ def _ranges(draw: st.DrawFn, spec: Hyperparameter, largest: float) -> dict[str, 
     if kind == "log" and low > 0:
         table["log"] = True
     elif kind == "step" and spec.kind is int:
-        table["step"] = draw(st.integers(1, high - low))
+        step = draw(st.integers(1, min(8, high - low)))
+        # Optuna warns of a range that its steps do not fill.
+        table |= {"step": step, "high": high - (high - low) % step}
     return table
