@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 
-from fmnist_search.data import Source, read_test_set, training_pool
+from fmnist_search.data import Source, verify
 from fmnist_search.engine import probe_precision, resolve_execution
 from fmnist_search.errors import UserError
 from fmnist_search.places import Home, image_cache
@@ -52,5 +52,4 @@ def _device() -> str:
 
 def _images() -> str:
     source = Source(image_cache())
-    count = len(training_pool("fashion-mnist", source)) + len(read_test_set("fashion-mnist", source))
-    return f"{count:,} images, verified, in {source.cache}"
+    return f"{sum(verify('fashion-mnist', source).values()):,} bytes, verified, in {source.cache}"

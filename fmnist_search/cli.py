@@ -54,6 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.umask(0o077)  # MLflow makes its database readable by everybody
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     try:
         app([argument for argument in arguments if argument != "--debug"])
@@ -198,7 +199,7 @@ def _close(summary: StudySummary, command: str, *, quiet: bool) -> None:
         talk.print(f"error: no trial of {summary.name!r} has completed; give it more trials or minutes")
         raise typer.Exit(Exit.NOTHING_COMPLETED)
     new = f"{summary.new_trials} new trials" if summary.new_trials else "nothing left to do"
-    talk.print(f"{summary.name}: {new}; it stops because {summary.ended_by.value}")
+    talk.print(f"{summary.name}: {new}; {summary.ended_by.value}")
     best = f"best trial {summary.best.number} ({summary.best.recipe.label}) at {percent(summary.best.value)}"
     if champion := summary.champion:
         best += (
@@ -288,7 +289,7 @@ def status(
         return
     counts = ", ".join(f"{summary.count(state)} {state.value}" for state in State if summary.count(state))
     out.print(f"{summary.name}: {summary.question}", markup=False)
-    out.print(f"trials: {counts or 'none'}; the search stops because {summary.ended_by.value}")
+    out.print(f"trials: {counts or 'none'}; {summary.ended_by.value}")
     if summary.best:
         out.print(f"best: trial {summary.best.number} ({summary.best.recipe.label}) at {percent(summary.best.value)}")
     if champion := summary.champion:
@@ -497,14 +498,18 @@ def _load(model: str | None, tracking_uri: str | None) -> Any:
 def ui(
     port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 5000,
     tracking_uri: TrackingUri = None,
+    workdir: Workdir = None,
 ) -> None:
     """Open the MLflow UI on the store of this folder, for this machine alone."""
     from fmnist_search.console import out
     from fmnist_search.places import tracking_uri as resolve
+    from fmnist_search.study import latest_run
     from fmnist_search.tracking import Tracking
 
     uri = resolve(tracking_uri)
-    experiment_id = Tracking(uri, "fmnist-search").experiment_id
+    tracking = Tracking(uri, "fmnist-search")
+    run_id = latest_run(tracking_uri=tracking_uri, workdir=workdir)
+    experiment_id = (run_id and tracking.experiment_of(run_id)) or tracking.experiment_id
     address = uri if uri.startswith("http") else f"http://127.0.0.1:{port}"
     out.print(f"{address}/#/experiments/{experiment_id}/runs?workflowType=machine_learning")
     if uri.startswith("http"):
@@ -519,21 +524,21 @@ def ui(
 def data(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Find the images, download them where they are missing, and check every byte."""
     from fmnist_search.console import out, show_json
-    from fmnist_search.data import DATASETS, read_test_set, training_pool
+    from fmnist_search.data import DATASETS, verify
 
     source = _source(data_dir)
-    training, test = training_pool("fashion-mnist", source), read_test_set("fashion-mnist", source)
+    files = verify("fashion-mnist", source)
+    place = data_dir or source.cache / "fashion-mnist"
     found = {
         "dataset": "fashion-mnist",
-        "place": str(data_dir or source.cache / "fashion-mnist"),
-        "training_images": len(training),
-        "test_images": len(test),
+        "place": str(place),
         "digest": DATASETS["fashion-mnist"].digest,
+        "bytes": files,
     }
     if as_json:
         show_json(found)
     else:
-        out.print(f"fashion-mnist: {len(training):,} + {len(test):,} images, verified, in {found['place']}")
+        out.print(f"fashion-mnist: {len(files)} files, {sum(files.values()):,} bytes, verified, in {place}")
 
 
 @app.command()

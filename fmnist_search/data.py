@@ -202,6 +202,15 @@ def read_test_set(dataset: str, source: Source) -> Labelled:
     return _read(dataset, TEST_IMAGES, TEST_LABELS, source)
 
 
+def verify(dataset: str, source: Source) -> dict[str, int]:
+    """Make sure that all four files are there and whole; their sizes in bytes, by name.
+
+    Raises:
+        UserError: no whole copy of one of them is to be had.
+    """
+    return {name: len(find(DATASETS[dataset], name, source)) for name in FILES}
+
+
 def _read(dataset: str, images: str, labels: str, source: Source) -> Labelled:
     known = DATASETS[dataset]
     pixels = np.frombuffer(find(known, images, source), np.uint8, offset=IMAGE_HEADER).reshape(-1, SIDE, SIDE)

@@ -59,7 +59,10 @@ class Promotion:
         run = self.tracking.training_run(name, recipe, list(recipe.flat()), tags, self.study_run)
         self.runs.append((run.run_id, recipe))
         self.listener.training_started(name, recipe)
-        return tracked(recipe, images, self.execution, run, self.interruption, self.listener)
+        result = tracked(recipe, images, self.execution, run, self.interruption, self.listener)
+        reached = f"{result.value:.2%} on validation" if result.value is not None else result.state.value
+        self.listener.say(f"{name}: {reached}")
+        return result
 
     def _images(self, data: Data) -> Images:
         if data not in self._prepared:

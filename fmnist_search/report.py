@@ -41,7 +41,7 @@ def _outcome(summary: StudySummary) -> str:
 def _spent(summary: StudySummary) -> str:
     counts = ", ".join(f"{summary.count(state)} {state.value}" for state in State if summary.count(state))
     minutes = sum(row.seconds for row in summary.trials) / 60
-    return f"Trials: {counts or 'none'}, in {minutes:.1f} minutes of training. Ended because {summary.ended_by.value}."
+    return f"Trials: {counts or 'none'}, in {minutes:.1f} minutes of training. {summary.ended_by.value.capitalize()}."
 
 
 def _leader_rows(rows: Sequence[TrialRow], searched: Sequence[str]) -> list[list[str]]:

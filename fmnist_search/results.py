@@ -149,14 +149,14 @@ class Champion:
 
 
 class Ending(Enum):
-    """Why a study starts no further trial, as the end of a sentence that begins with "because"."""
+    """Why a study starts no further trial, or that it would."""
 
     TRIALS = "its budget of trials is spent"
     MINUTES = "its budget of minutes is spent"
     FAILURES = "too many trials failed"
     EXHAUSTED = "its space is exhausted"
     INTERRUPTED = "it was interrupted"
-    RUNNING = "it is still running"
+    OPEN = "its budget is not spent"
 
 
 @dataclass(frozen=True)

@@ -101,11 +101,11 @@ def promote(
     """
     home = Home.find(tracking_uri, workdir)
     ledger = Ledger.find(home.storage_url, name)
-    if _summary(ledger, Ending.RUNNING).best is None:
+    if _summary(ledger, Ending.OPEN).best is None:
         raise UserError(f"study {name!r}: has no completed trial to promote; search on first", exit_code=3)
     with _session(home, ledger.config, data_dir, listener or Silence()) as session:
         champion = session.find_champion(settings or ledger.config.finalists, again=True)
-        ending = Ending.INTERRUPTED if session.interruption.requested else Ending.TRIALS
+        ending = Ending.INTERRUPTED if session.interruption.requested else _state_of(ledger)
         summary = _summary(ledger, ending, champion=champion)
         session.close(summary)
     return summary
@@ -153,8 +153,7 @@ def status(name: str, *, tracking_uri: str | None = None, workdir: str | None = 
         UserError: there is no such study.
     """
     ledger = Ledger.find(Home.find(tracking_uri, workdir).storage_url, name)
-    ending = _spent(ledger.config, ledger.rows(), 0.0) or Ending.RUNNING
-    return _summary(ledger, ending)
+    return _summary(ledger, _state_of(ledger))
 
 
 def config_of(name: str, *, tracking_uri: str | None = None, workdir: str | None = None) -> StudyConfig:
@@ -169,6 +168,13 @@ def latest_study(*, tracking_uri: str | None = None, workdir: str | None = None)
     if not names:
         raise UserError(f"{home.folder}: holds no study yet; run `fmnist-search search studies/quick.toml` first")
     return names[-1]
+
+
+def latest_run(*, tracking_uri: str | None = None, workdir: str | None = None) -> str | None:
+    """The MLflow run of the study that was begun last; None where there is no study."""
+    url = Home.find(tracking_uri, workdir).storage_url
+    names = Ledger.names(url)
+    return Ledger.find(url, names[-1]).run_id if names else None
 
 
 _FINAL = (Ending.TRIALS, Ending.MINUTES, Ending.EXHAUSTED)
@@ -188,6 +194,11 @@ def _summary(
         run_id=ledger.run_id,
         champion=champion or (known[1] if known else None),
     )
+
+
+def _state_of(ledger: Ledger) -> Ending:
+    """Whether a study that does not run has reached a limit."""
+    return _spent(ledger.config, ledger.rows(), 0.0) or Ending.OPEN
 
 
 def _spent(config: StudyConfig, rows: list[TrialRow], seconds: float) -> Ending | None:
@@ -293,7 +304,7 @@ class _Session:
 
     def find_champion(self, settings: Finalists, *, again: bool) -> Champion | None:
         """Train the finalists and register the best; what was chosen from the same before is not trained again."""
-        leaders = _distinct(_summary(self.ledger, Ending.RUNNING).leaders)[: settings.recipes]
+        leaders = _distinct(_summary(self.ledger, Ending.OPEN).leaders)[: settings.recipes]
         if not leaders:
             return None
         fingerprint = finalists.fingerprint(leaders, settings)

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -64,16 +65,14 @@ class Tracking:
     """One MLflow store, and the experiment of it that our runs belong to."""
 
     def __init__(self, uri: str, experiment: str):
-        """Connect to a store, and make the experiment where it is missing.
+        """Connect to a store.
 
         Raises:
-            UserError: the store cannot be reached or written, or the experiment has been deleted.
+            UserError: it cannot be reached or written.
         """
         self.uri = uri
         self.experiment = experiment
         self.client = connect(uri)
-        with reaching(uri, OSError):
-            self.experiment_id = self._experiment_id()
 
     def study_run(self, study: str, known_run_id: str | None) -> Run:
         """The run of a study: the one it had, one that `mlflow run` made for it, or a new one.
@@ -88,8 +87,7 @@ class Tracking:
             self._point(given, study, run_id)
         run = Run(self, run_id)
         run.tags({"study": study, "kind": "study", "state": "running", **_provenance()})
-        if given != run_id:
-            self.client.update_run(run_id, status="RUNNING")
+        self.client.update_run(run_id, status="RUNNING", name=study)
         return run
 
     def training_run(
@@ -118,11 +116,13 @@ class Tracking:
         except (MlflowException, OSError):
             raise UserError(f"run {run_id!r}: has no {RECIPE_FILE}; name the run of a trial or of a training") from None
 
-    def url(self, run_id: str) -> str:
-        """Where a browser finds a run, relative to the UI's address."""
-        return f"#/experiments/{self.experiment_id}/runs/{run_id}"
+    @cached_property
+    def experiment_id(self) -> str:
+        """The experiment's id; it is made where it is missing, and not before it is needed.
 
-    def _experiment_id(self) -> str:
+        Raises:
+            UserError: it has been deleted.
+        """
         found = self.client.get_experiment_by_name(self.experiment)
         if found and found.lifecycle_stage == "deleted":
             raise UserError(
@@ -134,6 +134,10 @@ class Tracking:
         database = sqlite_file(self.uri)
         place = str(database.parent / "mlruns" / self.experiment) if database else None
         return str(self.client.create_experiment(self.experiment, artifact_location=place))
+
+    def experiment_of(self, run_id: str) -> str | None:
+        """The id of the experiment that a run belongs to; None where there is no such run."""
+        return str(self.client.get_run(run_id).info.experiment_id) if self._exists(run_id) else None
 
     def _exists(self, run_id: str) -> bool:
         try:

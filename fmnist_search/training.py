@@ -156,7 +156,7 @@ def train(
         listener.training_started(name, recipe)
         result = tracked(recipe, images, execution, run, interruption, listener, observer)
         if result.weights:
-            path = home.weights("train", 0).with_name(f"{run.run_id}.pt")
+            path = home.folder / "weights" / "train" / run.run_id / "weights.pt"
             save_weights(path, result)
             tracking.client.log_artifact(run.run_id, str(path))
     return result, run.run_id

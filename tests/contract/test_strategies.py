@@ -190,9 +190,8 @@ def race(pruner: Any, levels: list[float]) -> list[int]:
     return reached
 
 
-pruning = pytest.mark.parametrize(
-    "pruner", [p for p in PRUNERS if p.name != "none"], ids=lambda settings: settings.name
-)
+PRUNING = [settings for settings in PRUNERS if settings.name != "none"]
+pruning = pytest.mark.parametrize("pruner", PRUNING, ids=lambda settings: settings.name)
 
 
 @pruning
