@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     try:
-        app([argument for argument in arguments if argument != "--debug"])
+        app([argument for argument in arguments if argument != "--debug"], prog_name="fmnist-search")
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
@@ -108,7 +108,7 @@ def search(
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a study, or go on with it where it stopped; then find its champion.
+    """Run a study, or go on with it; then find its champion.
 
     Budgets are totals: the same command again continues and does not add.
 
@@ -168,7 +168,7 @@ def _show_preview(config: StudyConfig, as_json: bool) -> None:
         [recipe.label, f"{s.parameters:,}", f"{s.mult_adds / 1e6:.1f} M", *_values(recipe.flat(), names)]
         for recipe, s in shown.recipes
     ]
-    short = [name.rpartition(".")[2] for name in names]
+    short = console.short_names(names)
     console.show_table(console.table(["network", "parameters", "multiply-adds", *short], rows, "The first recipes"))
     if shown.seconds is not None:
         console.out.print(
@@ -279,7 +279,7 @@ def train(
 def status(
     study: StudyName = None, tracking_uri: TrackingUri = None, workdir: Workdir = None, as_json: AsJson = False
 ) -> None:
-    """How a study stands: trials by state, the best, the champion, what is left of the budget."""
+    """How a study stands: its trials, its best, its champion."""
     from fmnist_search.console import out, percent, show_json
     from fmnist_search.results import State
 
@@ -305,7 +305,7 @@ def leaderboard(
     workdir: Workdir = None,
     as_json: AsJson = False,
 ) -> None:
-    """The best completed trials of a study, with what they were trained with."""
+    """The best completed trials of a study."""
     from fmnist_search import console
     from fmnist_search.search.space import searched
     from fmnist_search.study import config_of
@@ -352,9 +352,10 @@ def promote(
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a study's best recipes again from fresh seeds, and register the model of the best.
+    """Confirm a study's best recipes and register the best model.
 
-    The alias `champion` moves only where the new model is better by more than the noise.
+    They are trained again from fresh seeds, and the chosen one's model meets the test images once. The alias
+    `champion` moves only where the new model is better by more than the noise.
     """
     from fmnist_search import study as studies
     from fmnist_search.console import StudyDisplay, show_json
@@ -441,7 +442,7 @@ def evaluate(
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """The accuracy of a registered model on the test images, with its 95 % interval.
+    """A registered model's accuracy on the test images.
 
     The same weights are tested once: a figure that is on record is shown, and --again takes it anew.
     """
@@ -500,7 +501,7 @@ def ui(
     tracking_uri: TrackingUri = None,
     workdir: Workdir = None,
 ) -> None:
-    """Open the MLflow UI on the store of this folder, for this machine alone."""
+    """Open the MLflow UI on this folder's store."""
     from fmnist_search.console import out
     from fmnist_search.places import tracking_uri as resolve
     from fmnist_search.study import latest_run
@@ -522,7 +523,7 @@ def ui(
 
 @app.command()
 def data(data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Find the images, download them where they are missing, and check every byte."""
+    """Find the images, or download them, and check every byte."""
     from fmnist_search.console import out, show_json
     from fmnist_search.data import DATASETS, verify
 
@@ -543,7 +544,7 @@ def data(data_dir: DataDir = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def doctor(tracking_uri: TrackingUri = None, workdir: Workdir = None, as_json: AsJson = False) -> None:
-    """Check what a search needs: versions, device, images, the MLflow store, our own files."""
+    """Check what a search needs, from versions to stores."""
     from fmnist_search import console
     from fmnist_search.checkup import checkup
 

@@ -14,6 +14,7 @@ read and written here too, since nothing below this module knows TOML.
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -88,8 +89,8 @@ class Range:
     step: float | None = None
 
     def __str__(self) -> str:
-        how = ", log" if self.log else f", step {self.step:g}" if self.step else ""
-        return f"{self.low:g} to {self.high:g}{how}"
+        how = ", log" if self.log else f", step {self.step}" if self.step else ""
+        return f"{self.low} to {self.high}{how}"
 
     def plain(self) -> Any:
         """As a study file writes it."""
@@ -152,8 +153,7 @@ def parse_space(table: object) -> Space:
         for name in tables
         if families and name not in families
     ]
-    shared = {n: h for n, h in known_hyperparameters(FAMILIES["cnn"]).items() if not n.startswith("model.")}
-    common = _parse_domains("space.common", common_table, shared, problems)
+    common = _parse_domains("space.common", common_table, _shared_hyperparameters(), problems)
     by_family = {}
     for name, content in tables.items():
         own = {key.removeprefix("model."): h for key, h in hyperparameters(FAMILIES[name], "model.").items()}
@@ -169,6 +169,8 @@ def _parse_families(given: object, problems: list[str]) -> tuple[str, ...]:
     try:
         if not names:
             raise UserError("space.common.family: an empty list chooses nothing; name at least one family")
+        if len({str(name) for name in names}) < len(names):
+            raise UserError(f"space.common.family: {names} names a family twice; name each once")
         return tuple(family_named(name).family for name in names)
     except UserError as error:
         problems.extend(line.replace("model.family", "space.common.family") for line in error.lines)
@@ -183,13 +185,28 @@ def _parse_domains(
         if name in NOT_SEARCHABLE:
             problems.append(f"{where}.{name}: is the same in all trials of a study; set {NOT_SEARCHABLE[name]}")
         elif name not in known:
-            problems.append(f"{where}.{name}: unknown hyperparameter; {nearest(name, known)}")
+            problems.append(f"{where}.{name}: unknown hyperparameter; {_advice(name, known)}")
         else:
             try:
                 domains[name] = _parse_domain(content, known[name])
             except UserError as error:
                 problems += [f"{where}.{name}: {line.removeprefix(known[name].name + ': ')}" for line in error.lines]
     return domains
+
+
+def _advice(name: str, known: Mapping[str, Hyperparameter]) -> str:
+    """Where a hyperparameter belongs that stands in the wrong table, or the nearest name of the right one."""
+    owners = [family for family in FAMILIES if f"model.{name}" in hyperparameters(FAMILIES[family], "model.")]
+    if owners:
+        return f"it belongs to [space.{owners[0]}]"
+    if any(f"{other}.".startswith(f"{name}.") for other in _shared_hyperparameters()):
+        return "it belongs to [space.common]"
+    return nearest(name, known)
+
+
+def _shared_hyperparameters() -> dict[str, Hyperparameter]:
+    any_family = next(iter(FAMILIES.values()))
+    return {n: h for n, h in known_hyperparameters(any_family).items() if not n.startswith("model.")}
 
 
 def _named(
@@ -222,7 +239,7 @@ def _parse_range(content: Mapping[str, Any], spec: Hyperparameter) -> Range:
     if unknown:
         name = min(unknown)
         raise UserError(f"unknown key {name!r} of a range; {nearest(name, ['low', 'high', 'log', 'step'])}")
-    if spec.kind not in (int, float):
+    if spec.kind not in (int, float) or spec.choices is not None:
         raise UserError(f"a range needs numbers; {spec.expectation()}")
     missing = {"low", "high"} - content.keys()
     if missing:
@@ -237,9 +254,15 @@ def _parse_range(content: Mapping[str, Any], spec: Hyperparameter) -> Range:
         raise UserError(f"log = {log!r} is no bool; give true or false")
     if log and low <= 0:
         raise UserError(f"low = {low} has no logarithm; give a low above 0, or leave out log")
-    if step is not None and (isinstance(step, bool) or not isinstance(step, int | float) or step <= 0 or log):
-        raise UserError(f"step = {step!r} does not fit; give a number above 0, and none together with log")
+    if step is not None and not _is_step(step, spec, log):
+        noun = "a whole number" if spec.kind is int else "a number"
+        raise UserError(f"step = {step!r} does not fit; give {noun} above 0, and none together with log")
     return Range(low, high, log, step)
+
+
+def _is_step(step: object, spec: Hyperparameter, log: bool) -> bool:
+    allowed = int if spec.kind is int else int | float
+    return isinstance(step, allowed) and not isinstance(step, bool) and math.isfinite(step) and step > 0 and not log
 
 
 def _nested(domains: Mapping[str, Domain]) -> dict[str, Any]:
@@ -257,10 +280,14 @@ def _nested(domains: Mapping[str, Domain]) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------ the study file
 
 
+NAME = r"^\w[\w .+@-]{0,199}$"
+"""Names become folders and stand in addresses."""
+
+
 class Section(BaseModel):
     """A table of a study file: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
 
 
 class Tpe(Section):
@@ -298,12 +325,19 @@ class NoPruner(Section):
     name: Literal["none"] = "none"
 
 
-def _by_name(value: object) -> object:
-    return {"name": value} if isinstance(value, str) else value
+def _named_or(default: str) -> BeforeValidator:
+    """A bare name stands for its table, and a table without a name for the default's."""
+
+    def expand(value: object) -> object:
+        if isinstance(value, str):
+            return {"name": value}
+        return {"name": default, **value} if isinstance(value, Mapping) else value
+
+    return BeforeValidator(expand)
 
 
-Sampler = Annotated[Tpe | Random, Field(discriminator="name"), BeforeValidator(_by_name)]
-Pruner = Annotated[Halving | Median | NoPruner, Field(discriminator="name"), BeforeValidator(_by_name)]
+Sampler = Annotated[Tpe | Random, Field(discriminator="name"), _named_or("tpe")]
+Pruner = Annotated[Halving | Median | NoPruner, Field(discriminator="name"), _named_or("halving")]
 
 
 class Budget(Section):
@@ -332,7 +366,7 @@ class Finalists(Section):
     refit: Literal["everything", "none"] = Field(
         "everything", description="train the chosen recipe on training and validation images, or keep its first seed"
     )
-    model_name: str = Field("fmnist-search", min_length=1, pattern=r"^[^/:]+$", description="registered model")
+    model_name: str = Field("fmnist-search", pattern=NAME, description="registered model")
 
 
 class ExecutionSettings(Section):
@@ -363,7 +397,7 @@ def _lines_of(parse: Callable[[object], Any]) -> Callable[[object], Any]:
 class StudyConfig(Section):
     """A study: its question, what it searches, what it may spend, how its champion is found."""
 
-    name: str = Field(pattern=r"^[\w][\w .+@-]{0,99}$")
+    name: str = Field(pattern=NAME)
     question: str = ""
     experiment: str = Field("fmnist-search", min_length=1)
     seed: int = Field(0, ge=0)
@@ -377,7 +411,7 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _fits_the_data(self) -> StudyConfig:
-        domain = self.space.common.get("batch_size", Pin(0))
+        domain = self.space.common.get("batch_size", Pin(Recipe().batch_size))
         values = domain.values if isinstance(domain, Choice) else [getattr(domain, "high", getattr(domain, "value", 0))]
         largest = max(float(value) for value in values)
         if largest > self.data.training_count:
@@ -441,12 +475,13 @@ def _lines(details: ErrorDetails) -> list[str]:
     if isinstance(cause, UserError):
         return list(cause.lines)
     location = [str(part) for part in details["loc"]]
+    beside = _keys_beside(location)
     if len(location) > 1 and location[0] in ("sampler", "pruner"):
         del location[1]  # the variant's name, which pydantic puts between
     key = ".".join(location) or "study"
     kind, given = details["type"], details["input"]
     if kind == "extra_forbidden":
-        return [f"{key}: unknown key; {nearest(location[-1], _keys_beside(location))}"]
+        return [f"{key}: unknown key; {nearest(location[-1], beside)}"]
     if kind == "missing":
         return [f"{key}: is missing; every study file needs it"]
     if kind == "union_tag_invalid":
@@ -455,6 +490,8 @@ def _lines(details: ErrorDetails) -> list[str]:
         return [f"{key}: no {key} {context['tag']!r}; {nearest(str(context['tag']), names)}"]
     if kind == "string_pattern_mismatch":
         return [f"{key}: {given!r} is no usable name; use letters, digits, spaces and . _ + @ -"]
+    if kind in ("model_type", "model_attributes_type"):
+        return [f"{key}: {given!r} is no table; write [{key}] above its keys"]
     message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return [f"{key}: {message}" if isinstance(given, Mapping) else f"{key}: {given!r} {message}"]
 
@@ -466,7 +503,8 @@ def _keys_beside(location: list[str]) -> list[str]:
         return list(fields)
     section: Any = fields[location[0]].annotation
     variants = getattr(section, "__args__", (section,))
-    return [name for variant in variants for name in variant.model_fields]
+    chosen = [v for v in variants if len(variants) > 1 and v.model_fields["name"].default == location[1]]
+    return [name for variant in chosen or variants for name in getattr(variant, "model_fields", ())]
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -496,16 +534,34 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     try:
         return name.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        return name.strip(), value
+        return name.strip(), value.strip()
 
 
 def _override(tables: dict[str, Any], overrides: Mapping[str, object]) -> dict[str, Any]:
-    for name, value in overrides.items():
-        if name.split(".")[0] in StudyConfig.model_fields and not name.startswith("data.dataset"):
+    """The tables with other values; the family first, since it says whose hyperparameters the others are."""
+    for name in sorted(overrides, key=lambda name: name != "model.family"):
+        value = overrides[name]
+        if name.split(".")[0] in StudyConfig.model_fields:
             _assign(tables, name.split("."), value)
+        elif name == "model.family":
+            _pin_family(tables, value)
+        elif name.startswith("model."):
+            _pin_model(tables, name, value)
+        elif name in _shared_hyperparameters():
+            _pin(_table(tables, "space", "common"), name, value)
         else:
-            _pin(tables.setdefault("space", {}), name, value)
+            raise UserError(f"--set {name}: unknown name; {_override_advice(name)}")
     return tables
+
+
+def _override_advice(name: str) -> str:
+    """The nearest name, or the nearest table where it is the table's that is misspelt."""
+    shared = _shared_hyperparameters()
+    group, dot, last = name.partition(".")
+    parts = {part for other in shared for part in other.split(".")}
+    if dot and not {group, last} & parts:
+        return nearest(group, StudyConfig.model_fields)
+    return nearest(name, [*shared, *StudyConfig.model_fields])
 
 
 def _assign(tables: dict[str, Any], path: list[str], value: object) -> None:
@@ -513,44 +569,56 @@ def _assign(tables: dict[str, Any], path: list[str], value: object) -> None:
     for group in groups:
         inner = tables.get(group)
         if isinstance(inner, str) and group in ("sampler", "pruner"):
-            inner = {"name": inner}
-        tables[group] = inner if isinstance(inner, dict) else {}
-        tables = tables[group]
+            tables[group] = {"name": inner}
+        tables = _table(tables, group)
     tables[last] = value
 
 
-def _pin(space: dict[str, Any], name: str, value: object) -> None:
-    """Pin a hyperparameter, whatever domain the file gives it."""
-    common = space.setdefault("common", {})
-    if name == "model.family":
-        common["family"] = value
-        for other in set(FAMILIES) & space.keys() - ({value} if isinstance(value, str) else set()):
+def _table(tables: dict[str, Any], *path: str) -> dict[str, Any]:
+    """The table of that path, made where it is missing.
+
+    Raises:
+        UserError: something else stands there.
+    """
+    for position, name in enumerate(path):
+        inner = tables.setdefault(name, {})
+        if not isinstance(inner, dict):
+            key = ".".join(path[: position + 1])
+            raise UserError(f"{key}: {inner!r} is no table; write [{key}] above its keys")
+        tables = inner
+    return tables
+
+
+def _pin_family(tables: dict[str, Any], value: object) -> None:
+    """Search these families alone: the tables of the others go."""
+    space = _table(tables, "space")
+    _table(space, "common")["family"] = value
+    kept = value if isinstance(value, list) else [value]
+    for other in FAMILIES.keys() & space.keys():
+        if other not in kept:
             del space[other]
-        return
-    if not name.startswith("model."):
-        known = [n for n in known_hyperparameters(FAMILIES["cnn"]) if not n.startswith("model.")]
-        if name not in known:
-            raise UserError(f"--set {name}: unknown name; {nearest(name, [*known, *StudyConfig.model_fields])}")
-        _drop(common, name)
-        common[name] = value
-        return
-    attribute = name.removeprefix("model.")
-    searched = common.get("family", [family for family in space if family in FAMILIES] or ["cnn"])
+
+
+def _pin_model(tables: dict[str, Any], name: str, value: object) -> None:
+    """Pin a hyperparameter in every family of the study that has it."""
+    space = _table(tables, "space")
+    default = [family for family in space if family in FAMILIES] or ["cnn"]
+    searched = _table(tables, "space", "common").get("family", default)
     families = [family_named(family) for family in (searched if isinstance(searched, list) else [searched])]
     having = [family for family in families if name in hyperparameters(family, "model.")]
     if not having:
         known = [key for family in families for key in hyperparameters(family, "model.")]
         raise UserError(f"--set {name}: unknown name; {nearest(name, known)}")
     for family in having:
-        space.setdefault(family.family, {})[attribute] = value
+        _table(tables, "space", family.family)[name.removeprefix("model.")] = value
 
 
-def _drop(table: dict[str, Any], name: str) -> None:
-    """Remove a dotted name, however the file spelled it."""
-    table.pop(name, None)
+def _pin(table: dict[str, Any], name: str, value: object) -> None:
+    """Pin a dotted name, whatever domain the file gives it and however it spells it."""
     group, _, last = name.rpartition(".")
     if group and isinstance(table.get(group), dict):
         table[group].pop(last, None)
+    table[name] = value
 
 
 # ------------------------------------------------------------------------------------------- recipes

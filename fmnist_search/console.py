@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from enum import Enum, IntEnum
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
@@ -24,9 +24,6 @@ from fmnist_search.errors import UserError
 from fmnist_search.recipe import Recipe
 from fmnist_search.report import short_text
 from fmnist_search.results import EpochReport, Silence, State, TrialRow
-
-TABLE_WIDTH = 160
-"""Tables are not squeezed into a narrow terminal, let alone into a pipe: a line that wraps loses nothing."""
 
 out = Console(highlight=False, soft_wrap=True)
 talk = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -81,8 +78,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | No
 
 
 def show_table(made: Table) -> None:
-    """A table on stdout."""
-    Console(highlight=False, width=max(out.width, TABLE_WIDTH)).print(made)
+    """A table on stdout, never squeezed into a narrow terminal or a pipe: a line that wraps loses nothing."""
+    needed = Console(width=10_000).measure(made).maximum
+    Console(highlight=False, width=max(out.width, needed)).print(made)
 
 
 def leaderboard(rows: Sequence[TrialRow], names: Sequence[str]) -> Table:
@@ -93,8 +91,13 @@ def leaderboard(rows: Sequence[TrialRow], names: Sequence[str]) -> Table:
         flat = row.recipe.flat()
         values = [short_text(flat[name]) if name in flat else "-" for name in names]
         body.append([str(row.number), f"{row.value:.2%}", row.recipe.label, f"{row.seconds:.1f}", *values])
-    short = [name.rpartition(".")[2] for name in names]
-    return table(["trial", "val_accuracy", "network", "seconds", *short], body)
+    return table(["trial", "val_accuracy", "network", "seconds", *short_names(names)], body)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """The last parts of dotted names, or the whole names where their last parts are not told apart."""
+    last = [name.rpartition(".")[2] for name in names]
+    return [part if last.count(part) == 1 else name for part, name in zip(last, names, strict=True)]
 
 
 def percent(value: float | None) -> str:
@@ -149,7 +152,7 @@ class StudyDisplay:
 
     def say(self, text: str) -> None:
         """Something worth a line."""
-        talk.print(text)
+        talk.print(Text(text))
 
     def training_started(self, name: str, recipe: Recipe) -> None:
         """A trial, or a finalist's training, begins."""
@@ -176,8 +179,9 @@ class StudyDisplay:
         return sum(row.state is not State.INTERRUPTED and row.duplicate_of is None for row in self._rows)
 
     def _tally(self) -> str:
-        counts = {state: sum(row.state is state for row in self._rows) for state in State}
-        done = [row.value for row in self._rows if row.state is State.COMPLETED and row.value is not None]
+        own = [row for row in self._rows if row.duplicate_of is None]
+        counts = {state: sum(row.state is state for row in own) for state in State}
+        done = [row.value for row in own if row.state is State.COMPLETED and row.value is not None]
         total = self._config.budget.trials
         parts = [
             f"{self._counted()}{f' of {total}' if total else ''} trials",
@@ -205,14 +209,15 @@ class StudyDisplay:
             bounds.append(max(budget.minutes * 60 - elapsed - sum(r.seconds for r in self._rows[: self._earlier]), 0))
         return min(bounds, default=None)
 
-    def _render(self) -> Group:
+    def _render(self) -> Table:
         total = self._config.budget.trials
-        lines: list[Any] = [Text(f"{self._config.name}: {self._tally()}; {self._pace()}", style="bold")]
+        lines = Table.grid()
+        lines.add_row(Text(f"{self._config.name}: {self._tally()}; {self._pace()}", style="bold"))
         if total:
-            lines.append(ProgressBar(total=total, completed=self._counted(), width=60))
+            lines.add_row(ProgressBar(total=total, completed=self._counted(), width=60))
         latest = f"{percent(self._curve[-1])} after epoch {len(self._curve)}" if self._curve else "first epoch"
-        lines.append(Text(f"{self._name}  {sparkline(self._curve)}  {latest}"))
-        return Group(*lines)
+        lines.add_row(Text(f"{self._name}  {sparkline(self._curve)}  {latest}"))
+        return lines
 
 
 def sparkline(values: Sequence[float]) -> str:

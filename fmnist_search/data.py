@@ -11,10 +11,12 @@ import gzip
 import hashlib
 import logging
 import os
+import socket
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,8 @@ log = logging.getLogger(__name__)
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
+DOWNLOAD_PATIENCE = 30.0
+"""Seconds that a silent server is waited for: torchvision itself would wait for ever."""
 IMAGE_HEADER, LABEL_HEADER = 16, 8
 SIDE = 28
 
@@ -257,7 +261,7 @@ def _in_folder(folder: Path, dataset: Dataset, name: str) -> Iterator[Path]:
 
 
 def _of_system(dataset: Dataset, name: str) -> Iterator[Path]:
-    for share in os.environ.get("XDG_DATA_DIRS", "/usr/local/share:/usr/share").split(":"):
+    for share in (os.environ.get("XDG_DATA_DIRS") or "/usr/local/share:/usr/share").split(":"):
         yield Path(share) / "datasets" / dataset.name / f"{name}.gz"
 
 
@@ -283,12 +287,16 @@ def _first_good(dataset: Dataset, name: str, paths: Iterable[Path], *, strict: b
 
 def _download(dataset: Dataset) -> dict[str, bytes]:
     """All files by torchvision's own download, through a folder that is gone afterwards; those that are whole."""
+    patience = socket.getdefaulttimeout()
     with tempfile.TemporaryDirectory() as folder:
         try:
+            socket.setdefaulttimeout(DOWNLOAD_PATIENCE)
             getattr(torchvision.datasets, dataset.torchvision_class)(folder, download=True)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, HTTPException) as error:
             log.warning("%s: the download failed (%s)", dataset.name, error)
             return {}
+        finally:
+            socket.setdefaulttimeout(patience)
         found = {name: _first_good(dataset, name, _in_folder(Path(folder), dataset, name)) for name in FILES}
     return {name: content for name, content in found.items() if content is not None}
 

@@ -22,6 +22,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     A dotted name is compared with those of its own group first.
     """
     known = sorted(known)
+    grouped = [other for other in known if other.rpartition(".")[2] == name]
+    if len(grouped) == 1:
+        return f"did you mean {grouped[0]!r}?"
     group = name.rpartition(".")[0]
     peers = {other.removeprefix(f"{group}."): other for other in known if other.rpartition(".")[0] == group}
     candidates = peers or {other: other for other in known}

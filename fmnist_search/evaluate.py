@@ -61,4 +61,4 @@ def wilson(hits: int, images: int) -> Accuracy:
     share = hits / images
     centre = (share + z**2 / (2 * images)) / (1 + z**2 / images)
     reach = z / (1 + z**2 / images) * math.sqrt(share * (1 - share) / images + z**2 / (4 * images**2))
-    return Accuracy(hits, images, centre - reach, centre + reach)
+    return Accuracy(hits, images, max(0.0, min(share, centre - reach)), min(1.0, max(share, centre + reach)))

@@ -21,7 +21,7 @@ def read_picture(path: Path, *, resize: bool = False, invert: bool = False) -> n
     """
     try:
         with Image.open(path) as opened:
-            picture = opened.convert("L")
+            picture = _grey(ImageOps.exif_transpose(opened))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the path") from None
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
@@ -34,3 +34,10 @@ def read_picture(path: Path, *, resize: bool = False, invert: bool = False) -> n
             )
         picture = ImageOps.pad(picture, (SIDE, SIDE), color=255 if invert else 0)
     return np.asarray(ImageOps.invert(picture) if invert else picture)
+
+
+def _grey(picture: Image.Image) -> Image.Image:
+    """Eight bits of grey; Pillow would cut sixteen off at 255 instead of scaling them."""
+    if picture.mode.startswith("I"):
+        return Image.fromarray((np.asarray(picture) // 256).astype(np.uint8))
+    return picture.convert("L")

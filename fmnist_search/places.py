@@ -65,4 +65,5 @@ def workdir(tracking: str, given: str | None = None) -> Path:
     if database:
         return database.parent / APP
     server = urlparse(tracking)
-    return platformdirs.user_data_path(APP) / (server.netloc.rpartition("@")[2] or server.path.strip("/"))
+    address = f"{server.netloc.rpartition('@')[2]}/{server.path.strip('/')}".strip("/")
+    return platformdirs.user_data_path(APP) / address

@@ -29,6 +29,9 @@ TRAINING_POOL = 60_000
 
 SCHEMA_VERSION = 1
 
+LARGEST_SEED = 2**63 - 1
+"""The largest integer that TOML, SQL and torch all take."""
+
 
 # ------------------------------------------------------------------------------- hyperparameters
 
@@ -55,8 +58,8 @@ class Hyperparameter:
         Raises:
             UserError: it is of another type or outside the limits; names the field, the value and the remedy.
         """
-        if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+        if self.kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+            value = _as_float(value)
         if self.share_of and isinstance(value, float) and 0 < value < 1:
             value = round(value * self.share_of)
         if type(value) is not self.kind:
@@ -86,11 +89,19 @@ class Hyperparameter:
         if isinstance(value, str | bool):
             return True
         return (
-            math.isfinite(value)
+            (isinstance(value, int) or math.isfinite(value))
             and (self.low is None or value >= self.low)
             and (self.above is None or value > self.above)
             and (self.high is None or value <= self.high)
         )
+
+
+def _as_float(value: float) -> float:
+    """A float without the sign of its zero, so that equal recipes look equal; integers beyond all floats stay."""
+    try:
+        return float(value) + 0.0
+    except OverflowError:
+        return math.inf
 
 
 def hyperparameter(
@@ -199,7 +210,7 @@ class Data(Table):
         high=TRAINING_POOL - 100,
         share_of=TRAINING_POOL,
     )
-    seed: int = hyperparameter(0, "seed of the split", low=0)
+    seed: int = hyperparameter(0, "seed of the split", low=0, high=LARGEST_SEED)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -277,7 +288,7 @@ class Recipe(Table):
     keep: str = hyperparameter(
         "val_accuracy", "what chooses the weights that are kept", choices=("val_accuracy", "val_loss")
     )
-    seed: int = hyperparameter(0, "seed of initial weights, order and augmentation", low=0)
+    seed: int = hyperparameter(0, "seed of initial weights, order and augmentation", low=0, high=LARGEST_SEED)
     schema_version: int = hyperparameter(SCHEMA_VERSION, "version of this form", choices=(SCHEMA_VERSION,))
 
     def __post_init__(self) -> None:

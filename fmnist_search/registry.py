@@ -157,6 +157,8 @@ def beats(confirmed: Confirmed, tags: Mapping[str, str], holder: Mapping[str, st
         seeds, images = int(holder["confirmed_seeds"]), int(holder["validation_images"])
     except (KeyError, ValueError):
         return False
+    if seeds < 1 or images < 1:
+        return False
     ours = _squared_error(confirmed.mean, confirmed.deviation, len(confirmed.accuracies), images)
     theirs = _squared_error(mean, deviation, seeds, images)
     return confirmed.mean - mean > 2 * math.sqrt(ours + theirs)

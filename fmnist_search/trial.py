@@ -44,7 +44,8 @@ def run_trial(recipe: Recipe, images: Images, execution: Execution, observer: Ob
             course.take(epoch)
             if course.state is State.FAILED:
                 break
-            decision = observer(epoch.report)
+            with torch.random.fork_rng():  # whatever an observer draws, the training goes on as if unwatched
+                decision = observer(epoch.report)
             if decision is not Decision.CONTINUE and epoch.report.epoch < recipe.epochs:
                 state = ENDED_BY[decision]
                 course.end(state, f"{state.value} after epoch {epoch.report.epoch}")
@@ -67,10 +68,7 @@ def _next_epoch(epochs: Iterator[Epoch], course: _Course) -> Epoch | None:
 
 
 def _copied_weights(classifier: Classifier) -> dict[str, Tensor]:
-    """A state dict of its own on the CPU; torch's own object, since BatchNorm looks for the version it carries."""
-    state: dict[str, Tensor] = classifier.state_dict()
-    state.update({name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()})
-    return state
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in classifier.state_dict().items()}
 
 
 def _first_line(error: Exception) -> str:
@@ -130,5 +128,5 @@ class _Course:
             reason=self.reason,
             error=self.error,
             weights=self.weights,
-            last_weights=_copied_weights(self.classifier) if self.classifier else None,
+            last_weights=_copied_weights(self.classifier) if self.classifier and not self.reason else None,
         )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from fmnist_search.errors import UserError
-from fmnist_search.models.layers import ACTIVATIONS, activation
+from fmnist_search.models.layers import ACTIVATIONS, BatchNorm, activation
 from fmnist_search.recipe import Architecture, Value, architecture, hyperparameter
 
 SIDE = 28
@@ -121,9 +121,7 @@ class Cnn(Architecture):
         if self.norm == "group":
             groups = GROUP if channels % GROUP == 0 else 1
             return [nn.GroupNorm(groups, channels)]
-        norm = nn.BatchNorm2d(channels)
-        norm.num_batches_tracked = None  # unused at a fixed momentum, and a kernel launch a layer and step
-        return [norm]
+        return [BatchNorm(channels)]
 
     def _head(self, channels: int, classes: int) -> list[nn.Module]:
         layers: list[nn.Module] = []

@@ -50,7 +50,7 @@ class Ledger:
         """
         storage = open_storage(url)
         if fresh and config.name in optuna.get_all_study_names(storage):
-            aside = f"{config.name} until {datetime.now():%Y-%m-%d %H.%M.%S}"
+            aside = f"{config.name} until {datetime.now():%Y-%m-%d %H.%M.%S.%f}"
             optuna.copy_study(
                 from_study_name=config.name, from_storage=storage, to_storage=storage, to_study_name=aside
             )

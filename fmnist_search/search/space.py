@@ -8,15 +8,16 @@ from typing import cast
 import optuna
 
 from fmnist_search.config import Choice, Domain, Pin, Range, Space, StudyConfig
-from fmnist_search.recipe import FAMILIES, Recipe, Value, hyperparameters, in_use, known_hyperparameters
+from fmnist_search.recipe import FAMILIES, Recipe, Value, in_use, known_hyperparameters
 
 FAMILY = "model.family"
 
 
 def base_recipe(config: StudyConfig, precision: str) -> Recipe:
     """What every trial of a study has in common, before its domains are drawn from."""
-    shared = {f"data.{name}": value for name, value in vars(config.data).items()}
-    return Recipe().replace({**shared, "epochs": config.budget.epochs, "precision": precision})
+    data: dict[str, object] = {f"data.{name}": value for name, value in vars(config.data).items()}
+    batch_size = min(Recipe().batch_size, config.data.training_count)
+    return Recipe().replace({**data, "epochs": config.budget.epochs, "precision": precision, "batch_size": batch_size})
 
 
 def sample(trial: optuna.Trial, space: Space, base: Recipe, seed: int) -> Recipe:
@@ -26,7 +27,8 @@ def sample(trial: optuna.Trial, space: Space, base: Recipe, seed: int) -> Recipe
     start = base.replace({FAMILY: family})
     values = start.flat()
     for name, spec in known_hyperparameters(FAMILIES[family]).items():
-        if name in domains and in_use(name, FAMILIES[family], values):
+        pinned = isinstance(domains.get(name), Pin)
+        if name in domains and (pinned or in_use(name, FAMILIES[family], values)):
             values[name] = spec.parse(_draw(trial, optuna_name(space, family, name), domains[name]))
     return start.replace({**values, "seed": seed})
 
@@ -44,23 +46,44 @@ def optuna_name(space: Space, family: str, name: str) -> str:
 
 def searched(space: Space) -> list[str]:
     """Dotted names of everything that may differ between trials, in the order of a recipe."""
-    varying = {name for family in space.families for name, d in space.domains(family).items() if not isinstance(d, Pin)}
     names = [FAMILY] if len(space.families) > 1 else []
     for family in space.families:
-        names += [name for name in known_hyperparameters(FAMILIES[family]) if name in varying and name not in names]
-    return names
+        names += [name for name in known_hyperparameters(FAMILIES[family]) if _varies(name, space, family)]
+    return list(dict.fromkeys(names))
 
 
 def constants(space: Space, base: Recipe) -> dict[str, Value]:
     """Dotted names and values of everything that is the same in all trials of a study."""
-    values = {name: value for name, value in base.flat().items() if not name.startswith("model.") and name != "seed"}
-    values |= {name: domain.value for name, domain in space.common.items() if isinstance(domain, Pin)}
-    if len(space.families) == 1:
-        (family,) = space.families
-        defaults = {name: spec.default for name, spec in hyperparameters(FAMILIES[family], "model.").items()}
-        own = {name: d.value for name, d in space.by_family.get(family, {}).items() if isinstance(d, Pin)}
-        values |= {FAMILY: family, **defaults, **own}
-    return {name: value for name, value in values.items() if name not in searched(space)}
+    varying = {*searched(space), "seed"}
+    pins = {n: d.value for n, d in space.domains(space.families[0]).items() if isinstance(d, Pin)}
+    flat = base.replace({FAMILY: space.families[0], **pins}).flat()
+    if len(space.families) > 1:
+        flat = {name: value for name, value in flat.items() if not name.startswith("model.")}
+    return {name: value for name, value in flat.items() if name not in varying}
+
+
+def _varies(name: str, space: Space, family: str) -> bool:
+    """Whether trials differ in a hyperparameter: it is drawn, or it belongs to a block that not all of them have."""
+    domains = space.domains(family)
+    if name in domains and not isinstance(domains[name], Pin):
+        return True
+    if not name.startswith("model."):
+        return False
+    pins = {other: domain.value for other, domain in domains.items() if isinstance(domain, Pin)}
+    start = Recipe().replace({FAMILY: family, "batch_size": 2, **pins}).flat()
+    gates = {n: _ends(d) for n, d in domains.items() if n.startswith("model.") and not isinstance(d, Pin)}
+    uses = {in_use(name, FAMILIES[family], {**start, gate: end}) for gate, ends in gates.items() for end in ends}
+    return len(uses) > 1
+
+
+def _ends(domain: Domain) -> tuple[Value, ...]:
+    match domain:
+        case Pin(value):
+            return (value,)
+        case Choice(values):
+            return values
+        case Range(low, high):
+            return (low, high)
 
 
 def trial_seed(study_seed: int, number: int) -> int:

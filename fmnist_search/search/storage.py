@@ -7,6 +7,7 @@ from pathlib import Path
 
 import optuna
 import sqlalchemy
+from filelock import FileLock
 from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist_search.errors import UserError
@@ -25,10 +26,17 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
     database = sqlite_file(url)
     try:
         if database:
-            _prepare(database)
-            return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT}})
+            database.parent.mkdir(parents=True, exist_ok=True)
+            # Two processes that make the tables at once would trip over each other.
+            lock = database.with_suffix(".lock")
+            lock.touch()  # fails at once where nothing can be written; FileLock would wait
+            with FileLock(lock, timeout=BUSY_TIMEOUT):
+                _prepare(database)
+                quoted = str(database).replace("%", "%25").replace("?", "%3F")
+                engine = {"connect_args": {"timeout": BUSY_TIMEOUT}}
+                return optuna.storages.RDBStorage(f"sqlite:///{quoted}", engine_kwargs=engine)
         return optuna.storages.RDBStorage(url)
-    except (OSError, sqlite3.Error, SQLAlchemyError, ImportError) as error:
+    except (OSError, sqlite3.Error, SQLAlchemyError, ImportError, RuntimeError) as error:
         shown = database or sqlalchemy.make_url(url).render_as_string()
         raise UserError(
             f"storage {shown}: cannot be opened ({_first_line(error)}); check that it is there and writable, "
@@ -38,7 +46,6 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
 
 def _prepare(database: Path) -> None:
     """Write-ahead logging is set once: it stays in the file."""
-    database.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(database, timeout=BUSY_TIMEOUT)
     try:
         connection.execute("PRAGMA journal_mode=WAL")

@@ -160,7 +160,7 @@ def test_nothing_is_pruned_among_the_first_results_nor_after_the_last_epoch(samp
     ids=["halving", "halving from 3", "median", "median from 3"],
 )
 def test_a_pruner_is_heeded_from_the_eighth_result_at_its_first_rung(pruner: Any, rung: int) -> None:
-    assert first_rung(pruner) == rung
+    assert (first_rung(pruner), FIRST_RUNG_RESULTS) == (rung, 8)
     study = optuna.create_study(direction="maximize")
     for results in range(1, 11):
         trial = study.ask()

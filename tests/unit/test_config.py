@@ -409,6 +409,12 @@ def test_a_shared_hyperparameter_is_pinned_however_the_file_spells_it(spelling: 
     assert config.space.common == {"optimizer.learning_rate": Pin(0.5), "label_smoothing": Pin(0.1)}
 
 
+def test_an_override_replaces_a_domain_that_the_file_gets_wrong(tmp_path: Path) -> None:
+    text = f"{COMMON}optimizer.learning_rate = []\nbatch_size = [1]\n"
+    config = loaded(tmp_path, text, {"optimizer.learning_rate": 0.5, "batch_size": 64})
+    assert config.space.common == {"optimizer.learning_rate": Pin(0.5), "batch_size": Pin(64)}
+
+
 def test_a_hyperparameter_of_the_model_is_pinned_in_every_family_that_has_it(tmp_path: Path) -> None:
     space = overridden(tmp_path, model__depth=2, model__kernel_1=5).space
     assert space.domains("cnn")["model.depth"] == Pin(2)
@@ -444,7 +450,7 @@ def test_overrides_mean_the_same_in_any_order(order: list[str], tmp_path: Path) 
     ("name", "advice"),
     [
         ("budget.trails", "'trials'"),
-        ("budgt.trials", "'budget'"),
+        ("budgt.trials", "'budget"),
         ("sampler.startup", "'startup_trials'"),
         ("model.kernel_9", "'model.kernel_"),
         ("model.dept", "'model.depth'"),

@@ -340,6 +340,15 @@ def test_a_cache_that_cannot_be_written_costs_a_warning_only(
     assert "cannot be written" in caplog.text
 
 
+def test_a_cache_that_cannot_take_a_file_keeps_no_scraps_of_it(
+    tmp_path: Path, packaged: Path, contents: dict[str, bytes]
+) -> None:
+    in_the_way = tmp_path / "cache" / "fashion-mnist" / TRAIN_LABELS
+    in_the_way.mkdir(parents=True)
+    assert labels_of(offline(tmp_path / "cache")) == contents[TRAIN_LABELS]
+    assert files_below(tmp_path / "cache") == {}
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_cache_without_permission_to_write_costs_a_warning_only(
     tmp_path: Path, packaged: Path, contents: dict[str, bytes]
@@ -361,8 +370,8 @@ def test_processes_that_start_at_once_all_get_whole_files(
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["fmnist_search.data"])
     cache = tmp_path / "cache"
-    with ProcessPoolExecutor(4, mp_context=processes) as executor:
-        rivals = [executor.submit(find, FASHION, TEST_IMAGES, offline(cache)) for _ in range(8)]
+    with ProcessPoolExecutor(3, mp_context=processes) as executor:
+        rivals = [executor.submit(find, FASHION, TEST_IMAGES, offline(cache)) for _ in range(6)]
         assert all(rival.result() == contents[TEST_IMAGES] for rival in rivals)
     assert files_below(cache) == {f"fashion-mnist/{TEST_IMAGES}": contents[TEST_IMAGES]}
 

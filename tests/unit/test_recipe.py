@@ -116,20 +116,16 @@ def test_the_key_ignores_the_seed(recipe: Recipe, seed: int) -> None:
     assert recipe.replace({"seed": seed}).key() == recipe.key()
 
 
-DEEP = Recipe(model=Cnn(depth=5), data=Data(validation=0))
-"""Every width and kernel is there, and every count of images and batch size fits."""
+DEEP = Recipe(model=Cnn(depth=5), data=Data(validation=0), batch_size=2)
+"""Every width and kernel is there, and fewer images fit too."""
 
 
 @pytest.mark.parametrize("name", sorted(known_hyperparameters(Cnn).keys() - {"seed", "schema_version"}))
 @settings(max_examples=5)
 @given(data=st.data())
 def test_the_key_sees_every_other_change(name: str, data: st.DataObject) -> None:
-    value = data.draw(allowed(known_hyperparameters(Cnn)[name]))
-    changes = {name: value}
-    if name in ("data.train_images", "data.validation"):
-        changes |= {"batch_size": 2}
-    other, recipe = (DEEP.replace(changes | {name: v}) for v in (value, DEEP.flat()[name]))
-    assert (other.key() == recipe.key()) == (other == recipe)
+    other = DEEP.replace({name: data.draw(allowed(known_hyperparameters(Cnn)[name], largest=50_000))})
+    assert (other.key() == DEEP.key()) == (other == DEEP)
 
 
 @settings(max_examples=30)

@@ -57,7 +57,11 @@ def test_every_drawn_recipe_lies_within_its_domains(space: dict[str, Any], seed:
         assert (recipe.seed, recipe.epochs, recipe.data) == (trial_seed(seed, number), 7, config.data)
         domains, flat = config.space.domains(recipe.model.family), recipe.flat()
         # What has no domain is as if nobody had searched; the model's defaults depend on its depth.
-        given_values = {name: flat[name] for name in domains if in_use(name, family, flat)}
+        given_values = {
+            name: flat[name]
+            for name, domain in domains.items()
+            if in_use(name, family, flat) or (isinstance(domain, Pin) and not name.startswith("model."))
+        }
         untouched = Recipe().replace({"model.family": recipe.model.family, "epochs": 7, **given_values})
         assert recipe == untouched.replace({"seed": recipe.seed})
         # A drawn 0 asks for the default width or kernel of a block that is there.
@@ -230,7 +234,7 @@ def test_what_is_not_called_searched_is_the_same_in_every_trial(space: dict[str,
 def test_what_is_searched_comes_in_the_order_of_a_recipe() -> None:
     space = {
         "common": {"batch_size": [64, 128], "optimizer.learning_rate": [0.1, 0.2], "family": ["mlp", "cnn"]},
-        "cnn": {"kernel_1": [3, 5], "depth": [1, 2], "dropout": 0.5},
+        "cnn": {"kernel_1": [3, 5], "depth": 2, "dropout": 0.5},
         "mlp": {"width": [8, 16], "depth": [1, 2]},
     }
     assert searched(study(space).space) == [

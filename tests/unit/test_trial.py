@@ -187,6 +187,13 @@ def test_the_weights_of_the_best_epoch_are_kept(keep: str, images: Images, execu
     assert again.loss == pytest.approx(result.epochs[best - 1].val_loss, rel=1e-6)
 
 
+def test_of_epochs_that_are_equally_good_the_first_is_kept(images: Images, execution: Execution) -> None:
+    still = {"optimizer.learning_rate": 1e-12, "optimizer.weight_decay": 0.0}
+    result = run_trial(TINY.replace(still), images, execution)
+    assert len({epoch.val_accuracy for epoch in result.epochs}) == 1
+    assert result.best_epoch == 1
+
+
 def test_loss_and_accuracy_choose_different_weights(images: Images, execution: Execution) -> None:
     by_accuracy = run_trial(OVERFITTING, images, execution)
     by_loss = run_trial(OVERFITTING.replace({"keep": "val_loss"}), images, execution)

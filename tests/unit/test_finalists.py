@@ -1,0 +1,284 @@
+"""Finalists: the best mean over fresh seeds wins, and what comes out is what was trained."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from fmnist_search.config import Finalists
+from fmnist_search.data import Images, Source, prepare, read_test_set
+from fmnist_search.errors import UserError
+from fmnist_search.evaluate import evaluate
+from fmnist_search.finalists import (
+    final_recipe,
+    find_champion,
+    fingerprint,
+    fresh_seeds,
+)
+from fmnist_search.finalists import test_once as look_once  # pytest would take it for a test
+from fmnist_search.models import build
+from fmnist_search.recipe import Data, Execution, Recipe
+from fmnist_search.results import Decision, State, TrialResult, TrialRow
+from fmnist_search.search.space import trial_seed
+from fmnist_search.trial import run_trial, watch_nothing
+
+DATA = Data(train_images=1_000, validation=1_000)
+TINY = Recipe(data=DATA, epochs=1).replace(
+    {"model.family": "mlp", "model.depth": 1, "model.width": 16, "batch_size": 100, "seed": 5}
+)
+GOOD = TINY.replace({"optimizer.learning_rate": 1e-2})
+SLOW = TINY.replace({"optimizer.learning_rate": 1e-3})
+LAZY = TINY.replace({"optimizer.learning_rate": 1e-6})
+# More parameters than are allowed: refused before it is built.
+GIANT = TINY.replace({"model.depth": 8, "model.width": 8192})
+SETTINGS = Finalists(seeds=2, epochs=2, images="slice", refit="none")
+SEED = 3
+
+
+def leaders(*recipes: Recipe) -> list[TrialRow]:
+    """The best trials of a search, the best first, whatever they are worth."""
+    return [
+        TrialRow(number, State.COMPLETED, 0.9 - number / 100, 1, recipe, 1.0) for number, recipe in enumerate(recipes)
+    ]
+
+
+class Trainer:
+    """Trains for real and keeps the record; interrupts itself at the end of an epoch when told to."""
+
+    def __init__(self, images: Images, execution: Execution):
+        self.images = images
+        self.execution = execution
+        self.interrupt_at: int | None = None
+        self.names: list[str] = []
+        self.recipes: list[Recipe] = []
+        self.results: list[TrialResult] = []
+
+    def __call__(self, name: str, recipe: Recipe) -> TrialResult:
+        stop = len(self.results) == self.interrupt_at
+        result = run_trial(
+            recipe, self.images, self.execution, (lambda _: Decision.INTERRUPT) if stop else watch_nothing
+        )
+        self.names.append(name)
+        self.recipes.append(recipe)
+        self.results.append(result)
+        return result
+
+
+@pytest.fixture
+def train(images: Images, execution: Execution) -> Trainer:
+    return Trainer(images, execution)
+
+
+# --------------------------------------------------------------------------------------- the choice
+
+
+def test_the_best_mean_wins_whatever_the_search_thought(train: Trainer) -> None:
+    chosen = find_champion(leaders(LAZY, GOOD, SLOW), SETTINGS, SEED, train)
+    assert chosen is not None
+    assert chosen.confirmed.trial == 1
+    assert chosen.confirmed.recipe == final_recipe(GOOD, SETTINGS)
+    values = [result.value for result in train.results]
+    assert chosen.confirmed.accuracies == tuple(values[2:4])
+    means = [sum(value or 0 for value in values[at : at + 2]) / 2 for at in (0, 2, 4)]
+    assert chosen.confirmed.mean == pytest.approx(max(means))
+    assert len(values) == 6
+
+
+def test_one_lucky_seed_does_not_win(train: Trainer) -> None:
+    def lucky(name: str, recipe: Recipe) -> TrialResult:
+        return train(name, LAZY if name.startswith("finalist 000 seed 2") else recipe)
+
+    steady = TINY.replace({"optimizer.learning_rate": 5e-3})
+    chosen = find_champion(leaders(GOOD, steady), SETTINGS, SEED, lucky)
+    assert chosen is not None
+    assert chosen.confirmed.trial == 1
+    values = [result.value or 0 for result in train.results]
+    assert max(values[:2]) > max(values[2:])
+
+
+def test_every_finalist_trains_from_the_same_fresh_seeds(train: Trainer) -> None:
+    find_champion(leaders(GOOD, SLOW), SETTINGS, SEED, train)
+    seeds = [recipe.seed for recipe in train.recipes]
+    assert seeds == fresh_seeds(SEED, 2) * 2
+    assert [recipe.key() for recipe in train.recipes] == [
+        final_recipe(recipe, SETTINGS).key() for recipe in (GOOD, GOOD, SLOW, SLOW)
+    ]
+
+
+def test_the_names_of_the_trainings_say_what_they_are(train: Trainer) -> None:
+    find_champion(leaders(GOOD), SETTINGS, SEED, train)
+    assert train.names == ["finalist 000 seed 1 mlp 16", "finalist 000 seed 2 mlp 16"]
+
+
+def test_fresh_seeds_are_distinct_and_no_trial_had_them() -> None:
+    for study_seed in range(20):
+        fresh = fresh_seeds(study_seed, 10)
+        assert len(set(fresh)) == 10
+        assert not set(fresh) & {trial_seed(study_seed, number) for number in range(2_000)}
+        # Asking for more does not change the first.
+        assert fresh_seeds(study_seed, 3) == fresh[:3]
+    assert fresh_seeds(0, 3) != fresh_seeds(1, 3)
+
+
+def test_a_finalist_is_annealed_and_longer_and_otherwise_as_it_was() -> None:
+    final = final_recipe(GOOD, Finalists(epochs=18, schedule="one-cycle", images="slice"))
+    changed = {name for name, value in final.flat().items() if value != GOOD.flat()[name]}
+    assert changed == {"schedule.name", "epochs"}
+    assert (final.schedule.name, final.epochs) == ("one-cycle", 18)
+    assert final_recipe(GOOD, Finalists(schedule="cosine")).schedule.name == "cosine"
+    everything = final_recipe(GOOD, Finalists(images="all"))
+    assert (everything.data.train_images, everything.data.validation) == (0, DATA.validation)
+
+
+# ---------------------------------------------------------------------------------------- the model
+
+
+def test_without_a_refit_the_model_is_that_of_the_first_seed(train: Trainer, images: Images) -> None:
+    chosen = find_champion(leaders(GOOD), SETTINGS, SEED, train)
+    assert chosen is not None
+    assert len(train.results) == 2
+    assert chosen.recipe == train.recipes[0]
+    assert not chosen.classifier.training
+    assert evaluate(chosen.classifier, images.validation).accuracy == chosen.confirmed.accuracies[0]
+
+
+def test_the_model_has_the_weights_of_the_last_epoch_and_not_the_best(train: Trainer) -> None:
+    # So large a rate gets worse after its first epoch; it is the last one that was confirmed.
+    restless = TINY.replace({"optimizer.name": "sgd", "optimizer.learning_rate": 0.5, "averaging.horizon": 0})
+    chosen = find_champion(leaders(restless), SETTINGS.model_copy(update={"epochs": 6}), SEED, train)
+    assert chosen is not None
+    result = train.results[0]
+    assert result.best_epoch != 6
+    assert result.last_weights is not None
+    for name, tensor in chosen.classifier.state_dict().items():
+        assert torch.equal(tensor, result.last_weights[name]), name
+
+
+def test_a_refit_trains_the_choice_on_training_and_validation_images_together(
+    source: Source, execution: Execution
+) -> None:
+    recipe = GOOD.replace({"batch_size": 1_000})
+    settings = Finalists(seeds=1, epochs=1, images="slice", refit="everything")
+    trained: list[Recipe] = []
+
+    def train(_: str, recipe: Recipe) -> TrialResult:
+        trained.append(recipe)
+        return run_trial(recipe, prepare(recipe.data, source), execution)
+
+    chosen = find_champion(leaders(recipe), settings, SEED, train)
+    assert chosen is not None
+    first, refit = trained
+    assert (refit.data.validation, refit.data.train_images, refit.data.training_count) == (0, 0, 60_000)
+    assert refit == first.replace({"data.validation": 0, "data.train_images": 0})
+    assert refit.seed == fresh_seeds(SEED, 1)[0]
+    assert chosen.recipe == refit
+    # What was confirmed is the recipe that still held images back.
+    assert chosen.confirmed.recipe.data == DATA
+    # Its pixels are normalised by the mean of all the images.
+    assert float(chosen.classifier.mean) == pytest.approx(prepare(refit.data, source).mean)
+
+
+def test_the_model_looks_at_the_test_images_once(train: Trainer, source: Source) -> None:
+    chosen = find_champion(leaders(GOOD), SETTINGS, SEED, train)
+    assert chosen is not None
+    test = read_test_set("fashion-mnist", source)
+    with torch.inference_mode():
+        hits = int((chosen.classifier(test.pixels).argmax(1) == test.labels).sum())
+    accuracy = look_once(chosen.classifier, "fashion-mnist", source)
+    assert (accuracy.hits, accuracy.images) == (hits, 10_000)
+    assert accuracy.low < accuracy.value < accuracy.high
+    # Trained for two epochs on a thousand images it knows a good deal, and not everything.
+    assert 0.5 < accuracy.value < 0.9
+
+
+def test_a_model_is_tested_as_it_will_be_used_without_dropout(source: Source) -> None:
+    torch.manual_seed(0)
+    model = build(TINY.replace({"model.dropout": 0.9}).model, mean=73.0, deviation=90.0).train()
+    once, again = (look_once(model, "fashion-mnist", source) for _ in range(2))
+    assert once == again
+
+
+# ---------------------------------------------------------------------------- what may go wrong
+
+
+def test_a_finalist_that_fails_is_left_out(train: Trainer) -> None:
+    chosen = find_champion(leaders(GIANT, SLOW), SETTINGS, SEED, train)
+    assert chosen is not None
+    assert chosen.confirmed.trial == 1
+    assert [result.state for result in train.results] == [State.FAILED] * 2 + [State.COMPLETED] * 2
+
+
+def test_a_finalist_that_fails_from_one_seed_is_left_out(train: Trainer) -> None:
+    def unlucky(name: str, recipe: Recipe) -> TrialResult:
+        result = train(name, recipe)
+        if name.startswith("finalist 000 seed 2"):
+            return dataclasses.replace(result, state=State.FAILED, reason="out of memory")
+        return result
+
+    chosen = find_champion(leaders(GOOD, LAZY), SETTINGS, SEED, unlucky)
+    assert chosen is not None
+    assert chosen.confirmed.trial == 1
+
+
+def test_where_every_finalist_fails_there_is_no_champion(train: Trainer) -> None:
+    with pytest.raises(UserError, match="every one of them failed") as caught:
+        find_champion(leaders(GIANT, GIANT), SETTINGS, SEED, train)
+    assert caught.value.exit_code == 4
+
+
+def test_a_refit_that_fails_says_why(train: Trainer) -> None:
+    def fails_at_last(name: str, recipe: Recipe) -> TrialResult:
+        return train(name, GIANT if name.startswith("champion") else recipe)
+
+    settings = SETTINGS.model_copy(update={"refit": "everything"})
+    with pytest.raises(UserError, match=r"failed on all images \(.*parameters") as caught:
+        find_champion(leaders(GOOD), settings, SEED, fails_at_last)
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3, 4])
+def test_an_interruption_ends_it_at_once_without_a_champion(at: int, train: Trainer) -> None:
+    # Two finalists with two seeds each, and the refit.
+    train.interrupt_at = at
+    settings = SETTINGS.model_copy(update={"refit": "everything"})
+    assert find_champion(leaders(GOOD, LAZY), settings, SEED, train) is None
+    assert len(train.results) == at + 1
+    assert train.results[-1].state is State.INTERRUPTED
+
+
+# ---------------------------------------------------------------------------------- the fingerprint
+
+OTHER_SETTINGS: dict[str, object] = {
+    "recipes": 9,
+    "seeds": 9,
+    "epochs": 9,
+    "schedule": "cosine",
+    "images": "all",
+    "refit": "everything",
+    "model_name": "other",
+}
+
+
+def test_there_is_another_value_for_every_setting() -> None:
+    assert OTHER_SETTINGS.keys() == Finalists.model_fields.keys()
+
+
+@pytest.mark.parametrize("name", OTHER_SETTINGS)
+def test_a_choice_is_another_with_any_other_setting(name: str) -> None:
+    other = SETTINGS.model_copy(update={name: OTHER_SETTINGS[name]})
+    assert fingerprint(leaders(GOOD), other) != fingerprint(leaders(GOOD), SETTINGS)
+
+
+def test_a_choice_is_another_among_other_recipes() -> None:
+    choices = [leaders(GOOD), leaders(SLOW), leaders(GOOD, SLOW), leaders(GOOD, SLOW, LAZY)]
+    assert len({fingerprint(choice, SETTINGS) for choice in choices}) == len(choices)
+
+
+def test_a_choice_is_the_same_among_the_same_recipes() -> None:
+    # Another number, another seed of the search: the finalists would be trained as before.
+    again = [
+        dataclasses.replace(row, number=row.number + 5, recipe=row.recipe.replace({"seed": 9})) for row in leaders(GOOD)
+    ]
+    assert fingerprint(again, SETTINGS) == fingerprint(leaders(GOOD), SETTINGS)

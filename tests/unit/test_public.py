@@ -1,0 +1,156 @@
+"""What the package shows to the outside: five names, and commands whose help needs nothing heavy."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import typer
+
+import fmnist_search
+from fmnist_search.cli import app
+
+PUBLIC = ["Recipe", "StudyConfig", "load_model", "run_study", "train"]
+HEAVY = ["torch", "torchvision", "mlflow", "optuna", "matplotlib", "numpy"]
+
+
+def python(code: str, *arguments: str) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# -------------------------------------------------------------------------------------- the names
+
+
+def test_the_public_names_are_these_five() -> None:
+    assert fmnist_search.__all__ == PUBLIC
+    assert set(PUBLIC) <= set(dir(fmnist_search))
+    namespace: dict[str, Any] = {}
+    exec("from fmnist_search import *", namespace)
+    assert sorted(name for name in namespace if not name.startswith("__")) == sorted(PUBLIC)
+
+
+def test_each_public_name_is_what_it_should_be() -> None:
+    from fmnist_search.config import StudyConfig
+    from fmnist_search.recipe import Recipe
+    from fmnist_search.registry import load_model
+    from fmnist_search.study import run_study
+    from fmnist_search.training import train
+
+    # Twice: a module of the same name would take its place after the first import.
+    for _ in range(2):
+        assert fmnist_search.Recipe is Recipe
+        assert fmnist_search.StudyConfig is StudyConfig
+        assert fmnist_search.load_model is load_model
+        assert fmnist_search.run_study is run_study
+        assert fmnist_search.train is train
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_each_public_name_says_what_it_is_for(name: str) -> None:
+    value = getattr(fmnist_search, name)
+    assert inspect.isclass(value) is name[0].isupper()
+    assert inspect.getdoc(value)
+
+
+def test_another_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'fmnist_search' has no attribute 'serach'"):
+        _ = fmnist_search.serach  # type: ignore[attr-defined]
+
+
+# Torch and MLflow are loaded once, our own modules anew for every order.
+IMPORT_IN_ORDERS = """
+import json, sys
+for order in json.loads(sys.argv[1]):
+    for module in [name for name in sys.modules if name.partition(".")[0] == "fmnist_search"]:
+        del sys.modules[module]
+    import fmnist_search
+    for name in order * 2:
+        exec(f"from fmnist_search import {name}")
+        value = getattr(fmnist_search, name)
+        print(value.__name__, type(value).__name__)
+"""
+
+
+def test_public_names_are_importable_again_and_again_in_any_order() -> None:
+    orders = [PUBLIC[first:] + PUBLIC[:first] for first in range(len(PUBLIC))]
+    orders += [order[::-1] for order in orders]
+    kinds = {"Recipe": "type", "StudyConfig": "ModelMetaclass"}
+    expected = [f"{name} {kinds.get(name, 'function')}" for order in orders for name in order * 2]
+    assert python(IMPORT_IN_ORDERS, json.dumps(orders)).splitlines() == expected
+
+
+def test_the_version_is_known_without_importing_anything_heavy() -> None:
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(sys.argv[1:])); import fmnist_search as p; print(p.__version__)"
+    )
+    assert python(code, *HEAVY).strip() == fmnist_search.__version__
+
+
+# --------------------------------------------------------------------------------------- the help
+
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+# None in sys.modules makes an import fail.
+HELP_WITHOUT = """
+import contextlib, io, json, runpy, sys
+sys.modules.update(dict.fromkeys(json.loads(sys.argv[1])))
+shown = {}
+for command in json.loads(sys.argv[2]):
+    sys.argv = ["fmnist-search", *command, "--help"]
+    stream = io.StringIO()
+    with contextlib.redirect_stdout(stream):
+        try:
+            runpy.run_module("fmnist_search", run_name="__main__")
+        except SystemExit as ended:
+            code = ended.code
+    shown[" ".join(command)] = (code, stream.getvalue())
+print(json.dumps(shown))
+"""
+
+
+@pytest.fixture(scope="module")
+def helps() -> dict[str, tuple[int | None, str]]:
+    """Exit code and text of every --help, where nothing heavy can be imported."""
+    commands = [[], *([name] for name in COMMANDS)]
+    parsed: dict[str, tuple[int | None, str]] = json.loads(
+        python(HELP_WITHOUT, json.dumps(HEAVY), json.dumps(commands))
+    )
+    return parsed
+
+
+def test_help_is_given_where_nothing_heavy_can_be_imported(helps: dict[str, tuple[int | None, str]]) -> None:
+    assert {code for code, _ in helps.values()} <= {0, None}
+    assert len(helps) == len(COMMANDS) + 1
+    overview = helps[""][1]
+    for name in COMMANDS:
+        assert f"\n  {name} " in overview
+        assert f"fmnist-search {name} " in helps[name][1]
+
+
+def test_the_program_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fmnist_search", "--help"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "fmnist-search search studies/quick.toml" in done.stdout
+    # It is known by one name, however it is called.
+    assert done.stdout.startswith("Usage: fmnist-search [OPTIONS] COMMAND")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_every_option_says_what_it_does(name: str, helps: dict[str, tuple[int | None, str]]) -> None:
+    command = COMMANDS[name]
+    assert command.help
+    first = command.help.splitlines()[0]
+    assert first.endswith((".", ":"))
+    assert first in " ".join(helps[name][1].split())
+    for parameter in command.params:
+        if parameter.name != "help":
+            assert parameter.help, f"{name}: {parameter.name}"
