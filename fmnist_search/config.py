@@ -1,23 +1,14 @@
 """Study files: TOML plus overrides become one validated `StudyConfig`; every mistake becomes one line.
 
-In a study file a list chooses, a table ranges and a scalar pins:
-
-    [space.common]
-    batch_size = [64, 128]
-    optimizer.learning_rate = { low = 1e-3, high = 3e-2, log = true }
-    label_smoothing = 0.1
-
-`[space.common]` holds what every family shares, `[space.cnn]` the hyperparameters of that family alone. Recipes are
-read and written here too, since nothing below this module knows TOML.
+What a `[space]` table may say stands in `domains.py`. Recipes are read and written here too, since nothing below this
+module knows TOML.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,251 +25,10 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from fmnist_search import models as _families  # noqa: F401 - registers the families that recipes and spaces name
+from fmnist_search.domains import Choice, Pin, Space, parse_space, shared_hyperparameters
 from fmnist_search.errors import UserError, nearest
-from fmnist_search.recipe import (
-    FAMILIES,
-    Data,
-    Hyperparameter,
-    Recipe,
-    Value,
-    family_named,
-    hyperparameters,
-    known_hyperparameters,
-    text_of,
-)
-
-# ----------------------------------------------------------------------------------------- domains
-
-
-@dataclass(frozen=True)
-class Pin:
-    """A hyperparameter that is the same in every trial."""
-
-    value: Value
-
-    def __str__(self) -> str:
-        return text_of(self.value)
-
-    def plain(self) -> Any:
-        """As a study file writes it."""
-        return self.value
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of several values."""
-
-    values: tuple[Value, ...]
-
-    def __str__(self) -> str:
-        return ", ".join(map(text_of, self.values))
-
-    def plain(self) -> Any:
-        """As a study file writes it."""
-        return list(self.values)
-
-
-@dataclass(frozen=True)
-class Range:
-    """Numbers from `low` to `high`, both included; evenly in their logarithm with `log`, in steps with `step`."""
-
-    low: float
-    high: float
-    log: bool = False
-    step: float | None = None
-
-    def __str__(self) -> str:
-        how = ", log" if self.log else f", step {self.step}" if self.step else ""
-        return f"{self.low} to {self.high}{how}"
-
-    def plain(self) -> Any:
-        """As a study file writes it."""
-        options = {"log": self.log or None, "step": self.step}
-        return {"low": self.low, "high": self.high, **{k: v for k, v in options.items() if v is not None}}
-
-
-Domain = Pin | Choice | Range
-
-# Decided once a study, each by a key of its own: a trial that chose them could not be compared with its neighbours.
-NOT_SEARCHABLE = {
-    "epochs": "budget.epochs",
-    "precision": "execution.precision",
-    "seed": "seed",
-    **dict.fromkeys(hyperparameters(Data, "data."), "[data]"),
-}
-
-
-@dataclass(frozen=True)
-class Space:
-    """What a study searches: the families, and the domain of each hyperparameter by dotted name.
-
-    `common` holds those that all families share, `by_family` the ones of a family alone. Hyperparameters without a
-    domain stay at their defaults.
-    """
-
-    families: tuple[str, ...]
-    common: Mapping[str, Domain]
-    by_family: Mapping[str, Mapping[str, Domain]]
-
-    def domains(self, family: str) -> dict[str, Domain]:
-        """All domains of one family's recipes."""
-        return {**self.by_family.get(family, {}), **self.common}
-
-    def plain(self) -> dict[str, Any]:
-        """The `[space]` table that gives this space back."""
-        tables = {"common": {"family": list(self.families), **_nested(self.common)}}
-        for family, domains in self.by_family.items():
-            tables[family] = _nested({name.removeprefix("model."): d for name, d in domains.items()})
-        return tables
-
-
-def parse_space(table: object) -> Space:
-    """The space of a `[space]` table; raises UserError with a line for each mistake, keys relative to the file."""
-    if not isinstance(table, Mapping):
-        raise UserError(f"space: {table!r} is no table; write [space.common] and [space.cnn]")
-    problems: list[str] = []
-    tables: dict[str, Mapping[str, Any]] = {}
-    for name, content in table.items():
-        if name != "common" and name not in FAMILIES:
-            problems.append(f"space.{name}: no such family; {nearest(name, ['common', *FAMILIES])}")
-        elif not isinstance(content, Mapping):
-            problems.append(f"space.{name}: {content!r} is no table; write [space.{name}] above its keys")
-        else:
-            tables[name] = content
-    common_table = dict(tables.pop("common", {}))
-    families = _parse_families(common_table.pop("family", list(tables) or ["cnn"]), problems)
-    problems += [
-        f"space.{name}: the study does not search this family; add {name!r} to space.common.family"
-        for name in tables
-        if families and name not in families
-    ]
-    common = _parse_domains("space.common", common_table, _shared_hyperparameters(), problems)
-    by_family = {}
-    for name, content in tables.items():
-        own = {key.removeprefix("model."): h for key, h in hyperparameters(FAMILIES[name], "model.").items()}
-        domains = _parse_domains(f"space.{name}", content, own, problems)
-        by_family[name] = {f"model.{key}": domain for key, domain in domains.items()}
-    if problems:
-        raise UserError(*problems)
-    return Space(families, common, by_family)
-
-
-def _parse_families(given: object, problems: list[str]) -> tuple[str, ...]:
-    names = given if isinstance(given, list) else [given]
-    try:
-        if not names:
-            raise UserError("space.common.family: an empty list chooses nothing; name at least one family")
-        if len({str(name) for name in names}) < len(names):
-            raise UserError(f"space.common.family: {names} names a family twice; name each once")
-        return tuple(family_named(name).family for name in names)
-    except UserError as error:
-        problems.extend(line.replace("model.family", "space.common.family") for line in error.lines)
-        return ()
-
-
-def _parse_domains(
-    where: str, table: Mapping[str, Any], known: Mapping[str, Hyperparameter], problems: list[str]
-) -> dict[str, Domain]:
-    domains = {}
-    for name, content in _named(table, known):
-        if name in NOT_SEARCHABLE:
-            problems.append(f"{where}.{name}: is the same in all trials of a study; set {NOT_SEARCHABLE[name]}")
-        elif name not in known:
-            problems.append(f"{where}.{name}: unknown hyperparameter; {_advice(name, known)}")
-        else:
-            try:
-                domains[name] = _parse_domain(content, known[name])
-            except UserError as error:
-                problems += [f"{where}.{name}: {line.removeprefix(known[name].name + ': ')}" for line in error.lines]
-    return domains
-
-
-def _advice(name: str, known: Mapping[str, Hyperparameter]) -> str:
-    """Where a hyperparameter belongs that stands in the wrong table, or the nearest name of the right one."""
-    owners = [family for family in FAMILIES if f"model.{name}" in hyperparameters(FAMILIES[family], "model.")]
-    if owners:
-        return f"it belongs to [space.{owners[0]}]"
-    if any(f"{other}.".startswith(f"{name}.") for other in _shared_hyperparameters()):
-        return "it belongs to [space.common]"
-    return nearest(name, known)
-
-
-def _shared_hyperparameters() -> dict[str, Hyperparameter]:
-    any_family = next(iter(FAMILIES.values()))
-    return {n: h for n, h in known_hyperparameters(any_family).items() if not n.startswith("model.")}
-
-
-def _named(
-    table: Mapping[str, Any], known: Mapping[str, Hyperparameter], prefix: str = ""
-) -> Iterator[tuple[str, Any]]:
-    """Dotted names with what stands under them; a table is a domain where its name is known, else a group."""
-    for key, content in table.items():
-        name = prefix + key
-        if isinstance(content, Mapping) and any(other.startswith(f"{name}.") for other in known):
-            yield from _named(content, known, f"{name}.")
-        else:
-            yield name, content
-
-
-def _parse_domain(content: object, spec: Hyperparameter) -> Domain:
-    if isinstance(content, list):
-        if not content:
-            raise UserError("an empty list chooses nothing; name at least one value")
-        values = tuple(spec.parse(value) for value in content)
-        if len(set(values)) < len(values):
-            raise UserError(f"{content!r} names a value twice; name each once")
-        return Choice(values)
-    if isinstance(content, Mapping):
-        return _parse_range(content, spec)
-    return Pin(spec.parse(content))
-
-
-def _parse_range(content: Mapping[str, Any], spec: Hyperparameter) -> Range:
-    unknown = content.keys() - {"low", "high", "log", "step"}
-    if unknown:
-        name = min(unknown)
-        raise UserError(f"unknown key {name!r} of a range; {nearest(name, ['low', 'high', 'log', 'step'])}")
-    if spec.kind not in (int, float) or spec.choices is not None:
-        raise UserError(f"a range needs numbers; {spec.expectation()}")
-    missing = {"low", "high"} - content.keys()
-    if missing:
-        raise UserError(f"a range needs low and high; {min(missing)} is missing")
-    low, high = spec.parse(content["low"]), spec.parse(content["high"])
-    log, step = content.get("log", False), content.get("step")
-    assert not isinstance(low, str)
-    assert not isinstance(high, str)
-    if low >= high:
-        raise UserError(f"low = {low} is not below high = {high}; exchange them, or give a single value")
-    if not isinstance(log, bool):
-        raise UserError(f"log = {log!r} is no bool; give true or false")
-    if log and low <= 0:
-        raise UserError(f"low = {low} has no logarithm; give a low above 0, or leave out log")
-    if step is not None and not _is_step(step, spec, log):
-        noun = "a whole number" if spec.kind is int else "a number"
-        raise UserError(f"step = {step!r} does not fit; give {noun} above 0, and none together with log")
-    return Range(low, high, log, step)
-
-
-def _is_step(step: object, spec: Hyperparameter, log: bool) -> bool:
-    allowed = int if spec.kind is int else int | float
-    return isinstance(step, allowed) and not isinstance(step, bool) and math.isfinite(step) and step > 0 and not log
-
-
-def _nested(domains: Mapping[str, Domain]) -> dict[str, Any]:
-    """Domains under dotted names as nested tables."""
-    tables: dict[str, Any] = {}
-    for name, domain in domains.items():
-        *groups, last = name.split(".")
-        table = tables
-        for group in groups:
-            table = table.setdefault(group, {})
-        table[last] = domain.plain()
-    return tables
-
-
-# ------------------------------------------------------------------------------------ the study file
-
+from fmnist_search.hyperparameters import hyperparameters
+from fmnist_search.recipe import FAMILIES, Data, Recipe, family_named, text_of
 
 NAME = r"^\w[\w .+@-]{0,199}$"
 """Names become folders and stand in addresses."""
@@ -547,7 +297,7 @@ def _override(tables: dict[str, Any], overrides: Mapping[str, object]) -> dict[s
             _pin_family(tables, value)
         elif name.startswith("model."):
             _pin_model(tables, name, value)
-        elif name in _shared_hyperparameters():
+        elif name in shared_hyperparameters():
             _pin(_table(tables, "space", "common"), name, value)
         else:
             raise UserError(f"--set {name}: unknown name; {_override_advice(name)}")
@@ -556,7 +306,7 @@ def _override(tables: dict[str, Any], overrides: Mapping[str, object]) -> dict[s
 
 def _override_advice(name: str) -> str:
     """The nearest name, or the nearest table where it is the table's that is misspelt."""
-    shared = _shared_hyperparameters()
+    shared = shared_hyperparameters()
     group, dot, last = name.partition(".")
     parts = {part for other in shared for part in other.split(".")}
     if dot and not {group, last} & parts:

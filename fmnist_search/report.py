@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from fmnist_search.recipe import Value, text_of
+from fmnist_search.hyperparameters import Value
+from fmnist_search.recipe import text_of
 from fmnist_search.results import State, StudySummary, TrialRow
 
 LEADERS_SHOWN = 10

@@ -23,7 +23,7 @@ from fmnist_search.recipe import Execution, Recipe
 from fmnist_search.report import confusion_figure
 from fmnist_search.results import Decision, EpochReport, Listener, Observer, Silence, State, TrialResult
 from fmnist_search.summary import summarize
-from fmnist_search.tracking import Tracking, TrainingRun, environment, reaching
+from fmnist_search.tracking import STORE_ERRORS, Tracking, TrainingRun, environment, reaching
 from fmnist_search.trial import run_trial, watch_nothing
 
 
@@ -86,6 +86,10 @@ def tracked(
     except KeyboardInterrupt:
         interruption.requested = True
         result = TrialResult(State.INTERRUPTED, (), 0.0, reason="interrupted in the middle of an epoch")
+    except Exception:
+        with contextlib.suppress(*STORE_ERRORS):  # perhaps the store itself is what is gone
+            run.end("FAILED", "failed")
+        raise
     _attach(run, recipe, result, images.classes)
     run.finish(result)
     return result

@@ -8,8 +8,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from fmnist_search.config import NOT_SEARCHABLE, StudyConfig
-from fmnist_search.recipe import FAMILIES, Hyperparameter, hyperparameters, known_hyperparameters
+from fmnist_search.config import StudyConfig
+from fmnist_search.domains import NOT_SEARCHABLE
+from fmnist_search.hyperparameters import Hyperparameter, hyperparameters
+from fmnist_search.recipe import FAMILIES, known_hyperparameters
 from tests.strategies import allowed
 
 SMALL_SPACE: dict[str, Any] = {

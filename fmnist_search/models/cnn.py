@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from fmnist_search.errors import UserError
+from fmnist_search.hyperparameters import Value, hyperparameter
 from fmnist_search.models.layers import ACTIVATIONS, BatchNorm, activation
-from fmnist_search.recipe import Architecture, Value, architecture, hyperparameter
+from fmnist_search.recipe import Architecture, architecture
 
 SIDE = 28
 MAX_DEPTH = 5

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from fmnist_search.hyperparameters import Value, hyperparameter
 from fmnist_search.models.layers import ACTIVATIONS, activation
-from fmnist_search.recipe import Architecture, Value, architecture, hyperparameter
+from fmnist_search.recipe import Architecture, architecture
 
 PIXELS = 28 * 28
 

@@ -7,8 +7,10 @@ from typing import cast
 
 import optuna
 
-from fmnist_search.config import Choice, Domain, Pin, Range, Space, StudyConfig
-from fmnist_search.recipe import FAMILIES, Recipe, Value, in_use, known_hyperparameters
+from fmnist_search.config import StudyConfig
+from fmnist_search.domains import Choice, Domain, Pin, Range, Space
+from fmnist_search.hyperparameters import Value
+from fmnist_search.recipe import FAMILIES, Recipe, in_use, known_hyperparameters
 
 FAMILY = "model.family"
 

@@ -18,10 +18,11 @@ from torch.nn import functional
 from fmnist_search.data import Images
 from fmnist_search.errors import UserError
 from fmnist_search.evaluate import autocast
+from fmnist_search.hyperparameters import hyperparameters
 from fmnist_search.models import CLASSES, MAX_PARAMETERS, Classifier, build, count_parameters
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.optim import make_optimizer
-from fmnist_search.recipe import FAMILIES, Architecture, Optimizer, family_named, hyperparameters
+from fmnist_search.recipe import FAMILIES, Architecture, Optimizer, family_named
 from tests.strategies import allowed, architectures
 
 SMALL = 12

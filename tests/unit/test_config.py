@@ -11,17 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmnist_search.config import (
-    Choice,
-    Pin,
-    Range,
-    StudyConfig,
-    Tpe,
-    parse_assignment,
-    read_recipe,
-    recipe_from_toml,
-    recipe_to_toml,
-)
+from fmnist_search.config import StudyConfig, Tpe, parse_assignment, read_recipe, recipe_from_toml, recipe_to_toml
+from fmnist_search.domains import Choice, Pin, Range
 from fmnist_search.errors import UserError
 from fmnist_search.recipe import Recipe
 from tests.spaces import space_tables, study

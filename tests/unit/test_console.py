@@ -19,6 +19,7 @@ from fmnist_search.console import BARS, Exit, StudyDisplay, TrainingDisplay, min
 from fmnist_search.errors import UserError
 from fmnist_search.evaluate import wilson
 from fmnist_search.recipe import Recipe, known_hyperparameters
+from fmnist_search.report import short_text
 from fmnist_search.results import Champion, Confirmed, Ending, EpochReport, State, StudySummary, TrialRow
 from tests.spaces import study
 
@@ -210,7 +211,7 @@ def test_a_leaderboard_of_everything_loses_nothing(capsys: Output) -> None:
     head, *body = shown([row(0, recipe=recipe)], names, capsys)
     assert len(body) == 1
     flat = recipe.flat()
-    expected = [console.short_text(flat[name]) for name in names if not name.startswith("model.width_")]
+    expected = [short_text(flat[name]) for name in names if not name.startswith("model.width_")]
     assert body[0] == ["0", "90.00%", "cnn", "32-64-128-128-128", "2.5", *expected]
     assert "…" not in "".join(head)
 

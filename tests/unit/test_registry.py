@@ -230,7 +230,8 @@ def test_images_of_any_form_become_the_models(given_as: Any, count: int) -> None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         images = as_model_input(given_as)
-    assert (images.dtype, images.shape) == (np.float32, (count, 28, 28))
+    assert images.dtype == np.float32
+    assert images.shape == (count, 28, 28)
     assert np.array_equal(images, PIXELS[:count])
 
 

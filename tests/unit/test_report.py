@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from fmnist_search.evaluate import wilson
 from fmnist_search.recipe import Recipe
@@ -153,6 +154,13 @@ def test_a_single_seed_has_no_deviation() -> None:
 # ------------------------------------------------------------------------------------ the pictures
 
 
+def shares(figure: Figure) -> Any:
+    """What the colours show."""
+    drawn = figure.axes[0].images[0].get_array()
+    assert drawn is not None
+    return drawn.tolist()
+
+
 def test_a_confusion_matrix_shows_every_count_and_every_class() -> None:
     figure = confusion_figure([[5, 0, 1], [0, 7, 0], [2, 3, 4]], ["a", "b", "c"], "title")
     axes = figure.axes[0]
@@ -165,12 +173,12 @@ def test_a_confusion_matrix_shows_every_count_and_every_class() -> None:
     assert ((2, 0), "1") in cells
     assert ((0, 2), "2") in cells
     assert len(cells) == 6
-    assert axes.images[0].get_array().tolist()[0] == pytest.approx([5 / 6, 0, 1 / 6])
+    assert shares(figure)[0] == pytest.approx([5 / 6, 0, 1 / 6])
 
 
 def test_a_class_without_images_leaves_its_row_empty() -> None:
     figure = confusion_figure([[0, 0], [1, 1]], ["a", "b"], "title")
-    assert figure.axes[0].images[0].get_array().tolist() == [[0, 0], [0.5, 0.5]]
+    assert shares(figure) == [[0, 0], [0.5, 0.5]]
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     assert picture.getvalue().startswith(b"\x89PNG")

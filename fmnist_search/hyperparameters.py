@@ -1,0 +1,128 @@
+"""Hyperparameters as fields of dataclasses: each knows its type, its limits and how to refuse a value.
+
+Recipes and families of networks declare theirs with `hyperparameter`; study files are checked against the same limits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, cast, get_type_hints
+
+from fmnist_search.errors import UserError
+
+Value = bool | int | float | str
+"""What a hyperparameter may be: always a scalar, so that every column of a comparison is one."""
+
+LARGEST_SEED = 2**63 - 1
+"""The largest integer that TOML, SQL and torch all take."""
+
+_NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+@dataclass(frozen=True)
+class Hyperparameter:
+    """One field of a recipe: its dotted name, its type and the values that make sense for it."""
+
+    name: str
+    kind: type
+    default: Value
+    meaning: str
+    low: float | None = None
+    above: float | None = None
+    high: float | None = None
+    choices: tuple[Value, ...] | None = None
+    share_of: int | None = None
+
+    def parse(self, value: object) -> Value:
+        """The value in this field's type.
+
+        Raises:
+            UserError: it is of another type or outside the limits; names the field, the value and the remedy.
+        """
+        if self.kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+            value = _as_float(value)
+        if self.share_of and isinstance(value, float) and 0 < value < 1:
+            value = round(value * self.share_of)
+        if type(value) is not self.kind:
+            raise UserError(f"{self.name}: {value!r} is not {_NOUNS[self.kind]}; {self.expectation()}")
+        assert isinstance(value, bool | int | float | str)
+        if value != self.default and not self._allows(value):
+            raise UserError(f"{self.name}: {value!r} is out of bounds; {self.expectation()}")
+        return value
+
+    def expectation(self) -> str:
+        """What would be right, as the end of an error message."""
+        if self.choices is not None:
+            return f"choose from {', '.join(map(str, self.choices))}"
+        if self.kind is bool:
+            return "give true or false"
+        bounds = [
+            f"{word} {limit:g}"
+            for word, limit in (("at least", self.low), ("above", self.above), ("at most", self.high))
+            if limit is not None
+        ]
+        share = ", or a share of all between 0 and 1" if self.share_of else ""
+        return f"give {_NOUNS[self.kind]} {' and '.join(bounds)}".rstrip() + share
+
+    def _allows(self, value: Value) -> bool:
+        if self.choices is not None:
+            return value in self.choices
+        if isinstance(value, str | bool):
+            return True
+        return (
+            (isinstance(value, int) or math.isfinite(value))
+            and (self.low is None or value >= self.low)
+            and (self.above is None or value > self.above)
+            and (self.high is None or value <= self.high)
+        )
+
+
+def _as_float(value: float) -> float:
+    """A float without the sign of its zero, so that equal recipes look equal; integers beyond all floats stay."""
+    try:
+        return float(value) + 0.0
+    except OverflowError:
+        return math.inf
+
+
+def hyperparameter(
+    default: Value,
+    meaning: str,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+    choices: tuple[Value, ...] | None = None,
+    share_of: int | None = None,
+) -> Any:
+    """A dataclass field that knows its limits; `default` is always allowed, whatever they say.
+
+    With `share_of`, a number between 0 and 1 stands for that share of it.
+    """
+    limits = {"low": low, "above": above, "high": high, "choices": choices, "share_of": share_of}
+    return field(default=default, metadata={"meaning": meaning, "limits": limits})
+
+
+def hyperparameters(table: type, prefix: str = "") -> dict[str, Hyperparameter]:
+    """The hyperparameters of one dataclass by dotted name, in the order in which it declares them."""
+    types = get_type_hints(table)
+    return {
+        prefix + f.name: Hyperparameter(
+            prefix + f.name, types[f.name], cast(Value, f.default), f.metadata["meaning"], **f.metadata["limits"]
+        )
+        for f in dataclasses.fields(table)
+        if "limits" in f.metadata
+    }
+
+
+class Table:
+    """A group of hyperparameters that checks its own values; `prefix` is its place in a recipe."""
+
+    prefix: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for name, spec in hyperparameters(type(self), self.prefix).items():
+            attribute = name.removeprefix(self.prefix)
+            object.__setattr__(self, attribute, spec.parse(getattr(self, attribute)))
