@@ -116,7 +116,9 @@ def search(
 
       fmnist-search search studies/quick.toml
 
-      fmnist-search search studies/quick.toml --trials 30 --set optimizer.name=sgd --name quick-sgd
+      fmnist-search search studies/quick.toml --trials 30
+
+      fmnist-search search mine.toml --set optimizer.name=sgd --name sgd
 
       fmnist-search search studies/baseline.toml --dry-run
     """
@@ -233,7 +235,7 @@ def train(
 
       fmnist-search train recipe.toml --set optimizer.learning_rate=0.01
 
-      fmnist-search train --from-run 4f1c... --epochs 18 --set schedule.name=one-cycle
+      fmnist-search train --from-run 4f1c... --epochs 18
     """
     from fmnist_search import training
     from fmnist_search.config import parse_assignment, read_recipe
@@ -358,7 +360,7 @@ def promote(
     `champion` moves only where the new model is better by more than the noise.
     """
     from fmnist_search import study as studies
-    from fmnist_search.console import StudyDisplay, show_json
+    from fmnist_search.console import TrainingDisplay, show_json
 
     home = {"tracking_uri": tracking_uri, "workdir": workdir}
     name = study or studies.latest_study(**home)
@@ -368,8 +370,7 @@ def promote(
     if not config.finalists.recipes and not recipes:
         raise UserError(f"study {name!r}: has finalists.recipes = 0; say how many with --recipes")
     settings = config.finalists.model_copy(update=changes)
-    with StudyDisplay(config) as display:
-        summary = studies.promote(name, settings=settings, **home, data_dir=data_dir, listener=display)
+    summary = studies.promote(name, settings=settings, **home, data_dir=data_dir, listener=TrainingDisplay())
     if as_json:
         show_json(summary.champion)
     _close(summary, f"fmnist-search promote {name!r}", quiet=as_json)

@@ -261,7 +261,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """The tables of a TOML file; UserError with file and place where there is none or it is not TOML."""
     path = Path(path)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         near = sorted(path.parent.glob("*.toml")) if path.parent.is_dir() else []
         known = f"; there are {', '.join(map(str, near))}" if near else "; check the path"
@@ -316,6 +316,9 @@ def _override_advice(name: str) -> str:
 
 def _assign(tables: dict[str, Any], path: list[str], value: object) -> None:
     *groups, last = path
+    given = tables.get(last)
+    if path in (["sampler"], ["pruner"]) and isinstance(given, dict) and given.get("name") == value:
+        return  # its settings stay
     for group in groups:
         inner = tables.get(group)
         if isinstance(inner, str) and group in ("sampler", "pruner"):

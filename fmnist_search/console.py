@@ -111,7 +111,11 @@ def minutes(seconds: float) -> str:
 
 
 class TrainingDisplay(Silence):
-    """Listens to a single training: a line for each epoch."""
+    """Listens to single trainings: a line for each epoch."""
+
+    def say(self, text: str) -> None:
+        """Something worth a line."""
+        talk.print(Text(text))
 
     def training_started(self, name: str, recipe: Recipe) -> None:
         """The training begins."""

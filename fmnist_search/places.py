@@ -39,6 +39,12 @@ class Home:
         """The kept weights of a trial."""
         return self.folder / "weights" / study / f"{number:03d}.pt"
 
+    def rename_weights(self, study: str, renamed: str) -> None:
+        """Let the kept weights follow a study that gets another name."""
+        folder = self.folder / "weights" / study
+        if folder.exists():
+            folder.rename(folder.with_name(renamed))
+
 
 def tracking_uri(given: str | None = None) -> str:
     """The MLflow store: as given, else MLFLOW_TRACKING_URI, else `mlflow.db` in the current folder.

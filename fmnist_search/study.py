@@ -173,8 +173,10 @@ def latest_study(*, tracking_uri: str | None = None, workdir: str | None = None)
 def latest_run(*, tracking_uri: str | None = None, workdir: str | None = None) -> str | None:
     """The MLflow run of the study that was begun last; None where there is no study."""
     url = Home.find(tracking_uri, workdir).storage_url
-    names = Ledger.names(url)
-    return Ledger.find(url, names[-1]).run_id if names else None
+    try:
+        return Ledger.find(url, Ledger.names(url)[-1]).run_id
+    except (UserError, IndexError):
+        return None
 
 
 _FINAL = (Ending.TRIALS, Ending.MINUTES, Ending.EXHAUSTED)
@@ -229,6 +231,8 @@ def _session(
         execution = resolve_execution(config.execution.device, config.execution.threads)
         connect(home.tracking_uri)
         ledger = Ledger.open(home.storage_url, config, fresh=fresh)
+        if ledger.put_aside:
+            home.rename_weights(config.name, ledger.put_aside)
         conditions = ledger.conditions or _conditions(execution, config)
         resolve_execution(conditions.execution.device)
         ledger.conditions = conditions
@@ -297,6 +301,8 @@ class _Session:
             duplicates = 0
             row = self._trial(trial, recipe, observer)
             rows.append(row)
+            if row.state is State.INTERRUPTED:
+                return Ending.INTERRUPTED
             if _answers(row):
                 known[recipe.key()] = row
             self._progress(rows)

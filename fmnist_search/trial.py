@@ -128,5 +128,7 @@ class _Course:
             reason=self.reason,
             error=self.error,
             weights=self.weights,
-            last_weights=_copied_weights(self.classifier) if self.classifier and not self.reason else None,
+            last_weights=_copied_weights(self.classifier)
+            if self.classifier and self.state is State.COMPLETED
+            else None,
         )

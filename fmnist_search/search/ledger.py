@@ -38,17 +38,21 @@ class Ledger:
     def __init__(self, study: optuna.Study, config: StudyConfig):
         self._study = study
         self.config = config
+        self.put_aside: str | None = None
         study.sampler = make_sampler(config.sampler, config.seed)
         study.pruner = make_pruner(config.pruner)
 
     @classmethod
     def open(cls, url: str, config: StudyConfig, *, fresh: bool = False) -> Ledger:
-        """The study of that name, made where it is missing; with `fresh`, an earlier one is put aside first.
+        """The study of that name, made where it is missing.
+
+        With `fresh`, an earlier one is put aside first: `put_aside` is its new name.
 
         Raises:
             UserError: the stored study searches something else: one line for each key that differs.
         """
         storage = open_storage(url)
+        aside = None
         if fresh and config.name in optuna.get_all_study_names(storage):
             aside = f"{config.name} until {datetime.now():%Y-%m-%d %H.%M.%S.%f}"
             optuna.copy_study(
@@ -61,7 +65,9 @@ class Ledger:
         if "config" in study.user_attrs:
             _refuse_differences(_stored_config(study), config)
         study.set_user_attr("config", config.to_toml())
-        return cls(study, config)
+        ledger = cls(study, config)
+        ledger.put_aside = aside
+        return ledger
 
     @classmethod
     def find(cls, url: str, name: str) -> Ledger:
@@ -70,7 +76,7 @@ class Ledger:
         Raises:
             UserError: it is not; the nearest name is.
         """
-        storage = open_storage(url)
+        storage = open_storage(url, create=False)
         names = optuna.get_all_study_names(storage)
         if name not in names:
             known = nearest(name, names) if names else "there is none yet; run `fmnist-search search STUDY.toml`"
@@ -81,7 +87,7 @@ class Ledger:
     @staticmethod
     def names(url: str) -> list[str]:
         """The studies of a storage, the one that was begun last at the end."""
-        return list(optuna.get_all_study_names(open_storage(url)))
+        return list(optuna.get_all_study_names(open_storage(url, create=False)))
 
     # ------------------------------------------------------------------------------ of the study
 

@@ -72,10 +72,10 @@ def _varies(name: str, space: Space, family: str) -> bool:
     if not name.startswith("model."):
         return False
     pins = {other: domain.value for other, domain in domains.items() if isinstance(domain, Pin)}
-    start = Recipe().replace({FAMILY: family, "batch_size": 2, **pins}).flat()
+    start = Recipe().replace({FAMILY: family, "batch_size": 2, **pins})
     gates = {n: _ends(d) for n, d in domains.items() if n.startswith("model.") and not isinstance(d, Pin)}
-    uses = {in_use(name, FAMILIES[family], {**start, gate: end}) for gate, ends in gates.items() for end in ends}
-    return len(uses) > 1
+    values = {start.replace({gate: end}).flat()[name] for gate, ends in gates.items() for end in ends}
+    return len(values) > 1
 
 
 def _ends(domain: Domain) -> tuple[Value, ...]:

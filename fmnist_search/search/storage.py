@@ -17,13 +17,15 @@ BUSY_TIMEOUT = 60
 """Seconds that a writer waits for its turn."""
 
 
-def open_storage(url: str) -> optuna.storages.RDBStorage:
-    """The storage behind a URL, created where it is missing; SQLite in WAL mode, so that readers never wait.
+def open_storage(url: str, *, create: bool = True) -> optuna.storages.RDBStorage:
+    """The storage behind a URL; SQLite in WAL mode, so that readers never wait. `create` makes it where it is missing.
 
     Raises:
-        UserError: it cannot be reached or written.
+        UserError: it cannot be reached or written, or is missing and not to be made.
     """
     database = sqlite_file(url)
+    if database and not create and not database.exists():
+        raise UserError(f"{database.parent}: holds no study yet; run `fmnist-search search studies/quick.toml` first")
     try:
         if database:
             database.parent.mkdir(parents=True, exist_ok=True)

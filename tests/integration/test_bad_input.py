@@ -151,8 +151,10 @@ def test_a_study_whose_trials_all_fail_says_why(command: Command, tiny: Path) ->
     assert_refused(outcome, "2 trials failed", "not finite", code=4)
 
 
-def test_a_study_in_a_folder_without_one(command: Command) -> None:
+def test_looking_for_a_study_where_there_is_none_leaves_nothing(command: Command, tmp_path: Path) -> None:
     assert_refused(command("status"), "no study yet", "fmnist-search search")
+    assert_refused(command("leaderboard", "quick"), "no study yet")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_option_is_a_usage_error(command: Command) -> None:

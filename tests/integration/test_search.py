@@ -10,12 +10,17 @@ from typing import Any
 
 import optuna
 import pytest
+import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
 
-from fmnist_search.config import recipe_from_toml
-from fmnist_search.data import DATASETS, Source, read_test_set
+from fmnist_search import run_study
+from fmnist_search.config import StudyConfig, recipe_from_toml
+from fmnist_search.data import DATASETS, Source, prepare, read_test_set
+from fmnist_search.evaluate import evaluate
+from fmnist_search.models import build
+from fmnist_search.results import Decision, Ending, EpochReport, State
 from tests.integration.conftest import Finished, environment
 
 EPOCH_METRICS = {
@@ -295,3 +300,35 @@ def test_fresh_puts_the_old_study_aside_and_loses_nothing(finished: Finished) ->
     assert len(optuna.load_study(study_name=aside, storage=url).trials) == before
     assert len(optuna.load_study(study_name="tiny", storage=url).trials) == 1
     assert finished.run("status", aside, "--json").json["study"] == aside
+    weights = finished.folder / "fmnist-search" / "weights"
+    assert len(list((weights / aside).glob("*.pt"))) > 1
+    assert [path.name for path in (weights / "tiny").iterdir()] == ["000.pt"]
+
+
+def test_an_observer_may_prune_a_trial_or_stop_the_study(finished: Finished, tmp_path: Path) -> None:
+    config = StudyConfig.load(finished.folder / "tiny.toml", {"finalists.recipes": 0})
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    seen: list[EpochReport] = []
+
+    def prune_first_then_stop(report: EpochReport) -> Decision:
+        seen.append(report)
+        return Decision.PRUNE if len(seen) == 1 else Decision.INTERRUPT
+
+    stopped = run_study(config, tracking_uri=uri, observer=prune_first_then_stop)
+    assert [row.state for row in stopped.trials] == [State.PRUNED, State.INTERRUPTED]
+    assert stopped.ended_by is Ending.INTERRUPTED
+    continued = run_study(config, tracking_uri=uri)
+    assert continued.ended_by is Ending.TRIALS
+    assert continued.count(State.COMPLETED) == 3
+
+
+def test_kept_weights_are_a_plain_state_file_that_gives_the_recorded_accuracy(
+    finished: Finished, runs: dict[str, list[Run]], source: Source
+) -> None:
+    trial = runs["trial"][0]
+    recipe = recipe_from_toml(artifact(MlflowClient(finished.tracking_uri), trial, "recipe.toml"))
+    (folder,) = (finished.folder / "fmnist-search" / "weights").glob("tiny until*")
+    classifier = build(recipe.model)
+    classifier.load_state_dict(torch.load(folder / "000.pt", weights_only=True))
+    reached = evaluate(classifier.eval(), prepare(recipe.data, source).validation).accuracy
+    assert reached == trial.data.metrics["best/val_accuracy"]

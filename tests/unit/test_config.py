@@ -577,3 +577,13 @@ def test_a_shipped_study_loads_and_begins_with_its_question(path: Path) -> None:
     first_comment = path.read_text(encoding="utf-8").partition("\n#\n")[0]
     assert all(line.startswith("# ") for line in first_comment.splitlines())
     assert first_comment.endswith("?")
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_bytes(b"\xef\xbb\xbf" + f"{HEAD}{CNN}".encode())
+    assert StudyConfig.load(tmp_path / "study.toml").budget.trials == 4
+
+
+def test_naming_the_sampler_that_a_file_has_keeps_its_settings(tmp_path: Path) -> None:
+    table = f'{HEAD}{CNN}[sampler]\nname = "tpe"\nstartup_trials = 3\n'
+    assert loaded(tmp_path, table, {"sampler": "tpe"}).sampler == Tpe(startup_trials=3)
