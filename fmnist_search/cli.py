@@ -184,7 +184,7 @@ def _values(flat: dict[str, Any], names: list[str]) -> list[str]:
     return [short_text(flat[name]) if name in flat else "-" for name in names]
 
 
-def _close(summary: StudySummary, command: str, *, quiet: bool) -> None:
+def _close(summary: StudySummary, command: str, *, quiet: bool, searched: bool = True) -> None:
     """The last lines of a search: what was found, where to look, what to do next; and the exit code."""
     from fmnist_search.console import Exit, out, percent, talk
     from fmnist_search.results import Ending, State
@@ -200,8 +200,9 @@ def _close(summary: StudySummary, command: str, *, quiet: bool) -> None:
     if summary.best is None:
         talk.print(f"error: no trial of {summary.name!r} has completed; give it more trials or minutes")
         raise typer.Exit(Exit.NOTHING_COMPLETED)
-    new = f"{summary.new_trials} new trials" if summary.new_trials else "nothing left to do"
-    talk.print(f"{summary.name}: {new}; {summary.ended_by.value}")
+    if searched:
+        new = f"{summary.new_trials} new trials" if summary.new_trials else "nothing left to do"
+        talk.print(f"{summary.name}: {new}; {summary.ended_by.value}")
     best = f"best trial {summary.best.number} ({summary.best.recipe.label}) at {percent(summary.best.value)}"
     if champion := summary.champion:
         best += (
@@ -373,7 +374,7 @@ def promote(
     summary = studies.promote(name, settings=settings, **home, data_dir=data_dir, listener=TrainingDisplay())
     if as_json:
         show_json(summary.champion)
-    _close(summary, f"fmnist-search promote {name!r}", quiet=as_json)
+    _close(summary, f"fmnist-search promote {name!r}", quiet=as_json, searched=False)
 
 
 @app.command()

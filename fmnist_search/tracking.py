@@ -98,10 +98,22 @@ class Tracking:
         tags: Mapping[str, str],
         parent: Run | None = None,
     ) -> TrainingRun:
-        """A run for one training, below its study's where it has one; `parameters` names what it logs."""
+        """A run for one training, below its study's where it has one; `parameters` names what it logs.
+
+        A training that `mlflow run` started takes the run that was made for it.
+        """
         every = {"family": recipe.model.family, "state": "running", **tags}
-        run_id = self._create(name, every if parent else {**every, **_provenance()}, parent)
-        return TrainingRun(self, run_id, recipe, parameters)
+        if parent:
+            return TrainingRun(self, self._create(name, every, parent), recipe, parameters)
+        every |= _provenance()
+        given = os.environ.get("MLFLOW_RUN_ID")
+        if not given:
+            return TrainingRun(self, self._create(name, every, parent), recipe, parameters)
+        held = self.client.get_run(given).data.params
+        run = TrainingRun(self, given, recipe, [name for name in parameters if name not in held])
+        self.client.update_run(given, name=name)
+        run.tags(every)
+        return run
 
     def recipe_of(self, run_id: str) -> Recipe:
         """The recipe of a run that trained one.

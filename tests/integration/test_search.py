@@ -212,6 +212,18 @@ def test_a_run_trains_again_to_the_same_figures(finished: Finished, runs: dict[s
     assert again.json["epochs"][-1]["train_loss"] == trial.data.metrics["train/loss"]
 
 
+def test_kept_weights_are_a_plain_state_file_that_gives_the_recorded_accuracy(
+    finished: Finished, runs: dict[str, list[Run]], source: Source
+) -> None:
+    trial = runs["trial"][0]
+    recipe = recipe_from_toml(artifact(MlflowClient(finished.tracking_uri), trial, "recipe.toml"))
+    weights = torch.load(finished.folder / "fmnist-search" / "weights" / "tiny" / "000.pt", weights_only=True)
+    classifier = build(recipe.model)
+    classifier.load_state_dict(weights)
+    reached = evaluate(classifier.eval(), prepare(recipe.data, source).validation).accuracy
+    assert reached == trial.data.metrics["best/val_accuracy"]
+
+
 def test_predict_names_what_is_on_a_picture(finished: Finished, tmp_path: Path, source: Source) -> None:
     test = read_test_set("fashion-mnist", source)
     picture = tmp_path / "boot.png"
@@ -320,15 +332,3 @@ def test_an_observer_may_prune_a_trial_or_stop_the_study(finished: Finished, tmp
     continued = run_study(config, tracking_uri=uri)
     assert continued.ended_by is Ending.TRIALS
     assert continued.count(State.COMPLETED) == 3
-
-
-def test_kept_weights_are_a_plain_state_file_that_gives_the_recorded_accuracy(
-    finished: Finished, runs: dict[str, list[Run]], source: Source
-) -> None:
-    trial = runs["trial"][0]
-    recipe = recipe_from_toml(artifact(MlflowClient(finished.tracking_uri), trial, "recipe.toml"))
-    (folder,) = (finished.folder / "fmnist-search" / "weights").glob("tiny until*")
-    classifier = build(recipe.model)
-    classifier.load_state_dict(torch.load(folder / "000.pt", weights_only=True))
-    reached = evaluate(classifier.eval(), prepare(recipe.data, source).validation).accuracy
-    assert reached == trial.data.metrics["best/val_accuracy"]
