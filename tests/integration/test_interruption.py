@@ -22,13 +22,13 @@ def trials_of(folder: Path) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name="tiny", storage=url).trials
 
 
-def interrupt_after_first_trial(process: subprocess.Popen[str], *signals: signal.Signals) -> Outcome:
-    """Send the signals while the second trial trains, soon after the first one's line."""
+def interrupt_after(beginning: str, process: subprocess.Popen[str], *signals: signal.Signals) -> Outcome:
+    """Send the signals soon after a line that begins so, while the training that follows it runs."""
     assert process.stderr is not None
     seen = []
     for line in process.stderr:
         seen.append(line)
-        if line.startswith("000 "):
+        if line.startswith(beginning):
             break
     time.sleep(0.7)
     for number in signals:
@@ -43,7 +43,7 @@ def test_an_interrupted_study_is_finished_by_the_same_command(
     tiny: Path, tmp_path: Path, signals: list[signal.Signals]
 ) -> None:
     arguments = ["search", "tiny.toml", "--threads", "1", *LONGER]
-    interrupted = interrupt_after_first_trial(start(tmp_path, *arguments), *signals)
+    interrupted = interrupt_after("000 ", start(tmp_path, *arguments), *signals)
     assert interrupted.code == 130, interrupted.stderr
     assert "goes on from here" in interrupted.stderr
     assert "Traceback" not in interrupted.stderr
@@ -72,8 +72,21 @@ def test_an_interrupted_trial_gives_what_it_would_have_given(tiny: Path, tmp_pat
     (tmp_path / "whole").mkdir()
     (tmp_path / "broken").mkdir()
     assert run(tmp_path / "whole", *arguments).code == 0
-    interrupt_after_first_trial(start(tmp_path / "broken", *arguments), signal.SIGINT)
+    interrupt_after("000 ", start(tmp_path / "broken", *arguments), signal.SIGINT)
     assert run(tmp_path / "broken", *arguments).code == 0
     whole = [trial.value for trial in trials_of(tmp_path / "whole")]
     mended = [trial.value for trial in trials_of(tmp_path / "broken") if trial.state is TrialState.COMPLETE]
     assert mended == whole
+
+
+def test_an_interrupted_promotion_registers_nothing_and_is_done_again(tiny: Path, tmp_path: Path) -> None:
+    arguments = ["search", "tiny.toml", "--threads", "1", "--trials", "1", "--set", "data.train_images=6000"]
+    patience = ["--set", "finalists.epochs=30"]
+    interrupted = interrupt_after("confirming", start(tmp_path, *arguments, *patience), signal.SIGINT)
+    assert interrupted.code == 130, interrupted.stderr
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert client.search_registered_models() == []
+    finished = run(tmp_path, *arguments)
+    assert finished.code == 0, finished.stderr
+    assert "nothing left to do" in finished.stderr
+    assert client.get_model_version_by_alias("fmnist-search", "champion")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import optuna
 import pytest
 import torch
@@ -186,6 +187,7 @@ def test_the_champion_gives_its_recorded_accuracy_without_our_package(
 ) -> None:
     import numpy as np
 
+    mlflow.set_tracking_uri(finished.tracking_uri)
     test = read_test_set("fashion-mnist", source)
     np.save(tmp_path / "pixels.npy", test.pixels.numpy())
     np.save(tmp_path / "labels.npy", test.labels.numpy())
@@ -202,6 +204,9 @@ def test_the_champion_gives_its_recorded_accuracy_without_our_package(
     assert done.returncode == 0, done.stderr
     version = client.get_model_version_by_alias("fmnist-search", "champion")
     assert int(done.stdout.split()[-1]) == int(version.tags["test_hits"])
+    # Where there is a GPU, MLflow would try to move the model there, and cannot.
+    info = mlflow.models.get_model_info(f"models:/fmnist-search/{version.version}")
+    assert info.flavors["python_function"]["config"] == {"device": "cpu"}
 
 
 def test_a_run_trains_again_to_the_same_figures(finished: Finished, runs: dict[str, list[Run]]) -> None:
