@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from fmnist_search.domains import Choice, Pin, Space, parse_space, shared_hyperparameters
+from fmnist_search.domains import Pin, Space, ends, parse_space, shared_hyperparameters
 from fmnist_search.errors import UserError, nearest
 from fmnist_search.hyperparameters import hyperparameters
 from fmnist_search.recipe import FAMILIES, Data, Recipe, family_named, text_of
@@ -135,15 +135,6 @@ def _parse_data(table: object) -> Data:
     return Recipe.from_dict({"batch_size": 2, "data": table}).data
 
 
-def _lines_of(parse: Callable[[object], Any]) -> Callable[[object], Any]:
-    """The parser for pydantic, which takes a ValueError as one mistake: `_lines` takes it apart again."""
-
-    def checked(value: object) -> Any:
-        return value if isinstance(value, Space | Data) else parse(value)
-
-    return checked
-
-
 class StudyConfig(Section):
     """A study: its question, what it searches, what it may spend, how its champion is found."""
 
@@ -151,19 +142,18 @@ class StudyConfig(Section):
     question: str = ""
     experiment: str = Field("fmnist-search", min_length=1)
     seed: int = Field(0, ge=0)
-    data: Annotated[Data, PlainValidator(_lines_of(_parse_data)), PlainSerializer(dataclasses.asdict)] = Data()
+    data: Annotated[Data, PlainValidator(_parse_data), PlainSerializer(dataclasses.asdict)] = Data()
     sampler: Sampler = Tpe()
     pruner: Pruner = Halving()
     budget: Budget
-    space: Annotated[Space, PlainValidator(_lines_of(parse_space)), PlainSerializer(Space.plain)]
+    space: Annotated[Space, PlainValidator(parse_space), PlainSerializer(Space.plain)]
     finalists: Finalists = Finalists()
     execution: ExecutionSettings = ExecutionSettings()
 
     @model_validator(mode="after")
     def _fits_the_data(self) -> StudyConfig:
         domain = self.space.common.get("batch_size", Pin(Recipe().batch_size))
-        values = domain.values if isinstance(domain, Choice) else [getattr(domain, "high", getattr(domain, "value", 0))]
-        largest = max(float(value) for value in values)
+        largest = max(float(value) for value in ends(domain))
         if largest > self.data.training_count:
             raise UserError(
                 f"space.common.batch_size: {largest:g} is larger than the {self.data.training_count} training images; "

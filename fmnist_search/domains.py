@@ -70,6 +70,18 @@ class Range:
 
 Domain = Pin | Choice | Range
 
+
+def ends(domain: Domain) -> tuple[Value, ...]:
+    """The values of a pin or a choice, the first and last of a range."""
+    match domain:
+        case Pin(value):
+            return (value,)
+        case Choice(values):
+            return values
+        case Range(low, high):
+            return (low, high)
+
+
 # Decided once a study, each by a key of its own: a trial that chose them could not be compared with its neighbours.
 NOT_SEARCHABLE = {
     "epochs": "budget.epochs",
@@ -104,7 +116,13 @@ class Space:
 
 
 def parse_space(table: object) -> Space:
-    """The space of a `[space]` table; raises UserError with a line for each mistake, keys relative to the file."""
+    """The space of a `[space]` table; a space is its own.
+
+    Raises:
+        UserError: one line for each mistake, with its key.
+    """
+    if isinstance(table, Space):
+        return table
     if not isinstance(table, Mapping):
         raise UserError(f"space: {table!r} is no table; write [space.common] and [space.cnn]")
     problems: list[str] = []

@@ -8,7 +8,7 @@ from typing import cast
 import optuna
 
 from fmnist_search.config import StudyConfig
-from fmnist_search.domains import Choice, Domain, Pin, Range, Space
+from fmnist_search.domains import Choice, Domain, Pin, Range, Space, ends
 from fmnist_search.hyperparameters import Value
 from fmnist_search.recipe import FAMILIES, Recipe, in_use, known_hyperparameters
 
@@ -73,19 +73,9 @@ def _varies(name: str, space: Space, family: str) -> bool:
         return False
     pins = {other: domain.value for other, domain in domains.items() if isinstance(domain, Pin)}
     start = Recipe().replace({FAMILY: family, "batch_size": 2, **pins})
-    gates = {n: _ends(d) for n, d in domains.items() if n.startswith("model.") and not isinstance(d, Pin)}
+    gates = {n: ends(d) for n, d in domains.items() if n.startswith("model.") and not isinstance(d, Pin)}
     values = {start.replace({gate: end}).flat()[name] for gate, ends in gates.items() for end in ends}
     return len(values) > 1
-
-
-def _ends(domain: Domain) -> tuple[Value, ...]:
-    match domain:
-        case Pin(value):
-            return (value,)
-        case Choice(values):
-            return values
-        case Range(low, high):
-            return (low, high)
 
 
 def trial_seed(study_seed: int, number: int) -> int:
