@@ -293,7 +293,7 @@ def _download(dataset: Dataset) -> dict[str, bytes]:
             socket.setdefaulttimeout(DOWNLOAD_PATIENCE)
             getattr(torchvision.datasets, dataset.torchvision_class)(folder, download=True)
         except (OSError, RuntimeError, HTTPException) as error:
-            log.warning("%s: the download failed (%s)", dataset.name, error)
+            log.warning("%s: the download failed (%s)", dataset.name, " ".join(str(error).split()))
             return {}
         finally:
             socket.setdefaulttimeout(patience)
