@@ -29,7 +29,7 @@ class Evaluation:
 
 
 def evaluate(classifier: Classifier, images: Labelled, precision: str = "float32") -> Evaluation:
-    """Judge a classifier that is in evaluation mode on images of its own device; synchronises once, at the end."""
+    """Judge a classifier that is in evaluation mode on images of its own device; synchronises at the end alone."""
     logits = predict_logits(classifier, images.pixels, precision)
     loss = functional.cross_entropy(logits, images.labels)
     classes = logits.shape[1]

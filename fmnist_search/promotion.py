@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fmnist_search import finalists, registry
 from fmnist_search.config import Finalists
@@ -28,6 +28,8 @@ class Promotion:
     images: Images
     interruption: Interruption
     listener: Listener
+    runs: list[tuple[str, Recipe]] = field(init=False, default_factory=list)
+    prepared: dict[Data, Images] = field(init=False, default_factory=dict)
 
     def run(self, leaders: Sequence[TrialRow]) -> Champion | None:
         """Confirm, choose, refit, test once, register; None when it was interrupted, with nothing registered.
@@ -35,8 +37,7 @@ class Promotion:
         Raises:
             UserError: none of the finalists could be trained.
         """
-        self.runs: list[tuple[str, Recipe]] = []
-        self._prepared: dict[Data, Images] = {}
+        self.prepared[leaders[0].recipe.data] = self.images
         chosen = finalists.find_champion(leaders, self.settings, self.seed, self._train)
         if chosen is None:
             return None
@@ -65,9 +66,9 @@ class Promotion:
         return result
 
     def _images(self, data: Data) -> Images:
-        if data not in self._prepared:
-            self._prepared[data] = prepare(data, self.source, self.execution.device)
-        return self._prepared[data]
+        if data not in self.prepared:
+            self.prepared[data] = prepare(data, self.source, self.execution.device)
+        return self.prepared[data]
 
     def _record_test(self, run_id: str, test: Accuracy) -> None:
         figures = {"test/accuracy": test.value, "test/accuracy_low": test.low, "test/accuracy_high": test.high}

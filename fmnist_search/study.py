@@ -233,8 +233,7 @@ def _session(
         ledger = Ledger.open(home.storage_url, config, fresh=fresh)
         if ledger.put_aside:
             home.rename_weights(config.name, ledger.put_aside)
-        conditions = ledger.conditions or _conditions(execution, config)
-        resolve_execution(conditions.execution.device)
+        conditions = _usable(ledger.conditions or _conditions(execution, config), config, listener)
         ledger.conditions = conditions
         tracking = Tracking(home.tracking_uri, config.experiment)
         run = tracking.study_run(config.name, ledger.run_id)
@@ -252,6 +251,25 @@ def _session(
 def _conditions(execution: Execution, config: StudyConfig) -> Conditions:
     precision = config.execution.precision
     return Conditions(execution, probe_precision(execution) if precision == "auto" else precision)
+
+
+def _usable(conditions: Conditions, config: StudyConfig, listener: Listener) -> Conditions:
+    """The conditions that a study keeps, said where they are not the ones asked for.
+
+    Raises:
+        UserError: the device that the study began on is not there.
+    """
+    kept, wanted = conditions.execution, config.execution
+    try:
+        resolve_execution(kept.device)
+    except UserError:
+        raise UserError(
+            f"study {config.name!r}: began on {kept.device!r}, which cannot be used here; go on where there is one, "
+            "choose another name (--name), or begin anew with --fresh"
+        ) from None
+    if wanted.device not in ("auto", kept.device) or wanted.threads not in (0, kept.threads):
+        listener.say(f"{config.name} goes on as it began: on {kept.device} with {kept.threads} threads")
+    return conditions
 
 
 @dataclass
@@ -334,6 +352,8 @@ class _Session:
         ).run(leaders)
         if champion:
             self.ledger.crown(fingerprint, champion)
+            confirmed = champion.confirmed.mean
+            self.run.metrics({"test/accuracy": champion.test.value, "confirmed/val_accuracy": confirmed})
         return champion
 
     def close(self, summary: StudySummary) -> None:
@@ -341,9 +361,6 @@ class _Session:
         config = self.ledger.config
         space = {name: text for name, text in config.identity().items() if name.startswith("space.")}
         self.run.note(study_note(summary, self.names, space))
-        if summary.champion:
-            test = summary.champion.test
-            self.run.metrics({"test/accuracy": test.value, "confirmed/val_accuracy": summary.champion.confirmed.mean})
         interrupted = summary.ended_by is Ending.INTERRUPTED
         self.run.end("KILLED" if interrupted else "FINISHED", "interrupted" if interrupted else "finished")
 
@@ -399,4 +416,7 @@ def _answers(row: TrialRow) -> bool:
 
 def _distinct(leaders: list[TrialRow]) -> list[TrialRow]:
     """The best trial of each recipe, in order."""
-    return list({row.recipe.key(): row for row in reversed(leaders)}.values())[::-1]
+    best: dict[str, TrialRow] = {}
+    for row in leaders:
+        best.setdefault(row.recipe.key(), row)
+    return list(best.values())

@@ -141,9 +141,10 @@ class Ledger:
         """Report an epoch, and say whether the trial is to end here."""
         assert report.val_accuracy is not None
         trial.report(report.val_accuracy, report.epoch)
-        advice = trial.should_prune()
-        others = self._study.get_trials(deepcopy=False)
-        return advice and heed_pruner(others, self.config.pruner, report.epoch, self.config.budget.epochs)
+        if not trial.should_prune():
+            return False
+        trials = self._study.get_trials(deepcopy=False)
+        return heed_pruner(trials, self.config.pruner, report.epoch, self.config.budget.epochs)
 
     def tell(self, trial: optuna.Trial, result: TrialResult, run_id: str) -> TrialRow:
         """Write down how a trial ended; one that was interrupted is put first in the queue."""

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from fmnist_search.data import FILES, Source
+from fmnist_search.recipe import Execution
+from fmnist_search.search.ledger import Conditions, Ledger
 from tests.integration.conftest import Command, Finished, Outcome
 
 
@@ -69,6 +71,18 @@ def test_cuda_where_there_is_none(command: Command, tiny: Path) -> None:
     assert_refused(command("search", "tiny.toml", "--device", "cuda"), "cuda", "--device cpu")
     assert_refused(command("search", "tiny.toml", "--device", "gpu"), "'gpu'", "--device cpu")
     assert [path.name for path in tiny.parent.iterdir()] == ["tiny.toml"]
+
+
+def test_a_study_that_began_on_a_device_which_is_gone(command: Command, tiny: Path, tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    assert command("search", "tiny.toml", "--trials", 1, "--set", "finalists.recipes=0").code == 0
+    ledger = Ledger.find(f"sqlite:///{tmp_path / 'fmnist-search' / 'optuna.db'}", "tiny")
+    ledger.conditions = Conditions(Execution(device="cuda"), "float32")
+    assert_refused(command("search", "tiny.toml", "--trials", 2), "began on 'cuda'", "--fresh")
+    assert command("status", "--json").json["completed"] == 1
 
 
 def test_a_store_out_of_reach_is_said_within_seconds(command: Command, tiny: Path, tmp_path: Path) -> None:

@@ -268,12 +268,25 @@ def test_status_and_leaderboard_agree_with_the_search(finished: Finished) -> Non
     assert f"{values[0]:.2%}" in table
 
 
-def test_the_same_command_does_nothing_more_and_says_so(finished: Finished) -> None:
+def test_the_same_command_does_nothing_more_and_says_so(
+    finished: Finished, client: MlflowClient, runs: dict[str, list[Run]]
+) -> None:
     before = finished.run("status", "tiny", "--json").json
     outcome = finished.run("search", "tiny.toml")
     assert outcome.code == 0
     assert "nothing left to do" in outcome.stderr
     assert finished.run("status", "tiny", "--json").json == before
+    (study,) = runs["study"]
+    for key in ("test/accuracy", "confirmed/val_accuracy"):
+        assert len(client.get_metric_history(study.info.run_id, key)) == 1
+    assert len(client.get_run(study.info.run_id).inputs.dataset_inputs) == 1
+
+
+def test_a_study_goes_on_under_the_conditions_that_it_began_with(finished: Finished) -> None:
+    threads = json.loads((next(finished.folder.rglob("environment.json"))).read_text())["threads"]
+    outcome = finished.run("search", "tiny.toml", "--threads", threads + 1)
+    assert outcome.code == 0
+    assert f"goes on as it began: on cpu with {threads} threads" in outcome.stderr
 
 
 def test_more_trials_go_on_without_repeating_a_draw(finished: Finished) -> None:
