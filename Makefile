@@ -7,10 +7,10 @@ DATASET_PACKAGE := dataset-fashion-mnist
 TESTS := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install data demo test test-all lint types format clean
+.PHONY: help install data demo test test-all lint types format docs bench-search clean
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: .venv/.installed ## Build .venv with everything that users and developers need
 
@@ -49,6 +49,13 @@ types: install ## Check types
 format: install ## Bring the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: install ## Write what is generated from the code: the schema of study files, the page of their keys
+	$(BIN)/fmnist-search studies schema > studies/schema.json
+	$(BIN)/fmnist-search studies keys > docs/study-keys.md
+
+bench-search: install ## Replay searches against recorded learning curves, and say which finds the best networks soonest
+	$(BIN)/python -m benchmarks.curves replay
 
 clean: ## Remove .venv and caches; studies and their results stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info

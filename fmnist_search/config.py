@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,18 +20,24 @@ from pydantic import (
     Field,
     PlainSerializer,
     PlainValidator,
+    PrivateAttr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails
 
-from fmnist_search.domains import Pin, Space, ends, parse_space, shared_hyperparameters
+from fmnist_search.domains import Domain, Pin, Space, ends, parse_space, shared_hyperparameters
 from fmnist_search.errors import UserError, nearest
 from fmnist_search.hyperparameters import hyperparameters
 from fmnist_search.recipe import FAMILIES, Data, Recipe, family_named, text_of
+from fmnist_search.variables import ranges_of_all, size, values
 
 NAME = r"^\w[\w .+@-]{0,199}$"
 """Names become folders and stand in addresses."""
+
+LARGEST_GRID = 10_000
+"""Recipes of a grid search: more of them no study will ever train."""
 
 
 class Section(BaseModel):
@@ -45,6 +51,7 @@ class Tpe(Section):
 
     name: Literal["tpe"] = "tpe"
     startup_trials: int = Field(10, ge=1, description="trials drawn at random before it learns")
+    candidates: int = Field(24, ge=1, description="draws of which the most promising one is tried")
 
 
 class Random(Section):
@@ -53,26 +60,122 @@ class Random(Section):
     name: Literal["random"] = "random"
 
 
-class Halving(Section):
+class Gp(Section):
+    """Gaussian process, learning from completed trials; what not every recipe has is drawn at random."""
+
+    name: Literal["gp"] = "gp"
+    startup_trials: int = Field(10, ge=1, description="completed trials drawn at random before it learns")
+
+
+class Cmaes(Section):
+    """CMA-ES over ranges that every recipe has, learning from completed trials; all else is drawn at random."""
+
+    name: Literal["cmaes"] = "cmaes"
+    startup_trials: int = Field(1, ge=0, description="completed trials drawn at random before it begins")
+    population: int | None = Field(None, ge=2, description="recipes a generation; by default from the number of ranges")
+
+
+class Qmc(Section):
+    """Quasi-random: a scrambled low-discrepancy sequence over the whole space, which learns nothing."""
+
+    name: Literal["qmc"] = "qmc"
+    sequence: Literal["sobol", "halton"] = "sobol"
+
+
+class Grid(Section):
+    """Every recipe of a space of lists and steps, once, in random order."""
+
+    name: Literal["grid"] = "grid"
+
+
+class Rungs(Section):
+    """A pruner that compares trials at rungs."""
+
+    min_epochs: int = Field(1, ge=1, description="epochs before the first rung")
+    reduction_factor: int = Field(3, ge=2, description="one in so many goes on from a rung")
+
+    @property
+    def first_rung(self) -> int:
+        """The epoch after which a trial can first be pruned."""
+        return self.min_epochs
+
+
+class Quantile(Section):
+    """A pruner that compares a trial with all others at the same epoch."""
+
+    startup_trials: int = Field(5, ge=0, description="completed trials before it prunes")
+    warmup_epochs: int = Field(0, ge=0, description="epochs in which it never prunes")
+    min_trials: int = Field(1, ge=1, description="results at an epoch before it prunes there")
+
+    @property
+    def first_rung(self) -> int:
+        """The epoch after which a trial can first be pruned."""
+        return self.warmup_epochs + 1
+
+
+class Halving(Rungs):
     """Asynchronous successive halving: at each rung the best 1/reduction_factor go on."""
 
     name: Literal["halving"] = "halving"
-    min_epochs: int = Field(1, ge=1, description="epochs before the first rung")
-    reduction_factor: int = Field(3, ge=2)
 
 
-class Median(Section):
+class Hyperband(Rungs):
+    """Successive halving in brackets that begin to prune at different epochs."""
+
+    name: Literal["hyperband"] = "hyperband"
+
+
+class Median(Quantile):
     """Ends a trial whose best value so far is below the median of the others at the same epoch."""
 
     name: Literal["median"] = "median"
-    startup_trials: int = Field(5, ge=0, description="completed trials before it prunes")
-    warmup_epochs: int = Field(0, ge=0, description="epochs in which it never prunes")
+
+
+class Percentile(Quantile):
+    """Ends a trial whose best value so far is not among the best `percentile` of the others at the same epoch."""
+
+    name: Literal["percentile"] = "percentile"
+    percentile: float = Field(25.0, gt=0, le=100, description="share of the trials that go on, in percent")
+
+
+class Patience(Section):
+    """Ends a trial that has not bettered itself for some epochs, whatever the others do."""
+
+    name: Literal["patience"] = "patience"
+    epochs: int = Field(2, ge=0, description="epochs without a better value that are forgiven")
+    min_delta: float = Field(0.0, ge=0, description="gain in accuracy that counts as none")
+
+    @property
+    def first_rung(self) -> int:
+        """The epoch after which a trial can first be pruned."""
+        return self.epochs + 2
+
+
+class OneEpoch(Section):
+    """Trains all candidates a single epoch and the best few of them in full (arXiv 2307.15422).
+
+    The last `survivors` trials of the budget are those best few; all before them are candidates.
+    """
+
+    name: Literal["one-epoch"] = "one-epoch"
+    survivors: int = Field(3, ge=1, description="how many of the candidates are trained in full")
+    epochs: int = Field(1, ge=1, description="epochs of a candidate")
+
+    @property
+    def first_rung(self) -> int:
+        """The epoch after which a candidate ends."""
+        return self.epochs
 
 
 class NoPruner(Section):
     """Every trial trains to its last epoch."""
 
     name: Literal["none"] = "none"
+
+    @property
+    def first_rung(self) -> int:
+        """There is none."""
+        return 0
 
 
 def _named_or(default: str) -> BeforeValidator:
@@ -86,23 +189,55 @@ def _named_or(default: str) -> BeforeValidator:
     return BeforeValidator(expand)
 
 
-Sampler = Annotated[Tpe | Random, Field(discriminator="name"), _named_or("tpe")]
-Pruner = Annotated[Halving | Median | NoPruner, Field(discriminator="name"), _named_or("halving")]
+Sampler = Annotated[Tpe | Random | Gp | Cmaes | Qmc | Grid, Field(discriminator="name"), _named_or("tpe")]
+Pruner = Annotated[
+    Halving | Hyperband | Median | Percentile | Patience | OneEpoch | NoPruner,
+    Field(discriminator="name"),
+    _named_or("halving"),
+]
 
 
 class Budget(Section):
-    """What a study may spend, in all: running it again continues and does not add."""
+    """What a study may spend, in all, and what ends it earlier: running it again continues and does not add."""
 
     trials: int | None = Field(None, ge=1, description="trials in all, completed, pruned or failed")
     minutes: float | None = Field(None, gt=0, description="minutes of searching in all, finalists apart")
+    total_epochs: int | None = Field(None, ge=1, description="epochs of all trials together")
     epochs: int = Field(9, ge=1, description="epochs of a trial that is not pruned")
+    trial_minutes: float | None = Field(None, gt=0, description="minutes after which a trial is pruned")
+    target: float | None = Field(None, gt=0, description="accuracy, as a share of 1, that is good enough")
+    patience: int | None = Field(None, ge=1, description="trials in a row without a better one")
     failures: int = Field(10, ge=1, description="failed trials after which the study stops")
 
     @model_validator(mode="after")
-    def _ends(self) -> Budget:
-        if self.trials is None and self.minutes is None:
-            raise ValueError("a study needs an end; give trials, minutes or both")
+    def _is_a_share(self) -> Budget:
+        if self.target is not None and self.target > 1:
+            remedy = f"; {self.target:g} % is {self.target / 100:g}" if self.target <= 100 else ""
+            raise UserError(f"budget.target: {self.target:g} is no accuracy, which lies between 0 and 1{remedy}")
         return self
+
+    @property
+    def is_sure_to_end(self) -> bool:
+        """Whether it is sure to be spent some day."""
+        return any(limit is not None for limit in (self.trials, self.minutes, self.total_epochs, self.patience))
+
+
+class Start(Section):
+    """Recipes that are tried before the sampler is asked."""
+
+    recipes: tuple[str | dict[str, Any], ...] = Field(
+        (),
+        description="recipe files, `study:NAME` (its best trial), `champion`, or tables of values of which the rest "
+        "is drawn",
+    )
+    outside: Literal["refuse", "try"] = Field(
+        "refuse", description="what to do with a recipe that the space does not hold"
+    )
+
+    @field_validator("recipes", mode="before")
+    @classmethod
+    def _listed(cls, given: object) -> object:
+        return tuple(given) if isinstance(given, list) else given
 
 
 class Finalists(Section):
@@ -138,17 +273,20 @@ def _parse_data(table: object) -> Data:
 class StudyConfig(Section):
     """A study: its question, what it searches, what it may spend, how its champion is found."""
 
-    name: str = Field(pattern=NAME)
-    question: str = ""
-    experiment: str = Field("fmnist-search", min_length=1)
-    seed: int = Field(0, ge=0)
+    name: str = Field(pattern=NAME, description="under which it is found and continued")
+    question: str = Field("", description="what it is to find out")
+    builds_on: str = Field("", description="the study whose answer it takes as its ground")
+    experiment: str = Field("fmnist-search", min_length=1, description="experiment in MLflow")
+    seed: int = Field(0, ge=0, description="of all that it draws, the split of the images apart")
     data: Annotated[Data, PlainValidator(_parse_data), PlainSerializer(dataclasses.asdict)] = Data()
     sampler: Sampler = Tpe()
     pruner: Pruner = Halving()
     budget: Budget
+    start: Start = Start()
     space: Annotated[Space, PlainValidator(parse_space), PlainSerializer(Space.plain)]
     finalists: Finalists = Finalists()
     execution: ExecutionSettings = ExecutionSettings()
+    _remarks: tuple[str, ...] = PrivateAttr(())
 
     @model_validator(mode="after")
     def _fits_the_data(self) -> StudyConfig:
@@ -163,6 +301,54 @@ class StudyConfig(Section):
             raise UserError("data.validation: a study judges its trials on validation images; hold some back")
         return self
 
+    @model_validator(mode="after")
+    def _ends_some_day(self) -> StudyConfig:
+        if not self.budget.is_sure_to_end and not isinstance(self.sampler, Grid):
+            raise UserError("budget: a study needs an end; give trials, minutes or both")
+        return self
+
+    @model_validator(mode="after")
+    def _pruner_fits_the_epochs(self) -> StudyConfig:
+        epochs, rung = self.budget.epochs, self.pruner.first_rung
+        if rung >= epochs and (epochs > 1 or isinstance(self.pruner, OneEpoch)):
+            raise UserError(
+                f"pruner: {self.pruner.name!r} first looks at a trial after epoch {rung}, and budget.epochs = {epochs} "
+                "is the last; look earlier, train longer, or take the pruner 'none'"
+            )
+        if isinstance(self.pruner, OneEpoch):
+            trials, survivors = self.budget.trials, self.pruner.survivors
+            if trials is None:
+                raise UserError("pruner: 'one-epoch' must know how many candidates there are; give budget.trials")
+            if trials <= survivors:
+                raise UserError(
+                    f"pruner.survivors: {survivors} of budget.trials = {trials} leave no candidates to choose from; "
+                    "give more trials or fewer survivors"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _sampler_takes_the_space(self) -> StudyConfig:
+        if isinstance(self.sampler, Grid):
+            if endless := [name for name, domain in self.domains() if values(domain) is None]:
+                raise UserError(*(f"{name}: a grid has no end of it; give a list or a step" for name in endless))
+            if (count := size(self.space).recipes) > LARGEST_GRID:
+                raise UserError(
+                    f"sampler: a grid of {count:,} recipes; narrow the space to {LARGEST_GRID:,} at most, or take "
+                    "another sampler"
+                )
+        if isinstance(self.sampler, Cmaes) and not ranges_of_all(self.space):
+            raise UserError(
+                "sampler: 'cmaes' moves along ranges that every recipe has, and this space holds none; give one as "
+                "{ low = .., high = .. }, or take 'tpe'"
+            )
+        return self
+
+    def domains(self) -> Iterator[tuple[str, Domain]]:
+        """Every domain under its key in the study file."""
+        yield from ((f"space.common.{name}", domain) for name, domain in self.space.common.items())
+        for family, domains in self.space.by_family.items():
+            yield from ((f"space.{family}.{name.removeprefix('model.')}", domain) for name, domain in domains.items())
+
     @classmethod
     def load(cls, path: str | Path, overrides: Mapping[str, object] | None = None) -> StudyConfig:
         """The study of a file, with values overridden by dotted name.
@@ -173,7 +359,11 @@ class StudyConfig(Section):
             UserError: no such file, not TOML, or mistakes in it: one line each, with file, key and remedy.
         """
         try:
-            return cls.from_dict(_override(read_toml(path), overrides or {}))
+            tables = _beside(read_toml(path), Path(path).parent)
+            chosen = {key: tables.get(key) for key in ("sampler", "pruner")}
+            config = cls.from_dict(_override(tables, overrides or {}))
+            config._remarks = tuple(_left_behind(chosen, config))
+            return config
         except UserError as error:
             raise UserError(
                 *(line if line.startswith(str(path)) else f"{path}: {line}" for line in error.lines)
@@ -190,6 +380,11 @@ class StudyConfig(Section):
             return cls.model_validate(tables)
         except ValidationError as error:
             raise UserError(*dict.fromkeys(line for details in error.errors() for line in _lines(details))) from None
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user might not expect of how file and overrides came together, in a line each."""
+        return self._remarks
 
     def to_toml(self) -> str:
         """The resolved study file: every value spelled out. Loading it gives an equal study."""
@@ -292,6 +487,29 @@ def _override(tables: dict[str, Any], overrides: Mapping[str, object]) -> dict[s
         else:
             raise UserError(f"--set {name}: unknown name; {_override_advice(name)}")
     return tables
+
+
+def _beside(tables: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The tables, with the recipe files that they name found from the study file's folder."""
+    start = tables.get("start")
+    if isinstance(start, dict) and isinstance(start.get("recipes"), list):
+        start["recipes"] = [str(folder / entry) if is_recipe_file(entry) else entry for entry in start["recipes"]]
+    return tables
+
+
+def is_recipe_file(entry: object) -> bool:
+    """Whether an entry of `start.recipes` names a file."""
+    return isinstance(entry, str) and entry != "champion" and not entry.startswith("study:")
+
+
+def _left_behind(chosen: Mapping[str, Any], config: StudyConfig) -> Iterator[str]:
+    """Settings of a sampler or pruner that an override has put another one in the place of."""
+    for key, table in chosen.items():
+        now = getattr(config, key).name
+        if isinstance(table, dict) and (before := table.get("name", "")) not in ("", now):
+            settings = [f"{key}.{name}" for name in table if name != "name"]
+            if settings:
+                yield f"{', '.join(settings)} belongs to {before!r} and does nothing for {now!r}"
 
 
 def _override_advice(name: str) -> str:

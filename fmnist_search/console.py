@@ -21,7 +21,7 @@ from rich.text import Text
 
 from fmnist_search.config import StudyConfig
 from fmnist_search.errors import UserError
-from fmnist_search.recipe import Recipe
+from fmnist_search.recipe import Recipe, text_of
 from fmnist_search.report import short_text
 from fmnist_search.results import EpochReport, Silence, State, TrialRow
 
@@ -92,6 +92,23 @@ def leaderboard(rows: Sequence[TrialRow], names: Sequence[str]) -> Table:
         values = [short_text(flat[name]) if name in flat else "-" for name in names]
         body.append([str(row.number), f"{row.value:.2%}", row.recipe.label, f"{row.seconds:.1f}", *values])
     return table(["trial", "val_accuracy", "network", "seconds", *short_names(names)], body)
+
+
+def plain_row(row: TrialRow) -> dict[str, Any]:
+    """A trial for JSON."""
+    plain: dict[str, Any] = _plain(row)
+    return plain
+
+
+def show_trial(row: TrialRow, names: Sequence[str]) -> None:
+    """A trial on stdout: how it ended, its curve, and its values of what the study searches."""
+    reason = f" ({row.reason})" if row.reason else ""
+    out.print(f"trial {row.number}: {row.recipe.label}, {row.state.value}{reason}, {percent(row.value)}", markup=False)
+    if row.curve:
+        epochs = ", ".join(map(percent, row.curve))
+        out.print(f"validation accuracy {sparkline(row.curve)}  {epochs}; {row.seconds:.1f} s", markup=False)
+    flat = row.recipe.flat()
+    show_table(table(["hyperparameter", "value"], [[n, text_of(flat[n])] for n in names if n in flat]))
 
 
 def short_names(names: Sequence[str]) -> list[str]:

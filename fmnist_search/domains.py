@@ -30,6 +30,10 @@ class Pin:
     def __str__(self) -> str:
         return text_of(self.value)
 
+    def holds(self, value: Value) -> bool:
+        """Whether the domain has this value."""
+        return value == self.value
+
     def plain(self) -> Any:
         """As a study file writes it."""
         return self.value
@@ -43,6 +47,10 @@ class Choice:
 
     def __str__(self) -> str:
         return ", ".join(map(text_of, self.values))
+
+    def holds(self, value: Value) -> bool:
+        """Whether the domain has this value."""
+        return value in self.values
 
     def plain(self) -> Any:
         """As a study file writes it."""
@@ -61,6 +69,23 @@ class Range:
     def __str__(self) -> str:
         how = ", log" if self.log else f", step {self.step}" if self.step else ""
         return f"{self.low} to {self.high}{how}"
+
+    def holds(self, value: Value) -> bool:
+        """Whether the domain has this value."""
+        if isinstance(value, str) or not self.low <= value <= self.high:
+            return False
+        steps = (value - self.low) / self.step if self.step else 0.0
+        return abs(steps - round(steps)) < 1e-8
+
+    def is_widened_by(self, other: Domain) -> bool:
+        """Whether another domain holds all of this range and is drawn from alike: what Optuna lets a study change."""
+        return (
+            isinstance(other, Range)
+            and (other.log, other.step) == (self.log, self.step)
+            and other.low <= self.low
+            and self.high <= other.high
+            and other.holds(self.low)
+        )
 
     def plain(self) -> Any:
         """As a study file writes it."""

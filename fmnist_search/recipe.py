@@ -195,11 +195,11 @@ class Recipe(Table):
         Raises:
             UserError: unknown names, wrong types, values out of bounds: one line per mistake.
         """
-        return cls().replace(dict(_leaves(tables)))
+        return cls().replace(values_of(tables))
 
     def flat(self) -> dict[str, Value]:
         """Every hyperparameter under its dotted name: `model.depth`, `optimizer.learning_rate`, `batch_size`."""
-        return dict(_leaves(self.to_dict()))
+        return values_of(self.to_dict())
 
     def replace(self, changes: Mapping[str, object]) -> Recipe:
         """This recipe with other values, given by dotted name. Another family starts from its own defaults.
@@ -261,6 +261,11 @@ _TABLES: dict[str, type[Table]] = {
 
 def _scalar_fields() -> list[dataclasses.Field[Any]]:
     return [f for f in dataclasses.fields(Recipe) if "limits" in f.metadata]
+
+
+def values_of(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """The scalars of nested tables by dotted name."""
+    return dict(_leaves(tables))
 
 
 def _leaves(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -18,6 +18,8 @@ def study_note(summary: StudySummary, searched: Sequence[str], space: Mapping[st
     parts = [f"# {summary.name}", summary.question, _outcome(summary), _spent(summary)]
     if summary.leaders:
         parts.append(_table([*_leader_rows(summary.leaders[:LEADERS_SHOWN], searched)]))
+    if summary.edges:
+        parts.append("## At an edge\n\n" + "\n".join(f"- {line}" for line in summary.edges))
     parts.append("## Space")
     parts.append(_table([["hyperparameter", "domain"], *([f"`{name}`", domain] for name, domain in space.items())]))
     parts.append(f"## Next\n\n    fmnist-search leaderboard {summary.name!r}\n    fmnist-search ui")

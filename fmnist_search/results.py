@@ -101,7 +101,10 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One trial of a study, as a table shows it; `value` of a pruned one is the last that it reported."""
+    """One trial of a study, as a table shows it; `value` of a pruned one is the last that it reported.
+
+    `curve` holds the validation accuracy after each epoch.
+    """
 
     number: int
     state: State
@@ -112,6 +115,7 @@ class TrialRow:
     reason: str | None = None
     duplicate_of: int | None = None
     run_id: str | None = None
+    curve: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,19 +155,28 @@ class Champion:
 class Ending(Enum):
     """Why a study starts no further trial, or that it would."""
 
+    TARGET = "its target accuracy is reached"
     TRIALS = "its budget of trials is spent"
+    EPOCHS = "its budget of epochs is spent"
     MINUTES = "its budget of minutes is spent"
+    PATIENCE = "its patience is at an end: no better trial in a while"
     FAILURES = "too many trials failed"
     EXHAUSTED = "its space is exhausted"
     INTERRUPTED = "it was interrupted"
     OPEN = "its budget is not spent"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the search came to its end, so that a champion can be found."""
+        return self not in (Ending.FAILURES, Ending.INTERRUPTED, Ending.OPEN)
 
 
 @dataclass(frozen=True)
 class StudySummary:
     """A study as it stands: every trial, what ended this run of it, and what came of it.
 
-    `new_trials` counts the trials of this run of the study, `seconds` is how long it took.
+    `new_trials` counts the trials of this run of the study, `seconds` is how long it took; `edges` says in a line
+    each which domains the best trials would leave.
     """
 
     name: str
@@ -174,6 +187,7 @@ class StudySummary:
     seconds: float
     run_id: str | None = None
     champion: Champion | None = None
+    edges: tuple[str, ...] = ()
 
     def count(self, state: State) -> int:
         """Trials that ended so; those answered from an earlier equal one do not count."""

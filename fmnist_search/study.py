@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import optuna
 
-from fmnist_search import finalists
-from fmnist_search.config import Finalists, StudyConfig
+from fmnist_search import finalists, registry
+from fmnist_search.config import Finalists, StudyConfig, read_recipe
 from fmnist_search.data import Images, Source, prepare
 from fmnist_search.engine import measure_rate, probe_precision, resolve_execution
 from fmnist_search.errors import UserError
+from fmnist_search.hyperparameters import Value
 from fmnist_search.places import Home, image_cache
 from fmnist_search.promotion import Promotion
-from fmnist_search.recipe import Execution, Recipe
+from fmnist_search.recipe import Execution, Recipe, values_of
 from fmnist_search.report import study_note
 from fmnist_search.results import (
     Champion,
@@ -34,9 +37,10 @@ from fmnist_search.results import (
     TrialResult,
     TrialRow,
 )
+from fmnist_search.search.findings import Importances, edges
 from fmnist_search.search.ledger import Conditions, Ledger
 from fmnist_search.search.space import base_recipe, constants, sample, searched, trial_seed
-from fmnist_search.search.strategies import make_sampler
+from fmnist_search.search.strategies import SURVIVOR_OF, drawn_at_random, make_sampler
 from fmnist_search.summary import ModelSummary, summarize
 from fmnist_search.tracking import Run, Tracking, command_line, connect, environment, reaching
 from fmnist_search.training import Interruption, save_weights, tracked
@@ -75,7 +79,7 @@ def run_study(
         ledger = session.ledger
         started, before = time.monotonic(), len(ledger.rows())
         ending = session.search(observer)
-        champion = session.find_champion(config.finalists, again=False) if ending in _FINAL else None
+        champion = session.find_champion(config.finalists, again=False) if ending.is_final else None
         if session.interruption.requested:
             ending = Ending.INTERRUPTED
         summary = _summary(ledger, ending, len(ledger.rows()) - before, time.monotonic() - started, champion)
@@ -129,7 +133,7 @@ def preview(config: StudyConfig, count: int = 5) -> Preview:
     """
     conditions = _conditions(resolve_execution(config.execution.device, config.execution.threads), config)
     base = base_recipe(config, conditions.precision)
-    study = optuna.create_study(direction="maximize", sampler=make_sampler(config.sampler, config.seed))
+    study = optuna.create_study(direction="maximize", sampler=make_sampler(config.sampler, config.seed, config.space))
     drawn = []
     for _ in range(count):
         trial = study.ask()
@@ -156,6 +160,30 @@ def status(name: str, *, tracking_uri: str | None = None, workdir: str | None = 
     return _summary(ledger, _state_of(ledger))
 
 
+def importance(name: str, *, tracking_uri: str | None = None, workdir: str | None = None) -> Importances:
+    """Which hyperparameters of a study decide; UserError where it is not there, or too few of its trials completed."""
+    return Ledger.find(Home.find(tracking_uri, workdir).storage_url, name).importances()
+
+
+def all_studies(*, tracking_uri: str | None = None, workdir: str | None = None) -> list[StudySummary]:
+    """Every study of a folder as it stands; none where nothing was ever run there."""
+    url = Home.find(tracking_uri, workdir).storage_url
+    try:
+        names = Ledger.names(url)
+    except UserError:
+        return []
+    return [status(name, tracking_uri=tracking_uri, workdir=workdir) for name in names]
+
+
+def page_of(run_id: str, *, tracking_uri: str | None = None, workdir: str | None = None) -> str | None:
+    """The address of a run's page in the MLflow UI; None where the store does not know the run."""
+    uri = Home.find(tracking_uri, workdir).tracking_uri
+    with reaching(uri):
+        experiment = Tracking(uri, "fmnist-search").experiment_of(run_id)
+    server = uri if uri.startswith("http") else "http://127.0.0.1:5000"
+    return f"{server.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}" if experiment else None
+
+
 def config_of(name: str, *, tracking_uri: str | None = None, workdir: str | None = None) -> StudyConfig:
     """The configuration with which a study last ran; UserError where there is no such study."""
     return Ledger.find(Home.find(tracking_uri, workdir).storage_url, name).config
@@ -179,14 +207,11 @@ def latest_run(*, tracking_uri: str | None = None, workdir: str | None = None) -
         return None
 
 
-_FINAL = (Ending.TRIALS, Ending.MINUTES, Ending.EXHAUSTED)
-
-
 def _summary(
     ledger: Ledger, ending: Ending, new_trials: int = 0, seconds: float = 0.0, champion: Champion | None = None
 ) -> StudySummary:
     known = ledger.champion
-    return StudySummary(
+    summary = StudySummary(
         name=ledger.config.name,
         question=ledger.config.question,
         trials=tuple(ledger.rows()),
@@ -196,24 +221,31 @@ def _summary(
         run_id=ledger.run_id,
         champion=champion or (known[1] if known else None),
     )
+    return dataclasses.replace(summary, edges=edges(summary.leaders, ledger.config.space))
 
 
 def _state_of(ledger: Ledger) -> Ending:
     """Whether a study that does not run has reached a limit."""
-    return _spent(ledger.config, ledger.rows(), 0.0) or Ending.OPEN
+    ending = _spent(ledger.config, ledger.rows(), 0.0)
+    return ending or (Ending.EXHAUSTED if ledger.is_exhausted else Ending.OPEN)
 
 
 def _spent(config: StudyConfig, rows: list[TrialRow], seconds: float) -> Ending | None:
     """Which limit is reached, after these trials and so many seconds of searching; None if none is."""
     counted = [row for row in rows if row.state in SPENT and row.duplicate_of is None]
+    completed = [(row.value or 0.0, -place) for place, row in enumerate(counted) if row.state is State.COMPLETED]
+    best, place = max(completed, default=(0.0, 0))
+    minutes = (seconds + sum(row.seconds for row in rows)) / 60
     budget = config.budget
-    if sum(row.state is State.FAILED for row in counted) >= budget.failures:
-        return Ending.FAILURES
-    if budget.trials is not None and len(counted) >= budget.trials:
-        return Ending.TRIALS
-    if budget.minutes is not None and seconds + sum(row.seconds for row in rows) >= budget.minutes * 60:
-        return Ending.MINUTES
-    return None
+    reached = {
+        Ending.FAILURES: (sum(row.state is State.FAILED for row in counted), budget.failures),
+        Ending.TARGET: (best, budget.target),
+        Ending.TRIALS: (len(counted), budget.trials),
+        Ending.EPOCHS: (sum(row.epochs for row in counted), budget.total_epochs),
+        Ending.MINUTES: (minutes, budget.minutes),
+        Ending.PATIENCE: (len(counted) - 1 + place if completed else 0, budget.patience),
+    }
+    return next((ending for ending, (spent, limit) in reached.items() if limit is not None and spent >= limit), None)
 
 
 @contextmanager
@@ -240,6 +272,7 @@ def _session(
         ledger.run_id = run.run_id
         images = images.to(conditions.execution.device)
         session = _Session(home, ledger, conditions, source, images, tracking, run, interruption, listener)
+        session.introduce()
         session.describe()
         try:
             yield session
@@ -290,6 +323,47 @@ class _Session:
     def __post_init__(self) -> None:
         self.names = searched(self.ledger.config.space)
 
+    def introduce(self) -> None:
+        """Say what a user might not expect of this study, and queue the recipes it starts with."""
+        config = self.ledger.config
+        for line in (*config.remarks, *self.ledger.widened):
+            self.listener.say(f"{config.name}: {line}")
+        if left := drawn_at_random(config.sampler, config.space):
+            self.listener.say(f"{config.name}: {config.sampler.name} leaves to chance: {', '.join(left)}")
+        for source, given in self._starts():
+            if said := self.ledger.start_with(source, given):
+                self.listener.say(f"{config.name}: {said}")
+
+    def _starts(self) -> Iterator[tuple[str, Mapping[str, Value]]]:
+        """The recipes of `[start]`, each with the name under which it is known.
+
+        Raises:
+            UserError: there is no such file, study or champion.
+        """
+        config = self.ledger.config
+        for number, entry in enumerate(config.start.recipes, start=1):
+            if not isinstance(entry, str):
+                yield f"table {number}", values_of(entry)
+            elif entry == "champion":
+                yield entry, self._champion_values()
+            elif entry.startswith("study:"):
+                name = entry.removeprefix("study:")
+                best = _summary(Ledger.find(self.home.storage_url, name), Ending.OPEN).best
+                if best is None:
+                    raise UserError(f"start.recipes: study {name!r} has no completed trial; search it first")
+                yield f"the best of {name}", best.recipe.flat()
+            else:
+                yield entry, read_recipe(entry).flat()
+
+    def _champion_values(self) -> dict[str, Value]:
+        """The present champion's values, its schedule apart, which is the finalists' own."""
+        name = self.ledger.config.finalists.model_name
+        version = registry.champion(self.tracking.client, name)
+        if version is None or not version.run_id:
+            raise UserError(f"start.recipes: model {name!r} has no champion yet; leave it out, or promote one first")
+        recipe = self.tracking.recipe_of(version.run_id)
+        return {key: value for key, value in recipe.flat().items() if not key.startswith("schedule.")}
+
     def describe(self) -> None:
         """What the study's run says from the start."""
         config = self.ledger.config
@@ -310,7 +384,8 @@ class _Session:
         rows = list(earlier)
         while (ending := self._ending(rows, earlier, started)) is None:
             trial, recipe = self.ledger.ask()
-            if (same := known.get(recipe.key())) is not None:
+            same = None if SURVIVOR_OF in trial.user_attrs else known.get(recipe.key())
+            if same is not None:
                 rows.append(self.ledger.tell_duplicate(trial, same))
                 duplicates += 1
                 if duplicates == DUPLICATES_IN_A_ROW:
@@ -361,6 +436,7 @@ class _Session:
         config = self.ledger.config
         space = {name: text for name, text in config.identity().items() if name.startswith("space.")}
         self.run.note(study_note(summary, self.names, space))
+        self.run.tags({"ended_by": summary.ended_by.name.lower()})
         interrupted = summary.ended_by is Ending.INTERRUPTED
         self.run.end("KILLED" if interrupted else "FINISHED", "interrupted" if interrupted else "finished")
 
@@ -368,34 +444,44 @@ class _Session:
         if self.interruption.requested:
             return Ending.INTERRUPTED
         trained_now = sum(row.seconds for row in rows[len(earlier) :])
-        return _spent(self.ledger.config, rows, time.monotonic() - started - trained_now)
+        ending = _spent(self.ledger.config, rows, time.monotonic() - started - trained_now)
+        return ending or (Ending.EXHAUSTED if self.ledger.is_exhausted else None)
 
     def _trial(self, trial: optuna.Trial, recipe: Recipe, observer: Observer) -> TrialRow:
         """One trial: trained, pruned where that is advised, and written down wherever it ends."""
-        name = f"{trial.number:03d} {recipe.label}"
+        title = f"{trial.number:03d} {recipe.label}"
         tags = {
             "study": self.ledger.config.name,
             "kind": "trial",
             "trial": str(trial.number),
             "device": self.conditions.execution.device,
         }
-        if "retry_of" in trial.user_attrs:
-            tags["retry_of"] = str(trial.user_attrs["retry_of"])
+        for name in ("retry_of", "start", SURVIVOR_OF):
+            if name in trial.user_attrs:
+                tags[name] = str(trial.user_attrs[name])
+        started = time.monotonic()
+        limit = self.ledger.config.budget.trial_minutes or math.inf
+        out_of_time = False
 
         def decide(report: EpochReport) -> Decision:
+            nonlocal out_of_time
             if self.ledger.should_prune(trial, report):
                 return Decision.PRUNE
-            return observer(report)
+            out_of_time = time.monotonic() - started >= limit * 60
+            return Decision.PRUNE if out_of_time else observer(report)
 
         run_id = ""
         result = TrialResult(State.INTERRUPTED, (), 0.0, reason="the study stopped on an error")
         try:
-            run = self.tracking.training_run(name, recipe, self.names, tags, self.run)
+            run = self.tracking.training_run(title, recipe, self.names, tags, self.run)
             run_id = run.run_id
-            self.listener.training_started(name, recipe)
+            self.listener.training_started(title, recipe)
             result = tracked(
                 recipe, self.images, self.conditions.execution, run, self.interruption, self.listener, decide
             )
+            if out_of_time and result.state is State.PRUNED:
+                reason = f"its {limit:g} minutes were spent after epoch {len(result.epochs)}"
+                result = dataclasses.replace(result, reason=reason)
         finally:
             row = self.ledger.tell(trial, result, run_id)
         if result.state is State.COMPLETED:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fmnist_search.hyperparameters import Value, hyperparameter
+from fmnist_search.hyperparameters import Value, hyperparameter, hyperparameters
 from fmnist_search.models.layers import ACTIVATIONS, activation
 from fmnist_search.recipe import Architecture, architecture
 
@@ -23,6 +23,13 @@ class Mlp(Architecture):
     width: int = hyperparameter(256, "units of each hidden layer", low=1, high=8192)
     activation: str = hyperparameter("relu", "activation function", choices=tuple(ACTIVATIONS))
     dropout: float = hyperparameter(0.0, "dropout after each hidden layer", low=0, high=0.95)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.depth:
+            # Equal networks are equal recipes, whatever was said of layers that are not there.
+            for name, spec in hyperparameters(type(self)).items():
+                object.__setattr__(self, name, spec.default if name != "depth" else 0)
 
     @property
     def widths(self) -> tuple[int, ...]:

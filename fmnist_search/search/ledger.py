@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import tomllib
 from collections.abc import Mapping
 from datetime import datetime
@@ -11,17 +12,24 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from fmnist_search.config import StudyConfig
+from fmnist_search.config import OneEpoch, StudyConfig
+from fmnist_search.domains import Domain, Range
 from fmnist_search.errors import UserError, nearest
+from fmnist_search.hyperparameters import Value
 from fmnist_search.recipe import Execution, Recipe
 from fmnist_search.results import Accuracy, Champion, Confirmed, EpochReport, State, TrialResult, TrialRow
-from fmnist_search.search.space import base_recipe, sample, trial_seed
+from fmnist_search.search.findings import Importances, importances
+from fmnist_search.search.space import base_recipe, parameters_of, sample, searchable, trial_seed
 from fmnist_search.search.storage import open_storage
-from fmnist_search.search.strategies import heed_pruner, make_pruner, make_sampler
+from fmnist_search.search.strategies import SURVIVOR_OF, GridOfRecipes, heed_pruner, make_pruner, make_sampler
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 STORED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+GIVEN = "given"
+"""Attribute of a trial whose recipe the space does not hold, as it was given."""
+KEPT_ON_RETRY = ("start", GIVEN, SURVIVOR_OF)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +47,16 @@ class Ledger:
         self._study = study
         self.config = config
         self.put_aside: str | None = None
-        study.sampler = make_sampler(config.sampler, config.seed)
-        study.pruner = make_pruner(config.pruner)
+        self.widened: list[str] = []
+        study.sampler = make_sampler(config.sampler, config.seed, config.space)
+        study.pruner = make_pruner(config.pruner, config.budget.epochs)
 
     @classmethod
     def open(cls, url: str, config: StudyConfig, *, fresh: bool = False) -> Ledger:
         """The study of that name, made where it is missing.
 
-        With `fresh`, an earlier one is put aside first: `put_aside` is its new name.
+        With `fresh`, an earlier one is put aside first: `put_aside` is its new name. Ranges may be wider than those
+        the study began with: `widened` says which are.
 
         Raises:
             UserError: the stored study searches something else: one line for each key that differs.
@@ -62,10 +72,10 @@ class Ledger:
             copy = optuna.load_study(study_name=aside, storage=storage)
             copy.set_user_attr("config", _stored_config(copy).model_copy(update={"name": aside}).to_toml())
         study = optuna.create_study(storage=storage, study_name=config.name, direction="maximize", load_if_exists=True)
-        if "config" in study.user_attrs:
-            _refuse_differences(_stored_config(study), config)
-        study.set_user_attr("config", config.to_toml())
+        widened = _differences(_stored_config(study), config) if "config" in study.user_attrs else []
         ledger = cls(study, config)
+        study.set_user_attr("config", config.to_toml())
+        ledger.widened = widened
         ledger.put_aside = aside
         return ledger
 
@@ -121,7 +131,44 @@ class Ledger:
         """Remember a champion, so that the same finalists are not trained again."""
         self._study.set_user_attr("champion", {"fingerprint": fingerprint, **_champion_to(champion)})
 
+    def importances(self) -> Importances:
+        """Which hyperparameters decide; UserError where too few trials have completed."""
+        return importances(self._study)
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether a grid has no recipe left."""
+        if not self._has_empty_grid() or self._next_survivor() is not None:
+            return False
+        return not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+
     # ----------------------------------------------------------------------------- of its trials
+
+    def start_with(self, source: str, given: Mapping[str, Value]) -> str | None:
+        """Try a recipe before the sampler is asked, once a study; what is not given of it is drawn.
+
+        Says how it will be tried, or None where it stands in the study already.
+
+        Raises:
+            UserError: the space does not hold it, and the study refuses such recipes.
+        """
+        assert self.conditions is not None
+        base = base_recipe(self.config, self.conditions.precision)
+        params, outside = parameters_of(self.config.space, base, given)
+        if outside and self.config.start.outside == "refuse":
+            remedy = "widen the space, or try it all the same with start.outside = 'try'"
+            raise UserError(*(f"start.recipes: {source}: {reason}; {remedy}" for reason in outside))
+        key = json.dumps([source, dict(given)], sort_keys=True)
+        queued = self._study.user_attrs.get("started_with", [])
+        if key in queued:
+            return None
+        attributes: dict[str, Any] = {"start": source}
+        if outside:
+            self._study.enqueue_trial({}, user_attrs={**attributes, GIVEN: dict(given)})
+        else:
+            self._study.enqueue_trial(params, user_attrs=attributes)
+        self._study.set_user_attr("started_with", [*queued, key])
+        return f"{source} is tried first" + (f", outside the space: {'; '.join(outside)}" if outside else "")
 
     def rows(self) -> list[TrialRow]:
         """All trials that ended, in their order."""
@@ -130,12 +177,43 @@ class Ledger:
     def ask(self) -> tuple[optuna.Trial, Recipe]:
         """The next trial and what it is to train; an interrupted trial comes again first, with its seed."""
         assert self.conditions is not None
+        self._queue_a_survivor()
         trial = self._study.ask()
         base = base_recipe(self.config, self.conditions.precision)
-        seed = trial.user_attrs.get("seed", trial_seed(self.config.seed, trial.number))
-        recipe = sample(trial, self.config.space, base, seed)
+        attributes = trial.user_attrs
+        seed = attributes.get("seed", trial_seed(self.config.seed, trial.number))
+        if GIVEN in attributes:
+            recipe = base.replace({**searchable(attributes[GIVEN]), "seed": seed})
+        else:
+            recipe = sample(trial, self.config.space, base, seed)
         trial.set_user_attr("recipe", recipe.flat())
         return trial, recipe
+
+    def _queue_a_survivor(self) -> None:
+        """Under the one-epoch rule: the last trials of the budget are the best candidates, with their seeds."""
+        survivor = self._next_survivor()
+        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if survivor is not None and not waiting:
+            candidate = self._study.get_trials(deepcopy=False)[survivor.number]
+            attributes = {"seed": survivor.recipe.seed, SURVIVOR_OF: survivor.number}
+            self._study.enqueue_trial(candidate.params, user_attrs=attributes)
+
+    def _next_survivor(self) -> TrialRow | None:
+        pruner, limit = self.config.pruner, self.config.budget.trials
+        if not isinstance(pruner, OneEpoch) or limit is None:
+            return None
+        rows = [row for row in self.rows() if row.duplicate_of is None and row.state is not State.INTERRUPTED]
+        if len(rows) < limit - pruner.survivors and not self._has_empty_grid():
+            return None
+        trials = self._study.get_trials(deepcopy=False)
+        promoted = {trial.user_attrs.get(SURVIVOR_OF) for trial in trials}
+        left = [row for row in rows if row.state is State.PRUNED and row.number not in promoted]
+        candidates = [row for row in left if SURVIVOR_OF not in trials[row.number].user_attrs]
+        return max(candidates, key=lambda row: (row.value or 0.0, -row.number), default=None)
+
+    def _has_empty_grid(self) -> bool:
+        sampler = self._study.sampler
+        return isinstance(sampler, GridOfRecipes) and sampler.is_exhausted(self._study)
 
     def should_prune(self, trial: optuna.Trial, report: EpochReport) -> bool:
         """Report an epoch, and say whether the trial is to end here."""
@@ -156,15 +234,19 @@ class Ledger:
             "run_id": run_id,
         }
         trial.set_user_attr("outcome", outcome)
-        if result.state is State.COMPLETED:
+        if GIVEN in trial.user_attrs:
+            # Optuna would take a trial without parameters for a sign that nothing is shared by all.
+            told = self._study.tell(trial, state=TrialState.FAIL)
+        elif result.state is State.COMPLETED:
             told = self._study.tell(trial, result.value)
         elif result.state is State.PRUNED:
             told = self._study.tell(trial, state=TrialState.PRUNED)
         else:
             told = self._study.tell(trial, state=TrialState.FAIL)
         if result.state is State.INTERRUPTED:
+            kept = {name: value for name, value in trial.user_attrs.items() if name in KEPT_ON_RETRY}
             seed = trial.user_attrs["recipe"]["seed"]
-            self._study.enqueue_trial(trial.params, user_attrs={"seed": seed, "retry_of": trial.number})
+            self._study.enqueue_trial(trial.params, user_attrs={**kept, "seed": seed, "retry_of": trial.number})
         return _row(told)
 
     def tell_duplicate(self, trial: optuna.Trial, known: TrialRow) -> TrialRow:
@@ -183,17 +265,29 @@ def _stored_config(study: optuna.Study) -> StudyConfig:
     return StudyConfig.from_dict(tomllib.loads(study.user_attrs["config"]))
 
 
-def _refuse_differences(stored: StudyConfig, given: StudyConfig) -> None:
+def _differences(stored: StudyConfig, given: StudyConfig) -> list[str]:
+    """Which ranges were widened; UserError for whatever else makes the trials incomparable."""
     before, now = stored.identity(), given.identity()
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    if changed:
+    old, new = dict(stored.domains()), dict(given.domains())
+    widened = [key for key in changed if _is_widened(old.get(key), new.get(key))]
+    if refused := [key for key in changed if key not in widened]:
         raise UserError(
             *(
                 f"{key}: is {now.get(key, 'not given')} now and was {before.get(key, 'not given')} when the study "
-                f"{given.name!r} began; choose another name (--name), or begin anew with --fresh"
-                for key in changed
+                f"{given.name!r} began{_hint(old.get(key))}; choose another name (--name), or begin anew with --fresh"
+                for key in refused
             )
         )
+    return [f"{key} is wider now: {now[key]}; it was {before[key]}" for key in widened]
+
+
+def _is_widened(before: Domain | None, now: Domain | None) -> bool:
+    return isinstance(before, Range) and now is not None and before.is_widened_by(now)
+
+
+def _hint(before: Domain | None) -> str:
+    return " (a range may be widened, nothing else)" if isinstance(before, Range) else ""
 
 
 def _has_recipe(trial: FrozenTrial) -> bool:
@@ -215,6 +309,7 @@ def _row(trial: FrozenTrial) -> TrialRow:
         reason=outcome["reason"],
         duplicate_of=trial.user_attrs.get("duplicate_of"),
         run_id=outcome["run_id"],
+        curve=tuple(trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values)),
     )
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from typing import cast
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from fmnist_search.config import StudyConfig
-from fmnist_search.domains import Choice, Domain, Pin, Range, Space, ends
+from fmnist_search.domains import NOT_SEARCHABLE, Choice, Domain, Pin, Range, Space, ends
 from fmnist_search.hyperparameters import Value
-from fmnist_search.recipe import FAMILIES, Recipe, in_use, known_hyperparameters
+from fmnist_search.recipe import FAMILIES, Recipe, in_use, known_hyperparameters, text_of
+from fmnist_search.variables import points, variables
 
 FAMILY = "model.family"
 
@@ -46,6 +49,75 @@ def optuna_name(space: Space, family: str, name: str) -> str:
     return name
 
 
+def distribution_groups(space: Space) -> list[dict[str, BaseDistribution]]:
+    """Optuna's distributions of a space, by Optuna's names; each group holds what is there in the same recipes.
+
+    The first group is what all recipes have. Domains of a single value are left out.
+    """
+    groups: dict[object, dict[str, BaseDistribution]] = {(): {}}
+    if len(space.families) > 1:
+        groups[()][FAMILY] = CategoricalDistribution(space.families)
+    for family in space.families:
+        for variable in variables(space, family):
+            own = len(space.families) > 1 and variable.name.startswith("model.")
+            gates = tuple(sorted((gate, wanted) for gate, wanted in variable.depends_on.items()))
+            group = groups.setdefault((family, *gates) if own else gates, {})
+            group[optuna_name(space, family, variable.name)] = _distribution(variable.domain)
+    return [{name: d for name, d in group.items() if not d.single()} for group in groups.values()]
+
+
+def _distribution(domain: Domain) -> BaseDistribution:
+    match domain:
+        case Pin(value):
+            return CategoricalDistribution((value,))
+        case Choice(values):
+            return CategoricalDistribution(values)
+        case Range(low, high, log, step) if isinstance(low, int) and isinstance(high, int):
+            return IntDistribution(low, high, log=log, step=int(step or 1))
+        case Range(low, high, log, step):
+            return FloatDistribution(low, high, log=log, step=step)
+
+
+def grid_points(space: Space) -> Iterator[dict[str, Value]]:
+    """Every recipe of a space as Optuna's parameters; its domains must all have an end."""
+    for family in space.families:
+        head: dict[str, Value] = {FAMILY: family} if len(space.families) > 1 else {}
+        for point in points(space, family):
+            yield head | {optuna_name(space, family, name): value for name, value in point.items()}
+
+
+def searchable(given: Mapping[str, Value]) -> dict[str, Value]:
+    """The values, by dotted name, that a study may search: not those that it decides for all its trials."""
+    return {name: value for name, value in given.items() if name not in NOT_SEARCHABLE and name != "schema_version"}
+
+
+def parameters_of(space: Space, base: Recipe, given: Mapping[str, Value]) -> tuple[dict[str, Value], list[str]]:
+    """Optuna's parameters that give these values, by dotted name, and what of them the space does not hold.
+
+    Values that a study decides for all its trials (images, epochs, seed) are none of a space's.
+    """
+    family = str(given.get(FAMILY, space.families[0]))
+    if family not in space.families:
+        return {}, [f"{FAMILY} = {family}, and the space has {', '.join(space.families)}"]
+    domains = space.domains(family)
+    own = searchable(given)
+    wanted = base.replace({FAMILY: family, **own}).flat()
+    drawn = {name: value for name, value in own.items() if not isinstance(domains.get(name, Pin(0)), Pin)}
+    pins = {name: domain.value for name, domain in domains.items() if isinstance(domain, Pin)}
+    reached = base.replace({FAMILY: family, **pins, **drawn}).flat()
+    params: dict[str, Value] = {FAMILY: family} if FAMILY in given and len(space.families) > 1 else {}
+    outside = []
+    for name in known_hyperparameters(FAMILIES[family]):
+        if name not in own or not in_use(name, FAMILIES[family], wanted):
+            continue
+        domain = domains[name] if name in drawn else Pin(reached[name])
+        if not domain.holds(wanted[name]):
+            outside.append(f"{name} = {text_of(wanted[name])}, and the space has {domain}")
+        elif name in drawn:
+            params[optuna_name(space, family, name)] = wanted[name]
+    return params, outside
+
+
 def searched(space: Space) -> list[str]:
     """Dotted names of everything that may differ between trials, in the order of a recipe."""
     names = [FAMILY] if len(space.families) > 1 else []
@@ -71,9 +143,8 @@ def _varies(name: str, space: Space, family: str) -> bool:
         return True
     if not name.startswith("model."):
         return False
-    pins = {other: domain.value for other, domain in domains.items() if isinstance(domain, Pin)}
-    start = Recipe().replace({FAMILY: family, "batch_size": 2, **pins})
-    gates = {n: ends(d) for n, d in domains.items() if n.startswith("model.") and not isinstance(d, Pin)}
+    gates = {n: ends(d) for n, d in domains.items() if n.startswith("model.")}
+    start = Recipe().replace({FAMILY: family, **{gate: ends[0] for gate, ends in gates.items()}})
     values = {start.replace({gate: end}).flat()[name] for gate, ends in gates.items() for end in ends}
     return len(values) > 1
 

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalW
 def draws(config: StudyConfig, count: int) -> Iterator[tuple[dict[str, Any], Recipe]]:
     """What a real study asks Optuna for, and the recipes that come of it."""
     base = base_recipe(config, "float32")
-    search = optuna.create_study(direction="maximize", sampler=make_sampler(config.sampler, config.seed))
+    search = optuna.create_study(direction="maximize", sampler=make_sampler(config.sampler, config.seed, config.space))
     for _ in range(count):
         trial = search.ask()
         recipe = sample(trial, config.space, base, trial_seed(config.seed, trial.number))

@@ -1,0 +1,1 @@
+"""Measurements: each is a command that says what it measured, and on which machine."""

@@ -1,0 +1,147 @@
+"""Train random recipes of a space to the end and keep their whole curves.
+
+The order of the trainings is fixed by the study's seed, and each is written when it ends: a recording that is cut
+short is a smaller one, and the same command goes on with it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+
+from benchmarks.curves.table import FORMAT, Curve, Header, Table
+from benchmarks.machine import machine, versions
+from fmnist_search.config import StudyConfig
+from fmnist_search.data import Images, Source, prepare
+from fmnist_search.engine import probe_precision
+from fmnist_search.places import image_cache
+from fmnist_search.recipe import Execution, Recipe
+from fmnist_search.results import Decision, EpochReport, State
+from fmnist_search.search.space import base_recipe, sample, searched, trial_seed
+from fmnist_search.trial import run_trial
+
+ANNEALED_EVERY = 3
+"""Every so many recipes, one is trained with an annealed schedule as well, from another seed."""
+REPEATED_EVERY = 10
+REPEATS = 2
+"""Every so many recipes, one is trained again so often from other seeds: the noise."""
+LEADERS = 6
+FACTORS = (1.0, 2.0, 4.0)
+"""The best recipes are annealed at these multiples of their learning rate."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of the plan."""
+
+    recipe_number: int
+    kind: str
+    recipe: Recipe
+
+
+def record(study: Path, out: Path, count: int, workers: int, data_dir: Path | None) -> Iterator[Curve]:
+    """Carry out what is missing of the plan for the first `count` recipes, and append it to `out`."""
+    config = StudyConfig.load(study)
+    images = prepare(config.data, Source(image_cache(), data_dir))
+    if not out.exists():
+        out.write_text(json.dumps(vars(_header(config))) + "\n")
+    table = Table.read(out, config)
+    random_recipes = recipes(config, table.header.precision, count)
+    yield from _train(list(_plan(random_recipes, config)), table, images, out, workers)
+    table = Table.read(out, config)
+    yield from _train(list(_raised(table, random_recipes, config)), table, images, out, workers)
+
+
+def recipes(config: StudyConfig, precision: str, count: int) -> list[Recipe]:
+    """The first random recipes of a study's space."""
+    base = base_recipe(config, precision)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=config.seed))
+    return [sample(study.ask(), config.space, base, trial_seed(config.seed, number)) for number in range(count)]
+
+
+def _plan(recipes: list[Recipe], config: StudyConfig) -> Iterator[Training]:
+    for number, recipe in enumerate(recipes):
+        yield Training(number, "search", recipe)
+        if number % ANNEALED_EVERY == 0:
+            yield Training(number, "annealed", _annealed(recipe, 1.0, trial_seed(config.seed + 1, number)))
+        if number % REPEATED_EVERY == 0:
+            for repeat in range(REPEATS):
+                seed = trial_seed(config.seed + 2 + repeat, number)
+                yield Training(number, f"repeat {repeat + 1}", recipe.replace({"seed": seed}))
+
+
+def _raised(table: Table, recipes: list[Recipe], config: StudyConfig) -> Iterator[Training]:
+    best = sorted(table.of_kind("search").values(), key=lambda curve: -curve.val_accuracy[-1])[:LEADERS]
+    for curve in best:
+        for factor in FACTORS:
+            seed = trial_seed(config.seed + 100, curve.recipe_number)
+            recipe = _annealed(recipes[curve.recipe_number], factor, seed)
+            yield Training(curve.recipe_number, f"annealed x{factor:g}", recipe)
+
+
+def _annealed(recipe: Recipe, factor: float, seed: int) -> Recipe:
+    rate = factor * recipe.optimizer.learning_rate
+    return recipe.replace({"schedule.name": "one-cycle", "optimizer.learning_rate": rate, "seed": seed})
+
+
+def _train(plan: list[Training], table: Table, images: Images, out: Path, workers: int) -> Iterator[Curve]:
+    missing = [t for t in plan if t.recipe_number not in table.of_kind(t.kind)]
+    names = searched(StudyConfig.from_dict(table.header.study).space)
+    # Read by each worker's C library when it starts: pages of freed tensors are kept, not faulted in anew each step.
+    os.environ |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_TOP_PAD_": "67108864"}
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(workers, _begin, (images, names)) as pool, out.open("a") as file:
+        for curve in pool.imap_unordered(_run, missing):
+            file.write(json.dumps(vars(curve)) + "\n")
+            file.flush()
+            yield curve
+
+
+_images: Images
+_names: list[str]
+
+
+def _begin(images: Images, names: list[str]) -> None:
+    global _images, _names
+    _images, _names = images, names
+
+
+def _run(training: Training) -> Curve:
+    marks = [time.process_time()]
+
+    def note_the_time(_: EpochReport) -> Decision:
+        marks.append(time.process_time())
+        return Decision.CONTINUE
+
+    result = run_trial(training.recipe, _images, Execution("cpu", threads=1), note_the_time)
+    assert result.state in (State.COMPLETED, State.FAILED), result
+    flat = training.recipe.flat()
+    return Curve(
+        recipe_number=training.recipe_number,
+        kind=training.kind,
+        values={name: flat[name] for name in _names},
+        seed=training.recipe.seed,
+        parameters=result.parameters,
+        val_accuracy=[round(epoch.val_accuracy or 0.0, 6) for epoch in result.epochs],
+        seconds=[round(after - before, 3) for before, after in itertools.pairwise(marks)],
+        failed=result.reason if result.state is State.FAILED else None,
+    )
+
+
+def _header(config: StudyConfig) -> Header:
+    return Header(
+        format=FORMAT,
+        study=config.model_dump(exclude_none=True),
+        precision=probe_precision(Execution("cpu", threads=1)),
+        machine=machine(),
+        versions=versions(),
+        seconds="process CPU seconds of each epoch, validation included, one intra-op thread",
+    )

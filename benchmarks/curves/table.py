@@ -1,0 +1,84 @@
+"""The file of recorded curves: JSON lines, one for the header and one for each training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fmnist_search.config import StudyConfig
+from fmnist_search.errors import UserError
+from fmnist_search.hyperparameters import Value
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Header:
+    """What was recorded, and where: the study's resolved file, precision, machine and versions."""
+
+    format: int
+    study: Mapping[str, Any]
+    precision: str
+    machine: str
+    versions: Mapping[str, str]
+    seconds: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One training: the values that its space varies, validation accuracy and seconds of each epoch.
+
+    `kind` is "search" (constant rate, as a search trains), "repeat n" (the same from another seed), "annealed"
+    (one-cycle, from another seed) or "annealed xN" (the same at N times the learning rate).
+    """
+
+    recipe_number: int
+    kind: str
+    values: Mapping[str, Value]
+    seed: int
+    parameters: int
+    val_accuracy: Sequence[float]
+    seconds: Sequence[float]
+    failed: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """All curves of a file."""
+
+    header: Header
+    curves: tuple[Curve, ...]
+
+    @classmethod
+    def read(cls, path: Path, config: StudyConfig | None = None) -> Table:
+        """The curves of a file; with `config`, they must have been recorded in its space.
+
+        Raises:
+            UserError: no such file, another format, or curves of another space.
+        """
+        try:
+            first, *rest = path.read_text().splitlines()
+            header = Header(**json.loads(first))
+            curves = tuple(Curve(**json.loads(line)) for line in rest)
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file; record one with `python -m benchmarks.curves record`") from None
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}: holds no curves ({error}); record them anew") from None
+        if header.format != FORMAT:
+            raise UserError(f"{path}: has format {header.format!r}, and this version reads {FORMAT}; record it anew")
+        if config is not None:
+            recorded, wanted = StudyConfig.from_dict(header.study).identity(), config.identity()
+            for key in recorded | wanted:
+                if recorded.get(key) != wanted.get(key):
+                    raise UserError(
+                        f"{path}: was recorded with {key} = {recorded.get(key)}, and the study has {wanted.get(key)}; "
+                        "take the study that it was recorded with, or another file"
+                    )
+        return cls(header, curves)
+
+    def of_kind(self, kind: str) -> dict[int, Curve]:
+        """The curves of one kind by the number of their recipe."""
+        return {curve.recipe_number: curve for curve in self.curves if curve.kind == kind}

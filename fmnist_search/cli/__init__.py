@@ -1,0 +1,14 @@
+"""The command line: parse, call, print. Heavy imports stand inside the commands, so that `--help` is instant."""
+
+# The order of these imports is the order of the commands in `--help`.
+# ruff: noqa: F401
+# isort: off
+from fmnist_search.cli import search
+from fmnist_search.cli import inspect
+from fmnist_search.cli import models
+from fmnist_search.cli import surroundings
+from fmnist_search.cli.app import app, main
+
+# isort: on
+
+__all__ = ["app", "main"]

@@ -1,0 +1,102 @@
+"""The application, the options that commands share, and what becomes of an error."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fmnist_search.errors import UserError
+
+if TYPE_CHECKING:
+    from fmnist_search.data import Source
+
+app = typer.Typer(
+    name="fmnist-search",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Hyperparameter search over convolutional networks for Fashion-MNIST, on record in MLflow.\n\n"
+    "Start with:  fmnist-search search studies/quick.toml",
+)
+
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(help="MLflow store; by default MLFLOW_TRACKING_URI, else mlflow.db here.", show_default=False),
+]
+Workdir = Annotated[
+    str | None,
+    typer.Option(help="Our own files; by default FMNIST_SEARCH_HOME, else fmnist-search/ beside the store."),
+]
+DataDir = Annotated[Path | None, typer.Option(help="Folder that holds the dataset's files.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Override a key of the file, or pin a hyperparameter; again for more."
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", show_default=False)]
+Sampler = Annotated[
+    str | None, typer.Option(help="tpe, random, gp, cmaes, qmc or grid.", metavar="NAME", show_default=False)
+]
+Pruner = Annotated[
+    str | None,
+    typer.Option(
+        help="halving, hyperband, median, percentile, patience, one-epoch or none.", metavar="NAME", show_default=False
+    ),
+]
+Threads = Annotated[int | None, typer.Option(help="Intra-op threads on a CPU.", min=0, show_default=False)]
+StudyName = Annotated[str | None, typer.Argument(help="Name of a study; by default the latest.", show_default=False)]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: every mistake of a user becomes one clear line and an exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    sys.argv = ["fmnist-search", *arguments]  # the command that gets recorded, however we were started
+    debug = "--debug" in arguments
+    os.umask(0o077)  # MLflow makes its database readable by everybody
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    try:
+        app([argument for argument in arguments if argument != "--debug"], prog_name="fmnist-search")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        sys.exit(_report(error))
+
+
+def _report(error: Exception) -> int:
+    from fmnist_search.console import Exit, show_error
+
+    if isinstance(error, UserError):
+        show_error(error)
+        return error.exit_code
+    first = next(iter(str(error).splitlines()), "")
+    show_error(UserError(f"unexpected {type(error).__name__}: {first}; run it again with --debug to see where"))
+    return Exit.UNEXPECTED
+
+
+@app.callback()
+def _common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback; anywhere on the line.")] = False,
+) -> None:
+    """`main` looks for --debug itself, wherever it stands; here it is for the help."""
+
+
+def image_source(data_dir: Path | None) -> Source:
+    """Where the images are looked for."""
+    from fmnist_search.data import Source
+    from fmnist_search.places import image_cache
+
+    return Source(image_cache(), data_dir)

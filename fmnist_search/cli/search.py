@@ -1,0 +1,207 @@
+"""Running a study, and training a single recipe."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fmnist_search.cli.app import AsJson, DataDir, Device, Pruner, Sampler, Set, Threads, TrackingUri, Workdir, app
+from fmnist_search.errors import UserError
+
+if TYPE_CHECKING:
+    from fmnist_search.config import StudyConfig
+    from fmnist_search.results import StudySummary
+
+
+@app.command()
+def search(
+    study: Annotated[Path, typer.Argument(help="Study file, such as studies/quick.toml.")],
+    name: Annotated[str | None, typer.Option(help="Another name for the study.", show_default=False)] = None,
+    trials: Annotated[int | None, typer.Option(help="Trials in all.", show_default=False)] = None,
+    minutes: Annotated[float | None, typer.Option(help="Minutes of searching in all.", show_default=False)] = None,
+    sampler: Sampler = None,
+    pruner: Pruner = None,
+    start: Annotated[
+        list[str] | None,
+        typer.Option(help="Try this first: a recipe file, study:NAME or champion; again for more.", show_default=False),
+    ] = None,
+    device: Device = None,
+    threads: Threads = None,
+    settings: Set = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Put an earlier study of this name aside.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
+    tracking_uri: TrackingUri = None,
+    workdir: Workdir = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a study, or go on with it; then find its champion.
+
+    Budgets are totals: the same command again continues and does not add.
+
+    Examples:
+
+      fmnist-search search studies/quick.toml
+
+      fmnist-search search studies/quick.toml --trials 30
+
+      fmnist-search search mine.toml --set optimizer.name=sgd --name sgd
+
+      fmnist-search search studies/baseline.toml --sampler random --pruner one-epoch --name rule
+
+      fmnist-search search studies/baseline.toml --dry-run
+    """
+    from fmnist_search.config import StudyConfig, parse_assignment
+
+    options = {
+        "name": name,
+        "budget.trials": trials,
+        "budget.minutes": minutes,
+        "sampler": sampler,
+        "pruner": pruner,
+        "execution.device": device,
+        "execution.threads": threads,
+    }
+    overrides: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+    overrides |= {"start.recipes": start} if start else {}
+    overrides |= dict(map(parse_assignment, settings or []))
+    config = StudyConfig.load(study, overrides)
+    if dry_run:
+        _show_preview(config, as_json)
+        return
+    from fmnist_search.console import StudyDisplay, show_json
+    from fmnist_search.study import run_study
+
+    with StudyDisplay(config) as display:
+        summary = run_study(
+            config, tracking_uri=tracking_uri, workdir=workdir, data_dir=data_dir, fresh=fresh, listener=display
+        )
+    if as_json:
+        show_json(summary)
+    close(summary, f"fmnist-search search {study}", quiet=as_json)
+
+
+def _show_preview(config: StudyConfig, as_json: bool) -> None:
+    from fmnist_search import console
+    from fmnist_search.search.space import searched
+    from fmnist_search.study import preview
+
+    shown = preview(config)
+    if as_json:
+        recipes = [
+            {"recipe": recipe.flat(), "parameters": summary.parameters, "mult_adds": summary.mult_adds}
+            for recipe, summary in shown.recipes
+        ]
+        console.show_json({"study": config.model_dump(exclude_none=True), "recipes": recipes, "seconds": shown.seconds})
+        return
+    console.out.print(config.to_toml(), markup=False)
+    names = searched(config.space)
+    rows = [
+        [recipe.label, f"{s.parameters:,}", f"{s.mult_adds / 1e6:.1f} M", *_values(recipe.flat(), names)]
+        for recipe, s in shown.recipes
+    ]
+    short = console.short_names(names)
+    console.show_table(console.table(["network", "parameters", "multiply-adds", *short], rows, "The first recipes"))
+    if shown.seconds is not None:
+        console.out.print(
+            f"\nabout {console.minutes(shown.seconds)} of training if nothing is pruned; nothing was started"
+        )
+
+
+def _values(flat: dict[str, Any], names: list[str]) -> list[str]:
+    from fmnist_search.report import short_text
+
+    return [short_text(flat[name]) if name in flat else "-" for name in names]
+
+
+def close(summary: StudySummary, command: str, *, quiet: bool, searched: bool = True) -> None:
+    """The last lines of a search: what was found, where to look, what to do next; and the exit code."""
+    from fmnist_search.console import Exit, out, percent, talk
+    from fmnist_search.results import Ending, State
+
+    if summary.ended_by is Ending.INTERRUPTED:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `mlflow run` sends one after the other; we are leaving
+        talk.print(f"interrupted; nothing is lost: `{command}` goes on from here")
+        raise typer.Exit(Exit.INTERRUPTED)
+    if summary.ended_by is Ending.FAILURES:
+        failed = [row for row in summary.trials if row.state is State.FAILED]
+        talk.print(f"error: {len(failed)} trials failed, the last because {failed[-1].reason}; see budget.failures")
+        raise typer.Exit(Exit.TOO_MANY_FAILURES)
+    if summary.best is None:
+        talk.print(f"error: no trial of {summary.name!r} has completed; give it more trials or minutes")
+        raise typer.Exit(Exit.NOTHING_COMPLETED)
+    if searched:
+        new = f"{summary.new_trials} new trials" if summary.new_trials else "nothing left to do"
+        talk.print(f"{summary.name}: {new}; {summary.ended_by.value}")
+        for line in summary.edges:
+            talk.print(f"{summary.name}: {line}")
+    best = f"best trial {summary.best.number} ({summary.best.recipe.label}) at {percent(summary.best.value)}"
+    if champion := summary.champion:
+        best += (
+            f"; {champion.recipe.label} confirmed at {champion.confirmed}, {percent(champion.test.value)} on the test "
+            f"images, registered as models:/{champion.model}/{champion.version} ({champion.alias})"
+        )
+    last = talk if quiet else out
+    last.print(f"{summary.name}: {best}; browse it with `fmnist-search ui`, next `fmnist-search leaderboard`")
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path | None, typer.Argument(help="Recipe file.", show_default=False)] = None,
+    from_run: Annotated[str | None, typer.Option(help="Train this MLflow run's recipe.", show_default=False)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs.", show_default=False)] = None,
+    device: Device = None,
+    threads: Threads = None,
+    precision: Annotated[str | None, typer.Option(help="float32, bfloat16, or auto for a probe.")] = None,
+    settings: Set = None,
+    tracking_uri: TrackingUri = None,
+    workdir: Workdir = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train one recipe without a study, on record in MLflow.
+
+    Examples:
+
+      fmnist-search train recipe.toml --set optimizer.learning_rate=0.01
+
+      fmnist-search train --from-run 4f1c... --epochs 18
+    """
+    from fmnist_search import training
+    from fmnist_search.config import parse_assignment, read_recipe
+    from fmnist_search.console import Exit, TrainingDisplay, out, percent, show_json, talk
+    from fmnist_search.places import tracking_uri as resolve
+    from fmnist_search.results import State
+    from fmnist_search.tracking import Tracking
+
+    overrides = dict(map(parse_assignment, settings or [])) | ({"epochs": epochs} if epochs else {})
+    if recipe and not from_run:
+        chosen = read_recipe(recipe, overrides)
+    elif from_run and not recipe:
+        chosen = Tracking(resolve(tracking_uri), "fmnist-search").recipe_of(from_run).replace(overrides)
+    else:
+        raise UserError("train: give either a recipe file or --from-run RUN_ID")
+    result, run_id = training.train(
+        chosen,
+        tracking_uri=tracking_uri,
+        workdir=workdir,
+        data_dir=data_dir,
+        device=device or "auto",
+        threads=threads or 0,
+        precision=precision,
+        listener=TrainingDisplay(),
+    )
+    if as_json:
+        show_json({"run_id": run_id, "state": result.state, "epochs": result.epochs, "parameters": result.parameters})
+    if result.state is State.FAILED:
+        raise UserError(f"train: {result.reason}; the run {run_id} has the details", exit_code=Exit.NOTHING_COMPLETED)
+    if result.state is State.INTERRUPTED:
+        talk.print(f"interrupted after {len(result.epochs)} epochs; run {run_id}")
+        raise typer.Exit(Exit.INTERRUPTED)
+    if not as_json:
+        out.print(
+            f"{chosen.label}: {percent(result.value)} on validation; run {run_id}, see it with `fmnist-search ui`"
+        )

@@ -1,0 +1,74 @@
+"""What stands around a search: the MLflow UI, the images, the machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from fmnist_search.cli.app import AsJson, DataDir, TrackingUri, Workdir, app, image_source
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 5000,
+    tracking_uri: TrackingUri = None,
+    workdir: Workdir = None,
+) -> None:
+    """Open the MLflow UI on this folder's store."""
+    from fmnist_search.console import out
+    from fmnist_search.places import tracking_uri as resolve
+    from fmnist_search.study import latest_run
+    from fmnist_search.tracking import Tracking
+
+    uri = resolve(tracking_uri)
+    tracking = Tracking(uri, "fmnist-search")
+    run_id = latest_run(tracking_uri=tracking_uri, workdir=workdir)
+    experiment_id = (run_id and tracking.experiment_of(run_id)) or tracking.experiment_id
+    address = uri if uri.startswith("http") else f"http://127.0.0.1:{port}"
+    out.print(f"{address}/#/experiments/{experiment_id}/runs?workflowType=machine_learning")
+    if uri.startswith("http"):
+        return
+    sys.stdout.flush()
+    hosts = f"localhost:{port},127.0.0.1:{port}"
+    arguments = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--allowed-hosts", hosts]
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", *arguments])
+
+
+@app.command()
+def data(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Find the images, or download them, and check every byte."""
+    from fmnist_search.console import out, show_json
+    from fmnist_search.data import DATASETS, verify
+
+    source = image_source(data_dir)
+    files = verify("fashion-mnist", source)
+    place = data_dir or source.cache / "fashion-mnist"
+    found = {
+        "dataset": "fashion-mnist",
+        "place": str(place),
+        "digest": DATASETS["fashion-mnist"].digest,
+        "bytes": files,
+    }
+    if as_json:
+        show_json(found)
+    else:
+        out.print(f"fashion-mnist: {len(files)} files, {sum(files.values()):,} bytes, verified, in {place}")
+
+
+@app.command()
+def doctor(tracking_uri: TrackingUri = None, workdir: Workdir = None, as_json: AsJson = False) -> None:
+    """Check what a search needs, from versions to stores."""
+    from fmnist_search import console
+    from fmnist_search.checkup import checkup
+
+    checks = checkup(tracking_uri, workdir)
+    if as_json:
+        console.show_json(checks)
+    else:
+        rows = [["ok" if check.ok else "FAILED", check.subject, check.finding] for check in checks]
+        console.show_table(console.table(["", "what", "finding"], rows))
+    if not all(check.ok for check in checks):
+        raise typer.Exit(console.Exit.UNEXPECTED)
