@@ -144,8 +144,8 @@ def _varies(name: str, space: Space, family: str) -> bool:
     if not name.startswith("model."):
         return False
     gates = {n: ends(d) for n, d in domains.items() if n.startswith("model.")}
-    start = Recipe().replace({FAMILY: family, **{gate: ends[0] for gate, ends in gates.items()}})
-    values = {start.replace({gate: end}).flat()[name] for gate, ends in gates.items() for end in ends}
+    first = {FAMILY: family, **{gate: values[0] for gate, values in gates.items()}}
+    values = {Recipe().replace({**first, gate: end}).flat()[name] for gate, ends in gates.items() for end in ends}
     return len(values) > 1
 
 
