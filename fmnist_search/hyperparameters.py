@@ -6,6 +6,7 @@ Recipes and families of networks declare theirs with `hyperparameter`; study fil
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast, get_type_hints
@@ -107,14 +108,19 @@ def hyperparameter(
 
 def hyperparameters(table: type, prefix: str = "") -> dict[str, Hyperparameter]:
     """The hyperparameters of one dataclass by dotted name, in the order in which it declares them."""
+    return {spec.name: spec for spec in _specs(table, prefix)}
+
+
+@functools.cache  # asked for with every recipe that is made, and type hints are slow to resolve
+def _specs(table: type, prefix: str) -> tuple[Hyperparameter, ...]:
     types = get_type_hints(table)
-    return {
-        prefix + f.name: Hyperparameter(
+    return tuple(
+        Hyperparameter(
             prefix + f.name, types[f.name], cast(Value, f.default), f.metadata["meaning"], **f.metadata["limits"]
         )
         for f in dataclasses.fields(table)
         if "limits" in f.metadata
-    }
+    )
 
 
 class Table:

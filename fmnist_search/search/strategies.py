@@ -143,6 +143,8 @@ class _SeededByTrial(optuna.samplers.BaseSampler):
         return {name: distribution for group in self._groups for name, distribution in group.items()}
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Distributions) -> dict[str, Any]:
+        if trial.system_attrs.get("fixed_params"):
+            return {}  # it was queued: what it was not given, if anything, is drawn one by one
         sampler = self._of(trial)
         drawn: dict[str, Any] = {}
         for group in self._groups:

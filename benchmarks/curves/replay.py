@@ -1,0 +1,228 @@
+"""Replay: searches against a table of recorded curves, without any training, on one clock of simulated compute.
+
+A sampler proposes a recipe of the space; the recorded recipe nearest to it that was not tried yet is what gets
+tried, and what the sampler is told. Everything else is the study's own code: the ledger asks, prunes and tells.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import optuna
+from optuna.trial import TrialState
+
+from benchmarks.curves.table import Table
+from fmnist_search.config import (
+    Gp,
+    Halving,
+    Hyperband,
+    Median,
+    NoPruner,
+    OneEpoch,
+    Percentile,
+    Pruner,
+    Qmc,
+    Random,
+    Sampler,
+    StudyConfig,
+    Tpe,
+)
+from fmnist_search.domains import Choice, Domain, Range
+from fmnist_search.hyperparameters import Value
+from fmnist_search.recipe import FAMILIES, Execution, in_use
+from fmnist_search.results import EpochReport, State, TrialResult
+from fmnist_search.search.ledger import Conditions, Ledger
+from fmnist_search.search.strategies import SURVIVOR_OF
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A sampler and a pruner; `trials` is what the one-epoch rule must know."""
+
+    name: str
+    sampler: Sampler
+    pruner: Pruner
+    trials: int = 10_000
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One replayed search: after so much compute, the best completed trial had this final value."""
+
+    compute: tuple[float, ...]
+    value: tuple[float, ...]
+
+    def best_after(self, compute: float) -> float:
+        """The incumbent's value once so much compute is spent; 0 before a trial has completed."""
+        return max((v for c, v in zip(self.compute, self.value, strict=True) if c <= compute), default=0.0)
+
+
+class Pool:
+    """The recipes of a table, their curves, and what each epoch of them costs in mean full trainings."""
+
+    def __init__(self, table: Table, clock: str):
+        searched = table.of_kind("search")
+        self.config = StudyConfig.from_dict(table.header.study)
+        self.precision = table.header.precision
+        self.numbers = sorted(number for number, curve in searched.items() if not curve.failed)
+        self.curves = [searched[number].val_accuracy for number in self.numbers]
+        self.values = [searched[number].values for number in self.numbers]
+        self.final = np.array([curve[-1] for curve in self.curves])
+        seconds = np.array([searched[number].seconds for number in self.numbers])
+        costs = seconds if clock == "seconds" else np.ones_like(seconds)
+        self.costs = costs / costs.sum(1).mean()
+        self._domains = self.config.space.domains("cnn")
+        self._features = np.stack([self._feature(values) for values in self.values])
+
+    def nearest(self, values: Mapping[str, Value], free: set[int]) -> int:
+        """The free recipe nearest to one of the space, every hyperparameter's domain taken as of length 1."""
+        candidates = sorted(free)
+        differences = self._features[candidates] - self._feature(values)
+        # What only one of two recipes has makes them differ by half a domain.
+        squares = np.where(np.isnan(differences), 0.25, differences**2)
+        both_absent = np.isnan(self._features[candidates]) & np.isnan(self._feature(values))
+        return candidates[int(np.where(both_absent, 0.0, squares).sum(1).argmin())]
+
+    def _feature(self, values: Mapping[str, Value]) -> Array:
+        there = {name: domain for name, domain in self._domains.items() if in_use(name, FAMILIES["cnn"], values)}
+        places = {name: _place(values[name], domain) for name, domain in there.items()}
+        return np.array([places.get(name, math.nan) for name in self._domains])
+
+
+def _place(value: Value, domain: Domain) -> float:
+    match domain:
+        case Choice(choices):
+            return choices.index(value) / (len(choices) - 1)
+        case Range(low, high, True):
+            assert not isinstance(value, str)
+            return math.log(value / low) / math.log(high / low)
+        case Range(low, high):
+            assert not isinstance(value, str)
+            return (value - low) / (high - low)
+    return 0.0
+
+
+def replay(pool: Pool, method: Method, seed: int, compute: float) -> Trace:
+    """One search, until so many mean full trainings are spent, its trials, or the table's recipes."""
+    budget = pool.config.budget.model_copy(update={"trials": method.trials})
+    changes = {"sampler": method.sampler, "pruner": method.pruner, "budget": budget, "seed": seed}
+    study = optuna.create_study(direction="maximize", study_name=f"{method.name} {seed}")
+    ledger = Ledger(study, pool.config.model_copy(update=changes))
+    ledger.conditions = Conditions(Execution(), pool.precision)
+    free = set(range(len(pool.numbers)))
+    tried: dict[str, int] = {}
+    spent, points = 0.0, [(0.0, 0.0)]
+    for _ in range(method.trials):
+        if not free or spent >= compute:
+            break
+        trial, recipe = ledger.ask()
+        if SURVIVOR_OF not in trial.user_attrs:
+            study.tell(trial, state=TrialState.FAIL)  # a proposal: what was recorded nearest to it takes its place
+            nearest = pool.nearest(recipe.flat(), free)
+            free.discard(nearest)
+            ledger.start_with(str(nearest), pool.values[nearest])
+            trial, recipe = ledger.ask()
+            tried[recipe.key()] = nearest
+        number = tried[recipe.key()]
+        state, reports = State.COMPLETED, []
+        for epoch, (value, cost) in enumerate(zip(pool.curves[number], pool.costs[number], strict=True), start=1):
+            spent += cost
+            reports.append(EpochReport(epoch, 0.0, 0.0, 0.0, value, 0.0, 0.0))
+            if ledger.should_prune(trial, reports[-1]):
+                state = State.PRUNED
+                break
+        ledger.tell(trial, TrialResult(state, tuple(reports), 0.0), "")
+        if state is State.COMPLETED:
+            points.append((spent, max(points[-1][1], float(pool.final[number]))))
+    return Trace(*map(tuple, zip(*points, strict=True)))
+
+
+def random_trainings(pool: Pool, count: int, seed: int) -> Trace:
+    """Full trainings of recipes drawn at random, again and again: the table stands for an endless space."""
+    drawn = np.random.default_rng(seed).integers(0, len(pool.numbers), count)
+    compute = np.cumsum(pool.costs[drawn].sum(1))
+    return Trace(tuple(compute), tuple(np.maximum.accumulate(pool.final[drawn])))
+
+
+# ------------------------------------------------------------------------------------------ the bench
+
+RANDOM_TRAININGS = 100
+CHECKPOINTS = (2, 4, 6, 8, 10, 15, 20, 30, 40)
+RANDOM = Method("random, every training full", Random(), NoPruner())
+METHODS = (
+    RANDOM,
+    Method("tpe, every training full", Tpe(), NoPruner()),
+    Method("tpe, median", Tpe(), Median()),
+    Method("random, halving", Random(), Halving()),
+    Method("random, hyperband", Random(), Hyperband()),
+    Method("tpe, hyperband", Tpe(), Hyperband()),
+    Method("tpe, percentile 25", Tpe(), Percentile()),
+    Method("gp, halving", Gp(), Halving()),
+    Method("qmc, halving", Qmc(), Halving()),
+    Method("tpe, halving", Tpe(), Halving()),
+)
+CANDIDATES = (10, 20, 40, 80, 160)
+RULES = tuple(Method(f"one-epoch rule, {n} candidates", Random(), OneEpoch(), n + 3) for n in CANDIDATES)
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """All replays of one method, one a seed."""
+
+    method: str
+    traces: tuple[Trace, ...]
+
+    def regrets(self, best: float, compute: float) -> Array:
+        """How far each incumbent is below the best of the table after so much compute."""
+        return best - np.array([trace.best_after(compute) for trace in self.traces])
+
+    def compute_to_reach(self, best: float, regret: float) -> float:
+        """The least compute after which the median regret is as small; infinite where it never is."""
+        points = sorted({compute for trace in self.traces for compute in trace.compute})
+        return next((c for c in points if np.median(self.regrets(best, c)) <= regret), math.inf)
+
+
+def replay_all(pool: Pool, methods: Sequence[Method], seeds: int, compute: float, workers: int) -> list[Replayed]:
+    """Every method from every seed."""
+    jobs = [(method, seed) for method in methods for seed in range(seeds)]
+    with multiprocessing.get_context("spawn").Pool(workers, _begin, (pool, compute)) as processes:
+        traces = processes.map(_run, jobs, chunksize=5)
+    return [
+        Replayed(method.name, tuple(traces[number * seeds : (number + 1) * seeds]))
+        for number, method in enumerate(methods)
+    ]
+
+
+_pool: Pool
+_compute: float
+
+
+def _begin(pool: Pool, compute: float) -> None:
+    global _pool, _compute
+    _pool, _compute = pool, compute
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def _run(job: tuple[Method, int]) -> Trace:
+    return replay(_pool, *job, _compute)
+
+
+def target(pool: Pool, draws: int = 1000) -> float:
+    """The median final regret of a hundred random full trainings."""
+    values = [random_trainings(pool, RANDOM_TRAININGS, seed).value[-1] for seed in range(draws)]
+    return float(pool.final.max() - statistics.median(values))
+
+
+def interval_of_median(regrets: Array, draws: int = 1000) -> tuple[float, float]:
+    """A 95 % interval of a median, by the bootstrap."""
+    picks = np.random.default_rng(0).integers(0, len(regrets), (draws, len(regrets)))
+    low, high = np.quantile(np.median(regrets[picks], axis=1), (0.025, 0.975))
+    return float(low), float(high)
