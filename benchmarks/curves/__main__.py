@@ -1,36 +1,105 @@
-"""`python -m benchmarks.curves record|replay`."""
+"""`python -m benchmarks.curves record|replay|carry`."""
 
 from __future__ import annotations
 
+import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fmnist_search.errors import UserError
+
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 HERE = Path(__file__).parent
+
+Curves = Annotated[Path, typer.Option(help="File of recorded curves.")]
+StudyFile = Annotated[Path, typer.Option(help="Study whose space they were recorded in.")]
+Workers = Annotated[int, typer.Option(help="Processes, one core each.", min=1)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
 def record(
-    study: Annotated[Path, typer.Argument(help="Study file whose space is recorded.")] = HERE / "cpu.toml",
-    out: Annotated[Path, typer.Option(help="File that the curves are appended to.")] = HERE / "cpu.jsonl",
+    study: StudyFile = HERE / "cpu.toml",
+    curves: Curves = HERE / "cpu.jsonl",
     recipes: Annotated[int, typer.Option(help="How many random recipes.", min=1)] = 200,
-    workers: Annotated[int, typer.Option(help="Trainings at once, one core each.", min=1)] = 2,
+    workers: Workers = 2,
     data_dir: Annotated[Path | None, typer.Option(help="Folder that holds the images.", show_default=False)] = None,
 ) -> None:
     """Record the curves of random recipes, or go on recording."""
     from benchmarks.curves.record import record as carry_out
 
-    for curve in carry_out(study, out, recipes, workers, data_dir):
+    for curve in carry_out(study, curves, recipes, workers, data_dir):
         last = f"{curve.val_accuracy[-1]:.2%}" if curve.val_accuracy else curve.failed
         typer.echo(f"{curve.recipe_number:4d} {curve.kind:<12} {last}  {sum(curve.seconds):6.1f} s")
 
 
-@app.callback()
-def _group() -> None:
-    """Learning curves: recorded once, replayed in seconds."""
+@app.command()
+def replay(
+    study: StudyFile = HERE / "cpu.toml",
+    curves: Curves = HERE / "cpu.jsonl",
+    seeds: Annotated[int, typer.Option(help="Replays of each method.", min=2)] = 50,
+    clock: Annotated[str, typer.Option(help="What compute is counted in: seconds or epochs.")] = "seconds",
+    compute: Annotated[float, typer.Option(help="Mean full trainings that a replay may spend.")] = 40.0,
+    only: Annotated[str, typer.Option(help="Only methods whose name holds this text.")] = "",
+    sweep: Annotated[bool, typer.Option("--sweep", help="Settings of the default pair instead of all pairs.")] = False,
+    figure: Annotated[Path | None, typer.Option(help="Draw the regrets into this file.", show_default=False)] = None,
+    workers: Workers = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Replay searches against recorded curves: regret against compute spent."""
+    from benchmarks.curves import replay as bench
+    from benchmarks.curves.table import Table
+    from fmnist_search.config import StudyConfig
+
+    if clock not in ("seconds", "epochs"):
+        raise UserError(f"--clock {clock!r}: is no clock; take seconds or epochs")
+    table = Table.read(curves, StudyConfig.load(study))
+    pool = bench.Pool(table, clock)
+    all_methods = bench.SWEEP if sweep else (*bench.METHODS, *bench.RULES)
+    methods = [method for method in all_methods if only in method.name]
+    if not methods:
+        raise UserError(f"--only {only!r}: no such method; there are {', '.join(m.name for m in all_methods)}")
+    best, target = float(pool.final.max()), bench.target(pool)
+    replayed = bench.replay_all(pool, methods, seeds, compute, workers)
+    if figure:
+        bench.draw(replayed, best, target, clock, compute).savefig(figure, dpi=120)
+    rows = {one.method: bench.summary(one, best, target) for one in replayed}
+    about = {
+        "recorded_on": table.header.machine, "versions": dict(table.header.versions), "recipes": len(pool.numbers),
+        "best": best, "seeds": seeds, "clock": clock, "target_regret": target,
+    }  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps({**about, "methods": rows}, indent=1))
+        return
+    typer.echo(f"{len(pool.numbers)} recipes recorded on {table.header.machine}, best {best:.2%}; {seeds} seeds")
+    typer.echo(f"compute in mean full trainings by {clock}; regret in points: median (95 % interval of it)")
+    typer.echo(f"100 random full trainings end at a median regret of {100 * target:.2f}")
+    typer.echo(f"{'':32} {'reach it':>8}  " + "".join(f"{f'after {c}':>19}" for c in bench.CHECKPOINTS))
+    for name, row in rows.items():
+        cells = [
+            f"{m:.2f} ({low:.2f}..{high:.2f})" if m < 10 else "-" for m, low, high in row["regret_points"].values()
+        ]
+        reach = row["compute_to_reach_target"]
+        typer.echo(f"{name:32} {'-' if reach is None else f'{reach:.1f}':>8}  " + "".join(f"{c:>19}" for c in cells))
+
+
+@app.command()
+def carry(study: StudyFile = HERE / "cpu.toml", curves: Curves = HERE / "cpu.jsonl", as_json: AsJson = False) -> None:
+    """Whether early epochs tell late ones, and a constant rate an annealed one."""
+    from benchmarks.curves import carry as bench
+    from benchmarks.curves.table import Table
+    from fmnist_search.config import StudyConfig
+
+    found = bench.findings(Table.read(curves, StudyConfig.load(study)))
+    typer.echo(json.dumps(asdict(found), indent=1) if as_json else bench.text(found))
 
 
 if __name__ == "__main__":
-    app()
+    try:
+        app()
+    except UserError as error:
+        sys.exit("\n".join(f"error: {line}" for line in error.lines))

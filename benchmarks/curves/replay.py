@@ -11,10 +11,12 @@ import multiprocessing
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import optuna
+from matplotlib.figure import Figure
 from optuna.trial import TrialState
 
 from benchmarks.curves.table import Table
@@ -41,6 +43,13 @@ from fmnist_search.search.ledger import Conditions, Ledger
 from fmnist_search.search.strategies import SURVIVOR_OF
 
 Array = npt.NDArray[np.float64]
+
+
+class Summary(TypedDict):
+    """A method's figures, as JSON holds them: medians with the ends of their 95 % intervals, by compute spent."""
+
+    compute_to_reach_target: float | None
+    regret_points: dict[str, tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -171,6 +180,23 @@ METHODS = (
 )
 CANDIDATES = (10, 20, 40, 80, 160)
 RULES = tuple(Method(f"one-epoch rule, {n} candidates", Random(), OneEpoch(), n + 3) for n in CANDIDATES)
+SWEEP = (
+    *(
+        Method(
+            f"tpe {random_first}, halving 1/{factor} from {first}",
+            Tpe(startup_trials=random_first),
+            Halving(reduction_factor=factor, startup_trials=first),
+        )
+        for random_first in (5, 10, 20)
+        for factor in (2, 3, 4)
+        for first in (1, 4, 8)
+    ),
+    *(
+        Method(f"tpe {random_first}, one-epoch rule {n}", Tpe(startup_trials=random_first), OneEpoch(), n + 3)
+        for random_first in (5, 10, 20)
+        for n in (20, 40, 80)
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -226,3 +252,46 @@ def interval_of_median(regrets: Array, draws: int = 1000) -> tuple[float, float]
     picks = np.random.default_rng(0).integers(0, len(regrets), (draws, len(regrets)))
     low, high = np.quantile(np.median(regrets[picks], axis=1), (0.025, 0.975))
     return float(low), float(high)
+
+
+def summary(replayed: Replayed, best: float, target_regret: float) -> Summary:
+    """A method's figures; regrets in points of accuracy."""
+    reach = replayed.compute_to_reach(best, target_regret)
+    regrets = {f"{compute}": 100 * replayed.regrets(best, compute) for compute in CHECKPOINTS}
+    return {
+        "compute_to_reach_target": None if math.isinf(reach) else round(reach, 2),
+        "regret_points": {at: _rounded(float(np.median(r)), *interval_of_median(r)) for at, r in regrets.items()},
+    }
+
+
+def _rounded(*values: float) -> tuple[float, ...]:
+    return tuple(round(value, 3) for value in values)
+
+
+def draw(replayed: Sequence[Replayed], best: float, target_regret: float, clock: str, compute: float) -> Figure:
+    """Median regret against compute spent, with 95 % intervals of the medians; a rule's candidates are points."""
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.subplots()
+    grid = np.geomspace(1.0, compute, 60)
+    for one in replayed:
+        if one.method.startswith("one-epoch"):
+            ends = float(np.median([trace.compute[-1] for trace in one.traces]))
+            regrets = 100 * one.regrets(best, math.inf)
+            low, high = interval_of_median(regrets)
+            middle = float(np.median(regrets))
+            axes.errorbar(ends, middle, [[middle - low], [high - middle]], fmt="ks", markersize=4)
+            axes.annotate(one.method.removeprefix("one-epoch rule, "), (ends, middle), fontsize=7)
+            continue
+        regrets_at = [100 * one.regrets(best, c) for c in grid]
+        shown = [bool(np.median(regrets) < 10) for regrets in regrets_at]
+        middles = np.array([np.median(regrets) for regrets in regrets_at])[shown]
+        bands = np.array([interval_of_median(regrets) for regrets in regrets_at])[shown]
+        (line,) = axes.step(grid[shown], middles, where="post", label=one.method)
+        axes.fill_between(grid[shown], bands[:, 0], bands[:, 1], step="post", alpha=0.12, color=line.get_color())
+    axes.axhline(100 * target_regret, color="grey", linestyle=":", label="100 random full trainings, at their end")
+    axes.set_xscale("log")
+    axes.set_xlabel(f"compute spent, in mean full trainings (by {clock})")
+    axes.set_ylabel("median regret of the best completed trial, points")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=7)
+    return figure

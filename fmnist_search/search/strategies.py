@@ -34,9 +34,6 @@ from fmnist_search.errors import UserError
 from fmnist_search.hyperparameters import Value
 from fmnist_search.search.space import distribution_groups, grid_points
 
-FIRST_RUNG_RESULTS = 8
-"""Nothing is pruned before as many results stand at the first rung: a best third of three is mere luck."""
-
 Distributions = dict[str, BaseDistribution]
 
 
@@ -261,16 +258,16 @@ def _pruner(settings: Pruner, epochs: int) -> optuna.pruners.BasePruner:
 
 
 def heed_pruner(trials: Sequence[FrozenTrial], settings: Pruner, epoch: int, last_epoch: int) -> bool:
-    """Whether the pruner's word counts: not among the first trials, and not after the last epoch.
+    """Whether the pruner's word counts: not after the last epoch, and at rungs not among the first trials.
 
-    It is asked all the same, since successive halving notes a trial's standing only when it is asked. One that
-    compares a trial with nothing but itself, or a budget, is heeded at once.
+    It is asked all the same, since successive halving notes a trial's standing only when it is asked.
     """
     if epoch >= last_epoch:
         return False
-    if isinstance(settings, Patience | OneEpoch):
+    if not isinstance(settings, Halving | Hyperband):
         return True
-    return sum(settings.first_rung in trial.intermediate_values for trial in trials) >= FIRST_RUNG_RESULTS
+    results = sum(settings.first_rung in trial.intermediate_values for trial in trials)
+    return results >= settings.startup_trials
 
 
 SURVIVOR_OF = "survivor_of"

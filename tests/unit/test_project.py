@@ -12,6 +12,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from fmnist_search.cli import app
+from fmnist_search.reference import VARIANTS
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -48,6 +49,11 @@ def test_every_entry_point_of_mlproject_calls_a_command_of_ours() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_stands_in_the_docs(command: str) -> None:
     assert f"| `{command}" in (ROOT / "docs" / "commands.md").read_text()
+
+
+@pytest.mark.parametrize("name", [s.model_fields["name"].default for names in VARIANTS.values() for s in names])
+def test_every_sampler_and_pruner_stands_in_the_guide(name: str) -> None:
+    assert f"`{name}`" in (ROOT / "docs" / "studies.md").read_text()
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
