@@ -49,8 +49,8 @@ def values(domain: Domain) -> tuple[Value, ...] | None:
         case Range(low, high, _, step) if isinstance(low, int) and isinstance(high, int):
             return tuple(range(low, high + 1, int(step or 1)))
         case Range(low, high, _, step) if step:
-            # The tolerance keeps a last step that falls on `high` but for rounding.
-            return tuple(low + step * n for n in range(math.floor((high - low) / step + 1e-8) + 1))
+            # A last step that falls on `high` but for rounding is `high`, and no more.
+            return tuple(min(low + step * n, high) for n in range(math.floor((high - low) / step + 1e-8) + 1))
     return None
 
 
