@@ -65,10 +65,11 @@ def edges(rows: Sequence[TrialRow], space: Space) -> tuple[str, ...]:
         return ()
     lines = []
     family = best[0].recipe.model.family
+    flats = [row.recipe.flat() for row in best]
+    alike = all(row.recipe.model.family == family for row in best)  # families share names, but no domains
     for name, spec in known_hyperparameters(FAMILIES[family]).items():
-        domain = space.domains(family).get(name)
-        flats = [row.recipe.flat() for row in best]
-        if domain and all(name in flat and in_use(name, FAMILIES[family], flat) for flat in flats):
+        domain = space.domains(family).get(name) if alike or not name.startswith("model.") else None
+        if domain and all(in_use(name, FAMILIES[family], flat) for flat in flats):
             lines += _edge(name, spec, domain, [flat[name] for flat in flats])
     return tuple(lines)
 
@@ -92,6 +93,8 @@ def _edge(name: str, spec: Hyperparameter, domain: Domain, values: Sequence[Valu
 
 
 def _place(value: float, low: float, high: float, log: bool) -> float:
+    if log and value <= 0:
+        return -math.inf  # a recipe from outside the space
     if log:
         return math.log(value / low) / math.log(high / low)
     return (value - low) / (high - low)
