@@ -36,7 +36,7 @@ def study_schema() -> Schema:
         "type": "object",
         "additionalProperties": False,
         "required": ["name", "budget", "space"],
-        "properties": {"$schema": {"type": "string"}, **properties},
+        "properties": properties,
     }
 
 
