@@ -236,21 +236,34 @@ def list_studies(
             console.talk.print(f"{path}: is no valid study; `fmnist-search studies check {path}`", markup=False)
             console.talk.print(f"  {error.lines[0]}", markup=False)
     known = {config.name for config in files.values()}
-    body = [[c.name, c.builds_on or "-", *_progress(stored.get(c.name)), path, c.question] for path, c in files.items()]
-    body += [[s.name, "-", *_progress(s), "-", s.question] for s in stored.values() if s.name not in known]
+    rows = [_listed(stored.get(c.name), c.name, c.question, path, c.builds_on) for path, c in files.items()]
+    rows += [_listed(s, s.name, s.question) for s in stored.values() if s.name not in known]
     if as_json:
-        keys = ("study", "builds_on", "trials", "best", "file", "question")
-        console.show_json([dict(zip(keys, row, strict=True)) for row in body])
+        console.show_json(rows)
         return
+    body = [
+        [row["study"], row["builds_on"] or "-", _text(row["trials"]), console.percent(row["best"]), row["file"] or "-",
+         row["question"]]
+        for row in rows
+    ]  # fmt: skip
     console.show_table(console.table(["study", "builds on", "trials", "best", "file", "question"], body))
 
 
-def _progress(summary: StudySummary | None) -> list[str]:
-    from fmnist_search.console import percent
+def _listed(
+    summary: StudySummary | None, name: str, question: str, file: str | None = None, builds_on: str = ""
+) -> dict[str, Any]:
+    return {
+        "study": name,
+        "builds_on": builds_on or None,
+        "trials": len(summary.trials) if summary else None,
+        "best": summary.best.value if summary and summary.best else None,
+        "file": file,
+        "question": question,
+    }
 
-    if summary is None:
-        return ["-", "-"]
-    return [str(len(summary.trials)), percent(summary.best.value if summary.best else None)]
+
+def _text(count: int | None) -> str:
+    return "-" if count is None else str(count)
 
 
 @studies.command("check")
