@@ -507,10 +507,15 @@ def _left_behind(chosen: Mapping[str, Any], config: StudyConfig) -> Iterator[str
     """Settings of a sampler or pruner that an override has put another one in the place of."""
     for key, table in chosen.items():
         now = getattr(config, key).name
-        if isinstance(table, dict) and (before := table.get("name", "")) not in ("", now):
+        if isinstance(table, dict) and (before := _chosen_name(key, table)) != now:
             settings = [f"{key}.{name}" for name in table if name != "name"]
             if settings:
                 yield f"{', '.join(settings)} belongs to {before!r} and does nothing for {now!r}"
+
+
+def _chosen_name(key: str, table: Mapping[str, Any]) -> object:
+    """Which sampler or pruner a table is about: one without a name is about the default."""
+    return table.get("name", StudyConfig.model_fields[key].default.name)
 
 
 def _override_advice(name: str) -> str:
@@ -526,7 +531,7 @@ def _override_advice(name: str) -> str:
 def _assign(tables: dict[str, Any], path: list[str], value: object) -> None:
     *groups, last = path
     given = tables.get(last)
-    if path in (["sampler"], ["pruner"]) and isinstance(given, dict) and given.get("name") == value:
+    if path in (["sampler"], ["pruner"]) and isinstance(given, dict) and _chosen_name(last, given) == value:
         return  # its settings stay
     for group in groups:
         inner = tables.get(group)
