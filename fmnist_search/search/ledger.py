@@ -19,7 +19,7 @@ from fmnist_search.hyperparameters import Value
 from fmnist_search.recipe import Execution, Recipe
 from fmnist_search.results import Accuracy, Champion, Confirmed, EpochReport, State, TrialResult, TrialRow
 from fmnist_search.search.findings import Importances, importances
-from fmnist_search.search.space import base_recipe, parameters_of, sample, searchable, trial_seed
+from fmnist_search.search.space import base_recipe, draw_around, parameters_of, sample, trial_seed
 from fmnist_search.search.storage import open_storage
 from fmnist_search.search.strategies import SURVIVOR_OF, GridOfRecipes, heed_pruner, make_pruner, make_sampler
 
@@ -150,14 +150,9 @@ class Ledger:
         Says how it will be tried, or None where it stands in the study already.
 
         Raises:
-            UserError: the space does not hold it, and the study refuses such recipes.
+            UserError: it is no recipe, or the space does not hold it and the study refuses such recipes.
         """
-        assert self.conditions is not None
-        base = base_recipe(self.config, self.conditions.precision)
-        params, outside = parameters_of(self.config.space, base, given)
-        if outside and self.config.start.outside == "refuse":
-            remedy = "widen the space, or try it all the same with start.outside = 'try'"
-            raise UserError(*(f"start.recipes: {source}: {reason}; {remedy}" for reason in outside))
+        params, outside = parameters_of_start(self.config, source, given)
         key = json.dumps([source, dict(given)], sort_keys=True)
         queued = self._study.user_attrs.get("started_with", [])
         if key in queued:
@@ -183,7 +178,7 @@ class Ledger:
         attributes = trial.user_attrs
         seed = attributes.get("seed", trial_seed(self.config.seed, trial.number))
         if GIVEN in attributes:
-            recipe = base.replace({**searchable(attributes[GIVEN]), "seed": seed})
+            recipe = draw_around(self.config.space, base, attributes[GIVEN], seed)
         else:
             recipe = sample(trial, self.config.space, base, seed)
         trial.set_user_attr("recipe", recipe.flat())
@@ -195,7 +190,8 @@ class Ledger:
         waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         if survivor is not None and not waiting:
             candidate = self._study.get_trials(deepcopy=False)[survivor.number]
-            attributes = {"seed": survivor.recipe.seed, SURVIVOR_OF: survivor.number}
+            kept = {name: value for name, value in candidate.user_attrs.items() if name == GIVEN}
+            attributes = {**kept, "seed": survivor.recipe.seed, SURVIVOR_OF: survivor.number}
             self._study.enqueue_trial(candidate.params, user_attrs=attributes)
 
     def _next_survivor(self) -> TrialRow | None:
@@ -255,10 +251,28 @@ class Ledger:
         outcome = {"state": known.state.value, "reason": f"equals trial {known.number}", "epochs": known.epochs}
         trial.set_user_attr("outcome", {**outcome, "seconds": 0.0, "run_id": known.run_id})
         assert known.value is not None
-        if known.state is State.COMPLETED:
+        if known.state is State.COMPLETED and GIVEN not in trial.user_attrs:
             return _row(self._study.tell(trial, known.value))
         trial.report(known.value, known.epochs)
-        return _row(self._study.tell(trial, state=TrialState.PRUNED))
+        return _row(self._study.tell(trial, state=TrialState.FAIL if GIVEN in trial.user_attrs else TrialState.PRUNED))
+
+
+def parameters_of_start(
+    config: StudyConfig, source: str, given: Mapping[str, Value]
+) -> tuple[dict[str, Value], list[str]]:
+    """Optuna's parameters of a recipe to start with, and what of it the space does not hold.
+
+    Raises:
+        UserError: it is no recipe, or the space does not hold it and the study refuses such recipes.
+    """
+    try:
+        params, outside = parameters_of(config.space, base_recipe(config, "float32"), given)
+    except UserError as error:
+        raise UserError(*(f"start.recipes: {source}: {line}" for line in error.lines)) from None
+    if outside and config.start.outside == "refuse":
+        remedy = "widen the space, or try it all the same with start.outside = 'try'"
+        raise UserError(*(f"start.recipes: {source}: {reason}; {remedy}" for reason in outside))
+    return params, outside
 
 
 def _stored_config(study: optuna.Study) -> StudyConfig:

@@ -95,27 +95,57 @@ def parameters_of(space: Space, base: Recipe, given: Mapping[str, Value]) -> tup
     """Optuna's parameters that give these values, by dotted name, and what of them the space does not hold.
 
     Values that a study decides for all its trials (images, epochs, seed) are none of a space's.
+
+    Raises:
+        UserError: the values are no recipe's.
     """
-    family = str(given.get(FAMILY, space.families[0]))
+    family = _family_of(space, given)
+    own = searchable(given)
+    domains = space.domains(family)
+    pins = {name: domain.value for name, domain in domains.items() if isinstance(domain, Pin)}
+    whole = base.replace({FAMILY: family, **pins, **own})
     if family not in space.families:
         return {}, [f"{FAMILY} = {family}, and the space has {', '.join(space.families)}"]
-    domains = space.domains(family)
-    own = searchable(given)
-    wanted = base.replace({FAMILY: family, **own}).flat()
+    wanted = whole.flat()
     drawn = {name: value for name, value in own.items() if not isinstance(domains.get(name, Pin(0)), Pin)}
-    pins = {name: domain.value for name, domain in domains.items() if isinstance(domain, Pin)}
     reached = base.replace({FAMILY: family, **pins, **drawn}).flat()
-    params: dict[str, Value] = {FAMILY: family} if FAMILY in given and len(space.families) > 1 else {}
+    names_a_family = any(name.startswith("model.") for name in given)
+    params: dict[str, Value] = {FAMILY: family} if names_a_family and len(space.families) > 1 else {}
     outside = []
-    for name in known_hyperparameters(FAMILIES[family]):
+    for name, spec in known_hyperparameters(FAMILIES[family]).items():
         if name not in own or not in_use(name, FAMILIES[family], wanted):
             continue
         domain = domains[name] if name in drawn else Pin(reached[name])
-        if not domain.holds(wanted[name]):
+        if domain.holds(wanted[name]):
+            chosen = wanted[name]
+        elif domain.holds(spec.default) and whole.replace({name: spec.default}) == whole:
+            chosen = spec.default  # 0 stands in a space for the default width of a block, and no recipe says 0
+        else:
             outside.append(f"{name} = {text_of(wanted[name])}, and the space has {domain}")
-        elif name in drawn:
-            params[optuna_name(space, family, name)] = wanted[name]
+            continue
+        if name in drawn:
+            params[optuna_name(space, family, name)] = chosen
     return params, outside
+
+
+def draw_around(space: Space, base: Recipe, given: Mapping[str, Value], seed: int) -> Recipe:
+    """A recipe with these values, whether the space holds them or not; what is not given is drawn by the seed."""
+    family = _family_of(space, given)
+    pins = {name: Pin(value) for name, value in searchable(given).items()}
+    common = {name: pin for name, pin in pins.items() if not name.startswith("model.")}
+    own = {name: pin for name, pin in pins.items() if name.startswith("model.")}
+    around = Space((family,), {**space.common, **common}, {family: {**space.by_family.get(family, {}), **own}})
+    scratch = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    return sample(scratch.ask(), around, base, seed)
+
+
+def _family_of(space: Space, given: Mapping[str, Value]) -> str:
+    """The family that is given, or the first of the space that has every hyperparameter that is."""
+    if FAMILY in given:
+        return str(given[FAMILY])
+    own = {name for name in given if name.startswith("model.")}
+    having = (family for family in space.families if own <= known_hyperparameters(FAMILIES[family]).keys())
+    return next(having, space.families[0])
 
 
 def searched(space: Space) -> list[str]:
