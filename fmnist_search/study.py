@@ -38,11 +38,11 @@ from fmnist_search.results import (
     TrialRow,
 )
 from fmnist_search.search.findings import Importances, edges
-from fmnist_search.search.ledger import Conditions, Ledger
+from fmnist_search.search.ledger import Conditions, Ledger, parameters_of_start
 from fmnist_search.search.space import base_recipe, constants, sample, searched, trial_seed
 from fmnist_search.search.strategies import SURVIVOR_OF, drawn_at_random, make_sampler
 from fmnist_search.summary import ModelSummary, summarize
-from fmnist_search.tracking import Run, Tracking, command_line, connect, environment, reaching
+from fmnist_search.tracking import Run, Tracking, command_line, environment, reaching
 from fmnist_search.training import Interruption, save_weights, tracked
 from fmnist_search.trial import watch_nothing
 
@@ -75,7 +75,8 @@ def run_study(
         UserError: no images, no such device, a store out of reach, or a stored study that searches something else.
     """
     home = Home.find(tracking_uri, workdir)
-    with _session(home, config, data_dir, listener or Silence(), fresh=fresh) as session:
+    with _session(home, config, data_dir, listener or Silence(), fresh=fresh, searching=True) as session:
+        session.introduce()
         ledger = session.ledger
         started, before = time.monotonic(), len(ledger.rows())
         ending = session.search(observer)
@@ -250,35 +251,74 @@ def _spent(config: StudyConfig, rows: list[TrialRow], seconds: float) -> Ending 
 
 @contextmanager
 def _session(
-    home: Home, config: StudyConfig, data_dir: str | Path | None, listener: Listener, *, fresh: bool = False
+    home: Home,
+    config: StudyConfig,
+    data_dir: str | Path | None,
+    listener: Listener,
+    *,
+    fresh: bool = False,
+    searching: bool = False,
 ) -> Iterator[_Session]:
     """Everything a study needs while it runs: images on the device, its run in MLflow, signals caught.
 
-    Whatever may be missing (images, device, store) is looked for before anything is written.
+    Whatever may be missing (images, device, store, recipes to start with) is looked for before anything is written.
     """
     interruption = Interruption()
     with interruption.watching(), reaching(home.tracking_uri):
         source = Source(image_cache(), Path(data_dir) if data_dir else None)
         images = prepare(config.data, source)
         execution = resolve_execution(config.execution.device, config.execution.threads)
-        connect(home.tracking_uri)
+        tracking = Tracking(home.tracking_uri, config.experiment)
+        starts = tuple(_starts(home, config, tracking)) if searching else ()
         ledger = Ledger.open(home.storage_url, config, fresh=fresh)
         if ledger.put_aside:
             home.rename_weights(config.name, ledger.put_aside)
         conditions = _usable(ledger.conditions or _conditions(execution, config), config, listener)
         ledger.conditions = conditions
-        tracking = Tracking(home.tracking_uri, config.experiment)
         run = tracking.study_run(config.name, ledger.run_id)
         ledger.run_id = run.run_id
         images = images.to(conditions.execution.device)
-        session = _Session(home, ledger, conditions, source, images, tracking, run, interruption, listener)
-        session.introduce()
-        session.describe()
+        session = _Session(home, ledger, conditions, source, images, tracking, run, interruption, listener, starts)
         try:
+            session.describe()
             yield session
         except BaseException:
             run.end("FAILED", "failed")
             raise
+
+
+def _starts(home: Home, config: StudyConfig, tracking: Tracking) -> Iterator[tuple[str, Mapping[str, Value]]]:
+    """The recipes of `[start]`, each with the name under which it is known.
+
+    Raises:
+        UserError: there is no such file, study or champion, or the study refuses what its space does not hold.
+    """
+    for number, entry in enumerate(config.start.recipes, start=1):
+        given: Mapping[str, Value]
+        if not isinstance(entry, str):
+            source, given = f"table {number}", values_of(entry)
+        elif entry == "champion":
+            source, given = entry, _champion_values(config, tracking)
+        elif entry.startswith("study:"):
+            name = entry.removeprefix("study:")
+            best = _summary(Ledger.find(home.storage_url, name), Ending.OPEN).best
+            if best is None:
+                raise UserError(f"start.recipes: study {name!r} has no completed trial; search it first")
+            source, given = f"the best of {name}", best.recipe.flat()
+        else:
+            source, given = entry, read_recipe(entry).flat()
+        parameters_of_start(config, source, given)
+        yield source, given
+
+
+def _champion_values(config: StudyConfig, tracking: Tracking) -> dict[str, Value]:
+    """The present champion's values, its schedule apart, which is the finalists' own."""
+    name = config.finalists.model_name
+    version = registry.champion(tracking.client, name)
+    if version is None or not version.run_id:
+        raise UserError(f"start.recipes: model {name!r} has no champion yet; leave it out, or promote one first")
+    recipe = tracking.recipe_of(version.run_id)
+    return {key: value for key, value in recipe.flat().items() if not key.startswith("schedule.")}
 
 
 def _conditions(execution: Execution, config: StudyConfig) -> Conditions:
@@ -318,6 +358,7 @@ class _Session:
     run: Run
     interruption: Interruption
     listener: Listener
+    starts: tuple[tuple[str, Mapping[str, Value]], ...]
     names: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -330,39 +371,9 @@ class _Session:
             self.listener.say(f"{config.name}: {line}")
         if left := drawn_at_random(config.sampler, config.space):
             self.listener.say(f"{config.name}: {config.sampler.name} leaves to chance: {', '.join(left)}")
-        for source, given in self._starts():
+        for source, given in self.starts:
             if said := self.ledger.start_with(source, given):
                 self.listener.say(f"{config.name}: {said}")
-
-    def _starts(self) -> Iterator[tuple[str, Mapping[str, Value]]]:
-        """The recipes of `[start]`, each with the name under which it is known.
-
-        Raises:
-            UserError: there is no such file, study or champion.
-        """
-        config = self.ledger.config
-        for number, entry in enumerate(config.start.recipes, start=1):
-            if not isinstance(entry, str):
-                yield f"table {number}", values_of(entry)
-            elif entry == "champion":
-                yield entry, self._champion_values()
-            elif entry.startswith("study:"):
-                name = entry.removeprefix("study:")
-                best = _summary(Ledger.find(self.home.storage_url, name), Ending.OPEN).best
-                if best is None:
-                    raise UserError(f"start.recipes: study {name!r} has no completed trial; search it first")
-                yield f"the best of {name}", best.recipe.flat()
-            else:
-                yield entry, read_recipe(entry).flat()
-
-    def _champion_values(self) -> dict[str, Value]:
-        """The present champion's values, its schedule apart, which is the finalists' own."""
-        name = self.ledger.config.finalists.model_name
-        version = registry.champion(self.tracking.client, name)
-        if version is None or not version.run_id:
-            raise UserError(f"start.recipes: model {name!r} has no champion yet; leave it out, or promote one first")
-        recipe = self.tracking.recipe_of(version.run_id)
-        return {key: value for key, value in recipe.flat().items() if not key.startswith("schedule.")}
 
     def describe(self) -> None:
         """What the study's run says from the start."""
@@ -482,6 +493,7 @@ class _Session:
             if out_of_time and result.state is State.PRUNED:
                 reason = f"its {limit:g} minutes were spent after epoch {len(result.epochs)}"
                 result = dataclasses.replace(result, reason=reason)
+                run.tags({"reason": reason})
         finally:
             row = self.ledger.tell(trial, result, run_id)
         if result.state is State.COMPLETED:
