@@ -93,7 +93,7 @@ class Rungs(Section):
 
     min_epochs: int = Field(1, ge=1, description="epochs before the first rung")
     reduction_factor: int = Field(3, ge=2, description="one in so many goes on from a rung")
-    startup_trials: int = Field(8, ge=1, description="results at the first rung before it prunes")
+    startup_trials: int = Field(1, ge=1, description="results at the first rung before it prunes")
 
     @property
     def first_rung(self) -> int:

@@ -42,7 +42,7 @@ def replay(
     study: StudyFile = HERE / "cpu.toml",
     curves: Curves = HERE / "cpu.jsonl",
     seeds: Annotated[int, typer.Option(help="Replays of each method.", min=2)] = 50,
-    clock: Annotated[str, typer.Option(help="What compute is counted in: seconds or epochs.")] = "seconds",
+    clock: Annotated[str, typer.Option(help="What compute is counted in: epochs or seconds.")] = "epochs",
     compute: Annotated[float, typer.Option(help="Mean full trainings that a replay may spend.")] = 40.0,
     only: Annotated[str, typer.Option(help="Only methods whose name holds this text.")] = "",
     sweep: Annotated[bool, typer.Option("--sweep", help="Settings of the default pair instead of all pairs.")] = False,

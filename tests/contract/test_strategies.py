@@ -35,7 +35,7 @@ from fmnist_search.recipe import Execution, Recipe
 from fmnist_search.results import EpochReport, State, TrialResult, TrialRow
 from fmnist_search.search.ledger import Conditions, Ledger
 from fmnist_search.search.storage import open_storage
-from fmnist_search.search.strategies import FIRST_RUNG_RESULTS, drawn_at_random
+from fmnist_search.search.strategies import drawn_at_random
 from fmnist_search.variables import size
 from tests.spaces import study
 
@@ -257,10 +257,8 @@ def test_strategies_are_made_and_asked_without_warnings() -> None:
 
 @every_comparing_pruner
 @every_sampler
-def test_nothing_is_pruned_among_the_first_results_nor_after_the_last_epoch(sampler: Any, pruner: Any) -> None:
+def test_nothing_is_pruned_after_its_last_epoch(sampler: Any, pruner: Any) -> None:
     pruned = [row for row in played(sampler, pruner, 2, 30) if row.state is State.PRUNED]
-    # The trial that is asked about has itself a result at the first rung.
-    assert all(row.number >= FIRST_RUNG_RESULTS - 1 for row in pruned)
     assert all(row.epochs < EPOCHS for row in pruned)
     assert pruned
 
@@ -298,14 +296,19 @@ def race(pruner: Any, levels: list[float], *, falling: bool = False) -> list[int
     return [row.epochs for row in ledger.rows()]
 
 
-BY_RUNGS = pytest.mark.parametrize("pruner", [Halving(), Median(), Percentile()], ids=lambda settings: settings.name)
+SPARED = 7
+# Halving counts the trial that it is asked about, the others those that have completed before it.
+SPARING = pytest.mark.parametrize(
+    "pruner",
+    [Halving(startup_trials=SPARED + 1), Median(startup_trials=SPARED), Percentile(startup_trials=SPARED)],
+    ids=lambda settings: settings.name,
+)
 
 
-@BY_RUNGS
+@SPARING
 def test_the_first_are_spared_however_bad_they_are(pruner: Any) -> None:
     falling = [0.9 - number / 1000 for number in range(30)]
-    spared = FIRST_RUNG_RESULTS - 1
-    assert race(pruner, falling) == [EPOCHS] * spared + [1] * (30 - spared)
+    assert race(pruner, falling) == [EPOCHS] * SPARED + [1] * (30 - SPARED)
 
 
 @every_comparing_pruner
@@ -313,17 +316,18 @@ def test_what_is_better_than_all_before_it_is_never_pruned(pruner: Any) -> None:
     assert race(pruner, [0.5 + number / 1000 for number in range(30)]) == [EPOCHS] * 30
 
 
-@BY_RUNGS
+@SPARING
 def test_a_good_trial_among_bad_ones_trains_to_its_end(pruner: Any) -> None:
     levels = [0.8 + number / 1000 if number % 4 == 0 else 0.3 - number / 1000 for number in range(24)]
     reached = race(pruner, levels)
     assert set(reached[::4]) == {EPOCHS}
-    assert {reached[number] for number in range(FIRST_RUNG_RESULTS, 24) if number % 4} == {1}
+    assert {reached[number] for number in range(SPARED + 1, 24) if number % 4} == {1}
 
 
 def test_hyperband_gives_some_trials_more_time_than_others() -> None:
-    reached = race(Hyperband(), [0.9 - number / 1000 for number in range(40)])[FIRST_RUNG_RESULTS:]
-    assert set(reached) == {1, 3}  # the first rungs of its two brackets
+    reached = race(Hyperband(), [0.9 - number / 1000 for number in range(40)])
+    assert set(reached) == {1, 3, EPOCHS}  # the first rungs of its two brackets, and the first trial of each
+    assert reached.count(EPOCHS) == 2
 
 
 def test_patience_ends_what_does_not_improve_whatever_the_others_do() -> None:
