@@ -25,8 +25,8 @@ from fmnist_search.recipe import Recipe, text_of
 from fmnist_search.report import short_text
 from fmnist_search.results import EpochReport, Silence, State, TrialRow
 
-out = Console(highlight=False, soft_wrap=True)
-talk = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, emoji=False)
+talk = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 BARS = "▁▂▃▄▅▆▇█"
 STYLES = {State.COMPLETED: "green", State.PRUNED: "yellow", State.FAILED: "red", State.INTERRUPTED: "magenta"}

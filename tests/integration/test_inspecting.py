@@ -16,7 +16,7 @@ from tests.integration.conftest import Command, Finished, Outcome, run
 # A grid, so that every rate has five trials, of which those of the largest are the best.
 RATES = """
 name = "rates"
-question = "Which rate learns anything [bold]in one epoch[/bold]?"
+question = "Which rate learns anything [bold]in one epoch[/bold] :fire:?"
 builds_on = "tiny"
 sampler = "grid"
 pruner = "none"
@@ -84,7 +84,7 @@ def test_status_says_question_trials_how_it_stands_and_the_best(
     finished: Finished, trials: list[dict[str, Any]]
 ) -> None:
     question, counts, best, *_ = finished.run("status").stdout.splitlines()
-    assert question == "rates: Which rate learns anything [bold]in one epoch[/bold]?"
+    assert question == "rates: Which rate learns anything [bold]in one epoch[/bold] :fire:?"
     assert counts == "trials: 15 completed; its space is exhausted"
     first = trials[0]
     width = first["recipe"]["model.width"]
@@ -293,7 +293,7 @@ def test_studies_list_shows_files_with_what_became_of_them(
     finished: Finished, trials: list[dict[str, Any]], further_files: Path
 ) -> None:
     outcome = finished.run("studies", "list", ".")
-    question = "Which rate learns anything [bold]in one epoch[/bold]?"
+    question = "Which rate learns anything [bold]in one epoch[/bold] :fire:?"
     best = f"{trials[0]['value']:.2%}"
     assert table(outcome.stdout) == [
         ["study", "builds on", "trials", "best", "file", "question"],
@@ -324,7 +324,7 @@ def test_studies_list_as_json_gives_numbers(
         "trials": TRIALS,
         "best": trials[0]["value"],
         "file": "rates.toml",
-        "question": "Which rate learns anything [bold]in one epoch[/bold]?",
+        "question": "Which rate learns anything [bold]in one epoch[/bold] :fire:?",
     }
 
 
