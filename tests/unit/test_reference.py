@@ -216,7 +216,7 @@ def studies(draw: st.DrawFn) -> StudyConfig:
     tables["pruner"] = draw(
         st.sampled_from([section.name for section in SECTIONS if type(section) in VARIANTS["pruner"]])
     )
-    optional = {
+    optional: dict[str, st.SearchStrategy[Any]] = {
         "question": st.text(max_size=20),
         "builds_on": st.text(max_size=20),
         "seed": st.integers(0, 2**63 - 1),
