@@ -87,7 +87,7 @@ def _domains(specs: Mapping[str, Hyperparameter]) -> Schema:
 def _domain(spec: Hyperparameter) -> Schema:
     one = _scalar(spec)
     meaning = {"description": one.pop("description")}
-    forms = [one, {"type": "array", "items": one, "minItems": 1}]
+    forms = [one, {"type": "array", "items": one, "minItems": 1, "uniqueItems": True}]
     if spec.kind in (int, float) and spec.choices is None:
         step = {"type": JSON_TYPES[spec.kind], "exclusiveMinimum": 0}
         bounds = _table({"low": one, "high": one, "log": {"type": "boolean"}, "step": step})

@@ -17,6 +17,7 @@ import optuna
 from fmnist_search import finalists, registry
 from fmnist_search.config import Finalists, StudyConfig, read_recipe
 from fmnist_search.data import Images, Source, prepare
+from fmnist_search.domains import NOT_SEARCHABLE
 from fmnist_search.engine import measure_rate, probe_precision, resolve_execution
 from fmnist_search.errors import UserError
 from fmnist_search.hyperparameters import Value
@@ -244,7 +245,7 @@ def _spent(config: StudyConfig, rows: list[TrialRow], seconds: float) -> Ending 
         Ending.TRIALS: (len(counted), budget.trials),
         Ending.EPOCHS: (sum(row.epochs for row in counted), budget.total_epochs),
         Ending.MINUTES: (minutes, budget.minutes),
-        Ending.PATIENCE: (len(counted) - 1 + place if completed else 0, budget.patience),
+        Ending.PATIENCE: (len(counted) - 1 + place if completed else len(counted), budget.patience),
     }
     return next((ending for ending, (spent, limit) in reached.items() if limit is not None and spent >= limit), None)
 
@@ -297,6 +298,11 @@ def _starts(home: Home, config: StudyConfig, tracking: Tracking) -> Iterator[tup
         given: Mapping[str, Value]
         if not isinstance(entry, str):
             source, given = f"table {number}", values_of(entry)
+            if decided := [name for name in given if name in NOT_SEARCHABLE]:
+                raise UserError(
+                    *(f"start.recipes: {source}: {name}: is the same in all trials of a study; leave it out, and set "
+                      f"{NOT_SEARCHABLE[name]}" for name in decided)
+                )  # fmt: skip
         elif entry == "champion":
             source, given = entry, _champion_values(config, tracking)
         elif entry.startswith("study:"):

@@ -645,6 +645,14 @@ def test_a_start_that_is_not_there_is_named_and_no_study_begun(
     assert listed["vain"] is None
 
 
+def test_a_table_cannot_say_what_the_study_decides(finished: Finished) -> None:
+    write_follow_up(finished.folder, "decided", "[start]\nrecipes = [{ epochs = 5, model.depth = 1 }]\n")
+    outcome = finished.run("search", "plans/decided.toml")
+    assert outcome.code == 2
+    (line,) = outcome.errors
+    assert "start.recipes: table 1: epochs: is the same in all trials of a study; leave it out" in line
+
+
 def test_a_study_begun_anew_may_start_with_the_best_of_the_one_that_is_put_aside(own: Own) -> None:
     own.said("--trials", 1)
     (old,) = own.rows
