@@ -574,7 +574,10 @@ def test_a_shipped_study_loads_and_begins_with_its_question(path: Path) -> None:
     config = StudyConfig.load(path)
     assert config.name == path.stem
     assert config.question.endswith("?")
-    first_comment = path.read_text(encoding="utf-8").partition("\n#\n")[0]
+    assert config.builds_on in ("", *(other.stem for other in STUDIES))
+    schema, _, rest = path.read_text(encoding="utf-8").partition("\n")
+    assert schema == "#:schema ./schema.json"
+    first_comment = rest.partition("\n#\n")[0]
     assert all(line.startswith("# ") for line in first_comment.splitlines())
     assert first_comment.endswith("?")
 

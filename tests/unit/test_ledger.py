@@ -345,8 +345,8 @@ def test_studies_are_named_in_the_order_in_which_they_began(url: str) -> None:
 # ----------------------------------------------------------------------------------------- pruning
 
 
-def test_a_pruner_is_heeded_from_the_eighth_trial_and_never_after_the_last_epoch(url: str) -> None:
-    ledger = opened(url, study(sampler="random"))
+def test_a_pruner_is_heeded_from_its_startup_trials_on_and_never_after_the_last_epoch(url: str) -> None:
+    ledger = opened(url, study(sampler="random", pruner={"name": "halving", "startup_trials": 8}))
     ends = []
     for number in range(12):
         asked, _ = ledger.ask()
