@@ -30,6 +30,9 @@ validation = 2000
 trials = 4
 epochs = 2
 
+[pruner]
+startup_trials = 8
+
 [sampler]
 name = "tpe"
 startup_trials = 2
