@@ -50,7 +50,7 @@ class Tpe(Section):
     """Tree-structured Parzen estimator, multivariate and grouped: learns from the trials so far."""
 
     name: Literal["tpe"] = "tpe"
-    startup_trials: int = Field(10, ge=1, description="trials drawn at random before it learns")
+    startup_trials: int = Field(5, ge=1, description="trials drawn at random before it learns")
     candidates: int = Field(24, ge=1, description="draws of which the most promising one is tried")
 
 
@@ -91,14 +91,15 @@ class Grid(Section):
 class Rungs(Section):
     """A pruner that compares trials at rungs."""
 
-    min_epochs: int = Field(1, ge=1, description="epochs before the first rung")
+    min_epochs: int | None = Field(
+        None, ge=1, description="epochs before the first rung; by default 2, or 1 where a trial has 3 at most"
+    )
     reduction_factor: int = Field(3, ge=2, description="one in so many goes on from a rung")
     startup_trials: int = Field(1, ge=1, description="results at the first rung before it prunes")
 
-    @property
-    def first_rung(self) -> int:
-        """The epoch after which a trial can first be pruned."""
-        return self.min_epochs
+    def first_rung(self, epochs: int) -> int:
+        """The epoch after which a trial of so many epochs can first be pruned."""
+        return self.min_epochs or (2 if epochs > 3 else 1)
 
 
 class Quantile(Section):
@@ -108,8 +109,7 @@ class Quantile(Section):
     warmup_epochs: int = Field(0, ge=0, description="epochs in which it never prunes")
     min_trials: int = Field(1, ge=1, description="results at an epoch before it prunes there")
 
-    @property
-    def first_rung(self) -> int:
+    def first_rung(self, epochs: int) -> int:
         """The epoch after which a trial can first be pruned."""
         return self.warmup_epochs + 1
 
@@ -146,8 +146,7 @@ class Patience(Section):
     epochs: int = Field(2, ge=0, description="epochs without a better value that are forgiven")
     min_delta: float = Field(0.0, ge=0, description="gain in accuracy that counts as none")
 
-    @property
-    def first_rung(self) -> int:
+    def first_rung(self, epochs: int) -> int:
         """The epoch after which a trial can first be pruned."""
         return self.epochs + 2
 
@@ -162,8 +161,7 @@ class OneEpoch(Section):
     survivors: int = Field(3, ge=1, description="how many of the candidates are trained in full")
     epochs: int = Field(1, ge=1, description="epochs of a candidate")
 
-    @property
-    def first_rung(self) -> int:
+    def first_rung(self, epochs: int) -> int:
         """The epoch after which a candidate ends."""
         return self.epochs
 
@@ -173,8 +171,7 @@ class NoPruner(Section):
 
     name: Literal["none"] = "none"
 
-    @property
-    def first_rung(self) -> int:
+    def first_rung(self, epochs: int) -> int:
         """There is none."""
         return 0
 
@@ -310,7 +307,7 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _pruner_fits_the_epochs(self) -> StudyConfig:
-        epochs, rung = self.budget.epochs, self.pruner.first_rung
+        epochs, rung = self.budget.epochs, self.pruner.first_rung(self.budget.epochs)
         if rung >= epochs and (epochs > 1 or isinstance(self.pruner, OneEpoch)):
             raise UserError(
                 f"pruner: {self.pruner.name!r} first looks at a trial after epoch {rung}, and budget.epochs = {epochs} "

@@ -43,10 +43,11 @@ def replay(
     curves: Curves = HERE / "cpu.jsonl",
     seeds: Annotated[int, typer.Option(help="Replays of each method.", min=2)] = 50,
     clock: Annotated[str, typer.Option(help="What compute is counted in: epochs or seconds.")] = "epochs",
-    compute: Annotated[float, typer.Option(help="Mean full trainings that a replay may spend.")] = 40.0,
+    compute: Annotated[float, typer.Option(help="Mean full trainings that a replay may spend.")] = 30.0,
     only: Annotated[str, typer.Option(help="Only methods whose name holds this text.")] = "",
     sweep: Annotated[bool, typer.Option("--sweep", help="Settings of the default pair instead of all pairs.")] = False,
     figure: Annotated[Path | None, typer.Option(help="Draw the regrets into this file.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the figures as JSON as well.", show_default=False)] = None,
     workers: Workers = 2,
     as_json: AsJson = False,
 ) -> None:
@@ -72,19 +73,21 @@ def replay(
         "recorded_on": table.header.machine, "versions": dict(table.header.versions), "recipes": len(pool.numbers),
         "best": best, "seeds": seeds, "clock": clock, "target_regret": target,
     }  # fmt: skip
+    if out:
+        out.write_text(json.dumps({**about, "methods": rows}, indent=1) + "\n")
     if as_json:
         typer.echo(json.dumps({**about, "methods": rows}, indent=1))
         return
     typer.echo(f"{len(pool.numbers)} recipes recorded on {table.header.machine}, best {best:.2%}; {seeds} seeds")
     typer.echo(f"compute in mean full trainings by {clock}; regret in points: median (95 % interval of it)")
     typer.echo(f"100 random full trainings end at a median regret of {100 * target:.2f}")
-    typer.echo(f"{'':32} {'reach it':>8}  " + "".join(f"{f'after {c}':>19}" for c in bench.CHECKPOINTS))
+    typer.echo(f"{'':32} {'reach it':>8}  " + "".join(f"{f'after {c}':>18}" for c in bench.CHECKPOINTS))
     for name, row in rows.items():
         cells = [
             f"{m:.2f} ({low:.2f}..{high:.2f})" if m < 10 else "-" for m, low, high in row["regret_points"].values()
         ]
         reach = row["compute_to_reach_target"]
-        typer.echo(f"{name:32} {'-' if reach is None else f'{reach:.1f}':>8}  " + "".join(f"{c:>19}" for c in cells))
+        typer.echo(f"{name:32} {'-' if reach is None else f'{reach:.1f}':>8}  " + "".join(f"{c:>18}" for c in cells))
 
 
 @app.command()

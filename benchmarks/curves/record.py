@@ -35,7 +35,7 @@ ANNEALED_EVERY = 3
 REPEATED_EVERY = 10
 REPEATS = 2
 """and of every so many, one is trained again so often from other seeds: the noise."""
-LEADERS = 6
+LEADERS = 3
 FACTORS = (1.0, 2.0, 4.0)
 """The best recipes are annealed at these multiples of their learning rate."""
 

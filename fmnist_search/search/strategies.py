@@ -226,11 +226,13 @@ def _pruner(settings: Pruner, epochs: int) -> optuna.pruners.BasePruner:
     match settings:
         case Halving():
             return optuna.pruners.SuccessiveHalvingPruner(
-                min_resource=settings.min_epochs, reduction_factor=settings.reduction_factor
+                min_resource=settings.first_rung(epochs), reduction_factor=settings.reduction_factor
             )
         case Hyperband():
             hyperband = optuna.pruners.HyperbandPruner(
-                min_resource=settings.min_epochs, max_resource=epochs, reduction_factor=settings.reduction_factor
+                min_resource=settings.first_rung(epochs),
+                max_resource=epochs,
+                reduction_factor=settings.reduction_factor,
             )
             # Its brackets, which decide what a sampler sees, are made when it is first asked: that shall not be later
             # in a study that goes on than in one that never stopped.
@@ -239,14 +241,14 @@ def _pruner(settings: Pruner, epochs: int) -> optuna.pruners.BasePruner:
         case Median():
             return optuna.pruners.MedianPruner(
                 n_startup_trials=settings.startup_trials,
-                n_warmup_steps=settings.first_rung,
+                n_warmup_steps=settings.first_rung(epochs),
                 n_min_trials=settings.min_trials,
             )
         case Percentile():
             return optuna.pruners.PercentilePruner(
                 settings.percentile,
                 n_startup_trials=settings.startup_trials,
-                n_warmup_steps=settings.first_rung,
+                n_warmup_steps=settings.first_rung(epochs),
                 n_min_trials=settings.min_trials,
             )
         case Patience():
@@ -266,7 +268,8 @@ def heed_pruner(trials: Sequence[FrozenTrial], settings: Pruner, epoch: int, las
         return False
     if not isinstance(settings, Halving | Hyperband):
         return True
-    results = sum(settings.first_rung in trial.intermediate_values for trial in trials)
+    rung = settings.first_rung(last_epoch)
+    results = sum(rung in trial.intermediate_values for trial in trials)
     return results >= settings.startup_trials
 
 

@@ -266,7 +266,8 @@ def test_nothing_is_pruned_after_its_last_epoch(sampler: Any, pruner: Any) -> No
 @pytest.mark.parametrize(
     ("pruner", "rung"),
     [
-        (Halving(), 1),
+        (Halving(), 2),
+        (Halving(min_epochs=1), 1),
         (Halving(min_epochs=3), 3),
         (Hyperband(min_epochs=2), 2),
         (Median(), 1),
@@ -278,7 +279,7 @@ def test_nothing_is_pruned_after_its_last_epoch(sampler: Any, pruner: Any) -> No
     ids=repr,
 )
 def test_nothing_is_pruned_before_the_first_rung(pruner: Any, rung: int) -> None:
-    assert pruner.first_rung == rung
+    assert pruner.first_rung(EPOCHS) == rung
     reached = race(pruner, [0.9 - number / 1000 for number in range(30)], falling=True)
     assert min(reached) == rung
 
@@ -300,7 +301,11 @@ SPARED = 7
 # Halving counts the trial that it is asked about, the others those that have completed before it.
 SPARING = pytest.mark.parametrize(
     "pruner",
-    [Halving(startup_trials=SPARED + 1), Median(startup_trials=SPARED), Percentile(startup_trials=SPARED)],
+    [
+        Halving(min_epochs=1, startup_trials=SPARED + 1),
+        Median(startup_trials=SPARED),
+        Percentile(startup_trials=SPARED),
+    ],
     ids=lambda settings: settings.name,
 )
 
@@ -325,7 +330,7 @@ def test_a_good_trial_among_bad_ones_trains_to_its_end(pruner: Any) -> None:
 
 
 def test_hyperband_gives_some_trials_more_time_than_others() -> None:
-    reached = race(Hyperband(), [0.9 - number / 1000 for number in range(40)])
+    reached = race(Hyperband(min_epochs=1), [0.9 - number / 1000 for number in range(40)])
     assert set(reached) == {1, 3, EPOCHS}  # the first rungs of its two brackets, and the first trial of each
     assert reached.count(EPOCHS) == 2
 

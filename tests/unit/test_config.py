@@ -90,7 +90,7 @@ def test_a_study_written_as_toml_is_read_back_equal(space: dict[str, Any], quest
 def test_a_study_written_as_toml_spells_every_setting_out() -> None:
     written = tomllib.loads(study().to_toml())
     assert written.keys() == StudyConfig.model_fields.keys()
-    assert written["sampler"] == {"name": "tpe", "startup_trials": 10, "candidates": 24}
+    assert written["sampler"] == {"name": "tpe", "startup_trials": 5, "candidates": 24}
     assert written["data"]["validation"] == 10_848
     # A budget of minutes that was not given stays away: TOML has no null.
     assert "minutes" not in written["budget"]
