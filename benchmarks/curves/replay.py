@@ -268,7 +268,7 @@ def draw(replayed: Sequence[Replayed], best: float, target_regret: float, clock:
     """Median regret against compute spent, with 95 % intervals of the medians; a rule's candidates are points."""
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
-    grid = np.geomspace(1.0, compute, 60)
+    grid = np.geomspace(3.0, compute, 60)
     for one in replayed:
         if one.method.startswith("one-epoch"):
             ends = float(np.median([trace.compute[-1] for trace in one.traces]))
@@ -283,9 +283,11 @@ def draw(replayed: Sequence[Replayed], best: float, target_regret: float, clock:
         middles = np.array([np.median(regrets) for regrets in regrets_at])[shown]
         bands = np.array([interval_of_median(regrets) for regrets in regrets_at])[shown]
         (line,) = axes.step(grid[shown], middles, where="post", label=one.method)
-        axes.fill_between(grid[shown], bands[:, 0], bands[:, 1], step="post", alpha=0.12, color=line.get_color())
+        axes.fill_between(grid[shown], bands[:, 0], bands[:, 1], step="post", alpha=0.08, color=line.get_color())
     axes.axhline(100 * target_regret, color="grey", linestyle=":", label="100 random full trainings, at their end")
     axes.set_xscale("log")
+    axes.set_xticks(ticks := [c for c in (3, *CHECKPOINTS) if c <= compute], [str(c) for c in ticks])
+    axes.minorticks_off()
     axes.set_xlabel(f"compute spent, in mean full trainings (by {clock})")
     axes.set_ylabel("median regret of the best completed trial, points")
     axes.set_ylim(bottom=0)
