@@ -27,12 +27,13 @@ def record(
     curves: Curves = HERE / "cpu.jsonl",
     recipes: Annotated[int, typer.Option(help="How many random recipes.", min=1)] = 200,
     workers: Workers = 2,
+    device: Annotated[str, typer.Option(help="cpu, or cuda (which has not been tried yet).")] = "cpu",
     data_dir: Annotated[Path | None, typer.Option(help="Folder that holds the images.", show_default=False)] = None,
 ) -> None:
     """Record the curves of random recipes, or go on recording."""
     from benchmarks.curves.record import record as carry_out
 
-    for curve in carry_out(study, curves, recipes, workers, data_dir):
+    for curve in carry_out(study, curves, recipes, workers, data_dir, device):
         last = f"{curve.val_accuracy[-1]:.2%}" if curve.val_accuracy else curve.failed
         typer.echo(f"{curve.recipe_number:4d} {curve.kind:<12} {last}  {sum(curve.seconds):6.1f} s")
 

@@ -21,7 +21,7 @@ from benchmarks.curves.table import FORMAT, Curve, Header, Table
 from benchmarks.machine import machine, versions
 from fmnist_search.config import StudyConfig
 from fmnist_search.data import Images, Source, prepare
-from fmnist_search.engine import probe_precision
+from fmnist_search.engine import probe_precision, resolve_execution
 from fmnist_search.places import image_cache
 from fmnist_search.recipe import Execution, Recipe
 from fmnist_search.results import Decision, EpochReport, State
@@ -49,17 +49,20 @@ class Training:
     recipe: Recipe
 
 
-def record(study: Path, out: Path, count: int, workers: int, data_dir: Path | None) -> Iterator[Curve]:
+def record(
+    study: Path, out: Path, count: int, workers: int, data_dir: Path | None, device: str = "cpu"
+) -> Iterator[Curve]:
     """Carry out what is missing of the plan for the first `count` recipes, and append it to `out`."""
     config = StudyConfig.load(study)
+    execution = resolve_execution(device, threads=1)
     images = prepare(config.data, Source(image_cache(), data_dir))
     if not out.exists():
-        out.write_text(json.dumps(vars(_header(config))) + "\n")
+        out.write_text(json.dumps(vars(_header(config, execution))) + "\n")
     table = Table.read(out, config)
     random_recipes = recipes(config, table.header.precision, count)
-    yield from _train(list(_plan(random_recipes, config)), table, images, out, workers)
+    yield from _train(list(_plan(random_recipes, config)), table, images, execution, out, workers)
     table = Table.read(out, config)
-    yield from _train(list(_raised(table, random_recipes, config)), table, images, out, workers)
+    yield from _train(list(_raised(table, random_recipes, config)), table, images, execution, out, workers)
 
 
 def recipes(config: StudyConfig, precision: str, count: int) -> list[Recipe]:
@@ -96,13 +99,15 @@ def _annealed(recipe: Recipe, factor: float, seed: int) -> Recipe:
     return recipe.replace({"schedule.name": "one-cycle", "optimizer.learning_rate": rate, "seed": seed})
 
 
-def _train(plan: list[Training], table: Table, images: Images, out: Path, workers: int) -> Iterator[Curve]:
+def _train(
+    plan: list[Training], table: Table, images: Images, execution: Execution, out: Path, workers: int
+) -> Iterator[Curve]:
     missing = [t for t in plan if t.recipe_number not in table.of_kind(t.kind)]
     names = searched(StudyConfig.from_dict(table.header.study).space)
     # Read by each worker's C library when it starts: pages of freed tensors are kept, not faulted in anew each step.
     os.environ |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_TOP_PAD_": "67108864"}
     context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, _begin, (images, names)) as pool, out.open("a") as file:
+    with context.Pool(workers, _begin, (images, execution, names)) as pool, out.open("a") as file:
         for curve in pool.imap_unordered(_run, missing):
             file.write(json.dumps(vars(curve)) + "\n")
             file.flush()
@@ -110,22 +115,24 @@ def _train(plan: list[Training], table: Table, images: Images, out: Path, worker
 
 
 _images: Images
+_execution: Execution
 _names: list[str]
 
 
-def _begin(images: Images, names: list[str]) -> None:
-    global _images, _names
-    _images, _names = images, names
+def _begin(images: Images, execution: Execution, names: list[str]) -> None:
+    global _images, _execution, _names
+    _images, _execution, _names = images.to(execution.device), execution, names
 
 
 def _run(training: Training) -> Curve:
-    marks = [time.process_time()]
+    now = time.process_time if _execution.device == "cpu" else time.perf_counter
+    marks = [now()]
 
     def note_the_time(_: EpochReport) -> Decision:
-        marks.append(time.process_time())
+        marks.append(now())
         return Decision.CONTINUE
 
-    result = run_trial(training.recipe, _images, Execution("cpu", threads=1), note_the_time)
+    result = run_trial(training.recipe, _images, _execution, note_the_time)
     assert result.state in (State.COMPLETED, State.FAILED), result
     flat = training.recipe.flat()
     return Curve(
@@ -140,12 +147,13 @@ def _run(training: Training) -> Curve:
     )
 
 
-def _header(config: StudyConfig) -> Header:
+def _header(config: StudyConfig, execution: Execution) -> Header:
+    seconds = "process CPU seconds" if execution.device == "cpu" else "seconds"
     return Header(
         format=FORMAT,
         study=config.model_dump(exclude_none=True),
-        precision=probe_precision(Execution("cpu", threads=1)),
+        precision=probe_precision(execution),
         machine=machine(),
         versions=versions(),
-        seconds="process CPU seconds of each epoch, validation included, one intra-op thread",
+        seconds=f"{seconds} of each epoch on {execution.device}, validation included, one intra-op thread",
     )
