@@ -11,6 +11,7 @@ from fmnist_search.cli.app import AsJson, Pruner, Sampler, Set, StudyName, Track
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
+    from fmnist_search.config import StudyConfig
     from fmnist_search.results import StudySummary, TrialRow
 
 
@@ -162,15 +163,36 @@ def space(
     from fmnist_search import console
     from fmnist_search.config import StudyConfig, parse_assignment
     from fmnist_search.search.strategies import drawn_at_random
-    from fmnist_search.variables import count, size, variables
+    from fmnist_search.variables import size
 
     options = {"sampler": sampler, "pruner": pruner}
     overrides = {key: value for key, value in options.items() if value is not None}
     config = StudyConfig.load(study, overrides | dict(map(parse_assignment, settings or [])))
-    several = len(config.space.families) > 1
-    rows = [
+    rows = _space_rows(config)
+    total = size(config.space)
+    at_random = drawn_at_random(config.sampler, config.space)
+    if as_json:
+        found = {"recipes": total.recipes, "endless": total.endless, "drawn_at_random": at_random}
+        console.show_json({"study": config.name, "space": rows, **found})
+        return
+    body = [
+        [row["family"], row["hyperparameter"], row["domain"], _text(row["values"], "endless"), _where(row["where"])]
+        for row in rows
+    ]
+    console.show_table(console.table(["family", "hyperparameter", "domain", "values", "only where"], body))
+    times = f", times endless values of {', '.join(total.endless)}" if total.endless else ""
+    console.out.print(f"\n{total.recipes:,} recipes{times}", markup=False)
+    if at_random:
+        console.out.print(f"{config.sampler.name} leaves to chance: {', '.join(at_random)}", markup=False)
+
+
+def _space_rows(config: StudyConfig) -> list[dict[str, Any]]:
+    """What varies in each family, and once what varies in all."""
+    from fmnist_search.variables import count, variables
+
+    return [
         {
-            "family": family,
+            "family": family if variable.name.startswith("model.") else "all",
             "hyperparameter": variable.name,
             "domain": str(variable.domain),
             "values": count(variable.domain),
@@ -180,29 +202,6 @@ def space(
         for variable in variables(config.space, family)
         if number == 0 or variable.name.startswith("model.")
     ]
-    total = size(config.space)
-    at_random = drawn_at_random(config.sampler, config.space)
-    if as_json:
-        found = {"recipes": total.recipes, "endless": total.endless, "drawn_at_random": at_random}
-        console.show_json({"study": config.name, "space": rows, **found})
-        return
-    body = [
-        [
-            *([str(row["family"]) if str(row["hyperparameter"]).startswith("model.") else "all"] if several else []),
-            str(row["hyperparameter"]),
-            str(row["domain"]),
-            "endless" if row["values"] is None else str(row["values"]),
-            _where(row["where"]),
-        ]
-        for row in rows
-    ]
-    console.show_table(
-        console.table([*(["family"] if several else []), "hyperparameter", "domain", "values", "only where"], body)
-    )
-    times = f", times endless values of {', '.join(total.endless)}" if total.endless else ""
-    console.out.print(f"\n{total.recipes:,} recipes{times}", markup=False)
-    if at_random:
-        console.out.print(f"{config.sampler.name} leaves to chance: {', '.join(at_random)}", markup=False)
 
 
 def _where(gates: Any) -> str:
@@ -262,8 +261,8 @@ def _listed(
     }
 
 
-def _text(count: int | None) -> str:
-    return "-" if count is None else str(count)
+def _text(count: int | None, without: str = "-") -> str:
+    return without if count is None else str(count)
 
 
 @studies.command("check")
