@@ -14,6 +14,9 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
 }
 
+NEVER_FALLING = ("relu", "leaky_relu", "elu")
+"""Activations that keep the order of what they are given; a PReLU may learn not to."""
+
 
 def activation(name: str) -> nn.Module:
     """A fresh activation of that name; one a layer, since PReLU has weights of its own."""
