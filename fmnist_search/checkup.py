@@ -9,11 +9,12 @@ from functools import partial
 from importlib import metadata
 
 from fmnist_search.data import Source, verify
-from fmnist_search.engine import probe_precision, resolve_execution
 from fmnist_search.errors import UserError
 from fmnist_search.places import Home, image_cache
 from fmnist_search.search.storage import open_storage
 from fmnist_search.tracking import connect
+from fmnist_search.tuning import resolve_execution, tune
+from fmnist_search.workers import fitting
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,10 @@ def _check(subject: str, look: Callable[[], str]) -> Check:
 
 
 def _device() -> str:
-    execution = resolve_execution()
-    return f"{execution.device}, {execution.threads} threads, {probe_precision(execution)} is faster"
+    execution, precision = tune(resolve_execution(threads=1))
+    workers, _ = fitting("auto", execution)
+    how = f"{precision}, {execution.memory_format}, {execution.allocator} allocator"
+    return f"{execution.device}, {workers} trials at a time, fastest with {how}"
 
 
 def _images() -> str:

@@ -20,6 +20,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     PlainValidator,
+    PositiveInt,
     PrivateAttr,
     ValidationError,
     field_validator,
@@ -256,8 +257,15 @@ class ExecutionSettings(Section):
     """How trials run; decided once a study and kept for those that follow."""
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    threads: int = Field(0, ge=0, description="intra-op threads on a CPU; 0 takes torch's own number")
+    workers: Literal["auto"] | PositiveInt = Field(
+        "auto", description="trials at a time; auto takes what cores, memory or the card hold"
+    )
+    threads: int = Field(0, ge=0, description="intra-op threads of a trial on a CPU; 0 takes one")
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    engine: Literal["plain", "graph"] = Field(
+        "plain", description="graph captures training steps in CUDA graphs, which is experimental"
+    )
+    deterministic: bool = Field(False, description="deterministic algorithms alone, which may be slower")
 
 
 def _parse_data(table: object) -> Data:

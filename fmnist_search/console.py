@@ -138,7 +138,7 @@ class TrainingDisplay(Silence):
         """The training begins."""
         talk.print(name)
 
-    def epoch_ended(self, report: EpochReport) -> None:
+    def epoch_ended(self, name: str, report: EpochReport) -> None:
         """An epoch of it."""
         talk.print(
             f"  epoch {report.epoch}: loss {report.train_loss:.4f}, accuracy {percent(report.train_accuracy)}, "
@@ -154,8 +154,8 @@ class StudyDisplay:
         self._started = time.monotonic()
         self._rows: list[TrialRow] = []
         self._earlier = 0
-        self._name = ""
-        self._curve: list[float] = []
+        self._searched = 0.0
+        self._curves: dict[str, list[float]] = {}
         self._live = Live(console=talk, refresh_per_second=4, get_renderable=self._render, transient=True)
 
     def __enter__(self) -> StudyDisplay:
@@ -166,23 +166,28 @@ class StudyDisplay:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def study_opened(self, rows: Sequence[TrialRow]) -> None:
-        """A study begins, or goes on after these trials."""
+    def study_opened(self, rows: Sequence[TrialRow], seconds: float) -> None:
+        """A study begins, or goes on after these trials and so many seconds of searching."""
         self._rows = list(rows)
         self._earlier = len(rows)
+        self._searched = seconds
 
     def say(self, text: str) -> None:
         """Something worth a line."""
         talk.print(Text(text))
 
     def training_started(self, name: str, recipe: Recipe) -> None:
-        """A trial, or a finalist's training, begins."""
-        self._name, self._curve = name, []
+        """A trial, or a finalist's training, begins; others may run at the same time."""
+        self._curves = {**self._curves, name: []}
 
-    def epoch_ended(self, report: EpochReport) -> None:
-        """An epoch of the running training."""
+    def epoch_ended(self, name: str, report: EpochReport) -> None:
+        """An epoch of the training of that name."""
         if report.val_accuracy is not None:
-            self._curve.append(report.val_accuracy)
+            self._curves[name].append(report.val_accuracy)
+
+    def training_ended(self, name: str) -> None:
+        """The training of that name is over, however it ended."""
+        self._curves = {running: curve for running, curve in self._curves.items() if running != name}
 
     def trial_ended(self, row: TrialRow) -> None:
         """A trial of the search is over."""
@@ -197,7 +202,7 @@ class StudyDisplay:
         )
 
     def _counted(self) -> int:
-        return sum(row.state is not State.INTERRUPTED and row.duplicate_of is None for row in self._rows)
+        return sum(row.is_final and row.duplicate_of is None for row in self._rows)
 
     def _tally(self) -> str:
         own = [row for row in self._rows if row.duplicate_of is None]
@@ -227,7 +232,7 @@ class StudyDisplay:
         if budget.trials is not None:
             bounds.append(max(budget.trials - self._counted(), 0) * elapsed / new)
         if budget.minutes is not None:
-            bounds.append(max(budget.minutes * 60 - elapsed - sum(r.seconds for r in self._rows[: self._earlier]), 0))
+            bounds.append(max(budget.minutes * 60 - elapsed - self._searched, 0))
         return min(bounds, default=None)
 
     def _render(self) -> Table:
@@ -236,8 +241,9 @@ class StudyDisplay:
         lines.add_row(Text(f"{self._config.name}: {self._tally()}; {self._pace()}", style="bold"))
         if total:
             lines.add_row(ProgressBar(total=total, completed=self._counted(), width=60))
-        latest = f"{percent(self._curve[-1])} after epoch {len(self._curve)}" if self._curve else "first epoch"
-        lines.add_row(Text(f"{self._name}  {sparkline(self._curve)}  {latest}"))
+        for name, curve in self._curves.items():
+            latest = f"{percent(curve[-1])} after epoch {len(curve)}" if curve else "first epoch"
+            lines.add_row(Text(f"{name}  {sparkline(curve)}  {latest}"))
         return lines
 
 

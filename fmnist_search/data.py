@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-import torchvision
 from torch import Tensor
 
 from fmnist_search.errors import UserError
@@ -287,6 +286,8 @@ def _first_good(dataset: Dataset, name: str, paths: Iterable[Path], *, strict: b
 
 def _download(dataset: Dataset) -> dict[str, bytes]:
     """All files by torchvision's own download, through a folder that is gone afterwards; those that are whole."""
+    import torchvision  # takes a second, and hardly anybody comes here twice
+
     patience = socket.getdefaulttimeout()
     with tempfile.TemporaryDirectory() as folder:
         try:

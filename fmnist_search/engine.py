@@ -1,15 +1,16 @@
 """The training engine: a plain PyTorch loop with everything resident on the device.
 
-Nothing inside an epoch waits for the device: losses and hits add up there and are read once, at its end.
+Nothing inside an epoch waits for the device: losses and hits add up there and are read once, at its end. What a step
+does stands here, once; `graphs.py` captures the same steps in a CUDA graph.
 """
 
 from __future__ import annotations
 
-import contextlib
-import statistics
+import logging
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Generator
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,19 +18,19 @@ from torch.nn import functional
 
 from fmnist_search.augment import augment
 from fmnist_search.data import Images
-from fmnist_search.errors import UserError
 from fmnist_search.evaluate import Evaluation, autocast, evaluate
+from fmnist_search.graphs import CapturedSteps, CaptureError
 from fmnist_search.models import Classifier, build
+from fmnist_search.models.layers import Dropout
 from fmnist_search.optim import AveragedWeights, learning_rates, make_optimizer
-from fmnist_search.recipe import FAMILIES, Execution, Recipe
-from fmnist_search.results import EpochReport
+from fmnist_search.recipe import Execution, Recipe
+from fmnist_search.results import EpochReport, Preparation
+from fmnist_search.tuning import in_format
 
-PROBE_BATCH = 128
-PROBE_MULT_ADDS = 7_470_000
-"""Multiply-adds of the default cnn for one image."""
-PROBE_ROUNDS = 7
-PROBE_GAIN = 1.1
-"""bfloat16 is chosen only where it is faster by more than the noise of a probe."""
+log = logging.getLogger(__name__)
+
+_global_generator = threading.Lock()
+"""Torch draws initial weights from a generator that all threads share."""
 
 
 class Epoch(NamedTuple):
@@ -38,9 +39,20 @@ class Epoch(NamedTuple):
     report: EpochReport
     evaluation: Evaluation | None
     classifier: Classifier
+    preparation: Preparation
 
 
-def fit(recipe: Recipe, images: Images, execution: Execution) -> Iterator[Epoch]:
+class Loop(Protocol):
+    """How the steps of an epoch are run."""
+
+    def run(self, order: Tensor, first: int) -> None:
+        """One pass over the training images in this order; `first` counts the steps before it."""
+
+    def close(self) -> None:
+        """Give back what it holds on the device."""
+
+
+def fit(recipe: Recipe, images: Images, execution: Execution) -> Generator[Epoch]:
     """Train a fresh network and yield after each epoch; whoever iterates decides whether it goes on.
 
     The same recipe, images, execution and library versions give the same numbers, bit for bit.
@@ -49,67 +61,122 @@ def fit(recipe: Recipe, images: Images, execution: Execution) -> Iterator[Epoch]
         UserError: the network is too large.
         torch.OutOfMemoryError: it does not fit on the device.
     """
-    device = torch.device(execution.device)
-    torch.manual_seed(recipe.seed)
-    generator = torch.Generator(device).manual_seed(recipe.seed)
-    raw = build(recipe.model, images.mean, images.deviation)
-    raw = raw.to(device).to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(raw, recipe.optimizer)
-    sizes = batch_sizes(len(images.train), recipe.batch_size)
-    averaged = AveragedWeights(raw, recipe.averaging.horizon * len(sizes))
-    rates = learning_rates(recipe, recipe.epochs * len(sizes))
-    for epoch in range(1, recipe.epochs + 1):
-        started = time.perf_counter()
-        epoch_rates = rates[(epoch - 1) * len(sizes) : epoch * len(sizes)]
-        loss, accuracy = _train_epoch(recipe, images, raw, averaged, optimizer, sizes, epoch_rates, generator)
-        evaluation = evaluate(averaged.model, images.validation, recipe.precision) if len(images.validation) else None
-        report = EpochReport(
-            epoch=epoch,
-            train_loss=loss,
-            train_accuracy=accuracy,
-            val_loss=evaluation.loss if evaluation else None,
-            val_accuracy=evaluation.accuracy if evaluation else None,
-            learning_rate=epoch_rates[-1],
-            seconds=time.perf_counter() - started,
-        )
-        yield Epoch(report, evaluation, averaged.model)
+    training, loop, preparation = _prepared(recipe, images, execution)
+    try:
+        for epoch in range(1, recipe.epochs + 1):
+            started = time.perf_counter()
+            loss, accuracy = training.epoch(epoch, loop)
+            classifier = training.averaged.model
+            evaluation = evaluate(classifier, images.validation, recipe.precision) if len(images.validation) else None
+            report = EpochReport(
+                epoch=epoch,
+                train_loss=loss,
+                train_accuracy=accuracy,
+                val_loss=evaluation.loss if evaluation else None,
+                val_accuracy=evaluation.accuracy if evaluation else None,
+                learning_rate=training.rates[epoch * len(training.sizes) - 1],
+                seconds=time.perf_counter() - started,
+            )
+            yield Epoch(report, evaluation, classifier, preparation)
+    finally:
+        loop.close()
 
 
-def _train_epoch(
-    recipe: Recipe,
-    images: Images,
-    model: Classifier,
-    averaged: AveragedWeights[Classifier],
-    optimizer: torch.optim.Optimizer,
-    sizes: list[int],
-    rates: list[float],
-    generator: torch.Generator,
-) -> tuple[float, float]:
-    """One pass over the training images; mean loss and accuracy of the raw weights as they moved."""
-    device = images.train.pixels.device
-    order = torch.randperm(len(images.train), generator=generator, device=device)
-    totals = torch.zeros(2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
-    fill = round(images.mean)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    model.train()
-    for chosen, rate in zip(torch.split(order, sizes), rates, strict=True):
-        pixels = augment(images.train.pixels[chosen], recipe.augmentation, fill, generator)
-        labels = images.train.labels[chosen]
-        with autocast(device, recipe.precision):
-            logits = model(pixels)
+def _prepared(recipe: Recipe, images: Images, execution: Execution) -> tuple[Training, Loop, Preparation]:
+    """A training before its first step; what cannot be captured takes the plain loop, and says why."""
+    started = time.perf_counter()
+    training = Training(recipe, images, execution)
+    built = time.perf_counter()
+    if execution.engine == "plain":
+        return training, PlainSteps(training), Preparation(build_seconds=built - started)
+    try:
+        loop = CapturedSteps(training)
+    except CaptureError as error:
+        log.warning("%s: runs without a graph: %s", recipe.label, error)
+        training = Training(recipe, images, execution)
+        return training, PlainSteps(training), Preparation(build_seconds=time.perf_counter() - started)
+    return training, loop, Preparation(built - started, time.perf_counter() - built, engine="graph")
+
+
+class Training:
+    """Everything that changes while a recipe trains, and what one step does to it."""
+
+    def __init__(self, recipe: Recipe, images: Images, execution: Execution):
+        self.recipe = recipe
+        self.images = images
+        self.device = torch.device(execution.device)
+        self.generator = torch.Generator(self.device).manual_seed(recipe.seed)
+        self.model = in_format(_fresh(recipe, images).to(self.device), execution.memory_format)
+        self.sizes = batch_sizes(len(images.train), recipe.batch_size)
+        self.rates = learning_rates(recipe, recipe.epochs * len(self.sizes))
+        self.optimizer = make_optimizer(self.model, recipe.optimizer)
+        self.averaged = AveragedWeights(self.model, recipe.averaging.horizon * len(self.sizes))
+        self.totals = torch.zeros(2, dtype=_widest(self.device), device=self.device)
+        self._fill = round(images.mean)
+        for module in self.model.modules():
+            if isinstance(module, Dropout):
+                module.generator = self.generator
+
+    def epoch(self, number: int, loop: Loop) -> tuple[float, float]:
+        """One pass over the training images; mean loss and accuracy of the raw weights as they moved."""
+        count = len(self.images.train)
+        order = torch.randperm(count, generator=self.generator, device=self.device)
+        self.totals.zero_()
+        self.model.train()
+        loop.run(order, (number - 1) * len(self.sizes))
+        loss, hits = self.totals.tolist()
+        return loss / count, hits / count
+
+    def backward(self, chosen: Tensor) -> None:
+        """The gradients of a batch, given by the places of its images; its loss and hits are added to the totals."""
+        images, recipe = self.images.train, self.recipe
+        pixels = augment(images.pixels[chosen], recipe.augmentation, self._fill, self.generator)
+        labels = images.labels[chosen]
+        with autocast(self.device, recipe.precision):
+            logits = self.model(pixels)
         logits = logits.float()
         loss = functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-        optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         if recipe.optimizer.clip_norm:
-            torch.nn.utils.clip_grad_norm_(parameters, recipe.optimizer.clip_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        averaged.update()
-        totals += _loss_and_hits(loss.detach(), logits.detach(), labels)
-    loss_sum, hits = totals.tolist()
-    return loss_sum / len(order), hits / len(order)
+            torch.nn.utils.clip_grad_norm_(self.parameters, recipe.optimizer.clip_norm)
+        self.totals += _loss_and_hits(loss.detach(), logits.detach(), labels)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """What the optimizer changes."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+
+class PlainSteps:
+    """Step after step, each launched from Python."""
+
+    def __init__(self, training: Training):
+        self._training = training
+
+    def run(self, order: Tensor, first: int) -> None:
+        """One pass over the training images in this order; `first` counts the steps before it."""
+        training = self._training
+        for step, chosen in enumerate(torch.split(order, training.sizes), start=first):
+            training.backward(chosen)
+            for group in training.optimizer.param_groups:
+                group["lr"] = training.rates[step]
+            training.optimizer.step()
+            training.averaged.update()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _fresh(recipe: Recipe, images: Images) -> Classifier:
+    """The network with its initial weights, which come from the recipe's seed whatever else draws at the moment."""
+    with _global_generator, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(recipe.seed)
+        return build(recipe.model, images.mean, images.deviation)
+
+
+def _widest(device: torch.device) -> torch.dtype:
+    return torch.float64 if device.type != "mps" else torch.float32
 
 
 def _loss_and_hits(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
@@ -125,81 +192,3 @@ def batch_sizes(images: int, batch_size: int) -> list[int]:
     elif rest:
         sizes.append(rest)
     return sizes
-
-
-# -------------------------------------------------------------------------------------- execution
-
-
-def resolve_execution(device: str = "auto", threads: int = 0) -> Execution:
-    """How trials run on this machine: "auto" takes CUDA where there is one, no threads are torch's own number.
-
-    Raises:
-        UserError: the device is not there.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(
-            f"device: {device!r} cannot be used here ({str(error).splitlines()[0]}); take --device cpu or auto"
-        ) from error
-    return Execution(device=device, threads=threads or torch.get_num_threads())
-
-
-@contextlib.contextmanager
-def settled(execution: Execution) -> Iterator[None]:
-    """Torch set as the execution says, and set back afterwards; trials run inside it."""
-    threads, tuned = torch.get_num_threads(), torch.backends.cudnn.benchmark
-    deterministic = torch.backends.cudnn.deterministic
-    torch.set_num_threads(execution.threads or threads)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.backends.cudnn.benchmark = tuned
-        torch.backends.cudnn.deterministic = deterministic
-
-
-def probe_precision(execution: Execution) -> str:
-    """The faster precision for a training step of the standard network: "bfloat16" or "float32".
-
-    Run once a study, which keeps the answer: noise shall never choose the numerics of a trial.
-    """
-    device = torch.device(execution.device)
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return "float32"
-    seconds = _step_seconds(execution, ("float32", "bfloat16"))
-    return "bfloat16" if seconds["bfloat16"] * PROBE_GAIN < seconds["float32"] else "float32"
-
-
-def measure_rate(execution: Execution, precision: str) -> float:
-    """Multiply-adds a second in a training step of the standard network, backward pass counted as two forward ones."""
-    return 3 * PROBE_BATCH * PROBE_MULT_ADDS / _step_seconds(execution, (precision,))[precision]
-
-
-def _step_seconds(execution: Execution, precisions: Sequence[str]) -> dict[str, float]:
-    """Median seconds of a step of the standard network, the precisions taking turns so that noise hits all alike."""
-    device = torch.device(execution.device)
-    pixels = torch.zeros(PROBE_BATCH, 28, 28, device=device)
-    labels = torch.zeros(PROBE_BATCH, dtype=torch.int64, device=device)
-    samples: dict[str, list[float]] = {precision: [] for precision in precisions}
-    with settled(execution):
-        model = build(FAMILIES["cnn"]()).to(device).to(memory_format=torch.channels_last)
-        for _ in range(PROBE_ROUNDS):
-            for precision in precisions:
-                samples[precision].append(_time_step(model, pixels, labels, precision))
-    return {precision: statistics.median(times[1:]) for precision, times in samples.items()}
-
-
-def _time_step(model: Classifier, pixels: Tensor, labels: Tensor, precision: str) -> float:
-    started = time.perf_counter()
-    with autocast(pixels.device, precision):
-        logits = model(pixels)
-    torch.autograd.backward(functional.cross_entropy(logits.float(), labels))
-    # Reading a gradient waits for the device, whichever it is.
-    next(model.parameters()).grad.sum().item()  # type: ignore[union-attr]
-    return time.perf_counter() - started

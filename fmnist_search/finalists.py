@@ -19,8 +19,8 @@ from fmnist_search.models import Classifier, build
 from fmnist_search.recipe import Recipe
 from fmnist_search.results import Accuracy, Confirmed, State, TrialResult, TrialRow
 
-Train = Callable[[str, Recipe], TrialResult]
-"""Runs a recipe under a name and keeps the record; an interrupted one comes back as such."""
+Train = Callable[[Sequence[tuple[str, Recipe]]], Sequence[TrialResult]]
+"""Runs recipes, each under a name, and keeps the record; an interrupted one comes back as such."""
 
 
 @dataclass(frozen=True)
@@ -38,26 +38,31 @@ def find_champion(leaders: Sequence[TrialRow], settings: Finalists, seed: int, t
     Raises:
         UserError: none of the finalists could be trained.
     """
+    seeds = fresh_seeds(seed, settings.seeds)
+    finals = [final_recipe(row.recipe, settings) for row in leaders]
+    trained = train(
+        [
+            (f"finalist {row.number:03d} seed {number} {recipe.label}", recipe.replace({"seed": fresh}))
+            for row, recipe in zip(leaders, finals, strict=True)
+            for number, fresh in enumerate(seeds, start=1)
+        ]
+    )
+    if any(result.state is State.INTERRUPTED for result in trained):
+        return None
     confirmations: list[tuple[Confirmed, TrialResult]] = []
-    for row in leaders:
-        recipe = final_recipe(row.recipe, settings)
-        results = []
-        for number, fresh in enumerate(fresh_seeds(seed, settings.seeds), 1):
-            result = train(f"finalist {row.number:03d} seed {number} {recipe.label}", recipe.replace({"seed": fresh}))
-            if result.state is State.INTERRUPTED:
-                return None
-            results.append(result)
+    for place, (row, recipe) in enumerate(zip(leaders, finals, strict=True)):
+        results = trained[place * len(seeds) : (place + 1) * len(seeds)]
         accuracies = tuple(result.value for result in results if result.value is not None)
         if len(accuracies) == len(results) and all(result.state is State.COMPLETED for result in results):
             confirmations.append((Confirmed(row.number, recipe, accuracies), results[0]))
     if not confirmations:
         raise UserError("finalists: every one of them failed; see the reasons in their runs", exit_code=4)
     confirmed, first = max(confirmations, key=lambda pair: pair[0].mean)
-    recipe = confirmed.recipe.replace({"seed": fresh_seeds(seed, 1)[0]})
+    recipe = confirmed.recipe.replace({"seed": seeds[0]})
     if settings.refit == "none":
         return Chosen(confirmed, recipe, _classifier(recipe, first))
     recipe = recipe.replace({"data.validation": 0, "data.train_images": 0})
-    refitted = train(f"champion {confirmed.trial:03d} {recipe.label}", recipe)
+    (refitted,) = train([(f"champion {confirmed.trial:03d} {recipe.label}", recipe)])
     if refitted.state is State.INTERRUPTED:
         return None
     if refitted.state is not State.COMPLETED:

@@ -92,8 +92,18 @@ class AveragedWeights(Generic[Model]):
     def update(self) -> None:
         """Take in the model's present weights."""
         self._steps += 1
-        decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
-        torch._foreach_lerp_(self._averages, self._sources, 1 - decay)
+        torch._foreach_lerp_(self._averages, self._sources, self.share(self._steps))
+
+    @torch.no_grad()
+    def update_by(self, share: torch.Tensor) -> None:
+        """The same with the share of the present weights read from the device, which a captured step needs."""
+        moves = torch._foreach_sub(self._sources, self._averages)
+        torch._foreach_mul_(moves, share)
+        torch._foreach_add_(self._averages, moves)
+
+    def share(self, step: int) -> float:
+        """How much of the averages the weights after a step make up, steps counted from 1."""
+        return 1 - min(self._decay, (1 + step) / (10 + step))
 
 
 def _floating_state(model: nn.Module) -> list[torch.Tensor]:

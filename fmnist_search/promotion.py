@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fmnist_search import finalists, registry
 from fmnist_search.config import Finalists
 from fmnist_search.data import Images, Source, prepare
-from fmnist_search.recipe import Data, Execution, Recipe, text_of
-from fmnist_search.results import Accuracy, Champion, Confirmed, Listener, TrialResult, TrialRow
-from fmnist_search.tracking import Run, Tracking
-from fmnist_search.training import Interruption, tracked
+from fmnist_search.recipe import Data, Recipe, text_of
+from fmnist_search.results import Accuracy, Champion, Confirmed, TrialResult, TrialRow
+from fmnist_search.tracking import Run, Tracking, TrainingRun
+from fmnist_search.training import Desk, Tracked, stopped
+from fmnist_search.workers import Crew
 
 
 @dataclass
@@ -22,13 +24,12 @@ class Promotion:
     seed: int
     settings: Finalists
     source: Source
-    execution: Execution
     tracking: Tracking
     study_run: Run
     images: Images
-    interruption: Interruption
-    listener: Listener
-    runs: list[tuple[str, Recipe]] = field(init=False, default_factory=list)
+    crew: Crew
+    desk: Desk
+    runs: list[Tracked] = field(init=False, default_factory=list)
     prepared: dict[Data, Images] = field(init=False, default_factory=dict)
 
     def run(self, leaders: Sequence[TrialRow]) -> Champion | None:
@@ -43,7 +44,8 @@ class Promotion:
             return None
         dataset = chosen.recipe.data.dataset
         test = finalists.test_once(chosen.classifier, dataset, self.source)
-        run_id = next(run_id for run_id, recipe in self.runs if recipe == chosen.recipe)
+        run_id = next(training.run_id for training in self.runs if training.recipe == chosen.recipe)
+        self.desk.sender.flush()
         self._record_test(run_id, test)
         uri = registry.package(chosen.classifier, run_id)
         tags = self._tags(chosen.confirmed, chosen.recipe, test)
@@ -53,21 +55,41 @@ class Promotion:
         alias = registry.claim_alias(client, name, version, chosen.confirmed, tags)
         return Champion(chosen.confirmed, chosen.recipe, test, name, version, alias)
 
-    def _train(self, name: str, recipe: Recipe) -> TrialResult:
-        """One finalist's training, in a run of its own below the study's."""
-        images = self._images(recipe.data)
-        tags = {"study": self.study, "kind": "finalist", "device": self.execution.device}
-        run = self.tracking.training_run(name, recipe, list(recipe.flat()), tags, self.study_run)
-        self.runs.append((run.run_id, recipe))
-        self.listener.training_started(name, recipe)
-        result = tracked(recipe, images, self.execution, run, self.interruption, self.listener)
-        reached = f"{result.value:.2%} on validation" if result.value is not None else result.state.value
-        self.listener.say(f"{name}: {reached}")
-        return result
+    def _train(self, trainings: Sequence[tuple[str, Recipe]]) -> list[TrialResult]:
+        """Finalists' trainings, as many at a time as there are workers, each in a run of its own below the study's.
 
-    def _images(self, data: Data) -> Images:
+        What is not trained for an interruption comes back as interrupted.
+        """
+        waiting = deque(trainings)
+        begun: dict[str, Finalist] = {}
+
+        def next_finalist() -> Finalist | None:
+            if self.desk.interruption.requested or not waiting:
+                return None
+            name, recipe = waiting.popleft()
+            begun[name] = Finalist(name, recipe, self, None if name in begun else waiting)
+            return begun[name]
+
+        try:
+            self.crew.run(next_finalist)
+        except BaseException as error:
+            self.crew.stop()
+            if not isinstance(error, KeyboardInterrupt):
+                raise
+            self.desk.interruption.requested = True
+        self.runs += begun.values()
+        return [_result(begun.get(name)) for name, _ in trainings]
+
+    def open_run(self, name: str, recipe: Recipe) -> TrainingRun:
+        """The run of a finalist."""
+        device = self.crew.execution.device
+        tags = {"study": self.study, "kind": "finalist", "device": device}
+        return self.tracking.training_run(name, recipe, list(recipe.flat()), tags, self.study_run)
+
+    def images_of(self, data: Data) -> Images:
+        """The images that a recipe needs, on the device."""
         if data not in self.prepared:
-            self.prepared[data] = prepare(data, self.source, self.execution.device)
+            self.prepared[data] = prepare(data, self.source, self.crew.execution.device)
         return self.prepared[data]
 
     def _record_test(self, run_id: str, test: Accuracy) -> None:
@@ -97,3 +119,31 @@ class Promotion:
             f"{test.low:.2%} to {test.high:.2%}), looked at once. Takes float32 pixels (-1, 28, 28) of 0..255, "
             "gives probabilities of the ten classes."
         )
+
+
+class Finalist(Tracked):
+    """The training of a finalist; one whose worker dies goes back into the queue, if there is one for it."""
+
+    def __init__(self, name: str, recipe: Recipe, promotion: Promotion, queue: deque[tuple[str, Recipe]] | None):
+        images = promotion.images_of(recipe.data)
+        super().__init__(name, recipe, images, lambda: promotion.open_run(name, recipe), promotion.desk)
+        self._promotion = promotion
+        self._queue = queue
+
+    def end(self, result: TrialResult, seconds: float) -> None:
+        """Take in the result, and say it."""
+        super().end(result, seconds)
+        reached = f"{result.value:.2%} on validation" if result.value is not None else result.state.value
+        self._promotion.desk.listener.say(f"{self.name}: {reached}")
+
+    def lost(self, reason: str) -> None:
+        """The worker has died over it: it is tried once more."""
+        super().lost(reason)
+        if self._queue is not None:
+            self._queue.append((self.name, self.recipe))
+        again = "; it is tried again" if self._queue is not None else ""
+        self._promotion.desk.listener.say(f"{self.name}: {reason}{again}")
+
+
+def _result(finalist: Finalist | None) -> TrialResult:
+    return (finalist.result if finalist else None) or stopped("the finalists were interrupted")

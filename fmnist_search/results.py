@@ -39,6 +39,31 @@ class EpochReport:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """What came before a training's first step: seconds to build network and optimizer, and to capture a graph."""
+
+    build_seconds: float = 0.0
+    capture_seconds: float = 0.0
+    engine: str = "plain"
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """What a trial took beside training and validation, in seconds.
+
+    `seconds` counts from when its worker was free for it to when its result was there, training and validation apart;
+    of it, `build` and `capture` came before the first step and `sampling` is Optuna's part (ask and report).
+    `tracking` is what MLflow took, beside the training and not in `seconds`.
+    """
+
+    seconds: float = 0.0
+    build: float = 0.0
+    capture: float = 0.0
+    sampling: float = 0.0
+    tracking: float = 0.0
+
+
 Observer = Callable[[EpochReport], Decision]
 """Sees each epoch of a trial and says whether it goes on: the extension point that users get."""
 
@@ -58,8 +83,8 @@ class TrialResult:
 
     `value` is the last epoch's validation accuracy, `best_epoch` the one whose weights were kept; `confusion`
     counts validation images of the last epoch, rows true and columns predicted; `weights` are the kept averaged
-    weights on the CPU, `last_weights` those of the last epoch; `reason` says in one line why it ended early, and
-    `error` holds the traceback of a failure.
+    weights on the CPU, `last_weights` those of the last epoch; `preparation` is what came before the first step;
+    `reason` says in one line why it ended early, and `error` holds the traceback of a failure.
     """
 
     state: State
@@ -70,6 +95,7 @@ class TrialResult:
     confusion: tuple[tuple[int, ...], ...] | None = None
     reason: str | None = None
     error: str | None = None
+    preparation: Preparation = field(default=Preparation(), repr=False, compare=False)
     weights: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
     last_weights: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
@@ -103,7 +129,8 @@ class Accuracy:
 class TrialRow:
     """One trial of a study, as a table shows it; `value` of a pruned one is the last that it reported.
 
-    `curve` holds the validation accuracy after each epoch.
+    `curve` holds the validation accuracy after each epoch. One that `comes_again` lost its worker and is tried anew
+    as another trial.
     """
 
     number: int
@@ -116,6 +143,13 @@ class TrialRow:
     duplicate_of: int | None = None
     run_id: str | None = None
     curve: tuple[float, ...] = ()
+    overhead: Overhead = Overhead()
+    comes_again: bool = False
+
+    @property
+    def is_final(self) -> bool:
+        """Whether it counts against a budget: one that comes again does not."""
+        return not self.comes_again and self.state is not State.INTERRUPTED
 
 
 @dataclass(frozen=True)
@@ -196,13 +230,18 @@ class StudySummary:
     @property
     def leaders(self) -> list[TrialRow]:
         """Completed trials, the best first; of equal ones the earlier first."""
-        done = [row for row in self.trials if row.state is State.COMPLETED and row.duplicate_of is None]
-        return sorted(done, key=lambda row: (-(row.value or 0.0), row.number))
+        return leaders_of(self.trials)
 
     @property
     def best(self) -> TrialRow | None:
         """The completed trial with the highest value."""
         return next(iter(self.leaders), None)
+
+
+def leaders_of(trials: Sequence[TrialRow]) -> list[TrialRow]:
+    """The completed of these trials, the best first; of equal ones the earlier first."""
+    done = [row for row in trials if row.state is State.COMPLETED and row.duplicate_of is None]
+    return sorted(done, key=lambda row: (-(row.value or 0.0), row.number))
 
 
 class Listener(Protocol):
@@ -211,14 +250,17 @@ class Listener(Protocol):
     def say(self, text: str) -> None:
         """Something worth a line."""
 
-    def study_opened(self, rows: Sequence[TrialRow]) -> None:
-        """A study begins, or goes on after these trials."""
+    def study_opened(self, rows: Sequence[TrialRow], seconds: float) -> None:
+        """A study begins, or goes on after these trials and so many seconds of searching."""
 
     def training_started(self, name: str, recipe: Recipe) -> None:
-        """A trial, or a finalist's training, begins."""
+        """A trial, or a finalist's training, begins; others may run at the same time."""
 
-    def epoch_ended(self, report: EpochReport) -> None:
-        """An epoch of the running training."""
+    def epoch_ended(self, name: str, report: EpochReport) -> None:
+        """An epoch of the training of that name."""
+
+    def training_ended(self, name: str) -> None:
+        """The training of that name is over, however it ended."""
 
     def trial_ended(self, row: TrialRow) -> None:
         """A trial of the search is over."""
@@ -230,13 +272,16 @@ class Silence:
     def say(self, text: str) -> None:
         """Say nothing."""
 
-    def study_opened(self, rows: Sequence[TrialRow]) -> None:
+    def study_opened(self, rows: Sequence[TrialRow], seconds: float) -> None:
         """Say nothing."""
 
     def training_started(self, name: str, recipe: Recipe) -> None:
         """Say nothing."""
 
-    def epoch_ended(self, report: EpochReport) -> None:
+    def epoch_ended(self, name: str, report: EpochReport) -> None:
+        """Say nothing."""
+
+    def training_ended(self, name: str) -> None:
         """Say nothing."""
 
     def trial_ended(self, row: TrialRow) -> None:

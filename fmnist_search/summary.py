@@ -14,11 +14,15 @@ COLUMNS = ("input_size", "output_size", "kernel_size", "num_params", "mult_adds"
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """A table of layers, the number of trainable parameters and the multiply-adds of one image."""
+    """A table of layers, the number of trainable parameters, and what one image takes.
+
+    `mult_adds` counts its multiply-adds, `activation_bytes` what the layers put out in float32.
+    """
 
     text: str
     parameters: int
     mult_adds: int
+    activation_bytes: int
 
 
 def summarize(architecture: Architecture) -> ModelSummary:
@@ -27,4 +31,6 @@ def summarize(architecture: Architecture) -> ModelSummary:
     found = torchinfo.summary(
         model, input_size=(1, 28, 28), device="cpu", col_names=COLUMNS, row_settings=("var_names",), verbose=0
     )
-    return ModelSummary(str(found), int(found.trainable_params), int(found.total_mult_adds))
+    return ModelSummary(
+        str(found), int(found.trainable_params), int(found.total_mult_adds), int(found.total_output_bytes)
+    )

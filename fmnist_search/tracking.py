@@ -44,7 +44,7 @@ from fmnist_search.data import Images
 from fmnist_search.errors import UserError
 from fmnist_search.places import sqlite_file
 from fmnist_search.recipe import FAMILIES, Execution, Recipe, known_hyperparameters, text_of
-from fmnist_search.results import EpochReport, State, TrialResult
+from fmnist_search.results import EpochReport, Overhead, State, TrialResult
 from fmnist_search.version import VERSION
 
 STATUS = {
@@ -236,8 +236,8 @@ class TrainingRun(Run):
         self._held: list[Metric] = []
         self.text(RECIPE_FILE, recipe_to_toml(recipe))
 
-    def epoch(self, report: EpochReport, last: bool) -> None:
-        """Log an epoch; the last one waits for the figures of the whole training."""
+    def epoch(self, report: EpochReport, last: bool, at: float) -> None:
+        """Log an epoch that ended at that time; the last one waits for the figures of the whole training."""
         figures = {
             "train/loss": report.train_loss,
             "train/accuracy": report.train_accuracy,
@@ -246,20 +246,33 @@ class TrainingRun(Run):
             "time/epoch_seconds": report.seconds,
             "optimizer/learning_rate": report.learning_rate,
         }
-        metrics = _metrics({key: value for key, value in figures.items() if value is not None}, report.epoch)
+        metrics = _metrics({key: value for key, value in figures.items() if value is not None}, report.epoch, at)
         if last:
             self._held = metrics
         else:
             self._client.log_batch(self.run_id, metrics, params=self._params)
             self._params = []
 
-    def finish(self, result: TrialResult) -> None:
+    def finish(self, result: TrialResult, overhead: Overhead) -> None:
         """Log how it ended and close the run."""
-        summary = {"model/parameters": result.parameters, "time/trial_seconds": result.seconds}
+        summary = {
+            "model/parameters": result.parameters,
+            "time/trial_seconds": result.seconds,
+            "time/overhead_seconds": overhead.seconds,
+            "time/build_seconds": overhead.build,
+            "time/capture_seconds": overhead.capture,
+            "time/sampling_seconds": overhead.sampling,
+            "time/tracking_seconds": overhead.tracking,
+        }
         if result.best_val_accuracy is not None:
             summary["best/val_accuracy"] = result.best_val_accuracy
         metrics = self._held + _metrics(summary, len(result.epochs))
-        tags = {"state": result.state.value, "reason": result.reason or "", "epochs": str(len(result.epochs))}
+        tags = {
+            "state": result.state.value,
+            "reason": result.reason or "",
+            "epochs": str(len(result.epochs)),
+            "engine": result.preparation.engine,
+        }
         self._client.log_batch(
             self.run_id,
             metrics,
@@ -281,10 +294,10 @@ def _row(recipe: Recipe, names: Sequence[str]) -> dict[str, str]:
     return {**row, "model.widths": recipe.widths or "-"}
 
 
-def _metrics(values: Mapping[str, float], step: int) -> list[Metric]:
+def _metrics(values: Mapping[str, float], step: int, at: float | None = None) -> list[Metric]:
     """Points of one moment: a point sent twice with one timestamp is stored once."""
-    now = int(time.time() * 1000)
-    return [Metric(key, float(value), now, step) for key, value in values.items()]
+    moment = int((time.time() if at is None else at) * 1000)
+    return [Metric(key, float(value), moment, step) for key, value in values.items()]
 
 
 # ---------------------------------------------------------------------------------------- reaching it

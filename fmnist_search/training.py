@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import torch
 
 from fmnist_search.data import Images, Source, prepare
-from fmnist_search.engine import probe_precision, resolve_execution
 from fmnist_search.models import check
 from fmnist_search.places import Home, image_cache
 from fmnist_search.recipe import Execution, Recipe
 from fmnist_search.report import confusion_figure
-from fmnist_search.results import Decision, EpochReport, Listener, Observer, Silence, State, TrialResult
+from fmnist_search.results import Decision, EpochReport, Listener, Observer, Overhead, Silence, State, TrialResult
+from fmnist_search.sender import Sender
 from fmnist_search.summary import summarize
-from fmnist_search.tracking import STORE_ERRORS, Tracking, TrainingRun, environment, reaching
+from fmnist_search.tracking import Tracking, TrainingRun, environment, reaching
 from fmnist_search.trial import run_trial, watch_nothing
+from fmnist_search.tuning import resolve_execution, tune
+
+Done = TypeVar("Done")
 
 
 class Interruption:
@@ -61,42 +68,104 @@ class Interruption:
             self.requested, self._at = True, now
 
 
-def tracked(
-    recipe: Recipe,
-    images: Images,
-    execution: Execution,
-    run: TrainingRun,
-    interruption: Interruption,
-    listener: Listener,
-    observer: Observer = watch_nothing,
-) -> TrialResult:
-    """Run a recipe with its record in MLflow; the observer decides, an interruption has the last word."""
+class Tracked:
+    """A training with its record in MLflow: a job for a worker, which never waits for the record.
 
-    def observe(report: EpochReport) -> Decision:
-        decision = observer(report)
-        if interruption.requested:
+    The sender opens the run, writes each epoch and closes it. The observer decides, an interruption has the last word.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        recipe: Recipe,
+        images: Images,
+        open_run: Callable[[], TrainingRun],
+        desk: Desk,
+        observer: Observer = watch_nothing,
+    ):
+        self.name = name
+        self.recipe = recipe
+        self.images = images
+        self.result: TrialResult | None = None
+        self._desk = desk
+        self._observer = observer
+        self._tracking = 0.0
+        self._run: Future[TrainingRun] = self._send(open_run)
+        desk.listener.training_started(name, recipe)
+
+    @property
+    def run_id(self) -> str:
+        """Its run in MLflow."""
+        return self._run.result().run_id
+
+    def report(self, report: EpochReport) -> Decision:
+        """Take in an epoch, and say whether the training goes on."""
+        decision = self.decide(report)
+        if self._desk.interruption.requested:
             decision = Decision.INTERRUPT
-        last = decision is not Decision.CONTINUE or report.epoch == recipe.epochs
-        run.epoch(report, last)
-        listener.epoch_ended(report)
+        last, now = decision is not Decision.CONTINUE or report.epoch == self.recipe.epochs, time.time()
+        self._send(lambda: self._run.result().epoch(report, last, now))
+        self._desk.listener.epoch_ended(self.name, report)
         return decision
 
-    try:
-        result = run_trial(recipe, images, execution, observe)
-    except KeyboardInterrupt:
-        interruption.requested = True
-        result = TrialResult(State.INTERRUPTED, (), 0.0, reason="interrupted in the middle of an epoch")
-    except Exception:
-        with contextlib.suppress(*STORE_ERRORS):  # perhaps the store itself is what is gone
-            run.end("FAILED", "failed")
-        raise
-    _attach(run, recipe, result, images.classes)
-    run.finish(result)
-    return result
+    def decide(self, report: EpochReport) -> Decision:
+        """What the observer says."""
+        return self._observer(report)
+
+    def end(self, result: TrialResult, seconds: float) -> None:
+        """Take in the result, `seconds` after the training was begun."""
+        self.close(result, overhead_of(result, seconds))
+
+    def lost(self, reason: str) -> None:
+        """The worker has died over it: the training has failed."""
+        self.close(TrialResult(State.FAILED, (), 0.0, reason=reason))
+
+    def close(self, result: TrialResult, overhead: Overhead = Overhead()) -> None:  # noqa: B008
+        """Complete the record and close the run."""
+        self.result = result
+        self._send(lambda: self._complete(result, overhead))
+        if result.state is State.COMPLETED and result.confusion:
+            self._send(lambda: _picture(self._run.result(), self.recipe, result, self.images.classes), later=True)
+        self._desk.listener.training_ended(self.name)
+
+    def _complete(self, result: TrialResult, overhead: Overhead) -> None:
+        _attach(self._run.result(), self.recipe, result, self.images.classes)
+        self._run.result().finish(result, dataclasses.replace(overhead, tracking=self._tracking))
+
+    def _send(self, act: Callable[[], Done], *, later: bool = False) -> Future[Done]:
+        def timed() -> Done:
+            started = time.perf_counter()
+            try:
+                return act()
+            finally:
+                self._tracking += time.perf_counter() - started
+
+        return self._desk.sender.send(timed, later=later)
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What trainings that run side by side share: who writes, who listens, and whether to stop."""
+
+    sender: Sender
+    listener: Listener
+    interruption: Interruption
+
+
+def overhead_of(result: TrialResult, seconds: float, sampling: float = 0.0) -> Overhead:
+    """What a training took beside training and validation, of so many seconds in all."""
+    trained = sum(report.seconds for report in result.epochs)
+    preparation = result.preparation
+    return Overhead(seconds - trained, preparation.build_seconds, preparation.capture_seconds, sampling)
+
+
+def stopped(reason: str) -> TrialResult:
+    """The result of a training that was ended from outside, in the middle of an epoch."""
+    return TrialResult(State.INTERRUPTED, (), 0.0, reason=reason)
 
 
 def _attach(run: TrainingRun, recipe: Recipe, result: TrialResult, classes: Sequence[str]) -> None:
-    """What a training leaves beside its figures; pictures are for those that completed."""
+    """What a training leaves beside its figures."""
     if result.error:
         run.text("error.txt", result.error)
     if result.epochs:
@@ -104,9 +173,12 @@ def _attach(run: TrainingRun, recipe: Recipe, result: TrialResult, classes: Sequ
     if result.confusion:
         matrix = {"classes": list(classes), "rows_true_columns_predicted": result.confusion}
         run.text("confusion_matrix.json", json.dumps(matrix))
-        if result.state is State.COMPLETED:
-            title = f"{recipe.label}: {result.value:.2%} on validation"
-            run.figure("confusion_matrix.png", confusion_figure(result.confusion, classes, title))
+
+
+def _picture(run: TrainingRun, recipe: Recipe, result: TrialResult, classes: Sequence[str]) -> None:
+    assert result.confusion is not None
+    value = "" if result.value is None else f": {result.value:.2%} on validation"
+    run.figure("confusion_matrix.png", confusion_figure(result.confusion, classes, recipe.label + value))
 
 
 def save_weights(path: Path, result: TrialResult) -> None:
@@ -127,6 +199,7 @@ def train(
     data_dir: str | Path | None = None,
     device: str = "auto",
     threads: int = 0,
+    engine: str = "plain",
     precision: str | None = None,
     experiment: str = "fmnist-search",
     observer: Observer = watch_nothing,
@@ -143,10 +216,8 @@ def train(
     check(recipe.model)
     listener = listener or Silence()
     home = Home.find(tracking_uri, workdir)
-    execution = resolve_execution(device, threads)
-    if precision:
-        chosen = probe_precision(execution) if precision == "auto" else precision
-        recipe = recipe.replace({"precision": chosen})
+    execution, chosen = tune(resolve_execution(device, threads, engine), precision or recipe.precision)
+    recipe = recipe.replace({"precision": chosen})
     source = Source(image_cache(), Path(data_dir) if data_dir else None)
     images = prepare(recipe.data, source, execution.device)
     interruption = Interruption()
@@ -157,10 +228,24 @@ def train(
         run = tracking.training_run(name, recipe, list(recipe.flat()), tags)
         run.dataset(images, vars(recipe.data))
         run.text("environment.json", json.dumps(environment(execution), indent=2))
-        listener.training_started(name, recipe)
-        result = tracked(recipe, images, execution, run, interruption, listener, observer)
+        with Sender() as sender:
+            job = Tracked(name, recipe, images, lambda: run, Desk(sender, listener, interruption), observer)
+            result = _run_here(job, execution)
         if result.weights:
             path = home.folder / "weights" / "train" / run.run_id / "weights.pt"
             save_weights(path, result)
             tracking.client.log_artifact(run.run_id, str(path))
     return result, run.run_id
+
+
+def _run_here(job: Tracked, execution: Execution) -> TrialResult:
+    started = time.monotonic()
+    try:
+        result = run_trial(job.recipe, job.images, execution, job.report)
+    except KeyboardInterrupt:
+        result = stopped("interrupted in the middle of an epoch")
+    except Exception:
+        job.close(TrialResult(State.FAILED, (), 0.0, reason="the training stopped on an error"))
+        raise
+    job.end(result, time.monotonic() - started)
+    return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import traceback
@@ -12,12 +13,14 @@ import torch
 from torch import Tensor
 
 from fmnist_search.data import Images
-from fmnist_search.engine import Epoch, fit, settled
+from fmnist_search.engine import Epoch, fit
 from fmnist_search.errors import UserError
 from fmnist_search.evaluate import Evaluation
+from fmnist_search.graphs import release
 from fmnist_search.models import Classifier
 from fmnist_search.recipe import Execution, Recipe
-from fmnist_search.results import Decision, EpochReport, Observer, State, TrialResult
+from fmnist_search.results import Decision, EpochReport, Observer, Preparation, State, TrialResult
+from fmnist_search.tuning import settled
 
 ENDED_BY = {Decision.PRUNE: State.PRUNED, Decision.INTERRUPT: State.INTERRUPTED}
 
@@ -35,8 +38,7 @@ def run_trial(recipe: Recipe, images: Images, execution: Execution, observer: Ob
     """
     started = time.perf_counter()
     course = _Course(recipe)
-    with settled(execution):
-        epochs = fit(recipe, images, execution)
+    with settled(execution), contextlib.closing(fit(recipe, images, execution)) as epochs:
         while course.state is None:
             epoch = _next_epoch(epochs, course)
             if epoch is None:
@@ -44,11 +46,12 @@ def run_trial(recipe: Recipe, images: Images, execution: Execution, observer: Ob
             course.take(epoch)
             if course.state is State.FAILED:
                 break
-            with torch.random.fork_rng():  # whatever an observer draws, the training goes on as if unwatched
-                decision = observer(epoch.report)
+            decision = observer(epoch.report)
             if decision is not Decision.CONTINUE and epoch.report.epoch < recipe.epochs:
                 state = ENDED_BY[decision]
                 course.end(state, f"{state.value} after epoch {epoch.report.epoch}")
+    if course.state is State.FAILED:
+        release(torch.device(execution.device))
     return course.result(time.perf_counter() - started)
 
 
@@ -59,7 +62,6 @@ def _next_epoch(epochs: Iterator[Epoch], course: _Course) -> Epoch | None:
         course.end(State.COMPLETED)
     except torch.OutOfMemoryError as error:
         course.end(State.FAILED, f"out of memory: {_first_line(error)}", traceback.format_exc())
-        torch.cuda.empty_cache()
     except UserError as error:
         course.end(State.FAILED, str(error))
     except Exception as error:
@@ -86,6 +88,7 @@ class _Course:
     parameters: int = 0
     reports: list[EpochReport] = field(default_factory=list)
     evaluation: Evaluation | None = None
+    preparation: Preparation = field(default_factory=Preparation)
     best: EpochReport | None = None
     weights: Mapping[str, Tensor] | None = None
     classifier: Classifier | None = None
@@ -101,6 +104,7 @@ class _Course:
             return
         self.reports.append(epoch.report)
         self.evaluation = epoch.evaluation
+        self.preparation = epoch.preparation
         self.classifier = epoch.classifier
         self.parameters = sum(p.numel() for p in epoch.classifier.parameters())
         if self._beats_best(epoch.report):
@@ -127,6 +131,7 @@ class _Course:
             confusion=self.evaluation.confusion if self.evaluation else None,
             reason=self.reason,
             error=self.error,
+            preparation=self.preparation,
             weights=self.weights,
             last_weights=_copied_weights(self.classifier)
             if self.classifier and self.state is State.COMPLETED

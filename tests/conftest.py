@@ -48,6 +48,6 @@ def images(source: Source) -> Images:
 @pytest.fixture(scope="session")
 def execution() -> Execution:
     """One thread: the same bits on every machine, whatever the number of its cores."""
-    from fmnist_search.engine import resolve_execution
+    from fmnist_search.tuning import resolve_execution
 
     return resolve_execution("cpu", threads=1)

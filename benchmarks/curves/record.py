@@ -21,12 +21,12 @@ from benchmarks.curves.table import FORMAT, Curve, Header, Table
 from benchmarks.machine import machine, versions
 from fmnist_search.config import StudyConfig
 from fmnist_search.data import Images, Source, prepare
-from fmnist_search.engine import probe_precision, resolve_execution
 from fmnist_search.places import image_cache
 from fmnist_search.recipe import Execution, Recipe
 from fmnist_search.results import Decision, EpochReport, State
 from fmnist_search.search.space import base_recipe, sample, searched, trial_seed
 from fmnist_search.trial import run_trial
+from fmnist_search.tuning import resolve_execution, tune
 
 EXAMINED = 85
 """How many of the recipes are looked at more closely:"""
@@ -152,7 +152,7 @@ def _header(config: StudyConfig, execution: Execution) -> Header:
     return Header(
         format=FORMAT,
         study=config.model_dump(exclude_none=True),
-        precision=probe_precision(execution),
+        precision=tune(execution)[1],
         machine=machine(),
         versions=versions(),
         seconds=f"{seconds} of each epoch on {execution.device}, validation included, one intra-op thread",

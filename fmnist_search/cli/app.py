@@ -50,6 +50,16 @@ Pruner = Annotated[
     ),
 ]
 Threads = Annotated[int | None, typer.Option(help="Intra-op threads on a CPU.", min=0, show_default=False)]
+Workers = Annotated[
+    str | None, typer.Option(help="Trials at a time: a number, or auto.", metavar="N", show_default=False)
+]
+Engine = Annotated[
+    str | None,
+    typer.Option(help="plain, or graph for captured CUDA graphs (experimental).", metavar="NAME", show_default=False),
+]
+Deterministic = Annotated[
+    bool | None, typer.Option("--deterministic", help="Deterministic algorithms alone.", show_default=False)
+]
 StudyName = Annotated[str | None, typer.Argument(help="Name of a study; by default the latest.", show_default=False)]
 
 

@@ -8,7 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fmnist_search.cli.app import AsJson, DataDir, Device, Pruner, Sampler, Set, Threads, TrackingUri, Workdir, app
+from fmnist_search.cli.app import (
+    AsJson,
+    DataDir,
+    Deterministic,
+    Device,
+    Engine,
+    Pruner,
+    Sampler,
+    Set,
+    Threads,
+    TrackingUri,
+    Workdir,
+    Workers,
+    app,
+)
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +43,10 @@ def search(
         typer.Option(help="Try this first: a recipe file, study:NAME or champion; again for more.", show_default=False),
     ] = None,
     device: Device = None,
+    workers: Workers = None,
     threads: Threads = None,
+    engine: Engine = None,
+    deterministic: Deterministic = None,
     settings: Set = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Put an earlier study of this name aside.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
@@ -63,7 +80,10 @@ def search(
         "sampler": sampler,
         "pruner": pruner,
         "execution.device": device,
+        "execution.workers": int(workers) if workers and workers.isdigit() else workers,
         "execution.threads": threads,
+        "execution.engine": engine,
+        "execution.deterministic": deterministic,
     }
     overrides: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     overrides |= {"start.recipes": start} if start else {}
@@ -155,6 +175,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Epochs.", show_default=False)] = None,
     device: Device = None,
     threads: Threads = None,
+    engine: Engine = None,
     precision: Annotated[str | None, typer.Option(help="float32, bfloat16, or auto for a probe.")] = None,
     settings: Set = None,
     tracking_uri: TrackingUri = None,
@@ -191,6 +212,7 @@ def train(
         data_dir=data_dir,
         device=device or "auto",
         threads=threads or 0,
+        engine=engine or "plain",
         precision=precision,
         listener=TrainingDisplay(),
     )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fmnist_search.errors import UserError
 from fmnist_search.hyperparameters import Value, hyperparameter
-from fmnist_search.models.layers import ACTIVATIONS, NEVER_FALLING, BatchNorm, activation
+from fmnist_search.models.layers import ACTIVATIONS, NEVER_FALLING, BatchNorm, Dropout, activation
 from fmnist_search.recipe import Architecture, architecture
 
 SIDE = 28
@@ -136,7 +136,7 @@ class Cnn(Architecture):
         if self.hidden:
             layers += [nn.Linear(channels, self.hidden), activation(self.activation)]
         if self.dropout:
-            layers.append(nn.Dropout(self.dropout))
+            layers.append(Dropout(self.dropout))
         return [*layers, nn.Linear(self.hidden or channels, classes)]
 
 

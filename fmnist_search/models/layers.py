@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,6 +22,23 @@ NEVER_FALLING = ("relu", "leaky_relu", "elu")
 def activation(name: str) -> nn.Module:
     """A fresh activation of that name; one a layer, since PReLU has weights of its own."""
     return ACTIVATIONS[name]()
+
+
+class Dropout(nn.Module):
+    """Dropout that draws from a training's own generator, so that trainings side by side do not disturb each other."""
+
+    generator: torch.Generator | None = None
+
+    def __init__(self, probability: float):
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, values: Tensor) -> Tensor:
+        """In training, values with some set to 0 and the others scaled up; in evaluation the values as they are."""
+        if not self.training:
+            return values
+        kept = 1 - self.probability
+        return values * torch.empty_like(values).bernoulli_(kept, generator=self.generator).div_(kept)
 
 
 class BatchNorm(nn.BatchNorm2d):

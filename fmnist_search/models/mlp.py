@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from fmnist_search.hyperparameters import Value, hyperparameter, hyperparameters
-from fmnist_search.models.layers import ACTIVATIONS, activation
+from fmnist_search.models.layers import ACTIVATIONS, Dropout, activation
 from fmnist_search.recipe import Architecture, architecture
 
 PIXELS = 28 * 28
@@ -48,6 +48,6 @@ class Mlp(Architecture):
         for width in self.widths:
             layers += [nn.Linear(inputs, width), activation(self.activation)]
             if self.dropout:
-                layers.append(nn.Dropout(self.dropout))
+                layers.append(Dropout(self.dropout))
             inputs = width
         return nn.Sequential(*layers, nn.Linear(inputs, classes))

@@ -17,7 +17,16 @@ from fmnist_search.domains import Domain, Range
 from fmnist_search.errors import UserError, nearest
 from fmnist_search.hyperparameters import Value
 from fmnist_search.recipe import Execution, Recipe
-from fmnist_search.results import Accuracy, Champion, Confirmed, EpochReport, State, TrialResult, TrialRow
+from fmnist_search.results import (
+    Accuracy,
+    Champion,
+    Confirmed,
+    EpochReport,
+    Overhead,
+    State,
+    TrialResult,
+    TrialRow,
+)
 from fmnist_search.search.findings import Importances, importances
 from fmnist_search.search.space import base_recipe, draw_around, parameters_of, sample, trial_seed
 from fmnist_search.search.storage import open_storage
@@ -27,9 +36,12 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 STORED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
+LOST = "lost"
+"""Attribute of a trial that is tried again since the worker of its first attempt died."""
+
 GIVEN = "given"
 """Attribute of a trial whose recipe the space does not hold, as it was given."""
-KEPT_ON_RETRY = ("start", GIVEN, SURVIVOR_OF)
+KEPT_ON_RETRY = ("start", GIVEN, SURVIVOR_OF, LOST)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +60,7 @@ class Ledger:
         self.config = config
         self.put_aside: str | None = None
         self.widened: list[str] = []
+        self._running: set[int] = set()
         study.sampler = make_sampler(config.sampler, config.seed, config.space)
         study.pruner = make_pruner(config.pruner, config.budget.epochs)
 
@@ -122,6 +135,16 @@ class Ledger:
         self._study.set_user_attr("mlflow_run_id", run_id)
 
     @property
+    def searched_seconds(self) -> float:
+        """How long the study has searched so far, in all its sessions."""
+        stored = self._study.user_attrs.get("searched_seconds")
+        return sum(row.seconds for row in self.rows()) if stored is None else float(stored)
+
+    @searched_seconds.setter
+    def searched_seconds(self, seconds: float) -> None:
+        self._study.set_user_attr("searched_seconds", seconds)
+
+    @property
     def champion(self) -> tuple[str, Champion] | None:
         """The last champion, and the fingerprint of what it was chosen from."""
         stored = self._study.user_attrs.get("champion")
@@ -174,6 +197,7 @@ class Ledger:
         assert self.conditions is not None
         self._queue_a_survivor()
         trial = self._study.ask()
+        self._running.add(trial.number)
         base = base_recipe(self.config, self.conditions.precision)
         attributes = trial.user_attrs
         seed = attributes.get("seed", trial_seed(self.config.seed, trial.number))
@@ -194,13 +218,24 @@ class Ledger:
             attributes = {**kept, "seed": survivor.recipe.seed, SURVIVOR_OF: survivor.number}
             self._study.enqueue_trial(candidate.params, user_attrs=attributes)
 
-    def _next_survivor(self) -> TrialRow | None:
+    @property
+    def must_wait(self) -> bool:
+        """Whether what is asked next depends on trials that still run: the best candidates of the one-epoch rule."""
+        return bool(self._running) and self._has_all_candidates(len(self._running))
+
+    def _has_all_candidates(self, running: int) -> bool:
         pruner, limit = self.config.pruner, self.config.budget.trials
         if not isinstance(pruner, OneEpoch) or limit is None:
+            return False
+        return len(self._candidate_rows()) + running >= limit - pruner.survivors or self._has_empty_grid()
+
+    def _candidate_rows(self) -> list[TrialRow]:
+        return [row for row in self.rows() if row.duplicate_of is None and row.is_final]
+
+    def _next_survivor(self) -> TrialRow | None:
+        if not self._has_all_candidates(0):
             return None
-        rows = [row for row in self.rows() if row.duplicate_of is None and row.state is not State.INTERRUPTED]
-        if len(rows) < limit - pruner.survivors and not self._has_empty_grid():
-            return None
+        rows = self._candidate_rows()
         trials = self._study.get_trials(deepcopy=False)
         promoted = {trial.user_attrs.get(SURVIVOR_OF) for trial in trials}
         left = [row for row in rows if row.state is State.PRUNED and row.number not in promoted]
@@ -220,14 +255,29 @@ class Ledger:
         trials = self._study.get_trials(deepcopy=False)
         return heed_pruner(trials, self.config.pruner, report.epoch, self.config.budget.epochs)
 
-    def tell(self, trial: optuna.Trial, result: TrialResult, run_id: str) -> TrialRow:
-        """Write down how a trial ended; one that was interrupted is put first in the queue."""
+    def tell(
+        self,
+        trial: optuna.Trial,
+        result: TrialResult,
+        run_id: str,
+        overhead: Overhead = Overhead(),  # noqa: B008
+        *,
+        lost: bool = False,
+    ) -> TrialRow:
+        """Write down how a trial ended; one that was interrupted is put first in the queue.
+
+        So is, once, one whose worker was `lost`.
+        """
+        self._running.discard(trial.number)
+        comes_again = result.state is State.INTERRUPTED or (lost and LOST not in trial.user_attrs)
         outcome = {
             "state": result.state.value,
             "reason": result.reason,
             "epochs": len(result.epochs),
             "seconds": result.seconds,
             "run_id": run_id,
+            "overhead": dataclasses.asdict(overhead),
+            "comes_again": comes_again,
         }
         trial.set_user_attr("outcome", outcome)
         if GIVEN in trial.user_attrs:
@@ -239,14 +289,16 @@ class Ledger:
             told = self._study.tell(trial, state=TrialState.PRUNED)
         else:
             told = self._study.tell(trial, state=TrialState.FAIL)
-        if result.state is State.INTERRUPTED:
+        if comes_again:
             kept = {name: value for name, value in trial.user_attrs.items() if name in KEPT_ON_RETRY}
+            kept |= {LOST: True} if lost else {}
             seed = trial.user_attrs["recipe"]["seed"]
             self._study.enqueue_trial(trial.params, user_attrs={**kept, "seed": seed, "retry_of": trial.number})
         return _row(told)
 
     def tell_duplicate(self, trial: optuna.Trial, known: TrialRow) -> TrialRow:
         """Answer a trial from an earlier equal one, so that the sampler learns that it asked again."""
+        self._running.discard(trial.number)
         trial.set_user_attr("duplicate_of", known.number)
         outcome = {"state": known.state.value, "reason": f"equals trial {known.number}", "epochs": known.epochs}
         trial.set_user_attr("outcome", {**outcome, "seconds": 0.0, "run_id": known.run_id})
@@ -324,6 +376,8 @@ def _row(trial: FrozenTrial) -> TrialRow:
         duplicate_of=trial.user_attrs.get("duplicate_of"),
         run_id=outcome["run_id"],
         curve=tuple(trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values)),
+        overhead=Overhead(**outcome.get("overhead", {})),
+        comes_again=outcome.get("comes_again", outcome["state"] == State.INTERRUPTED.value),
     )
 
 

@@ -56,6 +56,7 @@ refit = "none"
 
 [execution]
 precision = "float32"
+workers = 1                # each test has processes enough; test_workers.py is about more
 """
 
 

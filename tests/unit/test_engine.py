@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from fmnist_search import engine
 from fmnist_search.data import Images, Source, prepare
-from fmnist_search.engine import batch_sizes, fit, measure_rate, probe_precision, resolve_execution, settled
+from fmnist_search.engine import batch_sizes, fit
 from fmnist_search.errors import UserError
 from fmnist_search.models import build
 from fmnist_search.models.cnn import Cnn
@@ -34,6 +34,7 @@ from fmnist_search.recipe import (
 )
 from fmnist_search.results import EpochReport, TrialResult
 from fmnist_search.trial import run_trial
+from fmnist_search.tuning import measure_rate, resolve_execution, settled
 
 DATA = Data(train_images=1_000, validation=1_000)
 TINY = Recipe(model=Mlp(depth=1, width=32), data=DATA, epochs=2, batch_size=128)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fmnist_search.data import Images, Source, prepare
-from fmnist_search.engine import fit, settled
+from fmnist_search.engine import fit
 from fmnist_search.evaluate import evaluate
 from fmnist_search.models import MAX_PARAMETERS, build, count_parameters
 from fmnist_search.models.cnn import Cnn
@@ -18,6 +18,7 @@ from fmnist_search.models.mlp import Mlp
 from fmnist_search.recipe import Architecture, Averaging, Data, Execution, Optimizer, Recipe
 from fmnist_search.results import Decision, EpochReport, State
 from fmnist_search.trial import run_trial
+from fmnist_search.tuning import settled
 
 DATA = Data(train_images=1_000, validation=1_000)
 TINY = Recipe(model=Mlp(depth=1, width=16), data=DATA, epochs=4, batch_size=250)
