@@ -174,8 +174,8 @@ class CapturedSteps(DeviceSteps):
         outside.wait_stream(self._stream)
 
 
-def release(device: torch.device) -> None:
-    """Give unused memory of a CUDA device back, without breaking a capture of another thread."""
-    if device.type == "cuda":
+def release() -> None:
+    """Give unused memory of the GPU back, if one is in use, without breaking a capture of another thread."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         with _alone:
             torch.cuda.empty_cache()

@@ -210,7 +210,7 @@ class StudySummary:
     """A study as it stands: every trial, what ended this run of it, and what came of it.
 
     `new_trials` counts the trials of this run of the study, `seconds` is how long it took; `edges` says in a line
-    each which domains the best trials would leave.
+    each which domains the best trials would leave; `overhead` is a trial's on average.
     """
 
     name: str
@@ -222,6 +222,7 @@ class StudySummary:
     run_id: str | None = None
     champion: Champion | None = None
     edges: tuple[str, ...] = ()
+    overhead: Overhead | None = None
 
     def count(self, state: State) -> int:
         """Trials that ended so; those answered from an earlier equal one do not count."""
@@ -236,6 +237,20 @@ class StudySummary:
     def best(self) -> TrialRow | None:
         """The completed trial with the highest value."""
         return next(iter(self.leaders), None)
+
+
+def mean_overhead(trials: Sequence[TrialRow], tracking_seconds: float) -> Overhead | None:
+    """What a trial took on average beside training and validation; None where no trial was trained."""
+    measured = [row.overhead for row in trials if row.overhead.seconds]
+    if not measured:
+        return None
+    return Overhead(
+        seconds=statistics.fmean(overhead.seconds for overhead in measured),
+        build=statistics.fmean(overhead.build for overhead in measured),
+        capture=statistics.fmean(overhead.capture for overhead in measured),
+        sampling=statistics.fmean(overhead.sampling for overhead in measured),
+        tracking=tracking_seconds / len(measured),
+    )
 
 
 def leaders_of(trials: Sequence[TrialRow]) -> list[TrialRow]:

@@ -52,6 +52,7 @@ class Search:
         self._running: dict[str, SearchTrial] = {}
         self._twins: list[tuple[optuna.Trial, Recipe]] = []
         self._duplicates = 0
+        self.tracking_seconds = 0.0
         self._searched_before = ledger.searched_seconds
         self._started = time.monotonic()
 
@@ -144,6 +145,7 @@ class SearchTrial(Tracked):
     """One trial: trained, pruned where that is advised, and written down wherever it ends."""
 
     def __init__(self, search: Search, trial: optuna.Trial, recipe: Recipe, seconds: float):
+        self._search = search
         name = f"{trial.number:03d} {recipe.label}"
         tags = _tags(search.ledger, trial)
         super().__init__(
@@ -154,7 +156,6 @@ class SearchTrial(Tracked):
             search.desk,
             search.observer,
         )
-        self._search = search
         self._trial = trial
         self._sampling = seconds
         self._started = time.monotonic()
@@ -192,6 +193,11 @@ class SearchTrial(Tracked):
         if row.comes_again:
             self._search.desk.listener.say(f"{self.name}: {reason}; it is tried again")
         self._search.ended(self, row)
+
+    def took(self, seconds: float) -> None:
+        """The sender has spent so long on the record; called in its thread."""
+        super().took(seconds)
+        self._search.tracking_seconds += seconds
 
     def abandon(self, reason: str) -> TrialRow:
         """It is not waited for; it comes again when the study goes on."""

@@ -172,6 +172,7 @@ class Session:
     desk: Desk
     starts: tuple[tuple[str, Mapping[str, Value]], ...]
     names: list[str] = field(init=False)
+    _search: Search | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.names = searched(self.ledger.config.space)
@@ -201,8 +202,8 @@ class Session:
 
     def search(self, observer: Observer) -> Ending:
         """Run trial after trial until something ends the study; says what."""
-        search = Search(self.ledger, self.images, self.home, self.tracking, self.run, self.desk, observer)
-        return search.run(self.crew)
+        self._search = Search(self.ledger, self.images, self.home, self.tracking, self.run, self.desk, observer)
+        return self._search.run(self.crew)
 
     def find_champion(self, settings: Finalists, *, again: bool) -> Champion | None:
         """Train the finalists and register the best; what was chosen from the same before is not trained again."""
@@ -236,6 +237,8 @@ class Session:
     def close(self, summary: StudySummary) -> None:
         """Write the study's note and end its run."""
         self.desk.sender.flush()
+        if self._search:
+            self.ledger.tracking_seconds += self._search.tracking_seconds
         config = self.ledger.config
         space = {name: text for name, text in config.identity().items() if name.startswith("space.")}
         self.run.note(study_note(summary, self.names, space))

@@ -12,7 +12,7 @@ from fmnist_search.config import Finalists, StudyConfig
 from fmnist_search.errors import UserError
 from fmnist_search.places import Home
 from fmnist_search.recipe import Recipe
-from fmnist_search.results import Champion, Ending, Listener, Observer, Silence, StudySummary
+from fmnist_search.results import Champion, Ending, Listener, Observer, Silence, StudySummary, mean_overhead
 from fmnist_search.search.findings import Importances, edges
 from fmnist_search.search.ledger import Ledger
 from fmnist_search.searching import spent
@@ -178,16 +178,17 @@ def latest_run(*, tracking_uri: str | None = None, workdir: str | None = None) -
 def _summary(
     ledger: Ledger, ending: Ending, new_trials: int = 0, seconds: float = 0.0, champion: Champion | None = None
 ) -> StudySummary:
-    known = ledger.champion
+    known, rows = ledger.champion, ledger.rows()
     summary = StudySummary(
         name=ledger.config.name,
         question=ledger.config.question,
-        trials=tuple(ledger.rows()),
+        trials=tuple(rows),
         ended_by=ending,
         new_trials=new_trials,
         seconds=seconds,
         run_id=ledger.run_id,
         champion=champion or (known[1] if known else None),
+        overhead=mean_overhead(rows, ledger.tracking_seconds),
     )
     return dataclasses.replace(summary, edges=edges(summary.leaders, ledger.config.space))
 

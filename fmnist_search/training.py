@@ -89,7 +89,7 @@ class Tracked:
         self.result: TrialResult | None = None
         self._desk = desk
         self._observer = observer
-        self._tracking = 0.0
+        self.tracking = 0.0
         self._run: Future[TrainingRun] = self._send(open_run)
         desk.listener.training_started(name, recipe)
 
@@ -128,9 +128,13 @@ class Tracked:
             self._send(lambda: _picture(self._run.result(), self.recipe, result, self.images.classes), later=True)
         self._desk.listener.training_ended(self.name)
 
+    def took(self, seconds: float) -> None:
+        """The sender has spent so long on the record; called in its thread."""
+        self.tracking += seconds
+
     def _complete(self, result: TrialResult, overhead: Overhead) -> None:
         _attach(self._run.result(), self.recipe, result, self.images.classes)
-        self._run.result().finish(result, dataclasses.replace(overhead, tracking=self._tracking))
+        self._run.result().finish(result, dataclasses.replace(overhead, tracking=self.tracking))
 
     def _send(self, act: Callable[[], Done], *, later: bool = False) -> Future[Done]:
         def timed() -> Done:
@@ -138,7 +142,7 @@ class Tracked:
             try:
                 return act()
             finally:
-                self._tracking += time.perf_counter() - started
+                self.took(time.perf_counter() - started)
 
         return self._desk.sender.send(timed, later=later)
 

@@ -51,7 +51,7 @@ def run_trial(recipe: Recipe, images: Images, execution: Execution, observer: Ob
                 state = ENDED_BY[decision]
                 course.end(state, f"{state.value} after epoch {epoch.report.epoch}")
     if course.state is State.FAILED:
-        release(torch.device(execution.device))
+        release()
     return course.result(time.perf_counter() - started)
 
 

@@ -12,7 +12,7 @@ from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
     from fmnist_search.config import StudyConfig
-    from fmnist_search.results import StudySummary, TrialRow
+    from fmnist_search.results import Overhead, StudySummary, TrialRow
 
 
 @app.command()
@@ -35,8 +35,16 @@ def status(
     if champion := summary.champion:
         test = percent(champion.test.value)
         out.print(f"champion: {champion.recipe.label}, {champion.confirmed}, {test} on the test images")
+    if overhead := summary.overhead:
+        out.print(f"beside training, a trial takes {_overhead(overhead)}")
     for line in summary.edges:
         out.print(f"at an edge: {line}", markup=False)
+
+
+def _overhead(overhead: Overhead) -> str:
+    parts = {"build": overhead.build, "capture": overhead.capture, "sampling": overhead.sampling}
+    split = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in parts.items() if seconds)
+    return f"{overhead.seconds * 1000:.0f} ms ({split}); {overhead.tracking * 1000:.0f} ms of tracking run beside it"
 
 
 @app.command()
@@ -78,6 +86,7 @@ def _plain_summary(summary: StudySummary) -> dict[str, Any]:
         "champion": summary.champion,
         "run_id": summary.run_id,
         "edges": summary.edges,
+        "overhead": summary.overhead,
     }
 
 

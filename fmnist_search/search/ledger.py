@@ -145,6 +145,15 @@ class Ledger:
         self._study.set_user_attr("searched_seconds", seconds)
 
     @property
+    def tracking_seconds(self) -> float:
+        """How long MLflow took to keep the record of the trials, beside their training."""
+        return float(self._study.user_attrs.get("tracking_seconds", 0.0))
+
+    @tracking_seconds.setter
+    def tracking_seconds(self, seconds: float) -> None:
+        self._study.set_user_attr("tracking_seconds", seconds)
+
+    @property
     def champion(self) -> tuple[str, Champion] | None:
         """The last champion, and the fingerprint of what it was chosen from."""
         stored = self._study.user_attrs.get("champion")

@@ -40,6 +40,7 @@ width = { low = 20, high = 24 }
 recipes = 0
 
 [execution]
+workers = 1
 threads = 1
 precision = "float32"
 """

@@ -475,6 +475,7 @@ images = "slice"
 refit = "none"
 
 [execution]
+workers = 1
 threads = 1
 precision = "float32"
 """

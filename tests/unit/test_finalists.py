@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -55,7 +57,10 @@ class Trainer:
         self.recipes: list[Recipe] = []
         self.results: list[TrialResult] = []
 
-    def __call__(self, name: str, recipe: Recipe) -> TrialResult:
+    def __call__(self, trainings: Sequence[tuple[str, Recipe]]) -> list[TrialResult]:
+        return one_by_one(self.one, trainings)
+
+    def one(self, name: str, recipe: Recipe) -> TrialResult:
         stop = len(self.results) == self.interrupt_at
         result = run_trial(
             recipe, self.images, self.execution, (lambda _: Decision.INTERRUPT) if stop else watch_nothing
@@ -64,6 +69,19 @@ class Trainer:
         self.recipes.append(recipe)
         self.results.append(result)
         return result
+
+
+def one_by_one(
+    train: Callable[[str, Recipe], TrialResult], trainings: Sequence[tuple[str, Recipe]]
+) -> list[TrialResult]:
+    """What a crew of one worker does: after an interruption nothing more is begun."""
+    results: list[TrialResult] = []
+    for name, recipe in trainings:
+        if any(result.state is State.INTERRUPTED for result in results):
+            results.append(TrialResult(State.INTERRUPTED, (), 0.0))
+        else:
+            results.append(train(name, recipe))
+    return results
 
 
 @pytest.fixture
@@ -88,10 +106,10 @@ def test_the_best_mean_wins_whatever_the_search_thought(train: Trainer) -> None:
 
 def test_one_lucky_seed_does_not_win(train: Trainer) -> None:
     def lucky(name: str, recipe: Recipe) -> TrialResult:
-        return train(name, LAZY if name.startswith("finalist 000 seed 2") else recipe)
+        return train.one(name, LAZY if name.startswith("finalist 000 seed 2") else recipe)
 
     steady = TINY.replace({"optimizer.learning_rate": 5e-3})
-    chosen = find_champion(leaders(GOOD, steady), SETTINGS, SEED, lucky)
+    chosen = find_champion(leaders(GOOD, steady), SETTINGS, SEED, partial(one_by_one, lucky))
     assert chosen is not None
     assert chosen.confirmed.trial == 1
     values = [result.value or 0 for result in train.results]
@@ -167,7 +185,7 @@ def test_a_refit_trains_the_choice_on_training_and_validation_images_together(
         trained.append(recipe)
         return run_trial(recipe, prepare(recipe.data, source), execution)
 
-    chosen = find_champion(leaders(recipe), settings, SEED, train)
+    chosen = find_champion(leaders(recipe), settings, SEED, partial(one_by_one, train))
     assert chosen is not None
     first, refit = trained
     assert (refit.data.validation, refit.data.train_images, refit.data.training_count) == (0, 0, 60_000)
@@ -212,12 +230,12 @@ def test_a_finalist_that_fails_is_left_out(train: Trainer) -> None:
 
 def test_a_finalist_that_fails_from_one_seed_is_left_out(train: Trainer) -> None:
     def unlucky(name: str, recipe: Recipe) -> TrialResult:
-        result = train(name, recipe)
+        result = train.one(name, recipe)
         if name.startswith("finalist 000 seed 2"):
             return dataclasses.replace(result, state=State.FAILED, reason="out of memory")
         return result
 
-    chosen = find_champion(leaders(GOOD, LAZY), SETTINGS, SEED, unlucky)
+    chosen = find_champion(leaders(GOOD, LAZY), SETTINGS, SEED, partial(one_by_one, unlucky))
     assert chosen is not None
     assert chosen.confirmed.trial == 1
 
@@ -230,11 +248,11 @@ def test_where_every_finalist_fails_there_is_no_champion(train: Trainer) -> None
 
 def test_a_refit_that_fails_says_why(train: Trainer) -> None:
     def fails_at_last(name: str, recipe: Recipe) -> TrialResult:
-        return train(name, GIANT if name.startswith("champion") else recipe)
+        return train.one(name, GIANT if name.startswith("champion") else recipe)
 
     settings = SETTINGS.model_copy(update={"refit": "everything"})
     with pytest.raises(UserError, match=r"failed on all images \(.*parameters") as caught:
-        find_champion(leaders(GOOD), settings, SEED, fails_at_last)
+        find_champion(leaders(GOOD), settings, SEED, partial(one_by_one, fails_at_last))
     assert caught.value.exit_code == 4
 
 
