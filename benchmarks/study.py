@@ -131,7 +131,8 @@ def _record(store: str) -> tuple[int, tuple[Interval, ...], float]:
     trials = [run for run in runs if "time/epoch_seconds" in run.data.metrics]
     marks = [mark for run in trials for mark in client.get_metric_history(run.info.run_id, "time/epoch_seconds")]
     epochs = tuple((mark.timestamp / 1000 - mark.value, mark.timestamp / 1000) for mark in marks)
-    best = max(run.data.metrics["val/accuracy"] for run in trials if run.info.status == "FINISHED")
+    completed = [run for run in trials if run.info.status == "FINISHED"]
+    best = max((run.data.metrics["val/accuracy"] for run in completed), default=0.0)
     return len(trials), epochs, best
 
 

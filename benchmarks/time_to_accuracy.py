@@ -2,7 +2,7 @@
 
 The recipes below train on all 60,000 images, anneal, and are as short as reaches their target. The clock runs from
 the building of the network; imports, reading the images and, unless said otherwise, judging the test images after
-each epoch are apart.
+each epoch are apart. That the test images say when to stop is the game of such records: it chooses no model of ours.
 """
 
 from __future__ import annotations
@@ -26,13 +26,23 @@ from fmnist_search.errors import UserError
 from fmnist_search.evaluate import evaluate
 from fmnist_search.recipe import Execution, Recipe, values_of
 
-COMMON = {"data.validation": 0, "schedule.name": "one-cycle", "averaging.horizon": 0.1}
-RECIPES: dict[int, dict[str, Any]] = {
-    92: {"epochs": 6, "batch_size": 128, "optimizer.learning_rate": 1e-2},
-    93: {"epochs": 10, "batch_size": 128, "optimizer.learning_rate": 1e-2},
-    94: {"epochs": 20, "batch_size": 128, "optimizer.learning_rate": 1e-2},
+FOUR_BLOCKS = {"model.depth": 4, "model.width_1": 32, "model.width_2": 64, "model.width_3": 128, "model.width_4": 256}
+WIDER = {"model.width_1": 64, "model.width_2": 128, "model.width_3": 256, "model.convolutions": 2}
+COMMON = {
+    **FOUR_BLOCKS,
+    "data.validation": 0,
+    "batch_size": 128,
+    "optimizer.learning_rate": 1e-2,
+    "optimizer.weight_decay": 0.05,
+    "schedule.name": "one-cycle",
+    "averaging.horizon": 0.1,
 }
-"""A recipe for each target, in per cent of the test images."""
+RECIPES: dict[int, dict[str, Any]] = {
+    92: {"epochs": 3},
+    93: {"epochs": 6},
+    94: {**WIDER, "epochs": 20, "augmentation.shift": 2, "augmentation.flip": 0.5, "label_smoothing": 0.05},
+}
+"""A recipe for each target, in per cent of the test images. The last asks for a GPU, and has not been tuned on one."""
 TUTORIAL_LEARNING_RATE = 1e-3
 TUTORIAL_PATIENCE = 3
 """The tutorial may train so many times our recipe's epochs."""
@@ -74,7 +84,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--full", action="store_true", help="every target, and the tutorial's loop")
     parser.add_argument("--tutorial", action="store_true", help="the tutorial's loop to the same targets as well")
     parser.add_argument("--workers", type=int, default=2, help="num_workers of the tutorial's DataLoader")
-    parser.add_argument("--seeds", type=int, default=1, help="trainings of each")
+    parser.add_argument("--seeds", type=int, default=2, help="trainings of each")
     parser.add_argument("--recipe", type=Path, help="JSON file with hyperparameters, nested or by dotted name")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a hyperparameter")
     parser.add_argument("--device", default="auto")
