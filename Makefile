@@ -5,9 +5,10 @@ PIP_ARGS ?=
 BIN := .venv/bin
 DATASET_PACKAGE := dataset-fashion-mnist
 TESTS := -n 2 --dist loadfile
+FULL ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install data demo test test-all lint types format docs bench-search clean
+.PHONY: help install data demo test test-all lint types format docs bench bench-search clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +54,12 @@ format: install ## Bring the code into shape
 docs: install ## Write what is generated from the code: the schema of study files, the page of their keys
 	$(BIN)/fmnist-search studies schema > studies/schema.json
 	$(BIN)/fmnist-search studies keys > docs/study-keys.md
+
+bench: data ## Measure speed against the usual script and loop, under 15 minutes on two cores; FULL=--full measures more
+	$(BIN)/python -m benchmarks.throughput --save $(FULL)
+	$(BIN)/python -m benchmarks.time_to_accuracy --save $(FULL)
+	$(BIN)/python -m benchmarks.study --save $(FULL)
+	$(BIN)/python -m benchmarks.report --write
 
 bench-search: install ## Replay searches against recorded learning curves, and say which finds the best networks soonest
 	$(BIN)/python -m benchmarks.curves replay

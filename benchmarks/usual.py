@@ -1,133 +1,110 @@
-"""Ours against the script that people write themselves: same space, images, epochs and seconds.
+"""The search that people script themselves: Optuna, MLflow, a DataLoader and a loop, one trial at a time.
 
-The script is written the way tutorials write it: torchvision's dataset with `ToTensor`, a DataLoader, float32, eager,
-`.item()` after each batch, Adam, Optuna with its default sampler and its median pruner. It keeps no record. Ours is
-the command line as users run it, everything in MLflow, without finalists.
+`python -m benchmarks.usual STUDY --images FOLDER --trials 16` searches the space of a study file and leaves its record
+in `mlflow.db` of the current folder. `benchmarks.study` runs it against ours.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
+import argparse
 import time
+import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, NamedTuple
 
+import mlflow
 import optuna
 import torch
-import typer
-from torch import nn
-from torch.utils.data import DataLoader, Subset
-from torchvision import datasets, transforms
 
-from benchmarks.machine import machine, versions
-from fmnist_search.config import StudyConfig
-from fmnist_search.data import DATASETS, Source, find, split, training_pool
-from fmnist_search.places import image_cache
-
-QUICK = Path(__file__).parents[1] / "studies" / "quick.toml"
+from benchmarks import tutorial
+from fmnist_search.models.cnn import Cnn
+from fmnist_search.recipe import Data
 
 
-def main(
-    seconds: Annotated[float, typer.Option(help="Seconds that each of the two may search.", min=10)] = 300.0,
-    epochs: Annotated[int, typer.Option(help="Epochs of a full trial.", min=1)] = 5,
-    study: Annotated[Path, typer.Argument(help="Study file whose space both search.")] = QUICK,
-    seed: Annotated[int, typer.Option(help="Seed of both searches.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Best validation accuracy and number of trials of both, one after the other."""
-    changes = {"budget.epochs": epochs, "budget.minutes": seconds / 60, "finalists.recipes": 0, "seed": seed}
-    config = StudyConfig.load(study, changes)
-    results = {"usual script": _usual(config, seconds), "fmnist-search": _ours(study, changes)}
-    if as_json:
-        typer.echo(json.dumps({"machine": machine(), "versions": versions(), "seconds": seconds, **results}))
-        return
-    typer.echo(f"{machine()}; {versions()}; {seconds:.0f} s each, {epochs} epochs, {config.data.training_count} images")
-    for name, (best, trials) in results.items():
-        typer.echo(f"{name:14} best validation accuracy {best:.2%} in {trials} trials")
+class Job(NamedTuple):
+    """What every trial needs to know."""
+
+    space: dict[str, Any]
+    epochs: int
+    training: Any
+    validation: Any
+    workers: int
+    device: str
 
 
-def _ours(study: Path, changes: dict[str, Any]) -> tuple[float, int]:
-    with tempfile.TemporaryDirectory() as folder:
-        settings = [f"--set={name}={value}" for name, value in {**changes, "budget.trials": 10_000}.items()]
-        command = [sys.executable, "-m", "fmnist_search", "search", str(study.resolve()), "--json", *settings]
-        done = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
-    summary = json.loads(done.stdout)
-    completed = [row["value"] for row in summary["trials"] if row["state"] == "completed"]
-    return max(completed), len(summary["trials"])
+def main() -> None:
+    """Search the space of a study file in the usual way."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("study", type=Path, help="study file whose space of the cnn is searched")
+    parser.add_argument("--images", type=Path, default=Path("data"), help="folder as torchvision lays it out")
+    parser.add_argument("--trials", type=int, help="how many trials")
+    parser.add_argument("--seconds", type=float, help="after how long no further trial starts")
+    parser.add_argument("--workers", type=int, default=0, help="num_workers of the DataLoader")
+    arguments = parser.parse_args()
+    if not arguments.trials and not arguments.seconds:
+        parser.error("say when it ends: --trials, --seconds, or both")
+    study = tomllib.loads(arguments.study.read_text())
+    seed = study.get("seed", 0)
+    torch.manual_seed(seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    data = Data(**study["data"])
+    training = tutorial.training_set(arguments.images, data)
+    validation = tutorial.validation_set(arguments.images, data)
+    job = Job(study["space"], study["budget"]["epochs"], training, validation, arguments.workers, device)
+    mlflow.set_tracking_uri("sqlite:///mlflow.db")
+    mlflow.set_experiment("usual")
+    search = optuna.create_study(
+        direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed), pruner=optuna.pruners.MedianPruner()
+    )
+    with mlflow.start_run(run_name=study["name"]):
+        search.optimize(lambda trial: objective(trial, job), n_trials=arguments.trials, timeout=arguments.seconds)
+        mlflow.log_metric("best/val_accuracy", search.best_value)
 
 
-# ------------------------------------------------------------------------------------- the usual script
+def objective(trial: optuna.Trial, job: Job) -> float:
+    """One trial: a nested run, parameters first, metrics after each epoch, pruned where Optuna says so."""
+    with mlflow.start_run(run_name=f"trial {trial.number}", nested=True):
+        model = tutorial.network(_suggested_network(trial, job.space["cnn"])).to(job.device)
+        batch_size = _suggest(trial, "batch_size", job.space["common"]["batch_size"])
+        learning_rate = _suggest(trial, "learning_rate", job.space["common"]["optimizer"]["learning_rate"])
+        mlflow.log_params(trial.params)
+        optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+        training = tutorial.batches(job.training, batch_size, job.workers, job.device, shuffle=True)
+        validation = tutorial.batches(job.validation, tutorial.VALIDATION_BATCH, job.workers, job.device)
+        accuracy = 0.0
+        for epoch in range(1, job.epochs + 1):
+            started = time.perf_counter()
+            loss = tutorial.train_epoch(model, training, optimizer, job.device)
+            accuracy = tutorial.validate(model, validation, job.device)
+            mlflow.log_metric("time/epoch_seconds", time.perf_counter() - started, step=epoch)
+            mlflow.log_metric("train/loss", loss, step=epoch)
+            mlflow.log_metric("val/accuracy", accuracy, step=epoch)
+            trial.report(accuracy, epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return accuracy
 
 
-def _usual(config: StudyConfig, seconds: float) -> tuple[float, int]:
-    torch.manual_seed(config.seed)
-    source = Source(image_cache())
-    chosen = split(training_pool("fashion-mnist", source).labels.numpy(), config.data)
-    with tempfile.TemporaryDirectory() as folder:
-        _as_torchvision_wants_it(Path(folder), source)
-        dataset = datasets.FashionMNIST(folder, train=True, transform=transforms.ToTensor())
-        training, validation = (Subset(dataset, indices.tolist()) for indices in chosen)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        search = optuna.create_study(
-            direction="maximize",
-            sampler=optuna.samplers.TPESampler(seed=config.seed),
-            pruner=optuna.pruners.MedianPruner(),
-        )
-        started = time.monotonic()
-        search.optimize(lambda trial: _objective(trial, config, training, validation), timeout=seconds)
-        overrun = time.monotonic() - started
-        typer.echo(f"the usual script ended after {overrun:.0f} s", err=True)
-    return search.best_value, len(search.trials)
+def _suggested_network(trial: optuna.Trial, space: dict[str, Any]) -> Cnn:
+    """A network of the space; a width and a kernel for each block that is there."""
+    chosen: dict[str, Any] = {"depth": _suggest(trial, "depth", space["depth"])}
+    for name, domain in space.items():
+        if name != "depth" and Cnn.in_use(name, chosen):
+            chosen[name] = _suggest(trial, name, domain)
+    return Cnn(**chosen)
 
 
-def _as_torchvision_wants_it(folder: Path, source: Source) -> None:
-    raw = folder / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    for name in DATASETS["fashion-mnist"].digests:
-        (raw / name).write_bytes(find(DATASETS["fashion-mnist"], name, source))
-
-
-def _objective(trial: optuna.Trial, config: StudyConfig, training: Subset[Any], validation: Subset[Any]) -> float:
-    space = config.space.plain()["cnn"]
-    rates = config.space.plain()["common"]["optimizer"]["learning_rate"]
-    batch_size = trial.suggest_categorical("batch_size", config.space.plain()["common"]["batch_size"])
-    learning_rate = trial.suggest_float("learning_rate", rates["low"], rates["high"], log=True)
-    layers: list[nn.Module] = []
-    channels = 1
-    depth = trial.suggest_categorical("depth", space["depth"])
-    for block in range(1, depth + 1):
-        width = trial.suggest_categorical(f"width_{block}", space[f"width_{block}"])
-        kernel = trial.suggest_categorical(f"kernel_{block}", space[f"kernel_{block}"])
-        layers += [nn.Conv2d(channels, width, kernel, padding=kernel // 2), nn.BatchNorm2d(width), nn.ReLU()]
-        layers += [nn.MaxPool2d(2)] if block < depth else []
-        channels = width
-    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
-    criterion = nn.CrossEntropyLoss()
-    accuracy = 0.0
-    for epoch in range(config.budget.epochs):
-        model.train()
-        running_loss = 0.0
-        for images, labels in DataLoader(training, batch_size=batch_size, shuffle=True):
-            optimizer.zero_grad()
-            loss = criterion(model(images), labels)
-            loss.backward()
-            optimizer.step()
-            running_loss += loss.item()
-        model.eval()
-        correct = 0
-        with torch.no_grad():
-            for images, labels in DataLoader(validation, batch_size=1000):
-                correct += (model(images).argmax(1) == labels).sum().item()
-        accuracy = correct / len(validation)
-        trial.report(accuracy, epoch)
-        if trial.should_prune():
-            raise optuna.TrialPruned
-    return accuracy
+def _suggest(trial: optuna.Trial, name: str, domain: Any) -> Any:
+    """A value of a domain as study files write it: a list chooses, a table ranges, a scalar pins."""
+    match domain:
+        case list():
+            return trial.suggest_categorical(name, domain)
+        case {"low": float(), "high": float()}:
+            return trial.suggest_float(name, domain["low"], domain["high"], log=domain.get("log", False))
+        case {"low": int(), "high": int()}:
+            return trial.suggest_int(name, domain["low"], domain["high"], log=domain.get("log", False))
+    return domain
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

@@ -1,0 +1,31 @@
+"""How benchmarks reach the engine: where its images come from, and how it is set up on a machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fmnist_search.data import Source
+from fmnist_search.engine import probe_precision, resolve_execution
+from fmnist_search.errors import UserError
+from fmnist_search.recipe import Execution
+
+
+def conditions(device: str = "auto", threads: int = 0) -> tuple[Execution, str]:
+    """The execution and the precision with which a study would train here; no threads are all cores."""
+    execution = resolve_execution(device, threads)
+    return execution, probe_precision(execution)
+
+
+def images_from(folder: Path | None) -> Source:
+    """The images of this folder, else of the user's cache.
+
+    Raises:
+        UserError: no folder is named, and the package that knows where caches live is not there.
+    """
+    if folder:
+        return Source(cache=folder, folder=folder)
+    try:
+        from fmnist_search.places import image_cache
+    except ModuleNotFoundError as error:
+        raise UserError(f"--data-dir: is needed where {error.name} is not installed; name a folder") from error
+    return Source(image_cache())

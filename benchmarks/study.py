@@ -1,0 +1,214 @@
+"""The whole job, from a shell's prompt back to it: our command line against the script that people write themselves.
+
+The same space, images, epochs and validation images, and either so many trials or so much time for both, each in a
+process and a folder of its own, in turns. Ours is the command line as users run it, without finalists; the other is
+`benchmarks.usual`. When nothing trained is read from the MLflow store that each leaves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from benchmarks.machine import device_slug
+from benchmarks.measure import Figure, Result, deliver, entrance, options
+from benchmarks.ours import images_from
+from benchmarks.tutorial import torchvision_folder
+from fmnist_search.config import StudyConfig
+
+ROOT = Path(__file__).parents[1]
+QUICK = ROOT / "studies" / "quick.toml"
+UNLIMITED_TRIALS, UNLIMITED_MINUTES = 10_000, 100_000
+TRIALS = 5
+"""Trials by default: few enough that both ways, twice each, take some six minutes on two cores."""
+SAMPLING = 0.25
+"""Seconds between two looks at a process's memory."""
+
+Interval = tuple[float, float]
+
+
+class Job(NamedTuple):
+    """What a process left: when it began, its wall time, its peak of memory, and what its MLflow store tells."""
+
+    began: float
+    seconds: float
+    peak: int
+    trials: int
+    epochs: tuple[Interval, ...]
+    best: float
+
+    @property
+    def start_up(self) -> float:
+        """Seconds until the first epoch began."""
+        return min(start for start, _ in self.epochs) - self.began
+
+    @property
+    def idle(self) -> float:
+        """The share of the wall time in which no epoch ran."""
+        return 1 - covered(self.epochs) / self.seconds
+
+
+def main() -> None:
+    """A search in wall time, memory and accuracy: ours against the usual script."""
+    arguments = _arguments()
+    device = device_slug("cuda" if torch.cuda.is_available() else "cpu")
+    jobs: dict[str, list[Job]] = {"ours": [], "usual": []}
+    with torchvision_folder(images_from(arguments.data_dir)) as images:
+        for number in range(arguments.rounds):
+            for way in ("ours", "usual") if number % 2 == 0 else ("usual", "ours"):
+                config = StudyConfig.load(arguments.study, {**_changes(arguments), "seed": number})
+                jobs[way].append(_run(way, config, images, arguments))
+    settings = {
+        "study": arguments.study.name,
+        "images": config.data.training_count,
+        "epochs": config.budget.epochs,
+        "usual script": f"{arguments.workers} workers",
+        "rounds": arguments.rounds,
+    }
+    result = Result(
+        "study", "usual script", tuple(_figures(**jobs, same_time=bool(arguments.seconds))), settings, device
+    )
+    deliver(result, arguments)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = options(main.__doc__)
+    parser.add_argument("study", nargs="?", type=Path, default=QUICK, help="study file whose space both search")
+    parser.add_argument("--full", action="store_true", help="the study's own number of trials")
+    ends = parser.add_mutually_exclusive_group()
+    ends.add_argument("--trials", type=int, help="trials of each search")
+    ends.add_argument("--seconds", type=float, help="so much time for each instead")
+    parser.add_argument("--epochs", type=int, help="epochs of a full trial; by default the study's")
+    parser.add_argument("--rounds", type=int, default=2, help="searches of each way, a seed each")
+    parser.add_argument("--workers", type=int, default=0, help="num_workers of the usual script's DataLoader")
+    arguments = parser.parse_args()
+    if not arguments.trials and not arguments.seconds:
+        arguments.trials = StudyConfig.load(arguments.study).budget.trials if arguments.full else TRIALS
+    return arguments
+
+
+def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the comparison changes in the study: its end, and that no finalists are trained."""
+    minutes = arguments.seconds / 60 if arguments.seconds else UNLIMITED_MINUTES
+    changes = {"finalists.recipes": 0, "budget.trials": arguments.trials or UNLIMITED_TRIALS, "budget.minutes": minutes}
+    return changes | ({"budget.epochs": arguments.epochs} if arguments.epochs else {})
+
+
+def _run(way: str, config: StudyConfig, images: Path, arguments: argparse.Namespace) -> Job:
+    """One search in a folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "study.toml").write_text(config.to_toml())
+        if way == "ours":
+            command = ["fmnist_search", "search", "study.toml", "--data-dir", str(images)]
+        else:
+            end = ("--seconds", arguments.seconds) if arguments.seconds else ("--trials", arguments.trials)
+            command = ["benchmarks.usual", "study.toml", "--images", str(images), "--workers", str(arguments.workers)]
+            command += map(str, end)
+        began = time.time()
+        seconds, peak = watched([sys.executable, "-m", *command], folder)
+        return Job(began, seconds, peak, *_record(f"sqlite:///{folder / 'mlflow.db'}"))
+
+
+def _record(store: str) -> tuple[int, tuple[Interval, ...], float]:
+    """Trials, the intervals of their epochs and the best completed value, as the store tells them."""
+    client = MlflowClient(store)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs: list[Run] = client.search_runs(experiments, max_results=50_000)
+    trials = [run for run in runs if "time/epoch_seconds" in run.data.metrics]
+    marks = [mark for run in trials for mark in client.get_metric_history(run.info.run_id, "time/epoch_seconds")]
+    epochs = tuple((mark.timestamp / 1000 - mark.value, mark.timestamp / 1000) for mark in marks)
+    completed = [run for run in trials if run.info.status == "FINISHED"]
+    best = max((run.data.metrics["val/accuracy"] for run in completed), default=0.0)
+    return len(trials), epochs, best
+
+
+def covered(intervals: Iterable[Interval]) -> float:
+    """The length of the union of intervals."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def _figures(ours: list[Job], usual: list[Job], *, same_time: bool) -> Iterator[Figure]:
+    job = "search of so many seconds" if same_time else f"search of {ours[0].trials} trials"
+
+    def figure(what: str, unit: str, value: Callable[[Job], float], better: str, headline: bool = False) -> Figure:
+        samples, others = tuple(map(value, ours)), tuple(map(value, usual))
+        return Figure(f"{job}, {what}", unit, samples, others, better, headline=headline)
+
+    yield figure("wall time", "s", lambda job: job.seconds, "" if same_time else "lower", not same_time)
+    yield figure("trials an hour", "", lambda job: 3600 * job.trials / job.seconds, "higher", same_time)
+    yield figure("epochs an hour", "", lambda job: 3600 * len(job.epochs) / job.seconds, "higher")
+    yield figure("seconds to the first epoch", "s", lambda job: job.start_up, "lower")
+    yield figure("wall time in which nothing trained", "%", lambda job: 100 * job.idle, "lower")
+    yield figure("peak memory", "MB", lambda job: job.peak / 1e6, "lower", True)
+    yield figure("best validation accuracy", "%", lambda job: 100 * job.best, "", True)
+
+
+# ------------------------------------------------------------------------------------- the process
+
+
+def watched(command: list[str], folder: Path) -> tuple[float, int]:
+    """Run a command in a folder: seconds until it ended, and the most bytes that it and its children held at once."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "FMNIST_"))}
+    path = os.pathsep.join(filter(None, (str(ROOT), kept.get("PYTHONPATH"))))
+    peak = 0
+    with tempfile.TemporaryFile("w+") as errors:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**kept, "PYTHONPATH": path},
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,
+        )
+        try:
+            while process.poll() is None:
+                peak = max(peak, _memory_of_session(process.pid))
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(SAMPLING)
+            seconds = time.perf_counter() - started
+        except BaseException:
+            os.killpg(process.pid, signal.SIGTERM)
+            raise
+        if process.returncode:
+            errors.seek(0)
+            sys.exit(f"{' '.join(command)} failed:\n{errors.read()}")
+    return seconds, peak
+
+
+def _memory_of_session(leader: int) -> int:
+    """Bytes of memory of all processes of a session, each shared page counted once."""
+    total = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            session = int((folder / "stat").read_text().rpartition(")")[2].split()[3])
+            if session == leader:
+                total += _proportional_size(folder)
+    return total
+
+
+def _proportional_size(process: Path) -> int:
+    lines = (process / "smaps_rollup").read_text().splitlines()
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+
+
+if __name__ == "__main__":
+    entrance(main)

@@ -1,0 +1,199 @@
+"""The loop that tutorials teach, over the networks that ours trains: what everybody's first script costs.
+
+torchvision's dataset with `ToTensor`, a DataLoader, float32, eager, `.item()` after each batch, Adam, convolution,
+BatchNorm and ReLU before the pool. It is left as it is taught, and not made slow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+from torchvision import datasets, transforms
+
+from benchmarks.machine import device_slug
+from benchmarks.measure import Figure, Result, deliver, entrance, options
+from benchmarks.ours import images_from
+from fmnist_search.data import DATASETS, Source, find, split
+from fmnist_search.errors import UserError
+from fmnist_search.models import CLASSES
+from fmnist_search.models.cnn import Cnn
+from fmnist_search.models.mlp import PIXELS, Mlp
+from fmnist_search.recipe import Architecture, Augmentation, Data, Recipe
+
+VALIDATION_BATCH = 1_000
+
+Batches = DataLoader[Any]
+
+
+# ------------------------------------------------------------------------------------ the network
+
+
+def network(model: Architecture) -> nn.Sequential:
+    """The network of a recipe as tutorials write it: for batch norm, ReLU and max pooling, the same function.
+
+    Raises:
+        UserError: it asks for something else.
+    """
+    match model:
+        case Cnn(norm="batch", activation="relu", pool="max", dropout=0, hidden=0):
+            return _cnn(model)
+        case Mlp(activation="relu", dropout=0):
+            return _mlp(model)
+    raise UserError(f"model: the tutorial has no such {model.family}; leave norm, activation, pool and head alone")
+
+
+def _cnn(model: Cnn) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    channels = 1
+    for block, (width, kernel) in enumerate(zip(model.widths, model.kernels, strict=True), start=1):
+        for _ in range(model.convolutions):
+            layers.append(nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False))
+            layers += [nn.BatchNorm2d(width), nn.ReLU()]
+            channels = width
+        if block < model.depth:
+            layers.append(nn.MaxPool2d(model.pool_size))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, CLASSES))
+
+
+def _mlp(model: Mlp) -> nn.Sequential:
+    sizes = (PIXELS, *model.widths)
+    hidden = [[nn.Linear(inputs, units), nn.ReLU()] for inputs, units in itertools.pairwise(sizes)]
+    return nn.Sequential(nn.Flatten(), *itertools.chain(*hidden), nn.Linear(sizes[-1], CLASSES))
+
+
+# ------------------------------------------------------------------------------------- the images
+
+
+@contextlib.contextmanager
+def torchvision_folder(source: Source) -> Iterator[Path]:
+    """A folder, gone afterwards, in which torchvision finds the images without a download."""
+    dataset = DATASETS["fashion-mnist"]
+    with tempfile.TemporaryDirectory() as folder:
+        raw = Path(folder) / dataset.torchvision_class / "raw"
+        raw.mkdir(parents=True)
+        for name in dataset.digests:
+            (raw / name).write_bytes(find(dataset, name, source))
+        yield Path(folder)
+
+
+def training_set(folder: Path, data: Data, augmentation: Augmentation | None = None) -> Subset[Any]:
+    """The images that a recipe trains on, the same as ours."""
+    dataset = datasets.FashionMNIST(folder, train=True, transform=_transform(augmentation or Augmentation()))
+    return Subset(dataset, split(dataset.targets.numpy(), data)[0].tolist())
+
+
+def validation_set(folder: Path, data: Data) -> Subset[Any]:
+    """The images that a recipe is judged by, the same as ours."""
+    dataset = datasets.FashionMNIST(folder, train=True, transform=transforms.ToTensor())
+    return Subset(dataset, split(dataset.targets.numpy(), data)[1].tolist())
+
+
+def test_set(folder: Path) -> datasets.FashionMNIST:
+    """The 10,000 test images."""
+    return datasets.FashionMNIST(folder, train=False, transform=transforms.ToTensor())
+
+
+def batches(dataset: Any, batch_size: int, workers: int, device: str, shuffle: bool = False) -> Batches:
+    """A DataLoader; its workers stay from epoch to epoch, so that short epochs do not pay for their start."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.startswith("cuda"),
+    )
+
+
+def _transform(augmentation: Augmentation) -> transforms.Compose:
+    steps: list[Any] = []
+    if augmentation.shift:
+        steps.append(transforms.RandomCrop(28, padding=augmentation.shift))
+    if augmentation.flip:
+        steps.append(transforms.RandomHorizontalFlip(augmentation.flip))
+    steps.append(transforms.ToTensor())
+    if augmentation.erasing:
+        steps.append(transforms.RandomErasing(augmentation.erasing))
+    return transforms.Compose(steps)
+
+
+# --------------------------------------------------------------------------------------- the loop
+
+
+def train_epoch(model: nn.Module, training: Batches, optimizer: torch.optim.Optimizer, device: str) -> float:
+    """One pass over the training images; the mean of the batches' losses."""
+    criterion = nn.CrossEntropyLoss()
+    running_loss = 0.0
+    model.train()
+    for images, labels in training:
+        images, labels = images.to(device), labels.to(device)
+        optimizer.zero_grad()
+        loss = criterion(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        running_loss += loss.item()
+    return running_loss / len(training)
+
+
+def validate(model: nn.Module, validation: Batches, device: str) -> float:
+    """The share of the images that the model gets right."""
+    correct = total = 0
+    model.eval()
+    with torch.no_grad():
+        for images, labels in validation:
+            images, labels = images.to(device), labels.to(device)
+            correct += (model(images).argmax(dim=1) == labels).sum().item()
+            total += len(labels)
+    return correct / total
+
+
+# ------------------------------------------------------------------------------------ the command
+
+
+def main() -> None:
+    """Images a second of the tutorial's training and validation, alone."""
+    parser = options(main.__doc__)
+    parser.add_argument("--epochs", type=int, default=2, help="epochs that are timed, after one that is not")
+    parser.add_argument("--images", type=int, default=12_000, help="images to train on")
+    parser.add_argument("--validation", type=int, default=10_848, help="images to judge by")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--workers", type=int, default=0, help="num_workers of the DataLoader")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    data = Data(train_images=arguments.images, validation=arguments.validation)
+    recipe = Recipe(data=data, batch_size=arguments.batch_size)
+    with torchvision_folder(images_from(arguments.data_dir)) as folder:
+        model = network(recipe.model).to(arguments.device)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        workers, device = arguments.workers, arguments.device
+        training = batches(training_set(folder, data), recipe.batch_size, workers, device, shuffle=True)
+        validation = batches(validation_set(folder, data), VALIDATION_BATCH, workers, device)
+        marks = []
+        for _ in range(arguments.epochs + 1):
+            started = time.perf_counter()
+            train_epoch(model, training, optimizer, arguments.device)
+            trained = time.perf_counter()
+            accuracy = validate(model, validation, arguments.device)
+            marks.append((arguments.images / (trained - started), data.validation / (time.perf_counter() - trained)))
+    trained_a_second, validated_a_second = zip(*marks[1:], strict=True)
+    figures = (
+        Figure(f"training, {recipe.label}, batch size {recipe.batch_size}", "images/s", theirs=trained_a_second),
+        Figure(f"validation, {recipe.label}", "images/s", theirs=validated_a_second),
+    )
+    settings = {"threads": torch.get_num_threads(), "workers": arguments.workers, "images": arguments.images}
+    remark = f"validation accuracy {accuracy:.2%} after {arguments.epochs + 1} epochs"
+    result = Result("tutorial", "tutorial", figures, settings, device_slug(arguments.device), (remark,))
+    deliver(result, arguments)
+
+
+if __name__ == "__main__":
+    entrance(main)
