@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from fmnist_search.data import Source
-from fmnist_search.engine import probe_precision, resolve_execution
 from fmnist_search.errors import UserError
 from fmnist_search.recipe import Execution
+from fmnist_search.tuning import resolve_execution, tune
 
 
 def conditions(device: str = "auto", threads: int = 0) -> tuple[Execution, str]:
     """The execution and the precision with which a study would train here; no threads are all cores."""
-    execution = resolve_execution(device, threads)
-    return execution, probe_precision(execution)
+    return tune(resolve_execution(device, threads))
 
 
 def images_from(folder: Path | None) -> Source:

@@ -99,6 +99,8 @@ class Crew:
         Raises:
             UserError: worker processes cannot be started.
         """
+        for worker in self._workers:
+            worker.wait_no_longer()
         while True:
             free = [worker for worker in self._workers if worker.is_free]
             for worker in free:
@@ -165,6 +167,10 @@ class Worker:
         """Whether it waits for a job."""
         return self.was_ready and self.job is None
 
+    def wait_no_longer(self) -> None:
+        """Its next job is on the way from now on."""
+        self._free_since = time.monotonic()
+
     def begin(self, job: Job, execution: Execution) -> None:
         """Send it a training, and how it is run."""
         self.job = job
@@ -177,15 +183,17 @@ class Worker:
         """Take its next message to whom it concerns."""
         message = self.line.receive()
         if message == READY:
-            self.was_ready, self._free_since = True, time.monotonic()
+            self.was_ready = True
+            self.wait_no_longer()
             return
         assert self.job is not None
         if isinstance(message, EpochReport):
             self.line.send(self.job.report(message))
             return
         job, self.job = self.job, None
-        job.end(message, time.monotonic() - self._free_since)
-        self._free_since = time.monotonic()
+        seconds = time.monotonic() - self._free_since
+        self.wait_no_longer()
+        job.end(message, seconds)
 
     def dismiss(self) -> None:
         """Ask it to leave."""
