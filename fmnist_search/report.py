@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from fmnist_search.hyperparameters import Value
 from fmnist_search.recipe import text_of
 from fmnist_search.results import State, StudySummary, TrialRow
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LEADERS_SHOWN = 10
 
@@ -70,6 +72,8 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:
     """A confusion matrix, rows true and columns predicted, coloured by each row's shares."""
+    from matplotlib.figure import Figure  # half a second, which a study has only once its trials run
+
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.subplots()
     shares = [[cell / max(sum(row), 1) for cell in row] for row in confusion]

@@ -6,6 +6,7 @@ look alike. Nothing but the core is imported here, so that a process is there in
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import signal
 import sys
@@ -83,6 +84,7 @@ def main() -> None:
     """A worker process, given the number of its end of the connection."""
     # Whoever presses Ctrl-C asks the study, which lets running epochs end; when it is gone, so is the connection.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    importlib.import_module("torch._dynamo")  # the first optimizer would load it, while a trial waits
     serve(Line(Connection(int(sys.argv[1]))), {})
 
 

@@ -20,11 +20,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import requests
-from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
@@ -46,6 +45,9 @@ from fmnist_search.places import sqlite_file
 from fmnist_search.recipe import FAMILIES, Execution, Recipe, known_hyperparameters, text_of
 from fmnist_search.results import EpochReport, Overhead, State, TrialResult
 from fmnist_search.version import VERSION
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STATUS = {
     State.COMPLETED: "FINISHED",

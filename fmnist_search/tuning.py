@@ -11,7 +11,6 @@ import ctypes
 import dataclasses
 import itertools
 import platform
-import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,10 +24,10 @@ from fmnist_search.evaluate import autocast
 from fmnist_search.models import Classifier, build
 from fmnist_search.recipe import FAMILIES, MEMORY_FORMATS, Execution
 
-PROBE_BATCH = 64
+PROBE_BATCH = 32
 PROBE_MULT_ADDS = 7_470_000
 """Multiply-adds of the default cnn for one image."""
-PROBE_ROUNDS = 5
+PROBE_ROUNDS = 4
 PROBE_GAIN = 1.1
 """Another way than the plain one is taken only where it is faster by more than the noise of a probe."""
 PRECISIONS = ("float32", "bfloat16")
@@ -110,7 +109,10 @@ def _apply(threads: int, benchmark: bool, deterministic_convolutions: bool, dete
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = benchmark
     torch.backends.cudnn.deterministic = deterministic_convolutions
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    if (
+        deterministic != torch.are_deterministic_algorithms_enabled()
+    ):  # calling it loads a compiler, which takes a second
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 
 # glibc gives large tensors back to the system as they are freed, and every step pays for their pages anew. Numbers
@@ -178,7 +180,7 @@ def _allocation_seconds() -> float:
         started = time.perf_counter()
         torch.empty(48 * 2**18).fill_(1)
         samples.append(time.perf_counter() - started)
-    return statistics.median(samples[1:])
+    return min(samples[1:])
 
 
 def measure_rate(execution: Execution, precision: str) -> float:
@@ -188,7 +190,7 @@ def measure_rate(execution: Execution, precision: str) -> float:
 
 
 def _step_seconds(execution: Execution, ways: Sequence[tuple[str, str]]) -> dict[tuple[str, str], float]:
-    """Median seconds of a step of the standard network; the ways take turns, so that noise hits all alike."""
+    """Seconds of a step of the standard network, the best of several; the ways take turns, so that noise hits all."""
     device = torch.device(execution.device)
     pixels = torch.zeros(PROBE_BATCH, 28, 28, device=device)
     labels = torch.zeros(PROBE_BATCH, dtype=torch.int64, device=device)
@@ -198,7 +200,7 @@ def _step_seconds(execution: Execution, ways: Sequence[tuple[str, str]]) -> dict
         for _ in range(PROBE_ROUNDS):
             for way, model in models.items():
                 samples[way].append(_seconds(lambda m=model, p=way[0]: _step(m, pixels, labels, p)))  # type: ignore[misc]
-    return {way: statistics.median(times[1:]) for way, times in samples.items()}
+    return {way: min(times[1:]) for way, times in samples.items()}
 
 
 def in_format(model: Classifier, memory_format: str) -> Classifier:

@@ -251,10 +251,8 @@ class ProcessWorker(Worker):
         super().begin(job, execution)
 
     def dismiss(self) -> None:
-        """Ask it to leave; what still loads its libraries does not listen."""
-        super().dismiss()
-        if not self.was_ready:
-            self.kill()
+        """Send it away: it holds nothing that is worth a goodbye."""
+        self.kill()
 
     def kill(self) -> None:
         """End it."""
