@@ -68,7 +68,8 @@ def main() -> None:
     jobs: dict[str, list[Job]] = {"ours": [], "usual": []}
     with torchvision_folder(images_from(arguments.data_dir)) as images:
         for number in range(arguments.rounds):
-            for way in ("ours", "usual") if number % 2 == 0 else ("usual", "ours"):
+            ways = ("ours", "usual") if number % 2 == 0 else ("usual", "ours")
+            for way in ("ours",) if arguments.alone else ways:
                 config = StudyConfig.load(arguments.study, {**_changes(arguments), "seed": number})
                 jobs[way].append(_run(way, config, images, arguments))
     settings = {
@@ -94,6 +95,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, help="epochs of a full trial; by default the study's")
     parser.add_argument("--rounds", type=int, default=2, help="searches of each way, a seed each")
     parser.add_argument("--workers", type=int, default=0, help="num_workers of the usual script's DataLoader")
+    parser.add_argument("--engine", default="plain", choices=("plain", "graph"), help="of our trials")
+    parser.add_argument("--alone", action="store_true", help="ours alone, without the usual script")
     arguments = parser.parse_args()
     if not arguments.trials and not arguments.seconds:
         arguments.trials = StudyConfig.load(arguments.study).budget.trials if arguments.full else TRIALS
@@ -114,6 +117,7 @@ def _run(way: str, config: StudyConfig, images: Path, arguments: argparse.Namesp
         (folder / "study.toml").write_text(config.to_toml())
         if way == "ours":
             command = ["fmnist_search", "search", "study.toml", "--data-dir", str(images)]
+            command += ["--engine", arguments.engine]
         else:
             end = ("--seconds", arguments.seconds) if arguments.seconds else ("--trials", arguments.trials)
             command = ["benchmarks.usual", "study.toml", "--images", str(images), "--workers", str(arguments.workers)]

@@ -110,8 +110,10 @@ def main() -> None:
 
 
 def _ways(device: str) -> dict[str, tuple[Execution, str]]:
-    """Ours with the machine to itself and, on a CPU of several cores, on one thread, as trials that share it."""
+    """Ours with the machine to itself; on a CPU of several cores on one thread as well, on a GPU captured as well."""
     alone = conditions(device)
+    if torch.device(alone[0].device).type == "cuda":
+        return {"alone": alone, "graph": (dataclasses.replace(alone[0], engine="graph"), alone[1])}
     if alone[0].device != "cpu" or alone[0].threads == 1:
         return {"alone": alone}
     return {"alone": alone, "one thread": (dataclasses.replace(alone[0], threads=1), alone[1])}
@@ -124,7 +126,7 @@ def training(bench: Bench, case: Case) -> list[Figure]:
     """A figure for each way of ours, against the tutorial with the number of workers that suits it best."""
     count = _images_for(bench, case)
     ways = {name: _our_epochs(bench, case, count, *way) for name, way in bench.ways.items()}
-    theirs = {f"{n} workers": _tutorial_epochs(bench, case, count, n) for n in bench.workers}
+    theirs = {f"{n} workers": tutorial_epochs(bench, case, count, n) for n in bench.workers}
     samples = alternate({**ways, **theirs}, bench.rounds)
     best = max(theirs, key=lambda name: statistics.median(samples[name]))
     return [
@@ -160,7 +162,8 @@ def _our_epochs(bench: Bench, case: Case, count: int, execution: Execution, prec
         yield count / epoch.report.seconds
 
 
-def _tutorial_epochs(bench: Bench, case: Case, count: int, workers: int) -> Iterator[float]:
+def tutorial_epochs(bench: Bench, case: Case, count: int, workers: int) -> Iterator[float]:
+    """Images a second of epoch after epoch of the tutorial's loop, with so many DataLoader workers."""
     recipe = case.recipe("float32", **{"data.train_images": count})
     device = bench.alone[0].device
     model = tutorial.network(recipe.model).to(device)

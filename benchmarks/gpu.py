@@ -1,0 +1,82 @@
+"""Everything that waits for a GPU, in one command of less than ten minutes: the checks first, then the figures.
+
+    python -m benchmarks.gpu --data-dir FOLDER --save FOLDER
+
+It needs torch and torchvision alone; what needs mlflow or optuna is left out where they are missing, and said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks import checks
+from benchmarks.machine import machine, versions
+from benchmarks.ours import images_from
+
+LIMIT = 540.0
+"""Seconds after which no further measurement is begun."""
+LONGEST = 150.0
+"""Seconds that one may take."""
+FIGURES = (
+    ("throughput --only standard --rounds 3", ()),
+    ("packing --engine graph --batch-size 64 128 256 --rounds 3 --seconds 2", ()),
+    ("packing --engine plain --rounds 2 --seconds 2", ()),
+    ("time_to_accuracy", ()),
+    (
+        "study studies/baseline.toml --trials 100 --rounds 1 --engine graph --alone",
+        ("mlflow", "optuna", "typer", "pydantic"),
+    ),
+)
+"""Measurements in the order of their weight, each with the packages that a bare machine may lack."""
+
+
+def main() -> int:
+    """Run the checks and the measurements; 1 where a check fails."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--data-dir", type=Path, metavar="FOLDER", help="folder that holds the dataset's files")
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="where result files go")
+    parser.add_argument("--checks-only", action="store_true", help="measure nothing")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("error: no CUDA device here; torch sees none", file=sys.stderr)
+        return 2
+    started = time.monotonic()
+    # cuBLAS reads it when it is first used, and is reproducible only with it.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    print(f"{machine()}; {versions()}", flush=True)
+    hold = checks.show(checks.all_checks(images_from(arguments.data_dir)), lambda line: print(line, flush=True))
+    for command, needs in () if arguments.checks_only else FIGURES:
+        missing = [name for name in needs if importlib.util.find_spec(name) is None]
+        left = LIMIT - (time.monotonic() - started)
+        if missing or left <= 0:
+            why = f"{', '.join(missing)} not installed" if missing else "no time left"
+            print(f"\nskipped: {command} ({why})", flush=True)
+            continue
+        _measure(command, arguments, min(left, LONGEST))
+    return 0 if hold else 1
+
+
+def _measure(command: str, arguments: argparse.Namespace, seconds: float) -> None:
+    name, *options = command.split()
+    options += ["--data-dir", str(arguments.data_dir)] if arguments.data_dir else []
+    options += ["--save", str(arguments.save)] if arguments.save else []
+    print(f"\n== {command}", flush=True)
+    try:
+        done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *options], timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        print(f"stopped after {seconds:.0f} s", flush=True)
+        return
+    if done.returncode:
+        print(f"failed with exit code {done.returncode}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
