@@ -25,6 +25,7 @@ LIMIT = 540.0
 """Seconds after which no further measurement is begun."""
 LONGEST = 150.0
 """Seconds that one may take."""
+TRACKED = ("mlflow", "optuna", "typer", "pydantic")
 FIGURES = (
     ("throughput --only standard --rounds 3", ()),
     ("packing --engine graph --batch-size 64 128 256 --rounds 3 --seconds 2", ()),
