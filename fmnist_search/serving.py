@@ -55,8 +55,10 @@ def serve(line: Line, gallery: MutableMapping[Data, Images]) -> None:
 
     def observe(report: EpochReport) -> Decision:
         line.send(report)
-        decision: Decision = line.receive()
-        return decision
+        answer = line.receive()
+        if not isinstance(answer, Decision):  # told to stop: nobody waits for the rest
+            raise EOFError
+        return answer
 
     execution = Execution()
     try:

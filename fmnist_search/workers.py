@@ -113,6 +113,9 @@ class Crew:
             if free and not any(worker.job for worker in self._workers):
                 return
             self._hear()
+            for worker in free:
+                if worker.is_free:  # there was nothing for it, which is no job's fault
+                    worker.wait_no_longer()
 
     def stop(self) -> None:
         """End the worker processes in the middle of what they do; threads end with their epoch."""
@@ -136,9 +139,7 @@ class Crew:
         lines = {worker.line.connection: worker for worker in self._workers}
         for connection in wait(list(lines)):
             worker = lines[connection]  # type: ignore[index]
-            try:
-                worker.hear()
-            except (EOFError, OSError):
+            if not worker.hear():
                 self._replace(worker)
 
     def _replace(self, worker: Worker) -> None:
@@ -179,21 +180,27 @@ class Worker:
             self._told = execution
         self.line.send(job.recipe)
 
-    def hear(self) -> None:
-        """Take its next message to whom it concerns."""
-        message = self.line.receive()
+    def hear(self) -> bool:
+        """Take its next message to whom it concerns; False where none will come. What a job raises is not caught."""
+        try:
+            message = self.line.receive()
+        except (EOFError, OSError):
+            return False
         if message == READY:
             self.was_ready = True
             self.wait_no_longer()
-            return
+            return True
         assert self.job is not None
         if isinstance(message, EpochReport):
-            self.line.send(self.job.report(message))
-            return
+            decision = self.job.report(message)
+            with contextlib.suppress(OSError):  # it has died: the next time there is nothing to hear
+                self.line.send(decision)
+            return True
         job, self.job = self.job, None
         seconds = time.monotonic() - self._free_since
         self.wait_no_longer()
         job.end(message, seconds)
+        return True
 
     def dismiss(self) -> None:
         """Ask it to leave."""
@@ -245,6 +252,7 @@ class ProcessWorker(Worker):
 
     def begin(self, job: Job, execution: Execution) -> None:
         """Send it a training, and how it is run; the images before it if it does not have them."""
+        self.job = job
         if job.recipe.data not in self._known:
             self.line.send((job.recipe.data, job.images))
             self._known.add(job.recipe.data)
