@@ -58,6 +58,7 @@ docs: install ## Write what is generated from the code: the schema of study file
 bench: data ## Measure speed against the usual script and loop, under 15 minutes on two cores; FULL=--full measures more
 	$(BIN)/python -m benchmarks.throughput --save $(FULL)
 	$(BIN)/python -m benchmarks.packing --save $(FULL)
+	$(BIN)/python -m benchmarks.memory --save
 	$(BIN)/python -m benchmarks.time_to_accuracy --save $(FULL)
 	$(BIN)/python -m benchmarks.study --save $(FULL)
 	$(BIN)/python -m benchmarks.report --write

@@ -13,7 +13,7 @@ from benchmarks.measure import RESULTS, Result
 ROOT = Path(__file__).parents[1]
 PAGES = {ROOT / "README.md": True, ROOT / "docs" / "performance.md": False}
 """The pages, and whether they show the headlines alone."""
-ORDER = ("study", "time_to_accuracy", "packing", "throughput")
+ORDER = ("study", "time_to_accuracy", "packing", "throughput", "memory")
 """What readers care for first; other benchmarks follow by name."""
 MARKED = re.compile(r"(<!-- benchmarks -->\n).*?(<!-- /benchmarks -->)", re.DOTALL)
 NOTHING = "Nothing has been measured yet.\n"
