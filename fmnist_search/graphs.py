@@ -56,7 +56,7 @@ class DeviceSteps:
             if "capturable" in group:
                 group["capturable"] = device.type == "cuda"
         # Torch warns of steps that are not captured; those of the warm-up, and the last of an epoch, are meant.
-        training.optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]
+        training.optimizer._warned_capturable_if_run_uncaptured = True
 
     def run(self, order: Tensor, first: int) -> None:
         """One pass over the training images in this order; `first` counts the steps before it."""

@@ -152,8 +152,10 @@ def _kept(ledger: Ledger, config: StudyConfig, listener: Listener) -> Conditions
             f"study {config.name!r}: began on {kept.device!r}, which cannot be used here; go on where there is one, "
             "choose another name (--name), or begin anew with --fresh"
         ) from None
-    if wanted.device not in ("auto", kept.device) or wanted.threads not in (0, kept.threads):
-        listener.say(f"{config.name} goes on as it began: on {kept.device} with {kept.threads} threads")
+    other = wanted.device not in ("auto", kept.device) or wanted.threads not in (0, kept.threads)
+    if other or wanted.engine != kept.engine:
+        how = f"on {kept.device} with {kept.threads} threads and the {kept.engine} engine"
+        listener.say(f"{config.name} goes on as it began: {how}")
     return ledger.conditions
 
 
