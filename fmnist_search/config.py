@@ -253,11 +253,17 @@ class Finalists(Section):
     model_name: str = Field("fmnist-search", pattern=NAME, description="registered model")
 
 
+def _checked_workers(given: object) -> object:
+    if given == "auto" or (isinstance(given, int) and not isinstance(given, bool) and given > 0):
+        return given
+    raise ValueError("should be 'auto' or a number above 0")
+
+
 class ExecutionSettings(Section):
     """How trials run; decided once a study and kept for those that follow."""
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    workers: Literal["auto"] | PositiveInt = Field(
+    workers: Annotated[Literal["auto"] | PositiveInt, BeforeValidator(_checked_workers)] = Field(
         "auto", description="trials at a time; auto takes what cores, memory or the card hold"
     )
     threads: int = Field(0, ge=0, description="intra-op threads of a trial on a CPU; 0 takes one")
