@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from fmnist_search import finalists, registry
@@ -75,10 +76,20 @@ class Promotion:
         except BaseException as error:
             self.crew.stop()
             if not isinstance(error, KeyboardInterrupt):
+                self._abandon(begun.values(), "the study stopped on an error")
                 raise
+            self._abandon(begun.values(), "interrupted in the middle of an epoch")
             self.desk.interruption.requested = True
         self.runs += begun.values()
+        for name, _ in waiting:  # lost its worker, and an interruption came before its second attempt
+            begun.pop(name, None)
         return [_result(begun.get(name)) for name, _ in trainings]
+
+    def _abandon(self, begun: Iterable[Finalist], reason: str) -> None:
+        for finalist in begun:
+            if finalist.result is None:
+                with contextlib.suppress(Exception):  # perhaps it is the sender that has failed
+                    finalist.close(stopped(reason))
 
     def open_run(self, name: str, recipe: Recipe) -> TrainingRun:
         """The run of a finalist."""

@@ -68,8 +68,10 @@ class Search:
             if not impatient:
                 raise
             self.desk.interruption.requested = True
-        self._abandon_twins()
-        return self._limit() or Ending.INTERRUPTED
+        self._abandon("an equal trial was interrupted")
+        ending = self._limit() or Ending.INTERRUPTED
+        self.ledger.searched_seconds = self._seconds()
+        return ending
 
     def ended(self, trial: SearchTrial, row: TrialRow) -> None:
         """Take in a trial that has been told."""
@@ -100,12 +102,27 @@ class Search:
                 self._duplicates += 1
             else:
                 self._duplicates = 0
-                begun = self._running[recipe.key()] = SearchTrial(self, trial, recipe, time.monotonic() - asked)
-                return begun
+                return self._begun(trial, recipe, time.monotonic() - asked)
+
+    def _begun(self, trial: optuna.Trial, recipe: Recipe, seconds: float) -> SearchTrial:
+        try:
+            begun = self._running[recipe.key()] = SearchTrial(self, trial, recipe, seconds)
+        except BaseException:  # the record cannot be kept: it comes again
+            self._twins.append((trial, recipe))
+            raise
+        return begun
 
     def _parted_twin(self) -> tuple[optuna.Trial, Recipe] | None:
         """A trial that was asked while an equal one ran, which has ended since."""
-        parted = next((twin for twin in self._twins if twin[1].key() not in self._running), None)
+        answered = self._known if self.desk.interruption.requested else None  # nothing is begun any more
+        parted = next(
+            (
+                (trial, recipe)
+                for trial, recipe in self._twins
+                if recipe.key() not in self._running and (answered is None or recipe.key() in answered)
+            ),
+            None,
+        )
         if parted:
             self._twins.remove(parted)
         return parted
@@ -134,10 +151,8 @@ class Search:
         for trial in list(self._running.values()):
             del self._running[trial.recipe.key()]
             self._rows.append(trial.abandon(reason))
-
-    def _abandon_twins(self) -> None:
-        for trial, _ in self._twins:
-            self._rows.append(self.ledger.tell(trial, stopped("an equal trial was interrupted"), ""))
+        for twin, _ in self._twins:
+            self._rows.append(self.ledger.tell(twin, stopped(reason), ""))
         self._twins.clear()
 
 
@@ -157,6 +172,7 @@ class SearchTrial(Tracked):
             search.observer,
         )
         self._trial = trial
+        self._row: TrialRow | None = None
         self._sampling = seconds
         self._started = time.monotonic()
         self._out_of_time = False
@@ -180,9 +196,9 @@ class SearchTrial(Tracked):
             result = dataclasses.replace(result, reason=reason)
         overhead = overhead_of(result, seconds, self._sampling)
         row = self._tell(result, overhead)
+        self.close(result, overhead)
         if result.state is State.COMPLETED:
             save_weights(self._search.home.weights(self._search.ledger.config.name, row.number), result)
-        self.close(result, overhead)
         self._search.ended(self, row)
 
     def lost(self, reason: str) -> None:
@@ -200,7 +216,9 @@ class SearchTrial(Tracked):
         self._search.tracking_seconds += seconds
 
     def abandon(self, reason: str) -> TrialRow:
-        """It is not waited for; it comes again when the study goes on."""
+        """It is not waited for; it comes again when the study goes on, unless it was told before the study stopped."""
+        if self._row:
+            return self._row
         row = self._tell(stopped(reason))
         with contextlib.suppress(Exception):  # perhaps it is the sender that has failed
             self.close(stopped(reason))
@@ -211,7 +229,8 @@ class SearchTrial(Tracked):
             run_id = self.run_id
         except Exception:  # its run could not be opened, which stops the study elsewhere; Optuna is told all the same
             run_id = ""
-        return self._search.ledger.tell(self._trial, result, run_id, overhead, lost=lost)
+        self._row = self._search.ledger.tell(self._trial, result, run_id, overhead, lost=lost)
+        return self._row
 
 
 def _tags(ledger: Ledger, trial: optuna.Trial) -> dict[str, str]:

@@ -352,9 +352,10 @@ def _impatient() -> Iterator[None]:
 
 
 def _quiet_libraries() -> None:
-    """A new store logs each of its migrations; nobody asked."""
+    """A new store logs each of its migrations, and one that fails a traceback; nobody asked."""
     for name in ("alembic", "mlflow.store", "mlflow.tracking"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 # ------------------------------------------------------------------------------------------ provenance

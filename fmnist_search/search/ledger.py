@@ -60,7 +60,7 @@ class Ledger:
         self.config = config
         self.put_aside: str | None = None
         self.widened: list[str] = []
-        self._running: set[int] = set()
+        self._candidates: set[int] = set()  # that run: whatever is trained for the first time
         study.sampler = make_sampler(config.sampler, config.seed, config.space)
         study.pruner = make_pruner(config.pruner, config.budget.epochs)
 
@@ -206,7 +206,8 @@ class Ledger:
         assert self.conditions is not None
         self._queue_a_survivor()
         trial = self._study.ask()
-        self._running.add(trial.number)
+        if SURVIVOR_OF not in trial.user_attrs:
+            self._candidates.add(trial.number)
         base = base_recipe(self.config, self.conditions.precision)
         attributes = trial.user_attrs
         seed = attributes.get("seed", trial_seed(self.config.seed, trial.number))
@@ -230,7 +231,7 @@ class Ledger:
     @property
     def must_wait(self) -> bool:
         """Whether what is asked next depends on trials that still run: the best candidates of the one-epoch rule."""
-        return bool(self._running) and self._has_all_candidates(len(self._running))
+        return bool(self._candidates) and self._has_all_candidates(len(self._candidates))
 
     def _has_all_candidates(self, running: int) -> bool:
         pruner, limit = self.config.pruner, self.config.budget.trials
@@ -277,7 +278,7 @@ class Ledger:
 
         So is, once, one whose worker was `lost`.
         """
-        self._running.discard(trial.number)
+        self._candidates.discard(trial.number)
         comes_again = result.state is State.INTERRUPTED or (lost and LOST not in trial.user_attrs)
         outcome = {
             "state": result.state.value,
@@ -307,7 +308,7 @@ class Ledger:
 
     def tell_duplicate(self, trial: optuna.Trial, known: TrialRow) -> TrialRow:
         """Answer a trial from an earlier equal one, so that the sampler learns that it asked again."""
-        self._running.discard(trial.number)
+        self._candidates.discard(trial.number)
         trial.set_user_attr("duplicate_of", known.number)
         outcome = {"state": known.state.value, "reason": f"equals trial {known.number}", "epochs": known.epochs}
         trial.set_user_attr("outcome", {**outcome, "seconds": 0.0, "run_id": known.run_id})

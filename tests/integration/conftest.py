@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fmnist_search import session, training
 from fmnist_search.cli import main
+from fmnist_search.tuning import tune
 
 TINY = """
 # Does a search run from end to end?
@@ -117,6 +120,15 @@ def start(folder: Path, *arguments: object, **changes: str) -> subprocess.Popen[
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tuned_once() -> Iterator[None]:
+    """What is fastest here is found out once, and not by each of a hundred small studies: the answer is the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (session, training):
+            patch.setattr(module, "tune", functools.cache(tune))
+        yield
 
 
 @pytest.fixture

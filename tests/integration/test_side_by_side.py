@@ -1,0 +1,653 @@
+"""Two trials at a time: the same figures as one after the other, and nothing lost, whoever dies or is interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from optuna.trial import FrozenTrial, TrialState
+
+from fmnist_search import run_study
+from fmnist_search.config import StudyConfig
+from fmnist_search.data import Source, prepare
+from fmnist_search.errors import UserError
+from fmnist_search.recipe import Recipe
+from fmnist_search.results import (
+    Decision,
+    Ending,
+    EpochReport,
+    Observer,
+    Overhead,
+    Silence,
+    State,
+    StudySummary,
+    TrialRow,
+)
+from fmnist_search.search.ledger import Ledger
+from fmnist_search.study import status
+from fmnist_search.trial import run_trial, watch_nothing
+from tests.integration.conftest import Outcome, run, start
+
+SMALL = """
+name = "small"
+
+[data]
+train_images = 600
+validation = 500
+
+[budget]
+trials = 5
+epochs = 2
+
+[sampler]
+name = "random"
+
+[pruner]
+name = "none"
+
+[space.common]
+batch_size = [50, 100]
+optimizer.learning_rate = { low = 3e-3, high = 3e-2, log = true }
+
+[space.cnn]
+depth = 2
+width_1 = [4, 8]
+width_2 = 8
+dropout = { low = 0.1, high = 0.5 }
+
+[finalists]
+recipes = 0
+seeds = 2
+epochs = 2
+images = "slice"
+refit = "none"
+
+[execution]
+workers = 2
+threads = 1
+precision = "float32"
+"""
+TWO_RECIPES = {"space.common": {"batch_size": [50, 100]}, "space.cnn": {"depth": 1, "width_1": 4}}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with a study in it."""
+
+    folder: Path
+
+    @property
+    def uri(self) -> str:
+        return f"sqlite:///{self.folder / 'mlflow.db'}"
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger.find(f"sqlite:///{self.folder / 'fmnist-search' / 'optuna.db'}", "small")
+
+    @property
+    def rows(self) -> list[TrialRow]:
+        return self.ledger.rows()
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        url = f"sqlite:///{self.folder / 'fmnist-search' / 'optuna.db'}"
+        return optuna.load_study(study_name="small", storage=url).trials
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(self.uri)
+
+    def runs(self, kind: str) -> list[Run]:
+        experiment = self.client.get_experiment_by_name("fmnist-search")
+        assert experiment is not None
+        found = [run for run in self.client.search_runs([experiment.experiment_id]) if run.data.tags["kind"] == kind]
+        return sorted(found, key=lambda run: str(run.info.run_name))
+
+    def statuses(self) -> Counter[str]:
+        return Counter(run.info.status for kind in ("study", "trial", "finalist") for run in self.runs(kind))
+
+    def study(self, observer: Observer = watch_nothing, listener: Silence | None = None, **to: Any) -> StudySummary:
+        """The study with other settings, run in this process."""
+        return run_study(changed(to), tracking_uri=self.uri, observer=observer, listener=listener)
+
+
+def changed(changes: dict[str, Any]) -> StudyConfig:
+    tables = tomllib.loads(SMALL)
+    for key, value in changes.items():
+        *path, last = key.replace("__", ".").split(".")
+        table = tables
+        for name in path:
+            table = table[name]
+        table[last] = value
+    return StudyConfig.from_dict(tables)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    (tmp_path / "small.toml").write_text(SMALL)
+    return Place(tmp_path)
+
+
+def told(rows: list[TrialRow]) -> list[TrialRow]:
+    """Rows without what no two runs share: times and ids."""
+    return [dataclasses.replace(row, seconds=0.0, run_id=None, overhead=Overhead()) for row in rows]
+
+
+def worker_processes(of: int | None = None) -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process(of).children():
+        with contextlib.suppress(psutil.Error):
+            if "fmnist_search.serving" in child.cmdline():
+                found.append(child)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nobody_left_behind() -> Iterator[None]:
+    yield
+    assert worker_processes() == []
+
+
+class Killer:
+    """An observer that kills worker processes at the first reports of trials, as often as it is told to."""
+
+    def __init__(self, times: int, which: Callable[[list[psutil.Process]], list[psutil.Process]] = list):
+        self.times = times
+        self.which = which
+
+    def __call__(self, report: EpochReport) -> Decision:
+        if report.epoch == 1 and self.times:
+            self.times -= 1
+            for process in self.which(worker_processes()):
+                process.kill()
+        return Decision.CONTINUE
+
+
+# ------------------------------------------------------------------------------ the same as one by one
+
+
+@dataclass(frozen=True)
+class Both:
+    """The same study one trial at a time, and two at a time."""
+
+    one: Place
+    two: Place
+    outcome: Outcome
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
+    places, outcomes = [], []
+    for workers in (1, 2):
+        folder = tmp_path_factory.mktemp(f"workers{workers}")
+        (folder / "small.toml").write_text(SMALL)
+        outcomes.append(run(folder, "search", "small.toml", "--workers", workers, "--set", "finalists.recipes=2"))
+        assert outcomes[-1].code == 0, outcomes[-1].stderr
+        places.append(Place(folder))
+    return Both(*places, outcomes[-1])
+
+
+def test_two_at_a_time_give_what_one_at_a_time_gives(both: Both) -> None:
+    assert [row.number for row in both.two.rows] == [0, 1, 2, 3, 4]
+    assert all(row.state is State.COMPLETED for row in both.two.rows)
+    assert told(both.two.rows) == told(both.one.rows)
+
+
+def test_two_at_a_time_keep_the_weights_that_one_at_a_time_keeps(both: Both) -> None:
+    for number in range(5):
+        one, two = (
+            torch.load(place.folder / "fmnist-search" / "weights" / "small" / f"{number:03d}.pt")
+            for place in (both.one, both.two)
+        )
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_finalists_are_confirmed_at_the_same_figures(both: Both) -> None:
+    one, two = (place.ledger.champion for place in (both.one, both.two))
+    assert one is not None
+    assert two is not None
+    assert one[0] == two[0]
+    assert one[1].confirmed == two[1].confirmed
+    assert one[1].test == two[1].test
+    assert len(both.two.runs("finalist")) == 4
+
+
+def test_a_recipe_of_the_search_gives_the_same_alone(both: Both, source: Source) -> None:
+    row = both.two.rows[3]
+    conditions = both.two.ledger.conditions
+    assert conditions is not None
+    result = run_trial(row.recipe, prepare(row.recipe.data, source), conditions.execution)
+    assert tuple(epoch.val_accuracy for epoch in result.epochs) == row.curve
+
+
+def test_every_trial_has_a_finished_run_with_each_epoch_in_it(both: Both) -> None:
+    assert both.two.statuses() == {"FINISHED": 1 + 5 + 4}
+    for row in both.two.rows:
+        assert row.run_id is not None
+        for key in ("val/accuracy", "train/loss", "time/epoch_seconds"):
+            points = both.two.client.get_metric_history(row.run_id, key)
+            assert [point.step for point in points] == [1, 2]
+        points = both.two.client.get_metric_history(row.run_id, "val/accuracy")
+        assert tuple(point.value for point in points) == row.curve
+
+
+def test_the_studys_run_says_how_many_trials_run_at_a_time(both: Both) -> None:
+    for place, workers in ((both.one, "1"), (both.two, "2")):
+        (study,) = place.runs("study")
+        assert study.data.tags["workers"] == workers
+
+
+def test_each_trial_is_a_line_when_it_ends(both: Both) -> None:
+    lines = [line for line in both.outcome.stderr.splitlines() if line[:3].isdigit()]
+    assert sorted(line[:3] for line in lines) == ["000", "001", "002", "003", "004"]
+    assert "5 of 5 trials" in lines[-1]
+
+
+# ------------------------------------------------------------------------------ what a trial takes
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_each_trial_logs_once_what_it_takes_beside_training(both: Both, workers: int) -> None:
+    place = both.one if workers == 1 else both.two
+    for row in place.rows:
+        assert row.run_id is not None
+        figures = place.client.get_run(row.run_id).data.metrics
+        for name in ("overhead", "build", "capture", "sampling", "tracking"):
+            assert len(place.client.get_metric_history(row.run_id, f"time/{name}_seconds")) == 1
+        assert figures["time/overhead_seconds"] == pytest.approx(row.overhead.seconds)
+        assert figures["time/build_seconds"] == pytest.approx(row.overhead.build)
+        assert figures["time/sampling_seconds"] == pytest.approx(row.overhead.sampling)
+        assert figures["time/capture_seconds"] == 0
+        assert figures["time/tracking_seconds"] > 0
+        assert 0 < figures["time/build_seconds"] < figures["time/overhead_seconds"]
+        assert 0 < figures["time/sampling_seconds"] < figures["time/overhead_seconds"]
+        spent = figures["time/build_seconds"] + figures["time/sampling_seconds"]
+        assert figures["time/overhead_seconds"] > 0.99 * spent
+        epochs = place.client.get_metric_history(row.run_id, "time/epoch_seconds")
+        assert figures["time/trial_seconds"] >= sum(point.value for point in epochs)
+
+
+def test_status_says_what_a_trial_takes_beside_training(both: Both) -> None:
+    text = run(both.two.folder, "status", "small").stdout
+    (line,) = (line for line in text.splitlines() if line.startswith("beside training"))
+    shown = run(both.two.folder, "status", "small", "--json").json["overhead"]
+    assert shown.keys() == {"seconds", "build", "capture", "sampling", "tracking"}
+    for name in ("seconds", "build", "sampling"):
+        mean = sum(getattr(row.overhead, name) for row in both.two.rows) / 5
+        assert shown[name] == pytest.approx(mean)
+        assert f"{mean * 1000:.0f} ms" in line
+    assert shown["tracking"] > 0
+    assert "capture" not in line
+
+
+# ----------------------------------------------------------------------------------- who dies
+
+
+def test_a_worker_that_is_killed_costs_one_attempt_and_no_trial(place: Place) -> None:
+    said: list[str] = []
+
+    class Listener(Silence):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    summary = place.study(Killer(1, lambda processes: processes[:1]), Listener(), budget__trials=4)
+    assert summary.ended_by is Ending.TRIALS
+    (lost,) = (row for row in summary.trials if row.state is State.FAILED)
+    assert lost.reason is not None
+    assert "SIGKILL" in lost.reason
+    assert lost.comes_again
+    done = [row for row in summary.trials if row.state is State.COMPLETED]
+    assert len(done) == 4
+    (again,) = (trial for trial in place.trials if trial.user_attrs.get("retry_of") == lost.number)
+    first = place.trials[lost.number]
+    assert again.params == first.params
+    assert again.user_attrs["recipe"] == first.user_attrs["recipe"]
+    assert again.user_attrs["lost"]
+    assert again.state is TrialState.COMPLETE
+    assert any("tried again" in line and f"{lost.number:03d}" in line for line in said)
+
+    assert place.statuses() == {"FINISHED": 5, "FAILED": 1}
+    assert lost.run_id is not None
+    tags = place.client.get_run(lost.run_id).data.tags
+    assert tags["state"] == "failed"
+    assert "SIGKILL" in tags["reason"]
+    (run_of_retry,) = (run for run in place.runs("trial") if run.data.tags.get("retry_of") == str(lost.number))
+    assert run_of_retry.data.tags["trial"] == str(again.number)
+
+
+def test_a_trial_whose_worker_dies_twice_is_not_tried_a_third_time(place: Place) -> None:
+    summary = place.study(Killer(2), budget__trials=1)
+    first, second = summary.trials
+    assert [row.state for row in summary.trials] == [State.FAILED, State.FAILED]
+    assert (first.comes_again, second.comes_again) == (True, False)
+    assert first.recipe == second.recipe
+    assert summary.ended_by is Ending.TRIALS
+    assert place.statuses() == {"FINISHED": 1, "FAILED": 2}
+    assert [trial.state for trial in place.trials] == [TrialState.FAIL] * 2
+
+
+def test_lost_trials_count_against_the_failures_that_a_study_bears(place: Place) -> None:
+    summary = place.study(Killer(100), budget__trials=4, budget__failures=2)
+    assert summary.ended_by is Ending.FAILURES
+    assert all(row.state is State.FAILED for row in summary.trials)
+    assert TrialState.RUNNING not in [trial.state for trial in place.trials]
+
+
+def test_a_finalist_whose_worker_dies_is_tried_again(both: Both, tmp_path: Path) -> None:
+    left = [1]
+    said: list[str] = []
+
+    class Listener(Silence):
+        def epoch_ended(self, name: str, report: EpochReport) -> None:
+            if name.startswith("finalist") and left[0]:
+                left[0] -= 1
+                worker_processes()[0].kill()
+
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    place = Place(tmp_path)
+    summary = place.study(listener=Listener(), finalists__recipes=2)
+    whole = both.one.ledger.champion
+    assert whole is not None
+    assert summary.champion is not None
+    assert summary.champion.confirmed == whole[1].confirmed
+    assert Counter(run.info.status for run in place.runs("finalist")) == {"FINISHED": 4, "FAILED": 1}
+    assert any("SIGKILL" in line and "tried again" in line for line in said)
+
+
+def test_a_worker_that_cannot_start_ends_the_search_with_one_error(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 3\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    outcome = run(place.folder, "search", "small.toml")
+    assert outcome.code == 2
+    (line,) = outcome.errors
+    assert "could not start" in line
+    assert "--workers 1" in line
+    assert TrialState.RUNNING not in [trial.state for trial in place.trials]
+    assert place.statuses() == {"FAILED": 1}
+    monkeypatch.undo()
+    assert run(place.folder, "search", "small.toml", "--workers", 1, "--trials", 1).code == 0
+
+
+# -------------------------------------------------------------------------------- equal recipes
+
+
+def test_a_recipe_that_is_drawn_while_it_runs_is_trained_once(place: Place) -> None:
+    summary = place.study(**TWO_RECIPES, budget__trials=10)
+    assert summary.ended_by is Ending.EXHAUSTED
+    trained = [row for row in summary.trials if row.duplicate_of is None]
+    assert {row.recipe.batch_size for row in trained} == {50, 100}
+    assert len(trained) == len(place.runs("trial")) == 2
+    values = {row.number: row.value for row in trained}
+    recipes = {row.number: row.recipe.key() for row in trained}
+    answered = [row for row in summary.trials if row.duplicate_of is not None]
+    assert len(answered) >= 40
+    for row in answered:
+        assert row.duplicate_of is not None
+        assert row.value == values[row.duplicate_of]
+        assert row.recipe.key() == recipes[row.duplicate_of]
+    assert TrialState.RUNNING not in [trial.state for trial in place.trials]
+
+
+def test_nothing_is_begun_after_an_interruption_not_even_what_waited_for_an_equal_trial(place: Place) -> None:
+    begun: list[str] = []
+
+    class Listener(Silence):
+        def training_started(self, name: str, recipe: Recipe) -> None:
+            begun.append(name)
+
+    one = {"space.common": {"batch_size": 50}, "space.cnn": {"depth": 1, "width_1": 4}}
+    summary = place.study(lambda _: Decision.INTERRUPT, Listener(), **one, budget__trials=4)
+    assert summary.ended_by is Ending.INTERRUPTED
+    assert len(begun) == 1
+    assert all(row.state is State.INTERRUPTED for row in summary.trials)
+    assert TrialState.RUNNING not in [trial.state for trial in place.trials]
+
+
+def test_one_epoch_trains_the_best_of_all_candidates_and_no_more(place: Place) -> None:
+    running: set[str] = set()
+    together: list[tuple[str, ...]] = []
+
+    class Listener(Silence):
+        def training_started(self, name: str, recipe: Recipe) -> None:
+            running.add(name)
+            together.append(tuple(sorted(running)))
+
+        def training_ended(self, name: str) -> None:
+            running.discard(name)
+
+    summary = place.study(
+        listener=Listener(),
+        budget__trials=7,
+        budget__epochs=3,
+        pruner={"name": "one-epoch", "survivors": 2},
+    )
+    candidates, survivors = summary.trials[:5], summary.trials[5:]
+    assert [(row.state, row.epochs) for row in candidates] == [(State.PRUNED, 1)] * 5
+    assert [(row.state, row.epochs) for row in survivors] == [(State.COMPLETED, 3)] * 2
+    best = sorted(candidates, key=lambda row: (-(row.value or 0.0), row.number))[:2]
+    assert [row.recipe for row in survivors] == [row.recipe for row in best]
+    assert [row.curve[0] for row in survivors] == [row.value for row in best]
+    # They depend on all candidates and not on each other.
+    names = [run.info.run_name for run in place.runs("trial")]
+    assert tuple(names[5:]) in together
+    assert not any(set(names[:5]) & set(group) and set(names[5:]) & set(group) for group in together)
+
+
+def test_a_grid_is_covered_with_each_recipe_once(place: Place) -> None:
+    grid = {"space.common": {"batch_size": [50, 100, 200]}, "space.cnn": {"depth": 1, "width_1": [4, 8]}}
+    summary = place.study(**grid, sampler={"name": "grid"}, budget={"epochs": 1})
+    assert summary.ended_by is Ending.EXHAUSTED
+    drawn = Counter((row.recipe.batch_size, row.recipe.widths) for row in summary.trials)
+    assert drawn == dict.fromkeys(itertools.product((50, 100, 200), ("4", "8")), 1)
+    assert all(row.state is State.COMPLETED for row in summary.trials)
+
+
+# -------------------------------------------------------------------------------------- budgets
+
+
+ENDS = [
+    ({"budget__target": 0.05}, Ending.TARGET, 2),
+    ({"budget__patience": 2}, Ending.PATIENCE, 40),
+    ({"budget__total_epochs": 3}, Ending.EPOCHS, 3 + 1),
+    ({"budget__trials": 3}, Ending.TRIALS, 3),
+]
+
+
+@pytest.mark.parametrize(("budget", "ending", "most"), ENDS, ids=[ending.name.lower() for _, ending, _ in ENDS])
+def test_every_budget_ends_a_search_and_what_runs_then_is_trained_to_its_end(
+    place: Place, budget: dict[str, Any], ending: Ending, most: int
+) -> None:
+    budget = {"budget__trials": 40, "budget__epochs": 1} | budget
+    summary = place.study(**budget)
+    assert summary.ended_by is ending
+    assert all(row.state is State.COMPLETED for row in summary.trials)
+    assert len(summary.trials) <= most
+    if ending is Ending.TRIALS:
+        assert len(summary.trials) == most
+    assert TrialState.RUNNING not in [trial.state for trial in place.trials]
+    assert place.study(**budget, execution__workers=1).new_trials == 0
+
+
+def test_minutes_are_those_of_the_clock_over_all_sessions(place: Place) -> None:
+    minutes = 5 / 60
+    first = place.study(budget__trials=3, budget__epochs=4, budget__minutes=minutes)
+    between = place.ledger.searched_seconds
+    assert between == pytest.approx(first.seconds, abs=0.5)
+    second = place.study(budget__trials=1_000, budget__epochs=4, budget__minutes=minutes)
+    assert second.ended_by is Ending.MINUTES
+    assert place.ledger.searched_seconds == pytest.approx(between + second.seconds, abs=0.5)
+    assert place.ledger.searched_seconds >= 5
+    assert status("small", tracking_uri=place.uri).ended_by is Ending.MINUTES
+
+
+# ------------------------------------------------------------------------------------- interrupted
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(Exception):  # the stores are just being made
+            if holds():
+                return
+        time.sleep(0.1)
+    raise AssertionError("waited in vain")
+
+
+def first_epochs_are_over(place: Place) -> bool:
+    running = [trial for trial in place.trials if trial.state is TrialState.RUNNING]
+    return sum(bool(trial.intermediate_values) for trial in running) == 2
+
+
+def interrupted(process: subprocess.Popen[str], *, times: int = 1, apart: float = 2.3) -> tuple[Outcome, float]:
+    """Ctrl-C so many times; what it leaves, and the seconds that it takes after the last."""
+    for number in range(times):
+        time.sleep(apart if number else 0)
+        process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    stdout, stderr = process.communicate(timeout=120)
+    return Outcome(process.returncode, stdout, stderr), time.monotonic() - started
+
+
+LONGER = ("--set", "data.train_images=5000")
+
+
+@pytest.mark.slow
+def test_ctrl_c_interrupts_all_that_run_and_nothing_is_lost(place: Place) -> None:
+    arguments = ["search", "small.toml", "--trials", 2, *LONGER, "--set", "budget.epochs=5"]
+    process = start(place.folder, *arguments)
+    wait_until(lambda: first_epochs_are_over(place))
+    outcome, _ = interrupted(process)
+    assert outcome.code == 130, outcome.stderr
+    assert "goes on from here" in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    rows = place.rows
+    assert [row.state for row in rows] == [State.INTERRUPTED] * 2
+    assert all(0 < row.epochs < 5 for row in rows)
+    assert place.statuses() == {"KILLED": 3}
+
+    assert run(place.folder, *arguments).code == 0
+    again = place.rows[2:]
+    assert [row.state for row in again] == [State.COMPLETED] * 2
+    assert [row.recipe for row in again] == [row.recipe for row in rows]
+    for before, after in zip(rows, again, strict=True):
+        assert after.curve[: before.epochs] == before.curve
+    assert place.statuses() == {"KILLED": 2, "FINISHED": 3}
+
+
+HUGE = (
+    *("--set", "data.train_images=20000", "--set", "space.cnn.width_1=512", "--set", "space.cnn.width_2=512"),
+    *("--set", "space.cnn.kernel_1=7", "--set", "space.cnn.kernel_2=7"),
+)
+"""Epochs of minutes."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_second_ctrl_c_stops_in_the_middle_of_an_epoch(place: Place, workers: int) -> None:
+    arguments = ["search", "small.toml", "--trials", 2, "--workers", workers]
+    process = start(place.folder, *arguments, *HUGE)
+    wait_until(lambda: sum(trial.state is TrialState.RUNNING for trial in place.trials) == workers)
+    wait_until(lambda: len(place.runs("trial")) == workers)
+    time.sleep(1)
+    children = worker_processes(process.pid)
+    outcome, seconds = interrupted(process, times=2)
+    assert outcome.code == 130, outcome.stderr
+    assert seconds < 10
+    assert "Traceback" not in outcome.stderr
+    assert [(row.state, row.reason) for row in place.rows] == [
+        (State.INTERRUPTED, "interrupted in the middle of an epoch")
+    ] * workers
+    assert place.statuses() == {"KILLED": 1 + workers}
+    assert not any(child.is_running() for child in children)
+    waiting = [trial for trial in place.trials if trial.state is TrialState.WAITING]
+    assert [trial.user_attrs["retry_of"] for trial in waiting] == list(range(workers))
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_among_the_finalists_leaves_none_running(place: Place) -> None:
+    final = ["--set", "finalists.recipes=1", "--set", "finalists.images=all", "--trials", 1]
+    wide = ["--set", "space.cnn.width_1=64", "--set", "space.cnn.width_2=64", "--set", "budget.epochs=1"]
+    process = start(place.folder, "search", "small.toml", *final, *wide)
+    wait_until(lambda: len(place.runs("finalist")) == 2, 120)
+    outcome, seconds = interrupted(process, times=2)
+    assert outcome.code == 130, outcome.stderr
+    assert seconds < 10
+    assert "Traceback" not in outcome.stderr
+    assert Counter(run.info.status for run in place.runs("finalist")) == {"KILLED": 2}
+    assert place.client.search_registered_models() == []
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_leaves_no_worker_behind(place: Place) -> None:
+    process = start(place.folder, "search", "small.toml", *LONGER, "--set", "budget.epochs=99")
+    wait_until(lambda: first_epochs_are_over(place))
+    children = worker_processes(process.pid)
+    assert len(children) == 2
+    process.kill()
+    _, stderr = process.communicate()
+    _, alive = psutil.wait_procs(children, timeout=15)
+    assert alive == []
+    assert "Traceback" not in stderr
+
+
+# ------------------------------------------------------------------------------------- the record
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("table", ["metrics", "params", "tags"])
+def test_a_record_that_cannot_be_kept_ends_the_search_and_nothing_is_lost(
+    place: Place, workers: int, table: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    grid = {"space.common": {"batch_size": [50, 100, 200]}, "space.cnn": {"depth": 1, "width_1": [4, 8]}}
+    settings = {**grid, "sampler": {"name": "grid"}, "budget": {"epochs": 2}, "execution__workers": workers}
+
+    def rename(before: str, after: str) -> None:
+        with contextlib.closing(sqlite3.connect(place.folder / "mlflow.db", timeout=10)) as database:
+            database.execute(f"ALTER TABLE {before} RENAME TO {after}")
+            database.commit()
+
+    def breaking(_: EpochReport) -> Decision:
+        if next(seen) == 4:
+            rename(table, "gone")
+        return Decision.CONTINUE
+
+    seen = itertools.count()
+    with pytest.raises(UserError) as caught:
+        place.study(breaking, **settings)
+    (line,) = caught.value.lines
+    assert "cannot be reached or written" in line
+    assert TrialState.RUNNING not in [trial.state for trial in place.trials]
+    assert "Traceback" not in capfd.readouterr().err
+
+    rename("gone", table)
+    summary = place.study(**settings)
+    assert summary.ended_by is Ending.EXHAUSTED
+    done = [row for row in summary.trials if row.state is State.COMPLETED]
+    assert Counter((row.recipe.batch_size, row.recipe.widths) for row in done) == dict.fromkeys(
+        itertools.product((50, 100, 200), ("4", "8")), 1
+    )
