@@ -42,6 +42,46 @@ def test_a_wrong_setting_names_itself_and_its_remedy(
     assert sorted(path.name for path in tiny.parent.iterdir()) == ["tiny.toml"]
 
 
+@pytest.mark.parametrize("number", ["0", "-1", "two", "1.5", ""])
+def test_a_number_of_workers_that_is_none_is_refused(command: Command, tiny: Path, number: str) -> None:
+    outcome = command("search", "tiny.toml", "--set", f"execution.workers={number}")
+    assert_refused(outcome, "execution.workers", "should be 'auto' or a number above 0")
+    outcome = command("search", "tiny.toml", "--workers", number or "none")
+    assert_refused(outcome, "execution.workers", repr(number or "none").strip("'"), "'auto' or a number above 0")
+    assert sorted(path.name for path in tiny.parent.iterdir()) == ["tiny.toml"]
+
+
+def test_more_workers_than_fit_are_said_and_the_study_goes_on(command: Command, tiny: Path) -> None:
+    outcome = command("search", "tiny.toml", "--workers", 99, "--trials", 1, "--set", "finalists.recipes=0")
+    assert outcome.code == 0, outcome.stderr
+    (line,) = (line for line in outcome.stderr.splitlines() if "execution.workers: 99" in line)
+    assert "is more than" in line
+    assert "at a time" in line
+
+
+def test_threads_that_leave_no_core_for_a_second_worker_are_said(
+    command: Command, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("joblib.cpu_count", lambda: 2)
+    options = ["--workers", 2, "--threads", 2, "--trials", 1, "--set", "finalists.recipes=0"]
+    outcome = command("search", "tiny.toml", *options)
+    assert outcome.code == 0, outcome.stderr
+    assert "execution.workers: 2 with 2 threads" in outcome.stderr
+    assert "1 at a time" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("engine", "expected"),
+    [
+        ("graph", ["engine: 'graph'", "the device is 'cpu'", "--engine plain"]),
+        ("other", ["execution.engine", "'plain' or 'graph'"]),
+    ],
+)
+def test_an_engine_that_cannot_be_had(command: Command, tiny: Path, engine: str, expected: list[str]) -> None:
+    assert_refused(command("search", "tiny.toml", "--device", "cpu", "--engine", engine), *expected)
+    assert sorted(path.name for path in tiny.parent.iterdir()) == ["tiny.toml"]
+
+
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
 
 from fmnist_search import tuning
 from fmnist_search.data import Images, Source, prepare
@@ -114,6 +115,45 @@ def test_initial_weights_depend_on_the_seed_alone(images: Images, execution: Exe
 
 
 # ------------------------------------------------------------------------------- what it trains on
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+@pytest.mark.parametrize("model", [Mlp(depth=1, width=32), Cnn(depth=2, width_1=8, width_2=8)])
+def test_the_resident_loop_trains_what_a_loop_with_a_data_loader_trains(
+    name: str, model: Architecture, images: Images, execution: Execution
+) -> None:
+    plain = {
+        "optimizer.weight_decay": 0.0,
+        "optimizer.clip_norm": 0.0,
+        "label_smoothing": 0.0,
+        "averaging.horizon": 0.0,
+    }
+    rate = {"optimizer.name": name, "optimizer.momentum": 0.9, "optimizer.nesterov": False, "batch_size": 150}
+    recipe = dataclasses.replace(TINY, model=model).replace({**plain, **rate, "optimizer.learning_rate": 3e-3})
+    result = run_trial(recipe, images, execution)
+
+    network = initial(recipe, images).train()
+    if name == "sgd":
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(network.parameters(), lr=3e-3, momentum=0.9)
+    else:
+        optimizer = torch.optim.Adam(network.parameters(), lr=3e-3, betas=(0.9, 0.999))
+    dataset = TensorDataset(images.train.pixels, images.train.labels)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    for report in result.epochs:
+        order = torch.randperm(len(dataset), generator=generator).tolist()
+        losses, seen = 0.0, 0
+        for pixels, labels in DataLoader(dataset, batch_size=recipe.batch_size, sampler=order):
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(network(pixels), labels)
+            loss.backward()
+            optimizer.step()
+            losses, seen = losses + loss.item() * len(labels), seen + len(labels)
+        assert seen == len(images.train)
+        assert report.train_loss == pytest.approx(losses / seen, rel=1e-4)
+    assert result.last_weights is not None
+    for key, tensor in network.state_dict().items():
+        if key in result.last_weights:
+            torch.testing.assert_close(result.last_weights[key], tensor, rtol=1e-2, atol=1e-3, msg=key)
 
 
 @pytest.mark.parametrize("model", [Mlp(depth=1, width=32), Cnn(depth=2, width_1=16, width_2=32)])

@@ -94,6 +94,23 @@ def test_watching_changes_nothing(images: Images, execution: Execution) -> None:
     assert [epoch.train_loss for epoch in watched.epochs] == [epoch.train_loss for epoch in alone.epochs]
 
 
+def test_an_observer_draws_the_numbers_that_it_would_draw_without_the_training(
+    images: Images, execution: Execution
+) -> None:
+    drawn: list[float] = []
+
+    def curious(_: EpochReport) -> Decision:
+        drawn.extend(torch.rand(3).tolist())
+        return Decision.CONTINUE
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        expected = torch.rand(3 * TINY.epochs).tolist()
+        torch.manual_seed(5)
+        run_trial(TINY.replace({"model.dropout": 0.5}), images, execution, curious)
+    assert drawn == expected
+
+
 @pytest.mark.parametrize("error", [RuntimeError("mine"), KeyboardInterrupt()])
 def test_what_goes_wrong_in_the_observer_is_the_callers(
     error: BaseException, images: Images, execution: Execution

@@ -1,0 +1,121 @@
+"""Steps with everything on the device give what the plain loop gives; what a GPU records is these same steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fmnist_search.data import Images, Source, prepare
+from fmnist_search.engine import PlainSteps, Training
+from fmnist_search.graphs import DeviceSteps
+from fmnist_search.models.cnn import Cnn
+from fmnist_search.models.mlp import Mlp
+from fmnist_search.recipe import Augmentation, Averaging, Data, Execution, Recipe
+from fmnist_search.tuning import settled
+
+DATA = Data(train_images=300, validation=100)
+BUSY = Recipe(
+    model=Cnn(depth=2, width_1=4, width_2=8, dropout=0.3),
+    augmentation=Augmentation(shift=2, flip=0.5, erasing=0.5),
+    averaging=Averaging(horizon=1.0),
+    data=DATA,
+    epochs=3,
+    batch_size=50,
+)
+
+
+@pytest.fixture(scope="module")
+def few(source: Source) -> Images:
+    return prepare(DATA, source)
+
+
+def trained(
+    recipe: Recipe, images: Images, execution: Execution, loop: Any
+) -> tuple[Training, list[tuple[float, float]]]:
+    with settled(execution):
+        training = Training(recipe, images, execution)
+        steps = loop(training)
+        figures = [training.epoch(number, steps) for number in range(1, recipe.epochs + 1)]
+        steps.close()
+    return training, figures
+
+
+def assert_alike(recipe: Recipe, images: Images, execution: Execution) -> None:
+    plain, expected = trained(recipe, images, execution, PlainSteps)
+    device, figures = trained(recipe, images, execution, DeviceSteps)
+    for (loss, accuracy), (expected_loss, expected_accuracy) in zip(figures, expected, strict=True):
+        assert loss == pytest.approx(expected_loss, rel=1e-4)
+        assert accuracy == pytest.approx(expected_accuracy, abs=1.5 / 300)  # two classes may be as likely as each other
+    pairs = [(plain.model, device.model), (plain.averaged.model, device.averaged.model)]
+    for one_model, other_model in pairs:
+        for name, tensor in one_model.state_dict().items():
+            torch.testing.assert_close(other_model.state_dict()[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+    assert torch.equal(plain.generator.get_state(), device.generator.get_state())
+
+
+@pytest.mark.parametrize("batch_size", [50, 64, 299, 300, 23, 7])
+def test_batches_that_divide_the_images_and_that_do_not(batch_size: int, few: Images, execution: Execution) -> None:
+    assert_alike(BUSY.replace({"batch_size": batch_size, "epochs": 2}), few, execution)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer.name": "sgd", "optimizer.momentum": 0.0, "optimizer.learning_rate": 0.1},
+        {"optimizer.name": "sgd", "optimizer.momentum": 0.9, "optimizer.nesterov": True},
+        {"optimizer.name": "adam"},
+        {"optimizer.name": "adamw", "optimizer.weight_decay": 0.1},
+    ],
+    ids=["sgd", "nesterov", "adam", "adamw"],
+)
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "one-cycle"])
+def test_every_update_rule_under_every_schedule(
+    changes: dict[str, object], schedule: str, few: Images, execution: Execution
+) -> None:
+    assert_alike(BUSY.replace({**changes, "schedule.name": schedule, "epochs": 2}), few, execution)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer.clip_norm": 0.1},
+        {"label_smoothing": 0.2},
+        {"averaging.horizon": 0.0},
+        {"model.dropout": 0.0},
+        {"augmentation.shift": 0, "augmentation.flip": 0.0, "augmentation.erasing": 0.0},
+        {"model.norm": "group", "model.convolutions": 2, "optimizer.name": "sgd"},
+        {"model.norm": "none", "model.activation": "prelu", "model.pool": "average"},
+        {"model.hidden": 16},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_whatever_else_a_recipe_may_ask_for(changes: dict[str, object], few: Images, execution: Execution) -> None:
+    assert_alike(BUSY.replace(changes), few, execution)
+
+
+def test_a_network_of_another_family(few: Images, execution: Execution) -> None:
+    assert_alike(dataclasses.replace(BUSY, model=Mlp(depth=2, width=16, dropout=0.2)), few, execution)
+
+
+def test_the_rate_of_each_step_is_its_own(few: Images, execution: Execution) -> None:
+    """Read from the device by the number of the step, over epochs and a last batch of another size."""
+
+    class Noting(DeviceSteps):
+        def _advance(self, chosen: Tensor) -> None:
+            super()._advance(chosen)
+            rates.extend({float(group["lr"]) for group in self.training.optimizer.param_groups})
+            batches.append(chosen.clone())
+
+    rates: list[float] = []
+    batches: list[Tensor] = []
+    recipe = BUSY.replace({"schedule.name": "one-cycle", "batch_size": 64})
+    training, _ = trained(recipe, few, execution, Noting)
+    assert rates == pytest.approx(training.rates)
+    assert [len(chosen) for chosen in batches] == training.sizes * recipe.epochs
+    count = len(training.sizes)
+    for epoch in range(recipe.epochs):
+        assert torch.equal(torch.cat(batches[epoch * count :][:count]).sort().values, torch.arange(300))

@@ -1,0 +1,155 @@
+"""What the networks' layers promise: the same outputs in a cheaper order, and chance that is a training's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from fmnist_search.data import Images
+from fmnist_search.models.cnn import Cnn
+from fmnist_search.models.layers import ACTIVATIONS, Dropout
+from fmnist_search.models.mlp import Mlp
+from fmnist_search.recipe import Architecture, Augmentation, Data, Execution, Recipe
+from fmnist_search.results import EpochReport, TrialResult
+from fmnist_search.trial import run_trial
+
+POOLS = (nn.MaxPool2d, nn.AvgPool2d)
+KINDS = tuple(type(make()) for make in ACTIVATIONS.values())
+DATA = Data(train_images=1_000, validation=1_000)
+
+
+def network(activation: str, pool: str, norm: str = "batch", convolutions: int = 1) -> nn.Sequential:
+    torch.manual_seed(0)
+    made = Cnn(
+        depth=3,
+        width_1=8,
+        width_2=8,
+        width_3=16,
+        activation=activation,
+        pool=pool,
+        norm=norm,
+        convolutions=convolutions,
+    ).network(10)
+    assert isinstance(made, nn.Sequential)
+    for module in made.modules():
+        if isinstance(module, nn.BatchNorm2d):  # some channels are turned upside down
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    return made
+
+
+def pools_first(layers: nn.Sequential) -> bool:
+    """Whether each pool stands before the activation of its block; all of them do or none."""
+    found = set()
+    for before, layer, after in zip([*layers][:-2], [*layers][1:-1], [*layers][2:], strict=True):
+        if isinstance(layer, POOLS):
+            assert isinstance(before, KINDS) != isinstance(after, KINDS)
+            found.add(isinstance(after, KINDS))
+    (first,) = found
+    return first
+
+
+def in_usual_order(layers: nn.Sequential) -> nn.Sequential:
+    usual = list(layers)
+    for place, layer in enumerate(usual[:-1]):
+        if isinstance(layer, POOLS):
+            usual[place : place + 2] = [usual[place + 1], layer]
+    return nn.Sequential(*usual)
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "elu"])
+@pytest.mark.parametrize(("norm", "convolutions"), [("batch", 1), ("batch", 2), ("group", 1), ("none", 2)])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_maximum_is_taken_before_an_activation_that_never_falls_and_no_bit_changes(
+    activation: str, norm: str, convolutions: int, training: bool
+) -> None:
+    made = network(activation, "max", norm, convolutions).train(training)
+    assert pools_first(made)
+    usual = in_usual_order(made)
+    assert not pools_first(usual)
+    images = torch.randn(16, 1, 28, 28)
+    assert torch.equal(made(images), usual(images))
+
+
+@pytest.mark.parametrize(
+    ("activation", "pool"),
+    [*((name, "average") for name in ACTIVATIONS), ("gelu", "max"), ("silu", "max"), ("prelu", "max")],
+)
+def test_where_the_order_matters_the_pool_comes_last(activation: str, pool: str) -> None:
+    assert not pools_first(network(activation, pool))
+
+
+def test_every_activation_that_changes_places_never_falls() -> None:
+    values = torch.linspace(-30, 30, 20_001)
+    for name in ACTIVATIONS:
+        if pools_first(network(name, "max")):
+            assert (ACTIVATIONS[name]()(values).diff() >= 0).all(), name
+
+
+# -------------------------------------------------------------------------------------- dropout
+
+
+def test_dropout_keeps_the_share_it_says_and_the_mean() -> None:
+    layer = Dropout(0.3)
+    layer.generator = torch.Generator().manual_seed(0)
+    values = layer(torch.ones(200_000))
+    assert (values == 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
+    assert values.mean().item() == pytest.approx(1, abs=0.01)
+    assert values[values > 0].unique().tolist() == pytest.approx([1 / 0.7])
+
+
+def test_dropout_does_nothing_in_evaluation() -> None:
+    values = torch.randn(100)
+    assert torch.equal(Dropout(0.9).eval()(values), values)
+
+
+def test_dropout_draws_from_the_generator_that_it_was_given_and_from_no_other() -> None:
+    def draw() -> torch.Tensor:
+        layer = Dropout(0.5)
+        layer.generator = torch.Generator().manual_seed(3)
+        kept: torch.Tensor = layer(torch.ones(1_000))
+        return kept
+
+    before = torch.get_rng_state()
+    once = draw()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(7)
+    assert torch.equal(draw(), once)
+
+
+@pytest.mark.parametrize(
+    "model", [Cnn(depth=2, width_1=8, width_2=8, dropout=0.5), Mlp(depth=2, width=64, dropout=0.5)]
+)
+def test_trainings_in_two_threads_at_once_give_the_bits_that_they_give_alone(
+    model: Architecture, images: Images, execution: Execution
+) -> None:
+    augmentation = Augmentation(shift=2, flip=0.5, erasing=0.5)
+    recipe = Recipe(model=model, augmentation=augmentation, data=DATA, epochs=3, batch_size=50)
+    recipes = [recipe, recipe.replace({"seed": 1})]
+    alone = [run_trial(each, images, execution) for each in recipes]
+    together: dict[int, TrialResult] = {}
+    start = threading.Barrier(2)
+
+    def train(place: int) -> None:
+        start.wait()
+        together[place] = run_trial(recipes[place], images, execution)
+
+    threads = [threading.Thread(target=train, args=(place,)) for place in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for place, result in enumerate(alone):
+        assert figures(together[place]) == figures(result)
+        assert together[place].weights is not None
+        assert result.weights is not None
+        for name, tensor in result.weights.items():
+            assert torch.equal(together[place].weights[name], tensor), name  # type: ignore[index]
+
+
+def figures(result: TrialResult) -> list[EpochReport]:
+    return [dataclasses.replace(epoch, seconds=0.0) for epoch in result.epochs]
