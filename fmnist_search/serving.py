@@ -60,6 +60,7 @@ def serve(line: Line, gallery: MutableMapping[Data, Images]) -> None:
             raise EOFError
         return answer
 
+    importlib.import_module("torch._dynamo")  # the first optimizer would load it, while a trial waits
     execution = Execution()
     try:
         line.send(READY)
@@ -86,7 +87,6 @@ def main() -> None:
     """A worker process, given the number of its end of the connection."""
     # Whoever presses Ctrl-C asks the study, which lets running epochs end; when it is gone, so is the connection.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    importlib.import_module("torch._dynamo")  # the first optimizer would load it, while a trial waits
     serve(Line(Connection(int(sys.argv[1]))), {})
 
 

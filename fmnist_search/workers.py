@@ -31,6 +31,8 @@ WORKER_MEMORY = 1_200 * 2**20
 MOST_STREAMS = 6
 LAUNCH_BOUND_SECONDS = 200e-6
 """What a captured step of a small network takes on an H200-class card, however few bytes it moves."""
+PATIENT_STARTS = 3
+"""Replacements in a row that may die while they load their libraries."""
 PATIENCE = 5.0
 """Seconds that a worker gets to leave by itself."""
 
@@ -62,6 +64,8 @@ class Crew:
         self.execution = execution
         self._in_threads = size == 1 or torch.device(execution.device).type != "cpu"
         self._gallery: dict[Data, Images] = {}
+        self._has_worked = False
+        self._stillborn = 0
         self._workers = [self._hired() for _ in range(size)]
 
     def __enter__(self) -> Crew:
@@ -139,12 +143,15 @@ class Crew:
         lines = {worker.line.connection: worker for worker in self._workers}
         for connection in wait(list(lines)):
             worker = lines[connection]  # type: ignore[index]
-            if not worker.hear():
+            if worker.hear():
+                self._has_worked = True
+            else:
                 self._replace(worker)
 
     def _replace(self, worker: Worker) -> None:
         reason = worker.leave()
-        if not worker.was_ready:
+        self._stillborn = 0 if worker.was_ready else self._stillborn + 1
+        if self._stillborn > (PATIENT_STARTS if self._has_worked else 0):
             raise UserError(
                 f"workers: a worker process could not start ({reason}); see what it says above, or take --workers 1"
             )
