@@ -18,7 +18,7 @@ from fmnist_search.results import Decision
 from fmnist_search.trial import run_trial
 from fmnist_search.tuning import PLAIN
 
-CASES = (Case("standard", 128), Case("standard", 512), Case("standard", 1024))
+CASES = (Case("standard", 128), Case("standard", 512))
 DATA = {"data.validation": 2_048, "data.train_images": 4_096, "epochs": 1}
 ONE_OF_US = "--one"
 

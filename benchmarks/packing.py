@@ -34,9 +34,9 @@ def main() -> None:
     """Images a second of several trials at once, against one alone and against one tutorial loop."""
     parser = options(main.__doc__)
     parser.add_argument("--full", action="store_true", help="up to eight at once")
-    parser.add_argument("--rounds", type=int, default=3, help="repetitions of each measurement")
+    parser.add_argument("--rounds", type=int, default=2, help="repetitions of each measurement")
     parser.add_argument(
-        "--seconds", type=float, default=5.0, help="how long trials run side by side for one repetition"
+        "--seconds", type=float, default=3.0, help="how long trials run side by side for one repetition"
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--engine", default="plain", choices=("plain", "graph"))

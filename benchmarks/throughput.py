@@ -84,7 +84,7 @@ def main() -> None:
     parser = options(main.__doc__)
     parser.add_argument("--full", action="store_true", help="every network at every batch size")
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name holds this text")
-    parser.add_argument("--rounds", type=int, default=3, help="repetitions of each measurement")
+    parser.add_argument("--rounds", type=int, default=2, help="repetitions of each measurement")
     parser.add_argument("--seconds", type=float, default=0.8, help="about how long ours takes for one repetition")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, nargs="+", help="numbers of DataLoader workers of which the best counts")

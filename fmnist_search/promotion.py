@@ -11,9 +11,9 @@ from fmnist_search import finalists, registry
 from fmnist_search.config import Finalists
 from fmnist_search.data import Images, Source, prepare
 from fmnist_search.recipe import Data, Recipe, text_of
-from fmnist_search.results import Accuracy, Champion, Confirmed, TrialResult, TrialRow
+from fmnist_search.results import Accuracy, Champion, Confirmed, State, TrialResult, TrialRow
 from fmnist_search.tracking import Run, Tracking, TrainingRun
-from fmnist_search.training import Desk, Tracked, stopped
+from fmnist_search.training import Desk, Tracked, unbegun
 from fmnist_search.workers import Crew
 
 
@@ -89,7 +89,7 @@ class Promotion:
         for finalist in begun:
             if finalist.result is None:
                 with contextlib.suppress(Exception):  # perhaps it is the sender that has failed
-                    finalist.close(stopped(reason))
+                    finalist.close(finalist.broken_off(State.INTERRUPTED, reason))
 
     def open_run(self, name: str, recipe: Recipe) -> TrainingRun:
         """The run of a finalist."""
@@ -157,4 +157,4 @@ class Finalist(Tracked):
 
 
 def _result(finalist: Finalist | None) -> TrialResult:
-    return (finalist.result if finalist else None) or stopped("the finalists were interrupted")
+    return (finalist.result if finalist else None) or unbegun("the finalists were interrupted")

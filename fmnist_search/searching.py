@@ -19,7 +19,7 @@ from fmnist_search.search.ledger import Ledger
 from fmnist_search.search.space import searched
 from fmnist_search.search.strategies import SURVIVOR_OF
 from fmnist_search.tracking import Run, Tracking
-from fmnist_search.training import Desk, Tracked, overhead_of, save_weights, stopped
+from fmnist_search.training import Desk, Tracked, overhead_of, save_weights, unbegun
 from fmnist_search.workers import Crew
 
 DUPLICATES_IN_A_ROW = 50
@@ -152,7 +152,7 @@ class Search:
             del self._running[trial.recipe.key()]
             self._rows.append(trial.abandon(reason))
         for twin, _ in self._twins:
-            self._rows.append(self.ledger.tell(twin, stopped(reason), ""))
+            self._rows.append(self.ledger.tell(twin, unbegun(reason), ""))
         self._twins.clear()
 
 
@@ -203,7 +203,7 @@ class SearchTrial(Tracked):
 
     def lost(self, reason: str) -> None:
         """The worker has died over it: failed, and once tried again."""
-        result = TrialResult(State.FAILED, (), 0.0, reason=reason)
+        result = self.broken_off(State.FAILED, reason)
         row = self._tell(result, lost=True)
         self.close(result)
         if row.comes_again:
@@ -219,9 +219,10 @@ class SearchTrial(Tracked):
         """It is not waited for; it comes again when the study goes on, unless it was told before the study stopped."""
         if self._row:
             return self._row
-        row = self._tell(stopped(reason))
+        result = self.broken_off(State.INTERRUPTED, reason)
+        row = self._tell(result)
         with contextlib.suppress(Exception):  # perhaps it is the sender that has failed
-            self.close(stopped(reason))
+            self.close(result)
         return row
 
     def _tell(self, result: TrialResult, overhead: Overhead = Overhead(), *, lost: bool = False) -> TrialRow:  # noqa: B008

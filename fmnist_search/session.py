@@ -25,7 +25,7 @@ from fmnist_search.search.strategies import drawn_at_random
 from fmnist_search.searching import Search
 from fmnist_search.sender import Sender
 from fmnist_search.sketches import sketches
-from fmnist_search.tracking import Run, Tracking, command_line, environment, reaching
+from fmnist_search.tracking import STORE_ERRORS, Run, Tracking, command_line, environment, reaching
 from fmnist_search.training import Desk, Interruption
 from fmnist_search.tuning import resolve_execution, tune
 from fmnist_search.workers import Crew, fitting
@@ -69,7 +69,8 @@ def open_session(
                     session.describe()
                     yield session
             except BaseException:
-                run.end("FAILED", "failed")
+                with contextlib.suppress(*STORE_ERRORS):  # perhaps the store itself is what is gone
+                    run.end("FAILED", "failed")
                 raise
 
 

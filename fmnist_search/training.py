@@ -87,6 +87,7 @@ class Tracked:
         self.recipe = recipe
         self.images = images
         self.result: TrialResult | None = None
+        self._epochs: list[EpochReport] = []
         self._desk = desk
         self._observer = observer
         self.tracking = 0.0
@@ -100,6 +101,7 @@ class Tracked:
 
     def report(self, report: EpochReport) -> Decision:
         """Take in an epoch, and say whether the training goes on."""
+        self._epochs.append(report)
         decision = self.decide(report)
         if self._desk.interruption.requested:
             decision = Decision.INTERRUPT
@@ -118,7 +120,12 @@ class Tracked:
 
     def lost(self, reason: str) -> None:
         """The worker has died over it: the training has failed."""
-        self.close(TrialResult(State.FAILED, (), 0.0, reason=reason))
+        self.close(self.broken_off(State.FAILED, reason))
+
+    def broken_off(self, state: State, reason: str) -> TrialResult:
+        """The result of a training that was ended from outside: what it has reported counts."""
+        seconds = sum(report.seconds for report in self._epochs)
+        return TrialResult(state, tuple(self._epochs), seconds, reason=reason)
 
     def close(self, result: TrialResult, overhead: Overhead = Overhead()) -> None:  # noqa: B008
         """Complete the record and close the run."""
@@ -163,8 +170,8 @@ def overhead_of(result: TrialResult, seconds: float, sampling: float = 0.0) -> O
     return Overhead(seconds - trained, preparation.build_seconds, preparation.capture_seconds, sampling)
 
 
-def stopped(reason: str) -> TrialResult:
-    """The result of a training that was ended from outside, in the middle of an epoch."""
+def unbegun(reason: str) -> TrialResult:
+    """The result of a training that was not even begun."""
     return TrialResult(State.INTERRUPTED, (), 0.0, reason=reason)
 
 
@@ -247,7 +254,7 @@ def _run_here(job: Tracked, execution: Execution) -> TrialResult:
     try:
         result = run_trial(job.recipe, job.images, execution, job.report)
     except KeyboardInterrupt:
-        result = stopped("interrupted in the middle of an epoch")
+        result = job.broken_off(State.INTERRUPTED, "interrupted in the middle of an epoch")
     except Exception:
         job.close(TrialResult(State.FAILED, (), 0.0, reason="the training stopped on an error"))
         raise
