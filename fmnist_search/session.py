@@ -56,7 +56,10 @@ def open_session(
             ledger = Ledger.open(home.storage_url, config, fresh=fresh)
             if ledger.put_aside:
                 home.rename_weights(config.name, ledger.put_aside)
-            conditions = _kept(ledger, config, listener) or conditions_of(config, execution)
+            conditions = _kept(ledger, config, listener)
+            if conditions is None:
+                crew.wait_until_ready()
+                conditions = conditions_of(config, execution)
             ledger.conditions = conditions
             crew.settle(conditions.execution)
             run = tracking.study_run(config.name, ledger.run_id)

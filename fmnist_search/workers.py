@@ -90,6 +90,15 @@ class Crew:
             self._workers = [self._hired() for _ in range(size)]
         self.execution = execution
 
+    def wait_until_ready(self) -> None:
+        """Until all have loaded what they need, so that they disturb no measurement.
+
+        Raises:
+            UserError: worker processes cannot be started.
+        """
+        while not all(worker.was_ready for worker in self._workers):
+            self._hear()
+
     @property
     def size(self) -> int:
         """How many jobs run at a time."""
