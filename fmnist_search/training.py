@@ -227,8 +227,11 @@ def train(
     check(recipe.model)
     listener = listener or Silence()
     home = Home.find(tracking_uri, workdir)
-    execution, chosen = tune(resolve_execution(device, threads, engine), precision or recipe.precision)
-    recipe = recipe.replace({"precision": chosen})
+    # Nothing is tried out that changes a number, the number format apart, which the recipe holds: trained again, it is
+    # equal.
+    execution = resolve_execution(device, threads, engine)
+    if precision:
+        recipe = recipe.replace({"precision": tune(execution)[1] if precision == "auto" else precision})
     source = Source(image_cache(), Path(data_dir) if data_dir else None)
     images = prepare(recipe.data, source, execution.device)
     interruption = Interruption()

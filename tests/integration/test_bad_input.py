@@ -45,7 +45,7 @@ def test_a_wrong_setting_names_itself_and_its_remedy(
 @pytest.mark.parametrize("number", ["0", "-1", "two", "1.5", ""])
 def test_a_number_of_workers_that_is_none_is_refused(command: Command, tiny: Path, number: str) -> None:
     outcome = command("search", "tiny.toml", "--set", f"execution.workers={number}")
-    assert_refused(outcome, "execution.workers", "should be 'auto' or a number above 0")
+    assert_refused(outcome, "execution.workers", "give 1 or more, or 'auto'")
     outcome = command("search", "tiny.toml", "--workers", number or "none")
     assert_refused(outcome, "execution.workers", repr(number or "none").strip("'"), "'auto' or a number above 0")
     assert sorted(path.name for path in tiny.parent.iterdir()) == ["tiny.toml"]

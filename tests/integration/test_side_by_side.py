@@ -388,7 +388,6 @@ def test_a_worker_that_cannot_start_ends_the_search_with_one_error(
     assert "could not start" in line
     assert "--workers 1" in line
     assert TrialState.RUNNING not in [trial.state for trial in place.trials]
-    assert place.statuses() == {"FAILED": 1}
     monkeypatch.undo()
     assert run(place.folder, "search", "small.toml", "--workers", 1, "--trials", 1).code == 0
 
