@@ -47,7 +47,7 @@ def test_a_number_of_workers_that_is_none_is_refused(command: Command, tiny: Pat
     outcome = command("search", "tiny.toml", "--set", f"execution.workers={number}")
     assert_refused(outcome, "execution.workers", "give 1 or more, or 'auto'")
     outcome = command("search", "tiny.toml", "--workers", number or "none")
-    assert_refused(outcome, "execution.workers", repr(number or "none").strip("'"), "'auto' or a number above 0")
+    assert_refused(outcome, "execution.workers", repr(number or "none").strip("'"), "give 1 or more, or 'auto'")
     assert sorted(path.name for path in tiny.parent.iterdir()) == ["tiny.toml"]
 
 
