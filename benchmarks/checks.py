@@ -108,6 +108,8 @@ def side_by_side(recipes: list[Recipe], images: Images, execution: Execution, co
 
 
 class _Kept:
+    worker = 0
+
     def __init__(self, recipe: Recipe, images: Images):
         self.recipe = recipe
         self.images = images

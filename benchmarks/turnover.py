@@ -16,10 +16,14 @@ import typer
 
 from benchmarks.machine import machine, versions
 from fmnist_search.config import StudyConfig
+from fmnist_search.outbox import Outbox
 from fmnist_search.recipe import Execution, Recipe
+from fmnist_search.record import Run, TrainingRun
 from fmnist_search.results import EpochReport, Overhead, State, TrialResult
 from fmnist_search.search.ledger import Conditions, Ledger
-from fmnist_search.tracking import Run, Tracking
+from fmnist_search.sender import Sender
+from fmnist_search.tracking import Courier, Tracking
+from fmnist_search.training import ARTISTS
 
 BASELINE = Path(__file__).parents[1] / "studies" / "baseline.toml"
 WINDOW = 25
@@ -43,20 +47,19 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger.open(f"sqlite:///{folder}/optuna.db", config)
         ledger.conditions = Conditions(Execution(), "float32")
-        tracking = Tracking(f"sqlite:///{folder}/mlflow.db", config.experiment) if tracked else None
-        study_run = tracking.study_run(config.name, None) if tracking else None
-        times = [_trial(ledger, random.Random(number), study_run) for number in range(trials)]
+        record = _Record(Path(folder), config) if tracked else None
+        times = [_trial(ledger, random.Random(number), record) for number in range(trials)]
     rows = {stop: _medians(times[stop - WINDOW : stop]) for stop in STOPS if stop <= trials}
     if as_json:
         typer.echo(json.dumps({"machine": machine(), "versions": versions(), "sampler": sampler, "milliseconds": rows}))
         return
     typer.echo(f"{machine()}; {versions()}; {sampler}, medians of {WINDOW} trials, milliseconds")
     typer.echo("  trial     ask  report    tell  ask + tell  record")
-    for stop, (ask, report, tell, record) in rows.items():
-        typer.echo(f"{stop:7d} {ask:7.1f} {report:7.1f} {tell:7.1f} {ask + tell:11.1f} {record:7.1f}")
+    for stop, (ask, report, tell, recorded) in rows.items():
+        typer.echo(f"{stop:7d} {ask:7.1f} {report:7.1f} {tell:7.1f} {ask + tell:11.1f} {recorded:7.1f}")
 
 
-def _trial(ledger: Ledger, chance: random.Random, study_run: Run | None) -> tuple[float, float, float, float]:
+def _trial(ledger: Ledger, chance: random.Random, record: _Record | None) -> tuple[float, float, float, float]:
     """One trial whose curve is drawn; seconds of ask, of a report on average, of tell, and of its record in MLflow."""
     marks = [time.perf_counter()]
     trial, recipe = ledger.ask()
@@ -72,18 +75,31 @@ def _trial(ledger: Ledger, chance: random.Random, study_run: Run | None) -> tupl
     result = TrialResult(state, tuple(reports), 0.0)
     ledger.tell(trial, result, "")
     marks.append(time.perf_counter())
-    if study_run:
-        _record(study_run, recipe, result)
+    if record:
+        record.keep(recipe, result)
     marks.append(time.perf_counter())
-    ask, reported, tell, record = (after - before for before, after in itertools.pairwise(marks))
-    return ask, reported / len(reports), tell, record
+    ask, reported, tell, recorded = (after - before for before, after in itertools.pairwise(marks))
+    return ask, reported / len(reports), tell, recorded
 
 
-def _record(study_run: Run, recipe: Recipe, result: TrialResult) -> None:
-    run = study_run.tracking.training_run(recipe.label, recipe, list(recipe.flat()), {"kind": "trial"}, study_run)
-    for report in result.epochs:
-        run.epoch(report, report is result.epochs[-1], time.time())
-    run.finish(result, Overhead())
+class _Record:
+    """The record of trials in an embedded MLflow store, each written to its end before the next."""
+
+    def __init__(self, folder: Path, config: StudyConfig):
+        uri = f"sqlite:///{folder}/mlflow.db"
+        tracking = Tracking(uri, config.experiment)
+        outbox = Outbox(folder / "outbox.db", uri)
+        self._sender = Sender(outbox, Courier(tracking.client, outbox, ARTISTS), typer.echo)
+        self._study_run = Run.known(self._sender, tracking.study_run(config.name, None))
+
+    def keep(self, recipe: Recipe, result: TrialResult) -> None:
+        """Write a trial, and wait until it is there."""
+        names = list(recipe.flat())
+        run = TrainingRun.begun(self._sender, recipe.label, recipe, names, {"kind": "trial"}, self._study_run)
+        for report in result.epochs:
+            run.epoch(report, report is result.epochs[-1])
+        run.finish(result, Overhead(), {})
+        self._sender.flush(60)
 
 
 def _medians(times: list[tuple[float, float, float, float]]) -> list[float]:

@@ -35,6 +35,11 @@ class Home:
         """Optuna's database."""
         return f"sqlite:///{self.folder / 'optuna.db'}"
 
+    @property
+    def outbox(self) -> Path:
+        """What is on its way to MLflow."""
+        return self.folder / "outbox.db"
+
     def weights(self, study: str, number: int) -> Path:
         """The kept weights of a trial."""
         return self.folder / "weights" / study / f"{number:03d}.pt"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,10 +9,12 @@ from dataclasses import dataclass, field
 from fmnist_search import finalists, registry
 from fmnist_search.config import Finalists
 from fmnist_search.data import Images, Source, prepare
+from fmnist_search.errors import UserError
 from fmnist_search.recipe import Data, Recipe, text_of
+from fmnist_search.record import Run, TrainingRun
 from fmnist_search.results import Accuracy, Champion, Confirmed, State, TrialResult, TrialRow
-from fmnist_search.tracking import Run, Tracking, TrainingRun
-from fmnist_search.training import Desk, Tracked, unbegun
+from fmnist_search.tracking import Tracking
+from fmnist_search.training import Desk, Tracked, see_off, unbegun
 from fmnist_search.workers import Crew
 
 
@@ -45,9 +46,16 @@ class Promotion:
             return None
         dataset = chosen.recipe.data.dataset
         test = finalists.test_once(chosen.classifier, dataset, self.source)
-        run_id = next(training.run_id for training in self.runs if training.recipe == chosen.recipe)
-        self.desk.sender.flush()
-        self._record_test(run_id, test)
+        run = next(training.run for training in self.runs if training.recipe == chosen.recipe)
+        self._record_test(run, test)
+        if not see_off(self.desk):
+            raise UserError(
+                f"promote: MLflow is out of reach, so that no model can be registered; start it, then "
+                f"`fmnist-search promote {self.study}`"
+            )
+        run_id = run.run_id
+        if run_id is None:
+            raise UserError(f"promote: MLflow has refused the run {run.address}; see `fmnist-search sync`")
         uri = registry.package(chosen.classifier, run_id)
         tags = self._tags(chosen.confirmed, chosen.recipe, test)
         name = self.settings.model_name
@@ -88,14 +96,13 @@ class Promotion:
     def _abandon(self, begun: Iterable[Finalist], reason: str) -> None:
         for finalist in begun:
             if finalist.result is None:
-                with contextlib.suppress(Exception):  # perhaps it is the sender that has failed
-                    finalist.close(finalist.broken_off(State.INTERRUPTED, reason))
+                finalist.close(finalist.broken_off(State.INTERRUPTED, reason))
 
     def open_run(self, name: str, recipe: Recipe) -> TrainingRun:
         """The run of a finalist."""
         device = self.crew.execution.device
         tags = {"study": self.study, "kind": "finalist", "device": device}
-        return self.tracking.training_run(name, recipe, list(recipe.flat()), tags, self.study_run)
+        return TrainingRun.begun(self.desk.sender, name, recipe, list(recipe.flat()), tags, self.study_run)
 
     def images_of(self, data: Data) -> Images:
         """The images that a recipe needs, on the device."""
@@ -103,9 +110,9 @@ class Promotion:
             self.prepared[data] = prepare(data, self.source, self.crew.execution.device)
         return self.prepared[data]
 
-    def _record_test(self, run_id: str, test: Accuracy) -> None:
+    def _record_test(self, run: Run, test: Accuracy) -> None:
         figures = {"test/accuracy": test.value, "test/accuracy_low": test.low, "test/accuracy_high": test.high}
-        Run(self.tracking, run_id).metrics(figures)
+        run.metrics(figures)
 
     def _tags(self, confirmed: Confirmed, recipe: Recipe, test: Accuracy) -> dict[str, str]:
         return {
@@ -137,7 +144,7 @@ class Finalist(Tracked):
 
     def __init__(self, name: str, recipe: Recipe, promotion: Promotion, queue: deque[tuple[str, Recipe]] | None):
         images = promotion.images_of(recipe.data)
-        super().__init__(name, recipe, images, lambda: promotion.open_run(name, recipe), promotion.desk)
+        super().__init__(name, recipe, images, promotion.open_run(name, recipe), promotion.desk)
         self._promotion = promotion
         self._queue = queue
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import time
@@ -14,16 +13,18 @@ from fmnist_search.config import StudyConfig
 from fmnist_search.data import Images
 from fmnist_search.places import Home
 from fmnist_search.recipe import Recipe
+from fmnist_search.record import Run, TrainingRun
 from fmnist_search.results import Decision, Ending, EpochReport, Observer, Overhead, State, TrialResult, TrialRow
 from fmnist_search.search.ledger import Ledger
 from fmnist_search.search.space import searched
 from fmnist_search.search.strategies import SURVIVOR_OF
-from fmnist_search.tracking import Run, Tracking
 from fmnist_search.training import Desk, Tracked, overhead_of, save_weights, unbegun
 from fmnist_search.workers import Crew
 
 DUPLICATES_IN_A_ROW = 50
 """As many draws of known recipes in a row say that the space holds no other."""
+
+PROGRESS = (State.COMPLETED, State.PRUNED, State.FAILED)
 
 
 class Search:
@@ -34,7 +35,6 @@ class Search:
         ledger: Ledger,
         images: Images,
         home: Home,
-        tracking: Tracking,
         study_run: Run,
         desk: Desk,
         observer: Observer,
@@ -42,7 +42,6 @@ class Search:
         self.ledger = ledger
         self.images = images
         self.home = home
-        self.tracking = tracking
         self.study_run = study_run
         self.desk = desk
         self.observer = observer
@@ -52,7 +51,7 @@ class Search:
         self._running: dict[str, SearchTrial] = {}
         self._twins: list[tuple[optuna.Trial, Recipe]] = []
         self._duplicates = 0
-        self.tracking_seconds = 0.0
+        self._addresses: list[str] = []
         self._searched_before = ledger.searched_seconds
         self._started = time.monotonic()
 
@@ -73,6 +72,11 @@ class Search:
         self.ledger.searched_seconds = self._seconds()
         return ending
 
+    @property
+    def tracking_seconds(self) -> float:
+        """How long the record of its trials took the sender."""
+        return sum(map(self.desk.sender.seconds_of, self._addresses))
+
     def ended(self, trial: SearchTrial, row: TrialRow) -> None:
         """Take in a trial that has been told."""
         del self._running[trial.recipe.key()]
@@ -83,7 +87,7 @@ class Search:
             self.desk.interruption.requested = True
         self.ledger.searched_seconds = self._seconds()
         self.desk.listener.trial_ended(row)
-        self._log_best()
+        self._log_progress()
 
     def _next(self) -> SearchTrial | None:
         """The next trial to train; None while there is none."""
@@ -107,6 +111,7 @@ class Search:
     def _begun(self, trial: optuna.Trial, recipe: Recipe, seconds: float) -> SearchTrial:
         try:
             begun = self._running[recipe.key()] = SearchTrial(self, trial, recipe, seconds)
+            self._addresses.append(begun.run.address)
         except BaseException:  # the record cannot be kept: it comes again
             self._twins.append((trial, recipe))
             raise
@@ -141,11 +146,12 @@ class Search:
     def _seconds(self) -> float:
         return self._searched_before + time.monotonic() - self._started
 
-    def _log_best(self) -> None:
-        done = [row.value for row in self._rows if row.state is State.COMPLETED and row.value is not None]
-        if done:
-            best, step = max(done), len(self._rows)
-            self.desk.sender.send(lambda: self.study_run.metrics({"best/val_accuracy": best}, step=step))
+    def _log_progress(self) -> None:
+        own = [row for row in self._rows if row.duplicate_of is None]
+        figures = {f"progress/{state.value}": float(sum(row.state is state for row in own)) for state in PROGRESS}
+        if done := [row.value for row in own if row.state is State.COMPLETED and row.value is not None]:
+            figures["best/val_accuracy"] = max(done)
+        self.study_run.metrics(figures, step=len(self._rows))
 
     def _abandon(self, reason: str) -> None:
         for trial in list(self._running.values()):
@@ -167,7 +173,7 @@ class SearchTrial(Tracked):
             name,
             recipe,
             search.images,
-            lambda: search.tracking.training_run(name, recipe, search.names, tags, search.study_run),
+            TrainingRun.begun(search.desk.sender, name, recipe, search.names, tags, search.study_run),
             search.desk,
             search.observer,
         )
@@ -210,27 +216,18 @@ class SearchTrial(Tracked):
             self._search.desk.listener.say(f"{self.name}: {reason}; it is tried again")
         self._search.ended(self, row)
 
-    def took(self, seconds: float) -> None:
-        """The sender has spent so long on the record; called in its thread."""
-        super().took(seconds)
-        self._search.tracking_seconds += seconds
-
     def abandon(self, reason: str) -> TrialRow:
         """It is not waited for; it comes again when the study goes on, unless it was told before the study stopped."""
         if self._row:
             return self._row
         result = self.broken_off(State.INTERRUPTED, reason)
         row = self._tell(result)
-        with contextlib.suppress(Exception):  # perhaps it is the sender that has failed
-            self.close(result)
+        self.close(result)
         return row
 
     def _tell(self, result: TrialResult, overhead: Overhead = Overhead(), *, lost: bool = False) -> TrialRow:  # noqa: B008
-        try:
-            run_id = self.run_id
-        except Exception:  # its run could not be opened, which stops the study elsewhere; Optuna is told all the same
-            run_id = ""
-        self._row = self._search.ledger.tell(self._trial, result, run_id, overhead, lost=lost)
+        run = self.run.run_id or self.run.address
+        self._row = self._search.ledger.tell(self._trial, result, run, overhead, lost=lost)
         return self._row
 
 

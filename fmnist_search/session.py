@@ -16,17 +16,19 @@ from fmnist_search.errors import UserError
 from fmnist_search.hyperparameters import Value
 from fmnist_search.places import Home, image_cache
 from fmnist_search.promotion import Promotion
+from fmnist_search.provenance import command_line, environment
 from fmnist_search.recipe import Execution, values_of
+from fmnist_search.record import Run
 from fmnist_search.report import study_note
 from fmnist_search.results import Champion, Ending, Listener, Observer, StudySummary, TrialRow, leaders_of
 from fmnist_search.search.ledger import Conditions, Ledger, parameters_of_start
 from fmnist_search.search.space import base_recipe, constants, searched
 from fmnist_search.search.strategies import drawn_at_random
 from fmnist_search.searching import Search
-from fmnist_search.sender import Sender
+from fmnist_search.sender import Nobody
 from fmnist_search.sketches import sketches
-from fmnist_search.tracking import STORE_ERRORS, Run, Tracking, command_line, environment, reaching
-from fmnist_search.training import Desk, Interruption
+from fmnist_search.tracking import Tracking, reaching
+from fmnist_search.training import Desk, Interruption, see_off, sending
 from fmnist_search.tuning import resolve_execution, tune
 from fmnist_search.workers import Crew, fitting
 
@@ -40,6 +42,7 @@ def open_session(
     *,
     fresh: bool = False,
     searching: bool = False,
+    tracked: bool = True,
 ) -> Iterator[Session]:
     """Everything a study needs while it runs: images on the device, its run in MLflow, signals caught.
 
@@ -51,7 +54,7 @@ def open_session(
         images = prepare(config.data, source)
         execution = execution_of(config)
         with _crew(config, execution, listener) as crew:  # while its processes load their libraries, all else is opened
-            tracking = Tracking(home.tracking_uri, config.experiment)
+            tracking = Tracking(home.tracking_uri, config.experiment) if tracked else None
             starts = tuple(_starts(home, config, tracking)) if searching else ()
             ledger = Ledger.open(home.storage_url, config, fresh=fresh)
             if ledger.put_aside:
@@ -62,19 +65,19 @@ def open_session(
                 conditions = conditions_of(config, execution)
             ledger.conditions = conditions
             crew.settle(conditions.execution)
-            run = tracking.study_run(config.name, ledger.run_id)
-            ledger.run_id = run.run_id
+            if tracking:
+                ledger.run_id = tracking.study_run(config.name, ledger.run_id)
             images = images.to(conditions.execution.device)
-            try:
-                with Sender() as sender:
+            with sending(home, tracking, listener) if tracking else contextlib.nullcontext(Nobody()) as sender:
+                run = Run.known(sender, ledger.run_id or "")
+                try:
                     desk = Desk(sender, listener, interruption)
                     session = Session(home, ledger, conditions, source, images, tracking, run, crew, desk, starts)
                     session.describe()
                     yield session
-            except BaseException:
-                with contextlib.suppress(*STORE_ERRORS):  # perhaps the store itself is what is gone
+                except BaseException:
                     run.end("FAILED", "failed")
-                raise
+                    raise
 
 
 def execution_of(config: StudyConfig) -> Execution:
@@ -101,7 +104,7 @@ def _crew(config: StudyConfig, execution: Execution, listener: Listener) -> Crew
     return Crew(execution, count)
 
 
-def _starts(home: Home, config: StudyConfig, tracking: Tracking) -> Iterator[tuple[str, Mapping[str, Value]]]:
+def _starts(home: Home, config: StudyConfig, tracking: Tracking | None) -> Iterator[tuple[str, Mapping[str, Value]]]:
     """The recipes of `[start]`, each with the name under which it is known.
 
     Raises:
@@ -130,8 +133,10 @@ def _starts(home: Home, config: StudyConfig, tracking: Tracking) -> Iterator[tup
         yield source, given
 
 
-def _champion_values(config: StudyConfig, tracking: Tracking) -> dict[str, Value]:
+def _champion_values(config: StudyConfig, tracking: Tracking | None) -> dict[str, Value]:
     """The present champion's values, its schedule apart, which is the finalists' own."""
+    if tracking is None:
+        raise UserError("start.recipes: the champion is in MLflow; leave it out, or leave out --no-tracking")
     name = config.finalists.model_name
     version = registry.champion(tracking.client, name)
     if version is None or not version.run_id:
@@ -172,7 +177,7 @@ class Session:
     conditions: Conditions
     source: Source
     images: Images
-    tracking: Tracking
+    tracking: Tracking | None
     run: Run
     crew: Crew
     desk: Desk
@@ -208,13 +213,13 @@ class Session:
 
     def search(self, observer: Observer) -> Ending:
         """Run trial after trial until something ends the study; says what."""
-        self._search = Search(self.ledger, self.images, self.home, self.tracking, self.run, self.desk, observer)
+        self._search = Search(self.ledger, self.images, self.home, self.run, self.desk, observer)
         return self._search.run(self.crew)
 
     def find_champion(self, settings: Finalists, *, again: bool) -> Champion | None:
         """Train the finalists and register the best; what was chosen from the same before is not trained again."""
         leaders = _distinct(leaders_of(self.ledger.rows()))[: settings.recipes]
-        if not leaders:
+        if not leaders or self.tracking is None:
             return None
         fingerprint = finalists.fingerprint(leaders, settings)
         known = self.ledger.champion
@@ -242,15 +247,15 @@ class Session:
 
     def close(self, summary: StudySummary) -> None:
         """Write the study's note and end its run."""
-        self.desk.sender.flush()
-        if self._search:
-            self.ledger.tracking_seconds += self._search.tracking_seconds
         config = self.ledger.config
         space = {name: text for name, text in config.identity().items() if name.startswith("space.")}
         self.run.note(study_note(summary, self.names, space))
         self.run.tags({"ended_by": summary.ended_by.name.lower()})
         interrupted = summary.ended_by is Ending.INTERRUPTED
         self.run.end("KILLED" if interrupted else "FINISHED", "interrupted" if interrupted else "finished")
+        see_off(self.desk)
+        if self._search:
+            self.ledger.tracking_seconds += self._search.tracking_seconds
 
 
 def _distinct(leaders: list[TrialRow]) -> list[TrialRow]:

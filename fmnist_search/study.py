@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from fmnist_search.config import Finalists, StudyConfig
 from fmnist_search.errors import UserError
+from fmnist_search.outbox import Outbox
 from fmnist_search.places import Home
 from fmnist_search.recipe import Recipe
-from fmnist_search.results import Champion, Ending, Listener, Observer, Silence, StudySummary, mean_overhead
+from fmnist_search.record import is_address
+from fmnist_search.results import Champion, Ending, Listener, Observer, Silence, StudySummary, TrialRow, mean_overhead
 from fmnist_search.search.findings import Importances, edges
 from fmnist_search.search.ledger import Ledger
 from fmnist_search.searching import spent
@@ -20,10 +23,13 @@ from fmnist_search.session import conditions_of, execution_of, open_session
 from fmnist_search.sketches import sketches
 from fmnist_search.summary import ModelSummary
 from fmnist_search.tracking import Tracking, reaching
+from fmnist_search.training import sending
 from fmnist_search.trial import watch_nothing
 from fmnist_search.tuning import measure_rate
 from fmnist_search.workers import fitting
 
+SYNC_PATIENCE = 15.0
+"""Seconds to wait for a store that has gone."""
 BACKWARD_PASSES = 3
 """A training step costs about as much as three forward passes."""
 
@@ -35,19 +41,23 @@ def run_study(
     workdir: str | None = None,
     data_dir: str | Path | None = None,
     fresh: bool = False,
+    tracked: bool = True,
     observer: Observer = watch_nothing,
     listener: Listener | None = None,
 ) -> StudySummary:
     """Run a study to the end of its budget, or go on with it where it stopped, and find its champion.
 
     Every trial is a run in MLflow. The observer sees each epoch of every trial and may end it; the listener hears
-    what happens. With `fresh`, an earlier study of that name is put aside.
+    what happens. With `fresh`, an earlier study of that name is put aside. What is not `tracked` leaves nothing in
+    MLflow, and has no champion.
 
     Raises:
         UserError: no images, no such device, a store out of reach, or a stored study that searches something else.
     """
     home = Home.find(tracking_uri, workdir)
-    with open_session(home, config, data_dir, listener or Silence(), fresh=fresh, searching=True) as session:
+    with open_session(
+        home, config, data_dir, listener or Silence(), fresh=fresh, searching=True, tracked=tracked
+    ) as session:
         session.introduce()
         ledger = session.ledger
         started, before = time.monotonic(), len(ledger.rows())
@@ -55,7 +65,7 @@ def run_study(
         champion = session.find_champion(config.finalists, again=False) if ending.is_final else None
         if session.desk.interruption.requested:
             ending = Ending.INTERRUPTED
-        summary = _summary(ledger, ending, len(ledger.rows()) - before, time.monotonic() - started, champion)
+        summary = _summary(home, ledger, ending, len(ledger.rows()) - before, time.monotonic() - started, champion)
         session.close(summary)
     return summary
 
@@ -78,12 +88,12 @@ def promote(
     """
     home = Home.find(tracking_uri, workdir)
     ledger = Ledger.find(home.storage_url, name)
-    if _summary(ledger, Ending.OPEN).best is None:
+    if _summary(home, ledger, Ending.OPEN).best is None:
         raise UserError(f"study {name!r}: has no completed trial to promote; search on first", exit_code=3)
     with open_session(home, ledger.config, data_dir, listener or Silence()) as session:
         champion = session.find_champion(settings or ledger.config.finalists, again=True)
         ending = Ending.INTERRUPTED if session.desk.interruption.requested else _state_of(ledger)
-        summary = _summary(ledger, ending, champion=champion)
+        summary = _summary(home, ledger, ending, champion=champion)
         session.close(summary)
     return summary
 
@@ -124,8 +134,61 @@ def status(name: str, *, tracking_uri: str | None = None, workdir: str | None = 
     Raises:
         UserError: there is no such study.
     """
-    ledger = Ledger.find(Home.find(tracking_uri, workdir).storage_url, name)
-    return _summary(ledger, _state_of(ledger))
+    home = Home.find(tracking_uri, workdir)
+    ledger = Ledger.find(home.storage_url, name)
+    return _summary(home, ledger, _state_of(ledger))
+
+
+@dataclass(frozen=True)
+class Unsent:
+    """Events on their way to MLflow: how many wait, and how many it refused, by reason."""
+
+    waiting: int
+    refused: dict[str, int]
+
+
+def unsent(*, tracking_uri: str | None = None, workdir: str | None = None) -> Unsent:
+    """What MLflow has not got of the record."""
+    home = Home.find(tracking_uri, workdir)
+    if not home.outbox.exists():
+        return Unsent(0, {})
+    with closing(Outbox(home.outbox, home.tracking_uri)) as outbox:
+        return Unsent(outbox.waiting(), outbox.refused())
+
+
+def sync(
+    *,
+    forget: bool = False,
+    tracking_uri: str | None = None,
+    workdir: str | None = None,
+    listener: Listener | None = None,
+) -> int:
+    """Send MLflow what it has not got, and what it refused once more; gives the number of events.
+
+    With `forget`, what it refused is dropped instead.
+
+    Raises:
+        UserError: MLflow is out of reach, or refuses some of it.
+    """
+    home = Home.find(tracking_uri, workdir)
+    if not home.outbox.exists():
+        return 0
+    with reaching(home.tracking_uri):
+        tracking = Tracking(home.tracking_uri, "fmnist-search")
+        with closing(Outbox(home.outbox, home.tracking_uri)) as outbox:
+            outbox.forget_refused() if forget else outbox.try_again()
+            events = outbox.waiting()
+            with sending(home, tracking, Silence()) as sender:
+                arrived = sender.flush(SYNC_PATIENCE)
+            refused = outbox.refused()
+    if not arrived:
+        raise UserError("sync: MLflow has gone out of reach; nothing is lost, run it again")
+    if refused:
+        raise UserError(
+            *(f"sync: MLflow refuses {count} events: {reason}" for reason, count in refused.items()),
+            "sync: mend what it names and run it again, or drop them with --forget",
+        )
+    return events
 
 
 def importance(name: str, *, tracking_uri: str | None = None, workdir: str | None = None) -> Importances:
@@ -176,9 +239,14 @@ def latest_run(*, tracking_uri: str | None = None, workdir: str | None = None) -
 
 
 def _summary(
-    ledger: Ledger, ending: Ending, new_trials: int = 0, seconds: float = 0.0, champion: Champion | None = None
+    home: Home,
+    ledger: Ledger,
+    ending: Ending,
+    new_trials: int = 0,
+    seconds: float = 0.0,
+    champion: Champion | None = None,
 ) -> StudySummary:
-    known, rows = ledger.champion, ledger.rows()
+    known, rows = ledger.champion, _with_runs(home, ledger.rows())
     summary = StudySummary(
         name=ledger.config.name,
         question=ledger.config.question,
@@ -191,6 +259,14 @@ def _summary(
         overhead=mean_overhead(rows, ledger.tracking_seconds),
     )
     return dataclasses.replace(summary, edges=edges(summary.leaders, ledger.config.space))
+
+
+def _with_runs(home: Home, rows: list[TrialRow]) -> list[TrialRow]:
+    """The same trials; one that was told before MLflow had its run is known by the run's address until now."""
+    if not any(is_address(row.run_id or "") for row in rows):
+        return rows
+    with closing(Outbox(home.outbox, home.tracking_uri)) as outbox:
+        return [dataclasses.replace(row, run_id=outbox.run_id(row.run_id or "")) for row in rows]
 
 
 def _state_of(ledger: Ledger) -> Ending:

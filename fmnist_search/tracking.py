@@ -1,4 +1,4 @@
-"""MLflow: one run for a study, one nested run for each training, through `MlflowClient` with explicit run ids.
+"""MLflow: where the store is, one run for a study, and the courier who writes events to it by `MlflowClient`.
 
 The fluent interface is not used: its active run belongs to a thread. Optuna holds the truth of a search, MLflow
 mirrors it; the two know each other by ids.
@@ -7,60 +7,40 @@ mirrors it; the two know each other by ids.
 from __future__ import annotations
 
 import contextlib
-import getpass
-import json
 import logging
 import os
-import platform
-import shlex
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
 import requests
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import (
-    MLFLOW_DATASET_CONTEXT,
-    MLFLOW_GIT_COMMIT,
-    MLFLOW_PARENT_RUN_ID,
-    MLFLOW_RUN_NOTE,
-    MLFLOW_SOURCE_NAME,
-    MLFLOW_SOURCE_TYPE,
-    MLFLOW_USER,
-)
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from sqlalchemy.exc import SQLAlchemyError
 
-from fmnist_search.config import recipe_from_toml, recipe_to_toml
-from fmnist_search.data import Images
+from fmnist_search.config import recipe_from_toml
 from fmnist_search.errors import UserError
+from fmnist_search.outbox import Event, Outbox, OutOfReach, Refused
 from fmnist_search.places import sqlite_file
-from fmnist_search.recipe import FAMILIES, Execution, Recipe, known_hyperparameters, text_of
-from fmnist_search.results import EpochReport, Overhead, State, TrialResult
-from fmnist_search.version import VERSION
+from fmnist_search.provenance import provenance_tags
+from fmnist_search.recipe import Recipe
+from fmnist_search.record import ADDRESS, RECIPE_FILE, Post, TrainingRun, training_tags
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STATUS = {
-    State.COMPLETED: "FINISHED",
-    State.PRUNED: "KILLED",
-    State.INTERRUPTED: "KILLED",
-    State.FAILED: "FAILED",
-}
 STORE_ERRORS: tuple[type[Exception], ...] = (MlflowException, SQLAlchemyError, requests.RequestException)
-PROBE_SECONDS = "5"
-NOTE_LIMIT = 7_500
-"""MLflow cuts a tag at 8,000 characters without a word; a longer note says itself where it goes on."""
-
-RECIPE_FILE = "recipe.toml"
+STORE_OR_DISK_ERRORS: tuple[type[Exception], ...] = (*STORE_ERRORS, OSError)
+PROBE_SECONDS, CALL_SECONDS = 5, 30
+IN_VAIN = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_CONFLICT"}
+"""What MLflow answers when it will never take an event, however often it is sent."""
+PASSING = {401, 403, 408, 425, 429}
+"""HTTP answers of the 400s that another time, or another password, may change."""
 
 
 class Tracking:
@@ -76,46 +56,33 @@ class Tracking:
         self.experiment = experiment
         self.client = connect(uri)
 
-    def study_run(self, study: str, known_run_id: str | None) -> Run:
-        """The run of a study: the one it had, one that `mlflow run` made for it, or a new one.
+    def study_run(self, study: str, known_run_id: str | None) -> str:
+        """The run of a study: the one it had, one that `mlflow run` made for it, or a new one; gives its id.
 
         Where the study has a run and `mlflow run` made another, that other becomes its child, and a pointer to it.
         """
         given = os.environ.get("MLFLOW_RUN_ID")
         run_id = known_run_id if known_run_id and self._exists(known_run_id) else None
         if run_id is None:
-            run_id = given or self._create(study, {"study": study, "kind": "study"}, parent=None)
+            run_id = given or self._create(study, {"study": study, "kind": "study"})
         elif given and given != run_id:
             self._point(given, study, run_id)
-        run = Run(self, run_id)
-        run.tags({"study": study, "kind": "study", "state": "running", **_provenance()})
+        self._tag(run_id, {"study": study, "kind": "study", "state": "running", **provenance_tags()})
         self.client.update_run(run_id, status="RUNNING", name=study)
-        return run
+        return run_id
 
-    def training_run(
-        self,
-        name: str,
-        recipe: Recipe,
-        parameters: Sequence[str],
-        tags: Mapping[str, str],
-        parent: Run | None = None,
-    ) -> TrainingRun:
-        """A run for one training, below its study's where it has one; `parameters` names what it logs.
-
-        A training that `mlflow run` started takes the run that was made for it.
-        """
-        every = {"family": recipe.model.family, "state": "running", **tags}
-        if parent:
-            return TrainingRun(self, self._create(name, every, parent), recipe, parameters)
-        every |= _provenance()
-        given = os.environ.get("MLFLOW_RUN_ID")
-        if not given:
-            return TrainingRun(self, self._create(name, every, parent), recipe, parameters)
-        held = self.client.get_run(given).data.params
-        run = TrainingRun(self, given, recipe, [name for name in parameters if name not in held])
-        self.client.update_run(given, name=name)
-        run.tags(every)
-        return run
+    def training_run(self, post: Post, name: str, recipe: Recipe, tags: Mapping[str, str]) -> TrainingRun:
+        """A run for a training without a study; one that `mlflow run` started takes the run that was made for it."""
+        every = {**training_tags(recipe, tags), **provenance_tags()}
+        given, parameters = os.environ.get("MLFLOW_RUN_ID"), list(recipe.flat())
+        if given:
+            held = self.client.get_run(given).data.params
+            parameters = [name for name in parameters if name not in held]
+            self.client.update_run(given, name=name)
+            self._tag(given, every)
+        run_id = given or self._create(name, every)
+        post.opened(run_id, run_id)
+        return TrainingRun(post, run_id, recipe, parameters)
 
     def recipe_of(self, run_id: str) -> Recipe:
         """The recipe of a run that trained one.
@@ -159,147 +126,128 @@ class Tracking:
         except MlflowException:
             return False
 
-    def _create(self, name: str, tags: Mapping[str, str], parent: Run | None) -> str:
-        below = {MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {}
-        experiment_id = self.client.get_run(parent.run_id).info.experiment_id if parent else self.experiment_id
-        run = self.client.create_run(experiment_id, run_name=name, tags={**below, **tags})
-        return str(run.info.run_id)
+    def _create(self, name: str, tags: Mapping[str, str]) -> str:
+        return str(self.client.create_run(self.experiment_id, run_name=name, tags=dict(tags)).info.run_id)
+
+    def _tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def _point(self, run_id: str, study: str, study_run_id: str) -> None:
         """Make the run that `mlflow run` created say where its study is."""
         note = f"Continues the study {study!r}: its trials are below the run {study_run_id}."
-        for key, value in {MLFLOW_PARENT_RUN_ID: study_run_id, MLFLOW_RUN_NOTE: note, "study": study}.items():
-            self.client.set_tag(run_id, key, value)
+        self._tag(run_id, {MLFLOW_PARENT_RUN_ID: study_run_id, MLFLOW_RUN_NOTE: note, "study": study})
         self.client.set_terminated(run_id, "FINISHED")
 
 
-class Run:
-    """A run of MLflow, by its id."""
+# ------------------------------------------------------------------------------------------- the courier
 
-    def __init__(self, tracking: Tracking, run_id: str):
-        self.tracking = tracking
-        self.run_id = run_id
-        self._client = tracking.client
-
-    def tags(self, tags: Mapping[str, str]) -> None:
-        """Set several tags at once."""
-        self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-
-    def parameters(self, values: Mapping[str, object]) -> None:
-        """Log what does not change, leaving alone what the run already holds (`mlflow run` logs its own)."""
-        held = self._client.get_run(self.run_id).data.params
-        new = [Param(key, str(value)) for key, value in values.items() if key not in held]
-        self._client.log_batch(self.run_id, params=new)
-
-    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log several figures at once."""
-        self._client.log_batch(self.run_id, _metrics(values, step))
-
-    def note(self, markdown: str) -> None:
-        """The text that the run shows first; whole as `report.md`."""
-        self.text("report.md", markdown)
-        if len(markdown) > NOTE_LIMIT:
-            markdown = f"{markdown[:NOTE_LIMIT]}\n\n... the rest stands in the artifact report.md\n"
-        self._client.set_tag(self.run_id, MLFLOW_RUN_NOTE, markdown)
-
-    def text(self, path: str, content: str) -> None:
-        """Store a text as an artifact."""
-        self._client.log_text(self.run_id, content, path)
-
-    def figure(self, path: str, figure: Figure) -> None:
-        """Store a picture as an artifact."""
-        self._client.log_figure(self.run_id, figure, path)
-
-    def dataset(self, images: Images, data: Mapping[str, object]) -> None:
-        """Record which images it learns from; MLflow's digest holds 36 characters, the tags the full ones."""
-        dataset = Dataset(
-            name=str(data["dataset"]),
-            digest=images.digest[:32],
-            source_type="local",
-            source=json.dumps({"name": data["dataset"], **data}),
-            profile=json.dumps({"train": len(images.train), "validation": len(images.validation)}),
-        )
-        tag = InputTag(MLFLOW_DATASET_CONTEXT, "training")
-        self._client.log_inputs(self.run_id, [DatasetInput(dataset, [tag])])
-        self.tags({"dataset_digest": images.digest, "split_digest": images.split_digest})
-
-    def end(self, status: str, state: str) -> None:
-        """Close the run; the tag tells the truth where `mlflow run` sets its own status."""
-        self._client.set_tag(self.run_id, "state", state)
-        self._client.set_terminated(self.run_id, status)
+Artist = Callable[[Mapping[str, Any]], "str | Figure"]
+"""Makes a text or a picture of figures that were kept until there was time for it."""
 
 
-class TrainingRun(Run):
-    """The run of one training: an epoch is one `log_batch`, and the parameters go with the first."""
+class Courier:
+    """Writes events to a store, each so that it may come twice."""
 
-    def __init__(self, tracking: Tracking, run_id: str, recipe: Recipe, parameters: Sequence[str]):
-        super().__init__(tracking, run_id)
-        self._params = [Param(name, value) for name, value in _row(recipe, parameters).items()]
-        self._held: list[Metric] = []
-        self.text(RECIPE_FILE, recipe_to_toml(recipe))
+    def __init__(self, client: MlflowClient, outbox: Outbox, artists: Mapping[str, Artist]):
+        self._client = client
+        self._outbox = outbox
+        self._artists = artists
+        self._experiments: dict[str, str] = {}
 
-    def epoch(self, report: EpochReport, last: bool, at: float) -> None:
-        """Log an epoch that ended at that time; the last one waits for the figures of the whole training."""
-        figures = {
-            "train/loss": report.train_loss,
-            "train/accuracy": report.train_accuracy,
-            "val/loss": report.val_loss,
-            "val/accuracy": report.val_accuracy,
-            "time/epoch_seconds": report.seconds,
-            "optimizer/learning_rate": report.learning_rate,
-        }
-        metrics = _metrics({key: value for key, value in figures.items() if value is not None}, report.epoch, at)
-        if last:
-            self._held = metrics
+    def __call__(self, event: Event) -> None:
+        """Write an event.
+
+        Raises:
+            OutOfReach: the store does not take it now.
+            Refused: the store will never take it.
+        """
+        with _told_apart():
+            if event.kind == "open":
+                self._open(event)
+                return
+            run_id = self._outbox.run_id(event.run)
+            if run_id is None:
+                raise Refused("its run could not be made")
+            self._write(run_id, event)
+
+    def _open(self, event: Event) -> None:
+        if self._outbox.run_id(event.run):
+            return
+        body = event.body
+        experiment_id = self._experiment_of(body["parent"])
+        run_id = self._made_before(experiment_id, event.run) if event.tried else None
+        if run_id is None:
+            made = self._client.create_run(experiment_id, body["at"], body["tags"], body["name"])
+            run_id = str(made.info.run_id)
+        self._outbox.opened(event.run, run_id)
+
+    def _experiment_of(self, run_id: str) -> str:
+        if run_id not in self._experiments:
+            self._experiments[run_id] = str(self._client.get_run(run_id).info.experiment_id)
+        return self._experiments[run_id]
+
+    def _made_before(self, experiment_id: str, address: str) -> str | None:
+        found = self._client.search_runs([experiment_id], f"tags.{ADDRESS} = '{address}'", ViewType.ALL, 1)
+        return str(found[0].info.run_id) if found else None
+
+    def _write(self, run_id: str, event: Event) -> None:
+        body = event.body
+        match event.kind:
+            case "batch":
+                self._client.log_batch(
+                    run_id,
+                    metrics=[Metric(*point) for point in body.get("metrics", ())],
+                    params=[Param(key, value) for key, value in body.get("parameters", {}).items()],
+                    tags=[RunTag(key, value) for key, value in body.get("tags", {}).items()],
+                )
+            case "parameters":
+                held = self._client.get_run(run_id).data.params
+                new = [Param(key, value) for key, value in body["values"].items() if key not in held]
+                self._client.log_batch(run_id, params=new)
+            case "file":
+                self._file(run_id, body["path"], event.content or b"")
+            case "drawing":
+                self._drawing(run_id, body["path"], self._artists[body["artist"]](body["of"]))
+            case "dataset":
+                dataset = Dataset(body["name"], body["digest"], "local", body["source"], profile=body["profile"])
+                tag = InputTag(MLFLOW_DATASET_CONTEXT, "training")
+                self._client.log_inputs(run_id, [DatasetInput(dataset, [tag])])
+            case "end":
+                self._client.set_terminated(run_id, body["status"], body["at"])
+            case unknown:
+                raise Refused(f"an event of the kind {unknown!r}, which this version does not know")
+
+    def _drawing(self, run_id: str, path: str, drawn: str | Figure) -> None:
+        if isinstance(drawn, str):
+            self._client.log_text(run_id, drawn, path)
         else:
-            self._client.log_batch(self.run_id, metrics, params=self._params)
-            self._params = []
+            self._client.log_figure(run_id, drawn, path)
 
-    def finish(self, result: TrialResult, overhead: Overhead) -> None:
-        """Log how it ended and close the run."""
-        summary = {
-            "model/parameters": result.parameters,
-            "time/trial_seconds": result.seconds,
-            "time/overhead_seconds": overhead.seconds,
-            "time/build_seconds": overhead.build,
-            "time/capture_seconds": overhead.capture,
-            "time/sampling_seconds": overhead.sampling,
-            "time/tracking_seconds": overhead.tracking,
-        }
-        if result.best_val_accuracy is not None:
-            summary["best/val_accuracy"] = result.best_val_accuracy
-        metrics = self._held + _metrics(summary, len(result.epochs))
-        tags = {
-            "state": result.state.value,
-            "reason": result.reason or "",
-            "epochs": str(len(result.epochs)),
-            "engine": result.preparation.engine,
-        }
-        self._client.log_batch(
-            self.run_id,
-            metrics,
-            params=self._params,
-            tags=[RunTag(key, value[:NOTE_LIMIT]) for key, value in tags.items()],
-        )
-        self._client.set_terminated(self.run_id, STATUS[result.state])
+    def _file(self, run_id: str, path: str, content: bytes) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, Path(path).name)
+            file.write_bytes(content)
+            self._client.log_artifact(run_id, str(file), str(Path(path).parent) if "/" in path else None)
 
 
-def _row(recipe: Recipe, names: Sequence[str]) -> dict[str, str]:
-    """The named hyperparameters and the widths; what another family has and this one lacks is 0, or - for a text."""
-    flat = recipe.flat()
-    absent = {
-        name: text_of("-" if spec.kind is str else 0)
-        for family in FAMILIES.values()
-        for name, spec in known_hyperparameters(family).items()
-    }
-    row = {name: text_of(flat[name]) if name in flat else absent[name] for name in names}
-    return {**row, "model.widths": recipe.widths or "-"}
+@contextlib.contextmanager
+def _told_apart() -> Iterator[None]:
+    """Tells what may pass from what is in vain, of all that a store throws."""
+    try:
+        yield
+    except requests.HTTPError as error:
+        status = error.response.status_code if error.response is not None else 500
+        kind = Refused if 400 <= status < 500 and status not in PASSING else OutOfReach
+        raise kind(_first_line(error)) from error
+    except MlflowException as error:
+        kind = Refused if error.error_code in IN_VAIN else OutOfReach
+        raise kind(_first_line(error)) from error
+    except STORE_OR_DISK_ERRORS as error:
+        raise OutOfReach(_first_line(error)) from error
 
 
-def _metrics(values: Mapping[str, float], step: int, at: float | None = None) -> list[Metric]:
-    """Points of one moment: a point sent twice with one timestamp is stored once."""
-    moment = int((time.time() if at is None else at) * 1000)
-    return [Metric(key, float(value), moment, step) for key, value in values.items()]
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
 
 
 # ---------------------------------------------------------------------------------------- reaching it
@@ -311,11 +259,21 @@ def connect(uri: str) -> MlflowClient:
     Raises:
         UserError: it does not.
     """
-    with reaching(uri, OSError), _impatient():
+    if _is_file_store(uri):
+        raise UserError(
+            f"tracking {uri}: is a file store, which MLflow no longer keeps up; take a database such as "
+            "sqlite:///mlflow.db, into which `mlflow migrate-filestore --source FOLDER --target sqlite:///mlflow.db` "
+            "brings what it holds"
+        )
+    with reaching(uri, OSError), impatient(PROBE_SECONDS, retries=0):
         mlflow.set_tracking_uri(uri)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
+
+
+def _is_file_store(uri: str) -> bool:
+    return uri.startswith("file:") or ":/" not in uri
 
 
 @contextlib.contextmanager
@@ -328,17 +286,27 @@ def reaching(uri: str, *also: type[OSError]) -> Iterator[None]:
     try:
         yield
     except (*STORE_ERRORS, *also) as error:
-        detail = next(iter(str(error).splitlines()), type(error).__name__)
+        detail = _first_line(error)
+        if "out-of-date database schema" in detail:
+            raise UserError(
+                f"tracking {uri}: was made by another version of MLflow; keep a copy of it, then run "
+                f"`mlflow db upgrade {uri}`"
+            ) from error
+        if "401" in detail or "403" in detail or "PERMISSION_DENIED" in detail:
+            raise UserError(
+                f"tracking {uri}: the server refuses you ({detail}); set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+            ) from error
         raise UserError(
-            f"tracking {uri}: the store cannot be reached or written ({detail[:300]}); check MLFLOW_TRACKING_URI or "
+            f"tracking {uri}: the store cannot be reached or written ({detail}); check MLFLOW_TRACKING_URI or "
             "--tracking-uri, and that its server is running"
         ) from error
 
 
 @contextlib.contextmanager
-def _impatient() -> Iterator[None]:
-    """A first call that answers within seconds: with MLflow's defaults a closed port hangs for over a minute."""
-    names = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": PROBE_SECONDS}
+def impatient(seconds: int = CALL_SECONDS, *, retries: int = 1) -> Iterator[None]:
+    """Calls that answer or fail within seconds: with MLflow's defaults a closed port hangs for over a minute."""
+    names = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries), "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(names)
     try:
@@ -356,43 +324,3 @@ def _quiet_libraries() -> None:
     for name in ("alembic", "mlflow.store", "mlflow.tracking"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-
-
-# ------------------------------------------------------------------------------------------ provenance
-
-
-def environment(execution: Execution) -> dict[str, Any]:
-    """What shaped the numbers, apart from the recipe: machine, device, threads and versions."""
-    libraries = ("torch", "torchvision", "optuna", "mlflow", "numpy")
-    versions = {"fmnist-search": VERSION} | {name: metadata.version(name) for name in libraries}
-    machine = {"platform": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()}
-    return {**vars(execution), **machine, "python": platform.python_version(), "versions": versions}
-
-
-def command_line() -> str:
-    """The command that was given, with the program's bare name."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def _provenance() -> dict[str, str]:
-    tags = {
-        MLFLOW_SOURCE_NAME: "fmnist-search",
-        MLFLOW_SOURCE_TYPE: "LOCAL",
-        MLFLOW_USER: getpass.getuser(),
-        "command": command_line()[:NOTE_LIMIT],
-        "code_version": VERSION,
-    }
-    commit = _git("rev-parse", "HEAD")
-    if commit:
-        tags[MLFLOW_GIT_COMMIT] = commit
-        tags["code_version"] += f"+{commit[:12]}" + (".dirty" if _git("status", "--porcelain", "-uno") else "")
-    return tags
-
-
-def _git(*arguments: str) -> str:
-    """What git says of the folder that this package stands in; nothing where it is no checkout of ours."""
-    root = Path(__file__).parent.parent
-    if not (root / ".git").exists():
-        return ""
-    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
-    return done.stdout.strip()

@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fmnist_search.data import Images, Source, prepare
 from fmnist_search.models import check
+from fmnist_search.outbox import Outbox
 from fmnist_search.places import Home, image_cache
+from fmnist_search.provenance import environment
 from fmnist_search.recipe import Execution, Recipe
+from fmnist_search.record import TrainingRun
 from fmnist_search.report import confusion_figure
 from fmnist_search.results import Decision, EpochReport, Listener, Observer, Overhead, Silence, State, TrialResult
-from fmnist_search.sender import Sender
+from fmnist_search.sender import Nobody, Sender
 from fmnist_search.summary import summarize
-from fmnist_search.tracking import Tracking, TrainingRun, environment, reaching
+from fmnist_search.tracking import Artist, Courier, Tracking, impatient, reaching
 from fmnist_search.trial import run_trial, watch_nothing
 from fmnist_search.tuning import resolve_execution, tune
 
-Done = TypeVar("Done")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PATIENCE_WITH_STORE = 60.0
+"""Seconds to wait at the end for a store that is down; what it has not got then waits for `fmnist-search sync`."""
 
 
 class Interruption:
@@ -71,33 +76,29 @@ class Interruption:
 class Tracked:
     """A training with its record in MLflow: a job for a worker, which never waits for the record.
 
-    The sender opens the run, writes each epoch and closes it. The observer decides, an interruption has the last word.
+    The observer decides, an interruption has the last word.
     """
+
+    worker = 0
 
     def __init__(
         self,
         name: str,
         recipe: Recipe,
         images: Images,
-        open_run: Callable[[], TrainingRun],
+        run: TrainingRun,
         desk: Desk,
         observer: Observer = watch_nothing,
     ):
         self.name = name
         self.recipe = recipe
         self.images = images
+        self.run = run
         self.result: TrialResult | None = None
         self._epochs: list[EpochReport] = []
         self._desk = desk
         self._observer = observer
-        self.tracking = 0.0
-        self._run: Future[TrainingRun] = self._send(open_run)
         desk.listener.training_started(name, recipe)
-
-    @property
-    def run_id(self) -> str:
-        """Its run in MLflow."""
-        return self._run.result().run_id
 
     def report(self, report: EpochReport) -> Decision:
         """Take in an epoch, and say whether the training goes on."""
@@ -105,8 +106,7 @@ class Tracked:
         decision = self.decide(report)
         if self._desk.interruption.requested:
             decision = Decision.INTERRUPT
-        last, now = decision is not Decision.CONTINUE or report.epoch == self.recipe.epochs, time.time()
-        self._send(lambda: self._run.result().epoch(report, last, now))
+        self.run.epoch(report, last=decision is not Decision.CONTINUE or report.epoch == self.recipe.epochs)
         self._desk.listener.epoch_ended(self.name, report)
         return decision
 
@@ -130,35 +130,16 @@ class Tracked:
     def close(self, result: TrialResult, overhead: Overhead = Overhead()) -> None:  # noqa: B008
         """Complete the record and close the run."""
         self.result = result
-        self._send(lambda: self._complete(result, overhead))
-        if result.state is State.COMPLETED and result.confusion:
-            self._send(lambda: _picture(self._run.result(), self.recipe, result, self.images.classes), later=True)
+        _attach(self.run, self.recipe, result, list(self.images.classes))
+        self.run.finish(result, overhead, {"worker": str(self.worker)})
         self._desk.listener.training_ended(self.name)
-
-    def took(self, seconds: float) -> None:
-        """The sender has spent so long on the record; called in its thread."""
-        self.tracking += seconds
-
-    def _complete(self, result: TrialResult, overhead: Overhead) -> None:
-        _attach(self._run.result(), self.recipe, result, self.images.classes)
-        self._run.result().finish(result, dataclasses.replace(overhead, tracking=self.tracking))
-
-    def _send(self, act: Callable[[], Done], *, later: bool = False) -> Future[Done]:
-        def timed() -> Done:
-            started = time.perf_counter()
-            try:
-                return act()
-            finally:
-                self.took(time.perf_counter() - started)
-
-        return self._desk.sender.send(timed, later=later)
 
 
 @dataclass(frozen=True)
 class Desk:
     """What trainings that run side by side share: who writes, who listens, and whether to stop."""
 
-    sender: Sender
+    sender: Sender | Nobody
     listener: Listener
     interruption: Interruption
 
@@ -175,21 +156,53 @@ def unbegun(reason: str) -> TrialResult:
     return TrialResult(State.INTERRUPTED, (), 0.0, reason=reason)
 
 
-def _attach(run: TrainingRun, recipe: Recipe, result: TrialResult, classes: Sequence[str]) -> None:
+def _attach(run: TrainingRun, recipe: Recipe, result: TrialResult, classes: list[str]) -> None:
     """What a training leaves beside its figures."""
     if result.error:
         run.text("error.txt", result.error)
     if result.epochs:
-        run.text("model_summary.txt", summarize(recipe.model).text)
+        run.drawing("model_summary.txt", "summary", {"recipe": recipe.flat()})
     if result.confusion:
-        matrix = {"classes": list(classes), "rows_true_columns_predicted": result.confusion}
+        matrix = {"classes": classes, "rows_true_columns_predicted": result.confusion}
         run.text("confusion_matrix.json", json.dumps(matrix))
+        if result.state is State.COMPLETED:
+            value = "" if result.value is None else f": {result.value:.2%} on validation"
+            figures = {"confusion": result.confusion, "classes": classes, "title": recipe.label + value}
+            run.drawing("confusion_matrix.png", "confusion", figures)
 
 
-def _picture(run: TrainingRun, recipe: Recipe, result: TrialResult, classes: Sequence[str]) -> None:
-    assert result.confusion is not None
-    value = "" if result.value is None else f": {result.value:.2%} on validation"
-    run.figure("confusion_matrix.png", confusion_figure(result.confusion, classes, recipe.label + value))
+def _draw_confusion(of: Mapping[str, Any]) -> Figure:
+    return confusion_figure(of["confusion"], of["classes"], of["title"])
+
+
+def _write_summary(of: Mapping[str, Any]) -> str:
+    return summarize(Recipe().replace(of["recipe"]).model).text
+
+
+ARTISTS: dict[str, Artist] = {"confusion": _draw_confusion, "summary": _write_summary}
+
+
+# ---------------------------------------------------------------------------------------- the record
+
+
+@contextlib.contextmanager
+def sending(home: Home, tracking: Tracking, listener: Listener) -> Iterator[Sender]:
+    """The sender of what is written to MLflow while this lasts; what an earlier process left goes first."""
+    outbox = Outbox(home.outbox, home.tracking_uri)
+    with impatient(), Sender(outbox, Courier(tracking.client, outbox, ARTISTS), listener.say) as sender:
+        yield sender
+
+
+def see_off(desk: Desk) -> bool:
+    """Wait until MLflow has everything, for a while; says what it has not got."""
+    sender = desk.sender
+    arrived = sender.flush(PATIENCE_WITH_STORE, lambda: desk.interruption.requested)
+    if not arrived:
+        desk.listener.say(f"MLflow is out of reach; {LEFT_BEHIND}")
+    return arrived
+
+
+LEFT_BEHIND = "its record is kept, and `fmnist-search sync` sends it once MLflow is back"
 
 
 def save_weights(path: Path, result: TrialResult) -> None:
@@ -239,17 +252,18 @@ def train(
         tracking = Tracking(home.tracking_uri, experiment)
         tags = {"kind": "training", "device": execution.device}
         name = f"train {recipe.label}"
-        run = tracking.training_run(name, recipe, list(recipe.flat()), tags)
-        run.dataset(images, vars(recipe.data))
-        run.text("environment.json", json.dumps(environment(execution), indent=2))
-        with Sender() as sender:
-            job = Tracked(name, recipe, images, lambda: run, Desk(sender, listener, interruption), observer)
-            result = _run_here(job, execution)
-        if result.weights:
-            path = home.folder / "weights" / "train" / run.run_id / "weights.pt"
-            save_weights(path, result)
-            tracking.client.log_artifact(run.run_id, str(path))
-    return result, run.run_id
+        with sending(home, tracking, listener) as sender:
+            run = tracking.training_run(sender, name, recipe, tags)
+            run.dataset(images, vars(recipe.data))
+            run.text("environment.json", json.dumps(environment(execution), indent=2))
+            desk = Desk(sender, listener, interruption)
+            result = _run_here(Tracked(name, recipe, images, run, desk, observer), execution)
+            if result.weights:
+                path = home.folder / "weights" / "train" / run.address / "weights.pt"
+                save_weights(path, result)
+                run.file("weights.pt", path.read_bytes())
+            see_off(desk)
+    return result, run.address
 
 
 def _run_here(job: Tracked, execution: Execution) -> TrialResult:

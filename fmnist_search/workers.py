@@ -42,6 +42,8 @@ class Job(Protocol):
 
     recipe: Recipe
     images: Images
+    worker: int
+    """The number of the worker that runs it."""
 
     def report(self, report: EpochReport) -> Decision:
         """Take in an epoch, and say whether the training goes on."""
@@ -143,6 +145,7 @@ class Crew:
     def _begin(self, worker: Worker, job: Job) -> None:
         if self._in_threads:
             self._gallery[job.recipe.data] = job.images
+        job.worker = self._workers.index(worker)
         try:
             worker.begin(job, self.execution)
         except OSError:

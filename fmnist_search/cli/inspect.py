@@ -22,6 +22,7 @@ def status(
     """How a study stands: its trials, its best, its champion."""
     from fmnist_search.console import out, percent, show_json
     from fmnist_search.results import State
+    from fmnist_search.study import unsent
 
     summary = _summary(study, tracking_uri, workdir)
     if as_json:
@@ -39,6 +40,10 @@ def status(
         out.print(f"beside training, a trial takes {_overhead(overhead)}")
     for line in summary.edges:
         out.print(f"at an edge: {line}", markup=False)
+    left = unsent(tracking_uri=tracking_uri, workdir=workdir)
+    if left.waiting or left.refused:
+        count = f"{left.waiting} events wait to be sent and {sum(left.refused.values())} were refused"
+        out.print(f"MLflow has not got everything: {count}; see `fmnist-search sync`")
 
 
 def _overhead(overhead: Overhead) -> str:

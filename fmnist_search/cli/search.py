@@ -49,6 +49,7 @@ def search(
     deterministic: Deterministic = None,
     settings: Set = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Put an earlier study of this name aside.")] = False,
+    no_tracking: Annotated[bool, typer.Option("--no-tracking", help="Leave nothing in MLflow; no champion.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
     tracking_uri: TrackingUri = None,
     workdir: Workdir = None,
@@ -97,7 +98,13 @@ def search(
 
     with StudyDisplay(config) as display:
         summary = run_study(
-            config, tracking_uri=tracking_uri, workdir=workdir, data_dir=data_dir, fresh=fresh, listener=display
+            config,
+            tracking_uri=tracking_uri,
+            workdir=workdir,
+            data_dir=data_dir,
+            fresh=fresh,
+            tracked=not no_tracking,
+            listener=display,
         )
     if as_json:
         show_json(summary)

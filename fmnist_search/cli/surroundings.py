@@ -38,6 +38,29 @@ def ui(
 
 
 @app.command()
+def sync(
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Drop what MLflow refused.")
+    ] = False,
+    tracking_uri: TrackingUri = None,
+    workdir: Workdir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send MLflow what it missed while it was out of reach.
+
+    Every process that searches does so by itself; this is for what the last of them had to leave.
+    """
+    from fmnist_search.console import out, show_json
+    from fmnist_search.study import sync as send
+
+    events = send(forget=forget, tracking_uri=tracking_uri, workdir=workdir)
+    if as_json:
+        show_json({"events": events})
+    else:
+        out.print(f"MLflow has everything; {events} events were sent" if events else "MLflow has everything")
+
+
+@app.command()
 def data(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Find the images, or download them, and check every byte."""
     from fmnist_search.console import out, show_json

@@ -1,142 +1,212 @@
-"""The sender does what it is given in order, puts off what can wait, and hands back the first error."""
+"""The sender delivers in order, waits for a store that is down, puts aside what is refused, and loses nothing."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from fmnist_search.outbox import Event, Outbox, OutOfReach, Refused
 from fmnist_search.sender import Sender
 
 
-class Fault(Exception):
-    pass
+class Store:
+    """Takes events in a list; down or unwilling where a test wants it to be."""
+
+    def __init__(self) -> None:
+        self.got: list[str] = []
+        self.attempts = 0
+        self.is_down = False
+        self.refuses: set[str] = set()
+        self.release = threading.Event()
+        self.release.set()
+
+    def __call__(self, event: Event) -> None:
+        self.attempts += 1
+        self.release.wait(10)
+        if self.is_down:
+            raise OutOfReach("nobody answers")
+        if event.run in self.refuses:
+            raise Refused(f"{event.run} is deleted")
+        if event.kind == "bug":
+            raise KeyError("artist")
+        self.got.append(event.run)
 
 
-def fail() -> None:
-    raise Fault("the first")
+@pytest.fixture
+def store() -> Store:
+    return Store()
 
 
-def held(sender: Sender) -> threading.Event:
-    """Keep the sender busy until the event is set, so that what is sent meanwhile waits in its queue."""
-    begun, released = threading.Event(), threading.Event()
-
-    def wait() -> None:
-        begun.set()
-        assert released.wait(10)
-
-    sender.send(wait)
-    assert begun.wait(10)
-    return released
+@pytest.fixture
+def said() -> list[str]:
+    return []
 
 
-def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "sender"]
+Open = Callable[[], Sender]
 
 
-@given(st.lists(st.booleans(), max_size=30))
-def test_what_waits_is_done_in_order_and_what_was_put_off_after_all_else(later: list[bool]) -> None:
-    done: list[int] = []
-    with Sender() as sender:
-        released = held(sender)
-        for number, put_off in enumerate(later):
-            sender.send(lambda n=number: done.append(n), later=put_off)  # type: ignore[misc]
-        released.set()
-    assert done == sorted(range(len(later)), key=lambda number: (later[number], number))
+@pytest.fixture
+def opened(tmp_path: Path, store: Store, said: list[str]) -> Iterator[Open]:
+    """Opens senders on one outbox."""
+    senders: list[Sender] = []
+
+    def open_sender() -> Sender:
+        senders.append(Sender(Outbox(tmp_path / "outbox.db", "store"), store, said.append))
+        return senders[-1]
+
+    yield open_sender
+    assert not [thread for thread in threading.enumerate() if thread.name == "sender"]
 
 
-def test_what_was_put_off_is_done_as_soon_as_nothing_else_is_left() -> None:
-    with Sender() as sender:
-        done = sender.send(lambda: "a picture", later=True)
-        assert done.result(10) == "a picture"
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
 
 
-def test_whoever_sends_may_wait_for_the_answer_and_never_has_to() -> None:
-    with Sender() as sender:
-        released = held(sender)
-        started = time.perf_counter()
-        answer = sender.send(lambda: 42)
-        assert time.perf_counter() - started < 1
-        assert not answer.done()
-        released.set()
-        assert answer.result(10) == 42
+def test_what_is_sent_arrives_in_order_and_what_can_come_later_when_nothing_else_is_left(
+    opened: Open, store: Store
+) -> None:
+    store.release.clear()
+    with opened() as sender:
+        sender.send(Event("first", "batch"))
+        wait_until(lambda: store.attempts == 1)
+        sender.send(Event("picture", "drawing", later=True))
+        sender.send(Event("second", "batch"))
+        store.release.set()
+        assert sender.flush(10)
+        assert store.got == ["first", "second", "picture"]
 
 
-def test_everything_is_done_in_one_other_thread() -> None:
-    with Sender() as sender:
-        at_work = {sender.send(threading.get_ident).result(10) for _ in range(5)}
-    assert len(at_work) == 1
-    assert threading.get_ident() not in at_work
+def test_nobody_who_sends_waits(opened: Open, store: Store) -> None:
+    store.release.clear()
+    with opened() as sender:
+        started = time.monotonic()
+        for number in range(20):
+            sender.send(Event(str(number), "batch"))
+        assert time.monotonic() - started < 2
+        assert not store.got
+        store.release.set()
+    assert store.got == [str(number) for number in range(20)]
 
 
-def test_flushing_waits_for_all_that_was_sent() -> None:
-    done: list[int] = []
-    with Sender() as sender:
-        for number in range(3):
-            sender.send(lambda n=number: (time.sleep(0.05), done.append(n)), later=number == 1)  # type: ignore[misc]
-        sender.flush()
-        assert done == [0, 2, 1]
+def test_a_store_that_comes_back_gets_everything_once(opened: Open, store: Store, said: list[str]) -> None:
+    store.is_down = True
+    with opened() as sender:
+        for number in range(5):
+            sender.send(Event(str(number), "batch"))
+        wait_until(lambda: bool(said))
+        assert "out of reach (nobody answers)" in said[0]
+        assert "outbox.db" in said[0]
+        store.is_down = False
+        assert sender.flush(10)
+    assert store.got == ["0", "1", "2", "3", "4"]
+    assert "is back after" in said[1]
+    assert len(said) == 2
 
 
-def test_the_first_error_ends_its_work_and_comes_back_from_everything_that_follows() -> None:
+def test_a_store_that_is_gone_for_a_moment_is_not_worth_a_word(opened: Open, store: Store, said: list[str]) -> None:
+    store.is_down = True
+    with opened() as sender:
+        sender.send(Event("run", "batch"))
+        wait_until(lambda: store.attempts > 1)
+        store.is_down = False
+        assert sender.flush(10)
+    assert said == []
+
+
+def test_flushing_gives_up_when_its_patience_is_over_and_the_next_sender_delivers(opened: Open, store: Store) -> None:
+    store.is_down = True
+    with opened() as sender:
+        sender.send(Event("run", "batch"))
+        started = time.monotonic()
+        assert not sender.flush(0.5)
+        assert 0.5 <= time.monotonic() - started < 5
+    assert store.got == []
+    store.is_down = False
+    with opened() as sender:
+        assert sender.flush(10)
+    assert store.got == ["run"]
+
+
+def test_who_is_asked_to_stop_does_not_wait_for_a_store_that_is_down(opened: Open, store: Store) -> None:
+    store.is_down = True
+    with opened() as sender:
+        sender.send(Event("run", "batch"))
+        started = time.monotonic()
+        assert not sender.flush(60, lambda: True)
+        assert time.monotonic() - started < 5
+
+
+def test_what_is_refused_is_said_once_and_stops_nothing_else(opened: Open, store: Store, said: list[str]) -> None:
+    store.refuses = {"bad"}
+    with opened() as sender:
+        for run in ("bad", "good", "bad", "bad", "good"):
+            sender.send(Event(run, "batch"))
+        assert sender.flush(10)
+        assert store.got == ["good", "good"]
+        assert sum(sender.outbox.refused().values()) == 3
+    (line,) = said
+    assert "bad is deleted" in line
+    assert "fmnist-search sync" in line
+
+
+def test_an_event_that_cannot_be_written_is_put_aside_with_its_error(
+    opened: Open, store: Store, said: list[str]
+) -> None:
+    with opened() as sender:
+        sender.send(Event("broken", "bug"))
+        sender.send(Event("good", "batch"))
+        assert sender.flush(10)
+        assert list(sender.outbox.refused()) == ["unexpected KeyError: 'artist'"]
+    assert store.got == ["good"]
+
+
+def test_errands_are_done_in_idle_time_and_one_that_fails_is_said(opened: Open, store: Store, said: list[str]) -> None:
     done: list[str] = []
-    sender = Sender()
-    released = held(sender)
-    sender.send(lambda: done.append("before"))
-    failed = sender.send(fail)
-    after = sender.send(lambda: done.append("after"))
-    put_off = sender.send(lambda: done.append("put off"), later=True)
-    released.set()
-    for future in (failed, after, put_off):
-        assert isinstance(future.exception(10), Fault)
-    for act in (sender.check, sender.flush, lambda: sender.send(lambda: done.append("too late"))):
-        with pytest.raises(Fault, match="the first"):
-            act()
-    sender.close()
-    assert done == ["before"]
+    store.release.clear()
+    with opened() as sender:
+        sender.send(Event("first", "batch"))
+        wait_until(lambda: store.attempts == 1)
+        sender.when_idle(lambda: done.append(f"drawn after {len(store.got)}"))
+        sender.when_idle(lambda: done.append(str(1 // 0)))
+        sender.send(Event("second", "batch"))
+        store.release.set()
+        assert sender.flush(10)
+    assert done == ["drawn after 2"]
+    assert said == ["not drawn: ZeroDivisionError: integer division or modulo by zero"]
 
 
-def test_an_error_comes_back_from_the_flush_that_waits_for_it() -> None:
-    sender = Sender()
-    released = held(sender)
-    sender.send(fail)
-    threading.Timer(0.1, released.set).start()
-    with pytest.raises(Fault):
-        sender.flush()
-    sender.close()
+def test_errands_are_done_while_the_store_is_down(opened: Open, store: Store) -> None:
+    store.is_down = True
+    done = threading.Event()
+    with opened() as sender:
+        sender.send(Event("run", "batch"))
+        sender.when_idle(done.set)
+        assert done.wait(10)
 
 
-@pytest.mark.parametrize("error", [False, True])
-def test_closing_ends_the_thread_whether_or_not_there_was_an_error(error: bool) -> None:
-    before = threads()
-    sender = Sender()
-    done = sender.send(fail if error else lambda: None)
-    done.exception(10)
-    sender.close()
-    assert threads() == before
+def test_two_senders_of_one_outbox_deliver_everything_once(opened: Open, store: Store) -> None:
+    with opened() as first, opened() as second:
+        for number in range(10):
+            (first if number % 2 else second).send(Event(str(number), "batch"))
+        assert first.flush(10)
+        assert second.flush(10)
+    assert store.got == [str(number) for number in range(10)]
 
 
-def test_closing_does_first_what_was_sent() -> None:
-    done: list[str] = []
-    sender = Sender()
-    released = held(sender)
-    sender.send(lambda: done.append("picture"), later=True)
-    sender.send(lambda: done.append("epoch"))
-    threading.Timer(0.1, released.set).start()
-    sender.close()
-    assert done == ["epoch", "picture"]
-
-
-def test_leaving_raises_the_senders_error() -> None:
-    with pytest.raises(Fault), Sender() as sender:
-        sender.send(fail)
-
-
-def test_an_error_that_is_on_its_way_is_not_replaced_by_the_senders() -> None:
-    before = threads()
-    with pytest.raises(ZeroDivisionError), Sender() as sender:
-        _ = 1 / len(str(sender.send(fail).exception(10)).removeprefix("the first"))
-    assert threads() == before
+def test_the_seconds_of_a_run_are_counted(opened: Open, store: Store) -> None:
+    store.release.clear()
+    with opened() as sender:
+        sender.send(Event("slow", "batch"))
+        wait_until(lambda: store.attempts == 1)
+        time.sleep(0.2)
+        store.release.set()
+        assert sender.flush(10)
+        assert sender.seconds_of("slow") >= 0.2
+        assert sender.seconds_of("other") == 0

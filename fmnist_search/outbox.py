@@ -1,0 +1,157 @@
+"""What is on its way to MLflow: an event is on disk before its training goes on, and stays there until it is stored.
+
+One SQLite file beside the studies serves every process of a machine. It outlives a process that is killed and a store
+that is down; what is sent from it twice is stored once, since times are fixed when an event happens and a run is
+looked for, by its address, before it is made a second time.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+BUSY_SECONDS = 60.0
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS events (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, store TEXT NOT NULL, run TEXT NOT NULL, kind TEXT NOT NULL,
+    body TEXT NOT NULL, content BLOB, later INTEGER NOT NULL, tried INTEGER NOT NULL DEFAULT 0, refused TEXT);
+CREATE INDEX IF NOT EXISTS next_event ON events (store, later, number) WHERE refused IS NULL;
+CREATE TABLE IF NOT EXISTS runs (address TEXT PRIMARY KEY, run_id TEXT NOT NULL);
+"""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something to write to a run of MLflow.
+
+    `run` is the run's address, `kind` says what `body` holds, `content` the bytes of a file. What can come `later`
+    goes when nothing else is left. One that was `tried` may have reached the store already.
+    """
+
+    run: str
+    kind: str
+    body: Mapping[str, Any] = field(default_factory=dict)
+    content: bytes | None = None
+    later: bool = False
+    number: int = 0
+    tried: bool = False
+
+
+class Refused(Exception):
+    """The store is there and will never take this event."""
+
+
+class OutOfReach(Exception):
+    """The store cannot be reached, or takes nothing at the moment."""
+
+
+class Outbox:
+    """The events for one store, in their order; every method may be called from any thread."""
+
+    def __init__(self, path: Path, store: str):
+        self.path = path
+        self.store = store
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._guard = threading.Lock()
+        self._database = sqlite3.connect(path, BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        self._sending = FileLock(path.with_suffix(".lock"), thread_local=False)
+        with FileLock(path.with_suffix(".made.lock")):  # two processes that make the tables at once would trip
+            self._do("PRAGMA journal_mode=WAL")
+            with self._guard:
+                self._database.executescript(SCHEMA)
+        # A killed process loses nothing by this; a machine that loses its power may lose the last moments.
+        self._do("PRAGMA synchronous=NORMAL")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._sending.release()
+        self._database.close()
+
+    def put(self, event: Event) -> int:
+        """Keep an event; gives its number."""
+        values = (self.store, event.run, event.kind, json.dumps(dict(event.body)), event.content, event.later)
+        added = self._do(
+            "INSERT INTO events (store, run, kind, body, content, later) VALUES (?, ?, ?, ?, ?, ?)", *values
+        )
+        assert added.lastrowid is not None
+        return added.lastrowid
+
+    def first(self) -> Event | None:
+        """The event that is to go next, marked as tried; None when there is none."""
+        found = self._do(
+            "SELECT number, run, kind, body, content, later, tried FROM events "
+            "WHERE store = ? AND refused IS NULL ORDER BY later, number LIMIT 1",
+            self.store,
+        ).fetchone()
+        if found is None:
+            return None
+        number, run, kind, body, content, later, tried = found
+        if not tried:
+            self._do("UPDATE events SET tried = 1 WHERE number = ?", number)
+        return Event(run, kind, json.loads(body), content, bool(later), number, bool(tried))
+
+    def done(self, event: Event) -> None:
+        """The store has it."""
+        self._do("DELETE FROM events WHERE number = ?", event.number)
+
+    def refuse(self, event: Event, reason: str) -> None:
+        """The store will never take it: it is kept aside, with all that belongs to its run."""
+        self._do("UPDATE events SET refused = ? WHERE store = ? AND run = ?", reason, self.store, event.run)
+
+    def try_again(self) -> None:
+        """Take back what was put aside."""
+        self._do("UPDATE events SET refused = NULL WHERE store = ?", self.store)
+
+    def forget_refused(self) -> None:
+        """Drop what was put aside."""
+        self._do("DELETE FROM events WHERE store = ? AND refused IS NOT NULL", self.store)
+
+    def waiting(self, up_to: int | None = None) -> int:
+        """How many events the store has still to get, of those up to a number."""
+        limit = 2**62 if up_to is None else up_to
+        query = "SELECT COUNT(*) FROM events WHERE store = ? AND refused IS NULL AND number <= ?"
+        return int(self._do(query, self.store, limit).fetchone()[0])
+
+    @property
+    def last(self) -> int:
+        """The number of the last event that was put in; 0 where none waits."""
+        return int(self._do("SELECT MAX(number) FROM events WHERE store = ?", self.store).fetchone()[0] or 0)
+
+    def refused(self) -> dict[str, int]:
+        """How many events are put aside, by reason."""
+        query = "SELECT refused, COUNT(*) FROM events WHERE store = ? AND refused IS NOT NULL GROUP BY refused"
+        return dict(self._do(query, self.store).fetchall())
+
+    # ------------------------------------------------------------------------------------------- runs
+
+    def run_id(self, address: str) -> str | None:
+        """The run behind an address; None before it was made."""
+        found = self._do("SELECT run_id FROM runs WHERE address = ?", address).fetchone()
+        return str(found[0]) if found else None
+
+    def opened(self, address: str, run_id: str) -> None:
+        """Remember which run an address has got."""
+        self._do("INSERT OR REPLACE INTO runs VALUES (?, ?)", address, run_id)
+
+    # ---------------------------------------------------------------------------------------- sending
+
+    def may_send(self) -> bool:
+        """Whether this process is the one that sends; it is from now on, where no other is."""
+        if not self._sending.is_locked:
+            try:
+                self._sending.acquire(timeout=0)
+            except Timeout:
+                return False
+        return True
+
+    def _do(self, statement: str, *values: object) -> sqlite3.Cursor:
+        with self._guard:
+            return self._database.execute(statement, values)
