@@ -7,6 +7,7 @@ looked for, by its address, before it is made a second time.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sqlite3
 import threading
@@ -97,6 +98,12 @@ class Outbox:
         if not tried:
             self._do("UPDATE events SET tried = 1 WHERE number = ?", number)
         return Event(run, kind, json.loads(body), content, bool(later), number, bool(tried))
+
+    def amended(self, event: Event, **more: object) -> Event:
+        """The event with more in its body, for good."""
+        body = {**event.body, **more}
+        self._do("UPDATE events SET body = ? WHERE number = ?", json.dumps(body), event.number)
+        return dataclasses.replace(event, body=body)
 
     def done(self, event: Event) -> None:
         """The store has it."""

@@ -14,6 +14,7 @@ from fmnist_search.data import Images
 from fmnist_search.outbox import Event
 from fmnist_search.recipe import FAMILIES, Recipe, known_hyperparameters, text_of
 from fmnist_search.results import EpochReport, Overhead, State, TrialResult
+from fmnist_search.sender import END
 
 STATUS = {
     State.COMPLETED: "FINISHED",
@@ -40,9 +41,6 @@ class Post(Protocol):
 
     def opened(self, address: str, run_id: str) -> None:
         """Remember which run an address has got."""
-
-    def seconds_of(self, address: str) -> float:
-        """How long the events of a run have taken so far."""
 
 
 class Run:
@@ -110,7 +108,7 @@ class Run:
     def end(self, status: str, state: str) -> None:
         """Close the run; the tag tells the truth where `mlflow run` sets its own status."""
         self.tags({"state": state})
-        self._send("end", status=status, at=_now())
+        self._send(END, status=status, at=_now(), step=0)
 
     def _send(self, kind: str, **body: object) -> None:
         self._post.send(Event(self.address, kind, body))
@@ -163,7 +161,6 @@ class TrainingRun(Run):
             "time/build_seconds": overhead.build,
             "time/capture_seconds": overhead.capture,
             "time/sampling_seconds": overhead.sampling,
-            "time/tracking_seconds": self._post.seconds_of(self.address),
         }
         if result.best_val_accuracy is not None:
             figures["best/val_accuracy"] = result.best_val_accuracy
@@ -176,12 +173,12 @@ class TrainingRun(Run):
         }
         points = self._held + _points(figures, len(result.epochs))
         self._send("batch", metrics=points, parameters=self._parameters, tags=ends)
-        self._send("end", status=STATUS[result.state], at=_now())
+        self._send(END, status=STATUS[result.state], at=_now(), step=len(result.epochs))
 
 
-def is_address(text: str) -> bool:
+def is_address(text: str | None) -> bool:
     """Whether it is the address of a run rather than its id."""
-    return "/" in text
+    return text is not None and "/" in text
 
 
 def training_tags(recipe: Recipe, tags: Mapping[str, str]) -> dict[str, str]:

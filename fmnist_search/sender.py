@@ -20,6 +20,9 @@ QUIET_SECONDS = 3.0
 OTHERS_TURN = 0.1
 """Seconds after which to ask again whether another process still sends."""
 
+END, SECONDS = "end", "seconds"
+"""The last event of a run learns how long all before it took."""
+
 Deliver = Callable[[Event], None]
 """Writes an event to the store. Raises OutOfReach when it is to be tried again, Refused when that would be in vain."""
 
@@ -146,6 +149,8 @@ class Sender:
 
     def _delivered(self, event: Event) -> bool:
         started = time.perf_counter()
+        if event.kind == END and SECONDS not in event.body:
+            event = self.outbox.amended(event, **{SECONDS: self._seconds[event.run]})
         try:
             self._deliver(event)
         except OutOfReach as error:

