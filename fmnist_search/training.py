@@ -20,10 +20,10 @@ from typing import TypeVar
 import torch
 
 from fmnist_search.data import Images, Source, prepare
+from fmnist_search.figures import confusion_figure
 from fmnist_search.models import check
 from fmnist_search.places import Home, image_cache
 from fmnist_search.recipe import Execution, Recipe
-from fmnist_search.report import confusion_figure
 from fmnist_search.results import Decision, EpochReport, Listener, Observer, Overhead, Silence, State, TrialResult
 from fmnist_search.sender import Sender
 from fmnist_search.summary import summarize
