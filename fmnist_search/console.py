@@ -21,8 +21,7 @@ from rich.text import Text
 
 from fmnist_search.config import StudyConfig
 from fmnist_search.errors import UserError
-from fmnist_search.recipe import Recipe, text_of
-from fmnist_search.report import short_text
+from fmnist_search.recipe import Recipe, short_names, short_text, text_of
 from fmnist_search.results import EpochReport, Silence, State, TrialRow
 
 out = Console(highlight=False, soft_wrap=True, emoji=False)
@@ -109,12 +108,6 @@ def show_trial(row: TrialRow, names: Sequence[str]) -> None:
         out.print(f"validation accuracy {sparkline(row.curve)}  {epochs}; {row.seconds:.1f} s", markup=False)
     flat = row.recipe.flat()
     show_table(table(["hyperparameter", "value"], [[n, text_of(flat[n])] for n in names if n in flat]))
-
-
-def short_names(names: Sequence[str]) -> list[str]:
-    """The last parts of dotted names, or the whole names where their last parts are not told apart."""
-    last = [name.rpartition(".")[2] for name in names]
-    return [part if last.count(part) == 1 else name for part, name in zip(last, names, strict=True)]
 
 
 def percent(value: float | None) -> str:

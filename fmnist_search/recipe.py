@@ -11,7 +11,7 @@ import abc
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -299,6 +299,17 @@ def in_use(name: str, family: type[Architecture], values: Mapping[str, Value]) -
 def text_of(value: Value) -> str:
     """The canonical text of a value: the same value always reads the same, and reads back equal."""
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def short_text(value: Value) -> str:
+    """A value for people: floats in four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else text_of(value)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """The last parts of dotted names; whole names where their last parts are not told apart, or say nothing."""
+    last = [name.rpartition(".")[2] for name in names]
+    return [part if last.count(part) == 1 and part != "name" else name for part, name in zip(last, names, strict=True)]
 
 
 # -------------------------------------------------------------------------------------- execution

@@ -1,16 +1,11 @@
-"""Figures and Markdown from plain results; knows neither MLflow nor Optuna."""
+"""Markdown and tables from plain results; knows neither MLflow nor Optuna."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
-from fmnist_search.hyperparameters import Value
-from fmnist_search.recipe import text_of
+from fmnist_search.recipe import short_text
 from fmnist_search.results import State, StudySummary, TrialRow
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 LEADERS_SHOWN = 10
 
@@ -59,34 +54,7 @@ def _values(row: TrialRow, names: Sequence[str]) -> list[str]:
     return [short_text(flat[name]) if name in flat else "-" for name in names]
 
 
-def short_text(value: Value) -> str:
-    """A value for people: floats in four digits."""
-    return f"{value:.4g}" if isinstance(value, float) else text_of(value)
-
-
 def _table(rows: Sequence[Sequence[str]]) -> str:
     head, *body = rows
     lines = [head, ["---"] * len(head), *body]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:
-    """A confusion matrix, rows true and columns predicted, coloured by each row's shares."""
-    from matplotlib.figure import Figure  # half a second, which a study has only once its trials run
-
-    figure = Figure(figsize=(7, 6), layout="constrained")
-    axes = figure.subplots()
-    shares = [[cell / max(sum(row), 1) for cell in row] for row in confusion]
-    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-    axes.set_yticks(range(len(classes)), classes)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    axes.set_title(title)
-    for y, row in enumerate(confusion):
-        for x, cell in enumerate(row):
-            if cell:
-                color = "white" if shares[y][x] > 0.5 else "black"
-                axes.text(x, y, str(cell), ha="center", va="center", fontsize=7, color=color)
-    figure.colorbar(picture, ax=axes, label="share of the true class")
-    return figure

@@ -130,7 +130,8 @@ class TrialRow:
     """One trial of a study, as a table shows it; `value` of a pruned one is the last that it reported.
 
     `curve` holds the validation accuracy after each epoch. One that `comes_again` lost its worker and is tried anew
-    as another trial.
+    as another trial. `parameters` counts those of its network, 0 where they are not known; `began_at` and `ended_at`
+    are Unix seconds: when it ran is no part of what it is, so rows that differ in nothing else are equal.
     """
 
     number: int
@@ -145,6 +146,9 @@ class TrialRow:
     curve: tuple[float, ...] = ()
     overhead: Overhead = Overhead()
     comes_again: bool = False
+    parameters: int = 0
+    began_at: float | None = field(default=None, compare=False)
+    ended_at: float | None = field(default=None, compare=False)
 
     @property
     def is_final(self) -> bool:
@@ -203,6 +207,17 @@ class Ending(Enum):
     def is_final(self) -> bool:
         """Whether the search came to its end, so that a champion can be found."""
         return self not in (Ending.FAILURES, Ending.INTERRUPTED, Ending.OPEN)
+
+
+@dataclass(frozen=True)
+class Importances:
+    """Share of the importance of each hyperparameter, the greatest first, and how many trials it rests on.
+
+    Where a study searches several families, what belongs to one carries its name: `cnn.depth`.
+    """
+
+    shares: dict[str, float]
+    trials: int
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,18 @@ from fmnist_search.outbox import Outbox
 from fmnist_search.places import Home
 from fmnist_search.recipe import Recipe
 from fmnist_search.record import is_address
-from fmnist_search.results import Champion, Ending, Listener, Observer, Silence, StudySummary, TrialRow, mean_overhead
-from fmnist_search.search.findings import Importances, edges
+from fmnist_search.results import (
+    Champion,
+    Ending,
+    Importances,
+    Listener,
+    Observer,
+    Silence,
+    StudySummary,
+    TrialRow,
+    mean_overhead,
+)
+from fmnist_search.search.findings import edges
 from fmnist_search.search.ledger import Ledger
 from fmnist_search.searching import spent
 from fmnist_search.session import conditions_of, execution_of, open_session

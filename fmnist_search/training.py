@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fmnist_search.data import Images, Source, prepare
+from fmnist_search.figures import confusion_figure
 from fmnist_search.models import check
 from fmnist_search.outbox import Outbox
 from fmnist_search.places import Home, image_cache
 from fmnist_search.provenance import environment
 from fmnist_search.recipe import Execution, Recipe
 from fmnist_search.record import TrainingRun
-from fmnist_search.report import confusion_figure
 from fmnist_search.results import Decision, EpochReport, Listener, Observer, Overhead, Silence, State, TrialResult
 from fmnist_search.sender import Nobody, Sender
 from fmnist_search.summary import summarize

@@ -113,6 +113,7 @@ def search(
 
 def _show_preview(config: StudyConfig, as_json: bool) -> None:
     from fmnist_search import console
+    from fmnist_search.recipe import short_names
     from fmnist_search.search.space import searched
     from fmnist_search.study import preview
 
@@ -130,7 +131,7 @@ def _show_preview(config: StudyConfig, as_json: bool) -> None:
         [recipe.label, f"{s.parameters:,}", f"{s.mult_adds / 1e6:.1f} M", *_values(recipe.flat(), names)]
         for recipe, s in shown.recipes
     ]
-    short = console.short_names(names)
+    short = short_names(names)
     console.show_table(console.table(["network", "parameters", "multiply-adds", *short], rows, "The first recipes"))
     if shown.seconds is not None:
         console.out.print(
@@ -139,7 +140,7 @@ def _show_preview(config: StudyConfig, as_json: bool) -> None:
 
 
 def _values(flat: dict[str, Any], names: list[str]) -> list[str]:
-    from fmnist_search.report import short_text
+    from fmnist_search.recipe import short_text
 
     return [short_text(flat[name]) if name in flat else "-" for name in names]
 

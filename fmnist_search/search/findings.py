@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import optuna
 from optuna.trial import TrialState
@@ -13,7 +12,7 @@ from fmnist_search.domains import Choice, Domain, Range, Space
 from fmnist_search.errors import UserError
 from fmnist_search.hyperparameters import Hyperparameter, Value
 from fmnist_search.recipe import FAMILIES, in_use, known_hyperparameters
-from fmnist_search.results import TrialRow
+from fmnist_search.results import Importances, TrialRow
 
 BEST = 5
 """So many of the best trials must agree before an edge is worth a word."""
@@ -26,14 +25,6 @@ FEWEST_TRIALS = 8
 """Completed trials without which importances are mere luck."""
 TOP_SHARE, FEWEST_ON_TOP = 0.1, 4
 """PED-ANOVA compares the best tenth with all; of small studies more, or there were too few to compare."""
-
-
-@dataclass(frozen=True)
-class Importances:
-    """Share of the importance of each hyperparameter, the greatest first, and how many trials it rests on."""
-
-    shares: dict[str, float]
-    trials: int
 
 
 def importances(study: optuna.Study) -> Importances:

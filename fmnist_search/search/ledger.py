@@ -22,12 +22,13 @@ from fmnist_search.results import (
     Champion,
     Confirmed,
     EpochReport,
+    Importances,
     Overhead,
     State,
     TrialResult,
     TrialRow,
 )
-from fmnist_search.search.findings import Importances, importances
+from fmnist_search.search.findings import importances
 from fmnist_search.search.space import base_recipe, draw_around, parameters_of, sample, trial_seed
 from fmnist_search.search.storage import open_storage
 from fmnist_search.search.strategies import SURVIVOR_OF, GridOfRecipes, heed_pruner, make_pruner, make_sampler
@@ -285,6 +286,7 @@ class Ledger:
             "reason": result.reason,
             "epochs": len(result.epochs),
             "seconds": result.seconds,
+            "parameters": result.parameters,
             "run_id": run_id,
             "overhead": dataclasses.asdict(overhead),
             "comes_again": comes_again,
@@ -310,8 +312,15 @@ class Ledger:
         """Answer a trial from an earlier equal one, so that the sampler learns that it asked again."""
         self._candidates.discard(trial.number)
         trial.set_user_attr("duplicate_of", known.number)
-        outcome = {"state": known.state.value, "reason": f"equals trial {known.number}", "epochs": known.epochs}
-        trial.set_user_attr("outcome", {**outcome, "seconds": 0.0, "run_id": known.run_id})
+        outcome = {
+            "state": known.state.value,
+            "reason": f"equals trial {known.number}",
+            "epochs": known.epochs,
+            "seconds": 0.0,
+            "parameters": known.parameters,
+            "run_id": known.run_id,
+        }
+        trial.set_user_attr("outcome", outcome)
         assert known.value is not None
         if known.state is State.COMPLETED and GIVEN not in trial.user_attrs:
             return _row(self._study.tell(trial, known.value))
@@ -388,7 +397,15 @@ def _row(trial: FrozenTrial) -> TrialRow:
         curve=tuple(trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values)),
         overhead=Overhead(**outcome.get("overhead", {})),
         comes_again=outcome.get("comes_again", outcome["state"] == State.INTERRUPTED.value),
+        parameters=outcome.get("parameters", 0),
+        began_at=_unix(trial.datetime_start),
+        ended_at=_unix(trial.datetime_complete),
     )
+
+
+def _unix(local: datetime | None) -> float | None:
+    """Optuna keeps times of this machine's clock, without a zone."""
+    return local.timestamp() if local else None
 
 
 def _champion_to(champion: Champion) -> dict[str, Any]:

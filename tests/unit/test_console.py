@@ -18,8 +18,7 @@ from fmnist_search import console
 from fmnist_search.console import BARS, Exit, StudyDisplay, TrainingDisplay, minutes, percent, show_json, sparkline
 from fmnist_search.errors import UserError
 from fmnist_search.evaluate import wilson
-from fmnist_search.recipe import Recipe, known_hyperparameters
-from fmnist_search.report import short_text
+from fmnist_search.recipe import Recipe, known_hyperparameters, short_text
 from fmnist_search.results import Champion, Confirmed, Ending, EpochReport, State, StudySummary, TrialRow
 from tests.spaces import study
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor
 from torch.nn import functional
 
 from fmnist_search import evaluate as module
 from fmnist_search.data import Images, Labelled
-from fmnist_search.evaluate import CPU_CHUNK, GPU_CHUNK, evaluate, predict_logits, wilson
+from fmnist_search.evaluate import (
+    CPU_CHUNK,
+    GPU_CHUNK,
+    calibration,
+    class_scores,
+    evaluate,
+    mistakes,
+    predict_logits,
+    wilson,
+)
 from fmnist_search.models import Classifier, build
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.recipe import Data, Execution, Recipe
@@ -117,3 +129,99 @@ def test_the_interval_of_the_mistakes_is_that_of_the_hits_mirrored(count: tuple[
     hits, images = count
     found, mirrored = wilson(hits, images), wilson(images - hits, images)
     assert (1 - mirrored.high, 1 - mirrored.low) == (pytest.approx(found.low), pytest.approx(found.high))
+
+
+# ------------------------------------------------------------------------------ scores of classes
+
+CLASSES = 4
+pairs = st.lists(st.tuples(st.integers(0, CLASSES - 1), st.integers(0, CLASSES - 1)), min_size=1, max_size=60)
+
+
+@given(pairs)
+def test_scores_of_classes_equal_those_of_scikit_learn(given: list[tuple[int, int]]) -> None:
+    true, predicted = zip(*given, strict=True)
+    confusion = [[given.count((t, p)) for p in range(CLASSES)] for t in range(CLASSES)]
+    columns = precision_recall_fscore_support(true, predicted, labels=range(CLASSES), zero_division=0)
+    for score, expected in zip(class_scores(confusion), zip(*columns, strict=True), strict=True):
+        assert (score.precision, score.recall, score.f1, score.support) == pytest.approx(expected)
+
+
+def test_what_is_undefined_of_a_class_is_zero() -> None:
+    unseen, guessed = class_scores([[0, 0], [0, 3]])
+    assert (unseen.precision, unseen.recall, unseen.f1, unseen.support) == (0, 0, 0, 0)
+    assert (guessed.precision, guessed.recall, guessed.f1, guessed.support) == (1, 1, 1, 3)
+
+
+# ------------------------------------------------------------------------------------ calibration
+
+
+@st.composite
+def judged(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    """Probabilities of some images, and their labels."""
+    images, classes = draw(st.integers(1, 80)), draw(st.integers(2, 10))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    logits = torch.randn(images, classes, generator=generator) * draw(st.sampled_from([0.1, 1.0, 10.0]))
+    return logits.softmax(1), torch.randint(0, classes, (images,), generator=generator)
+
+
+@given(judged(), st.integers(1, 20))
+def test_the_calibration_error_is_a_share_and_every_image_is_in_one_bin(
+    judged: tuple[Tensor, Tensor], bins: int
+) -> None:
+    probabilities, labels = judged
+    found = calibration(probabilities, labels, bins)
+    assert 0 <= found.error <= 1
+    assert len(found.bins) == bins
+    assert sum(bin_.images for bin_ in found.bins) == len(labels)
+    for bin_ in found.bins:
+        if bin_.images:
+            assert bin_.low - 1e-9 <= bin_.confidence <= bin_.high + 1e-6
+
+
+@given(judged())
+def test_the_bins_are_those_of_scikit_learn(judged: tuple[Tensor, Tensor]) -> None:
+    probabilities, labels = judged
+    confidence, predicted = probabilities.double().max(1)
+    right = (predicted == labels).numpy()
+    accuracies, confidences = calibration_curve(
+        np.append(right, [True, False]), np.append(np.clip(confidence.numpy(), 0, 1), [1.0, 0.0]), n_bins=15
+    )
+    # scikit-learn wants both outcomes to occur: one more image at each end, in bins of their own where none else is.
+    filled = [bin_ for bin_ in calibration(probabilities, labels).bins[1:-1] if bin_.images]
+    inside = slice(1, -1)
+    assert [bin_.accuracy for bin_ in filled] == pytest.approx(accuracies[inside].tolist())
+    assert [bin_.confidence for bin_ in filled] == pytest.approx(confidences[inside].tolist())
+
+
+@given(st.lists(st.integers(51, 99), min_size=1, max_size=10, unique=True))
+def test_where_confidence_is_what_it_says_the_error_is_zero(percents: list[int]) -> None:
+    rows = [(percent / 100, place < percent) for percent in percents for place in range(100)]
+    confidence = torch.tensor([row[0] for row in rows], dtype=torch.float64)
+    labels = torch.tensor([0 if right else 1 for _, right in rows])
+    assert calibration(torch.stack([confidence, 1 - confidence], 1), labels).error == pytest.approx(0, abs=1e-9)
+
+
+def test_sure_and_always_wrong_is_the_largest_error() -> None:
+    found = calibration(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([1, 0]))
+    assert found.error == 1
+    assert [bin_.images for bin_ in found.bins] == [0] * 14 + [2]
+
+
+# --------------------------------------------------------------------------------------- mistakes
+
+
+@given(judged(), st.integers(1, 30))
+def test_the_mistakes_are_the_most_confident_ones_in_order(judged: tuple[Tensor, Tensor], most: int) -> None:
+    probabilities, labels = judged
+    best = probabilities.max(1)
+    wrong = [(-best.values[n].item(), n) for n in range(len(labels)) if best.indices[n].item() != labels[n].item()]
+    found = mistakes(probabilities, labels, most)
+    assert [(-mistake.probability, mistake.index) for mistake in found] == sorted(wrong)[:most]
+    for mistake in found:
+        assert (mistake.true, mistake.predicted) == (labels[mistake.index], best.indices[mistake.index])
+
+
+def test_of_equally_confident_mistakes_the_earlier_image_comes_first() -> None:
+    probabilities = torch.tensor([[0.4, 0.6], [0.75, 0.25]]).repeat(50, 1)
+    found = mistakes(probabilities, torch.tensor([0, 1]).repeat(50), most=60)
+    assert [mistake.index for mistake in found] == [*range(1, 100, 2), *range(0, 20, 2)]

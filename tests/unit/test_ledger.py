@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -101,6 +104,39 @@ def test_every_trial_is_a_row_that_says_how_it_ended(url: str) -> None:
     ]
     assert [row.seconds for row in rows] == [0.75, 0.5, 0.25, 0.0, 0.0, 0.25]
     assert [row.run_id for row in rows] == ["run-0", "run-1", "run-2", "run-3", "run-0", "run-5"]
+
+
+def test_a_row_says_how_large_its_network_was_and_when_it_ran(url: str) -> None:
+    ledger = opened(url, study())
+    before = time.time()
+    asked, _ = ledger.ask()
+    result = dataclasses.replace(result_of(State.COMPLETED, 0.5), parameters=12_345)
+    for report in result.epochs:
+        ledger.should_prune(asked, report)
+    row = ledger.tell(asked, result, "run-0")
+    assert row.began_at is not None
+    assert row.ended_at is not None
+    assert before - 1 < row.began_at <= row.ended_at < time.time() + 1
+    (again,) = Ledger.find(url, "small").rows()
+    assert (again.parameters, again.began_at, again.ended_at) == (12_345, row.began_at, row.ended_at)
+    answered = ledger.tell_duplicate(ledger.ask()[0], row)
+    assert (answered.parameters, answered.seconds) == (12_345, 0.0)
+    assert answered.ended_at is not None
+
+
+def test_a_study_from_before_networks_were_counted_still_reads(url: str) -> None:
+    ledger = opened(url, study())
+    trial(ledger, State.COMPLETED, 0.5)
+    stored = optuna.load_study(study_name="small", storage=open_storage(url))
+    outcome = dict(stored.trials[0].user_attrs["outcome"])
+    del outcome["parameters"]
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as database:  # Optuna changes no finished trial
+        database.execute(
+            "update trial_user_attributes set value_json = ? where key = 'outcome'", (json.dumps(outcome),)
+        )
+        database.commit()
+    (row,) = Ledger.find(url, "small").rows()
+    assert (row.parameters, row.value) == (0, 0.5)
 
 
 @pytest.mark.parametrize("space", [SMALL_SPACE, TWO_FAMILIES], ids=["one family", "two families"])

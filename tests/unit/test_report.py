@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.figure import Figure
 
 from fmnist_search.evaluate import wilson
-from fmnist_search.recipe import Recipe
-from fmnist_search.report import LEADERS_SHOWN, confusion_figure, short_text, study_note
+from fmnist_search.recipe import Recipe, short_text
+from fmnist_search.report import LEADERS_SHOWN, study_note
 from fmnist_search.results import Champion, Confirmed, Ending, State, StudySummary, TrialRow
 
 SEARCHED = ["model.depth", "optimizer.learning_rate", "batch_size"]
@@ -149,36 +147,3 @@ def test_a_trial_that_was_answered_from_an_earlier_one_does_not_count() -> None:
 
 def test_a_single_seed_has_no_deviation() -> None:
     assert str(Confirmed(0, Recipe(), (0.5,))) == "50.00% ± 0.00% (n = 1)"
-
-
-# ------------------------------------------------------------------------------------ the pictures
-
-
-def shares(figure: Figure) -> Any:
-    """What the colours show."""
-    drawn = figure.axes[0].images[0].get_array()
-    assert drawn is not None
-    return drawn.tolist()
-
-
-def test_a_confusion_matrix_shows_every_count_and_every_class() -> None:
-    figure = confusion_figure([[5, 0, 1], [0, 7, 0], [2, 3, 4]], ["a", "b", "c"], "title")
-    axes = figure.axes[0]
-    assert axes.get_title() == "title"
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "c"]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
-    cells = {(text.get_position(), text.get_text()) for text in axes.texts}
-    # Rows are the true classes: what stands at x = 2, y = 0 was of the first class and taken for the third.
-    assert ((2, 0), "1") in cells
-    assert ((0, 2), "2") in cells
-    assert len(cells) == 6
-    assert shares(figure)[0] == pytest.approx([5 / 6, 0, 1 / 6])
-
-
-def test_a_class_without_images_leaves_its_row_empty() -> None:
-    figure = confusion_figure([[0, 0], [1, 1]], ["a", "b"], "title")
-    assert shares(figure) == [[0, 0], [0.5, 0.5]]
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    assert picture.getvalue().startswith(b"\x89PNG")
