@@ -6,6 +6,7 @@ module knows TOML.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,7 @@ from pydantic_core import ErrorDetails
 from fmnist_search.domains import Domain, Pin, Space, ends, parse_space, shared_hyperparameters
 from fmnist_search.errors import UserError, nearest
 from fmnist_search.hyperparameters import hyperparameters
+from fmnist_search.origins import Origins, origins
 from fmnist_search.recipe import FAMILIES, Data, Recipe, family_named, text_of
 from fmnist_search.variables import ranges_of_all, size, values
 
@@ -299,6 +301,7 @@ class StudyConfig(Section):
     finalists: Finalists = Finalists()
     execution: ExecutionSettings = ExecutionSettings()
     _remarks: tuple[str, ...] = PrivateAttr(())
+    _origins: Origins = PrivateAttr(default_factory=Origins)
 
     @model_validator(mode="after")
     def _fits_the_data(self) -> StudyConfig:
@@ -373,8 +376,11 @@ class StudyConfig(Section):
         try:
             tables = _beside(read_toml(path), Path(path).parent)
             chosen = {key: tables.get(key) for key in ("sampler", "pruner")}
-            config = cls.from_dict(_override(tables, overrides or {}))
+            written = copy.deepcopy(tables)
+            overridden = _override(tables, overrides or {})
+            config = cls.from_dict(overridden)
             config._remarks = tuple(_left_behind(chosen, config))
+            config._origins = origins(config._plain(), written, overridden, str(path))
             return config
         except UserError as error:
             raise UserError(
@@ -398,9 +404,17 @@ class StudyConfig(Section):
         """What a user might not expect of how file and overrides came together, in a line each."""
         return self._remarks
 
+    @property
+    def origins(self) -> dict[str, str]:
+        """Where each value comes from, by key: the study file, the command line or a default; empty without a file."""
+        return self._origins.by_key
+
     def to_toml(self) -> str:
         """The resolved study file: every value spelled out. Loading it gives an equal study."""
-        return tomli_w.dumps(self.model_dump(exclude_none=True))
+        return tomli_w.dumps(self._plain())
+
+    def _plain(self) -> dict[str, Any]:
+        return self.model_dump(exclude_none=True)
 
     def identity(self) -> dict[str, str]:
         """What must stay the same while a study lives, by key: otherwise its trials could not be compared."""

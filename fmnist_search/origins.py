@@ -1,0 +1,49 @@
+"""Where each value of a resolved study comes from: its file, the command line, or a default."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+COMMAND_LINE, DEFAULT = "command line", "default"
+
+
+@dataclass(frozen=True)
+class Origins:
+    """The origin of each value by its key; all are equal, since a value is the same wherever it comes from."""
+
+    by_key: dict[str, str] = field(default_factory=dict, compare=False)
+
+
+def origins(
+    resolved: Mapping[str, Any], file: Mapping[str, Any], overridden: Mapping[str, Any], name: str
+) -> Origins:
+    """The origin of every leaf of the resolved tables, by dotted key.
+
+    `file` holds the tables that stand in the file of that `name`, `overridden` the same after what the command line
+    had to say.
+    """
+    before, after = dict(_leaves(file)), dict(_leaves(overridden))
+    found = {}
+    for key in dict(_leaves(resolved)):
+        given = _given(key, after)
+        if given is None:
+            found[key] = DEFAULT
+        else:
+            found[key] = name if given in before and before[given] == after[given] else COMMAND_LINE
+    return Origins(found)
+
+
+def _leaves(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tables.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _given(key: str, leaves: Mapping[str, Any]) -> str | None:
+    """The leaf that decides a key: itself, or the table's short form, `sampler = "tpe"` for `sampler.name`."""
+    short = key.removesuffix(".name")
+    return next((name for name in (key, short) if name in leaves), None)
