@@ -77,6 +77,12 @@ class Range:
         steps = (value - self.low) / self.step if self.step else 0.0
         return abs(steps - round(steps)) < 1e-8
 
+    def place(self, value: float) -> float:
+        """Where a value lies, 0 at `low` and 1 at `high`; minus infinity where it has no logarithm and needs one."""
+        if not self.log:
+            return (value - self.low) / (self.high - self.low)
+        return math.log(value / self.low) / math.log(self.high / self.low) if value > 0 else -math.inf
+
     def is_widened_by(self, other: Domain) -> bool:
         """Whether another domain holds all of this range and is drawn from alike: what Optuna lets a study change."""
         return (

@@ -224,8 +224,9 @@ class Importances:
 class StudySummary:
     """A study as it stands: every trial, what ended this run of it, and what came of it.
 
-    `new_trials` counts the trials of this run of the study, `seconds` is how long it took; `edges` says in a line
-    each which domains the best trials would leave; `overhead` is a trial's on average.
+    `new_trials` counts the trials of this run of the study, `seconds` is how long it took, and `searched_seconds` how
+    long it has searched in all its runs; `edges` says in a line each which domains the best trials would leave;
+    `overhead` is a trial's on average.
     """
 
     name: str
@@ -238,6 +239,7 @@ class StudySummary:
     champion: Champion | None = None
     edges: tuple[str, ...] = ()
     overhead: Overhead | None = None
+    searched_seconds: float = 0.0
 
     def count(self, state: State) -> int:
         """Trials that ended so; those answered from an earlier equal one do not count."""

@@ -267,6 +267,7 @@ def _summary(
         run_id=ledger.run_id,
         champion=champion or (known[1] if known else None),
         overhead=mean_overhead(rows, ledger.tracking_seconds),
+        searched_seconds=ledger.searched_seconds,
     )
     return dataclasses.replace(summary, edges=edges(summary.leaders, ledger.config.space))
 

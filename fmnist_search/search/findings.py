@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import optuna
@@ -68,8 +67,8 @@ def edges(rows: Sequence[TrialRow], space: Space) -> tuple[str, ...]:
 def _edge(name: str, spec: Hyperparameter, domain: Domain, values: Sequence[Value]) -> list[str]:
     numbers = [value for value in values if isinstance(value, int | float)]
     match domain:
-        case Range(low, high, log) if len(numbers) == len(values):
-            places = [_place(number, low, high, log) for number in numbers]
+        case Range(low, high) if len(numbers) == len(values):
+            places = [domain.place(number) for number in numbers]
             if max(places) <= NEAR and low != spec.low:
                 return [f"{name}: the best {BEST} lie within {NEAR:.0%} of its lower bound, {low}; widen it"]
             if min(places) >= 1 - NEAR and high != spec.high:
@@ -81,11 +80,3 @@ def _edge(name: str, spec: Hyperparameter, domain: Domain, values: Sequence[Valu
             if numbers[0] == max(ordered) != spec.high:
                 return [f"{name}: the best {BEST} all take its largest value, {numbers[0]}; offer larger ones"]
     return []
-
-
-def _place(value: float, low: float, high: float, log: bool) -> float:
-    if log and value <= 0:
-        return -math.inf  # a recipe from outside the space
-    if log:
-        return math.log(value / low) / math.log(high / low)
-    return (value - low) / (high - low)
