@@ -6,12 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from torch import Tensor
 from torch.nn import functional
 
 from fmnist_search import evaluate as module
 from fmnist_search.data import Images, Labelled
-from fmnist_search.evaluate import CPU_CHUNK, GPU_CHUNK, evaluate, predict_logits, wilson
+from fmnist_search.evaluate import CPU_CHUNK, GPU_CHUNK, evaluate, mcnemar, predict_logits, wilson
 from fmnist_search.models import Classifier, build
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.recipe import Data, Execution, Recipe
@@ -117,3 +118,20 @@ def test_the_interval_of_the_mistakes_is_that_of_the_hits_mirrored(count: tuple[
     hits, images = count
     found, mirrored = wilson(hits, images), wilson(images - hits, images)
     assert (1 - mirrored.high, 1 - mirrored.low) == (pytest.approx(found.low), pytest.approx(found.high))
+
+
+# ------------------------------------------------------------------------------- McNemar's test
+
+
+@given(st.integers(0, 3_000), st.integers(0, 3_000))
+def test_mcnemars_exact_test_is_the_binomial_test_of_the_images_that_one_alone_gets_right(one: int, other: int) -> None:
+    expected = binomtest(one, one + other).pvalue if one + other else 1.0
+    assert mcnemar(one, other) == mcnemar(other, one) == pytest.approx(expected, rel=1e-9)
+
+
+def test_mcnemars_exact_test_by_hand() -> None:
+    # One of six, or none, to one side: (1 + 6) / 64, twice.
+    assert mcnemar(1, 5) == 14 / 64
+    assert mcnemar(0, 0) == mcnemar(7, 7) == 1.0
+    # Thousands of one kind: smaller than any float that is not zero, and no overflow.
+    assert mcnemar(0, 10_000) == 0.0
