@@ -126,12 +126,11 @@ def _weights(home: Home, keep: int, deleted_runs: Collection[str]) -> Iterator[L
     weights = home.folder / "weights"
     if not weights.is_dir():
         return
+    database = sqlite_file(home.storage_url)
     try:
-        studies = set(Ledger.names(home.storage_url))
-    except UserError:
-        if home.folder.joinpath("optuna.db").exists():
-            return  # it is there and cannot be read: who knows what it needs
-        studies = set()
+        studies = set(Ledger.names(home.storage_url)) if database is None or database.exists() else set()
+    except UserError:  # it cannot be read: who knows what it needs
+        return
     aside = {name: PUT_ASIDE.sub("", name) for name in studies if PUT_ASIDE.search(name)}
     # While a study is put aside, its weights still stand under the name that the new one takes.
     moving = {name for renamed, name in aside.items() if not (weights / renamed).exists()}

@@ -101,7 +101,8 @@ def predict(
     if grid and grid.suffix.lower() != ".png":
         raise UserError(f"--grid {grid}: is drawn as a PNG; give a name that ends in .png")
     classes = DATASETS["fashion-mnist"].classes
-    given = read_pictures(images or [], resize=resize, invert=invert, say=console.talk.print)
+    say = partial(console.talk.print, markup=False)
+    given = read_pictures(images or [], resize=resize, invert=invert, say=say)
     named = ((picture.name, picture.pixels, None) for picture in given)
     asked = itertools.chain(named, _test_images(test_image or [], classes, data_dir))
     rows: list[dict[str, Any]] = []
@@ -116,7 +117,7 @@ def predict(
     if grid:
         draw_grid(grid, drawn, [row["class"] for row in rows])
         if len(rows) > len(drawn):
-            console.talk.print(f"{grid}: shows the first {len(drawn)} of {len(rows):,}")
+            say(f"{grid}: shows the first {len(drawn)} of {len(rows):,}")
     if as_json:
         console.show_json(rows)
         return

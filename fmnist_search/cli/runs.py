@@ -199,7 +199,7 @@ def gc(
     if not as_json:
         _show_leftovers(listed)
     if left:
-        talk.print(_servers_part(left))
+        talk.print(_servers_part(left), markup=False)
     going = [item for item in listed if is_ours_to_remove(home, item)]
     removed: list[Leftover] = []
     if delete and going:
