@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import math
 import textwrap
 from collections.abc import Callable, Sequence
@@ -514,6 +515,13 @@ def _gallery(images: Sequence[Tensor], captions: Sequence[tuple[str, str]], titl
 
 
 # ---------------------------------------------------------------------------- what all share
+
+
+def as_png(figure: Figure) -> bytes:
+    """The bytes of a PNG file."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    return picture.getvalue()
 
 
 def _canvas(chart: Chart, *, height: float = 4.6, note: str = "") -> tuple[Figure, Axes]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
+import dataclasses
 import json
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -18,8 +16,8 @@ from fmnist_search.data import Images
 from fmnist_search.errors import UserError
 from fmnist_search.figures import as_png, study_figures
 from fmnist_search.provenance import command_line, environment
-from fmnist_search.record import Run
-from fmnist_search.report import study_note
+from fmnist_search.record import Run, is_address
+from fmnist_search.report import leaderboard_columns, leaderboard_csv, origins_csv, study_note
 from fmnist_search.results import Ending, Importances, State, StudySummary, TrialRow
 from fmnist_search.search.ledger import Conditions, Ledger
 from fmnist_search.search.space import base_recipe, constants, searched
@@ -47,7 +45,7 @@ class Logbook:
         self._run.dataset(images, vars(config.data))
         self._run.text("study.toml", config.to_toml())
         if config.origins:
-            self._run.text("study_origins.csv", _csv([("key", "origin"), *config.origins.items()]))
+            self._run.text("study_origins.csv", origins_csv(config.origins))
         self._run.text("command.txt", command_line() + "\n")
         self._run.text("environment.json", json.dumps(environment(conditions.execution), indent=2))
         device = conditions.execution.device
@@ -73,13 +71,17 @@ class Logbook:
 
     def close(self, summary: StudySummary) -> None:
         """The note, the pictures, and how it ended."""
-        config = self._ledger.config
-        space = {name: text for name, text in config.identity().items() if name.startswith("space.")}
-        self._run.note(study_note(summary, searched(config.space), space))
+        self._note(summary)
         self.draw(self._ledger.rows())
         self._run.tags({"ended_by": summary.ended_by.name.lower()})
         interrupted = summary.ended_by is Ending.INTERRUPTED
         self._run.end("KILLED" if interrupted else "FINISHED", "interrupted" if interrupted else "finished")
+
+    def _note(self, summary: StudySummary) -> None:
+        config = self._ledger.config
+        space = {"space.common.family": ", ".join(config.space.families), **dict(config.domains())}
+        names, importances = searched(config.space), self._importances()
+        self._run.note(study_note(summary, names, space, budget=config.budget, importances=importances))
 
     def _importances(self) -> Importances | None:
         try:
@@ -89,11 +91,19 @@ class Logbook:
 
     def _draw(self, rows: Sequence[TrialRow], importances: Importances | None) -> None:
         config = self._ledger.config
+        known = [dataclasses.replace(row, run_id=self._run_of(row)) for row in rows]
+        names = searched(config.space)
+        self._run.table("leaderboard.json", leaderboard_columns(known, names))
+        self._run.text("leaderboard.csv", leaderboard_csv(known, names))
         for name, draw in study_figures(rows, config.space, importances).items():
             self._run.file(f"plots/{name}.png", as_png(draw()))
         if interactive.available():
             page = interactive.study_page(config.name, config.question, rows, config.space, importances)
             self._run.text("plots/study.html", page)
+
+    def _run_of(self, row: TrialRow) -> str | None:
+        """Its run, which the sender has made by the time that pictures are drawn."""
+        return self._desk.sender.run_id(row.run_id) if row.run_id and is_address(row.run_id) else row.run_id
 
 
 @contextlib.contextmanager
@@ -110,7 +120,7 @@ def system_metrics(run: Run) -> Iterator[None]:
         monitor.finish()
 
 
-class _Monitor(SystemMetricsMonitor):  # type: ignore[misc]
+class _Monitor(SystemMetricsMonitor):
     """MLflow's monitor, whose figures take the way of all others."""
 
     def __init__(self, run: Run):
@@ -120,16 +130,12 @@ class _Monitor(SystemMetricsMonitor):  # type: ignore[misc]
     def monitor(self) -> None:
         while not self._shutdown_event.wait(self.sampling_interval):
             self.collect_metrics()
-            self._run.metrics({f"system/{name}": value for name, value in self.aggregate_metrics().items()}, self._step())
+            self._run.metrics(
+                {f"system/{name}": value for name, value in self.aggregate_metrics().items()}, self._step()
+            )
             for each in self.monitors:
                 each.clear_metrics()
 
     def _step(self) -> int:
         self._logging_step += 1
         return int(self._logging_step)
-
-
-def _csv(rows: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()

@@ -16,9 +16,7 @@ class Origins:
     by_key: dict[str, str] = field(default_factory=dict, compare=False)
 
 
-def origins(
-    resolved: Mapping[str, Any], file: Mapping[str, Any], overridden: Mapping[str, Any], name: str
-) -> Origins:
+def origins(resolved: Mapping[str, Any], file: Mapping[str, Any], overridden: Mapping[str, Any], name: str) -> Origins:
     """The origin of every leaf of the resolved tables, by dotted key.
 
     `file` holds the tables that stand in the file of that `name`, `overridden` the same after what the command line

@@ -1,7 +1,16 @@
-"""Picture files as the model's pixels: one grey image of 28 by 28, the garment light on black."""
+"""Picture files as the model's pixels: grey images of 28 by 28, the garment light on black.
+
+A picture file holds one, an IDX file (the form in which the dataset itself comes) any number.
+"""
 
 from __future__ import annotations
 
+import gzip
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +20,46 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from fmnist_search.errors import UserError
 
 SIDE = 28
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+"""What counts as a picture in a folder; a file that is named itself is looked into."""
+
+IDX_IMAGES, IDX_LABELS = 0x0803, 0x0801
+"""How an IDX file begins: two zeros, the type (8: unsigned bytes), the number of dimensions."""
+GZIP = b"\x1f\x8b"
+MOST_PIXELS = 100_000_000
+"""A larger image is taken for a damaged header."""
+
+GRID_LIMIT = 100
+GRID_COLUMNS = 10
+
+Pixels = npt.NDArray[np.uint8]
 
 
-def read_picture(path: Path, *, resize: bool = False, invert: bool = False) -> npt.NDArray[np.uint8]:
+@dataclass(frozen=True)
+class Picture:
+    """One image, pixels (28, 28) uint8, and where it comes from."""
+
+    name: str
+    pixels: Pixels
+
+
+def read_pictures(
+    paths: Sequence[Path], *, resize: bool = False, invert: bool = False, say: Callable[[str], None] = lambda _: None
+) -> Iterator[Picture]:
+    """The images of picture files, IDX files (`.gz` as well) and folders of pictures, one after the other.
+
+    A folder gives its pictures in the order of their names; what is no picture by its name is passed over, which
+    `say` hears.
+
+    Raises:
+        UserError: no such file, or an empty folder: at once. A file that cannot be read, or images of another size and
+            no `resize`: when it is its turn.
+    """
+    files = [file for path in paths for file in _files(path, say)]
+    return (picture for file in files for picture in _images_in(file, resize, invert))
+
+
+def read_picture(path: Path, *, resize: bool = False, invert: bool = False) -> Pixels:
     """The pixels (28, 28) uint8 of a picture file.
 
     Raises:
@@ -24,13 +70,82 @@ def read_picture(path: Path, *, resize: bool = False, invert: bool = False) -> n
             picture = _grey(ImageOps.exif_transpose(opened))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the path") from None
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: is no picture that can be read ({error}); give a PNG or JPEG") from None
+    return _fitted(picture, str(path), resize, invert)
+
+
+def _files(path: Path, say: Callable[[str], None]) -> list[Path]:
+    if not path.is_dir():
+        if not path.exists():
+            raise UserError(f"{path}: no such file; check the path")
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
+    if not pictures:
+        raise UserError(f"{path}: holds no picture; give a folder with PNG or JPEG files in it")
+    if others := [file.name for file in files if file not in set(pictures)]:
+        say(f"{path}: skipped what is no picture: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}")
+    return pictures
+
+
+def _images_in(path: Path, resize: bool, invert: bool) -> Iterator[Picture]:
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(2)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    if start in (b"\x00\x00", GZIP):
+        yield from _idx_images(path, start == GZIP, resize, invert)
+    else:
+        yield Picture(str(path), read_picture(path, resize=resize, invert=invert))
+
+
+# ------------------------------------------------------------------------------------- IDX files
+
+
+def _idx_images(path: Path, packed: bool, resize: bool, invert: bool) -> Iterator[Picture]:
+    """The images of an IDX file, read one by one: a file may be larger than the memory."""
+    opened = gzip.open if packed else open
+    try:
+        with opened(path, "rb") as stream:
+            count, height, width = _idx_header(path, stream)
+            for number in range(count):
+                name = f"{path}[{number}]"
+                content = stream.read(height * width)
+                if len(content) < height * width:
+                    raise UserError(f"{path}: ends within image {number} of {count:,}; fetch the file again")
+                pixels = np.frombuffer(content, np.uint8).reshape(height, width)
+                yield Picture(name, _fitted(Image.fromarray(pixels), str(path), resize, invert))
+            if stream.read(1):
+                raise UserError(f"{path}: is longer than its {count:,} images; fetch the file again")
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); fetch the file again") from None
+
+
+def _idx_header(path: Path, stream: BufferedIOBase) -> tuple[int, int, int]:
+    header = stream.read(16)
+    magic = int.from_bytes(header[:4], "big")
+    if magic == IDX_LABELS:
+        raise UserError(f"{path}: holds labels; give the file of the images, such as t10k-images-idx3-ubyte.gz")
+    if magic != IDX_IMAGES or len(header) < 16:
+        raise UserError(f"{path}: is no IDX file of images (bytes in three dimensions); give a PNG, JPEG or IDX file")
+    count, height, width = struct.unpack(">3I", header[4:])
+    if not count or not 0 < height * width <= MOST_PIXELS:
+        raise UserError(f"{path}: says that it holds {count} images of {width} by {height} pixels; fetch it again")
+    return count, height, width
+
+
+# ----------------------------------------------------------------------------------------- pixels
+
+
+def _fitted(picture: Image.Image, name: str, resize: bool, invert: bool) -> Pixels:
+    """Eight-bit grey pixels in the model's size, the shape of the picture kept on black ground."""
     if picture.size != (SIDE, SIDE):
         if not resize:
             width, height = picture.size
             raise UserError(
-                f"{path}: is {width} by {height} pixels, not 28 by 28; add --resize to bring it to that size"
+                f"{name}: is {width} by {height} pixels, not 28 by 28; add --resize to bring it to that size"
             )
         picture = ImageOps.pad(picture, (SIDE, SIDE), color=255 if invert else 0)
     return np.asarray(ImageOps.invert(picture) if invert else picture)
@@ -41,3 +156,30 @@ def _grey(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):
         return Image.fromarray((np.asarray(picture) // 256).astype(np.uint8))
     return picture.convert("L")
+
+
+# ------------------------------------------------------------------------------------------- grid
+
+
+def draw_grid(path: Path, pictures: Sequence[Pixels], captions: Sequence[str]) -> None:
+    """A PNG of the first `GRID_LIMIT` pictures, each under its caption.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    from matplotlib.figure import Figure  # takes as long as all the rest of a prediction
+
+    shown = min(len(pictures), GRID_LIMIT)
+    columns = min(shown, GRID_COLUMNS)
+    rows = -(-shown // columns)
+    figure = Figure(figsize=(1.5 * columns, 1.75 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for place in axes:
+        place.axis("off")
+    for place, pixels, caption in zip(axes, pictures[:shown], captions, strict=False):
+        place.imshow(pixels, cmap="gray", vmin=0, vmax=255)
+        place.set_title(caption, fontsize=8)
+    try:
+        figure.savefig(path, format="png")
+    except OSError as error:
+        raise UserError(f"--grid {path}: cannot be written ({error.strerror}); name another place") from None

@@ -207,6 +207,11 @@ def leaderboard_csv(rows: Sequence[TrialRow], searched: Sequence[str]) -> str:
     return _csv([list(columns), *map(list, zip(*columns.values(), strict=True))])
 
 
+def origins_csv(origins: Mapping[str, str]) -> str:
+    """Where each value of a study comes from, as CSV."""
+    return _csv([["key", "origin"], *map(list, origins.items())])
+
+
 def class_scores_csv(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
     """Precision, recall, F1 and images of each class, as CSV; what is undefined is 0."""
     body: list[list[Cell]] = [

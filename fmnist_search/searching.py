@@ -11,6 +11,7 @@ import optuna
 
 from fmnist_search.config import StudyConfig
 from fmnist_search.data import Images
+from fmnist_search.logbook import Logbook
 from fmnist_search.places import Home
 from fmnist_search.recipe import Recipe
 from fmnist_search.record import Run, TrainingRun
@@ -24,8 +25,6 @@ from fmnist_search.workers import Crew
 DUPLICATES_IN_A_ROW = 50
 """As many draws of known recipes in a row say that the space holds no other."""
 
-PROGRESS = (State.COMPLETED, State.PRUNED, State.FAILED)
-
 
 class Search:
     """The trials of a study while they are made: those that ended, and those that run."""
@@ -36,6 +35,7 @@ class Search:
         images: Images,
         home: Home,
         study_run: Run,
+        logbook: Logbook,
         desk: Desk,
         observer: Observer,
     ):
@@ -43,6 +43,7 @@ class Search:
         self.images = images
         self.home = home
         self.study_run = study_run
+        self.logbook = logbook
         self.desk = desk
         self.observer = observer
         self.names = searched(ledger.config.space)
@@ -87,7 +88,7 @@ class Search:
             self.desk.interruption.requested = True
         self.ledger.searched_seconds = self._seconds()
         self.desk.listener.trial_ended(row)
-        self._log_progress()
+        self.logbook.trial_ended(self._rows)
 
     def _next(self) -> SearchTrial | None:
         """The next trial to train; None while there is none."""
@@ -145,13 +146,6 @@ class Search:
 
     def _seconds(self) -> float:
         return self._searched_before + time.monotonic() - self._started
-
-    def _log_progress(self) -> None:
-        own = [row for row in self._rows if row.duplicate_of is None]
-        figures = {f"progress/{state.value}": float(sum(row.state is state for row in own)) for state in PROGRESS}
-        if done := [row.value for row in own if row.state is State.COMPLETED and row.value is not None]:
-            figures["best/val_accuracy"] = max(done)
-        self.study_run.metrics(figures, step=len(self._rows))
 
     def _abandon(self, reason: str) -> None:
         for trial in list(self._running.values()):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,15 +13,13 @@ from fmnist_search.data import Images, Source, prepare
 from fmnist_search.domains import NOT_SEARCHABLE
 from fmnist_search.errors import UserError
 from fmnist_search.hyperparameters import Value
+from fmnist_search.logbook import Logbook, system_metrics
 from fmnist_search.places import Home, image_cache
 from fmnist_search.promotion import Promotion
-from fmnist_search.provenance import command_line, environment
 from fmnist_search.recipe import Execution, values_of
 from fmnist_search.record import Run
-from fmnist_search.report import study_note
 from fmnist_search.results import Champion, Ending, Listener, Observer, StudySummary, TrialRow, leaders_of
 from fmnist_search.search.ledger import Conditions, Ledger, parameters_of_start
-from fmnist_search.search.space import base_recipe, constants, searched
 from fmnist_search.search.strategies import drawn_at_random
 from fmnist_search.searching import Search
 from fmnist_search.sender import Nobody
@@ -73,8 +70,9 @@ def open_session(
                 try:
                     desk = Desk(sender, listener, interruption)
                     session = Session(home, ledger, conditions, source, images, tracking, run, crew, desk, starts)
-                    session.describe()
-                    yield session
+                    session.logbook.open(images, conditions, crew.size)
+                    with system_metrics(run):
+                        yield session
                 except BaseException:
                     run.end("FAILED", "failed")
                     raise
@@ -182,11 +180,11 @@ class Session:
     crew: Crew
     desk: Desk
     starts: tuple[tuple[str, Mapping[str, Value]], ...]
-    names: list[str] = field(init=False)
+    logbook: Logbook = field(init=False)
     _search: Search | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.names = searched(self.ledger.config.space)
+        self.logbook = Logbook(self.run, self.ledger, self.desk)
 
     def introduce(self) -> None:
         """Say what a user might not expect of this study, and queue the recipes it starts with."""
@@ -199,22 +197,12 @@ class Session:
             if said := self.ledger.start_with(source, given):
                 self.desk.listener.say(f"{config.name}: {said}")
 
-    def describe(self) -> None:
-        """What the study's run says from the start."""
-        config = self.ledger.config
-        self.run.parameters(constants(config.space, base_recipe(config, self.conditions.precision)))
-        self.run.dataset(self.images, vars(config.data))
-        self.run.text("study.toml", config.to_toml())
-        self.run.text("command.txt", command_line() + "\n")
-        self.run.text("environment.json", json.dumps(environment(self.conditions.execution), indent=2))
-        self.run.tags(
-            {"device": self.conditions.execution.device, "optuna_study": config.name, "workers": str(self.crew.size)}
-        )
-
     def search(self, observer: Observer) -> Ending:
         """Run trial after trial until something ends the study; says what."""
-        self._search = Search(self.ledger, self.images, self.home, self.run, self.desk, observer)
-        return self._search.run(self.crew)
+        self._search = Search(self.ledger, self.images, self.home, self.run, self.logbook, self.desk, observer)
+        ending = self._search.run(self.crew)
+        self.logbook.draw(self.ledger.rows())  # while the finalists train
+        return ending
 
     def find_champion(self, settings: Finalists, *, again: bool) -> Champion | None:
         """Train the finalists and register the best; what was chosen from the same before is not trained again."""
@@ -246,13 +234,8 @@ class Session:
         return champion
 
     def close(self, summary: StudySummary) -> None:
-        """Write the study's note and end its run."""
-        config = self.ledger.config
-        space = {name: text for name, text in config.identity().items() if name.startswith("space.")}
-        self.run.note(study_note(summary, self.names, space))
-        self.run.tags({"ended_by": summary.ended_by.name.lower()})
-        interrupted = summary.ended_by is Ending.INTERRUPTED
-        self.run.end("KILLED" if interrupted else "FINISHED", "interrupted" if interrupted else "finished")
+        """Complete the study's run, and wait until MLflow has everything."""
+        self.logbook.close(summary)
         see_off(self.desk)
         if self._search:
             self.ledger.tracking_seconds += self._search.tracking_seconds

@@ -323,6 +323,6 @@ def impatient(seconds: int = CALL_SECONDS, *, retries: int = 1) -> Iterator[None
 
 def _quiet_libraries() -> None:
     """A new store logs each of its migrations, and one that fails a traceback; nobody asked."""
-    for name in ("alembic", "mlflow.store", "mlflow.tracking"):
+    for name in ("alembic", "mlflow.store", "mlflow.tracking", "mlflow.system_metrics"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)

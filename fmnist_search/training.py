@@ -25,6 +25,7 @@ from fmnist_search.places import Home, image_cache
 from fmnist_search.provenance import environment
 from fmnist_search.recipe import Execution, Recipe
 from fmnist_search.record import TrainingRun
+from fmnist_search.report import class_scores_csv
 from fmnist_search.results import Decision, EpochReport, Listener, Observer, Overhead, Silence, State, TrialResult
 from fmnist_search.sender import Nobody, Sender
 from fmnist_search.summary import summarize
@@ -165,6 +166,7 @@ def _attach(run: TrainingRun, recipe: Recipe, result: TrialResult, classes: list
     if result.confusion:
         matrix = {"classes": classes, "rows_true_columns_predicted": result.confusion}
         run.text("confusion_matrix.json", json.dumps(matrix))
+        run.text("class_scores.csv", class_scores_csv(result.confusion, classes))
         if result.state is State.COMPLETED:
             value = "" if result.value is None else f": {result.value:.2%} on validation"
             figures = {"confusion": result.confusion, "classes": classes, "title": recipe.label + value}

@@ -6,6 +6,7 @@
 from fmnist_search.cli import search
 from fmnist_search.cli import inspect
 from fmnist_search.cli import models
+from fmnist_search.cli import runs
 from fmnist_search.cli import surroundings
 from fmnist_search.cli.app import app, main
 

@@ -1,15 +1,22 @@
-"""From a search to a model: promote, predict, evaluate."""
+"""From a search to a model, and what the model is good for: promote, predict, evaluate, export."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fmnist_search.cli.app import AsJson, DataDir, StudyName, TrackingUri, Workdir, app, image_source
 from fmnist_search.cli.search import close
 from fmnist_search.errors import UserError
+
+if TYPE_CHECKING:
+    from fmnist_search.rivals import Comparison, Judged
+
+CHECKED = 100
+"""Training images on which an exported file is compared with its model."""
 
 
 @app.command()
@@ -45,99 +52,227 @@ def promote(
     close(summary, f"fmnist-search promote {name!r}", quiet=as_json, searched=False)
 
 
+PREDICT_AT_ONCE = 1_000
+"""Images that are held and asked about together, however many there are."""
+
+
 @app.command()
 def predict(
-    images: Annotated[list[Path] | None, typer.Argument(help="Pictures, one garment each.", show_default=False)] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Pictures of one garment each, IDX files, or folders of pictures.", show_default=False),
+    ] = None,
     test_image: Annotated[
         list[int] | None, typer.Option(help="Number of a test image, from 0; repeatable.", min=0, show_default=False)
     ] = None,
     model: Annotated[str | None, typer.Option(help="MLflow address of a model; by default the champion.")] = None,
     resize: Annotated[bool, typer.Option("--resize", help="Bring pictures to 28 by 28 pixels.")] = False,
     invert: Annotated[bool, typer.Option("--invert", help="For dark garments on a light ground.")] = False,
+    top: Annotated[int, typer.Option(help="How many of the most probable classes.", min=1, max=10)] = 1,
+    grid: Annotated[
+        Path | None, typer.Option(help="Draw the pictures with their classes to this PNG.", show_default=False)
+    ] = None,
     tracking_uri: TrackingUri = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what is on a picture, or on a test image.
+    """Say what is on pictures, or on test images.
+
+    A picture is a PNG or JPEG; an IDX file, `.gz` or not, holds many; of a folder all pictures are taken, in order.
 
     Examples:
 
-      fmnist-search predict shoe.png --resize --invert
+      fmnist-search predict shoe.png --resize --invert --top 3
+
+      fmnist-search predict wardrobe/ --resize --grid wardrobe.png
 
       fmnist-search predict --test-image 0 --test-image 1
     """
+    import itertools
+
     import numpy as np
 
     from fmnist_search import console
-    from fmnist_search.data import DATASETS, read_test_set
-    from fmnist_search.pictures import read_picture
+    from fmnist_search.data import DATASETS
+    from fmnist_search.pictures import GRID_LIMIT, draw_grid, read_pictures
 
-    classes = DATASETS["fashion-mnist"].classes
-    names, pixels, truths = [], [], []
-    for path in images or []:
-        names.append(str(path))
-        pixels.append(read_picture(path, resize=resize, invert=invert))
-        truths.append("")
-    if test_image:
-        test = read_test_set("fashion-mnist", image_source(data_dir))
-        for number in test_image:
-            if number >= len(test):
-                raise UserError(f"--test-image {number}: there are {len(test):,}; take one from 0 to {len(test) - 1}")
-            names.append(f"test image {number}")
-            pixels.append(test.pixels[number].numpy())
-            truths.append(classes[int(test.labels[number])])
-    if not pixels:
+    if not images and not test_image:
         raise UserError("predict: give a picture, or --test-image NUMBER")
-    probabilities = _load(model, tracking_uri).probabilities(np.stack(pixels))
-    rows = [
-        {"image": name, "class": classes[p.argmax()], "probability": float(p.max()), "true": truth or None}
-        for name, p, truth in zip(names, probabilities, truths, strict=True)
-    ]
+    if grid and grid.suffix.lower() != ".png":
+        raise UserError(f"--grid {grid}: is drawn as a PNG; give a name that ends in .png")
+    classes = DATASETS["fashion-mnist"].classes
+    say = partial(console.talk.print, markup=False)
+    given = read_pictures(images or [], resize=resize, invert=invert, say=say)
+    named = ((picture.name, picture.pixels, None) for picture in given)
+    asked = itertools.chain(named, _test_images(test_image or [], classes, data_dir))
+    rows: list[dict[str, Any]] = []
+    drawn: list[Any] = []
+    loaded = None
+    while batch := list(itertools.islice(asked, PREDICT_AT_ONCE)):
+        names, pixels, truths = zip(*batch, strict=True)
+        loaded = loaded or _load(model, tracking_uri, len(classes))
+        probabilities = loaded.probabilities(np.stack(pixels))
+        rows += [_row(*row, classes, top) for row in zip(names, truths, probabilities, strict=True)]
+        drawn += pixels[: max(GRID_LIMIT - len(drawn), 0)] if grid else []
+    if grid:
+        draw_grid(grid, drawn, [row["class"] for row in rows])
+        if len(rows) > len(drawn):
+            say(f"{grid}: shows the first {len(drawn)} of {len(rows):,}")
     if as_json:
         console.show_json(rows)
         return
-    columns = ["image", "class", "probability", *(["true class"] if test_image else [])]
-    body = [
-        [str(row["image"]), str(row["class"]), f"{row['probability']:.1%}", str(row["true"] or "-")][: len(columns)]
-        for row in rows
-    ]
-    console.show_table(console.table(columns, body))
+    columns = ["image", "class", "probability", *(["then"] if top > 1 else []), *(["true class"] if test_image else [])]
+    console.show_table(console.table(columns, ([_cell(row, column) for column in columns] for row in rows)))
+
+
+def _test_images(
+    numbers: list[int], classes: tuple[str, ...], data_dir: Path | None
+) -> list[tuple[str, Any, str | None]]:
+    """Test images by number, each with its name and its class."""
+    from fmnist_search.data import read_test_set
+
+    if not numbers:
+        return []
+    test = read_test_set("fashion-mnist", image_source(data_dir))
+    if beyond := [number for number in numbers if number >= len(test)]:
+        raise UserError(f"--test-image {beyond[0]}: there are {len(test):,}; take one from 0 to {len(test) - 1}")
+    return [(f"test image {n}", test.pixels[n].numpy(), classes[int(test.labels[n])]) for n in numbers]
+
+
+def _row(name: str, truth: str | None, probabilities: Any, classes: tuple[str, ...], top: int) -> dict[str, Any]:
+    best = probabilities.argsort()[::-1][:top]
+    ranked = [{"class": classes[place], "probability": float(probabilities[place])} for place in best]
+    return {"image": name, **ranked[0], "true": truth, "top": ranked}
+
+
+def _cell(row: dict[str, Any], column: str) -> str:
+    match column:
+        case "probability":
+            return f"{row['probability']:.1%}"
+        case "then":
+            return ", ".join(f"{rank['class']} {rank['probability']:.1%}" for rank in row["top"][1:])
+        case "true class":
+            return row["true"] or "-"
+    return str(row[column])
 
 
 @app.command()
 def evaluate(
-    model: Annotated[str | None, typer.Argument(help="MLflow address of a model; by default the champion.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="MLflow address of a model; by default the champion.", show_default=False)
+    ] = None,
+    other: Annotated[
+        str | None, typer.Argument(help="Another model, to say which of the two is better.", show_default=False)
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Look at the test images again, and record that.")] = False,
     tracking_uri: TrackingUri = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """A registered model's accuracy on the test images.
+    """A registered model's accuracy on the test images, or which of two is better.
 
-    The same weights are tested once: a figure that is on record is shown, and --again takes it anew.
+    The same weights are tested once: a figure that is on record is shown, and --again takes it anew. Two models are
+    compared image by image; one whose images are not on record is tested for it, and its record says so.
+
+    Examples:
+
+      fmnist-search evaluate
+
+      fmnist-search evaluate models:/fmnist-search@champion models:/fmnist-search@challenger
     """
-    from fmnist_search import registry
-    from fmnist_search.console import out, show_json
+    from fmnist_search import console, rivals
     from fmnist_search.data import read_test_set
-    from fmnist_search.evaluate import wilson
+    from fmnist_search.registry import DEFAULT_MODEL
 
-    address = model or registry.DEFAULT_MODEL
     client = _client(tracking_uri)
-    version = registry.version_of(client, address)
-    known = registry.test_record(version)
-    if known and not again:
-        accuracy, evaluations = known
-    else:
-        loaded = registry.load_model(address)
-        test = read_test_set("fashion-mnist", image_source(data_dir))
-        accuracy = wilson(int((loaded.predict(test.pixels) == test.labels.numpy()).sum()), len(test))
-        evaluations = registry.record_test(client, version, accuracy)
-    if as_json:
-        show_json({"model": address, **vars(accuracy), "accuracy": accuracy.value, "evaluations": evaluations})
+    test = partial(read_test_set, "fashion-mnist", image_source(data_dir))
+    if other is None:
+        judged = rivals.judge(client, model or DEFAULT_MODEL, test, again=again)
+        if as_json:
+            console.show_json(_plain(judged))
+        else:
+            console.out.print(_said(judged), markup=False)
         return
-    out.print(
-        f"{address}: {accuracy.value:.2%} of {accuracy.images:,} test images "
+    found = rivals.compare(client, model or DEFAULT_MODEL, other, test, again=again)
+    if as_json:
+        counts = {name: getattr(found, name) for name in ("both", "only_first", "only_second", "neither", "p_value")}
+        better = found.better.model if found.better else None
+        console.show_json({"models": [_plain(found.first), _plain(found.second)], **counts, "better": better})
+    else:
+        _show_comparison(found)
+
+
+def _plain(judged: Judged) -> dict[str, Any]:
+    accuracy = judged.accuracy
+    return {"model": judged.model, **vars(accuracy), "accuracy": accuracy.value, "evaluations": judged.evaluations}
+
+
+def _said(judged: Judged) -> str:
+    accuracy, evaluations = judged.accuracy, judged.evaluations
+    return (
+        f"{judged.model}: {accuracy.value:.2%} of {accuracy.images:,} test images "
         f"(95 % interval {accuracy.low:.2%} to {accuracy.high:.2%}); tested {evaluations} time{'s' * (evaluations > 1)}"
+    )
+
+
+def _show_comparison(found: Comparison) -> None:
+    from fmnist_search import console
+
+    for judged in (found.first, found.second):
+        console.out.print(_said(judged), markup=False)
+    rows = [
+        ["first right", f"{found.both:,}", f"{found.only_first:,}"],
+        ["first wrong", f"{found.only_second:,}", f"{found.neither:,}"],
+    ]
+    console.show_table(console.table(["", "second right", "second wrong"], rows))
+    verdict = f"{found.better.model} is better" if found.better else "they cannot be told apart"
+    console.out.print(f"{verdict}: McNemar's exact test gives p = {found.p_value:.2g}", markup=False)
+
+
+@app.command()
+def export(
+    model: Annotated[
+        str | None, typer.Argument(help="MLflow address of a model; by default the champion.", show_default=False)
+    ] = None,
+    onnx: Annotated[Path | None, typer.Option(help="ONNX file to write.", show_default=False)] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    tracking_uri: TrackingUri = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a registered model as a file for other runtimes.
+
+    The file takes `pixels`, float32 (N, 28, 28) of 0..255, and gives `probabilities` (N, 10). It is checked with ONNX
+    Runtime against the model, and written only where the two agree.
+
+    Examples:
+
+      fmnist-search export --onnx champion.onnx
+
+      fmnist-search export models:/fmnist-search/3 --onnx third.onnx --force
+    """
+    from fmnist_search import console
+    from fmnist_search.data import DATASETS, training_pool
+    from fmnist_search.onnx_export import TOLERANCE, check_installed, export_onnx
+    from fmnist_search.registry import DEFAULT_MODEL
+
+    if onnx is None:
+        raise UserError("export: say where to, with --onnx FILE")
+    if onnx.exists() and not force:
+        raise UserError(f"{onnx}: is there already; name another file, or replace it with --force")
+    check_installed()
+    _client(tracking_uri)
+    address = model or DEFAULT_MODEL
+    images = training_pool("fashion-mnist", image_source(data_dir)).pixels[:CHECKED].numpy()
+    off = export_onnx(address, onnx, images, len(DATASETS["fashion-mnist"].classes))
+    if as_json:
+        found = {"model": address, "file": str(onnx), "bytes": onnx.stat().st_size}
+        console.show_json({**found, "largest_difference": off, "tolerance": TOLERANCE})
+        return
+    console.out.print(
+        f"{onnx}: {address}, {onnx.stat().st_size:,} bytes; ONNX Runtime gives the same probabilities to {off:.1g} on "
+        f"{CHECKED} training images and as many random ones",
+        markup=False,
     )
 
 
@@ -148,8 +283,9 @@ def _client(tracking_uri: str | None) -> Any:
     return connect(resolve(tracking_uri))
 
 
-def _load(model: str | None, tracking_uri: str | None) -> Any:
-    from fmnist_search import registry
+def _load(model: str | None, tracking_uri: str | None, classes: int) -> Any:
+    from fmnist_search.registry import DEFAULT_MODEL
+    from fmnist_search.rivals import load_classifier
 
     _client(tracking_uri)
-    return registry.load_model(model or registry.DEFAULT_MODEL)
+    return load_classifier(model or DEFAULT_MODEL, classes)

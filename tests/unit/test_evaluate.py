@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor
@@ -20,6 +21,7 @@ from fmnist_search.evaluate import (
     calibration,
     class_scores,
     evaluate,
+    mcnemar,
     mistakes,
     predict_logits,
     wilson,
@@ -225,3 +227,20 @@ def test_of_equally_confident_mistakes_the_earlier_image_comes_first() -> None:
     probabilities = torch.tensor([[0.4, 0.6], [0.75, 0.25]]).repeat(50, 1)
     found = mistakes(probabilities, torch.tensor([0, 1]).repeat(50), most=60)
     assert [mistake.index for mistake in found] == [*range(1, 100, 2), *range(0, 20, 2)]
+
+
+# ------------------------------------------------------------------------------- McNemar's test
+
+
+@given(st.integers(0, 3_000), st.integers(0, 3_000))
+def test_mcnemars_exact_test_is_the_binomial_test_of_the_images_that_one_alone_gets_right(one: int, other: int) -> None:
+    expected = binomtest(one, one + other).pvalue if one + other else 1.0
+    assert mcnemar(one, other) == mcnemar(other, one) == pytest.approx(expected, rel=1e-9)
+
+
+def test_mcnemars_exact_test_by_hand() -> None:
+    # One of six, or none, to one side: (1 + 6) / 64, twice.
+    assert mcnemar(1, 5) == 14 / 64
+    assert mcnemar(0, 0) == mcnemar(7, 7) == 1.0
+    # Thousands of one kind: smaller than any float that is not zero, and no overflow.
+    assert mcnemar(0, 10_000) == 0.0

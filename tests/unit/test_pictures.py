@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import struct
 import zlib
 from pathlib import Path
@@ -11,9 +12,9 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from fmnist_search.data import Source, read_test_set
+from fmnist_search.data import Source, read_test_set, training_pool
 from fmnist_search.errors import UserError
-from fmnist_search.pictures import read_picture
+from fmnist_search.pictures import GRID_LIMIT, draw_grid, read_picture, read_pictures
 
 PIXELS: npt.NDArray[np.uint8] = (np.arange(28 * 28) % 256).astype(np.uint8).reshape(28, 28)
 
@@ -118,3 +119,104 @@ def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None
     content = b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
     (tmp_path / "bomb.png").write_bytes(content)
     assert "decompression bomb" in refusal(tmp_path / "bomb.png")
+
+
+# ---------------------------------------------------------------------------------- IDX and folders
+
+
+def idx(images: npt.NDArray[np.uint8]) -> bytes:
+    return struct.pack(">4I", 0x0803, *images.shape) + images.tobytes()
+
+
+SEVERAL = np.random.default_rng(0).integers(0, 256, (5, 28, 28)).astype(np.uint8)
+
+
+def read_all(*paths: Path, **settings: bool) -> tuple[list[str], npt.NDArray[np.uint8]]:
+    pictures = list(read_pictures(paths, **settings))
+    return [picture.name for picture in pictures], np.stack([picture.pixels for picture in pictures])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_idx_file_gives_its_images_in_order_whatever_its_name(packed: bool, tmp_path: Path) -> None:
+    path = tmp_path / "anything"
+    path.write_bytes(gzip.compress(idx(SEVERAL)) if packed else idx(SEVERAL))
+    names, pixels = read_all(path)
+    assert names == [f"{path}[{number}]" for number in range(5)]
+    assert np.array_equal(pixels, SEVERAL)
+    assert np.array_equal(read_all(path, invert=True)[1], 255 - SEVERAL)
+
+
+def test_the_datasets_own_file_is_read(source: Source) -> None:
+    pictures = read_pictures([source.cache / "fashion-mnist" / "train-images-idx3-ubyte"])
+    pool = training_pool("fashion-mnist", source).pixels
+    for pixels in pool[:3]:
+        assert np.array_equal(next(pictures).pixels, pixels.numpy())
+
+
+def test_an_idx_file_of_larger_images_is_resized_on_request(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(idx(np.full((2, 56, 56), 90, np.uint8)))
+    assert refusal_of(path) == "is 56 by 56 pixels, not 28 by 28; add --resize to bring it to that size"
+    assert (read_all(path, resize=True)[1] == 90).all()
+
+
+def refusal_of(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        list(read_pictures([path]))
+    (line,) = caught.value.lines
+    assert line.startswith(f"{path}: ")
+    return line.removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (idx(SEVERAL)[:-1], "ends within image 4 of 5"),
+        (idx(SEVERAL) + b"?", "is longer than its 5 images"),
+        (gzip.compress(idx(SEVERAL))[:-9], "cannot be read"),
+        (gzip.compress(b"hello"), "is no IDX file of images"),
+        (idx(SEVERAL)[:11], "is no IDX file of images"),
+        (struct.pack(">2I", 0x0801, 3) + b"123", "holds labels"),
+        (struct.pack(">4I", 0x0D03, 1, 28, 28) + bytes(4 * 784), "is no IDX file of images"),
+        (struct.pack(">4I", 0x0803, 0, 28, 28), "says that it holds 0 images"),
+        (struct.pack(">4I", 0x0803, 1, 2**31, 2**31), "says that it holds 1 images"),
+    ],
+)
+def test_a_damaged_idx_file_is_refused_by_name(content: bytes, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "file-idx3-ubyte"
+    path.write_bytes(content)
+    assert expected in refusal_of(path)
+
+
+def test_a_folder_gives_its_pictures_sorted_and_says_what_it_skips(tmp_path: Path) -> None:
+    for name, number in (("b.png", 1), ("a.PNG", 0), ("c.bmp", 2)):
+        Image.fromarray(SEVERAL[number]).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("a list")
+    (tmp_path / ".hidden").write_text("nobody asks for it")
+    (tmp_path / "below").mkdir()
+    said: list[str] = []
+    pictures = list(read_pictures([tmp_path], say=said.append))
+    assert [Path(picture.name).name for picture in pictures] == ["a.PNG", "b.png", "c.bmp"]
+    assert np.array_equal(np.stack([picture.pixels for picture in pictures]), SEVERAL[:3])
+    assert said == [f"{tmp_path}: skipped what is no picture: notes.txt"]
+
+
+def test_a_folder_without_pictures_or_with_a_broken_one_is_refused(tmp_path: Path) -> None:
+    assert "holds no picture" in refusal_of(tmp_path)
+    (tmp_path / "broken.png").write_text("I am a shoe")
+    with pytest.raises(UserError, match=r"broken\.png: is no picture that can be read"):
+        list(read_pictures([tmp_path]))
+
+
+def test_what_is_missing_is_said_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.png: no such file"):
+        read_pictures([tmp_path / "none.png"])
+
+
+@pytest.mark.parametrize("count", [1, 11, GRID_LIMIT + 1])
+def test_a_grid_shows_the_pictures(count: int, tmp_path: Path) -> None:
+    draw_grid(tmp_path / "grid.png", [SEVERAL[0]] * count, ["Ankle boot"] * count)
+    with Image.open(tmp_path / "grid.png") as drawn:
+        width, height = drawn.size
+    shown = min(count, GRID_LIMIT)
+    assert (width, height) == (150 * min(shown, 10), 175 * -(-shown // 10))

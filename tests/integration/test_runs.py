@@ -1,0 +1,405 @@
+"""Runs once they are on record: side by side, trained again to the last bit, cleared away when nothing needs them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pty
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import ViewType
+
+from fmnist_search import leftovers, run_study, session
+from fmnist_search.config import StudyConfig
+from fmnist_search.places import Home, image_cache
+from fmnist_search.recipe import Execution
+from fmnist_search.results import Decision, EpochReport, State
+from tests.integration.conftest import TINY, Finished, Outcome, environment, run
+
+OTHER = TINY.replace('name = "tiny"', 'name = "other"').replace("workers = 1 ", "workers = 2 ")
+"""Its trials run in worker processes, under conditions that no probe would choose."""
+
+
+def odd_conditions(execution: Execution, precision: str = "auto") -> tuple[Execution, str]:
+    return dataclasses.replace(execution, memory_format="contiguous", allocator="retaining"), "float32"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A study of one worker with its champion, and after it one of two workers under other conditions."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "tiny.toml").write_text(TINY)
+    (folder / "other.toml").write_text(OTHER)
+    assert run(folder, "search", "tiny.toml").code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "tune", odd_conditions)
+        outcome = run(folder, "search", "other.toml", "--set", "finalists.recipes=0")
+    assert outcome.code == 0, outcome.stderr
+    return Finished(folder, outcome)
+
+
+@pytest.fixture(scope="module")
+def client(finished: Finished) -> MlflowClient:
+    return MlflowClient(finished.tracking_uri)
+
+
+def run_ids(finished: Finished, study: str) -> dict[int, str]:
+    """The runs of a study's completed trials, by number."""
+    rows = finished.run("leaderboard", study, "--top", 99, "--json").json
+    return {row["number"]: row["run_id"] for row in rows}
+
+
+def assert_one_line(outcome: Outcome, *expected: str) -> None:
+    assert outcome.code == 2, outcome
+    assert len(outcome.errors) == 1, outcome.stderr
+    assert not outcome.stdout
+    for text in expected:
+        assert text in outcome.errors[0]
+
+
+# ------------------------------------------------------------------------------------------ compare
+
+
+def test_trials_of_the_latest_study_stand_side_by_side(finished: Finished) -> None:
+    ids = run_ids(finished, "other")
+    found = finished.run("compare", 0, 1, "--json").json
+    assert [r["run_id"] for r in found["runs"]] == [ids[0], ids[1]]
+    one, other = (finished.run("show", number, "--study", "other", "--json").json for number in (0, 1))
+    flat = one["recipe"], other["recipe"]
+    names = [name for name in flat[0] | flat[1] if flat[0].get(name) != flat[1].get(name)]
+    assert sorted(found["differing"]) == sorted(names)
+    for shown, trial in zip(found["runs"], (one, other), strict=True):
+        assert (shown["accuracy"], shown["best"]) == (trial["value"], max(trial["curve"]))
+        assert (shown["epochs"], shown["kind"], shown["state"]) == (2, "trial", "completed")
+        assert shown["recipe"] == trial["recipe"]
+
+
+def test_the_table_shows_what_differs_and_with_all_everything(finished: Finished) -> None:
+    found = finished.run("compare", 0, 1, "--study", "tiny", "--json").json
+    short, long = (finished.run("compare", 0, 1, "--study", "tiny", *more).stdout for more in ([], ["--all"]))
+    figures = ["run", "kind", "state", "val_accuracy", "best val_accuracy", "epochs", "seconds", "parameters"]
+    first_cells = [line.split("  ")[0] for line in short.splitlines()[1:]]
+    assert first_cells == [*figures, *found["differing"]]
+    assert "schedule.name" in long
+    assert "schedule.name" not in short
+
+
+def test_a_run_is_like_itself(finished: Finished) -> None:
+    run_id = run_ids(finished, "tiny")[0]
+    outcome = finished.run("compare", 0, run_id, "--study", "tiny")
+    assert outcome.stdout.splitlines()[-1] == "their recipes are the same"
+
+
+def test_what_cannot_be_compared_is_one_line(finished: Finished, client: MlflowClient) -> None:
+    study = finished.run("status", "tiny", "--json").json["run_id"]
+    bare = client.create_run("0").info.run_id
+    assert_one_line(finished.run("compare", 0, "f" * 32), "f" * 32, "does not exist")
+    assert_one_line(finished.run("compare", study, 0), study, "that of the study 'tiny'")
+    assert_one_line(finished.run("compare", bare), bare, "recipe.toml")
+    assert_one_line(finished.run("compare", 99), "trial 99", "'other'", "from 0 to 3")
+    assert_one_line(finished.run("compare", 0, "--study", "otter"), "did you mean 'other'")
+    client.delete_run(bare)
+
+
+# ---------------------------------------------------------------------------------------- reproduce
+
+
+def test_a_trial_is_the_same_bit_for_bit_and_the_new_run_points_to_it(finished: Finished, client: MlflowClient) -> None:
+    original = run_ids(finished, "tiny")[0]
+    outcome = finished.run("reproduce", 0, "--study", "tiny", "--json")
+    assert outcome.code == 0, outcome.stderr
+    found = outcome.json
+    assert (found["run"], found["same"], found["environment"]) == (original, True, {})
+    for epoch in found["epochs"]:
+        for name in ("train/loss", "val/loss", "val/accuracy"):
+            assert epoch[name]["was"] == epoch[name]["is"]
+    tags = client.get_run(found["run_id"]).data.tags
+    assert (tags["reproduces"], tags["same"]) == (original, "true")
+    for name in ("train/loss", "val/loss", "val/accuracy"):
+        one, other = (client.get_metric_history(run_id, name) for run_id in (original, found["run_id"]))
+        assert [(p.step, p.value) for p in one] == [(p.step, p.value) for p in other]
+    # It is a training as any other: it can be compared, and trained again.
+    both = finished.run("compare", original, found["run_id"], "--json").json
+    assert both["differing"] == []
+    assert both["runs"][0]["best"] == both["runs"][1]["best"]
+    assert finished.run("reproduce", found["run_id"], "--no-record").code == 0
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_trial_of_a_worker_process_is_trained_under_the_studys_own_conditions(
+    finished: Finished, number: int
+) -> None:
+    outcome = finished.run("reproduce", number, "--no-record", "--json")
+    assert outcome.code == 0, outcome.stdout
+    assert outcome.json["same"]
+    execution = outcome.json["execution"]
+    assert (execution["memory_format"], execution["allocator"], execution["threads"]) == ("contiguous", "retaining", 1)
+
+
+def test_no_record_leaves_no_run(finished: Finished, client: MlflowClient) -> None:
+    experiment = client.get_experiment_by_name("fmnist-search")
+    assert experiment is not None
+    before = len(client.search_runs([experiment.experiment_id]))
+    outcome = finished.run("reproduce", 0, "--no-record")
+    label = finished.run("show", 0).stdout.splitlines()[0].split(": ")[1].split(",")[0]
+    assert outcome.stdout.splitlines() == [
+        "epoch 1: the same train/loss, val/loss, val/accuracy",
+        "epoch 2: the same train/loss, val/loss, val/accuracy",
+        f"000 {label}: the same, bit for bit, over 2 epochs",
+    ]
+    assert len(client.search_runs([experiment.experiment_id])) == before
+
+
+def test_a_finalist_and_a_single_training_are_reproduced_as_well(finished: Finished, client: MlflowClient) -> None:
+    finalist = client.get_model_version_by_alias("fmnist-search", "champion").run_id
+    assert finished.run("reproduce", finalist, "--no-record").code == 0
+    training = finished.run("train", "--from-run", finalist, "--json").json["run_id"]
+    assert finished.run("reproduce", training, "--no-record").code == 0
+
+
+@contextlib.contextmanager
+def altered_environment(finished: Finished, study: str, **changes: Any) -> Iterator[None]:
+    """Something else stands in a study's environment while this lasts."""
+    run_id = finished.run("status", study, "--json").json["run_id"]
+    path = finished.folder / "mlruns" / "fmnist-search" / run_id / "artifacts" / "environment.json"
+    before = path.read_text()
+    path.write_text(json.dumps(json.loads(before) | changes))
+    yield
+    path.write_text(before)
+
+
+def test_other_conditions_give_other_bits_and_both_are_said(finished: Finished, client: MlflowClient) -> None:
+    number, run_id = next(iter(run_ids(finished, "other").items()))
+    changes = {"memory_format": "channels_last", "versions": {"torch": "1.0.0"}, "cores": 999}
+    with altered_environment(finished, "other", **changes):
+        outcome = finished.run("reproduce", number, "--no-record")
+        as_json = finished.run("reproduce", run_id, "--json")
+    assert outcome.code == as_json.code == 1
+    first, *_, environment_line, verdict = outcome.stdout.splitlines()
+    assert first.startswith("epoch 1: differs in train/loss by ")
+    assert "versions.torch was 1.0.0" in environment_line
+    assert "cores was 999" in environment_line
+    assert "not the same" in verdict
+    found = as_json.json
+    assert not found["same"]
+    assert found["environment"]["cores"] == {"was": "999", "is": str(os.cpu_count())}
+    assert client.get_run(found["run_id"]).data.tags["same"] == "false"
+
+
+def test_a_pruned_trial_is_trained_as_far_as_it_came(finished: Finished, tmp_path: Path) -> None:
+    options = ["--pruner", "median", "--set", "pruner.startup_trials=1", "--set", "finalists.recipes=0", "--trials", 6]
+    (tmp_path / "pruned.toml").write_text(TINY.replace('"tiny"', '"pruned"').replace("startup_trials = 8", ""))
+    assert run(tmp_path, "search", "pruned.toml", *options).code == 0
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("fmnist-search").experiment_id])  # type: ignore[union-attr]
+    pruned = [r.info.run_id for r in runs if r.data.tags.get("state") == "pruned"]
+    assert pruned, "no trial was pruned: this test says nothing"
+    found = run(tmp_path, "reproduce", pruned[0], "--json")
+    assert found.code == 0, found.stdout
+    assert [epoch["epoch"] for epoch in found.json["epochs"]] == [1]
+
+
+def test_what_cannot_be_reproduced_is_one_line(finished: Finished, client: MlflowClient) -> None:
+    study = finished.run("status", "tiny", "--json").json["run_id"]
+    assert_one_line(finished.run("reproduce", "f" * 32), "f" * 32, "does not exist")
+    assert_one_line(finished.run("reproduce", study), "that of the study 'tiny'")
+    with altered_environment(finished, "other", device="cuda:7"):
+        assert_one_line(finished.run("reproduce", 0), "'cuda:7'", "cannot be used here")
+    client.set_tag(run_ids(finished, "other")[0], "state", "running")
+    try:
+        assert_one_line(finished.run("reproduce", 0), "is not at its end")
+    finally:
+        client.set_tag(run_ids(finished, "other")[0], "state", "completed")
+
+
+# ----------------------------------------------------------------------------------------------- gc
+
+
+@pytest.fixture(scope="module")
+def cluttered(finished: Finished, client: MlflowClient, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The folder with something of everything that is left over, and of what only looks so; all of it is old."""
+    weights = finished.folder / "fmnist-search" / "weights"
+    assert finished.run("promote", "tiny", "--seeds", 1).code == 0
+    second = client.get_model_version("fmnist-search", "2")
+    client.delete_model_version("fmnist-search", "2")
+    options = ["--fresh", "--trials", 1, "--set", "finalists.recipes=0"]
+    assert finished.run("search", "other.toml", *options, "--workers", 1).code == 0
+    shutil.copytree(weights / "tiny", weights / "vanished")
+    (weights / "tiny" / "tmpabcdef01").write_bytes(b"half a file")
+    (weights / "tiny" / "999.pt").write_bytes(b"of a trial that has not ended")
+    training = finished.run("train", "--from-run", run_ids(finished, "tiny")[0], "--json").json["run_id"]
+    for run_id in (training, run_ids(finished, "tiny")[3], second.run_id, champion(client).run_id):
+        client.delete_run(run_id)
+    foreign = client.create_experiment("foreign", str(finished.folder / "foreign"))
+    deleted = client.create_run(foreign).info.run_id
+    client.delete_run(deleted)
+    client.delete_experiment(client.create_experiment("foreign and deleted"))
+    old = time.time() - 7200
+    for path in weights.rglob("*"):
+        os.utime(path, (old, old))
+    with sqlite3.connect(finished.folder / "mlflow.db") as database:
+        database.execute("UPDATE logged_models SET creation_timestamp_ms = creation_timestamp_ms - 7200000")
+    return finished
+
+
+def champion(client: MlflowClient) -> Any:
+    return client.get_model_version_by_alias("fmnist-search", "champion")
+
+
+def groups(outcome: Outcome) -> dict[str, list[str]]:
+    return {group["group"]: [item["name"] for item in group["items"]] for group in outcome.json["groups"]}
+
+
+def files(finished: Finished) -> set[str]:
+    return {str(path) for path in finished.folder.rglob("*") if path.is_file() and ".db" not in path.name}
+
+
+def test_gc_lists_what_is_left_over_and_removes_nothing(cluttered: Finished, client: MlflowClient) -> None:
+    before = files(cluttered)
+    outcome = cluttered.run("gc", "--keep", 2, "--json")
+    found = groups(outcome)
+    weights = cluttered.folder / "fmnist-search" / "weights"
+    assert [Path(name).parent for name in found["gone"]] == [weights / "vanished"] * 4
+    (aside,) = {Path(name).parent.name for name in found["aside"]}
+    assert aside.startswith("other until ")
+    beaten = finished_numbers(cluttered, "tiny")[2:]
+    assert [Path(name).name for name in found["beaten"]] == sorted(f"{number:03d}.pt" for number in beaten)
+    assert [Path(name).name for name in found["unfinished"]] == ["tmpabcdef01"]
+    assert len(found["deleted"]) == 1
+    assert len(found["models"]) == 1
+    assert found["models"][0] not in champion(client).source
+    assert run_ids(cluttered, "tiny")[3] in found["runs"]
+    assert champion(client).run_id not in found["runs"]
+    assert len(found["runs"]) == 2
+    sizes = {item["name"]: item["bytes"] for group in outcome.json["groups"] for item in group["items"]}
+    assert sum(sizes.values()) == outcome.json["bytes"]
+    for name, count in sizes.items():
+        assert count == Path(name).stat().st_size if name.startswith("/") else count > 0
+    assert outcome.json["removed"] == 0
+    assert files(cluttered) == before
+
+
+def finished_numbers(finished: Finished, study: str) -> list[int]:
+    """A study's completed trials, the best first."""
+    return [row["number"] for row in finished.run("leaderboard", study, "--top", 99, "--json").json]
+
+
+def test_gc_shows_groups_with_their_sizes_and_a_total(cluttered: Finished) -> None:
+    found = cluttered.run("gc", "--keep", 2, "--json").json
+    head, *rows, total = cluttered.run("gc", "--keep", 2).stdout.splitlines()
+    assert head.split() == ["what", "of", "count", "size"]
+    assert {row.split("  ")[0] for row in rows} == {group["what"] for group in found["groups"]}
+    count = sum(len(group["items"]) for group in found["groups"])
+    assert total.split()[:3] == ["in", "all", str(count)]
+
+
+def test_what_is_young_is_not_left_over(cluttered: Finished, tmp_path: Path) -> None:
+    vanished = cluttered.folder / "fmnist-search" / "weights" / "vanished"
+    young = vanished / "000.pt"
+    before = young.stat()
+    young.touch()
+    try:
+        assert str(young) not in groups(cluttered.run("gc", "--json"))["gone"]
+    finally:
+        os.utime(young, (before.st_atime, before.st_mtime))
+
+
+def test_gc_asks_a_second_time(cluttered: Finished) -> None:
+    before = files(cluttered)
+    assert_one_line(cluttered.run("gc", "--delete", "--json"), "gc --delete", "--yes")
+    assert files(cluttered) == before
+
+
+def test_gc_removes_nothing_where_the_answer_is_no(cluttered: Finished) -> None:
+    before = files(cluttered)
+    near, far = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "fmnist_search", "gc", "--delete"],
+        cwd=cluttered.folder,
+        env=environment(),
+        stdin=far,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        os.write(near, b"n\n")
+        _, stderr = process.communicate(timeout=120)
+    os.close(near)
+    os.close(far)
+    assert "for good" in stderr
+    assert process.returncode == 0
+    assert files(cluttered) == before
+
+
+def test_a_file_that_has_taken_the_place_of_a_listed_one_stays(cluttered: Finished) -> None:
+    home = Home.find(cluttered.tracking_uri)
+    listed = [item for item in leftovers.leftovers(home, image_cache(), 2) if item.group is leftovers.Group.GONE]
+    path = Path(listed[0].name)
+    before, content = path.stat(), path.read_bytes()
+    path.unlink()
+    path.write_bytes(content)
+    os.utime(path, (before.st_atime, before.st_mtime - 60))
+    assert leftovers.remove(home, image_cache(), 2, listed[:1]) == []
+    assert path.exists()
+
+
+def test_gc_removes_what_it_listed_and_all_that_is_needed_goes_on(cluttered: Finished, client: MlflowClient) -> None:
+    weights = cluttered.folder / "fmnist-search" / "weights"
+    listed = groups(cluttered.run("gc", "--keep", 2, "--json"))
+    before = files(cluttered)
+    outcome = cluttered.run("gc", "--keep", 2, "--delete", "--yes")
+    assert outcome.code == 0, outcome.stderr
+    assert f": {sum(map(len, listed.values()))} removed" in outcome.stdout.splitlines()[-1]
+    gone = before - files(cluttered)
+    parts = [name for names in listed.values() for name in names]
+    assert all(any(part in path for part in parts) for path in gone)
+    assert all(any(part in path for path in gone) for part in parts)
+    assert cluttered.run("gc", "--keep", 2).stdout == "nothing is left over\n"
+    assert sorted(path.name for path in weights.iterdir()) == ["other", "tiny", "train"]
+    assert (weights / "tiny" / "999.pt").exists()
+
+    # What others deleted is theirs, and a finalist's run can still be restored.
+    experiments = {e.name: e for e in client.search_experiments(view_type=ViewType.ALL)}
+    assert experiments["foreign and deleted"].lifecycle_stage == "deleted"
+    assert client.search_runs([experiments["foreign"].experiment_id], run_view_type=ViewType.DELETED_ONLY)
+    client.restore_run(champion(client).run_id)
+    assert cluttered.run("reproduce", champion(client).run_id, "--no-record").code == 0
+    assert cluttered.run("predict", "--test-image", 0).code == 0
+    again = cluttered.run("search", "tiny.toml", "--trials", 6, "--set", "finalists.recipes=0")
+    assert again.code == 0, again.stderr
+    assert "new trials" in again.stderr
+
+
+def test_gc_does_not_disturb_a_study_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftovers, "YOUNG_SECONDS", -1.0)
+    home = Home.find(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    removed: list[str] = []
+
+    def clear_away(_: EpochReport) -> Decision:
+        found = leftovers.leftovers(home, tmp_path / "no cache", 1)
+        removed.extend(item.name for item in leftovers.remove(home, tmp_path / "no cache", 1, found))
+        return Decision.CONTINUE
+
+    (tmp_path / "tiny.toml").write_text(TINY)
+    config = StudyConfig.load(tmp_path / "tiny.toml", {"budget.trials": 6, "finalists.recipes": 0})
+    summary = run_study(config, tracking_uri=home.tracking_uri, observer=clear_away)
+    assert summary.count(State.COMPLETED) == 6
+    assert summary.best is not None
+    assert home.weights("tiny", summary.best.number).exists()
+    assert removed, "nothing was ever removed: this test says nothing"
+
+
+def test_where_nothing_was_ever_run_nothing_is_left_over(tmp_path: Path) -> None:
+    outcome = run(tmp_path, "gc")
+    assert (outcome.code, outcome.stdout) == (0, "nothing is left over\n")
