@@ -44,21 +44,18 @@ class Axis:
     """A hyperparameter that a study searches, as an axis from 0 to 1.
 
     `values` are by trial number; a trial that has no such hyperparameter is not among them. What is chosen from a list
-    has `categories`, evenly apart; what lies in a range goes from `low` to `high`, in its logarithm with `log`.
+    has its categories, evenly apart; what lies in a range goes from its low to its high, as the range is drawn from.
     """
 
     name: str
     label: str
     values: Mapping[int, Value]
-    categories: tuple[Value, ...] | None = None
-    low: float = 0.0
-    high: float = 1.0
-    log: bool = False
+    domain: Range | Choice
 
     @property
     def is_ordered(self) -> bool:
         """Whether what lies between two of its places means something."""
-        return self.categories is None or all(map(_is_number, self.categories))
+        return isinstance(self.domain, Range) or all(map(_is_number, self.domain.values))
 
     def place(self, row: TrialRow, reach: float = 0.0) -> float | None:
         """Where a trial stands, from 0 to 1; None where it has no such hyperparameter.
@@ -68,11 +65,8 @@ class Axis:
         value = self.values.get(row.number)
         if value is None:
             return None
-        place = self._place(value)
-        return place if self.categories is None else place + self._aside(row) * reach / len(self.categories)
-
-    def _aside(self, row: TrialRow) -> float:
-        return row.number * GOLDEN % 1 - 0.5
+        aside = (row.number * GOLDEN % 1 - 0.5) * reach
+        return self._place(value) + (aside / len(self.domain.values) if isinstance(self.domain, Choice) else 0.0)
 
     def text(self, row: TrialRow) -> str:
         """A trial's value for people."""
@@ -81,22 +75,17 @@ class Axis:
 
     def ticks(self, most: int = MANY_TICKS) -> list[tuple[float, str]]:
         """Places and texts of a few values to read it by."""
-        if self.categories is not None:
-            shown: Sequence[Value] = _thinned(self.categories, most)
-        elif self.log:
-            shown = _log_ticks(self.low, self.high, most)
-        else:
-            whole = all(isinstance(value, int) for value in (self.low, self.high))
-            shown = _even_ticks(self.low, self.high, most, whole)
+        match self.domain:
+            case Choice(values):
+                shown: Sequence[Value] = _thinned(values, most)
+            case Range(low, high, log):
+                shown = _log_ticks(low, high, most) if log else _even_ticks(low, high, most)
         return [(self._place(value), short_text(value)) for value in shown]
 
     def _place(self, value: Value) -> float:
-        if self.categories is not None:
-            return self.categories.index(value) / max(len(self.categories) - 1, 1)
-        number = float(value)
-        if self.log:
-            return math.log(number / self.low) / math.log(self.high / self.low)
-        return (number - self.low) / (self.high - self.low)
+        if isinstance(self.domain, Choice):
+            return self.domain.values.index(value) / max(len(self.domain.values) - 1, 1)
+        return self.domain.place(float(value))
 
 
 @dataclass(frozen=True)
@@ -250,7 +239,7 @@ def axes_of(space: Space, rows: Sequence[TrialRow]) -> list[Axis]:
                 if (not own or flat[FAMILY] == family) and _has(flat, variable.name)
             }
             found.append(_axis(name, variable.domain, values))
-    varying = [axis for axis in found if axis.categories is None or len(axis.categories) > 1]
+    varying = [axis for axis in found if isinstance(axis.domain, Range) or len(axis.domain.values) > 1]
     labels = short_names([axis.name for axis in varying])
     return [dataclasses.replace(axis, label=label) for axis, label in zip(varying, labels, strict=True)]
 
@@ -264,11 +253,11 @@ def _axis(name: str, domain: Domain, values: Mapping[int, Value]) -> Axis:
         above = 0.0 if domain.log else -math.inf
         numbers = {n: value for n, value in values.items() if _is_number(value) and float(value) > above}
         low, high = (end(domain.low, domain.high, *map(_number, numbers.values())) for end in (min, max))
-        return Axis(name, name, numbers, None, low, high, domain.log)
+        return Axis(name, name, numbers, Range(low, high, domain.log))
     categories = list(dict.fromkeys((*ends(domain), *values.values())))
     if all(map(_is_number, categories)):
         categories.sort(key=_number)
-    return Axis(name, name, values, tuple(categories))
+    return Axis(name, name, values, Choice(tuple(categories)))
 
 
 def _is_number(value: Value) -> bool:
@@ -296,12 +285,12 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
     return [10.0**decade for decade in powers[:: math.ceil(len(powers) / most)]] if len(powers) > 1 else [low, high]
 
 
-def _even_ticks(low: float, high: float, most: int, whole: bool) -> list[float]:
-    """Multiples of one, two or five times a power of ten."""
+def _even_ticks(low: float, high: float, most: int) -> list[float]:
+    """Multiples of one, two or five times a power of ten; whole ones where the ends are."""
     rough = (high - low) / (most - 1)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(digit * power for digit in (1, 2, 5, 10) if digit * power >= rough * (1 - 1e-9))
-    if whole:
+    if isinstance(low, int) and isinstance(high, int):
         step = max(int(step), 1)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [n * step for n in range(first, last + 1)]

@@ -1,8 +1,7 @@
-"""Pictures of a study and of a trained network, drawn by matplotlib from plain results; knows neither MLflow nor
-Optuna.
+"""Pictures of a study and of a trained network, drawn by matplotlib from plain results.
 
-Each picture of a study says which trials entered it. Colours hold for the colour-blind (Okabe and Ito, 2008; viridis).
-matplotlib is imported where something is drawn: half a second, which a study has only once its trials run.
+Knows neither MLflow nor Optuna. Each picture of a study says which trials entered it. matplotlib is imported where
+something is drawn: half a second, which a study has only once its trials run.
 """
 
 from __future__ import annotations
