@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sqlite3
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -45,9 +46,11 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MlflowSer
         database.cleanup()
 
 
-def wait_until(holds: Callable[[], bool], seconds: float = 120) -> None:
+def wait_until(holds: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    """Wait while the search runs; one that has ended says why."""
     deadline = time.monotonic() + seconds
     while not holds():
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.1)
 
@@ -84,10 +87,10 @@ def assert_every_point_is_there_once(uri: str, trials: list[TrialRow]) -> None:
 def test_a_server_that_is_killed_and_comes_back_has_every_point_once(tiny: Path, server: MlflowServer) -> None:
     home = tiny.parent / "home"
     process = start(tiny.parent, *SEARCH, "--tracking-uri", server.url, "--workdir", home)
-    wait_until(lambda: len(rows(home)) >= 1)
+    wait_until(lambda: len(rows(home)) >= 1, process)
     server.kill()
     before = len(rows(home))
-    wait_until(lambda: len(rows(home)) >= before + 2)  # the trials go on without it
+    wait_until(lambda: len(rows(home)) >= before + 2, process)  # the trials go on without it
     server.start()
     _, talk = process.communicate(timeout=180)
     assert process.returncode == 0, talk
@@ -106,7 +109,7 @@ def test_what_a_finished_study_could_not_send_is_sent_by_sync(tiny: Path, tmp_pa
         home = tiny.parent / "home"
         place = ["--tracking-uri", server.url, "--workdir", home]
         process = start(tiny.parent, *SEARCH, *place)
-        wait_until(lambda: len(rows(home)) >= 1)
+        wait_until(lambda: len(rows(home)) >= 1, process)
         server.kill()
         _, talk = process.communicate(timeout=240)
         assert process.returncode == 0, talk
@@ -130,10 +133,10 @@ def test_a_search_that_is_killed_during_an_outage_loses_the_running_epoch_alone(
         home = tiny.parent / "home"
         place = ["--tracking-uri", server.url, "--workdir", home]
         process = start(tiny.parent, *SEARCH, *place)
-        wait_until(lambda: len(rows(home)) >= 1)
+        wait_until(lambda: len(rows(home)) >= 1, process)
         server.kill()
         before = len(rows(home))
-        wait_until(lambda: len(rows(home)) >= before + 1)
+        wait_until(lambda: len(rows(home)) >= before + 1, process)
         process.kill()
         process.communicate()
         told = rows(home)
