@@ -78,14 +78,16 @@ def evaluate(classifier: Classifier, images: Labelled, precision: str = "float32
     """Judge a classifier that is in evaluation mode on images of its own device; synchronises at the end alone."""
     logits = predict_logits(classifier, images.pixels, precision)
     loss = functional.cross_entropy(logits, images.labels)
-    classes = logits.shape[1]
-    cells = torch.bincount(images.labels * classes + logits.argmax(1), minlength=classes**2)
-    counts = cells.cpu().reshape(classes, classes)
-    return Evaluation(
-        loss=loss.item(),
-        accuracy=counts.trace().item() / len(images),
-        confusion=tuple(tuple(row) for row in counts.tolist()),
-    )
+    confusion = confusion_of(logits, images.labels)
+    hits = sum(row[label] for label, row in enumerate(confusion))
+    return Evaluation(loss.item(), hits / len(images), confusion)
+
+
+def confusion_of(scores: Tensor, labels: Tensor) -> tuple[tuple[int, ...], ...]:
+    """Counts of images, rows true and columns predicted, of scores (N, classes); synchronises."""
+    classes = scores.shape[1]
+    cells = torch.bincount(labels * classes + scores.argmax(1), minlength=classes**2)
+    return tuple(tuple(row) for row in cells.reshape(classes, classes).tolist())
 
 
 @torch.inference_mode()
