@@ -8,10 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from fmnist_search import finalists, registry
+from fmnist_search.card import Card
 from fmnist_search.config import Finalists
 from fmnist_search.data import Images, Source, prepare
 from fmnist_search.recipe import Data, Recipe, text_of
-from fmnist_search.results import Accuracy, Champion, Confirmed, State, TrialResult, TrialRow
+from fmnist_search.results import Accuracy, Champion, State, TrialResult, TrialRow
 from fmnist_search.tracking import Run, Tracking, TrainingRun
 from fmnist_search.training import Desk, Tracked, unbegun
 from fmnist_search.workers import Crew
@@ -37,24 +38,26 @@ class Promotion:
         """Confirm, choose, refit, test once, register; None when it was interrupted, with nothing registered.
 
         Raises:
-            UserError: none of the finalists could be trained.
+            UserError: the model's name is taken, or too few of the finalists could be trained.
         """
+        client, name = self.tracking.client, self.settings.model_name
+        registry.check_name(client, name)
+        experiment = client.get_run(self.study_run.run_id).info.experiment_id
+        registry.clear_away(client, name, experiment)
         self.prepared[leaders[0].recipe.data] = self.images
-        chosen = finalists.find_champion(leaders, self.settings, self.seed, self._train)
-        if chosen is None:
+        chosen = finalists.find_champion(leaders, self.settings, self.seed, self._train, self.images)
+        if chosen is None or self.desk.interruption.requested:
             return None
-        dataset = chosen.recipe.data.dataset
-        test = finalists.test_once(chosen.classifier, dataset, self.source)
+        test = finalists.test_once(chosen.classifier, chosen.recipe.data.dataset, self.source)
         run_id = next(training.run_id for training in self.runs if training.recipe == chosen.recipe)
         self.desk.sender.flush()
-        self._record_test(run_id, test)
-        uri = registry.package(chosen.classifier, run_id)
-        tags = self._tags(chosen.confirmed, chosen.recipe, test)
-        name = self.settings.model_name
-        client = self.tracking.client
-        version = registry.register(client, name, uri, run_id, tags, self._description(chosen.confirmed, test))
-        alias = registry.claim_alias(client, name, version, chosen.confirmed, tags)
-        return Champion(chosen.confirmed, chosen.recipe, test, name, version, alias)
+        card = self._card(chosen, test).to_markdown()
+        self._record(Run(self.tracking, run_id), chosen, test, card)
+        uri = registry.package(chosen.classifier, run_id, name)
+        version = registry.register(client, name, uri, run_id, self._tags(chosen, test), card)
+        claim = registry.claim_alias(client, name, version)
+        members = len(chosen.recipes)
+        return Champion(chosen.confirmed, chosen.recipe, test, name, version, claim.alias, claim.told, members)
 
     def _train(self, trainings: Sequence[tuple[str, Recipe]]) -> list[TrialResult]:
         """Finalists' trainings, as many at a time as there are workers, each in a run of its own below the study's.
@@ -103,32 +106,44 @@ class Promotion:
             self.prepared[data] = prepare(data, self.source, self.crew.execution.device)
         return self.prepared[data]
 
-    def _record_test(self, run_id: str, test: Accuracy) -> None:
-        figures = {"test/accuracy": test.value, "test/accuracy_low": test.low, "test/accuracy_high": test.high}
-        Run(self.tracking, run_id).metrics(figures)
+    def _record(self, run: Run, chosen: finalists.Chosen, test: Accuracy, card: str) -> None:
+        """What the version's run keeps: it stands there before the version does."""
+        run.metrics({"test/accuracy": test.value, "test/accuracy_low": test.low, "test/accuracy_high": test.high})
+        run.text(registry.HITS_FILE, chosen.hits.to_json())
+        run.text(registry.CARD_FILE, card)
 
-    def _tags(self, confirmed: Confirmed, recipe: Recipe, test: Accuracy) -> dict[str, str]:
+    def _tags(self, chosen: finalists.Chosen, test: Accuracy) -> dict[str, str]:
+        confirmed = chosen.confirmed
         return {
             "study": self.study,
             "trial": str(confirmed.trial),
-            "network": recipe.label,
+            "network": chosen.recipe.label,
+            "ensemble": str(self.settings.ensemble),
+            "members": "; ".join(f"{recipe.label} seed {recipe.seed}" for recipe in chosen.recipes),
             "dataset_digest": self.images.digest,
             "split_digest": self.images.split_digest,
             "validation_images": str(len(self.images.validation)),
             "confirmed_mean": text_of(confirmed.mean),
             "confirmed_deviation": text_of(confirmed.deviation),
             "confirmed_seeds": str(len(confirmed.accuracies)),
+            registry.HITS: registry.HITS_FILE,
             "test_hits": str(test.hits),
             "test_images": str(test.images),
             "test_evaluations": "1",
         }
 
-    def _description(self, confirmed: Confirmed, test: Accuracy) -> str:
-        return (
-            f"{confirmed.recipe.label}, trial {confirmed.trial} of the study {self.study!r}. Validation accuracy "
-            f"{confirmed} on fresh seeds; {test.value:.2%} on the {test.images:,} test images (95 % interval "
-            f"{test.low:.2%} to {test.high:.2%}), looked at once. Takes float32 pixels (-1, 28, 28) of 0..255, "
-            "gives probabilities of the ten classes."
+    def _card(self, chosen: finalists.Chosen, test: Accuracy) -> Card:
+        return Card(
+            model=self.settings.model_name,
+            study=self.study,
+            recipes=chosen.recipes,
+            confirmed=chosen.confirmed,
+            candidates=chosen.candidates,
+            test=test,
+            validation_images=len(self.images.validation),
+            dataset_digest=self.images.digest,
+            split_digest=self.images.split_digest,
+            comparison=registry.UNDECIDED,
         )
 
 

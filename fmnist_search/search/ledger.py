@@ -404,6 +404,8 @@ def _champion_to(champion: Champion) -> dict[str, Any]:
         "model": champion.model,
         "version": champion.version,
         "alias": champion.alias,
+        "verdict": champion.verdict,
+        "members": champion.members,
     }
 
 
@@ -416,4 +418,6 @@ def _champion_from(stored: Mapping[str, Any]) -> Champion:
         model=stored["model"],
         version=stored["version"],
         alias=stored["alias"],
+        verdict=stored.get("verdict", ""),
+        members=stored.get("members", 1),
     )

@@ -92,8 +92,8 @@ def train(images: Images, execution: Execution) -> Trainer:
 # --------------------------------------------------------------------------------------- the choice
 
 
-def test_the_best_mean_wins_whatever_the_search_thought(train: Trainer) -> None:
-    chosen = find_champion(leaders(LAZY, GOOD, SLOW), SETTINGS, SEED, train)
+def test_the_best_mean_wins_whatever_the_search_thought(train: Trainer, images: Images) -> None:
+    chosen = find_champion(leaders(LAZY, GOOD, SLOW), SETTINGS, SEED, train, images)
     assert chosen is not None
     assert chosen.confirmed.trial == 1
     assert chosen.confirmed.recipe == final_recipe(GOOD, SETTINGS)
@@ -104,20 +104,20 @@ def test_the_best_mean_wins_whatever_the_search_thought(train: Trainer) -> None:
     assert len(values) == 6
 
 
-def test_one_lucky_seed_does_not_win(train: Trainer) -> None:
+def test_one_lucky_seed_does_not_win(train: Trainer, images: Images) -> None:
     def lucky(name: str, recipe: Recipe) -> TrialResult:
         return train.one(name, LAZY if name.startswith("finalist 000 seed 2") else recipe)
 
     steady = TINY.replace({"optimizer.learning_rate": 5e-3})
-    chosen = find_champion(leaders(GOOD, steady), SETTINGS, SEED, partial(one_by_one, lucky))
+    chosen = find_champion(leaders(GOOD, steady), SETTINGS, SEED, partial(one_by_one, lucky), images)
     assert chosen is not None
     assert chosen.confirmed.trial == 1
     values = [result.value or 0 for result in train.results]
     assert max(values[:2]) > max(values[2:])
 
 
-def test_every_finalist_trains_from_the_same_fresh_seeds(train: Trainer) -> None:
-    find_champion(leaders(GOOD, SLOW), SETTINGS, SEED, train)
+def test_every_finalist_trains_from_the_same_fresh_seeds(train: Trainer, images: Images) -> None:
+    find_champion(leaders(GOOD, SLOW), SETTINGS, SEED, train, images)
     seeds = [recipe.seed for recipe in train.recipes]
     assert seeds == fresh_seeds(SEED, 2) * 2
     assert [recipe.key() for recipe in train.recipes] == [
@@ -125,8 +125,8 @@ def test_every_finalist_trains_from_the_same_fresh_seeds(train: Trainer) -> None
     ]
 
 
-def test_the_names_of_the_trainings_say_what_they_are(train: Trainer) -> None:
-    find_champion(leaders(GOOD), SETTINGS, SEED, train)
+def test_the_names_of_the_trainings_say_what_they_are(train: Trainer, images: Images) -> None:
+    find_champion(leaders(GOOD), SETTINGS, SEED, train, images)
     assert train.names == ["finalist 000 seed 1 mlp 16", "finalist 000 seed 2 mlp 16"]
 
 
@@ -154,7 +154,7 @@ def test_a_finalist_is_annealed_and_longer_and_otherwise_as_it_was() -> None:
 
 
 def test_without_a_refit_the_model_is_that_of_the_first_seed(train: Trainer, images: Images) -> None:
-    chosen = find_champion(leaders(GOOD), SETTINGS, SEED, train)
+    chosen = find_champion(leaders(GOOD), SETTINGS, SEED, train, images)
     assert chosen is not None
     assert len(train.results) == 2
     assert chosen.recipe == train.recipes[0]
@@ -162,10 +162,10 @@ def test_without_a_refit_the_model_is_that_of_the_first_seed(train: Trainer, ima
     assert evaluate(chosen.classifier, images.validation).accuracy == chosen.confirmed.accuracies[0]
 
 
-def test_the_model_has_the_weights_of_the_last_epoch_and_not_the_best(train: Trainer) -> None:
+def test_the_model_has_the_weights_of_the_last_epoch_and_not_the_best(train: Trainer, images: Images) -> None:
     # So large a rate gets worse after its first epoch; it is the last one that was confirmed.
     restless = TINY.replace({"optimizer.name": "sgd", "optimizer.learning_rate": 0.5, "averaging.horizon": 0})
-    chosen = find_champion(leaders(restless), SETTINGS.model_copy(update={"epochs": 6}), SEED, train)
+    chosen = find_champion(leaders(restless), SETTINGS.model_copy(update={"epochs": 6}), SEED, train, images)
     assert chosen is not None
     result = train.results[0]
     assert result.best_epoch != 6
@@ -185,7 +185,7 @@ def test_a_refit_trains_the_choice_on_training_and_validation_images_together(
         trained.append(recipe)
         return run_trial(recipe, prepare(recipe.data, source), execution)
 
-    chosen = find_champion(leaders(recipe), settings, SEED, partial(one_by_one, train))
+    chosen = find_champion(leaders(recipe), settings, SEED, partial(one_by_one, train), prepare(DATA, source))
     assert chosen is not None
     first, refit = trained
     assert (refit.data.validation, refit.data.train_images, refit.data.training_count) == (0, 0, 60_000)
@@ -198,8 +198,8 @@ def test_a_refit_trains_the_choice_on_training_and_validation_images_together(
     assert float(chosen.classifier.mean) == pytest.approx(prepare(refit.data, source).mean)
 
 
-def test_the_model_looks_at_the_test_images_once(train: Trainer, source: Source) -> None:
-    chosen = find_champion(leaders(GOOD), SETTINGS, SEED, train)
+def test_the_model_looks_at_the_test_images_once(train: Trainer, images: Images, source: Source) -> None:
+    chosen = find_champion(leaders(GOOD), SETTINGS, SEED, train, images)
     assert chosen is not None
     test = read_test_set("fashion-mnist", source)
     with torch.inference_mode():
@@ -221,47 +221,47 @@ def test_a_model_is_tested_as_it_will_be_used_without_dropout(source: Source) ->
 # ---------------------------------------------------------------------------- what may go wrong
 
 
-def test_a_finalist_that_fails_is_left_out(train: Trainer) -> None:
-    chosen = find_champion(leaders(GIANT, SLOW), SETTINGS, SEED, train)
+def test_a_finalist_that_fails_is_left_out(train: Trainer, images: Images) -> None:
+    chosen = find_champion(leaders(GIANT, SLOW), SETTINGS, SEED, train, images)
     assert chosen is not None
     assert chosen.confirmed.trial == 1
     assert [result.state for result in train.results] == [State.FAILED] * 2 + [State.COMPLETED] * 2
 
 
-def test_a_finalist_that_fails_from_one_seed_is_left_out(train: Trainer) -> None:
+def test_a_finalist_that_fails_from_one_seed_is_left_out(train: Trainer, images: Images) -> None:
     def unlucky(name: str, recipe: Recipe) -> TrialResult:
         result = train.one(name, recipe)
         if name.startswith("finalist 000 seed 2"):
             return dataclasses.replace(result, state=State.FAILED, reason="out of memory")
         return result
 
-    chosen = find_champion(leaders(GOOD, LAZY), SETTINGS, SEED, partial(one_by_one, unlucky))
+    chosen = find_champion(leaders(GOOD, LAZY), SETTINGS, SEED, partial(one_by_one, unlucky), images)
     assert chosen is not None
     assert chosen.confirmed.trial == 1
 
 
-def test_where_every_finalist_fails_there_is_no_champion(train: Trainer) -> None:
+def test_where_every_finalist_fails_there_is_no_champion(train: Trainer, images: Images) -> None:
     with pytest.raises(UserError, match="every one of them failed") as caught:
-        find_champion(leaders(GIANT, GIANT), SETTINGS, SEED, train)
+        find_champion(leaders(GIANT, GIANT), SETTINGS, SEED, train, images)
     assert caught.value.exit_code == 4
 
 
-def test_a_refit_that_fails_says_why(train: Trainer) -> None:
+def test_a_refit_that_fails_says_why(train: Trainer, images: Images) -> None:
     def fails_at_last(name: str, recipe: Recipe) -> TrialResult:
         return train.one(name, GIANT if name.startswith("champion") else recipe)
 
     settings = SETTINGS.model_copy(update={"refit": "everything"})
     with pytest.raises(UserError, match=r"failed on all images \(.*parameters") as caught:
-        find_champion(leaders(GOOD), settings, SEED, partial(one_by_one, fails_at_last))
+        find_champion(leaders(GOOD), settings, SEED, partial(one_by_one, fails_at_last), images)
     assert caught.value.exit_code == 4
 
 
 @pytest.mark.parametrize("at", [0, 1, 2, 3, 4])
-def test_an_interruption_ends_it_at_once_without_a_champion(at: int, train: Trainer) -> None:
+def test_an_interruption_ends_it_at_once_without_a_champion(at: int, train: Trainer, images: Images) -> None:
     # Two finalists with two seeds each, and the refit.
     train.interrupt_at = at
     settings = SETTINGS.model_copy(update={"refit": "everything"})
-    assert find_champion(leaders(GOOD, LAZY), settings, SEED, train) is None
+    assert find_champion(leaders(GOOD, LAZY), settings, SEED, train, images) is None
     assert len(train.results) == at + 1
     assert train.results[-1].state is State.INTERRUPTED
 
@@ -275,6 +275,7 @@ OTHER_SETTINGS: dict[str, object] = {
     "schedule": "cosine",
     "images": "all",
     "refit": "everything",
+    "ensemble": 9,
     "model_name": "other",
 }
 
