@@ -125,8 +125,8 @@ def compare(ours: Figures, theirs: Figures | None) -> Verdict:
         how = "by the confirmed means alone"
     wins = difference > ERRORS * error
     reason = (
-        f"{abs(difference) * 100:.2f} points {'below' if difference < 0 else 'above'} it, {how}; the rule asks for more "
-        f"than two standard errors of the difference, {ERRORS * error * 100:.2f}"
+        f"{abs(difference) * 100:.2f} points {'below' if difference < 0 else 'above'} it, {how}; the rule asks for "
+        f"more than two standard errors of the difference, {ERRORS * error * 100:.2f}"
     )
     return Verdict(wins, rule, reason, difference, error)
 

@@ -14,13 +14,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import os
 import random
 import socket
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -236,7 +237,7 @@ def _settled_standing(client: MlflowClient, name: str, number: int) -> _Standing
         if not wrong or DECISION in versions[number].tags:
             return standing
         for alias, to in wrong.items():
-            client.set_registered_model_alias(name, alias, str(to))
+            _insist(functools.partial(client.set_registered_model_alias, name, alias, str(to)))
     raise UserError(f"model {name!r}: the alias {CHAMPION!r} keeps moving; wait for the other promotions, then again")
 
 
@@ -312,7 +313,15 @@ def _decide(client: MlflowClient, version: ModelVersion, made: _Comparison) -> N
     description = (version.description or "").replace(UNDECIDED, f"{told[0].upper()}{told[1:]}.")
     client.update_model_version(version.name, number, shortened(description))
     for key, value in {**tags, DECISION: CHAMPION if verdict.wins else CHALLENGER}.items():
-        client.set_model_version_tag(version.name, number, key, value)
+        _insist(functools.partial(client.set_model_version_tag, version.name, number, key, value))
+
+
+def _insist(act: Callable[[], None]) -> None:
+    """Where two set an alias or a tag for the first time at once, MLflow refuses one: by then it can be changed."""
+    try:
+        act()
+    except MlflowException:
+        act()
 
 
 def _look(client: MlflowClient, name: str) -> dict[str, str]:

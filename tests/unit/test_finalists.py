@@ -8,6 +8,8 @@ from functools import partial
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fmnist_search.config import Finalists
 from fmnist_search.data import Images, Source, prepare, read_test_set
@@ -18,6 +20,7 @@ from fmnist_search.finalists import (
     find_champion,
     fingerprint,
     fresh_seeds,
+    seats,
 )
 from fmnist_search.finalists import test_once as look_once  # pytest would take it for a test
 from fmnist_search.models import build
@@ -301,3 +304,150 @@ def test_a_choice_is_the_same_among_the_same_recipes() -> None:
         dataclasses.replace(row, number=row.number + 5, recipe=row.recipe.replace({"seed": 9})) for row in leaders(GOOD)
     ]
     assert fingerprint(again, SETTINGS) == fingerprint(leaders(GOOD), SETTINGS)
+
+
+# ------------------------------------------------------------------------------------ what is kept
+
+
+def test_the_record_tells_which_validation_images_the_confirming_trainings_got_right(
+    train: Trainer, images: Images
+) -> None:
+    chosen = find_champion(leaders(LAZY, GOOD), SETTINGS, SEED, train, images)
+    assert chosen is not None
+    assert chosen.hits.right.shape == (2, len(images.validation))
+    assert chosen.hits.accuracies == pytest.approx(chosen.confirmed.accuracies)
+    assert (chosen.hits.dataset_digest, chosen.hits.split_digest) == (images.digest, images.split_digest)
+    assert [candidate.trial for candidate in chosen.candidates] == [1, 0]
+
+
+def test_a_refit_that_has_seen_the_validation_images_leaves_no_record_of_them(source: Source) -> None:
+    # Judged by the refit, the images it has learned from would look easy.
+    images = prepare(DATA, source)
+    settings = Finalists(seeds=1, epochs=1, images="slice")
+    results: list[TrialResult] = []
+
+    def train(_: str, recipe: Recipe) -> TrialResult:
+        results.append(run_trial(recipe, prepare(recipe.data, source), Execution(threads=1)))
+        return results[-1]
+
+    chosen = find_champion(
+        leaders(GOOD.replace({"batch_size": 1_000})), settings, SEED, partial(one_by_one, train), images
+    )
+    assert chosen is not None
+    assert chosen.hits.accuracies == pytest.approx((results[0].value,))
+    assert evaluate(chosen.classifier, images.validation).accuracy != pytest.approx(results[0].value)
+
+
+# ------------------------------------------------------------------------------------ the ensemble
+
+ENSEMBLE = SETTINGS.model_copy(update={"recipes": 3, "ensemble": 2})
+
+
+def probabilities(results: Sequence[TrialResult], recipes: Sequence[Recipe], pixels: torch.Tensor) -> torch.Tensor:
+    """The mean probabilities of trained networks, computed one by one."""
+    found = []
+    for result, recipe in zip(results, recipes, strict=True):
+        classifier = build(recipe.model).eval()
+        assert result.last_weights is not None
+        classifier.load_state_dict(result.last_weights)
+        with torch.inference_mode():
+            found.append(classifier(pixels).softmax(1))
+    return torch.stack(found).mean(0)
+
+
+def test_an_ensemble_averages_the_probabilities_of_the_best_recipes(train: Trainer, images: Images) -> None:
+    chosen = find_champion(leaders(LAZY, GOOD, SLOW), ENSEMBLE, SEED, train, images)
+    assert chosen is not None
+    # Trainings 2 and 4 are the first seeds of the second and the third recipe, which are better than the lazy one.
+    members = [(train.results[place], train.recipes[place]) for place in (2, 4)]
+    assert chosen.recipes == tuple(recipe for _, recipe in members)
+    pixels, labels = images.validation.pixels, images.validation.labels
+    expected = probabilities(*zip(*members, strict=True), pixels)  # type: ignore[arg-type]
+    with torch.inference_mode():
+        given = chosen.classifier(pixels).softmax(1)
+    assert torch.allclose(given, expected, atol=1e-5)
+    # Its figures are its own: of each seed's networks together.
+    again = [(train.results[place], train.recipes[place]) for place in (3, 5)]
+    second = probabilities(*zip(*again, strict=True), pixels)  # type: ignore[arg-type]
+    shares = [(mean.argmax(1) == labels).float().mean().item() for mean in (expected, second)]
+    assert chosen.confirmed.accuracies == pytest.approx(tuple(shares))
+    assert chosen.confirmed.trial == 1
+
+
+def test_where_the_recipes_are_too_few_an_ensemble_takes_more_seeds(train: Trainer, images: Images) -> None:
+    settings = SETTINGS.model_copy(update={"ensemble": 3})
+    chosen = find_champion(leaders(SLOW, GOOD), settings, SEED, train, images)
+    assert chosen is not None
+    first, second = fresh_seeds(SEED, 2)
+    good, slow = final_recipe(GOOD, settings), final_recipe(SLOW, settings)
+    assert chosen.recipes == (
+        good.replace({"seed": first}),
+        slow.replace({"seed": first}),
+        good.replace({"seed": second}),
+    )
+    # All seeds that there are make one ensemble: its deviation is not known.
+    assert len(chosen.confirmed.accuracies) == 1
+
+
+def test_every_member_of_an_ensemble_is_refitted(source: Source, execution: Execution) -> None:
+    recipes = [recipe.replace({"batch_size": 1_000}) for recipe in (GOOD, SLOW)]
+    settings = Finalists(recipes=2, seeds=1, epochs=1, images="slice", ensemble=2)
+    trained: dict[str, Recipe] = {}
+
+    def train(name: str, recipe: Recipe) -> TrialResult:
+        trained[name] = recipe
+        return run_trial(recipe, prepare(recipe.data, source), execution)
+
+    chosen = find_champion(leaders(*recipes), settings, SEED, partial(one_by_one, train), prepare(DATA, source))
+    assert chosen is not None
+    assert len(trained) == 4
+    assert set(list(trained.values())[2:]) == set(chosen.recipes)
+    assert {recipe.data.validation for recipe in chosen.recipes} == {0}
+    assert chosen.hits.right.shape == (1, DATA.validation)
+
+
+@pytest.mark.parametrize(
+    ("members", "recipes", "seeds", "teams"),
+    [
+        (1, 3, 2, [[(0, 0)], [(0, 1)]]),
+        (2, 3, 2, [[(0, 0), (1, 0)], [(0, 1), (1, 1)]]),
+        (3, 1, 3, [[(0, 0), (0, 1), (0, 2)]]),
+        (2, 1, 5, [[(0, 0), (0, 1)], [(0, 2), (0, 3)]]),
+        (3, 2, 4, [[(0, 0), (1, 0), (0, 1)], [(0, 2), (1, 2), (0, 3)]]),
+        (5, 2, 2, []),
+    ],
+)
+def test_members_are_dealt_out_over_the_recipes_and_then_over_further_seeds(
+    members: int, recipes: int, seeds: int, teams: list[list[tuple[int, int]]]
+) -> None:
+    assert seats(members, recipes, seeds) == teams
+
+
+@given(st.integers(1, 12), st.integers(1, 6), st.integers(1, 6))
+def test_no_training_has_two_seats_and_there_are_teams_wherever_there_are_trainings_enough(
+    members: int, recipes: int, seeds: int
+) -> None:
+    teams = seats(members, recipes, seeds)
+    taken = [seat for team in teams for seat in team]
+    assert len(taken) == len(set(taken)) == members * len(teams)
+    assert all(place < recipes and number < seeds for place, number in taken)
+    assert bool(teams) == (members <= recipes * seeds)
+
+
+def test_an_ensemble_of_more_than_there_is_is_refused_before_anything_is_trained(
+    train: Trainer, images: Images
+) -> None:
+    settings = SETTINGS.model_copy(update={"recipes": 3, "ensemble": 5})
+    with pytest.raises(
+        UserError, match="5 members are more than the 4 finalists there are, 2 distinct recipes"
+    ) as caught:
+        find_champion(leaders(GOOD, SLOW), settings, SEED, train, images)
+    assert caught.value.exit_code == 2
+    assert not train.results
+
+
+def test_an_ensemble_whose_members_failed_is_none(train: Trainer, images: Images) -> None:
+    settings = SETTINGS.model_copy(update={"recipes": 2, "ensemble": 3})
+    with pytest.raises(UserError, match="3 members are more than the 2 finalists there are") as caught:
+        find_champion(leaders(GOOD, GIANT), settings, SEED, train, images)
+    assert caught.value.exit_code == 4
