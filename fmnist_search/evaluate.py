@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from fmnist_search.data import Labelled
+from fmnist_search.models import Classifier, Ensemble
 from fmnist_search.results import Accuracy
 
 # Both divide the 10,848 validation images, so that a chunk has one static shape. On a CPU activations stay in the
@@ -27,7 +28,7 @@ class Evaluation:
     confusion: tuple[tuple[int, ...], ...]
 
 
-def evaluate(classifier: nn.Module, images: Labelled, precision: str = "float32") -> Evaluation:
+def evaluate(classifier: Classifier | Ensemble, images: Labelled, precision: str = "float32") -> Evaluation:
     """Judge a classifier that is in evaluation mode on images of its own device; synchronises at the end alone."""
     logits = predict_logits(classifier, images.pixels, precision)
     loss = functional.cross_entropy(logits, images.labels)
@@ -42,7 +43,7 @@ def evaluate(classifier: nn.Module, images: Labelled, precision: str = "float32"
 
 
 @torch.inference_mode()
-def predict_logits(classifier: nn.Module, pixels: Tensor, precision: str = "float32") -> Tensor:
+def predict_logits(classifier: Classifier | Ensemble, pixels: Tensor, precision: str = "float32") -> Tensor:
     """Float32 logits (N, classes) of (N, 28, 28) pixels, chunk by chunk."""
     chunk = CPU_CHUNK if pixels.device.type == "cpu" else GPU_CHUNK
     with autocast(pixels.device, precision):

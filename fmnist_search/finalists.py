@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
 
 from fmnist_search.comparison import Hits
 from fmnist_search.config import Finalists
@@ -39,7 +38,7 @@ class Chosen:
 
     confirmed: Confirmed
     recipes: tuple[Recipe, ...]
-    classifier: nn.Module
+    classifier: Classifier | Ensemble
     hits: Hits
     candidates: tuple[Confirmed, ...]
 
@@ -153,12 +152,12 @@ def _trained(ranked: Sequence[_Confirmation], seat: tuple[int, int]) -> Classifi
     return _classifier(ranked[place].confirmed.recipe, ranked[place].results[number])
 
 
-def _team(members: Sequence[Classifier]) -> nn.Module:
+def _team(members: Sequence[Classifier]) -> Classifier | Ensemble:
     """One model: the only member itself, or the ensemble of several."""
     return members[0] if len(members) == 1 else Ensemble(members).eval()
 
 
-def _right(model: nn.Module, images: Labelled) -> npt.NDArray[np.bool_]:
+def _right(model: Classifier | Ensemble, images: Labelled) -> npt.NDArray[np.bool_]:
     """Which of the images a model gets right, in float32 as the exported one computes."""
     predicted = predict_logits(model.to(images.pixels.device), images.pixels).argmax(1)
     right: npt.NDArray[np.bool_] = (predicted == images.labels).cpu().numpy()
@@ -185,7 +184,7 @@ def fingerprint(leaders: Sequence[TrialRow], settings: Finalists) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def test_once(classifier: nn.Module, dataset: str, source: Source) -> Accuracy:
+def test_once(classifier: Classifier | Ensemble, dataset: str, source: Source) -> Accuracy:
     """The chosen weights on the test images, in float32 on the CPU as the exported model computes."""
     confusion = evaluate(classifier.eval(), read_test_set(dataset, source)).confusion
     return wilson(sum(row[label] for label, row in enumerate(confusion)), sum(map(sum, confusion)))

@@ -45,6 +45,7 @@ from torch import Tensor, nn
 from fmnist_search.comparison import Figures, Hits, Verdict, compare
 from fmnist_search.errors import UserError
 from fmnist_search.evaluate import wilson
+from fmnist_search.models import Classifier, Ensemble
 from fmnist_search.places import lock_file
 from fmnist_search.recipe import text_of
 from fmnist_search.results import Accuracy
@@ -77,7 +78,7 @@ REGISTERED_MODEL = "registered_model"
 class Exported(nn.Module):
     """What is exported: a classifier or an ensemble that ends in probabilities."""
 
-    def __init__(self, classifier: nn.Module):
+    def __init__(self, classifier: Classifier | Ensemble):
         super().__init__()
         self.classifier = classifier
 
@@ -86,7 +87,7 @@ class Exported(nn.Module):
         return torch.softmax(self.classifier(pixels), dim=1)
 
 
-def package(classifier: nn.Module, run_id: str, name: str) -> str:
+def package(classifier: Classifier | Ensemble, run_id: str, name: str) -> str:
     """Log the classifier as a model of a run, which must be closed or closing: MLflow ends it as FINISHED.
 
     Returns the model's address. Until it is registered under `name` it is marked as on its way there. Call it in the
@@ -122,7 +123,7 @@ class _Flavor:
         mlflow_model.save(str(Path(path) / "MLmodel"))
 
 
-def _signature(classifier: nn.Module) -> ModelSignature:
+def _signature(classifier: Classifier | Ensemble) -> ModelSignature:
     with torch.inference_mode():
         classes = classifier.cpu()(torch.zeros(2, SIDE, SIDE)).shape[1]
     return ModelSignature(
