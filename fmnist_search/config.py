@@ -252,7 +252,24 @@ class Finalists(Section):
     refit: Literal["everything", "none"] = Field(
         "everything", description="train the chosen recipe on training and validation images, or keep its first seed"
     )
+    ensemble: int = Field(
+        0,
+        ge=0,
+        description="members of one model that averages their probabilities: the best recipes, then further seeds of "
+        "them; 0 takes the best alone",
+    )
     model_name: str = Field("fmnist-search", pattern=NAME, description="registered model")
+
+    @model_validator(mode="after")
+    def _has_members_enough(self) -> Finalists:
+        if self.ensemble == 1:
+            raise UserError("finalists.ensemble: 1 is no ensemble; give 2 or more, or 0 to take the best alone")
+        if self.recipes and self.ensemble > self.recipes * self.seeds:
+            raise UserError(
+                f"finalists.ensemble: {self.ensemble} members are more than the {self.recipes * self.seeds} finalists "
+                f"that recipes = {self.recipes} with seeds = {self.seeds} make; give more of these, or fewer members"
+            )
+        return self
 
 
 def _number_or_auto(given: object) -> object:

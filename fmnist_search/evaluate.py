@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fmnist_search.data import Labelled
-from fmnist_search.models import Classifier
+from fmnist_search.models import Classifier, Ensemble
 from fmnist_search.results import Accuracy
 
 # Both divide the 10,848 validation images, so that a chunk has one static shape. On a CPU activations stay in the
@@ -74,7 +74,7 @@ class Mistake:
     probability: float
 
 
-def evaluate(classifier: Classifier, images: Labelled, precision: str = "float32") -> Evaluation:
+def evaluate(classifier: Classifier | Ensemble, images: Labelled, precision: str = "float32") -> Evaluation:
     """Judge a classifier that is in evaluation mode on images of its own device; synchronises at the end alone."""
     logits = predict_logits(classifier, images.pixels, precision)
     loss = functional.cross_entropy(logits, images.labels)
@@ -91,7 +91,7 @@ def confusion_of(scores: Tensor, labels: Tensor) -> tuple[tuple[int, ...], ...]:
 
 
 @torch.inference_mode()
-def predict_logits(classifier: Classifier, pixels: Tensor, precision: str = "float32") -> Tensor:
+def predict_logits(classifier: Classifier | Ensemble, pixels: Tensor, precision: str = "float32") -> Tensor:
     """Float32 logits (N, classes) of (N, 28, 28) pixels, chunk by chunk."""
     chunk = CPU_CHUNK if pixels.device.type == "cpu" else GPU_CHUNK
     with autocast(pixels.device, precision):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,13 @@ APP = "fmnist-search"
 def image_cache() -> Path:
     """Folder of the verified images, one for all the studies of a user."""
     return platformdirs.user_cache_path(APP) / "images"
+
+
+def lock_file(tracking_uri: str) -> Path:
+    """The file that a user's processes on this machine lock while they change aliases in a store."""
+    return (
+        platformdirs.user_cache_path(APP) / "locks" / f"{hashlib.sha256(tracking_uri.encode()).hexdigest()[:16]}.lock"
+    )
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from fmnist_search import finalists, registry
+from fmnist_search.card import Card
+from fmnist_search.comparison import pack
 from fmnist_search.config import Finalists
 from fmnist_search.data import Images, Source, prepare
 from fmnist_search.errors import UserError
+from fmnist_search.evaluate import predict_logits
+from fmnist_search.portrait import show_network, show_training
 from fmnist_search.recipe import Data, Recipe, text_of
 from fmnist_search.record import Run, TrainingRun
-from fmnist_search.results import Accuracy, Champion, Confirmed, State, TrialResult, TrialRow
+from fmnist_search.results import Accuracy, Champion, State, TrialResult, TrialRow
+from fmnist_search.rivals import RIGHT
 from fmnist_search.tracking import Tracking
 from fmnist_search.training import Desk, Tracked, see_off, unbegun
 from fmnist_search.workers import Crew
@@ -38,31 +44,42 @@ class Promotion:
         """Confirm, choose, refit, test once, register; None when it was interrupted, with nothing registered.
 
         Raises:
-            UserError: none of the finalists could be trained.
+            UserError: the model's name is taken, or too few of the finalists could be trained.
         """
+        client, name = self.tracking.client, self.settings.model_name
+        registry.check_name(client, name)
+        experiment = client.get_run(self.study_run.address).info.experiment_id
+        registry.clear_away(client, name, experiment)
         self.prepared[leaders[0].recipe.data] = self.images
-        chosen = finalists.find_champion(leaders, self.settings, self.seed, self._train)
-        if chosen is None:
+        chosen = finalists.find_champion(leaders, self.settings, self.seed, self._train, self.images)
+        if chosen is None or self.desk.interruption.requested:
             return None
-        dataset = chosen.recipe.data.dataset
-        test = finalists.test_once(chosen.classifier, dataset, self.source)
+        tested = finalists.test_once(chosen.classifier, chosen.recipe.data.dataset, self.source)
         run = next(training.run for training in self.runs if training.recipe == chosen.recipe)
-        self._record_test(run, test)
+        card = self._card(chosen, tested.accuracy).to_markdown()
+        self._record(run, chosen, tested, card)
+        uri = registry.package(chosen.classifier, self._settled(run), name)
+        version = registry.register(client, name, uri, self._settled(run), self._tags(chosen, tested), card)
+        claim = registry.claim_alias(client, name, version)
+        members = len(chosen.recipes)
+        return Champion(
+            chosen.confirmed, chosen.recipe, tested.accuracy, name, version, claim.alias, claim.told, members
+        )
+
+    def _settled(self, run: Run) -> str:
+        """The id of a run once MLflow has everything of it.
+
+        Raises:
+            UserError: MLflow is out of reach, or has refused the run.
+        """
+        again = f"`fmnist-search promote {shlex.quote(self.study)}`"
         if not see_off(self.desk):
+            raise UserError(f"promote: no model can be registered while MLflow is out of reach; start it, then {again}")
+        if run.run_id is None:
             raise UserError(
-                f"promote: MLflow is out of reach, so that no model can be registered; start it, then "
-                f"`fmnist-search promote {self.study}`"
+                f"promote: MLflow has refused the run {run.address}; see `fmnist-search sync`, then {again}"
             )
-        run_id = run.run_id
-        if run_id is None:
-            raise UserError(f"promote: MLflow has refused the run {run.address}; see `fmnist-search sync`")
-        uri = registry.package(chosen.classifier, run_id)
-        tags = self._tags(chosen.confirmed, chosen.recipe, test)
-        name = self.settings.model_name
-        client = self.tracking.client
-        version = registry.register(client, name, uri, run_id, tags, self._description(chosen.confirmed, test))
-        alias = registry.claim_alias(client, name, version, chosen.confirmed, tags)
-        return Champion(chosen.confirmed, chosen.recipe, test, name, version, alias)
+        return run.run_id
 
     def _train(self, trainings: Sequence[tuple[str, Recipe]]) -> list[TrialResult]:
         """Finalists' trainings, as many at a time as there are workers, each in a run of its own below the study's.
@@ -110,32 +127,49 @@ class Promotion:
             self.prepared[data] = prepare(data, self.source, self.crew.execution.device)
         return self.prepared[data]
 
-    def _record_test(self, run: Run, test: Accuracy) -> None:
-        figures = {"test/accuracy": test.value, "test/accuracy_low": test.low, "test/accuracy_high": test.high}
-        run.metrics(figures)
+    def _record(self, run: Run, chosen: finalists.Chosen, tested: finalists.Tested, card: str) -> None:
+        """What the version's run keeps: it stands there before the version does."""
+        test = tested.accuracy
+        run.metrics({"test/accuracy": test.value, "test/accuracy_low": test.low, "test/accuracy_high": test.high})
+        run.text(registry.HITS_FILE, chosen.hits.to_json())
+        run.text(registry.CARD_FILE, card)
+        title = f"{chosen.recipe.label}: {test.value:.2%} of {test.images:,} test images"
+        classes = self.images.classes
+        show_network(run, tested.probabilities, tested.images, classes, "test", title)
 
-    def _tags(self, confirmed: Confirmed, recipe: Recipe, test: Accuracy) -> dict[str, str]:
+    def _tags(self, chosen: finalists.Chosen, tested: finalists.Tested) -> dict[str, str]:
+        confirmed = chosen.confirmed
         return {
             "study": self.study,
             "trial": str(confirmed.trial),
-            "network": recipe.label,
+            "network": chosen.recipe.label,
+            "ensemble": str(self.settings.ensemble),
+            "members": "; ".join(f"{recipe.label} seed {recipe.seed}" for recipe in chosen.recipes),
             "dataset_digest": self.images.digest,
             "split_digest": self.images.split_digest,
             "validation_images": str(len(self.images.validation)),
             "confirmed_mean": text_of(confirmed.mean),
             "confirmed_deviation": text_of(confirmed.deviation),
             "confirmed_seeds": str(len(confirmed.accuracies)),
-            "test_hits": str(test.hits),
-            "test_images": str(test.images),
+            registry.HITS: registry.HITS_FILE,
+            "test_hits": str(tested.accuracy.hits),
+            "test_images": str(tested.accuracy.images),
             "test_evaluations": "1",
+            RIGHT: pack(tested.right),
         }
 
-    def _description(self, confirmed: Confirmed, test: Accuracy) -> str:
-        return (
-            f"{confirmed.recipe.label}, trial {confirmed.trial} of the study {self.study!r}. Validation accuracy "
-            f"{confirmed} on fresh seeds; {test.value:.2%} on the {test.images:,} test images (95 % interval "
-            f"{test.low:.2%} to {test.high:.2%}), looked at once. Takes float32 pixels (-1, 28, 28) of 0..255, "
-            "gives probabilities of the ten classes."
+    def _card(self, chosen: finalists.Chosen, test: Accuracy) -> Card:
+        return Card(
+            model=self.settings.model_name,
+            study=self.study,
+            recipes=chosen.recipes,
+            confirmed=chosen.confirmed,
+            candidates=chosen.candidates,
+            test=test,
+            validation_images=len(self.images.validation),
+            dataset_digest=self.images.digest,
+            split_digest=self.images.split_digest,
+            comparison=registry.UNDECIDED,
         )
 
 
@@ -151,8 +185,18 @@ class Finalist(Tracked):
     def end(self, result: TrialResult, seconds: float) -> None:
         """Take in the result, and say it."""
         super().end(result, seconds)
+        if result.state is State.COMPLETED:
+            self._desk.sender.when_idle(lambda: self._portray(result))
         reached = f"{result.value:.2%} on validation" if result.value is not None else result.state.value
         self._promotion.desk.listener.say(f"{self.name}: {reached}")
+
+    def _portray(self, result: TrialResult) -> None:
+        show_training(self.run, result.epochs, self.name)
+        if result.last_weights and len(self.images.validation):
+            images = self.images.validation
+            classifier = finalists.trained(self.recipe, result).to(images.pixels.device)
+            probabilities = predict_logits(classifier, images.pixels).softmax(1)
+            show_network(self.run, probabilities, images, self.images.classes, "val", self.name)
 
     def lost(self, reason: str) -> None:
         """The worker has died over it: it is tried once more."""

@@ -175,12 +175,16 @@ class Confirmed:
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
 
     def __str__(self) -> str:
-        return f"{self.mean:.2%} ± {self.deviation:.2%} (n = {len(self.accuracies)})"
+        spread = f" ± {self.deviation:.2%}" if len(self.accuracies) > 1 else ""
+        return f"{self.mean:.2%}{spread} (n = {len(self.accuracies)})"
 
 
 @dataclass(frozen=True)
 class Champion:
-    """The chosen recipe's model, registered: how it was confirmed and what it reached on the test images."""
+    """The chosen recipe's model, registered: how it was confirmed and what it reached on the test images.
+
+    `verdict` says in words why it is champion or challenger; an ensemble has `members`, and the recipe is the first's.
+    """
 
     confirmed: Confirmed
     recipe: Recipe
@@ -188,6 +192,8 @@ class Champion:
     model: str
     version: str
     alias: str
+    verdict: str = ""
+    members: int = 1
 
 
 class Ending(Enum):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.types import Schema, TensorSpec
 
+from fmnist_search.comparison import pack, unpack
 from fmnist_search.data import Labelled
 from fmnist_search.errors import UserError
 from fmnist_search.evaluate import mcnemar, wilson
@@ -102,8 +101,7 @@ def _look(client: MlflowClient, uri: str, version: ModelVersion, test: Labelled)
     right: Flags = model.predict(test.pixels) == test.labels.numpy()
     accuracy = wilson(int(right.sum()), len(test))
     evaluations = record_test(client, version, accuracy)
-    packed = base64.b64encode(np.packbits(right).tobytes()).decode()
-    client.set_model_version_tag(version.name, str(version.version), RIGHT, packed)
+    client.set_model_version_tag(version.name, str(version.version), RIGHT, pack(right))
     return Judged(uri, accuracy, evaluations), right
 
 
@@ -166,12 +164,11 @@ def _on_record(uri: str, version: ModelVersion) -> tuple[Judged, Flags] | None:
     known = test_record(version)
     if known is None:
         return None
-    try:
-        packed = base64.b64decode(version.tags.get(RIGHT, ""), validate=True)
-    except binascii.Error:
-        return None
     accuracy = known[0]
-    right = np.unpackbits(np.frombuffer(packed, np.uint8))[: accuracy.images].astype(bool)
-    if len(right) != accuracy.images or right.sum() != accuracy.hits:
+    try:
+        right = unpack(version.tags.get(RIGHT, ""), accuracy.images)
+    except ValueError:
+        return None
+    if right.sum() != accuracy.hits:
         return None
     return Judged(uri, *known), right

@@ -25,6 +25,12 @@ def promote(
     recipes: Annotated[int | None, typer.Option(help="How many of the best recipes.", min=1)] = None,
     seeds: Annotated[int | None, typer.Option(help="Fresh seeds for each.", min=1)] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of each training.", min=1)] = None,
+    ensemble: Annotated[
+        int | None, typer.Option(help="Average so many of the finalists in one model.", min=0, show_default=False)
+    ] = None,
+    model_name: Annotated[
+        str | None, typer.Option(help="Registered model; by default the study's.", show_default=False)
+    ] = None,
     tracking_uri: TrackingUri = None,
     workdir: Workdir = None,
     data_dir: DataDir = None,
@@ -34,18 +40,27 @@ def promote(
 
     They are trained again from fresh seeds, and the chosen one's model meets the test images once. The alias
     `champion` moves only where the new model is better by more than the noise.
+
+    Examples:
+
+      fmnist-search promote quick
+
+      fmnist-search promote quick --recipes 3 --seeds 3 --ensemble 3
     """
     from fmnist_search import study as studies
+    from fmnist_search.config import StudyConfig
     from fmnist_search.console import TrainingDisplay, show_json
 
     home = {"tracking_uri": tracking_uri, "workdir": workdir}
     name = study or studies.latest_study(**home)
     config = studies.config_of(name, **home)
-    given = {"recipes": recipes, "seeds": seeds, "epochs": epochs}
+    given = {"recipes": recipes, "seeds": seeds, "epochs": epochs, "ensemble": ensemble, "model_name": model_name}
     changes = {key: value for key, value in given.items() if value is not None}
     if not config.finalists.recipes and not recipes:
         raise UserError(f"study {name!r}: has finalists.recipes = 0; say how many with --recipes")
-    settings = config.finalists.model_copy(update=changes)
+    settings = StudyConfig.from_dict(
+        {**config.model_dump(), "finalists": {**dict(config.finalists), **changes}}
+    ).finalists
     summary = studies.promote(name, settings=settings, **home, data_dir=data_dir, listener=TrainingDisplay())
     if as_json:
         show_json(summary.champion)

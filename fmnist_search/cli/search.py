@@ -168,8 +168,11 @@ def close(summary: StudySummary, command: str, *, quiet: bool, searched: bool = 
             talk.print(f"{summary.name}: {line}")
     best = f"best trial {summary.best.number} ({summary.best.recipe.label}) at {percent(summary.best.value)}"
     if champion := summary.champion:
+        if champion.verdict:
+            talk.print(f"{summary.name}: {champion.model} {champion.verdict}")
+        label = f"{f'ensemble of {champion.members}, ' if champion.members > 1 else ''}{champion.recipe.label}"
         best += (
-            f"; {champion.recipe.label} confirmed at {champion.confirmed}, {percent(champion.test.value)} on the test "
+            f"; {label} confirmed at {champion.confirmed}, {percent(champion.test.value)} on the test "
             f"images, registered as models:/{champion.model}/{champion.version} ({champion.alias})"
         )
     last = talk if quiet else out

@@ -6,14 +6,17 @@ line below. Study files, recipes, the search and the registry-driven tests know 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fmnist_search.errors import UserError
 from fmnist_search.models import cnn, mlp
 from fmnist_search.recipe import Architecture
 
-__all__ = ["MAX_PARAMETERS", "Classifier", "build", "check", "cnn", "count_parameters", "mlp"]
+__all__ = ["MAX_PARAMETERS", "Classifier", "Ensemble", "build", "check", "cnn", "count_parameters", "mlp"]
 
 CLASSES = 10
 MAX_PARAMETERS = 50_000_000
@@ -40,6 +43,22 @@ class Classifier(nn.Module):
         images: Tensor = (pixels.to(self.mean.dtype) - self.mean) / self.deviation
         logits: Tensor = self.network(images.unsqueeze(1))
         return logits
+
+
+class Ensemble(nn.Module):
+    """Several classifiers as one: its logits are those of the mean of the members' probabilities.
+
+    Takes what they take, and stands wherever a single one is judged or exported.
+    """
+
+    def __init__(self, members: Sequence[Classifier]):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits (N, classes) whose softmax is the mean of the members' softmax."""
+        logs = [functional.log_softmax(member(pixels), dim=1) for member in self.members]
+        return torch.stack(logs).logsumexp(0)
 
 
 def build(architecture: Architecture, mean: float = 0.0, deviation: float = 1.0) -> Classifier:

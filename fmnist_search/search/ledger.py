@@ -421,6 +421,8 @@ def _champion_to(champion: Champion) -> dict[str, Any]:
         "model": champion.model,
         "version": champion.version,
         "alias": champion.alias,
+        "verdict": champion.verdict,
+        "members": champion.members,
     }
 
 
@@ -433,4 +435,6 @@ def _champion_from(stored: Mapping[str, Any]) -> Champion:
         model=stored["model"],
         version=stored["version"],
         alias=stored["alias"],
+        verdict=stored.get("verdict", ""),
+        members=stored.get("members", 1),
     )

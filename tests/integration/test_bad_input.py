@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from fmnist_search.data import FILES, Source
 from fmnist_search.recipe import Execution
@@ -169,6 +170,43 @@ def test_what_does_not_exist_is_named(finished: Finished, tmp_path: Path) -> Non
     assert_refused(finished.run("predict", tmp_path / "none.png"), "none.png", "no such file")
     (tmp_path / "text.png").write_text("not a picture")
     assert_refused(finished.run("predict", tmp_path / "text.png"), "text.png", "no picture")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--ensemble", 1], ["finalists.ensemble: 1 is no ensemble"]),
+        (["--ensemble", 3], ["finalists.ensemble: 3 members are more than the 2 finalists"]),
+        # There are four trials at most.
+        (
+            ["--recipes", 9, "--seeds", 1, "--ensemble", 9],
+            ["finalists.ensemble: 9 members are more than the", "distinct"],
+        ),
+        (["--model-name", "a/b"], ["finalists.model_name: 'a/b' is no usable name", "letters"]),
+        (["--model-name", "a:b"], ["finalists.model_name: 'a:b' is no usable name"]),
+        (["--model-name", ""], ["finalists.model_name: '' is no usable name"]),
+        (["--model-name", "taken"], ["finalists.model_name: 'taken' is the name of a prompt"]),
+    ],
+    ids=str,
+)
+def test_a_promotion_that_cannot_be_is_refused_before_anything_is_trained(
+    finished: Finished, options: list[object], said: list[str]
+) -> None:
+    client = MlflowClient(finished.tracking_uri)
+    if "taken" in options:
+        client.register_prompt("taken", "Say {{it}}.")
+    experiment = client.get_experiment_by_name("fmnist-search")
+    assert experiment is not None
+    before = len(client.search_runs([experiment.experiment_id]))
+    assert_refused(finished.run("promote", "tiny", *options), *said)
+    assert len(client.search_runs([experiment.experiment_id])) == before
+    assert [version.version for version in client.search_model_versions("name='fmnist-search'")] == [1]
+
+
+def test_a_study_without_a_completed_trial_has_nothing_to_promote(command: Command, tiny: Path) -> None:
+    bad = ["--set", "optimizer.name=sgd", "--set", "optimizer.learning_rate=100.0", "--set", "model.norm=none"]
+    assert command("search", "tiny.toml", "--set", "budget.failures=1", *bad).code == 4
+    assert_refused(command("promote", "tiny"), "'tiny': has no completed trial to promote", code=3)
 
 
 def test_a_run_without_a_recipe_cannot_be_trained_again(finished: Finished) -> None:

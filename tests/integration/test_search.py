@@ -17,6 +17,7 @@ from mlflow.entities import Run
 from PIL import Image
 
 from fmnist_search import run_study
+from fmnist_search.comparison import Hits
 from fmnist_search.config import StudyConfig, recipe_from_toml
 from fmnist_search.data import DATASETS, Source, prepare, read_test_set
 from fmnist_search.evaluate import evaluate
@@ -317,7 +318,34 @@ def test_promote_registers_a_challenger_unless_it_beats_the_champion(finished: F
     assert outcome.code == 0, outcome.stderr
     assert "(challenger)" in outcome.stdout
     assert client.get_model_version_by_alias("fmnist-search", "champion").version == champion
-    assert client.get_model_version_by_alias("fmnist-search", "challenger").version != champion
+    challenger = client.get_model_version_by_alias("fmnist-search", "challenger")
+    assert challenger.version != champion
+    # It was compared image by image, and says so everywhere.
+    assert (challenger.tags["compared_by"], challenger.tags["compared_with"]) == ("paired", str(champion))
+    said = challenger.tags["comparison"]
+    assert f"challenger of version {champion}" in said
+    assert said in outcome.stderr
+    assert said[1:] in challenger.description
+    hits = Hits.from_json(artifact(client, client.get_run(challenger.run_id), "validation_hits.json"))
+    assert hits.right.shape == (1, 2_000)
+    assert hits.accuracies[0] == pytest.approx(float(challenger.tags["confirmed_mean"]), abs=0.002)
+
+
+def test_an_ensemble_is_one_model_that_gives_its_recorded_accuracy(finished: Finished, client: MlflowClient) -> None:
+    options = ["--recipes", 2, "--seeds", 2, "--ensemble", 3, "--model-name", "team", "--json"]
+    outcome = finished.run("promote", "tiny", *options)
+    assert outcome.code == 0, outcome.stderr
+    told = outcome.json
+    assert (told["members"], told["model"], told["alias"]) == (3, "team", "champion")
+    version = client.get_model_version("team", "1")
+    assert (version.tags["ensemble"], len(version.tags["members"].split("; "))) == ("3", 3)
+    assert "averages the probabilities of 3 networks" in version.description
+    # Both seeds of the better recipe and one of the other: the only team that there is.
+    assert version.tags["confirmed_seeds"] == "1"
+    again = finished.run("evaluate", "models:/team@champion", "--again", "--json").json
+    assert again["hits"] == told["test"]["hits"] == int(version.tags["test_hits"])
+    files = artifacts(client, client.get_run(version.run_id))
+    assert {"validation_hits.json", "model_card.md"} <= files
 
 
 def test_fresh_puts_the_old_study_aside_and_loses_nothing(finished: Finished) -> None:

@@ -8,6 +8,8 @@ from functools import partial
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fmnist_search.config import Finalists
 from fmnist_search.data import Images, Source, prepare, read_test_set
@@ -18,6 +20,7 @@ from fmnist_search.finalists import (
     find_champion,
     fingerprint,
     fresh_seeds,
+    seats,
 )
 from fmnist_search.finalists import test_once as look_once  # pytest would take it for a test
 from fmnist_search.models import build
@@ -92,8 +95,8 @@ def train(images: Images, execution: Execution) -> Trainer:
 # --------------------------------------------------------------------------------------- the choice
 
 
-def test_the_best_mean_wins_whatever_the_search_thought(train: Trainer) -> None:
-    chosen = find_champion(leaders(LAZY, GOOD, SLOW), SETTINGS, SEED, train)
+def test_the_best_mean_wins_whatever_the_search_thought(train: Trainer, images: Images) -> None:
+    chosen = find_champion(leaders(LAZY, GOOD, SLOW), SETTINGS, SEED, train, images)
     assert chosen is not None
     assert chosen.confirmed.trial == 1
     assert chosen.confirmed.recipe == final_recipe(GOOD, SETTINGS)
@@ -104,20 +107,20 @@ def test_the_best_mean_wins_whatever_the_search_thought(train: Trainer) -> None:
     assert len(values) == 6
 
 
-def test_one_lucky_seed_does_not_win(train: Trainer) -> None:
+def test_one_lucky_seed_does_not_win(train: Trainer, images: Images) -> None:
     def lucky(name: str, recipe: Recipe) -> TrialResult:
         return train.one(name, LAZY if name.startswith("finalist 000 seed 2") else recipe)
 
     steady = TINY.replace({"optimizer.learning_rate": 5e-3})
-    chosen = find_champion(leaders(GOOD, steady), SETTINGS, SEED, partial(one_by_one, lucky))
+    chosen = find_champion(leaders(GOOD, steady), SETTINGS, SEED, partial(one_by_one, lucky), images)
     assert chosen is not None
     assert chosen.confirmed.trial == 1
     values = [result.value or 0 for result in train.results]
     assert max(values[:2]) > max(values[2:])
 
 
-def test_every_finalist_trains_from_the_same_fresh_seeds(train: Trainer) -> None:
-    find_champion(leaders(GOOD, SLOW), SETTINGS, SEED, train)
+def test_every_finalist_trains_from_the_same_fresh_seeds(train: Trainer, images: Images) -> None:
+    find_champion(leaders(GOOD, SLOW), SETTINGS, SEED, train, images)
     seeds = [recipe.seed for recipe in train.recipes]
     assert seeds == fresh_seeds(SEED, 2) * 2
     assert [recipe.key() for recipe in train.recipes] == [
@@ -125,8 +128,8 @@ def test_every_finalist_trains_from_the_same_fresh_seeds(train: Trainer) -> None
     ]
 
 
-def test_the_names_of_the_trainings_say_what_they_are(train: Trainer) -> None:
-    find_champion(leaders(GOOD), SETTINGS, SEED, train)
+def test_the_names_of_the_trainings_say_what_they_are(train: Trainer, images: Images) -> None:
+    find_champion(leaders(GOOD), SETTINGS, SEED, train, images)
     assert train.names == ["finalist 000 seed 1 mlp 16", "finalist 000 seed 2 mlp 16"]
 
 
@@ -154,7 +157,7 @@ def test_a_finalist_is_annealed_and_longer_and_otherwise_as_it_was() -> None:
 
 
 def test_without_a_refit_the_model_is_that_of_the_first_seed(train: Trainer, images: Images) -> None:
-    chosen = find_champion(leaders(GOOD), SETTINGS, SEED, train)
+    chosen = find_champion(leaders(GOOD), SETTINGS, SEED, train, images)
     assert chosen is not None
     assert len(train.results) == 2
     assert chosen.recipe == train.recipes[0]
@@ -162,10 +165,10 @@ def test_without_a_refit_the_model_is_that_of_the_first_seed(train: Trainer, ima
     assert evaluate(chosen.classifier, images.validation).accuracy == chosen.confirmed.accuracies[0]
 
 
-def test_the_model_has_the_weights_of_the_last_epoch_and_not_the_best(train: Trainer) -> None:
+def test_the_model_has_the_weights_of_the_last_epoch_and_not_the_best(train: Trainer, images: Images) -> None:
     # So large a rate gets worse after its first epoch; it is the last one that was confirmed.
     restless = TINY.replace({"optimizer.name": "sgd", "optimizer.learning_rate": 0.5, "averaging.horizon": 0})
-    chosen = find_champion(leaders(restless), SETTINGS.model_copy(update={"epochs": 6}), SEED, train)
+    chosen = find_champion(leaders(restless), SETTINGS.model_copy(update={"epochs": 6}), SEED, train, images)
     assert chosen is not None
     result = train.results[0]
     assert result.best_epoch != 6
@@ -185,7 +188,7 @@ def test_a_refit_trains_the_choice_on_training_and_validation_images_together(
         trained.append(recipe)
         return run_trial(recipe, prepare(recipe.data, source), execution)
 
-    chosen = find_champion(leaders(recipe), settings, SEED, partial(one_by_one, train))
+    chosen = find_champion(leaders(recipe), settings, SEED, partial(one_by_one, train), prepare(DATA, source))
     assert chosen is not None
     first, refit = trained
     assert (refit.data.validation, refit.data.train_images, refit.data.training_count) == (0, 0, 60_000)
@@ -198,13 +201,13 @@ def test_a_refit_trains_the_choice_on_training_and_validation_images_together(
     assert float(chosen.classifier.mean) == pytest.approx(prepare(refit.data, source).mean)
 
 
-def test_the_model_looks_at_the_test_images_once(train: Trainer, source: Source) -> None:
-    chosen = find_champion(leaders(GOOD), SETTINGS, SEED, train)
+def test_the_model_looks_at_the_test_images_once(train: Trainer, images: Images, source: Source) -> None:
+    chosen = find_champion(leaders(GOOD), SETTINGS, SEED, train, images)
     assert chosen is not None
     test = read_test_set("fashion-mnist", source)
     with torch.inference_mode():
         hits = int((chosen.classifier(test.pixels).argmax(1) == test.labels).sum())
-    accuracy = look_once(chosen.classifier, "fashion-mnist", source)
+    accuracy = look_once(chosen.classifier, "fashion-mnist", source).accuracy
     assert (accuracy.hits, accuracy.images) == (hits, 10_000)
     assert accuracy.low < accuracy.value < accuracy.high
     # Trained for two epochs on a thousand images it knows a good deal, and not everything.
@@ -215,53 +218,53 @@ def test_a_model_is_tested_as_it_will_be_used_without_dropout(source: Source) ->
     torch.manual_seed(0)
     model = build(TINY.replace({"model.dropout": 0.9}).model, mean=73.0, deviation=90.0).train()
     once, again = (look_once(model, "fashion-mnist", source) for _ in range(2))
-    assert once == again
+    assert torch.equal(once.probabilities, again.probabilities)
 
 
 # ---------------------------------------------------------------------------- what may go wrong
 
 
-def test_a_finalist_that_fails_is_left_out(train: Trainer) -> None:
-    chosen = find_champion(leaders(GIANT, SLOW), SETTINGS, SEED, train)
+def test_a_finalist_that_fails_is_left_out(train: Trainer, images: Images) -> None:
+    chosen = find_champion(leaders(GIANT, SLOW), SETTINGS, SEED, train, images)
     assert chosen is not None
     assert chosen.confirmed.trial == 1
     assert [result.state for result in train.results] == [State.FAILED] * 2 + [State.COMPLETED] * 2
 
 
-def test_a_finalist_that_fails_from_one_seed_is_left_out(train: Trainer) -> None:
+def test_a_finalist_that_fails_from_one_seed_is_left_out(train: Trainer, images: Images) -> None:
     def unlucky(name: str, recipe: Recipe) -> TrialResult:
         result = train.one(name, recipe)
         if name.startswith("finalist 000 seed 2"):
             return dataclasses.replace(result, state=State.FAILED, reason="out of memory")
         return result
 
-    chosen = find_champion(leaders(GOOD, LAZY), SETTINGS, SEED, partial(one_by_one, unlucky))
+    chosen = find_champion(leaders(GOOD, LAZY), SETTINGS, SEED, partial(one_by_one, unlucky), images)
     assert chosen is not None
     assert chosen.confirmed.trial == 1
 
 
-def test_where_every_finalist_fails_there_is_no_champion(train: Trainer) -> None:
+def test_where_every_finalist_fails_there_is_no_champion(train: Trainer, images: Images) -> None:
     with pytest.raises(UserError, match="every one of them failed") as caught:
-        find_champion(leaders(GIANT, GIANT), SETTINGS, SEED, train)
+        find_champion(leaders(GIANT, GIANT), SETTINGS, SEED, train, images)
     assert caught.value.exit_code == 4
 
 
-def test_a_refit_that_fails_says_why(train: Trainer) -> None:
+def test_a_refit_that_fails_says_why(train: Trainer, images: Images) -> None:
     def fails_at_last(name: str, recipe: Recipe) -> TrialResult:
         return train.one(name, GIANT if name.startswith("champion") else recipe)
 
     settings = SETTINGS.model_copy(update={"refit": "everything"})
     with pytest.raises(UserError, match=r"failed on all images \(.*parameters") as caught:
-        find_champion(leaders(GOOD), settings, SEED, partial(one_by_one, fails_at_last))
+        find_champion(leaders(GOOD), settings, SEED, partial(one_by_one, fails_at_last), images)
     assert caught.value.exit_code == 4
 
 
 @pytest.mark.parametrize("at", [0, 1, 2, 3, 4])
-def test_an_interruption_ends_it_at_once_without_a_champion(at: int, train: Trainer) -> None:
+def test_an_interruption_ends_it_at_once_without_a_champion(at: int, train: Trainer, images: Images) -> None:
     # Two finalists with two seeds each, and the refit.
     train.interrupt_at = at
     settings = SETTINGS.model_copy(update={"refit": "everything"})
-    assert find_champion(leaders(GOOD, LAZY), settings, SEED, train) is None
+    assert find_champion(leaders(GOOD, LAZY), settings, SEED, train, images) is None
     assert len(train.results) == at + 1
     assert train.results[-1].state is State.INTERRUPTED
 
@@ -275,6 +278,7 @@ OTHER_SETTINGS: dict[str, object] = {
     "schedule": "cosine",
     "images": "all",
     "refit": "everything",
+    "ensemble": 9,
     "model_name": "other",
 }
 
@@ -300,3 +304,150 @@ def test_a_choice_is_the_same_among_the_same_recipes() -> None:
         dataclasses.replace(row, number=row.number + 5, recipe=row.recipe.replace({"seed": 9})) for row in leaders(GOOD)
     ]
     assert fingerprint(again, SETTINGS) == fingerprint(leaders(GOOD), SETTINGS)
+
+
+# ------------------------------------------------------------------------------------ what is kept
+
+
+def test_the_record_tells_which_validation_images_the_confirming_trainings_got_right(
+    train: Trainer, images: Images
+) -> None:
+    chosen = find_champion(leaders(LAZY, GOOD), SETTINGS, SEED, train, images)
+    assert chosen is not None
+    assert chosen.hits.right.shape == (2, len(images.validation))
+    assert chosen.hits.accuracies == pytest.approx(chosen.confirmed.accuracies)
+    assert (chosen.hits.dataset_digest, chosen.hits.split_digest) == (images.digest, images.split_digest)
+    assert [candidate.trial for candidate in chosen.candidates] == [1, 0]
+
+
+def test_a_refit_that_has_seen_the_validation_images_leaves_no_record_of_them(source: Source) -> None:
+    # Judged by the refit, the images it has learned from would look easy.
+    images = prepare(DATA, source)
+    settings = Finalists(seeds=1, epochs=1, images="slice")
+    results: list[TrialResult] = []
+
+    def train(_: str, recipe: Recipe) -> TrialResult:
+        results.append(run_trial(recipe, prepare(recipe.data, source), Execution(threads=1)))
+        return results[-1]
+
+    chosen = find_champion(
+        leaders(GOOD.replace({"batch_size": 1_000})), settings, SEED, partial(one_by_one, train), images
+    )
+    assert chosen is not None
+    assert chosen.hits.accuracies == pytest.approx((results[0].value,))
+    assert evaluate(chosen.classifier, images.validation).accuracy != pytest.approx(results[0].value)
+
+
+# ------------------------------------------------------------------------------------ the ensemble
+
+ENSEMBLE = SETTINGS.model_copy(update={"recipes": 3, "ensemble": 2})
+
+
+def probabilities(results: Sequence[TrialResult], recipes: Sequence[Recipe], pixels: torch.Tensor) -> torch.Tensor:
+    """The mean probabilities of trained networks, computed one by one."""
+    found = []
+    for result, recipe in zip(results, recipes, strict=True):
+        classifier = build(recipe.model).eval()
+        assert result.last_weights is not None
+        classifier.load_state_dict(result.last_weights)
+        with torch.inference_mode():
+            found.append(classifier(pixels).softmax(1))
+    return torch.stack(found).mean(0)
+
+
+def test_an_ensemble_averages_the_probabilities_of_the_best_recipes(train: Trainer, images: Images) -> None:
+    chosen = find_champion(leaders(LAZY, GOOD, SLOW), ENSEMBLE, SEED, train, images)
+    assert chosen is not None
+    # Trainings 2 and 4 are the first seeds of the second and the third recipe, which are better than the lazy one.
+    members = [(train.results[place], train.recipes[place]) for place in (2, 4)]
+    assert chosen.recipes == tuple(recipe for _, recipe in members)
+    pixels, labels = images.validation.pixels, images.validation.labels
+    expected = probabilities(*zip(*members, strict=True), pixels)  # type: ignore[arg-type]
+    with torch.inference_mode():
+        given = chosen.classifier(pixels).softmax(1)
+    assert torch.allclose(given, expected, atol=1e-5)
+    # Its figures are its own: of each seed's networks together.
+    again = [(train.results[place], train.recipes[place]) for place in (3, 5)]
+    second = probabilities(*zip(*again, strict=True), pixels)  # type: ignore[arg-type]
+    shares = [(mean.argmax(1) == labels).float().mean().item() for mean in (expected, second)]
+    assert chosen.confirmed.accuracies == pytest.approx(tuple(shares))
+    assert chosen.confirmed.trial == 1
+
+
+def test_where_the_recipes_are_too_few_an_ensemble_takes_more_seeds(train: Trainer, images: Images) -> None:
+    settings = SETTINGS.model_copy(update={"ensemble": 3})
+    chosen = find_champion(leaders(SLOW, GOOD), settings, SEED, train, images)
+    assert chosen is not None
+    first, second = fresh_seeds(SEED, 2)
+    good, slow = final_recipe(GOOD, settings), final_recipe(SLOW, settings)
+    assert chosen.recipes == (
+        good.replace({"seed": first}),
+        slow.replace({"seed": first}),
+        good.replace({"seed": second}),
+    )
+    # All seeds that there are make one ensemble: its deviation is not known.
+    assert len(chosen.confirmed.accuracies) == 1
+
+
+def test_every_member_of_an_ensemble_is_refitted(source: Source, execution: Execution) -> None:
+    recipes = [recipe.replace({"batch_size": 1_000}) for recipe in (GOOD, SLOW)]
+    settings = Finalists(recipes=2, seeds=1, epochs=1, images="slice", ensemble=2)
+    trained: dict[str, Recipe] = {}
+
+    def train(name: str, recipe: Recipe) -> TrialResult:
+        trained[name] = recipe
+        return run_trial(recipe, prepare(recipe.data, source), execution)
+
+    chosen = find_champion(leaders(*recipes), settings, SEED, partial(one_by_one, train), prepare(DATA, source))
+    assert chosen is not None
+    assert len(trained) == 4
+    assert set(list(trained.values())[2:]) == set(chosen.recipes)
+    assert {recipe.data.validation for recipe in chosen.recipes} == {0}
+    assert chosen.hits.right.shape == (1, DATA.validation)
+
+
+@pytest.mark.parametrize(
+    ("members", "recipes", "seeds", "teams"),
+    [
+        (1, 3, 2, [[(0, 0)], [(0, 1)]]),
+        (2, 3, 2, [[(0, 0), (1, 0)], [(0, 1), (1, 1)]]),
+        (3, 1, 3, [[(0, 0), (0, 1), (0, 2)]]),
+        (2, 1, 5, [[(0, 0), (0, 1)], [(0, 2), (0, 3)]]),
+        (3, 2, 4, [[(0, 0), (1, 0), (0, 1)], [(0, 2), (1, 2), (0, 3)]]),
+        (5, 2, 2, []),
+    ],
+)
+def test_members_are_dealt_out_over_the_recipes_and_then_over_further_seeds(
+    members: int, recipes: int, seeds: int, teams: list[list[tuple[int, int]]]
+) -> None:
+    assert seats(members, recipes, seeds) == teams
+
+
+@given(st.integers(1, 12), st.integers(1, 6), st.integers(1, 6))
+def test_no_training_has_two_seats_and_there_are_teams_wherever_there_are_trainings_enough(
+    members: int, recipes: int, seeds: int
+) -> None:
+    teams = seats(members, recipes, seeds)
+    taken = [seat for team in teams for seat in team]
+    assert len(taken) == len(set(taken)) == members * len(teams)
+    assert all(place < recipes and number < seeds for place, number in taken)
+    assert bool(teams) == (members <= recipes * seeds)
+
+
+def test_an_ensemble_of_more_than_there_is_is_refused_before_anything_is_trained(
+    train: Trainer, images: Images
+) -> None:
+    settings = SETTINGS.model_copy(update={"recipes": 3, "ensemble": 5})
+    with pytest.raises(
+        UserError, match="5 members are more than the 4 finalists there are, 2 distinct recipes"
+    ) as caught:
+        find_champion(leaders(GOOD, SLOW), settings, SEED, train, images)
+    assert caught.value.exit_code == 2
+    assert not train.results
+
+
+def test_an_ensemble_whose_members_failed_is_none(train: Trainer, images: Images) -> None:
+    settings = SETTINGS.model_copy(update={"recipes": 2, "ensemble": 3})
+    with pytest.raises(UserError, match="3 members are more than the 2 finalists there are") as caught:
+        find_champion(leaders(GOOD, GIANT), settings, SEED, train, images)
+    assert caught.value.exit_code == 4

@@ -174,7 +174,7 @@ def refusal_of(path: Path) -> str:
         (idx(SEVERAL)[:-1], "ends within image 4 of 5"),
         (idx(SEVERAL) + b"?", "is longer than its 5 images"),
         (gzip.compress(idx(SEVERAL))[:-9], "cannot be read"),
-        (gzip.compress(b"hello"), "is no IDX file of images"),
+        (gzip.compress(b"hello", mtime=0), "is no IDX file of images"),
         (idx(SEVERAL)[:11], "is no IDX file of images"),
         (struct.pack(">2I", 0x0801, 3) + b"123", "holds labels"),
         (struct.pack(">4I", 0x0D03, 1, 28, 28) + bytes(4 * 784), "is no IDX file of images"),

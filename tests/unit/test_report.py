@@ -296,4 +296,4 @@ def test_a_trial_that_was_answered_from_an_earlier_one_does_not_count() -> None:
 
 
 def test_a_single_seed_has_no_deviation() -> None:
-    assert str(Confirmed(0, Recipe(), (0.5,))) == "50.00% ± 0.00% (n = 1)"
+    assert str(Confirmed(0, Recipe(), (0.5,))) == "50.00% (n = 1)"

@@ -1,0 +1,122 @@
+"""The card of a registered model, in Markdown: what it is, how good it is, how it was chosen, and what it is not for.
+
+MLflow cuts descriptions, so the figures come first and the long table of the recipe last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fmnist_search.recipe import Recipe, short_text
+from fmnist_search.results import Accuracy, Confirmed
+
+DATASET_NAMES = {"fashion-mnist": "Fashion-MNIST"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model card tells. An ensemble has several recipes, and its confirmed figures are its own.
+
+    `comparison` is the sentence about the champion; `candidates` are all finalists, the best mean first.
+    """
+
+    model: str
+    study: str
+    recipes: tuple[Recipe, ...]
+    confirmed: Confirmed
+    candidates: tuple[Confirmed, ...]
+    test: Accuracy
+    validation_images: int
+    dataset_digest: str
+    split_digest: str
+    comparison: str
+
+    def to_markdown(self) -> str:
+        """The whole card."""
+        sections = {
+            "Figures": self._figures(),
+            "How it was chosen": self._choice(),
+            "Data": self._data(),
+            "Use": self._use(),
+            "Licences": "The images are Fashion-MNIST, © 2017 Zalando SE, MIT licence; fmnist-search, which trained "
+            "the model on them, is under the MIT licence as well.",
+            "Recipe" if len(self.recipes) == 1 else "Recipe of the first member": _recipe_table(self.recipes[0]),
+        }
+        body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
+        return f"# {self._title()}\n\n{self._what()}\n\n{body}\n"
+
+    def _title(self) -> str:
+        first = self.recipes[0].label
+        return first if len(self.recipes) == 1 else f"Ensemble of {len(self.recipes)}, first {first}"
+
+    def _what(self) -> str:
+        dataset = DATASET_NAMES.get(self.recipes[0].data.dataset, self.recipes[0].data.dataset)
+        what = f"A classifier of {dataset}: ten classes of clothes on grey images of 28 by 28 pixels."
+        if len(self.recipes) > 1:
+            members = "; ".join(f"{recipe.label}, seed {recipe.seed}" for recipe in self.recipes)
+            what += f" It averages the probabilities of {len(self.recipes)} networks: {members}."
+        return what
+
+    def _figures(self) -> str:
+        test = self.test
+        return _table(
+            [
+                ["images", "accuracy"],
+                [
+                    f"{self.validation_images:,} for validation, on n fresh seeds with their deviation",
+                    f"{self.confirmed}",
+                ],
+                [
+                    f"{test.images:,} for the test, looked at once",
+                    f"{test.value:.2%} (95 % interval after Wilson {test.low:.2%} to {test.high:.2%})",
+                ],
+            ]
+        )
+
+    def _choice(self) -> str:
+        refitted = not self.recipes[0].data.validation
+        lines = [
+            f"From trial {self.confirmed.trial} of the study {self.study!r}. The finalists, trained again from fresh "
+            "seeds: " + "; ".join(f"trial {finalist.trial} {finalist}" for finalist in self.candidates) + ".",
+        ]
+        if len(self.recipes) > 1:
+            lines.append(
+                "The confirmed figure is the ensemble's own, of trainings that never saw the validation images."
+            )
+        if refitted:
+            lines.append(
+                "The model was trained once more, on training and validation images together: its confirmed figure is "
+                "of the trainings before that."
+            )
+        return " ".join(lines) + f"\n\n{self.comparison}"
+
+    def _data(self) -> str:
+        data = self.recipes[0].data
+        return (
+            f"Trained on {data.training_count:,} of the 60,000 training images; {self.validation_images:,} were held "
+            f"back to choose by. SHA-256 of the data `{self.dataset_digest}`; of the held-back images, its first half "
+            f"`{self.split_digest}`."
+        )
+
+    def _use(self) -> str:
+        address = f"models:/{self.model}@champion"
+        return (
+            "Meant for Fashion-MNIST and for teaching, comparing and trying out methods on it. Photographs, other "
+            "clothes and other backgrounds are not what it has seen; it gives one of ten classes for whatever it is "
+            "shown, and its probabilities are not calibrated.\n\n"
+            "Takes float32 pixels (N, 28, 28) of 0..255, light garment on dark ground, and gives probabilities "
+            "(N, 10).\n\n"
+            f"    model = mlflow.pyfunc.load_model({address!r}); model.predict(pixels)\n"
+            f'    mlflow models serve -m "{address}" --env-manager local'
+        )
+
+
+def _recipe_table(recipe: Recipe) -> str:
+    rows = [[f"`{name}`", short_text(value)] for name, value in recipe.flat().items()]
+    return _table([["hyperparameter", "value"], *rows])
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *body])

@@ -1,0 +1,74 @@
+"""A model's card says what whoever meets the model in the registry must know."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from fmnist_search.card import Card
+from fmnist_search.evaluate import wilson
+from fmnist_search.recipe import FAMILIES, Recipe
+from fmnist_search.registry import DESCRIPTION_LIMIT, UNDECIDED, shortened
+from fmnist_search.results import Confirmed
+
+RECIPE = Recipe(epochs=18).replace({"data.validation": 0, "optimizer.learning_rate": 0.0123456})
+CARD = Card(
+    model="mine",
+    study="small",
+    recipes=(RECIPE,),
+    confirmed=Confirmed(7, Recipe(), (0.91, 0.93)),
+    candidates=(Confirmed(7, Recipe(), (0.91, 0.93)), Confirmed(3, Recipe(), (0.9, 0.9))),
+    test=wilson(9_150, 10_000),
+    validation_images=10_848,
+    dataset_digest="d" * 64,
+    split_digest="s" * 32,
+    comparison=UNDECIDED,
+)
+
+
+def test_a_card_says_figures_choice_data_use_licences_and_recipe() -> None:
+    text = CARD.to_markdown()
+    headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    assert headings == ["Figures", "How it was chosen", "Data", "Use", "Licences", "Recipe"]
+    assert text.startswith("# cnn 32-64-128\n")
+    for said in (
+        "92.00% ± 1.41% (n = 2)",
+        "91.50% (95 % interval after Wilson 90.94% to 92.03%)",
+        "trial 7 92.00% ± 1.41% (n = 2); trial 3 90.00% ± 0.00% (n = 2)",
+        "trained once more, on training and validation images together",
+        "60,000 of the 60,000 training images",
+        "d" * 64,
+        "s" * 32,
+        "models:/mine@champion",
+        "MIT licence",
+        "Zalando SE",
+        "| `optimizer.learning_rate` | 0.01235 |",
+        UNDECIDED,
+    ):
+        assert said in text, said
+
+
+def test_a_card_of_one_seed_claims_no_deviation_and_without_a_refit_speaks_of_none() -> None:
+    one = Confirmed(7, Recipe(), (0.91,))
+    text = dataclasses.replace(CARD, recipes=(Recipe(),), confirmed=one, candidates=(one,)).to_markdown()
+    assert "91.00% (n = 1)" in text
+    assert "±" not in text
+    assert "once more" not in text
+
+
+def test_the_card_of_an_ensemble_names_its_members() -> None:
+    members = (RECIPE.replace({"seed": 5}), RECIPE.replace({"seed": 6}))
+    text = dataclasses.replace(CARD, recipes=members).to_markdown()
+    assert text.startswith("# Ensemble of 2, first cnn 32-64-128\n")
+    assert "averages the probabilities of 2 networks: cnn 32-64-128, seed 5; cnn 32-64-128, seed 6" in text
+    assert "The confirmed figure is the ensemble's own" in text
+    assert "## Recipe of the first member" in text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_card_of_a_single_model_is_kept_whole(family: str) -> None:
+    recipe = RECIPE.replace({"model.family": family})
+    text = dataclasses.replace(CARD, recipes=(recipe,), comparison="x" * 400).to_markdown()
+    assert shortened(text) == text
+    assert len(text) < DESCRIPTION_LIMIT
