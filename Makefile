@@ -8,7 +8,7 @@ TESTS := -n 2 --dist loadfile
 FULL ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install data demo test test-all lint types format docs bench bench-search clean
+.PHONY: help install data demo test test-all lint types format docs screenshots bench bench-search clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ format: install ## Bring the code into shape
 docs: install ## Write what is generated from the code: the schema of study files, the page of their keys
 	$(BIN)/fmnist-search studies schema > studies/schema.json
 	$(BIN)/fmnist-search studies keys > docs/study-keys.md
+
+screenshots: demo ## Take the pictures of docs/mlflow.md anew, of the study of `make demo`; needs Chromium
+	$(BIN)/python -m docs.screenshots
 
 bench: data ## Measure speed against the usual script and loop, under 15 minutes on two cores; FULL=--full measures more
 	$(BIN)/python -m benchmarks.throughput --save $(FULL)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 VIEW = "trials"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 HYPERPARAMETERS_SHOWN = 16
-"""MLflow holds 5,000 characters of a tag; what is left out is behind the button Columns."""
+"""The tag shall be short: older servers hold 5,000 characters. What is left out is behind the button Columns."""
 
 WORKFLOW = "?workflowType=machine_learning"
 """Without it a page opens among the menus for language models."""

@@ -32,7 +32,7 @@ def ui(
     sys.stdout.flush()
     hosts = f"localhost:{port},127.0.0.1:{port}"
     arguments = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--allowed-hosts", hosts]
-    # For one person: there in 7 s and not in 20, with a quarter of the memory. The jobs are about language models.
+    # For one person: there in 7 s and not in 20 (2 cores, once each), and smaller. The jobs are for language models.
     arguments += ["--workers", "1"]
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", *arguments])

@@ -7,7 +7,7 @@ import json
 from fmnist_search.browsing import HYPERPARAMETERS_SHOWN, VIEW_TAG, run_page, runs_page, view_of_trials
 
 MOST_CHARACTERS = 5_000
-"""Of an experiment's tag in MLflow."""
+"""Of an experiment's tag, on older servers of MLflow."""
 
 
 def test_the_view_fits_into_a_tag_however_many_hyperparameters_are_searched() -> None:
