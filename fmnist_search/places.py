@@ -72,9 +72,9 @@ def tracking_uri(given: str | None = None) -> str:
     uri = given or os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None and any(Path("mlruns").glob("[0-9]*/meta.yaml")):
         raise UserError(
-            "./mlruns: is an older MLflow's file store, which stands in the way of mlflow.db here; bring it over with "
-            "`mlflow migrate-filestore --source mlruns --target sqlite:///mlflow.db` and rename it, or name a store with "
-            "--tracking-uri"
+            "./mlruns: is an older MLflow's file store, which stands in the way of mlflow.db; bring it over with "
+            "`mlflow migrate-filestore --source mlruns --target sqlite:///mlflow.db` and rename it, or name a store "
+            "with --tracking-uri"
         )
     uri = uri or "sqlite:///mlflow.db"
     database = sqlite_file(uri)

@@ -72,7 +72,7 @@ def test_the_leaderboard_is_a_table_of_mlflow_and_a_csv_with_every_trials_run(cl
     trials = {run_.info.run_id: run_ for run_ in runs_of(client, "trial")}
     assert set(table["run_id"]) == set(trials)
     for row in table.to_dict("records"):
-        assert row["val_accuracy"] == trials[row["run_id"]].data.metrics["val/accuracy"]
+        assert row["val_accuracy"] == pytest.approx(trials[row["run_id"]].data.metrics["val/accuracy"], rel=1e-12)
         assert str(row["trial"]) == trials[row["run_id"]].data.tags["trial"]
     assert list(table["val_accuracy"]) == sorted(table["val_accuracy"], reverse=True)
     rows = list(csv.DictReader(io.StringIO(text(study, "leaderboard.csv"))))
