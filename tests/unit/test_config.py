@@ -238,6 +238,8 @@ MISTAKES = [
     (f'name = "a/b"\n[budget]\ntrials = 3\n{CNN}', "name", "'a/b' is no usable name", "letters, digits"),
     (f'name = ""\n[budget]\ntrials = 3\n{CNN}', "name", "'' is no usable name", "letters, digits"),
     (f'name = "a\\nb"\n[budget]\ntrials = 3\n{CNN}', "name", r"'a\nb' is no usable name", "letters, digits"),
+    (f"{HEAD}{CNN}[finalists]\nensemble = 1\n", "finalists.ensemble", "1 is no ensemble", "give 2 or more"),
+    (f"{HEAD}{CNN}[finalists]\nensemble = 10\n", "finalists.ensemble", "more than the 9 finalists", "fewer members"),
     (f"{HEAD}{CNN}[finalists]\nmodel_name = 'a/b'\n", "finalists.model_name", "'a/b' is no usable name", "letters"),
 ]  # fmt: skip
 
