@@ -20,6 +20,7 @@ from fmnist_search.recipe import Execution, values_of
 from fmnist_search.record import Run
 from fmnist_search.results import Champion, Ending, Listener, Observer, StudySummary, TrialRow, leaders_of
 from fmnist_search.search.ledger import Conditions, Ledger, parameters_of_start
+from fmnist_search.search.space import searched
 from fmnist_search.search.strategies import drawn_at_random
 from fmnist_search.searching import Search
 from fmnist_search.sender import Nobody
@@ -63,7 +64,8 @@ def open_session(
             ledger.conditions = conditions
             crew.settle(conditions.execution)
             if tracking:
-                ledger.run_id = tracking.study_run(config.name, ledger.run_id)
+                ledger.run_id = run_id = tracking.study_run(config.name, ledger.run_id)
+                tracking.save_view(run_id, searched(config.space))
             images = images.to(conditions.execution.device)
             with sending(home, tracking, listener) if tracking else contextlib.nullcontext(Nobody()) as sender:
                 run = Run.known(sender, ledger.run_id or "")

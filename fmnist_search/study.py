@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from fmnist_search.browsing import run_page
 from fmnist_search.config import Finalists, StudyConfig
 from fmnist_search.errors import UserError
 from fmnist_search.outbox import Outbox
@@ -221,7 +222,7 @@ def page_of(run_id: str, *, tracking_uri: str | None = None, workdir: str | None
     with reaching(uri):
         experiment = Tracking(uri, "fmnist-search").experiment_of(run_id)
     server = uri if uri.startswith("http") else "http://127.0.0.1:5000"
-    return f"{server.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}" if experiment else None
+    return run_page(server, experiment, run_id) if experiment else None
 
 
 def config_of(name: str, *, tracking_uri: str | None = None, workdir: str | None = None) -> StudyConfig:

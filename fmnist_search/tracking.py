@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from sqlalchemy.exc import SQLAlchemyError
 
+from fmnist_search.browsing import runs_page, view_of_trials
 from fmnist_search.config import recipe_from_toml
 from fmnist_search.errors import UserError
 from fmnist_search.outbox import Event, Outbox, OutOfReach, Refused
@@ -70,6 +71,17 @@ class Tracking:
         self._tag(run_id, {"study": study, "kind": "study", "state": "running", **provenance_tags()})
         self.client.update_run(run_id, status="RUNNING", name=study)
         return run_id
+
+    def save_view(self, run_id: str, hyperparameters: Sequence[str]) -> None:
+        """Have the UI show at once what trials are about, in the experiment of a study's run."""
+        experiment_id = self.client.get_run(run_id).info.experiment_id
+        for key, value in view_of_trials(hyperparameters).items():
+            self.client.set_experiment_tag(experiment_id, key, value)
+
+    def runs_page(self, server: str, run_id: str | None) -> str:
+        """The address, on a server of the UI, of the experiment that a run belongs to; without a run, of ours."""
+        experiment_id = (run_id and self.experiment_of(run_id)) or self.experiment_id
+        return runs_page(server, experiment_id, self.client.get_experiment(experiment_id).tags)
 
     def training_run(self, post: Post, name: str, recipe: Recipe, tags: Mapping[str, str]) -> TrainingRun:
         """A run for a training without a study; one that `mlflow run` started takes the run that was made for it."""

@@ -77,3 +77,26 @@ def running(server: MlflowServer) -> Iterator[MlflowServer]:
         yield server
     finally:
         server.kill()
+
+
+@contextlib.contextmanager
+def browsable(folder: Path) -> Iterator[str]:
+    """`fmnist-search ui` on the store of a folder, answering; gives the address that it prints."""
+    port = free_port()
+    ui = subprocess.Popen(
+        [sys.executable, "-m", "fmnist_search", "ui", "--port", str(port)],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert ui.stdout is not None
+        address = ui.stdout.readline().strip()
+        wait_for(f"http://127.0.0.1:{port}/health")
+        yield address
+    finally:
+        ui.send_signal(signal.SIGTERM)
+        ui.communicate(timeout=30)

@@ -129,7 +129,7 @@ def test_show_says_how_a_trial_ended_its_curve_its_values_and_where_to_find_it(
     assert f"{row['curve'][0]:.2%}; " in lines[1]
     values = dict(cells for cells in table(text) if len(cells) == 2 and "." in cells[0])
     assert values == {"model.width": str(width), "optimizer.learning_rate": str(rate)}
-    assert f"/runs/{row['run_id']} " in text
+    assert f"/runs/{row['run_id']}?workflowType=machine_learning " in text
     assert f"fmnist-search train --from-run {row['run_id']}" in text
 
 
@@ -141,7 +141,7 @@ def test_show_as_json_is_the_row_of_the_leaderboard_with_study_and_page(
     page = found.pop("page")
     assert found == {"study": "rates", **row}
     experiment = MlflowClient(finished.tracking_uri).get_run(row["run_id"]).info.experiment_id
-    assert page == f"http://127.0.0.1:5000/#/experiments/{experiment}/runs/{row['run_id']}"
+    assert page == f"http://127.0.0.1:5000/#/experiments/{experiment}/runs/{row['run_id']}?workflowType=machine_learning"
 
 
 @pytest.mark.parametrize("place", [0, 9])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -13,8 +10,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.integration.conftest import environment, run
-from tests.integration.servers import MlflowServer, free_port, running, wait_for
+from tests.integration.conftest import run
+from tests.integration.servers import MlflowServer, browsable, running
 
 pytestmark = pytest.mark.slow
 
@@ -46,24 +43,10 @@ def test_a_search_on_a_server_leaves_everything_there(tiny: Path, tmp_path: Path
 
 def test_the_ui_answers_on_the_store_of_this_folder(tiny: Path, tmp_path: Path) -> None:
     assert run(tmp_path, "search", "tiny.toml", "--trials", "1", "--set", "finalists.recipes=0").code == 0
-    port = free_port()
-    ui = subprocess.Popen(
-        [sys.executable, "-m", "fmnist_search", "ui", "--port", str(port)],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        assert ui.stdout is not None
-        address = ui.stdout.readline().strip()
-        assert address.startswith(f"http://127.0.0.1:{port}/#/experiments/")
-        assert address.endswith("/runs?workflowType=machine_learning")
-        wait_for(f"http://127.0.0.1:{port}/health")
-        hostile = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"Host": "10.evil.example"})
+    with browsable(tmp_path) as address:
+        server, _, page = address.partition("/#/")
+        assert server.startswith("http://127.0.0.1:")
+        assert page.endswith("/runs?workflowType=machine_learning&viewStateShareKey=trials")
+        hostile = urllib.request.Request(f"{server}/", headers={"Host": "10.evil.example"})
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(hostile, timeout=5)
-    finally:
-        ui.send_signal(signal.SIGTERM)
-        ui.wait(timeout=30)

@@ -1,0 +1,56 @@
+"""How an experiment looks in MLflow's UI: a saved view that shows at once what trials are about; addresses of pages.
+
+By itself the UI shows neither accuracies nor hyperparameters nor whether a trial was pruned. It keeps saved views as
+tags of the experiment; one that a later version cannot read is left out of its list, and nothing else depends on it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+
+VIEW = "trials"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+HYPERPARAMETERS_SHOWN = 16
+"""MLflow holds 5,000 characters of a tag; what is left out is behind the button Columns."""
+
+WORKFLOW = "?workflowType=machine_learning"
+"""Without it a page opens among the menus for language models."""
+
+FIRST_COLUMNS = ("tags.`state`", "metrics.`best/val_accuracy`")
+LAST_COLUMNS = ("metrics.`model/parameters`", "attributes.`Duration`")
+WIDTH = 130
+"""Pixels, enough for the names of our metrics."""
+
+
+def view_of_trials(hyperparameters: Sequence[str]) -> dict[str, str]:
+    """The tag of an experiment that makes the view: state and accuracy, then these hyperparameters, oldest run first.
+
+    The UI nests trials below their study only where runs are sorted by their time.
+    """
+    columns = [*FIRST_COLUMNS, *(f"params.`{name}`" for name in hyperparameters[:HYPERPARAMETERS_SHOWN]), *LAST_COLUMNS]
+    state = {
+        "selectedColumns": columns,
+        "columnOrder": columns,
+        "columnWidths": {column: WIDTH for column in columns if column.startswith("metrics.")},
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": True,
+    }
+    now = int(time.time() * 1000)
+    return {VIEW_TAG: json.dumps({"name": VIEW, "createdAt": now, "updatedAt": now, "state": json.dumps(state)})}
+
+
+def runs_page(server: str, experiment_id: str, experiment_tags: Mapping[str, str]) -> str:
+    """The address of an experiment's runs, in the view of trials where it has one."""
+    view = f"&viewStateShareKey={VIEW}" if VIEW_TAG in experiment_tags else ""
+    return f"{_experiment(server, experiment_id)}/runs{WORKFLOW}{view}"
+
+
+def run_page(server: str, experiment_id: str, run_id: str) -> str:
+    """The address of a run."""
+    return f"{_experiment(server, experiment_id)}/runs/{run_id}{WORKFLOW}"
+
+
+def _experiment(server: str, experiment_id: str) -> str:
+    return f"{server.rstrip('/')}/#/experiments/{experiment_id}"
