@@ -141,7 +141,9 @@ def test_show_as_json_is_the_row_of_the_leaderboard_with_study_and_page(
     page = found.pop("page")
     assert found == {"study": "rates", **row}
     experiment = MlflowClient(finished.tracking_uri).get_run(row["run_id"]).info.experiment_id
-    assert page == f"http://127.0.0.1:5000/#/experiments/{experiment}/runs/{row['run_id']}?workflowType=machine_learning"
+    assert (
+        page == f"http://127.0.0.1:5000/#/experiments/{experiment}/runs/{row['run_id']}?workflowType=machine_learning"
+    )
 
 
 @pytest.mark.parametrize("place", [0, 9])
