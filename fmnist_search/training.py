@@ -200,11 +200,10 @@ def see_off(desk: Desk) -> bool:
     sender = desk.sender
     arrived = sender.flush(PATIENCE_WITH_STORE, lambda: desk.interruption.requested)
     if not arrived:
-        desk.listener.say(f"MLflow is out of reach; {LEFT_BEHIND}")
+        desk.listener.say(
+            "MLflow has not got everything; the rest is kept, and `fmnist-search sync` sends it once MLflow is back"
+        )
     return arrived
-
-
-LEFT_BEHIND = "its record is kept, and `fmnist-search sync` sends it once MLflow is back"
 
 
 def save_weights(path: Path, result: TrialResult) -> None:
