@@ -37,6 +37,7 @@ class Logbook:
         self._desk = desk
         self._drawn_at = time.monotonic()
         self._drawn: tuple[TrialRow, ...] = ()
+        self._progress: dict[str, float] = {}
 
     def open(self, images: Images, conditions: Conditions, workers: int) -> None:
         """What the run says from the start."""
@@ -52,12 +53,14 @@ class Logbook:
         self._run.tags({"device": device, "optuna_study": config.name, "workers": str(workers)})
 
     def trial_ended(self, rows: Sequence[TrialRow]) -> None:
-        """How far the search has come; from time to time the pictures as well."""
+        """How far the search has come: what is new of it; from time to time the pictures as well."""
         own = [row for row in rows if row.duplicate_of is None]
         figures = {f"progress/{state.value}": float(sum(row.state is state for row in own)) for state in PROGRESS}
         if done := [row.value for row in own if row.state is State.COMPLETED and row.value is not None]:
             figures["best/val_accuracy"] = max(done)
-        self._run.metrics(figures, step=len(rows))
+        new = {name: value for name, value in figures.items() if self._progress.get(name) != value}
+        self._progress = figures
+        self._run.metrics(new, step=len(rows))
         if time.monotonic() - self._drawn_at > REFRESH_SECONDS:
             self.draw(rows)
 

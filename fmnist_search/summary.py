@@ -11,6 +11,9 @@ from fmnist_search.recipe import Architecture
 
 COLUMNS = ("input_size", "output_size", "kernel_size", "num_params", "mult_adds")
 
+COLUMN_WIDTH = 17
+"""Of a table that every trial keeps: enough for the shape of 128 channels."""
+
 
 @dataclass(frozen=True)
 class ModelSummary:
@@ -29,8 +32,17 @@ def summarize(architecture: Architecture) -> ModelSummary:
     """The summary of an architecture's network for one image; UserError where it is too large to build."""
     model: Classifier = build(architecture)
     found = torchinfo.summary(
-        model, input_size=(1, 28, 28), device="cpu", col_names=COLUMNS, row_settings=("var_names",), verbose=0
+        model,
+        input_size=(1, 28, 28),
+        device="cpu",
+        col_names=COLUMNS,
+        col_width=COLUMN_WIDTH,
+        row_settings=("var_names",),
+        verbose=0,
     )
     return ModelSummary(
-        str(found), int(found.trainable_params), int(found.total_mult_adds), int(found.total_output_bytes)
+        "\n".join(line.rstrip() for line in str(found).splitlines()).replace("(Units.MEGABYTES)", "(M)"),
+        int(found.trainable_params),
+        int(found.total_mult_adds),
+        int(found.total_output_bytes),
     )
