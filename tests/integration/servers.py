@@ -83,20 +83,38 @@ def running(server: MlflowServer) -> Iterator[MlflowServer]:
 def browsable(folder: Path) -> Iterator[str]:
     """`fmnist-search ui` on the store of a folder, answering; gives the address that it prints."""
     port = free_port()
-    ui = subprocess.Popen(
-        [sys.executable, "-m", "fmnist_search", "ui", "--port", str(port)],
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-    try:
+    with _command(folder, "fmnist_search", "ui", "--port", port) as ui:
         assert ui.stdout is not None
         address = ui.stdout.readline().strip()
         wait_for(f"http://127.0.0.1:{port}/health")
         yield address
+
+
+@contextlib.contextmanager
+def served(folder: Path, model: str) -> Iterator[str]:
+    """`mlflow models serve` of a model in the store of a folder, answering; gives the address to post to."""
+    port = free_port()
+    with _command(folder, "mlflow", "models", "serve", "-m", model, "--env-manager", "local", "--port", port):
+        wait_for(f"http://127.0.0.1:{port}/health")
+        yield f"http://127.0.0.1:{port}/invocations"
+
+
+@contextlib.contextmanager
+def _command(folder: Path, module: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """`python -m` in a folder, with the commands of this environment in reach, until this is over."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    with (folder / "server.log").open("a") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *map(str, arguments)],
+            cwd=folder,
+            env=environment(PATH=path, MLFLOW_TRACKING_URI=f"sqlite:///{folder / 'mlflow.db'}"),
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+    try:
+        yield process
     finally:
-        ui.send_signal(signal.SIGTERM)
-        ui.communicate(timeout=30)
+        os.killpg(process.pid, signal.SIGTERM)
+        process.communicate(timeout=30)

@@ -1,0 +1,213 @@
+"""Studies are a pleasure to browse: a small real study in MLflow's real UI, in a real browser.
+
+Of each test the last that its browser showed is kept as `page.png` in the test's temporary folder.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from playwright.sync_api import Browser, expect
+
+from tests.integration.conftest import TINY, Finished, run
+from tests.integration.mlflow_ui import CHROMIUM, PATIENCE, MlflowUi, browser
+from tests.integration.servers import browsable
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no `chromium` here; Debian's package chromium brings it"),
+]
+
+STUDY = "tiny"
+SETTINGS = [
+    "budget.trials=8",
+    "budget.epochs=3",
+    "sampler.startup_trials=8",
+    "pruner.startup_trials=2",
+    "optimizer.learning_rate={ low = 1e-4, high = 3e-2, log = true }",  # from too slow, so that some are pruned
+    "finalists.seeds=1",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A study with pruned and completed trials, and a champion."""
+    folder = tmp_path_factory.mktemp("browsed")
+    (folder / "tiny.toml").write_text(TINY)
+    settings = [part for setting in SETTINGS for part in ("--set", setting)]
+    outcome = run(folder, "search", "tiny.toml", *settings)
+    assert outcome.code == 0, outcome.stderr
+    return Finished(folder, outcome)
+
+
+@pytest.fixture(scope="module")
+def runs(finished: Finished) -> list[Run]:
+    """Every run of the study, by name: trials, finalist, study."""
+    found = MlflowClient(finished.tracking_uri).search_runs(["1"], order_by=["attributes.run_name"])
+    assert {trial.data.tags["state"] for trial in those(found, kind="trial")} == {"completed", "pruned"}
+    return list(found)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with browser() as launched:
+        yield launched
+
+
+@pytest.fixture(scope="module")
+def address(finished: Finished) -> Iterator[str]:
+    with browsable(finished.folder) as address:
+        yield address
+
+
+@pytest.fixture
+def ui(chromium: Browser, address: str, tmp_path: Path) -> Iterator[MlflowUi]:
+    with chromium.new_context(viewport={"width": 1600, "height": 1000}) as context:
+        context.set_default_timeout(PATIENCE)
+        page = context.new_page()
+        yield MlflowUi(page, address)
+        page.screenshot(path=tmp_path / "page.png")
+        print(f"the last that the browser showed: {tmp_path / 'page.png'}")
+
+
+def those(runs: list[Run], **tags: str) -> list[Run]:
+    """The runs with these tags."""
+    return [run for run in runs if tags.items() <= run.data.tags.items()]
+
+
+def names(runs: list[Run]) -> list[str]:
+    return [run.info.run_name for run in runs]
+
+
+def study_of(runs: list[Run]) -> str:
+    (study,) = those(runs, kind="study")
+    return str(study.info.run_id)
+
+
+# ---------------------------------------------------------------------------------------- many runs
+
+
+def test_the_study_unfolds_into_its_trials_in_their_order_with_states_and_accuracies(
+    ui: MlflowUi, runs: list[Run]
+) -> None:
+    ui.open_runs()
+    ui.wait_for_names([STUDY])
+    ui.expand(STUDY)
+    trials = those(runs, kind="trial")
+    assert [name[:4] for name in names(trials)] == [f"{number:03} " for number in range(8)]
+    ui.wait_for_names([STUDY, *names(trials), *names(those(runs, kind="finalist"))])
+    for row, trial in zip(ui.rows()[1:], trials, strict=False):
+        assert row["state"] == trial.data.tags["state"]
+        assert float(row["best/val_accuracy"]) == pytest.approx(trial.data.metrics["best/val_accuracy"], abs=1e-4)
+        assert row["model.depth"] == trial.data.params["model.depth"]
+
+
+def test_sorted_by_name_the_trials_stand_in_their_order(ui: MlflowUi, runs: list[Run]) -> None:
+    ui.open_runs()
+    ui.sort_by_name()
+    ui.wait_for_names(names(runs))
+
+
+def test_a_search_finds_what_it_names_below_its_study(ui: MlflowUi, runs: list[Run]) -> None:
+    shallow = [run for run in runs if run.data.params.get("model.depth") == "1"]
+    middle = statistics.median(run.data.metrics["best/val_accuracy"] for run in shallow)
+    good = [run for run in shallow if run.data.metrics["best/val_accuracy"] > middle]
+    pruned = those(runs, state="pruned")
+    assert good
+    ui.open_runs()
+    ui.expand(STUDY)
+    ui.search("tags.state = 'pruned'")
+    ui.wait_for_names([STUDY, *names(pruned)])
+    ui.search(f'params."model.depth" = \'1\' and metrics."best/val_accuracy" > {middle}')
+    ui.wait_for_names([STUDY, *names(good)])
+
+
+def test_compared_trials_cross_every_axis_of_the_parallel_coordinates(ui: MlflowUi, runs: list[Run]) -> None:
+    trials = those(runs, kind="trial")
+    shallow = [run for run in trials if run.data.params["model.depth"] == "1"]
+    deep = [run for run in trials if run.data.params["model.depth"] == "2"]
+    three = [*shallow[:2], deep[0]]
+    ui.open_runs()
+    ui.expand(STUDY)
+    ui.compare(names(three))
+    ui.choose("Parameters", "model.width_2")
+    ui.choose("Parameters", "optimizer.learning_rate")
+    ui.choose("Metrics", "best/val_accuracy")
+    expect(ui.page.locator(".js-plotly-plot").get_by_text("best/val_accuracy")).to_be_visible()
+    (drawn,) = ui.traces()
+    axes = {axis["label"]: axis["values"] for axis in drawn["dimensions"]}
+    assert {"model.depth", "model.width_2", "optimizer.learning_rate", "best/val_accuracy"} <= set(axes)
+    for name, values in axes.items():
+        of = "metrics" if name in deep[0].data.metrics else "params"
+        assert sorted(values) == sorted(float(getattr(run.data, of)[name]) for run in three), name
+    assert 0 in axes["model.width_2"]  # of a network without a second block
+
+
+def test_the_curves_of_all_trials_lie_over_each_other(ui: MlflowUi, runs: list[Run]) -> None:
+    ui.open_runs(charts=True)
+    ui.expand(STUDY)
+    ui.find_charts("val/accuracy")
+    ui.wait_for_curves(len(runs) - 1)
+    drawn = {curve["name"]: curve["x"] for curve in ui.traces()}
+    assert drawn == {
+        training.info.run_name: list(range(1, int(training.data.tags["epochs"]) + 1))
+        for training in runs
+        if training.info.run_name != STUDY
+    }
+
+
+# ------------------------------------------------------------------------------------------ one run
+
+
+def test_the_note_of_the_study_is_a_page_with_tables(ui: MlflowUi, runs: list[Run]) -> None:
+    ui.open_run(study_of(runs))
+    for heading in (STUDY, "Leaders", "Space", "Next"):
+        expect(ui.page.get_by_role("heading", name=heading, exact=True).last).to_be_visible()
+    leaders = ui.page.get_by_role("table").filter(has=ui.page.get_by_role("columnheader", name="network"))
+    completed = those(runs, kind="trial", state="completed")
+    expect(leaders.get_by_role("row")).to_have_count(len(completed) + 1)
+    expect(ui.page.get_by_text("|", exact=False)).to_have_count(0)  # of no table is the Markdown left
+    expect(ui.page.get_by_role("cell", name="space.common.optimizer.learning_rate")).to_be_visible()
+
+
+def test_the_leaderboard_is_shown_as_a_table(ui: MlflowUi, runs: list[Run]) -> None:
+    ui.open_artifact(study_of(runs), "leaderboard.json")
+    expect(ui.page.get_by_role("columnheader", name="val_accuracy")).to_be_visible()
+    expect(ui.page.get_by_role("row")).to_have_count(8 + 1)
+    best = max(run.data.metrics["best/val_accuracy"] for run in those(runs, kind="trial"))
+    first = ui.page.get_by_role("row").nth(1).get_by_role("cell")
+    expect(first.nth(0)).to_have_text("1")
+    assert float(first.nth(3).inner_text()) == pytest.approx(best)
+
+
+def test_pictures_and_the_page_to_explore_are_shown(ui: MlflowUi, runs: list[Run]) -> None:
+    ui.open_artifact(study_of(runs), "plots/history.png")
+    assert min(ui.picture()) > 300
+    ui.open_artifact(study_of(runs), "plots/study.html")
+    inner = ui.page.frame_locator("iframe")
+    expect(inner.get_by_role("heading", name=STUDY)).to_be_visible()
+    expect(inner.locator(".js-plotly-plot .main-svg").first).to_be_visible()
+
+
+def test_a_trial_shows_its_confusion_matrix(ui: MlflowUi, runs: list[Run]) -> None:
+    trial = those(runs, kind="trial", state="completed")[0]
+    ui.open_artifact(trial.info.run_id, "confusion_matrix.png")
+    assert min(ui.picture()) > 300
+
+
+# ------------------------------------------------------------------------------------------ champion
+
+
+def test_the_registered_model_shows_its_champion(ui: MlflowUi) -> None:
+    ui.open_model("fmnist-search")
+    version = ui.page.get_by_role("row").filter(has=ui.page.get_by_role("link", name="Version 1", exact=True))
+    expect(version.get_by_text("@ champion")).to_be_visible()
+    ui.open_model("fmnist-search", 1)
+    expect(ui.page.get_by_text("@ champion")).to_be_visible()
+    expect(ui.page.get_by_role("link", name=re.compile("^finalist "))).to_be_visible()

@@ -1,0 +1,123 @@
+"""The champion without any code of ours: served over HTTP by MLflow, on its command line, and loaded both ways."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from fmnist_search.data import Source, read_test_set
+from tests.integration.conftest import Finished, environment
+from tests.integration.servers import served
+
+pytestmark = pytest.mark.slow
+
+CHAMPION = "models:/fmnist-search@champion"
+IMAGES = 5
+
+
+@pytest.fixture(scope="module")
+def pixels(source: Source) -> npt.NDArray[np.float32]:
+    """The first test images, (N, 28, 28)."""
+    return read_test_set("fashion-mnist", source).pixels[:IMAGES].numpy().astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def expected(finished: Finished, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """What pyfunc gives for them, nothing unpickled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+        mlflow.set_tracking_uri(finished.tracking_uri)
+        given: npt.NDArray[np.float32] = mlflow.pyfunc.load_model(CHAMPION).predict(pixels)
+    return given
+
+
+@pytest.fixture(scope="module")
+def address(finished: Finished) -> Iterator[str]:
+    with served(finished.folder, CHAMPION) as address:
+        yield address
+
+
+def post(address: str, body: str) -> tuple[int, Any]:
+    request = urllib.request.Request(address, body.encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as refused:
+        return refused.code, json.loads(refused.read())
+
+
+def test_pixels_as_json_give_probabilities(
+    address: str, pixels: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]
+) -> None:
+    status, answer = post(address, json.dumps({"inputs": pixels.astype(int).tolist()}))
+    assert status == 200
+    assert np.array(answer["predictions"]) == pytest.approx(expected, abs=1e-6)
+    assert np.sum(answer["predictions"], axis=1) == pytest.approx([1] * IMAGES, abs=1e-5)
+    status, one = post(address, json.dumps({"instances": pixels[:1].tolist()}))
+    assert status == 200
+    assert np.array(one["predictions"]) == pytest.approx(expected[:1], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (json.dumps({"inputs": np.zeros((28, 28)).tolist()}), "Shape of input (28, 28) does not match"),
+        (json.dumps({"inputs": np.zeros((2, 1, 28, 28)).tolist()}), "Shape of input (2, 1, 28, 28) does not match"),
+        (json.dumps({"inputs": [[[0, 1], [2, 3]]]}), "Shape of input (1, 2, 2) does not match"),
+        (json.dumps({"inputs": [[["black"] * 28] * 28]}), "could not convert string to float: 'black'"),
+        (json.dumps({"inputs": "ankle boot"}), "ankle boot"),
+        (json.dumps({"inputs": []}), "Failed to enforce schema"),
+        (json.dumps({}), "exactly one of the input fields"),
+        ("ankle boot", "valid JSON"),
+    ],
+    ids=["one image", "channels", "small", "text", "a word", "none", "missing", "no JSON"],
+)  # fmt: skip
+def test_what_is_no_pixels_is_refused_with_the_reason(address: str, body: str, reason: str) -> None:
+    status, answer = post(address, body)
+    assert status == 400
+    assert reason in answer["message"]
+
+
+def test_the_command_line_of_mlflow_predicts(
+    finished: Finished, tmp_path: Path, pixels: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]
+) -> None:
+    (tmp_path / "pixels.json").write_text(json.dumps({"inputs": pixels.tolist()}))
+    command = ["-m", "mlflow", "models", "predict", "-m", CHAMPION, "--env-manager", "local", "-t", "json"]
+    bin_folder = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        [sys.executable, *command, "-i", tmp_path / "pixels.json", "-o", tmp_path / "out.json"],
+        env=environment(PATH=bin_folder, MLFLOW_TRACKING_URI=finished.tracking_uri),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    given = json.loads((tmp_path / "out.json").read_text())["predictions"]
+    assert np.array(given) == pytest.approx(expected, abs=1e-6)
+
+
+def test_pytorch_loads_the_same_model_without_unpickling(
+    finished: Finished,
+    monkeypatch: pytest.MonkeyPatch,
+    pixels: npt.NDArray[np.float32],
+    expected: npt.NDArray[np.float32],
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    mlflow.set_tracking_uri(finished.tracking_uri)
+    model = mlflow.pytorch.load_model(CHAMPION)
+    with torch.inference_mode():
+        given = model(torch.from_numpy(pixels))
+    assert given.numpy() == pytest.approx(expected, abs=1e-6)
