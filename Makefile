@@ -37,7 +37,7 @@ test: data ## Run the tests that take minutes
 	$(BIN)/python -m pytest $(TESTS)
 
 test-all: test ## Run the slow tests as well: servers, browsers, `mlflow run` in a fresh environment
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(TESTS) -m slow
 
 lint: install ## Check style and the rooms' arrows
 	$(BIN)/ruff check .

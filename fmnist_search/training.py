@@ -36,7 +36,7 @@ from fmnist_search.tuning import resolve_execution, tune
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PATIENCE_WITH_STORE = 60.0
+PATIENCE_WITH_STORE = 30.0
 """Seconds to wait at the end for a store that is down; what it has not got then waits for `fmnist-search sync`."""
 
 
