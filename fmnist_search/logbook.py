@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from fmnist_search import interactive
 from fmnist_search.data import Images
 from fmnist_search.errors import UserError
 from fmnist_search.figures import as_png, study_figures
+from fmnist_search.interactive import available, study_page
 from fmnist_search.provenance import command_line, environment
 from fmnist_search.record import Run, is_address
 from fmnist_search.report import leaderboard_columns, leaderboard_csv, origins_csv, study_note
@@ -100,8 +100,8 @@ class Logbook:
         self._run.text("leaderboard.csv", leaderboard_csv(known, names))
         for name, draw in study_figures(rows, config.space, importances).items():
             self._run.file(f"plots/{name}.png", as_png(draw()))
-        if interactive.available():
-            page = interactive.study_page(config.name, config.question, rows, config.space, importances)
+        if available():
+            page = study_page(config.name, config.question, rows, config.space, importances)
             self._run.text("plots/study.html", page)
 
     def _run_of(self, row: TrialRow) -> str | None:

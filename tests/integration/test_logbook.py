@@ -20,6 +20,8 @@ from fmnist_search.results import EpochReport
 from fmnist_search.trial import Decision
 from tests.integration.conftest import Finished, run
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 PICTURES = {"history", "learning_curves", "timeline", "parallel_coordinates", "slices"}
 """Of a study of four trials; importances need eight."""
 
