@@ -62,9 +62,10 @@ def pooled_side(side: int, pool_size: int, block: int) -> int:
         UserError: nothing is left of it.
     """
     if side < pool_size:
+        fewer = f"model.depth = {block - 1} or " if block > 1 else ""
         raise UserError(
             f"model.pool_size: pooling by {pool_size} leaves nothing of the image after block {block} (side {side}); "
-            f"take {_fewer(block)}a smaller model.pool_size"
+            f"take {fewer}a smaller model.pool_size"
         )
     return side // pool_size
 
@@ -76,12 +77,9 @@ def convolved_side(side: int, kernel: int, block: int) -> int:
         UserError: the kernel does not fit in.
     """
     if side < kernel:
+        fewer = f"model.depth = {block - 1}, " if block > 1 else ""
         raise UserError(
             f"model.kernel: a kernel of {kernel} leaves nothing of the image in block {block} (side {side}); "
-            f"take {_fewer(block)}a smaller model.kernel, or model.padding = 'same'"
+            f"take {fewer}a smaller model.kernel or model.padding = 'same'"
         )
     return side - kernel + 1
-
-
-def _fewer(block: int) -> str:
-    return f"model.depth = {block - 1}, " if block > 1 else ""

@@ -156,7 +156,7 @@ MISTAKES = [
         "'optimizer.learning_rate'",
     ),
     (f"{COMMON}family = 'cnm'\n", "space.common.family", "no family 'cnm'", "'cnn'"),
-    (f"{COMMON}family = ['mlp', 'transformer']\n", "space.common.family", "no family 'transformer'", "cnn, mlp"),
+    (f"{COMMON}family = ['mlp', 'transformer']\n", "space.common.family", "no family 'transformer'", "cnn, convnet"),
     (f"{HEAD}[space.transformer]\ndepth = 3\n", "space.transformer", "no such family", "cnn"),
     (f"sampler = 'tpee'\n{HEAD}{CNN}", "sampler", "no sampler 'tpee'", "'tpe'"),
     (f"pruner = 'halvng'\n{HEAD}{CNN}", "pruner", "no pruner 'halvng'", "'halving'"),
