@@ -83,6 +83,26 @@ def test_the_first_dense_layer_of_a_convnet_follows_the_kernel(kernel: int, side
     assert dense.parameters == (64 * side**2 + 1) * 128
 
 
+# Letters for layers: a pool of the maximum stands before a ReLU, which is the same function and less work.
+ORDERS = {
+    "logistic": "FL",
+    "mlp-pyramid": "FLRLRLRL",
+    "simple-cnn": "CMRB CMRB C FL",
+    "conv-dropout": "CMR CMR F DLR DL",
+    "lenet": "CMR CMR CMR F DLR DLR L",
+    "tiny-conv": "CR CR F LR LR L",
+    "wide-conv": "CCR CCR CCR F LR LR L",
+    "wide-conv-bn": "CCBR CCBR CCBR F LBR LBR L",
+    "vgg": "CBR CBMR CBR CBMR CBR CBR G L",
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_its_layers_stand_in_the_published_order(name: str) -> None:
+    layers = "".join(layer.kind[0] for layer in summarize(PRESETS[name].recipe.model).layers)
+    assert layers == ORDERS[name].replace(" ", "")
+
+
 @small_presets
 def test_images_become_logits_and_a_gradient_reaches_every_parameter(preset: Preset, images: Images) -> None:
     model = build(preset.recipe.model, images.mean, images.deviation)
