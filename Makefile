@@ -51,9 +51,11 @@ format: install ## Bring the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: install ## Write what is generated from the code: the schema of study files, the page of their keys
+docs: install ## Write what is generated from the code: the schema and the keys of study files, the presets
 	$(BIN)/fmnist-search studies schema > studies/schema.json
 	$(BIN)/fmnist-search studies keys > docs/study-keys.md
+	$(BIN)/fmnist-search models page > docs/models.md
+	$(BIN)/fmnist-search models recipes studies/recipes
 
 bench: data ## Measure speed against the usual script and loop, under 15 minutes on two cores; FULL=--full measures more
 	$(BIN)/python -m benchmarks.throughput --save $(FULL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torchinfo
 
@@ -16,6 +17,17 @@ COLUMN_WIDTH = 17
 
 
 @dataclass(frozen=True)
+class Layer:
+    """A layer that has none inside it: its name, kind, shape of what it puts out for one image, parameters and work."""
+
+    name: str
+    kind: str
+    output: tuple[int, ...]
+    parameters: int
+    mult_adds: int
+
+
+@dataclass(frozen=True)
 class ModelSummary:
     """A table of layers, the number of trainable parameters, and what one image takes.
 
@@ -26,6 +38,7 @@ class ModelSummary:
     parameters: int
     mult_adds: int
     activation_bytes: int
+    layers: tuple[Layer, ...]
 
 
 def summarize(architecture: Architecture) -> ModelSummary:
@@ -40,9 +53,24 @@ def summarize(architecture: Architecture) -> ModelSummary:
         row_settings=("var_names",),
         verbose=0,
     )
-    return ModelSummary(
-        "\n".join(line.rstrip() for line in str(found).splitlines()).replace("(Units.MEGABYTES)", "(M)"),
-        int(found.trainable_params),
-        int(found.total_mult_adds),
-        int(found.total_output_bytes),
+    layers = tuple(
+        Layer(
+            _path(layer),
+            layer.class_name,
+            tuple(layer.output_size[1:]),
+            layer.num_params,
+            layer.macs,
+        )
+        for layer in found.summary_list
+        if layer.is_leaf_layer
     )
+    text = "\n".join(line.rstrip() for line in str(found).splitlines()).replace("(Units.MEGABYTES)", "(M)")
+    return ModelSummary(
+        text, int(found.trainable_params), int(found.total_mult_adds), int(found.total_output_bytes), layers
+    )
+
+
+def _path(layer: Any) -> str:
+    """A layer's name with those of the modules around it, the outermost apart: `network.layer1.0.conv1`."""
+    above = layer.parent_info
+    return layer.var_name if above is None or above.parent_info is None else f"{_path(above)}.{layer.var_name}"
