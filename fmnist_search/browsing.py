@@ -20,22 +20,25 @@ WORKFLOW = "?workflowType=machine_learning"
 
 FIRST_COLUMNS = ("tags.`state`", "metrics.`best/val_accuracy`")
 LAST_COLUMNS = ("metrics.`model/parameters`", "attributes.`Duration`")
-WIDTH = 130
-"""Pixels, enough for the names of our metrics."""
+NAME, NAME_WIDTH, WIDTH = "attributes.`Run Name`", 260, 135
+"""Pixels, enough for the names of our runs and of our metrics."""
 
 
 def view_of_trials(hyperparameters: Sequence[str]) -> dict[str, str]:
-    """The tag of an experiment that makes the view: state and accuracy, then these hyperparameters, oldest run first.
+    """The tag of an experiment that makes the view: state and accuracy, then these hyperparameters, newest run first.
 
-    The UI nests trials below their study only where runs are sorted by their time.
+    Widths are left out: a run's name says them. The UI nests trials below their study only where runs are sorted by
+    their time; and of many runs it loads the first hundred, which are to be of the last study.
     """
-    columns = [*FIRST_COLUMNS, *(f"params.`{name}`" for name in hyperparameters[:HYPERPARAMETERS_SHOWN]), *LAST_COLUMNS]
+    shown = [name for name in hyperparameters if not name.startswith("model.width_")][:HYPERPARAMETERS_SHOWN]
+    columns = [*FIRST_COLUMNS, *(f"params.`{name}`" for name in shown), *LAST_COLUMNS]
     state = {
         "selectedColumns": columns,
-        "columnOrder": columns,
-        "columnWidths": {column: WIDTH for column in columns if column.startswith("metrics.")},
+        "columnOrder": [NAME, *columns],
+        "columnWidths": {NAME: NAME_WIDTH, **{column: WIDTH for column in columns if column.startswith("metrics.")}},
         "orderByKey": "attributes.start_time",
-        "orderByAsc": True,
+        "orderByAsc": False,
+        "runsHiddenMode": "SHOW_ALL",  # in charts; else the first ten
     }
     now = int(time.time() * 1000)
     return {VIEW_TAG: json.dumps({"name": VIEW, "createdAt": now, "updatedAt": now, "state": json.dumps(state)})}

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from playwright.sync_api import Browser, Locator, Page, TimeoutError, sync_playwright
+from mlflow.entities import Run
+from playwright.sync_api import Browser, FrameLocator, Locator, Page, TimeoutError, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
 PATIENCE = 30_000
@@ -32,6 +33,15 @@ ROWS = """() => {
 }"""
 
 
+CURVES = """steps => {
+    const curves = document.querySelector(".js-plotly-plot")?.data ?? [];
+    const drawn = Object.fromEntries(curves.map(curve => [curve.name, [...curve.x]]));
+    const names = Object.keys(steps);
+    return names.length === Object.keys(drawn).length
+        && names.every(name => JSON.stringify(drawn[name]) === JSON.stringify(steps[name]));
+}"""
+
+
 @contextlib.contextmanager
 def browser() -> Iterator[Browser]:
     """Chromium without a window."""
@@ -42,6 +52,12 @@ def browser() -> Iterator[Browser]:
         playwright.chromium.launch(executable_path=CHROMIUM, args=sandbox) as launched,
     ):
         yield launched
+
+
+def steps_of(runs: Iterable[Run]) -> dict[str, list[int]]:
+    """The epochs of each training among these runs, by its name."""
+    trained = {run.info.run_name: run.data.tags["epochs"] for run in runs if "epochs" in run.data.tags}
+    return {str(name): list(range(1, int(epochs) + 1)) for name, epochs in trained.items()}
 
 
 class MlflowUi:
@@ -68,9 +84,9 @@ class MlflowUi:
         self._row(study).get_by_role("button").first.click()
         self.page.wait_for_function(f"({ROWS})().length > {before}")
 
-    def sort_by_name(self) -> None:
-        """Sort by Run Name, ascending."""
-        header = self.page.get_by_role("columnheader", name="Run Name", exact=True).last
+    def sort_by(self, column: str) -> None:
+        """Sort by a column, ascending."""
+        header = self.page.get_by_role("columnheader", name=column, exact=True).last
         self._ask(header.click)
         if "orderByAsc=true" not in self.page.url:
             self._ask(header.click)
@@ -100,9 +116,20 @@ class MlflowUi:
         shown = f"({ROWS})().map(row => row['Run Name'])"
         self.page.wait_for_function(f"names => JSON.stringify({shown}) === JSON.stringify(names)", arg=list(names))
 
-    def find_charts(self, text: str) -> None:
-        """Show the charts alone whose metric has this in its name."""
-        self.page.get_by_placeholder("Search metric charts").fill(text)
+    def find_chart(self, metric: str) -> None:
+        """Bring the chart of a metric to the top."""
+        self.page.get_by_placeholder("Search metric charts").fill(metric)
+        first = self.page.get_by_test_id("experiment-view-compare-runs-card").first
+        first.get_by_role("heading", name=metric, exact=True).wait_for()
+
+    def wait_for_curves(self, steps: Mapping[str, Sequence[int]]) -> None:
+        """Wait until the first chart has a curve with these steps for each of these runs, and no others."""
+        self.page.wait_for_function(CURVES, arg={name: list(at) for name, at in steps.items()})
+
+    def enlarge_chart(self) -> None:
+        """Show the first chart alone, over all of the page."""
+        self.page.locator("[data-component-id=fullscreen_button_chartcard]").first.click()
+        self.page.get_by_role("dialog").locator(".js-plotly-plot").wait_for()
 
     def compare(self, names: Sequence[str]) -> None:
         """Tick runs of the list and open the page that compares them."""
@@ -133,11 +160,6 @@ class MlflowUi:
         drawn = self.page.locator(".js-plotly-plot").first
         drawn.wait_for()
         return list(drawn.evaluate("chart => JSON.parse(JSON.stringify(chart.data))"))
-
-    def wait_for_curves(self, count: int) -> None:
-        """Wait until the first chart shows so many runs."""
-        drawn = "new Set(document.querySelector('.js-plotly-plot')?.data?.map(curve => curve.name)).size"
-        self.page.wait_for_function(f"{drawn} === {count}")
 
     def _ask(self, act: Callable[[], None]) -> None:
         """Do what makes the UI search for runs, and wait for the answer."""
@@ -170,6 +192,12 @@ class MlflowUi:
         width, height = self.page.evaluate(f"[{shown}.naturalWidth, {shown}.naturalHeight]")
         return int(width), int(height)
 
+    def wait_for_page_of_charts(self) -> FrameLocator:
+        """The artifact that is shown, once it is there as a page with a chart of Plotly."""
+        inner = self.page.frame_locator("iframe")
+        inner.locator(".js-plotly-plot .main-svg").first.wait_for()
+        return inner
+
     # ---------------------------------------------------------------------------------------- models
 
     def open_model(self, name: str, version: int | None = None) -> None:
@@ -177,6 +205,15 @@ class MlflowUi:
         part = f"/versions/{version}" if version else ""
         self._open(f"{self._server}#/models/{name}{part}?workflowType=machine_learning")
         self.page.get_by_role("heading", name=f"Version {version}" if version else name).wait_for()
+
+    def picture_of_page(self) -> bytes:
+        """The page as a PNG, once it looks the same for a second."""
+        picture, same = self.page.screenshot(), 0
+        while same < 4:
+            self.page.wait_for_timeout(250)
+            before, picture = picture, self.page.screenshot()
+            same = same + 1 if picture == before else 0
+        return picture
 
     def _open(self, address: str) -> None:
         self.page.goto("about:blank")  # of two pages that differ behind the # alone, Chromium would load one

@@ -16,7 +16,7 @@ from mlflow.entities import Run
 from playwright.sync_api import Browser, expect
 
 from tests.integration.conftest import TINY, Finished, run
-from tests.integration.mlflow_ui import CHROMIUM, PATIENCE, MlflowUi, browser
+from tests.integration.mlflow_ui import CHROMIUM, PATIENCE, MlflowUi, browser, steps_of
 from tests.integration.servers import browsable
 
 pytestmark = [
@@ -93,25 +93,29 @@ def study_of(runs: list[Run]) -> str:
 # ---------------------------------------------------------------------------------------- many runs
 
 
-def test_the_study_unfolds_into_its_trials_in_their_order_with_states_and_accuracies(
+def test_the_study_unfolds_into_its_trials_with_states_accuracies_and_hyperparameters(
     ui: MlflowUi, runs: list[Run]
 ) -> None:
     ui.open_runs()
     ui.wait_for_names([STUDY])
     ui.expand(STUDY)
-    trials = those(runs, kind="trial")
-    assert [name[:4] for name in names(trials)] == [f"{number:03} " for number in range(8)]
-    ui.wait_for_names([STUDY, *names(trials), *names(those(runs, kind="finalist"))])
-    for row, trial in zip(ui.rows()[1:], trials, strict=False):
+    ui.wait_for_names([STUDY, *reversed(names(runs)[:-1])])  # the newest first
+    shown = {row["Run Name"]: row for row in ui.rows()}
+    for trial in those(runs, kind="trial"):
+        row = shown[trial.info.run_name]
         assert row["state"] == trial.data.tags["state"]
         assert float(row["best/val_accuracy"]) == pytest.approx(trial.data.metrics["best/val_accuracy"], abs=1e-4)
         assert row["model.depth"] == trial.data.params["model.depth"]
 
 
-def test_sorted_by_name_the_trials_stand_in_their_order(ui: MlflowUi, runs: list[Run]) -> None:
+@pytest.mark.parametrize("column", ["Run Name", "Created"])
+def test_sorted_by_name_or_time_the_trials_stand_in_their_order(ui: MlflowUi, runs: list[Run], column: str) -> None:
+    *trainings, study = names(runs)
+    assert [name[:4] for name in trainings] == [*(f"{number:03} " for number in range(8)), "fina"]
     ui.open_runs()
-    ui.sort_by_name()
-    ui.wait_for_names(names(runs))
+    ui.expand(STUDY)
+    ui.sort_by(column)
+    ui.wait_for_names([*trainings, study] if column == "Run Name" else [study, *trainings])
 
 
 def test_a_search_finds_what_it_names_below_its_study(ui: MlflowUi, runs: list[Run]) -> None:
@@ -123,9 +127,9 @@ def test_a_search_finds_what_it_names_below_its_study(ui: MlflowUi, runs: list[R
     ui.open_runs()
     ui.expand(STUDY)
     ui.search("tags.state = 'pruned'")
-    ui.wait_for_names([STUDY, *names(pruned)])
+    ui.wait_for_names([STUDY, *reversed(names(pruned))])
     ui.search(f'params."model.depth" = \'1\' and metrics."best/val_accuracy" > {middle}')
-    ui.wait_for_names([STUDY, *names(good)])
+    ui.wait_for_names([STUDY, *reversed(names(good))])
 
 
 def test_compared_trials_cross_every_axis_of_the_parallel_coordinates(ui: MlflowUi, runs: list[Run]) -> None:
@@ -152,14 +156,8 @@ def test_compared_trials_cross_every_axis_of_the_parallel_coordinates(ui: Mlflow
 def test_the_curves_of_all_trials_lie_over_each_other(ui: MlflowUi, runs: list[Run]) -> None:
     ui.open_runs(charts=True)
     ui.expand(STUDY)
-    ui.find_charts("val/accuracy")
-    ui.wait_for_curves(len(runs) - 1)
-    drawn = {curve["name"]: curve["x"] for curve in ui.traces()}
-    assert drawn == {
-        training.info.run_name: list(range(1, int(training.data.tags["epochs"]) + 1))
-        for training in runs
-        if training.info.run_name != STUDY
-    }
+    ui.find_chart("val/accuracy")
+    ui.wait_for_curves(steps_of(runs))
 
 
 # ------------------------------------------------------------------------------------------ one run
@@ -190,9 +188,7 @@ def test_pictures_and_the_page_to_explore_are_shown(ui: MlflowUi, runs: list[Run
     ui.open_artifact(study_of(runs), "plots/history.png")
     assert min(ui.picture()) > 300
     ui.open_artifact(study_of(runs), "plots/study.html")
-    inner = ui.page.frame_locator("iframe")
-    expect(inner.get_by_role("heading", name=STUDY)).to_be_visible()
-    expect(inner.locator(".js-plotly-plot .main-svg").first).to_be_visible()
+    expect(ui.wait_for_page_of_charts().get_by_role("heading", name=STUDY)).to_be_visible()
 
 
 def test_a_trial_shows_its_confusion_matrix(ui: MlflowUi, runs: list[Run]) -> None:

@@ -1,0 +1,110 @@
+"""The screenshots of the docs, made anew from a study: `python -m docs.screenshots`, in the folder that it ran in."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from PIL import Image
+
+from tests.integration.mlflow_ui import MlflowUi, browser, steps_of
+from tests.integration.servers import browsable
+
+IMAGES = Path(__file__).parent / "images"
+WIDTH, HEIGHT = 1280, 800
+MOST_BYTES = 150_000
+COLOURS = (256, 128, 64, 32)
+COMPARED = 5
+
+
+def main(
+    folder: Annotated[Path, typer.Option(help="Where the study ran: the folder with its mlflow.db.")] = Path(),
+    study: Annotated[str, typer.Option(help="The study; it needs a champion.")] = "quick",
+    experiment: Annotated[str, typer.Option(help="Its experiment in MLflow.")] = "fmnist-search",
+    model: Annotated[str, typer.Option(help="The registered model.")] = "fmnist-search",
+    out: Annotated[Path, typer.Option(help="Where the pictures go.")] = IMAGES,
+) -> None:
+    """Take pictures of a study in the MLflow UI."""
+    runs = runs_of(folder.resolve(), study, experiment)
+    run_id = str(runs[0].info.run_id)
+    out.mkdir(parents=True, exist_ok=True)
+    with (
+        browsable(folder.resolve()) as address,
+        browser() as chromium,
+        chromium.new_page(viewport={"width": WIDTH, "height": HEIGHT}) as page,
+    ):
+        ui = MlflowUi(page, address)
+
+        ui.open_runs()
+        ui.expand(study)
+        save(ui, out / "mlflow-runs.png")
+
+        ui.open_run(run_id)
+        save(ui, out / "mlflow-study.png")
+
+        ui.open_artifact(run_id, "plots/study.html")
+        ui.wait_for_page_of_charts()
+        # Where the files lie on the machine that took the picture says nothing to a reader.
+        page.get_by_text("Path: ").evaluate("line => line.style.visibility = 'hidden'")
+        save(ui, out / "mlflow-explore.png")
+
+        ui.open_runs()
+        ui.expand(study)
+        ui.compare([str(leader.info.run_name) for leader in best_of(runs)[:COMPARED]])
+        ui.choose("Parameters", "optimizer.learning_rate")
+        ui.choose("Metrics", "best/val_accuracy")
+        save(ui, out / "mlflow-compare.png")
+
+        ui.open_runs(charts=True)
+        ui.expand(study)
+        ui.find_chart("val/accuracy")
+        ui.wait_for_curves(steps_of(runs))
+        ui.enlarge_chart()
+        save(ui, out / "mlflow-curves.png")
+
+        ui.open_model(model, int(champion_of(folder.resolve(), model)))
+        save(ui, out / "mlflow-champion.png")
+
+
+def runs_of(folder: Path, study: str, experiment: str) -> list[Run]:
+    """The runs of a study, its own the first."""
+    client = client_of(folder)
+    found = client.get_experiment_by_name(experiment)
+    runs = client.search_runs([found.experiment_id], f"tags.study = '{study}'", max_results=1000) if found else []
+    if not runs:
+        raise typer.BadParameter(f"{folder} holds no study {study!r}; run it there first", param_hint="--study")
+    return sorted(runs, key=lambda run: run.data.tags["kind"] != "study")
+
+
+def best_of(runs: list[Run]) -> list[Run]:
+    """The completed trials, the best first."""
+    trials = [run for run in runs if (run.data.tags["kind"], run.data.tags["state"]) == ("trial", "completed")]
+    return sorted(trials, key=lambda trial: float(trial.data.metrics["best/val_accuracy"]), reverse=True)
+
+
+def champion_of(folder: Path, model: str) -> str:
+    """The version that is champion."""
+    return str(client_of(folder).get_model_version_by_alias(model, "champion").version)
+
+
+def client_of(folder: Path) -> MlflowClient:
+    """The store of a folder."""
+    return MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+
+
+def save(ui: MlflowUi, path: Path) -> None:
+    """Keep what the browser shows, in so few colours that the file is small."""
+    picture = Image.open(io.BytesIO(ui.picture_of_page())).convert("RGB")
+    for colours in COLOURS:
+        picture.quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
+        if path.stat().st_size < MOST_BYTES:
+            return
+    raise typer.BadParameter(f"{path} is still larger than {MOST_BYTES:,} bytes")
+
+
+if __name__ == "__main__":
+    typer.run(main)
