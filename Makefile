@@ -37,7 +37,7 @@ test: data ## Run the tests that take minutes
 	$(BIN)/python -m pytest $(TESTS)
 
 test-all: test ## Run the slow tests as well: servers, browsers, `mlflow run` in a fresh environment
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(TESTS) -m slow
 
 lint: install ## Check style and the rooms' arrows
 	$(BIN)/ruff check .
@@ -51,9 +51,11 @@ format: install ## Bring the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: install ## Write what is generated from the code: the schema of study files, the page of their keys
+docs: install ## Write what is generated from the code: the schema and the keys of study files, the presets
 	$(BIN)/fmnist-search studies schema > studies/schema.json
 	$(BIN)/fmnist-search studies keys > docs/study-keys.md
+	$(BIN)/fmnist-search models page > docs/models.md
+	$(BIN)/fmnist-search models recipes studies/recipes
 
 screenshots: demo ## Take the pictures of docs/mlflow.md anew, of the study of `make demo`; needs Chromium
 	$(BIN)/python -m docs.screenshots

@@ -217,7 +217,7 @@ def _advice(name: str, known: Mapping[str, Hyperparameter]) -> str:
     """Where a hyperparameter belongs that stands in the wrong table, or the nearest name of the right one."""
     owners = [family for family in FAMILIES if f"model.{name}" in hyperparameters(FAMILIES[family], "model.")]
     if owners:
-        return f"it belongs to [space.{owners[0]}]"
+        return f"it belongs to {' or '.join(f'[space.{owner}]' for owner in owners)}"
     if any(f"{other}.".startswith(f"{name}.") for other in shared_hyperparameters()):
         return "it belongs to [space.common]"
     return nearest(name, known)

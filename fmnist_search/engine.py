@@ -21,6 +21,7 @@ from fmnist_search.data import Images
 from fmnist_search.evaluate import Evaluation, autocast, evaluate
 from fmnist_search.graphs import CapturedSteps, CaptureError
 from fmnist_search.models import Classifier, build
+from fmnist_search.models.initial import set_initial_weights
 from fmnist_search.models.layers import Dropout
 from fmnist_search.optim import AveragedWeights, learning_rates, make_optimizer
 from fmnist_search.recipe import Execution, Recipe
@@ -172,7 +173,9 @@ def _fresh(recipe: Recipe, images: Images) -> Classifier:
     """The network with its initial weights, which come from the recipe's seed whatever else draws at the moment."""
     with _global_generator, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
-        return build(recipe.model, images.mean, images.deviation)
+        classifier = build(recipe.model, images.mean, images.deviation)
+        set_initial_weights(classifier.network, recipe)
+        return classifier
 
 
 def _widest(device: torch.device) -> torch.dtype:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from fmnist_search.comparison import Hits
@@ -159,8 +160,9 @@ def _team(members: Sequence[Classifier]) -> Classifier | Ensemble:
 
 
 def _right(model: Classifier | Ensemble, images: Labelled) -> npt.NDArray[np.bool_]:
-    """Which of the images a model gets right, in float32 as the exported one computes."""
-    predicted = predict_logits(model.to(images.pixels.device), images.pixels).argmax(1)
+    """Which of the images a model gets right, in float32; the layout halves the time that a CPU takes."""
+    model = model.to(images.pixels.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    predicted = predict_logits(model, images.pixels).argmax(1)
     right: npt.NDArray[np.bool_] = (predicted == images.labels).cpu().numpy()
     return right
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from fmnist_search import interactive
 from fmnist_search.data import Images
 from fmnist_search.errors import UserError
 from fmnist_search.figures import as_png, study_figures
+from fmnist_search.interactive import available, study_page
 from fmnist_search.provenance import command_line, environment
 from fmnist_search.record import Run, is_address
 from fmnist_search.report import leaderboard_columns, leaderboard_csv, origins_csv, study_note
@@ -37,6 +37,7 @@ class Logbook:
         self._desk = desk
         self._drawn_at = time.monotonic()
         self._drawn: tuple[TrialRow, ...] = ()
+        self._progress: dict[str, float] = {}
 
     def open(self, images: Images, conditions: Conditions, workers: int) -> None:
         """What the run says from the start."""
@@ -52,12 +53,14 @@ class Logbook:
         self._run.tags({"device": device, "optuna_study": config.name, "workers": str(workers)})
 
     def trial_ended(self, rows: Sequence[TrialRow]) -> None:
-        """How far the search has come; from time to time the pictures as well."""
+        """How far the search has come: what is new of it; from time to time the pictures as well."""
         own = [row for row in rows if row.duplicate_of is None]
         figures = {f"progress/{state.value}": float(sum(row.state is state for row in own)) for state in PROGRESS}
         if done := [row.value for row in own if row.state is State.COMPLETED and row.value is not None]:
             figures["best/val_accuracy"] = max(done)
-        self._run.metrics(figures, step=len(rows))
+        new = {name: value for name, value in figures.items() if self._progress.get(name) != value}
+        self._progress = figures
+        self._run.metrics(new, step=len(rows))
         if time.monotonic() - self._drawn_at > REFRESH_SECONDS:
             self.draw(rows)
 
@@ -97,8 +100,8 @@ class Logbook:
         self._run.text("leaderboard.csv", leaderboard_csv(known, names))
         for name, draw in study_figures(rows, config.space, importances).items():
             self._run.file(f"plots/{name}.png", as_png(draw()))
-        if interactive.available():
-            page = interactive.study_page(config.name, config.question, rows, config.space, importances)
+        if available():
+            page = study_page(config.name, config.question, rows, config.space, importances)
             self._run.text("plots/study.html", page)
 
     def _run_of(self, row: TrialRow) -> str | None:

@@ -7,6 +7,7 @@ looked for, by its address, before it is made a second time.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sqlite3
@@ -72,8 +73,12 @@ class Outbox:
         self._do("PRAGMA synchronous=NORMAL")
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the file, which shrinks once it is empty."""
         self._sending.release()
+        # Another process may be at it, and it may be closed already.
+        with contextlib.suppress(sqlite3.OperationalError, sqlite3.ProgrammingError):
+            if not self._do("SELECT COUNT(*) FROM events").fetchone()[0]:
+                self._do("VACUUM")
         self._database.close()
 
     def put(self, event: Event) -> int:

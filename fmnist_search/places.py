@@ -10,6 +10,8 @@ from urllib.parse import urlparse
 
 import platformdirs
 
+from fmnist_search.errors import UserError
+
 APP = "fmnist-search"
 
 
@@ -63,8 +65,18 @@ def tracking_uri(given: str | None = None) -> str:
     """The MLflow store: as given, else MLFLOW_TRACKING_URI, else `mlflow.db` in the current folder.
 
     A SQLite address comes back absolute, so that it still points to the same file after a change of folder.
+
+    Raises:
+        UserError: the current folder holds MLflow's old file store, which MLflow would take by default.
     """
-    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is None and any(Path("mlruns").glob("[0-9]*/meta.yaml")):
+        raise UserError(
+            "./mlruns: is an older MLflow's file store, which stands in the way of mlflow.db; bring it over with "
+            "`mlflow migrate-filestore --source mlruns --target sqlite:///mlflow.db` and rename it, or name a store "
+            "with --tracking-uri"
+        )
+    uri = uri or "sqlite:///mlflow.db"
     database = sqlite_file(uri)
     return f"sqlite:///{database}" if database else uri
 

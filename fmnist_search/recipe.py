@@ -19,10 +19,21 @@ from fmnist_search.errors import UserError, nearest
 from fmnist_search.hyperparameters import LARGEST_SEED, Hyperparameter, Table, Value, hyperparameter, hyperparameters
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 TRAINING_POOL = 60_000
 """Images that the datasets of this format offer for training and validation together."""
+
+INITIAL_WEIGHTS = (
+    "default",
+    "kaiming_normal",
+    "kaiming_uniform",
+    "xavier_normal",
+    "xavier_uniform",
+    "orthogonal",
+    "imagenet",
+)
+"""How the weights of convolutions and linear layers are drawn before a training; torch has a default for each."""
 
 SCHEMA_VERSION = 1
 
@@ -45,6 +56,17 @@ class Architecture(Table, abc.ABC):
     @abc.abstractmethod
     def widths(self) -> tuple[int, ...]:
         """Channels or units, layer by layer: the name under which people recognise a network."""
+
+    def pretrained(self) -> Mapping[str, Tensor]:
+        """Weights of the network, or of some of its layers, that were trained on ImageNet, by name.
+
+        Raises:
+            UserError: there are none, or they are out of reach.
+        """
+        raise UserError(
+            f"initial_weights: there are no ImageNet weights for the family {self.family}; take other initial weights, "
+            "or the preset resnet18"
+        )
 
     @classmethod
     def in_use(cls, name: str, values: Mapping[str, Value]) -> bool:
@@ -163,6 +185,9 @@ class Recipe(Table):
     data: Data = field(default_factory=Data)
     epochs: int = hyperparameter(9, "passes over the training images", low=1, high=10_000)
     batch_size: int = hyperparameter(128, "images a step", low=2, high=TRAINING_POOL)
+    initial_weights: str = hyperparameter(
+        "default", "how weights are drawn before training; imagenet has them trained", choices=INITIAL_WEIGHTS
+    )
     label_smoothing: float = hyperparameter(0.0, "share of the target spread over all classes", low=0, high=0.9)
     precision: str = hyperparameter(
         "float32", "arithmetic of the forward and backward pass", choices=("float32", "bfloat16")

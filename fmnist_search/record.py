@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Any, Protocol
 
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from fmnist_search.config import recipe_to_toml
 from fmnist_search.data import Images
-from fmnist_search.outbox import Event
+from fmnist_search.outbox import Event, Outbox
+from fmnist_search.places import Home
 from fmnist_search.recipe import FAMILIES, Recipe, known_hyperparameters, text_of
-from fmnist_search.results import EpochReport, Overhead, State, TrialResult
+from fmnist_search.results import EpochReport, Overhead, State, TrialResult, TrialRow
 from fmnist_search.sender import END
 
 STATUS = {
@@ -179,6 +182,17 @@ class TrainingRun(Run):
 def is_address(text: str | None) -> bool:
     """Whether it is the address of a run rather than its id."""
     return text is not None and "/" in text
+
+
+def with_runs(home: Home, rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """The same trials; one that was told before MLflow had its run was known by the run's address until now."""
+    if not any(is_address(row.run_id) for row in rows):
+        return list(rows)
+    with closing(Outbox(home.outbox, home.tracking_uri)) as outbox:
+        return [
+            dataclasses.replace(row, run_id=outbox.run_id(row.run_id)) if row.run_id and is_address(row.run_id) else row
+            for row in rows
+        ]
 
 
 def training_tags(recipe: Recipe, tags: Mapping[str, str]) -> dict[str, str]:

@@ -215,7 +215,7 @@ def origins_csv(origins: Mapping[str, str]) -> str:
 def class_scores_csv(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
     """Precision, recall, F1 and images of each class, as CSV; what is undefined is 0."""
     body: list[list[Cell]] = [
-        [name, score.precision, score.recall, score.f1, score.support]
+        [name, *(round(share, 4) for share in (score.precision, score.recall, score.f1)), score.support]
         for name, score in zip(classes, class_scores(confusion), strict=True)
     ]
     return _csv([["class", "precision", "recall", "f1", "support"], *body])

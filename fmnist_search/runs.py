@@ -15,6 +15,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from fmnist_search.errors import UserError
 from fmnist_search.places import Home
 from fmnist_search.recipe import Recipe, text_of
+from fmnist_search.record import with_runs
 from fmnist_search.search.ledger import Ledger
 from fmnist_search.tracking import Tracking
 
@@ -47,7 +48,7 @@ def run_of(home: Home, given: str, study: str) -> str:
     """
     if not is_number(given):
         return given
-    rows = {row.number: row for row in Ledger.find(home.storage_url, study).rows()}
+    rows = {row.number: row for row in with_runs(home, Ledger.find(home.storage_url, study).rows())}
     row = rows.get(int(given))
     if row is None:
         known = f"give a number from 0 to {max(rows)}, or a run's id" if rows else "none has ended yet"

@@ -15,7 +15,7 @@ from fmnist_search.errors import UserError
 from fmnist_search.outbox import Outbox
 from fmnist_search.places import Home
 from fmnist_search.recipe import Recipe
-from fmnist_search.record import is_address
+from fmnist_search.record import with_runs
 from fmnist_search.results import (
     Champion,
     Ending,
@@ -24,7 +24,6 @@ from fmnist_search.results import (
     Observer,
     Silence,
     StudySummary,
-    TrialRow,
     mean_overhead,
 )
 from fmnist_search.search.findings import edges
@@ -257,7 +256,7 @@ def _summary(
     seconds: float = 0.0,
     champion: Champion | None = None,
 ) -> StudySummary:
-    known, rows = ledger.champion, _with_runs(home, ledger.rows())
+    known, rows = ledger.champion, with_runs(home, ledger.rows())
     summary = StudySummary(
         name=ledger.config.name,
         question=ledger.config.question,
@@ -271,17 +270,6 @@ def _summary(
         searched_seconds=ledger.searched_seconds,
     )
     return dataclasses.replace(summary, edges=edges(summary.leaders, ledger.config.space))
-
-
-def _with_runs(home: Home, rows: list[TrialRow]) -> list[TrialRow]:
-    """The same trials; one that was told before MLflow had its run is known by the run's address until now."""
-    if not any(is_address(row.run_id) for row in rows):
-        return rows
-    with closing(Outbox(home.outbox, home.tracking_uri)) as outbox:
-        return [
-            dataclasses.replace(row, run_id=outbox.run_id(row.run_id)) if row.run_id and is_address(row.run_id) else row
-            for row in rows
-        ]
 
 
 def _state_of(ledger: Ledger) -> Ending:

@@ -36,7 +36,7 @@ from fmnist_search.tuning import resolve_execution, tune
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PATIENCE_WITH_STORE = 60.0
+PATIENCE_WITH_STORE = 30.0
 """Seconds to wait at the end for a store that is down; what it has not got then waits for `fmnist-search sync`."""
 
 
@@ -200,11 +200,10 @@ def see_off(desk: Desk) -> bool:
     sender = desk.sender
     arrived = sender.flush(PATIENCE_WITH_STORE, lambda: desk.interruption.requested)
     if not arrived:
-        desk.listener.say(f"MLflow is out of reach; {LEFT_BEHIND}")
+        desk.listener.say(
+            "MLflow has not got everything; the rest is kept, and `fmnist-search sync` sends it once MLflow is back"
+        )
     return arrived
-
-
-LEFT_BEHIND = "its record is kept, and `fmnist-search sync` sends it once MLflow is back"
 
 
 def save_weights(path: Path, result: TrialResult) -> None:

@@ -5,6 +5,7 @@
 # isort: off
 from fmnist_search.cli import search
 from fmnist_search.cli import inspect
+from fmnist_search.cli import presets
 from fmnist_search.cli import models
 from fmnist_search.cli import runs
 from fmnist_search.cli import surroundings

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fmnist_search.errors import UserError
-from fmnist_search.models import cnn, mlp
+from fmnist_search.models import cnn, convnet, mlp, resnet, simple_cnn, vgg
+from fmnist_search.presets import PRESETS, preset_named
 from fmnist_search.recipe import Architecture
 
-__all__ = ["MAX_PARAMETERS", "Classifier", "Ensemble", "build", "check", "cnn", "count_parameters", "mlp"]
+__all__ = ["MAX_PARAMETERS", "PRESETS", "Classifier", "Ensemble", "build", "check", "count_parameters", "preset_named"]
+__all__ += ["cnn", "convnet", "mlp", "resnet", "simple_cnn", "vgg"]
 
 CLASSES = 10
 MAX_PARAMETERS = 50_000_000

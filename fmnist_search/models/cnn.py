@@ -11,22 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from fmnist_search.errors import UserError
 from fmnist_search.hyperparameters import Value, hyperparameter
-from fmnist_search.models.layers import ACTIVATIONS, NEVER_FALLING, BatchNorm, Dropout, activation
-from fmnist_search.recipe import Architecture, architecture
+from fmnist_search.models.blocks import MAX_DEPTH, SIDE, Blocks
+from fmnist_search.models.layers import ACTIVATIONS, NEVER_FALLING, BatchNorm, Dropout, GlobalAverage, activation
+from fmnist_search.recipe import architecture
 
-SIDE = 28
-MAX_DEPTH = 5
-DEFAULT_WIDTHS = (32, 64, 128, 128, 128)
 DEFAULT_KERNEL = 3
 GROUP = 8
-
-
-def _width(block: int) -> int:
-    return hyperparameter(0, f"channels of block {block}; 0 takes the default", low=1, high=4096)  # type: ignore[no-any-return]
 
 
 def _kernel(block: int) -> int:
@@ -35,15 +29,12 @@ def _kernel(block: int) -> int:
 
 @architecture("cnn")
 @dataclass(frozen=True)
-class Cnn(Architecture):
-    """Hyperparameters of a `cnn`. Widths and kernels of blocks beyond `depth` are 0: there is no such block."""
+class Cnn(Blocks):
+    """Hyperparameters of a `cnn`. Kernels of blocks beyond `depth` are 0, as their widths are."""
+
+    default_widths = (32, 64, 128, 128, 128)
 
     depth: int = hyperparameter(3, "number of blocks", low=1, high=MAX_DEPTH)
-    width_1: int = _width(1)
-    width_2: int = _width(2)
-    width_3: int = _width(3)
-    width_4: int = _width(4)
-    width_5: int = _width(5)
     kernel_1: int = _kernel(1)
     kernel_2: int = _kernel(2)
     kernel_3: int = _kernel(3)
@@ -59,16 +50,7 @@ class Cnn(Architecture):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for block in range(1, MAX_DEPTH + 1):
-            for name, default in (("width", DEFAULT_WIDTHS[block - 1]), ("kernel", DEFAULT_KERNEL)):
-                given = getattr(self, f"{name}_{block}")
-                value = (given or default) if block <= self.depth else 0
-                object.__setattr__(self, f"{name}_{block}", value)
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Channels of the blocks that are there."""
-        return tuple(getattr(self, f"width_{block}") for block in range(1, self.depth + 1))
+        self.fill("kernel", (DEFAULT_KERNEL,) * MAX_DEPTH)
 
     @property
     def kernels(self) -> tuple[int, ...]:
@@ -78,11 +60,9 @@ class Cnn(Architecture):
     @classmethod
     def in_use(cls, name: str, values: Mapping[str, Value]) -> bool:
         """Widths and kernels matter up to `depth`, the pool where there are two blocks."""
-        stem, _, block = name.rpartition("_")
-        depth = int(values.get("depth", MAX_DEPTH))
-        if stem in ("width", "kernel"):
-            return int(block) <= depth
-        return depth > 1 if name in ("pool", "pool_size") else True
+        if name in ("pool", "pool_size"):
+            return int(values.get("depth", MAX_DEPTH)) > 1
+        return super().in_use(name.replace("kernel_", "width_"), values)
 
     def network(self, classes: int) -> nn.Module:
         """The blocks and their head.
@@ -138,16 +118,6 @@ class Cnn(Architecture):
         if self.dropout:
             layers.append(Dropout(self.dropout))
         return [*layers, nn.Linear(self.hidden or channels, classes)]
-
-
-class GlobalAverage(nn.Module):
-    """Mean over height and width: (N, C, H, W) to (N, C)."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The mean of each channel."""
-        # With the channels last in memory, `mean(dim=(2, 3))` hands back a gradient of the other layout, and on a CPU
-        # what comes before it takes five times as long.
-        return images.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)
 
 
 _POOLS: dict[str, type[nn.Module]] = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}

@@ -24,6 +24,17 @@ def activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
+def activated_and_pooled(name: str, pool_size: int) -> list[nn.Module]:
+    """An activation and a maximum pool; a pool of 1 is none.
+
+    The maximum commutes with an activation that never falls, which then has less to do.
+    """
+    if pool_size == 1:
+        return [activation(name)]
+    pool = nn.MaxPool2d(pool_size)
+    return [pool, activation(name)] if name in NEVER_FALLING else [activation(name), pool]
+
+
 class Dropout(nn.Module):
     """Dropout that draws from a training's own generator, so that trainings side by side do not disturb each other."""
 
@@ -57,3 +68,25 @@ class BatchNorm(nn.BatchNorm2d):
             self.momentum,
             self.eps,
         )
+
+
+class GlobalAverage(nn.Module):
+    """Mean over height and width: (N, C, H, W) to (N, C)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The mean of each channel."""
+        # With the channels last in memory, `mean(dim=(2, 3))` hands back a gradient of the other layout, and on a CPU
+        # what comes before it takes five times as long.
+        return images.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)
+
+
+class Flatten(nn.Module):
+    """(N, C, H, W) to (N, H·W·C): `nn.Flatten` with the channels last, as they lie in memory.
+
+    A linear layer behind it is the same function with its columns in another order, and nothing is copied, neither
+    forward nor backward.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """All values of each image."""
+        return images.permute(0, 2, 3, 1).flatten(1)

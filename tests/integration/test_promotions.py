@@ -83,7 +83,7 @@ def race(processes: ForkServerContext, uri: str, folder: Path, machines: int, ro
     """Six promotions at once, round after round, in as many folders of locks as there are machines."""
     client = MlflowClient(uri)
     for number in range(rounds):
-        name = f"race {machines} {number}"
+        name = f"race {rounds} {machines} {number}"
         accuracies = [0.80 + 0.02 * place for place in range(PROMOTERS)]
         random.Random(number).shuffle(accuracies)
         together = processes.Barrier(PROMOTERS)
@@ -111,22 +111,23 @@ def test_of_six_promotions_at_once_the_best_is_champion_even_where_no_lock_holds
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("machines", [1, PROMOTERS])
+@pytest.mark.parametrize(("machines", "rounds"), [(1, 5), (PROMOTERS, 20)])
 def test_of_six_promotions_at_once_the_best_is_champion_twenty_times(
-    processes: ForkServerContext, store: str, tmp_path: Path, machines: int
+    processes: ForkServerContext, store: str, tmp_path: Path, machines: int, rounds: int
 ) -> None:
-    race(processes, store, tmp_path / "twenty", machines, rounds=20)
+    race(processes, store, tmp_path / "twenty", machines, rounds)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("machines", [1, PROMOTERS])
+@pytest.mark.parametrize(("machines", "rounds"), [(1, 5), (PROMOTERS, 20)])
 def test_of_six_promotions_at_once_the_best_is_champion_on_a_server(
     processes: ForkServerContext,
     server: str,  # noqa: F811
     tmp_path: Path,
     machines: int,
+    rounds: int,
 ) -> None:
-    race(processes, server, tmp_path, machines, rounds=20)
+    race(processes, server, tmp_path, machines, rounds)
 
 
 # ------------------------------------------------------------------------------------------- killed

@@ -156,8 +156,8 @@ MISTAKES = [
         "'optimizer.learning_rate'",
     ),
     (f"{COMMON}family = 'cnm'\n", "space.common.family", "no family 'cnm'", "'cnn'"),
-    (f"{COMMON}family = ['mlp', 'resnet']\n", "space.common.family", "no family 'resnet'", "cnn, mlp"),
-    (f"{HEAD}[space.resnet]\ndepth = 3\n", "space.resnet", "no such family", "cnn"),
+    (f"{COMMON}family = ['mlp', 'transformer']\n", "space.common.family", "no family 'transformer'", "cnn, convnet"),
+    (f"{HEAD}[space.transformer]\ndepth = 3\n", "space.transformer", "no such family", "cnn"),
     (f"sampler = 'tpee'\n{HEAD}{CNN}", "sampler", "no sampler 'tpee'", "'tpe'"),
     (f"pruner = 'halvng'\n{HEAD}{CNN}", "pruner", "no pruner 'halvng'", "'halving'"),
     (f"{COMMON}optimizer.learning_rate = {{ low = 1e-3, hihg = 1 }}\n",
@@ -238,6 +238,8 @@ MISTAKES = [
     (f'name = "a/b"\n[budget]\ntrials = 3\n{CNN}', "name", "'a/b' is no usable name", "letters, digits"),
     (f'name = ""\n[budget]\ntrials = 3\n{CNN}', "name", "'' is no usable name", "letters, digits"),
     (f'name = "a\\nb"\n[budget]\ntrials = 3\n{CNN}', "name", r"'a\nb' is no usable name", "letters, digits"),
+    (f"{HEAD}{CNN}[finalists]\nensemble = 1\n", "finalists.ensemble", "1 is no ensemble", "give 2 or more"),
+    (f"{HEAD}{CNN}[finalists]\nensemble = 10\n", "finalists.ensemble", "more than the 9 finalists", "fewer members"),
     (f"{HEAD}{CNN}[finalists]\nmodel_name = 'a/b'\n", "finalists.model_name", "'a/b' is no usable name", "letters"),
 ]  # fmt: skip
 

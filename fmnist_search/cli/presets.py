@@ -1,0 +1,131 @@
+"""The networks that this package knows, before anything is trained: families and published presets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fmnist_search.cli.app import AsJson, Set, app
+
+if TYPE_CHECKING:
+    from fmnist_search.presets import Preset
+    from fmnist_search.summary import ModelSummary
+
+models = typer.Typer(rich_markup_mode=None)
+app.add_typer(models, name="models")
+
+
+@models.callback(invoke_without_command=True)
+def list_presets(context: typer.Context, as_json: AsJson = False) -> None:
+    """The networks that come with this program: published ones as presets, with their size and accuracy.
+
+    Registered models are looked at with `evaluate`, `predict` and the MLflow UI.
+
+    Examples:
+
+      fmnist-search models
+
+      fmnist-search models show lenet --set model.width_1=64
+    """
+    if context.invoked_subcommand:
+        return
+    from fmnist_search import console
+    from fmnist_search.models import PRESETS
+    from fmnist_search.recipe import FAMILIES
+    from fmnist_search.summary import summarize
+
+    rows = [_row(preset, summarize(preset.recipe.model)) for preset in PRESETS.values()]
+    if as_json:
+        console.show_json(rows)
+        return
+    columns = ["preset", "family", "parameters", "mult_adds", "published", "notes"]
+    body = [[f"{row[name]:,}" if isinstance(row[name], int) else row[name] for name in columns] for row in rows]
+    console.show_table(console.table(columns, body))
+    console.out.print(f"\nfamilies that a study can search: {', '.join(FAMILIES)}", markup=False)
+
+
+def _row(preset: Preset, summary: ModelSummary) -> dict[str, Any]:
+    return {
+        "preset": preset.name,
+        "family": preset.recipe.model.family,
+        "parameters": summary.parameters,
+        "mult_adds": summary.mult_adds,
+        "published": preset.published,
+        "notes": preset.notes,
+    }
+
+
+@models.command("show")
+def show_preset(
+    name: Annotated[str, typer.Argument(help="A preset, or a family.")],
+    settings: Set = None,
+    recipe: Annotated[
+        bool, typer.Option("--recipe", help="Print network and training as a recipe file and nothing else.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """A network layer by layer: shapes, parameters and multiply-adds of one image.
+
+    Examples:
+
+      fmnist-search models show simple-cnn --set model.width_1=64
+
+      fmnist-search models show lenet --recipe > lenet.toml
+    """
+    from dataclasses import replace
+
+    from fmnist_search import console
+    from fmnist_search.config import parse_assignment
+    from fmnist_search.models import check, preset_named
+    from fmnist_search.summary import summarize
+
+    preset = preset_named(name)
+    changes = dict(map(parse_assignment, settings or []))
+    preset = replace(preset, recipe=preset.recipe.replace(changes))
+    if recipe:
+        check(preset.recipe.model)
+        console.out.print(_file(preset), markup=False, end="")
+        return
+    summary = summarize(preset.recipe.model)
+    if as_json:
+        values = {key: value for key, value in preset.recipe.flat().items() if key.startswith("model.")}
+        row = {**_row(preset, summary), "changed": changes, "hyperparameters": values, "layers": summary.layers}
+        console.show_json(row)
+        return
+    console.out.print(summary.text, markup=False)
+    console.out.print(f"{name}: {preset.recipe.label}, {summary.parameters:,} parameters", markup=False)
+    published = "published of the unchanged preset" if changes else "published"
+    for said, text in ((published, preset.published), ("notes", preset.notes)):
+        if text:
+            console.out.print(f"{said}: {text}", markup=False)
+
+
+@models.command("recipes")
+def write_recipes(folder: Annotated[Path, typer.Argument(help="Folder to write to.")]) -> None:
+    """Write the recipe file of every preset into a folder."""
+    from fmnist_search.models import PRESETS
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for preset in PRESETS.values():
+        (folder / f"{preset.name}.toml").write_text(_file(preset))
+
+
+def _file(preset: Preset) -> str:
+    """A recipe file: what differs from the defaults, below what the author reports."""
+    from fmnist_search.config import recipe_to_toml
+
+    said = {"published": preset.published, "notes": preset.notes}
+    head = [f"# {preset.name}", *(f"# {key}: {text}" for key, text in said.items() if text)]
+    return "\n".join([*head, "", recipe_to_toml(preset.recipe, brief=True)])
+
+
+@models.command("page")
+def print_page() -> None:
+    """Every preset and family, as Markdown."""
+    from fmnist_search.models import PRESETS
+    from fmnist_search.reference import presets_page
+    from fmnist_search.summary import summarize
+
+    typer.echo(presets_page({name: summarize(preset.recipe.model) for name, preset in PRESETS.items()}), nl=False)

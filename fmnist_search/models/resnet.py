@@ -1,0 +1,126 @@
+"""Residual networks (arXiv 1512.03385): stages of blocks that add to what they are given, each stage twice as wide.
+
+block   = 2 x (convolution 3 x 3 -> batch normalisation), added to the block's input -> activation
+network = stem -> stages of blocks -> global average -> [dropout] -> logits
+
+A stage after the first halves the image. With the default stem a small image keeps its size up to the second stage;
+torchvision's ResNet-18 is four stages of two blocks behind a stem of 7 x 7, stride 2 and a pool. Layers are named as
+there, so that its ImageNet weights fit.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fmnist_search.errors import UserError
+from fmnist_search.hyperparameters import hyperparameter
+from fmnist_search.models.layers import ACTIVATIONS, BatchNorm, Dropout, GlobalAverage, activation
+from fmnist_search.presets import EPOCHS, RATE, preset
+from fmnist_search.recipe import Architecture, architecture
+
+OF_THIS_SIZE = ("conv1.", "fc.")
+"""Layers of torchvision's network that are others here: it sees three colours and tells a thousand classes."""
+
+
+@architecture("resnet")
+@dataclass(frozen=True)
+class ResNet(Architecture):
+    """Hyperparameters of a `resnet`. The defaults make the ResNet-20 of the CIFAR experiments."""
+
+    stages: int = hyperparameter(3, "number of stages", low=1, high=4)
+    blocks: int = hyperparameter(3, "residual blocks a stage", low=1, high=9)
+    width: int = hyperparameter(16, "channels of the first stage; each further one has twice as many", low=1, high=512)
+    stem_kernel: int = hyperparameter(3, "kernel size of the first convolution", choices=(3, 5, 7))
+    stem_stride: int = hyperparameter(1, "stride of the first convolution", choices=(1, 2))
+    stem_pool: int = hyperparameter(1, "stride of a 3 x 3 maximum pool in the stem; 1 has none", choices=(1, 2))
+    activation: str = hyperparameter("relu", "activation function", choices=tuple(ACTIVATIONS))
+    dropout: float = hyperparameter(0.0, "dropout before the last layer", low=0, high=0.95)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the stages."""
+        return tuple(self.width * 2**stage for stage in range(self.stages))
+
+    def network(self, classes: int) -> nn.Module:
+        """Stem, stages, logits."""
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        layers["conv1"] = nn.Conv2d(
+            1, self.width, self.stem_kernel, self.stem_stride, padding=self.stem_kernel // 2, bias=False
+        )
+        layers["bn1"] = BatchNorm(self.width)
+        layers["relu"] = activation(self.activation)
+        if self.stem_pool > 1:
+            layers["maxpool"] = nn.MaxPool2d(3, self.stem_pool, padding=1)
+        for stage, (inputs, outputs) in enumerate(itertools.pairwise((self.width, *self.widths)), start=1):
+            first = Residual(inputs, outputs, 1 if stage == 1 else 2, self.activation)
+            rest = (Residual(outputs, outputs, 1, self.activation) for _ in range(self.blocks - 1))
+            layers[f"layer{stage}"] = nn.Sequential(first, *rest)
+        layers["avgpool"] = GlobalAverage()
+        if self.dropout:
+            layers["dropout"] = Dropout(self.dropout)
+        layers["fc"] = nn.Linear(self.widths[-1], classes)
+        return nn.Sequential(layers)
+
+    def pretrained(self) -> Mapping[str, Tensor]:
+        """ImageNet weights of torchvision's ResNet-18, all but those of its first and last layer."""
+        if (self.stages, self.blocks, self.width) != (4, 2, 64):
+            raise UserError(
+                "initial_weights: the ImageNet weights are those of a resnet with stages = 4, blocks = 2, width = 64; "
+                "take these (the preset resnet18), or other initial weights"
+            )
+        return {name: value for name, value in _imagenet().items() if not name.startswith(OF_THIS_SIZE)}
+
+
+class Residual(nn.Module):
+    """Two convolutions and what they add to; (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, activation_name: str):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = BatchNorm(outputs)
+        self.relu1 = activation(activation_name)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = BatchNorm(outputs)
+        self.relu2 = activation(activation_name)
+        self.downsample: nn.Module | None = None
+        if stride > 1 or inputs != outputs:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), BatchNorm(outputs))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The images of the next block."""
+        shortcut = images if self.downsample is None else self.downsample(images)
+        inner = self.relu1(self.bn1(self.conv1(images)))
+        out: Tensor = self.relu2(self.bn2(self.conv2(inner)) + shortcut)
+        return out
+
+
+def _imagenet() -> Mapping[str, Tensor]:
+    from torchvision.models import ResNet18_Weights
+
+    weights = ResNet18_Weights.IMAGENET1K_V1
+    try:
+        state: Mapping[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        file = weights.url.rpartition("/")[2]
+        raise UserError(
+            f"initial_weights: the ImageNet weights cannot be had ({error}); put {file} into "
+            f"{torch.hub.get_dir()}/checkpoints, or take other initial weights"
+        ) from None
+    return state
+
+
+preset(
+    "resnet18",
+    ResNet(stages=4, blocks=2, width=64, stem_kernel=7, stem_stride=2, stem_pool=2),
+    {"batch_size": 64},
+    published="none",
+    parameters=11_175_370,
+    assumed=("optimizer.name", RATE, EPOCHS),
+    unsaid="with ImageNet weights on request: initial_weights = 'imagenet'",
+)

@@ -1,0 +1,55 @@
+"""A ladder of blocks, each twice as wide as the one below it: `cnn`s that few numbers describe.
+
+Searched beside `cnn`, whose blocks each have a width and a kernel of their own, it is the small space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from fmnist_search.hyperparameters import hyperparameter
+from fmnist_search.models.blocks import MAX_DEPTH
+from fmnist_search.models.cnn import Cnn
+from fmnist_search.models.layers import ACTIVATIONS
+from fmnist_search.presets import BATCH, RATE, preset
+from fmnist_search.recipe import Architecture, architecture
+
+
+@architecture("vgg")
+@dataclass(frozen=True)
+class Vgg(Architecture):
+    """Hyperparameters of a `vgg`: convolutions 3 x 3 with batch normalisation, maximum pools of 2 between blocks."""
+
+    depth: int = hyperparameter(3, "number of blocks", low=1, high=MAX_DEPTH)
+    width: int = hyperparameter(64, "channels of the first block", low=1, high=256)
+    convolutions: int = hyperparameter(2, "convolutions a block", choices=(1, 2))
+    activation: str = hyperparameter("relu", "activation function", choices=tuple(ACTIVATIONS))
+    dropout: float = hyperparameter(0.0, "dropout before the last layer", low=0, high=0.95)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the blocks."""
+        return tuple(self.width * 2**block for block in range(self.depth))
+
+    def network(self, classes: int) -> nn.Module:
+        """The `cnn` of these widths."""
+        widths = {f"width_{block}": width for block, width in enumerate(self.widths, start=1)}
+        return Cnn(
+            depth=self.depth,
+            convolutions=self.convolutions,
+            activation=self.activation,
+            dropout=self.dropout,
+            **widths,  # type: ignore[arg-type]
+        ).network(classes)
+
+
+preset(
+    "vgg",
+    Vgg(),
+    {"optimizer.weight_decay": 1e-6, "epochs": 50},
+    published="about 93, loss 0.27; augmented 93.5 to 94.0; six of those together 94.59, loss 0.151",
+    assumed=(RATE, BATCH),
+    unsaid="augmented: horizontal flip 0.5, rotation by 10 degrees, shift by 10 %, each way",
+)

@@ -1,0 +1,170 @@
+"""The study's run answers by itself, and finalists and the champion show what their networks do."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from fmnist_search import logbook, run_study
+from fmnist_search.config import StudyConfig
+from fmnist_search.results import EpochReport
+from fmnist_search.trial import Decision
+from tests.integration.conftest import Finished, run
+
+pytestmark = pytest.mark.usefixtures("drawn")
+
+PICTURES = {"history", "learning_curves", "timeline", "parallel_coordinates", "slices"}
+"""Of a study of four trials; importances need eight."""
+
+
+def files_of(client: MlflowClient, run_id: str, folder: str | None = None) -> Iterator[str]:
+    for item in client.list_artifacts(run_id, folder):
+        if item.is_dir:
+            yield from files_of(client, run_id, item.path)
+        else:
+            yield item.path
+
+
+def runs_of(client: MlflowClient, kind: str) -> list[Run]:
+    experiment = client.get_experiment_by_name("fmnist-search")
+    assert experiment
+    return list(
+        client.search_runs([experiment.experiment_id], f"tags.kind = '{kind}'", order_by=["attributes.start_time"])
+    )
+
+
+@pytest.fixture
+def client(finished: Finished) -> MlflowClient:
+    mlflow.set_tracking_uri(finished.tracking_uri)
+    return MlflowClient(finished.tracking_uri)
+
+
+@pytest.fixture
+def study(client: MlflowClient) -> Run:
+    (study,) = runs_of(client, "study")
+    return study
+
+
+def text(run_: Run, path: str) -> str:
+    return str(mlflow.artifacts.load_text(f"runs:/{run_.info.run_id}/{path}"))
+
+
+def test_the_note_says_what_was_asked_found_and_chosen(study: Run) -> None:
+    note = study.data.tags["mlflow.note.content"]
+    assert "Does a search run from end to end?" in note
+    assert "**Best trial**" in note
+    assert "confirmed at" in note
+    assert "| budget | spent | of |" in note
+    assert "`space.cnn.depth`" in note
+    assert "fmnist-search leaderboard tiny" in note
+    assert text(study, "report.md") == note
+
+
+def test_the_leaderboard_is_a_table_of_mlflow_and_a_csv_with_every_trials_run(client: MlflowClient, study: Run) -> None:
+    table = client.load_table(study.info.experiment_id, "leaderboard.json", run_ids=[study.info.run_id])
+    trials = {run_.info.run_id: run_ for run_ in runs_of(client, "trial")}
+    assert set(table["run_id"]) == set(trials)
+    for row in table.to_dict("records"):
+        assert row["val_accuracy"] == pytest.approx(trials[row["run_id"]].data.metrics["val/accuracy"], rel=1e-12)
+        assert str(row["trial"]) == trials[row["run_id"]].data.tags["trial"]
+    assert list(table["val_accuracy"]) == sorted(table["val_accuracy"], reverse=True)
+    rows = list(csv.DictReader(io.StringIO(text(study, "leaderboard.csv"))))
+    assert [row["run_id"] for row in rows] == list(table["run_id"])
+
+
+def test_each_value_of_the_study_has_its_origin(study: Run) -> None:
+    origins = dict(csv.reader(io.StringIO(text(study, "study_origins.csv"))))
+    assert origins["budget.trials"] == "tiny.toml"
+    assert origins["experiment"] == "default"
+
+
+def test_a_value_of_the_command_line_says_so(tiny: Path) -> None:
+    config = StudyConfig.load(tiny, {"budget.trials": 7, "optimizer.learning_rate": 0.01, "sampler": "random"})
+    assert config.origins["budget.trials"] == "command line"
+    assert config.origins["space.common.optimizer.learning_rate"] == "command line"
+    assert config.origins["sampler.name"] == "command line"
+    assert config.origins["budget.epochs"] == str(tiny)
+    assert set(config.origins) == set(flattened(json.loads(config.model_dump_json(exclude_none=True))))
+    alike = StudyConfig.load(tiny, {"budget.trials": 7})
+    assert alike == StudyConfig.from_dict(alike.model_dump(exclude_none=True))
+
+
+def flattened(tables: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tables.items():
+        if isinstance(value, dict):
+            yield from flattened(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def test_the_studys_pictures_and_its_page_are_there(client: MlflowClient, study: Run) -> None:
+    files = set(files_of(client, study.info.run_id))
+    assert {f"plots/{name}.png" for name in PICTURES} <= files
+    assert "Plotly" in text(study, "plots/study.html")
+    assert {"study.toml", "command.txt", "environment.json"} <= files
+
+
+def test_progress_is_on_record_after_every_trial(client: MlflowClient, study: Run) -> None:
+    completed = client.get_metric_history(study.info.run_id, "progress/completed")
+    assert [(point.step, point.value) for point in completed] == [(1, 1), (2, 2), (3, 3), (4, 4)]
+    best = [point.value for point in client.get_metric_history(study.info.run_id, "best/val_accuracy")]
+    assert best == sorted(best)
+
+
+def test_every_trial_says_how_well_it_tells_each_class(client: MlflowClient) -> None:
+    for run_ in runs_of(client, "trial"):
+        rows = list(csv.DictReader(io.StringIO(text(run_, "class_scores.csv"))))
+        assert len(rows) == 10
+        assert sum(int(row["support"]) for row in rows) == 2_000
+        assert {"study", "family", "state", "worker", "device", "epochs"} <= set(run_.data.tags)
+
+
+def test_finalists_show_what_their_networks_do_and_the_champion_on_the_test_images(client: MlflowClient) -> None:
+    drawn = {"calibration.png", "confusion_matrix.json", "confusion_normalised.png", "mistakes.png", "predictions.png"}
+    finalists = runs_of(client, "finalist")
+    champions = [run_ for run_ in finalists if "test/accuracy" in run_.data.metrics]
+    for run_ in finalists:
+        files = set(files_of(client, run_.info.run_id))
+        assert "curves.png" in files
+        assert {f"val/{name}" for name in drawn} <= files
+        assert 0 <= run_.data.metrics["val/calibration_error"] <= 1
+        assert ("test/predictions.png" in files) == (run_ in champions)
+    assert champions
+    matrix = json.loads(text(champions[0], "test/confusion_matrix.json"))["rows_true_columns_predicted"]
+    hits = sum(row[label] for label, row in enumerate(matrix))
+    assert hits / 10_000 == champions[0].data.metrics["test/accuracy"]
+
+
+def test_the_pictures_of_a_study_that_runs_are_drawn_anew(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logbook, "REFRESH_SECONDS", 0.0)
+    uri = f"sqlite:///{tiny.parent}/mlflow.db"
+    seen: list[set[str]] = []
+
+    def look(report: EpochReport) -> Decision:
+        (study,) = runs_of(MlflowClient(uri), "study")
+        seen.append(set(files_of(MlflowClient(uri), study.info.run_id)))
+        return Decision.CONTINUE
+
+    config = StudyConfig.load(tiny, {"finalists.recipes": 0, "data.train_images": 4_000, "budget.trials": 6})
+    run_study(config, tracking_uri=uri, observer=look)
+    assert "plots/history.png" not in seen[0]
+    assert "plots/history.png" in seen[-1]
+    assert "leaderboard.csv" in seen[-1]
+
+
+def test_system_metrics_are_on_record_where_mlflow_is_asked_for_them(tiny: Path) -> None:
+    asked = {"MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true", "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.5"}
+    few = ["--trials", "2", "--set", "finalists.recipes=0"]
+    assert run(tiny.parent, "search", "tiny.toml", *few, **asked).code == 0
+    (study,) = runs_of(MlflowClient(f"sqlite:///{tiny.parent}/mlflow.db"), "study")
+    assert 0 <= study.data.metrics["system/cpu_utilization_percentage"] <= 100
+    assert study.data.metrics["system/system_memory_usage_megabytes"] > 0
