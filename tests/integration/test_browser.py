@@ -36,8 +36,8 @@ SETTINGS = [
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A study with pruned and completed trials, and a champion."""
+def finished(tmp_path_factory: pytest.TempPathFactory, drawn: None) -> Finished:
+    """A study with pruned and completed trials, pictures and a champion."""
     folder = tmp_path_factory.mktemp("browsed")
     (folder / "tiny.toml").write_text(TINY)
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
