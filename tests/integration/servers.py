@@ -53,7 +53,8 @@ class MlflowServer:
             self._process = subprocess.Popen(
                 self._command,
                 cwd=self._folder,
-                env=environment(**self._changes),
+                # The jobs of its own are about language models, and keep a core busy.
+                env=environment(**{"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **self._changes}),
                 start_new_session=True,
                 stdout=log,
                 stderr=log,
