@@ -176,7 +176,8 @@ def close(summary: StudySummary, command: str, *, quiet: bool, searched: bool = 
             f"images, registered as models:/{champion.model}/{champion.version} ({champion.alias})"
         )
     last = talk if quiet else out
-    last.print(f"{summary.name}: {best}; browse it with `fmnist-search ui`, next `fmnist-search leaderboard`")
+    browse = "browse it with `fmnist-search ui`, next" if summary.run_id else "next"
+    last.print(f"{summary.name}: {best}; {browse} `fmnist-search leaderboard`")
 
 
 @app.command()

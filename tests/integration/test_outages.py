@@ -166,6 +166,7 @@ def test_a_study_without_tracking_leaves_nothing_in_mlflow(place: Path) -> None:
     assert not (place / "mlruns").exists()
     assert [row.state for row in rows(place / "fmnist-search")] == [State.COMPLETED] * 2
     assert "registered" not in done.stdout
+    assert "fmnist-search ui" not in done.stdout
     tracked = run(place, "search", "tiny.toml", "--trials", "3", "--set", "finalists.recipes=0")
     assert tracked.code == 0, tracked.stderr
     assert [run_.data.tags["trial"] for run_ in runs(f"sqlite:///{place}/mlflow.db")] == ["2"]
