@@ -32,7 +32,7 @@ def mlflow_run(clone: Path, *parameters: str) -> None:
 def test_mlflow_run_makes_the_study_and_its_trials_nest_below_it(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-    mlflow_run(clone, "study=studies/quick.toml")
+    mlflow_run(clone, "study=studies/quick.toml", "trials=6")
     client = MlflowClient(f"sqlite:///{clone / 'mlflow.db'}")
     (made,) = [r for r in all_runs(client) if r.data.tags.get("kind") == "study"]
     assert made.info.status == "FINISHED"
@@ -42,11 +42,11 @@ def test_mlflow_run_makes_the_study_and_its_trials_nest_below_it(tmp_path: Path)
     assert trials
     assert {trial.data.tags["mlflow.parentRunId"] for trial in trials} == {made.info.run_id}
     values = [t.data.metrics["val/accuracy"] for t in trials if t.data.tags["state"] == "completed"]
-    assert max(values) > 0.88
+    assert max(values) > 0.85
     assert client.get_model_version_by_alias("fmnist-search", "champion")
 
     # Once more: the study is done, and the new run says where it stands.
-    mlflow_run(clone, "study=studies/quick.toml")
+    mlflow_run(clone, "study=studies/quick.toml", "trials=6")
     (pointer,) = [r for r in all_runs(client) if "Continues the study" in r.data.tags.get("mlflow.note.content", "")]
     assert pointer.data.tags["mlflow.parentRunId"] == made.info.run_id
     assert pointer.info.status == "FINISHED"
