@@ -38,8 +38,8 @@ def main() -> None:
     """Wall time of a search with its record in MLflow and without, and bytes on disk of a trial."""
     parser = options(main.__doc__)
     parser.add_argument("study", nargs="?", type=Path, default=QUICK, help="study file")
-    parser.add_argument("--trials", type=int, default=6, help="trials of each search")
-    parser.add_argument("--rounds", type=int, default=3, help="searches of each way, a seed each")
+    parser.add_argument("--trials", type=int, default=12, help="trials of each search")
+    parser.add_argument("--rounds", type=int, default=2, help="searches of each way, a seed each")
     arguments = parser.parse_args()
     spent: dict[str, list[Spent]] = {"tracked": [], "untracked": []}
     with torchvision_folder(images_from(arguments.data_dir)) as images:
