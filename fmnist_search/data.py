@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from fmnist_search.errors import UserError
+from fmnist_search.files import whole
 from fmnist_search.recipe import Data
 
 log = logging.getLogger(__name__)
@@ -303,16 +304,8 @@ def _download(dataset: Dataset) -> dict[str, bytes]:
 
 
 def _store(path: Path, content: bytes) -> None:
-    """Written beside its place and moved there in one step: readers and rivals see a whole file or none."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as part:
-            try:
-                part.write(content)
-                part.flush()
-                os.replace(part.name, path)
-            except BaseException:
-                os.unlink(part.name)
-                raise
+        with whole(path) as file:
+            file.write(content)
     except OSError as error:
         log.warning("%s: the cache cannot be written (%s); the images are read anew each time", path, error)

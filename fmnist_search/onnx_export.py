@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
@@ -19,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from fmnist_search.errors import UserError
+from fmnist_search.files import whole
 from fmnist_search.rivals import SIDE, load_classifier
 
 INPUT, OUTPUT = "pixels", "probabilities"
@@ -108,16 +107,9 @@ def _largest_difference(content: bytes, model: Any, batches: Iterator[Images]) -
 
 
 def _put(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as part:
-            try:
-                part.write(content)
-                part.flush()
-                os.replace(part.name, path)
-            except BaseException:
-                os.unlink(part.name)
-                raise
+        with whole(path) as file:
+            file.write(content)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); name another place") from None
 

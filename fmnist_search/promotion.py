@@ -58,8 +58,9 @@ class Promotion:
         run = next(training.run for training in self.runs if training.recipe == chosen.recipe)
         card = self._card(chosen, tested.accuracy).to_markdown()
         self._record(run, chosen, tested, card)
-        uri = registry.package(chosen.classifier, self._settled(run), name)
-        version = registry.register(client, name, uri, self._settled(run), self._tags(chosen, tested), card)
+        run_id = self._settled(run)
+        uri = registry.package(chosen.classifier, run_id, name)
+        version = registry.register(client, name, uri, run_id, self._tags(chosen, tested), card)
         claim = registry.claim_alias(client, name, version)
         members = len(chosen.recipes)
         return Champion(

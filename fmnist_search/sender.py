@@ -14,7 +14,7 @@ from collections.abc import Callable
 from fmnist_search.outbox import Event, Outbox, OutOfReach, Refused
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
-"""Seconds between two attempts to reach a store, doubled after each."""
+"""Seconds between two attempts to reach a store: half of how long it has been away."""
 QUIET_SECONDS = 3.0
 """A store that is gone for less is not worth a word."""
 OTHERS_TURN = 0.1
@@ -41,7 +41,7 @@ class Nobody:
         """Do nothing."""
 
     def seconds_of(self, address: str) -> float:
-        """None."""
+        """Not a moment."""
         return 0.0
 
     def when_idle(self, act: Callable[[], None]) -> None:
@@ -102,16 +102,15 @@ class Sender:
     def flush(self, patience: float, is_asked_to_stop: Callable[[], bool] = lambda: False) -> bool:
         """Wait until what was sent has arrived, and what an earlier process left.
 
-        False when the store has taken nothing for so many seconds, or for a moment once `is_asked_to_stop`. What it
-        refuses is put aside, and not waited for.
+        False when the store has taken nothing for so many seconds, or is down and `is_asked_to_stop`. What it refuses
+        is put aside, and not waited for.
         """
         left, since = -1, time.monotonic()
         while not self._is_through():
             now, waiting = time.monotonic(), self.outbox.waiting(self._last)
             if waiting != left:
                 left, since = waiting, now
-            stuck = now - since
-            if stuck > patience or (stuck > FIRST_PAUSE and is_asked_to_stop()):
+            if now - since > patience or (self._down_since is not None and is_asked_to_stop()):
                 return False
             time.sleep(0.01)
         return True

@@ -171,7 +171,6 @@ def sync(
     forget: bool = False,
     tracking_uri: str | None = None,
     workdir: str | None = None,
-    listener: Listener | None = None,
 ) -> int:
     """Send MLflow what it has not got, and what it refused once more; gives the number of events.
 
@@ -186,7 +185,10 @@ def sync(
     with reaching(home.tracking_uri):
         tracking = Tracking(home.tracking_uri, "fmnist-search")
         with closing(Outbox(home.outbox, home.tracking_uri)) as outbox:
-            outbox.forget_refused() if forget else outbox.try_again()
+            if forget:
+                outbox.forget_refused()
+            else:
+                outbox.try_again()
             events = outbox.waiting()
             with sending(home, tracking, Silence()) as sender:
                 arrived = sender.flush(SYNC_PATIENCE)

@@ -21,6 +21,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
+from mlflow.utils.uri import is_local_uri
 from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist_search.browsing import runs_page, view_of_trials
@@ -273,7 +274,7 @@ def connect(uri: str) -> MlflowClient:
     Raises:
         UserError: it does not.
     """
-    if _is_file_store(uri):
+    if is_local_uri(uri):  # type: ignore[no-untyped-call]
         raise UserError(
             f"tracking {uri}: is a file store, which MLflow no longer keeps up; take a database such as "
             "sqlite:///mlflow.db, into which `mlflow migrate-filestore --source FOLDER --target sqlite:///mlflow.db` "
@@ -284,10 +285,6 @@ def connect(uri: str) -> MlflowClient:
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
-
-
-def _is_file_store(uri: str) -> bool:
-    return uri.startswith("file:") or ":/" not in uri
 
 
 @contextlib.contextmanager
@@ -306,7 +303,7 @@ def reaching(uri: str, *also: type[OSError]) -> Iterator[None]:
                 f"tracking {uri}: was made by another version of MLflow; keep a copy of it, then run "
                 f"`mlflow db upgrade {uri}`"
             ) from error
-        if "401" in detail or "403" in detail or "PERMISSION_DENIED" in detail:
+        if isinstance(error, MlflowException) and error.error_code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
             raise UserError(
                 f"tracking {uri}: the server refuses you ({detail}); set MLFLOW_TRACKING_USERNAME and "
                 "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +17,7 @@ import torch
 
 from fmnist_search.data import Images, Source, prepare
 from fmnist_search.figures import confusion_figure
+from fmnist_search.files import whole
 from fmnist_search.models import check
 from fmnist_search.outbox import Outbox
 from fmnist_search.places import Home, image_cache
@@ -210,10 +209,8 @@ def save_weights(path: Path, result: TrialResult) -> None:
     """Keep a training's best weights as a plain state file, whole or not at all; `torch.load` reads it."""
     if result.weights is None:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as part:
-        torch.save(result.weights, part)
-    os.replace(part.name, path)
+    with whole(path) as file:
+        torch.save(result.weights, file)
 
 
 def train(

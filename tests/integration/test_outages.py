@@ -254,6 +254,14 @@ def test_a_run_that_was_deleted_meanwhile_is_said_once_and_can_be_dropped(place:
 # ------------------------------------------------------------------------- stores that cannot be used
 
 
+def test_a_server_that_is_not_there_is_not_one_that_wants_a_password(place: Path) -> None:
+    refused = run(place, "search", "tiny.toml", "--tracking-uri", "http://127.0.0.1:40140")
+    assert refused.code == 2
+    (line,) = refused.errors
+    assert "cannot be reached" in line
+    assert "PASSWORD" not in line
+
+
 def test_a_file_store_is_refused(place: Path) -> None:
     for uri in ("./mlruns", f"file://{place}/mlruns"):
         refused = run(place, "search", "tiny.toml", "--tracking-uri", uri)

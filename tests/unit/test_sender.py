@@ -143,6 +143,15 @@ def test_who_is_asked_to_stop_does_not_wait_for_a_store_that_is_down(opened: Ope
         assert time.monotonic() - started < 5
 
 
+def test_who_is_asked_to_stop_waits_for_a_store_that_is_merely_slow(opened: Open, store: Store) -> None:
+    store.release.clear()
+    threading.Timer(0.6, store.release.set).start()
+    with opened() as sender:
+        sender.send(Event("run", "batch"))
+        assert sender.flush(60, lambda: True)
+    assert store.got == ["run"]
+
+
 def test_what_is_refused_is_said_once_and_stops_nothing_else(opened: Open, store: Store, said: list[str]) -> None:
     store.refuses = {"bad"}
     with opened() as sender:
