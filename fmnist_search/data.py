@@ -305,6 +305,7 @@ def _download(dataset: Dataset) -> dict[str, bytes]:
 
 def _store(path: Path, content: bytes) -> None:
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path) as file:
             file.write(content)
     except OSError as error:

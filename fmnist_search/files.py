@@ -15,9 +15,8 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
     """A file to write, beside its place, into which it moves in one step at the end: readers and rivals see no half.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written; a folder that is not there is not made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as part:
         try:
             yield part

@@ -209,6 +209,7 @@ def save_weights(path: Path, result: TrialResult) -> None:
     """Keep a training's best weights as a plain state file, whole or not at all; `torch.load` reads it."""
     if result.weights is None:
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as file:
         torch.save(result.weights, file)
 
