@@ -22,9 +22,10 @@ from fmnist_search.config import Finalists
 from fmnist_search.data import Images, Labelled, Source, read_test_set
 from fmnist_search.errors import UserError
 from fmnist_search.evaluate import predict_logits, wilson
-from fmnist_search.models import Classifier, Ensemble, build
+from fmnist_search.models import Classifier, Ensemble
 from fmnist_search.recipe import Recipe
 from fmnist_search.results import Accuracy, Confirmed, State, TrialResult, TrialRow
+from fmnist_search.weights import classifier_with
 
 Train = Callable[[Sequence[tuple[str, Recipe]]], Sequence[TrialResult]]
 """Runs recipes, each under a name, and keeps the record; an interrupted one comes back as such."""
@@ -215,6 +216,4 @@ def test_once(classifier: Classifier | Ensemble, dataset: str, source: Source) -
 def trained(recipe: Recipe, result: TrialResult) -> Classifier:
     """The network with the weights of the last epoch: mean and deviation are among them."""
     assert result.last_weights is not None
-    classifier = build(recipe.model)
-    classifier.load_state_dict(result.last_weights)
-    return classifier.eval()
+    return classifier_with(recipe, result.last_weights)

@@ -19,7 +19,8 @@ from fmnist_search.results import Decision, Ending, EpochReport, Observer, Overh
 from fmnist_search.search.ledger import Ledger
 from fmnist_search.search.space import searched
 from fmnist_search.search.strategies import SURVIVOR_OF
-from fmnist_search.training import Desk, Tracked, overhead_of, save_weights, unbegun
+from fmnist_search.training import Desk, Tracked, overhead_of, unbegun
+from fmnist_search.weights import save_state
 from fmnist_search.workers import Crew
 
 DUPLICATES_IN_A_ROW = 50
@@ -197,8 +198,8 @@ class SearchTrial(Tracked):
         overhead = overhead_of(result, seconds, self._sampling)
         row = self._tell(result, overhead)
         self.close(result, overhead)
-        if result.state is State.COMPLETED:
-            save_weights(self._search.home.weights(self._search.ledger.config.name, row.number), result)
+        if result.state is State.COMPLETED and result.weights:
+            save_state(self._search.home.weights(self._search.ledger.config.name, row.number), result.weights)
         self._search.ended(self, row)
 
     def lost(self, reason: str) -> None:

@@ -13,11 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from fmnist_search.data import Images, Source, prepare
 from fmnist_search.figures import confusion_figure
-from fmnist_search.files import whole
 from fmnist_search.models import check
 from fmnist_search.outbox import Outbox
 from fmnist_search.places import Home, image_cache
@@ -31,6 +28,7 @@ from fmnist_search.summary import summarize
 from fmnist_search.tracking import Artist, Courier, Tracking, impatient, reaching
 from fmnist_search.trial import run_trial, watch_nothing
 from fmnist_search.tuning import resolve_execution, tune
+from fmnist_search.weights import save_state
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -205,15 +203,6 @@ def see_off(desk: Desk) -> bool:
     return arrived
 
 
-def save_weights(path: Path, result: TrialResult) -> None:
-    """Keep a training's best weights as a plain state file, whole or not at all; `torch.load` reads it."""
-    if result.weights is None:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as file:
-        torch.save(result.weights, file)
-
-
 def train(
     recipe: Recipe,
     *,
@@ -259,7 +248,7 @@ def train(
             result = _run_here(Tracked(name, recipe, images, run, desk, observer), execution)
             if result.weights:
                 path = home.folder / "weights" / "train" / run.address / "weights.pt"
-                save_weights(path, result)
+                save_state(path, result.weights)
                 run.file("weights.pt", path.read_bytes())
             see_off(desk)
     return result, run.address
