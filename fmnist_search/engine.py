@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Generator
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -35,12 +35,31 @@ _global_generator = threading.Lock()
 
 
 class Epoch(NamedTuple):
-    """What `fit` yields: figures, and the averaged weights they belong to, valid until the next epoch starts."""
+    """What `fit` yields: figures, and the averaged weights they belong to, valid until the next epoch starts.
+
+    `state` gives all that `fit` needs to go on from here as if it had never stopped, valid as long.
+    """
 
     report: EpochReport
     evaluation: Evaluation | None
     classifier: Classifier
     preparation: Preparation
+    state: Callable[[], dict[str, Any]]
+
+
+class Progress(NamedTuple):
+    """An epoch on its way: the share of its images that is done, their mean loss and their accuracy."""
+
+    epoch: int
+    share: float
+    loss: float
+    accuracy: float
+
+
+Watch = Callable[[Progress], None]
+"""Sees how an epoch gets on, a few times a second at most."""
+PULSE_SECONDS = 0.2
+"""Between two looks at a running epoch, each of which waits for the device."""
 
 
 class Loop(Protocol):
@@ -53,18 +72,26 @@ class Loop(Protocol):
         """Give back what it holds on the device."""
 
 
-def fit(recipe: Recipe, images: Images, execution: Execution) -> Generator[Epoch]:
+def fit(
+    recipe: Recipe,
+    images: Images,
+    execution: Execution,
+    *,
+    start: Mapping[str, Any] | None = None,
+    watch: Watch | None = None,
+) -> Generator[Epoch]:
     """Train a fresh network and yield after each epoch; whoever iterates decides whether it goes on.
 
-    The same recipe, images, execution and library versions give the same numbers, bit for bit.
+    The same recipe, images, execution and library versions give the same numbers, bit for bit. So does a training that
+    goes on from the `state` of an epoch, given as `start`. `watch` is called by the plain loop alone.
 
     Raises:
         UserError: the network is too large.
         torch.OutOfMemoryError: it does not fit on the device.
     """
-    training, loop, preparation = _prepared(recipe, images, execution)
+    training, loop, preparation = _prepared(recipe, images, execution, start, watch)
     try:
-        for epoch in range(1, recipe.epochs + 1):
+        for epoch in range(training.epochs_done + 1, recipe.epochs + 1):
             started = time.perf_counter()
             loss, accuracy = training.epoch(epoch, loop)
             classifier = training.averaged.model
@@ -78,31 +105,33 @@ def fit(recipe: Recipe, images: Images, execution: Execution) -> Generator[Epoch
                 learning_rate=training.rates[epoch * len(training.sizes) - 1],
                 seconds=time.perf_counter() - started,
             )
-            yield Epoch(report, evaluation, classifier, preparation)
+            yield Epoch(report, evaluation, classifier, preparation, training.state)
     finally:
         loop.close()
 
 
-def _prepared(recipe: Recipe, images: Images, execution: Execution) -> tuple[Training, Loop, Preparation]:
-    """A training before its first step; what cannot be captured takes the plain loop, and says why."""
+def _prepared(
+    recipe: Recipe, images: Images, execution: Execution, start: Mapping[str, Any] | None, watch: Watch | None
+) -> tuple[Training, Loop, Preparation]:
+    """A training before its next step; what cannot be captured takes the plain loop, and says why."""
     started = time.perf_counter()
-    training = Training(recipe, images, execution)
+    training = Training(recipe, images, execution, start)
     built = time.perf_counter()
     if execution.engine == "plain":
-        return training, PlainSteps(training), Preparation(build_seconds=built - started)
+        return training, PlainSteps(training, watch), Preparation(build_seconds=built - started)
     try:
         loop = CapturedSteps(training)
     except CaptureError as error:
         log.warning("%s: runs without a graph: %s", recipe.label, error)
-        training = Training(recipe, images, execution)
-        return training, PlainSteps(training), Preparation(build_seconds=time.perf_counter() - started)
+        training = Training(recipe, images, execution, start)
+        return training, PlainSteps(training, watch), Preparation(build_seconds=time.perf_counter() - started)
     return training, loop, Preparation(built - started, time.perf_counter() - built, engine="graph")
 
 
 class Training:
     """Everything that changes while a recipe trains, and what one step does to it."""
 
-    def __init__(self, recipe: Recipe, images: Images, execution: Execution):
+    def __init__(self, recipe: Recipe, images: Images, execution: Execution, start: Mapping[str, Any] | None = None):
         self.recipe = recipe
         self.images = images
         self.device = torch.device(execution.device)
@@ -113,10 +142,31 @@ class Training:
         self.optimizer = make_optimizer(self.model, recipe.optimizer)
         self.averaged = AveragedWeights(self.model, recipe.averaging.horizon * len(self.sizes))
         self.totals = torch.zeros(2, dtype=_widest(self.device), device=self.device)
+        self.epochs_done = 0
         self._fill = round(images.mean)
         for module in self.model.modules():
             if isinstance(module, Dropout):
                 module.generator = self.generator
+        if start is not None:
+            self._go_on_from(start)
+
+    def state(self) -> dict[str, Any]:
+        """All that changes, between two epochs: weights, averages, optimizer, generator; valid until the next step."""
+        return {
+            "epochs": self.epochs_done,
+            "network": self.model.state_dict(),
+            "averaged": self.averaged.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def _go_on_from(self, state: Mapping[str, Any]) -> None:
+        self.epochs_done = state["epochs"]
+        self.model.load_state_dict(state["network"])
+        self.averaged.model.load_state_dict(state["averaged"])
+        self.averaged.steps = self.epochs_done * len(self.sizes)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
 
     def epoch(self, number: int, loop: Loop) -> tuple[float, float]:
         """One pass over the training images; mean loss and accuracy of the raw weights as they moved."""
@@ -125,6 +175,7 @@ class Training:
         self.totals.zero_()
         self.model.train()
         loop.run(order, (number - 1) * len(self.sizes))
+        self.epochs_done = number
         loss, hits = self.totals.tolist()
         return loss / count, hits / count
 
@@ -152,18 +203,25 @@ class Training:
 class PlainSteps:
     """Step after step, each launched from Python."""
 
-    def __init__(self, training: Training):
+    def __init__(self, training: Training, watch: Watch | None = None):
         self._training = training
+        self._watch = watch
+        self._looked_at = 0.0
 
     def run(self, order: Tensor, first: int) -> None:
         """One pass over the training images in this order; `first` counts the steps before it."""
-        training = self._training
+        training, done = self._training, 0
         for step, chosen in enumerate(torch.split(order, training.sizes), start=first):
             training.backward(chosen)
             for group in training.optimizer.param_groups:
                 group["lr"] = training.rates[step]
             training.optimizer.step()
             training.averaged.update()
+            done += len(chosen)
+            if self._watch and time.perf_counter() - self._looked_at > PULSE_SECONDS:
+                loss, hits = training.totals.tolist()
+                self._watch(Progress(training.epochs_done + 1, done / len(order), loss / done, hits / done))
+                self._looked_at = time.perf_counter()
 
     def close(self) -> None:
         """Nothing is held."""

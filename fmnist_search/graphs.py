@@ -151,16 +151,17 @@ class CapturedSteps(DeviceSteps):
         """Do something to the training and take it back: weights, statistics, averages, optimizer, generator."""
         training = self.training
         changing = [*training.model.state_dict().values(), *training.averaged.model.state_dict().values()]
+        changing += _remembered(training)  # by a training that goes on; a fresh one remembers nothing yet
         before = [tensor.detach().clone() for tensor in changing]
+        known = {id(tensor) for tensor in changing}
         drawn = training.generator.get_state()
         act()
         with torch.no_grad():
             for tensor, value in zip(changing, before, strict=True):
                 tensor.copy_(value)
-            for state in training.optimizer.state.values():
-                for value in state.values():
-                    if isinstance(value, Tensor):
-                        value.zero_()  # what an optimizer remembers before its first step
+            for value in _remembered(training):
+                if id(value) not in known:
+                    value.zero_()  # what an optimizer remembers before its first step
         training.generator.set_state(drawn)
         for counter in (training.totals, self._step, self._offset):
             counter.zero_()
@@ -174,6 +175,12 @@ class CapturedSteps(DeviceSteps):
         with torch.cuda.stream(self._stream), torch.autograd.set_multithreading_enabled(False):
             yield
         outside.wait_stream(self._stream)
+
+
+def _remembered(training: Training) -> list[Tensor]:
+    """What the optimizer has learned of its steps so far."""
+    states = training.optimizer.state.values()
+    return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
 
 def release() -> None:

@@ -76,23 +76,23 @@ _CURVES: dict[str, Callable[[float, float], float]] = {
 class AveragedWeights(Generic[Model]):
     """Exponential moving average of a model's parameters and of its BatchNorm statistics.
 
-    `model` is a copy in evaluation mode that holds the averages. The memory grows with the steps taken until it
-    reaches the horizon (as in TensorFlow's ExponentialMovingAverage with `num_updates`), so that the initial
-    weights are soon forgotten. A horizon of no steps copies the weights.
+    `model` is a copy in evaluation mode that holds the averages, `steps` counts what it has taken in. The memory grows
+    with the steps until it reaches the horizon (as in TensorFlow's ExponentialMovingAverage with `num_updates`), so
+    that the initial weights are soon forgotten. A horizon of no steps copies the weights.
     """
 
     def __init__(self, model: Model, horizon_steps: float):
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self._decay = math.exp(-1 / horizon_steps) if horizon_steps > 0 else 0.0
-        self._steps = 0
+        self.steps = 0
         self._averages = _floating_state(self.model)
         self._sources = _floating_state(model)
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the model's present weights."""
-        self._steps += 1
-        torch._foreach_lerp_(self._averages, self._sources, self.share(self._steps))
+        self.steps += 1
+        torch._foreach_lerp_(self._averages, self._sources, self.share(self.steps))
 
     @torch.no_grad()
     def update_by(self, share: torch.Tensor) -> None:

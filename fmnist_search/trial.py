@@ -7,13 +7,14 @@ import math
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from fmnist_search.data import Images
-from fmnist_search.engine import Epoch, fit
+from fmnist_search.engine import Epoch, Progress, fit
 from fmnist_search.errors import UserError
 from fmnist_search.evaluate import Evaluation
 from fmnist_search.graphs import release
@@ -30,15 +31,41 @@ def watch_nothing(_: EpochReport) -> Decision:
     return Decision.CONTINUE
 
 
-def run_trial(recipe: Recipe, images: Images, execution: Execution, observer: Observer = watch_nothing) -> TrialResult:
+class Companion(Protocol):
+    """Goes along with a training in the process that trains, and sees more of it than an observer."""
+
+    def progressed(self, progress: Progress) -> None:
+        """An epoch is on its way; told a few times a second at most."""
+
+    def epoch_done(self, epoch: Epoch, state: dict[str, Any]) -> None:
+        """An epoch is over; from `state`, valid until the next one starts, `run_trial` can go on."""
+
+
+def run_trial(
+    recipe: Recipe,
+    images: Images,
+    execution: Execution,
+    observer: Observer = watch_nothing,
+    *,
+    start: Mapping[str, Any] | None = None,
+    companion: Companion | None = None,
+) -> TrialResult:
     """Train a recipe until its last epoch or until the observer says otherwise.
+
+    With the state that a companion was given as `start` it goes on from there; the observer sees the epochs that are
+    new, the result holds all.
 
     What goes wrong in the training itself (a network refused, memory gone, a loss that is not finite) is a result,
     FAILED with its reason. What goes wrong in the observer is the caller's and is raised.
     """
     started = time.perf_counter()
-    course = _Course(recipe)
-    with settled(execution), contextlib.closing(fit(recipe, images, execution)) as epochs:
+    course = _Course.after(recipe, start) if start else _Course(recipe)
+    steps = start["training"] if start else None
+    watch = companion.progressed if companion else None
+    with (
+        settled(execution),
+        contextlib.closing(fit(recipe, images, execution, start=steps, watch=watch)) as epochs,
+    ):
         while course.state is None:
             epoch = _next_epoch(epochs, course)
             if epoch is None:
@@ -46,6 +73,8 @@ def run_trial(recipe: Recipe, images: Images, execution: Execution, observer: Ob
             course.take(epoch)
             if course.state is State.FAILED:
                 break
+            if companion:
+                companion.epoch_done(epoch, course.kept(epoch, time.perf_counter() - started))
             decision = observer(epoch.report)
             if decision is not Decision.CONTINUE and epoch.report.epoch < recipe.epochs:
                 state = ENDED_BY[decision]
@@ -92,6 +121,25 @@ class _Course:
     best: EpochReport | None = None
     weights: Mapping[str, Tensor] | None = None
     classifier: Classifier | None = None
+    seconds_before: float = 0.0
+
+    @classmethod
+    def after(cls, recipe: Recipe, kept: Mapping[str, Any]) -> _Course:
+        """What was known of a training when it was kept."""
+        reports = [EpochReport(**report) for report in kept["epochs"]]
+        best = reports[kept["best_epoch"] - 1]
+        return cls(recipe, reports=reports, best=best, weights=kept["weights"], seconds_before=kept["seconds"])
+
+    def kept(self, epoch: Epoch, seconds: float) -> dict[str, Any]:
+        """All that is known now, and what the training itself goes on from."""
+        assert self.best is not None
+        return {
+            "epochs": [asdict(report) for report in self.reports],
+            "best_epoch": self.best.epoch,
+            "weights": self.weights,
+            "seconds": self.seconds_before + seconds,
+            "training": epoch.state(),
+        }
 
     def end(self, state: State, reason: str | None = None, error: str | None = None) -> None:
         self.state, self.reason, self.error = state, reason, error
@@ -125,7 +173,7 @@ class _Course:
         return TrialResult(
             state=self.state,
             epochs=tuple(self.reports),
-            seconds=seconds,
+            seconds=self.seconds_before + seconds,
             parameters=self.parameters,
             best_epoch=self.best.epoch if self.best else None,
             confusion=self.evaluation.confusion if self.evaluation else None,

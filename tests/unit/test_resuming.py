@@ -1,0 +1,116 @@
+"""A training that goes on from what was kept equals one that never stopped, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from fmnist_search.data import Images
+from fmnist_search.engine import Epoch, Progress
+from fmnist_search.recipe import Execution, Recipe
+from fmnist_search.results import Decision, EpochReport, State
+from fmnist_search.trial import run_trial
+
+RECIPE = Recipe().replace(
+    {
+        "model.width_1": 4,
+        "model.width_2": 8,
+        "model.width_3": 8,
+        "epochs": 4,
+        "batch_size": 96,
+        "optimizer.learning_rate": 1e-2,
+        "data.train_images": 1_000,
+        "data.validation": 1_000,
+    }
+)
+RECIPES = {
+    "adamw, averaged": {},
+    "sgd, momentum, dropout, shift": {
+        "optimizer.name": "sgd",
+        "model.dropout": 0.3,
+        "augmentation.shift": 2,
+        "averaging.horizon": 0.0,
+    },
+    "adam, one-cycle, erasing, val_loss": {
+        "optimizer.name": "adam",
+        "schedule.name": "one-cycle",
+        "augmentation.erasing": 0.5,
+        "keep": "val_loss",
+    },
+    "bfloat16": {"precision": "bfloat16"},
+}
+
+
+class Keeper:
+    """Keeps a copy of the state after each epoch, and all that it saw."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, Any]] = []
+        self.seen: list[Progress] = []
+
+    def progressed(self, progress: Progress) -> None:
+        self.seen.append(progress)
+
+    def epoch_done(self, epoch: Epoch, state: dict[str, Any]) -> None:
+        self.states.append(copy.deepcopy(state))
+
+
+@pytest.mark.parametrize("changes", RECIPES.values(), ids=RECIPES.keys())
+def test_going_on_equals_never_having_stopped(changes: dict[str, Any], images: Images, execution: Execution) -> None:
+    recipe = RECIPE.replace(changes)
+    keeper = Keeper()
+    whole = run_trial(recipe, images, execution, companion=keeper)
+    for state in keeper.states[:-1]:
+        resumed = run_trial(recipe, images, execution, start=state)
+        assert [_figures(report) for report in resumed.epochs] == [_figures(report) for report in whole.epochs]
+        assert (resumed.best_epoch, resumed.confusion, resumed.state) == (
+            whole.best_epoch,
+            whole.confusion,
+            State.COMPLETED,
+        )
+        for name in ("weights", "last_weights"):
+            ours, theirs = getattr(resumed, name), getattr(whole, name)
+            assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_the_observer_sees_new_epochs_and_the_result_holds_all(images: Images, execution: Execution) -> None:
+    keeper, seen = Keeper(), []
+
+    def observe(report: EpochReport) -> Decision:
+        seen.append(report.epoch)
+        return Decision.CONTINUE
+
+    first = run_trial(RECIPE.replace({"epochs": 2}), images, execution, companion=keeper)
+    second = run_trial(RECIPE, images, execution, observe, start=keeper.states[-1])
+    assert seen == [3, 4]
+    assert second.epochs[:2] == first.epochs
+    assert second.seconds > first.seconds
+
+
+def test_progress_is_told_within_an_epoch_and_changes_nothing(
+    images: Images, execution: Execution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fmnist_search.engine.PULSE_SECONDS", 0.0)
+    keeper = Keeper()
+    watched = run_trial(RECIPE, images, execution, companion=keeper)
+    unwatched = run_trial(RECIPE, images, execution)
+    assert [_figures(report) for report in watched.epochs] == [_figures(report) for report in unwatched.epochs]
+    first = [progress for progress in keeper.seen if progress.epoch == 1]
+    assert [progress.share for progress in first] == sorted({progress.share for progress in first})
+    assert first[-1].share == 1.0
+    assert first[-1].loss == pytest.approx(watched.epochs[0].train_loss)
+    assert {progress.epoch for progress in keeper.seen} == {1, 2, 3, 4}
+
+
+def _figures(report: EpochReport) -> tuple[object, ...]:
+    return (
+        report.epoch,
+        report.train_loss,
+        report.train_accuracy,
+        report.val_loss,
+        report.val_accuracy,
+        report.learning_rate,
+    )
