@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from fmnist_search.config import StudyConfig
     from fmnist_search.recipe import Recipe
     from fmnist_search.registry import load_model
+    from fmnist_search.standalone import train
     from fmnist_search.study import run_study
-    from fmnist_search.training import train
 
 __all__ = ["Recipe", "StudyConfig", "load_model", "run_study", "train"]
 __version__ = VERSION
@@ -23,7 +23,7 @@ _HOMES = {
     "StudyConfig": "config",
     "load_model": "registry",
     "run_study": "study",
-    "train": "training",
+    "train": "standalone",
 }
 
 

@@ -11,8 +11,9 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from enum import Enum, IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rich import progress
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -23,6 +24,9 @@ from fmnist_search.config import StudyConfig
 from fmnist_search.errors import UserError
 from fmnist_search.recipe import Recipe, short_names, short_text, text_of
 from fmnist_search.results import EpochReport, Silence, State, TrialRow
+
+if TYPE_CHECKING:
+    from fmnist_search.engine import Epoch, Progress
 
 out = Console(highlight=False, soft_wrap=True, emoji=False)
 talk = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
@@ -120,19 +124,55 @@ def minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-class TrainingDisplay(Silence):
-    """Listens to single trainings: a line for each epoch."""
+class Speaker(Silence):
+    """Listens to several trainings at once: what is worth a line, and nothing of their epochs."""
 
     def say(self, text: str) -> None:
         """Something worth a line."""
         talk.print(Text(text))
 
+
+class TrainingDisplay(Speaker):
+    """Goes along with a training: a line for each epoch, and in a terminal a bar while it is on its way."""
+
+    def __init__(self) -> None:
+        self.label = ""
+        self._bar: progress.Progress | None = None
+        self._epochs = 0
+
     def training_started(self, name: str, recipe: Recipe) -> None:
         """The training begins."""
-        talk.print(name)
+        self.label, self._epochs = recipe.label, recipe.epochs
+        talk.print(name, markup=False)
+
+    def progressed(self, progressed: Progress) -> None:
+        """An epoch is on its way."""
+        if not talk.is_terminal:
+            return
+        if self._bar is None:
+            columns = [progress.TextColumn("  {task.description}"), progress.BarColumn(), progress.TaskProgressColumn()]
+            self._bar = progress.Progress(*columns, console=talk, transient=True)
+            self._bar.add_task("", total=1.0)
+            self._bar.start()
+        figures = f"loss {progressed.loss:.4f}, accuracy {percent(progressed.accuracy)}"
+        said = f"epoch {progressed.epoch} of {self._epochs}: {figures}"
+        self._bar.update(self._bar.task_ids[0], completed=progressed.share, description=said)
+
+    def epoch_done(self, epoch: Epoch, state: dict[str, Any]) -> None:
+        """Its figures come with `epoch_ended`."""
+
+    def training_ended(self, name: str) -> None:
+        """The training is over, however it ended."""
+        self._put_bar_away()
+
+    def _put_bar_away(self) -> None:
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
 
     def epoch_ended(self, name: str, report: EpochReport) -> None:
         """An epoch of it."""
+        self._put_bar_away()
         talk.print(
             f"  epoch {report.epoch}: loss {report.train_loss:.4f}, accuracy {percent(report.train_accuracy)}, "
             f"validation {percent(report.val_accuracy)}, {report.seconds:.1f} s"

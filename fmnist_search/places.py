@@ -54,6 +54,10 @@ class Home:
         """The kept weights of a trial."""
         return self.folder / "weights" / study / f"{number:03d}.pt"
 
+    def training(self, run_id: str) -> Path:
+        """The folder of what a single training keeps."""
+        return self.folder / "weights" / "train" / run_id
+
     def rename_weights(self, study: str, renamed: str) -> None:
         """Let the kept weights follow a study that gets another name."""
         folder = self.folder / "weights" / study

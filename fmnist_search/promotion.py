@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fmnist_search import finalists, registry
@@ -20,7 +19,7 @@ from fmnist_search.record import Run, TrainingRun
 from fmnist_search.results import Accuracy, Champion, State, TrialResult, TrialRow
 from fmnist_search.rivals import RIGHT
 from fmnist_search.tracking import Tracking
-from fmnist_search.training import Desk, Tracked, see_off, unbegun
+from fmnist_search.training import Desk, Queued, Tracked, see_off, side_by_side, unbegun
 from fmnist_search.workers import Crew
 
 
@@ -83,38 +82,16 @@ class Promotion:
         return run.run_id
 
     def _train(self, trainings: Sequence[tuple[str, Recipe]]) -> list[TrialResult]:
-        """Finalists' trainings, as many at a time as there are workers, each in a run of its own below the study's.
+        """Finalists' trainings, each in a run of its own below the study's.
 
         What is not trained for an interruption comes back as interrupted.
         """
-        waiting = deque(trainings)
-        begun: dict[str, Finalist] = {}
+        trained = side_by_side(trainings, self.crew, self.desk, self._begin)
+        self.runs += [training for training in trained if training]
+        return [(training and training.result) or unbegun("the finalists were interrupted") for training in trained]
 
-        def next_finalist() -> Finalist | None:
-            if self.desk.interruption.requested or not waiting:
-                return None
-            name, recipe = waiting.popleft()
-            begun[name] = Finalist(name, recipe, self, None if name in begun else waiting)
-            return begun[name]
-
-        try:
-            self.crew.run(next_finalist)
-        except BaseException as error:
-            self.crew.stop()
-            if not isinstance(error, KeyboardInterrupt):
-                self._abandon(begun.values(), "the study stopped on an error")
-                raise
-            self._abandon(begun.values(), "interrupted in the middle of an epoch")
-            self.desk.interruption.requested = True
-        self.runs += begun.values()
-        for name, _ in waiting:  # lost its worker, and an interruption came before its second attempt
-            begun.pop(name, None)
-        return [_result(begun.get(name)) for name, _ in trainings]
-
-    def _abandon(self, begun: Iterable[Finalist], reason: str) -> None:
-        for finalist in begun:
-            if finalist.result is None:
-                finalist.close(finalist.broken_off(State.INTERRUPTED, reason))
+    def _begin(self, name: str, recipe: Recipe, again: Callable[[], None] | None) -> Finalist:
+        return Finalist(name, recipe, again, self)
 
     def open_run(self, name: str, recipe: Recipe) -> TrainingRun:
         """The run of a finalist."""
@@ -174,22 +151,18 @@ class Promotion:
         )
 
 
-class Finalist(Tracked):
-    """The training of a finalist; one whose worker dies goes back into the queue, if there is one for it."""
+class Finalist(Queued):
+    """The training of a finalist, whose run shows its network."""
 
-    def __init__(self, name: str, recipe: Recipe, promotion: Promotion, queue: deque[tuple[str, Recipe]] | None):
+    def __init__(self, name: str, recipe: Recipe, again: Callable[[], None] | None, promotion: Promotion):
         images = promotion.images_of(recipe.data)
-        super().__init__(name, recipe, images, promotion.open_run(name, recipe), promotion.desk)
-        self._promotion = promotion
-        self._queue = queue
+        super().__init__(name, recipe, images, promotion.open_run(name, recipe), promotion.desk, again)
 
     def end(self, result: TrialResult, seconds: float) -> None:
-        """Take in the result, and say it."""
+        """Take in the result, and draw its pictures when there is time."""
         super().end(result, seconds)
         if result.state is State.COMPLETED:
             self._desk.sender.when_idle(lambda: self._portray(result))
-        reached = f"{result.value:.2%} on validation" if result.value is not None else result.state.value
-        self._promotion.desk.listener.say(f"{self.name}: {reached}")
 
     def _portray(self, result: TrialResult) -> None:
         show_training(self.run, result.epochs, self.name)
@@ -198,15 +171,3 @@ class Finalist(Tracked):
             classifier = finalists.trained(self.recipe, result).to(images.pixels.device)
             probabilities = predict_logits(classifier, images.pixels).softmax(1)
             show_network(self.run, probabilities, images, self.images.classes, "val", self.name)
-
-    def lost(self, reason: str) -> None:
-        """The worker has died over it: it is tried once more."""
-        super().lost(reason)
-        if self._queue is not None:
-            self._queue.append((self.name, self.recipe))
-        again = "; it is tried again" if self._queue is not None else ""
-        self._promotion.desk.listener.say(f"{self.name}: {reason}{again}")
-
-
-def _result(finalist: Finalist | None) -> TrialResult:
-    return (finalist.result if finalist else None) or unbegun("the finalists were interrupted")

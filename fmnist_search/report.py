@@ -6,6 +6,7 @@ Whatever a text holds (a pipe, a backtick, a new line), the Markdown stays what 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import re
 import shlex
@@ -16,7 +17,7 @@ from fmnist_search.domains import Choice, Domain, Range
 from fmnist_search.evaluate import class_scores
 from fmnist_search.hyperparameters import Value
 from fmnist_search.recipe import FAMILIES, Recipe, in_use, short_names, short_text
-from fmnist_search.results import Champion, Importances, State, StudySummary, TrialRow, leaders_of
+from fmnist_search.results import Champion, EpochReport, Importances, State, StudySummary, TrialRow, leaders_of
 
 LEADERS_SHOWN = 10
 IMPORTANCES_SHOWN = 5
@@ -210,6 +211,12 @@ def leaderboard_csv(rows: Sequence[TrialRow], searched: Sequence[str]) -> str:
 def origins_csv(origins: Mapping[str, str]) -> str:
     """Where each value of a study comes from, as CSV."""
     return _csv([["key", "origin"], *map(list, origins.items())])
+
+
+def epochs_csv(epochs: Sequence[EpochReport]) -> str:
+    """The figures of each epoch, as CSV; what there is none of is empty."""
+    names = [field.name for field in dataclasses.fields(EpochReport)]
+    return _csv([names, *([getattr(report, name) for name in names] for report in epochs)])
 
 
 def class_scores_csv(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> str:

@@ -25,10 +25,9 @@ from fmnist_search.provenance import environment, provenance_tags
 from fmnist_search.recipe import Execution, text_of
 from fmnist_search.record import RECIPE_FILE
 from fmnist_search.results import Decision, EpochReport, Listener, State, TrialResult
-from fmnist_search.runs import ENVIRONMENT_FILE, TrainedRun, environment_of, read_run
+from fmnist_search.runs import ENVIRONMENT_FILE, TrainedRun, environment_of, execution_in, read_run
 from fmnist_search.tracking import Tracking, reaching
 from fmnist_search.trial import run_trial
-from fmnist_search.tuning import resolve_execution
 
 FIGURES = {"train/loss": "train_loss", "val/loss": "val_loss", "val/accuracy": "val_accuracy"}
 """What is compared: metrics, and where an epoch's report holds them."""
@@ -109,24 +108,6 @@ def reproduce(
         return done
     with reaching(home.tracking_uri):
         return dataclasses.replace(done, run_id=_recorded(tracking, done, result, moments))
-
-
-def execution_in(stored: Mapping[str, Any], run_id: str) -> Execution:
-    """How a run was trained, from the record of its environment; a field that is not there takes its default.
-
-    Raises:
-        UserError: it cannot be had here.
-    """
-    fields = {field.name for field in dataclasses.fields(Execution)}
-    execution = Execution(**{name: value for name, value in stored.items() if name in fields})
-    try:
-        resolve_execution(execution.device, engine=execution.engine)
-    except UserError:
-        raise UserError(
-            f"run {run_id!r}: was trained on {execution.device!r} with the {execution.engine} engine, which cannot be "
-            "used here; reproduce it where there is one"
-        ) from None
-    return execution
 
 
 def _trained(

@@ -167,16 +167,27 @@ class Confirmed:
     @property
     def mean(self) -> float:
         """Mean validation accuracy at the last epoch."""
-        return statistics.fmean(self.accuracies)
+        return mean_and_deviation(self.accuracies)[0]
 
     @property
     def deviation(self) -> float:
         """Standard deviation over the seeds; 0 for a single one."""
-        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
+        return mean_and_deviation(self.accuracies)[1]
 
     def __str__(self) -> str:
-        spread = f" ± {self.deviation:.2%}" if len(self.accuracies) > 1 else ""
-        return f"{self.mean:.2%}{spread} (n = {len(self.accuracies)})"
+        return spread_text(self.accuracies)
+
+
+def mean_and_deviation(accuracies: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation of one accuracy or more; the deviation of a single one is 0."""
+    return statistics.fmean(accuracies), statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
+
+
+def spread_text(accuracies: Sequence[float]) -> str:
+    """The same for people, with how many there are."""
+    mean, deviation = mean_and_deviation(accuracies)
+    spread = f" ± {deviation:.2%}" if len(accuracies) > 1 else ""
+    return f"{mean:.2%}{spread} (n = {len(accuracies)})"
 
 
 @dataclass(frozen=True)

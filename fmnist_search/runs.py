@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from fmnist_search.errors import UserError
 from fmnist_search.places import Home
-from fmnist_search.recipe import Recipe, text_of
+from fmnist_search.recipe import Execution, Recipe, text_of
 from fmnist_search.record import with_runs
 from fmnist_search.search.ledger import Ledger
 from fmnist_search.tracking import Tracking
+from fmnist_search.tuning import resolve_execution
 
 ENVIRONMENT_FILE = "environment.json"
 
@@ -113,6 +115,24 @@ def environment_of(run: TrainedRun) -> dict[str, Any]:
                 continue
             return stored
     raise UserError(f"run {run.run_id!r}: has no {ENVIRONMENT_FILE}, nor has its study; it cannot be trained alike")
+
+
+def execution_in(stored: Mapping[str, Any], run_id: str) -> Execution:
+    """How a run was trained, from the record of its environment; a field that is not there takes its default.
+
+    Raises:
+        UserError: it cannot be had here.
+    """
+    fields = {field.name for field in dataclasses.fields(Execution)}
+    execution = Execution(**{name: value for name, value in stored.items() if name in fields})
+    try:
+        resolve_execution(execution.device, engine=execution.engine)
+    except UserError:
+        raise UserError(
+            f"run {run_id!r}: was trained on {execution.device!r} with the {execution.engine} engine, which cannot be "
+            "used here; train it where there is one"
+        ) from None
+    return execution
 
 
 def differing(recipes: Sequence[Recipe]) -> list[str]:

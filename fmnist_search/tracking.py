@@ -87,15 +87,24 @@ class Tracking:
     def training_run(self, post: Post, name: str, recipe: Recipe, tags: Mapping[str, str]) -> TrainingRun:
         """A run for a training without a study; one that `mlflow run` started takes the run that was made for it."""
         every = {**training_tags(recipe, tags), **provenance_tags()}
-        given, parameters = os.environ.get("MLFLOW_RUN_ID"), list(recipe.flat())
-        if given:
-            held = self.client.get_run(given).data.params
+        run_id, parameters = self._given_or_new(name, every), list(recipe.flat())
+        if os.environ.get("MLFLOW_RUN_ID"):
+            held = self.client.get_run(run_id).data.params
             parameters = [name for name in parameters if name not in held]
-            self.client.update_run(given, name=name)
-            self._tag(given, every)
-        run_id = given or self._create(name, every)
         post.opened(run_id, run_id)
         return TrainingRun(post, run_id, recipe, parameters)
+
+    def group_run(self, name: str, tags: Mapping[str, str]) -> str:
+        """The id of a run above several trainings without a study: one that `mlflow run` made, or a new one."""
+        return self._given_or_new(name, {"state": "running", **tags, **provenance_tags()})
+
+    def _given_or_new(self, name: str, tags: Mapping[str, str]) -> str:
+        given = os.environ.get("MLFLOW_RUN_ID")
+        if not given:
+            return self._create(name, tags)
+        self.client.update_run(given, name=name)
+        self._tag(given, tags)
+        return given
 
     def recipe_of(self, run_id: str) -> Recipe:
         """The recipe of a run that trained one.

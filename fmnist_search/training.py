@@ -1,4 +1,4 @@
-"""One training on record: a recipe run, its MLflow run, and what a Ctrl-C means for it."""
+"""Trainings on record, one or several side by side: each with its run in MLflow, and what a Ctrl-C means for it."""
 
 from __future__ import annotations
 
@@ -7,28 +7,25 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from fmnist_search.data import Images, Source, prepare
+from fmnist_search.data import Images
 from fmnist_search.figures import confusion_figure
-from fmnist_search.models import check
 from fmnist_search.outbox import Outbox
-from fmnist_search.places import Home, image_cache
-from fmnist_search.provenance import environment
-from fmnist_search.recipe import Execution, Recipe
+from fmnist_search.places import Home
+from fmnist_search.recipe import Recipe
 from fmnist_search.record import TrainingRun
 from fmnist_search.report import class_scores_csv
-from fmnist_search.results import Decision, EpochReport, Listener, Observer, Overhead, Silence, State, TrialResult
+from fmnist_search.results import Decision, EpochReport, Listener, Observer, Overhead, State, TrialResult
 from fmnist_search.sender import Nobody, Sender
 from fmnist_search.summary import summarize
-from fmnist_search.tracking import Artist, Courier, Tracking, impatient, reaching
-from fmnist_search.trial import run_trial, watch_nothing
-from fmnist_search.tuning import resolve_execution, tune
-from fmnist_search.weights import save_state
+from fmnist_search.tracking import Artist, Courier, Tracking, impatient
+from fmnist_search.trial import watch_nothing
+from fmnist_search.workers import Crew
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -142,6 +139,66 @@ class Desk:
     interruption: Interruption
 
 
+class Queued(Tracked):
+    """One of several trainings that run side by side; one whose worker dies is tried `again`, if it may be."""
+
+    def __init__(
+        self, name: str, recipe: Recipe, images: Images, run: TrainingRun, desk: Desk, again: Callable[[], None] | None
+    ):
+        super().__init__(name, recipe, images, run, desk)
+        self._again = again
+
+    def end(self, result: TrialResult, seconds: float) -> None:
+        """Take in the result, and say it."""
+        super().end(result, seconds)
+        reached = f"{result.value:.2%} on validation" if result.value is not None else result.state.value
+        self._desk.listener.say(f"{self.name}: {reached}")
+
+    def lost(self, reason: str) -> None:
+        """The worker has died over it: it is tried once more."""
+        super().lost(reason)
+        if self._again:
+            self._again()
+        self._desk.listener.say(f"{self.name}: {reason}{'; it is tried again' if self._again else ''}")
+
+
+Begin = Callable[[str, Recipe, "Callable[[], None] | None"], Queued]
+"""Opens the run of a training; the function that it is given puts the training back into the queue."""
+
+
+def side_by_side(trainings: Sequence[tuple[str, Recipe]], crew: Crew, desk: Desk, begin: Begin) -> list[Queued | None]:
+    """Run recipes, each under a name of its own, as many at a time as there are workers; in their order.
+
+    None stands for one that an interruption came before: also before the second attempt of one that lost its worker.
+    """
+    waiting = deque(trainings)
+    begun: dict[str, Queued] = {}
+
+    def next_training() -> Queued | None:
+        if desk.interruption.requested or not waiting:
+            return None
+        name, recipe = waiting.popleft()
+        again = None if name in begun else lambda: waiting.append((name, recipe))
+        begun[name] = begin(name, recipe, again)
+        return begun[name]
+
+    try:
+        crew.run(next_training)
+    except BaseException as error:
+        crew.stop()
+        interrupted = isinstance(error, KeyboardInterrupt)
+        reason = "interrupted in the middle of an epoch" if interrupted else "another training stopped on an error"
+        for training in begun.values():
+            if training.result is None:
+                training.close(training.broken_off(State.INTERRUPTED, reason))
+        if not interrupted:
+            raise
+        desk.interruption.requested = True
+    for name, _ in waiting:
+        begun.pop(name, None)
+    return [begun.get(name) for name, _ in trainings]
+
+
 def overhead_of(result: TrialResult, seconds: float, sampling: float = 0.0) -> Overhead:
     """What a training took beside training and validation, of so many seconds in all."""
     trained = sum(report.seconds for report in result.epochs)
@@ -201,67 +258,3 @@ def see_off(desk: Desk) -> bool:
             "MLflow has not got everything; the rest is kept, and `fmnist-search sync` sends it once MLflow is back"
         )
     return arrived
-
-
-def train(
-    recipe: Recipe,
-    *,
-    tracking_uri: str | None = None,
-    workdir: str | None = None,
-    data_dir: str | Path | None = None,
-    device: str = "auto",
-    threads: int = 0,
-    engine: str = "plain",
-    precision: str | None = None,
-    experiment: str = "fmnist-search",
-    observer: Observer = watch_nothing,
-    listener: Listener | None = None,
-) -> tuple[TrialResult, str]:
-    """Train one recipe without a study, on record in MLflow; gives the result and the run's id.
-
-    `precision` overrides the recipe's, "auto" by a probe of this machine. The observer sees every epoch and may end
-    the training. The kept weights are an artifact of the run, `weights.pt`.
-
-    Raises:
-        UserError: a network that cannot be built, no images, no such device, or a store out of reach.
-    """
-    check(recipe.model)
-    listener = listener or Silence()
-    home = Home.find(tracking_uri, workdir)
-    # Nothing is tried out that changes a number, the number format apart, which the recipe holds: trained again, it is
-    # equal.
-    execution = resolve_execution(device, threads, engine)
-    if precision:
-        recipe = recipe.replace({"precision": tune(execution)[1] if precision == "auto" else precision})
-    source = Source(image_cache(), Path(data_dir) if data_dir else None)
-    images = prepare(recipe.data, source, execution.device)
-    interruption = Interruption()
-    with interruption.watching(), reaching(home.tracking_uri):
-        tracking = Tracking(home.tracking_uri, experiment)
-        tags = {"kind": "training", "device": execution.device}
-        name = f"train {recipe.label}"
-        with sending(home, tracking, listener) as sender:
-            run = tracking.training_run(sender, name, recipe, tags)
-            run.dataset(images, vars(recipe.data))
-            run.text("environment.json", json.dumps(environment(execution), indent=2))
-            desk = Desk(sender, listener, interruption)
-            result = _run_here(Tracked(name, recipe, images, run, desk, observer), execution)
-            if result.weights:
-                path = home.folder / "weights" / "train" / run.address / "weights.pt"
-                save_state(path, result.weights)
-                run.file("weights.pt", path.read_bytes())
-            see_off(desk)
-    return result, run.address
-
-
-def _run_here(job: Tracked, execution: Execution) -> TrialResult:
-    started = time.monotonic()
-    try:
-        result = run_trial(job.recipe, job.images, execution, job.report)
-    except KeyboardInterrupt:
-        result = job.broken_off(State.INTERRUPTED, "interrupted in the middle of an epoch")
-    except Exception:
-        job.close(TrialResult(State.FAILED, (), 0.0, reason="the training stopped on an error"))
-        raise
-    job.end(result, time.monotonic() - started)
-    return result

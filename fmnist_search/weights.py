@@ -23,6 +23,13 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
         torch.save(state, file)
 
 
+def state_bytes(state: Mapping[str, Any]) -> bytes:
+    """The same as bytes."""
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    return stream.getvalue()
+
+
 def read_state(content: bytes, name: str) -> dict[str, Any]:
     """What `save_state` kept, on the CPU; `name` is what an error calls it.
 

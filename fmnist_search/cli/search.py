@@ -23,7 +23,6 @@ from fmnist_search.cli.app import (
     Workers,
     app,
 )
-from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
     from fmnist_search.config import StudyConfig
@@ -178,64 +177,3 @@ def close(summary: StudySummary, command: str, *, quiet: bool, searched: bool = 
     last = talk if quiet else out
     browse = "browse it with `fmnist-search ui`, next" if summary.run_id else "next"
     last.print(f"{summary.name}: {best}; {browse} `fmnist-search leaderboard`")
-
-
-@app.command()
-def train(
-    recipe: Annotated[Path | None, typer.Argument(help="Recipe file.", show_default=False)] = None,
-    from_run: Annotated[str | None, typer.Option(help="Train this MLflow run's recipe.", show_default=False)] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs.", show_default=False)] = None,
-    device: Device = None,
-    threads: Threads = None,
-    engine: Engine = None,
-    precision: Annotated[str | None, typer.Option(help="float32, bfloat16, or auto for a probe.")] = None,
-    settings: Set = None,
-    tracking_uri: TrackingUri = None,
-    workdir: Workdir = None,
-    data_dir: DataDir = None,
-    as_json: AsJson = False,
-) -> None:
-    """Train one recipe without a study, on record in MLflow.
-
-    Examples:
-
-      fmnist-search train recipe.toml --set optimizer.learning_rate=0.01
-
-      fmnist-search train --from-run 4f1c... --epochs 18
-    """
-    from fmnist_search import training
-    from fmnist_search.config import parse_assignment, read_recipe
-    from fmnist_search.console import Exit, TrainingDisplay, out, percent, show_json, talk
-    from fmnist_search.places import tracking_uri as resolve
-    from fmnist_search.results import State
-    from fmnist_search.tracking import Tracking
-
-    overrides = dict(map(parse_assignment, settings or [])) | ({"epochs": epochs} if epochs else {})
-    if recipe and not from_run:
-        chosen = read_recipe(recipe, overrides)
-    elif from_run and not recipe:
-        chosen = Tracking(resolve(tracking_uri), "fmnist-search").recipe_of(from_run).replace(overrides)
-    else:
-        raise UserError("train: give either a recipe file or --from-run RUN_ID")
-    result, run_id = training.train(
-        chosen,
-        tracking_uri=tracking_uri,
-        workdir=workdir,
-        data_dir=data_dir,
-        device=device or "auto",
-        threads=threads or 0,
-        engine=engine or "plain",
-        precision=precision,
-        listener=TrainingDisplay(),
-    )
-    if as_json:
-        show_json({"run_id": run_id, "state": result.state, "epochs": result.epochs, "parameters": result.parameters})
-    if result.state is State.FAILED:
-        raise UserError(f"train: {result.reason}; the run {run_id} has the details", exit_code=Exit.NOTHING_COMPLETED)
-    if result.state is State.INTERRUPTED:
-        talk.print(f"interrupted after {len(result.epochs)} epochs; run {run_id}")
-        raise typer.Exit(Exit.INTERRUPTED)
-    if not as_json:
-        out.print(
-            f"{chosen.label}: {percent(result.value)} on validation; run {run_id}, see it with `fmnist-search ui`"
-        )

@@ -1,0 +1,222 @@
+"""Training recipes without a study."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fmnist_search.cli.app import (
+    AsJson,
+    DataDir,
+    Device,
+    Engine,
+    Set,
+    Threads,
+    TrackingUri,
+    Workdir,
+    Workers,
+    app,
+)
+from fmnist_search.errors import UserError
+
+if TYPE_CHECKING:
+    from fmnist_search.recipe import Recipe
+    from fmnist_search.results import TrialResult
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(help="Recipe file, or the name of a preset or family.", show_default=False)
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Train this preset.", metavar="NAME", show_default=False)] = None,
+    from_run: Annotated[str | None, typer.Option(help="Train this MLflow run's recipe.", show_default=False)] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with this run, to --epochs in all.", metavar="RUN_ID", show_default=False)
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs.", show_default=False)] = None,
+    seeds: Annotated[int, typer.Option(help="Train from so many seeds, side by side.", min=1)] = 1,
+    device: Device = None,
+    threads: Threads = None,
+    workers: Workers = None,
+    engine: Engine = None,
+    precision: Annotated[str | None, typer.Option(help="float32, bfloat16, or auto for a probe.")] = None,
+    settings: Set = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder for a copy of weights, epochs and recipe.", metavar="FOLDER", show_default=False),
+    ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Folder for TensorBoard's files.", metavar="FOLDER", show_default=False)
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show every value, where it comes from and the network, and do nothing.")
+    ] = False,
+    tracking_uri: TrackingUri = None,
+    workdir: Workdir = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train one recipe without a study, on record in MLflow.
+
+    The run keeps the best weights, the last ones and the epochs as CSV. Ctrl-C ends the running epoch, and --resume
+    goes on from there.
+
+    Examples:
+
+      fmnist-search train lenet --set data.validation=0.1
+
+      fmnist-search train recipe.toml --set optimizer.learning_rate=0.01 --seeds 3
+
+      fmnist-search train --from-run 4f1c... --epochs 18
+
+      fmnist-search train --resume 4f1c... --epochs 36
+    """
+    from fmnist_search.config import parse_assignment
+
+    overrides = dict(map(parse_assignment, settings or [])) | ({"epochs": epochs} if epochs else {})
+    places = {"tracking_uri": tracking_uri, "workdir": workdir, "data_dir": data_dir}
+    conditions = {"device": device, "threads": threads, "engine": engine, "precision": precision, "workers": workers}
+    given = {key: value for key, value in conditions.items() if value is not None}
+    files = {key: value for key, value in {"output": output, "tensorboard": tensorboard}.items() if value}
+    if (recipe and preset) or sum(source is not None for source in (recipe or preset, from_run, resume)) != 1:
+        raise UserError("train: give one of these: a recipe file, a preset, --from-run RUN_ID, --resume RUN_ID")
+    if resume:
+        refused = [f"--set {key}" for key in overrides if key != "epochs"] + [f"--{key}" for key in given]
+        _refuse_changes(refused + ["--seeds"] * (seeds > 1) + ["--dry-run"] * dry_run)
+        _train_one(resume, {"epochs": overrides.get("epochs"), **places, **files}, as_json)
+        return
+    base, name = _base(recipe or preset, from_run, tracking_uri)
+    chosen = base.replace(overrides)
+    origins = _origins(base, chosen, name, [*overrides, *(["precision"] if precision else [])])
+    if dry_run:
+        _show_recipe(chosen, origins, as_json)
+    elif seeds > 1:
+        if files:
+            raise UserError(f"--{next(iter(files))}: is for one training; leave it or --seeds out")
+        _train_several(chosen, seeds, {**places, **given, "origins": origins}, as_json)
+    else:
+        if workers:
+            raise UserError("--workers: is for several trainings; give --seeds as well, or leave it out")
+        _train_one(chosen, {**places, **given, **files, "origins": origins}, as_json)
+
+
+def _base(named: str | None, from_run: str | None, tracking_uri: str | None) -> tuple[Recipe, str]:
+    """The recipe that is to be trained before anything is overridden, and what it is called."""
+    from fmnist_search.config import read_recipe
+    from fmnist_search.models import preset_named
+    from fmnist_search.places import tracking_uri as resolve
+    from fmnist_search.tracking import Tracking
+
+    if from_run:
+        return Tracking(resolve(tracking_uri), "fmnist-search").recipe_of(from_run), f"run {from_run}"
+    assert named
+    if named.endswith(".toml") or "/" in named or Path(named).is_file():
+        return read_recipe(named), named
+    return preset_named(named).recipe, f"preset {named}"
+
+
+def _origins(base: Recipe, chosen: Recipe, name: str, overridden: Collection[str]) -> dict[str, str]:
+    """Where each value comes from, by dotted name; what the base does not change of its family's usual is a default."""
+    from fmnist_search.origins import COMMAND_LINE, DEFAULT
+    from fmnist_search.recipe import Recipe
+
+    usual, given = Recipe(model=type(chosen.model)()).flat(), base.flat()
+    return {
+        key: COMMAND_LINE if key in overridden else name if given.get(key) == value != usual[key] else DEFAULT
+        for key, value in chosen.flat().items()
+    }
+
+
+def _refuse_changes(changes: Sequence[str]) -> None:
+    """What goes on keeps its recipe and its conditions."""
+    if changes:
+        raise UserError(
+            f"--resume: a training that goes on keeps its recipe and conditions; leave out {', '.join(changes)}, or "
+            "train the recipe anew with --from-run"
+        )
+
+
+def _show_recipe(chosen: Recipe, origins: dict[str, str], as_json: bool) -> None:
+    from fmnist_search import console
+    from fmnist_search.recipe import text_of
+    from fmnist_search.summary import summarize
+
+    summary = summarize(chosen.model)
+    flat = chosen.flat()
+    if as_json:
+        values = {key: {"value": value, "origin": origins[key]} for key, value in flat.items()}
+        console.show_json({"recipe": values, "parameters": summary.parameters, "mult_adds": summary.mult_adds})
+        return
+    rows = [[key, text_of(value), origins[key]] for key, value in flat.items()]
+    console.show_table(console.table(["hyperparameter", "value", "origin"], rows))
+    console.out.print(f"\n{summary.text}\n\nnothing was started", markup=False)
+
+
+def _train_one(what: Recipe | str, options: dict[str, Any], as_json: bool) -> None:
+    """Train a recipe, or go on with a run of that id."""
+    from fmnist_search import standalone
+    from fmnist_search.console import Exit, TrainingDisplay, out, percent, show_json, talk
+    from fmnist_search.results import State
+
+    display = TrainingDisplay()
+    options = {**options, "listener": display, "companions": [display]}
+    if isinstance(what, str):
+        result, run_id = standalone.resume(what, **options)
+    else:
+        result, run_id = standalone.train(what, **options)
+    if as_json:
+        show_json(_plain(result, run_id))
+    if result.state is State.FAILED:
+        raise UserError(f"train: {result.reason}; the run {run_id} has the details", exit_code=Exit.NOTHING_COMPLETED)
+    if result.state is State.INTERRUPTED:
+        done = len(result.epochs)
+        further = f"; `fmnist-search train --resume {run_id}` goes on" if done else ""
+        talk.print(f"interrupted after {done} epoch{'s' * (done != 1)}; run {run_id}{further}", markup=False)
+        raise typer.Exit(Exit.INTERRUPTED)
+    if not as_json:
+        reached = "trained" if result.value is None else f"{percent(result.value)} on validation"
+        if result.best_epoch and result.best_epoch < len(result.epochs):
+            reached += f" (its best epoch, {result.best_epoch}, {percent(result.best_val_accuracy)})"
+        ended = f", {result.reason}" if result.reason else ""
+        out.print(f"{display.label}: {reached}{ended}; run {run_id}, see it with `fmnist-search ui`", markup=False)
+
+
+def _train_several(recipe: Recipe, seeds: int, options: dict[str, Any], as_json: bool) -> None:
+    from fmnist_search import standalone
+    from fmnist_search.console import Exit, Speaker, out, show_json, talk
+    from fmnist_search.results import State, mean_and_deviation
+
+    several = standalone.train_seeds(recipe, seeds, **options, listener=Speaker())
+    trained = zip(several.results, several.runs, strict=True)
+    if as_json:
+        mean, deviation = mean_and_deviation(several.accuracies) if several.accuracies else (None, None)
+        runs = [_plain(result, run_id) for result, run_id in trained]
+        show_json({"run_id": several.run_id, "mean": mean, "deviation": deviation, "runs": runs})
+    states = {result.state for result in several.results}
+    if State.INTERRUPTED in states:
+        talk.print(f"interrupted; the run {several.run_id} holds what was done", markup=False)
+        raise typer.Exit(Exit.INTERRUPTED)
+    if failed := [result.reason for result in several.results if result.state is State.FAILED]:
+        raise UserError(
+            f"train: {len(failed)} of {seeds} trainings failed, the last because {failed[-1]}; the run "
+            f"{several.run_id} has the details",
+            exit_code=Exit.NOTHING_COMPLETED,
+        )
+    if not as_json:
+        out.print(f"{recipe.label}: {several} on validation; run {several.run_id}, see it with `fmnist-search ui`")
+
+
+def _plain(result: TrialResult, run_id: str | None) -> dict[str, Any]:
+    return {
+        "run_id": run_id,
+        "state": result.state,
+        "val_accuracy": result.value,
+        "best_val_accuracy": result.best_val_accuracy,
+        "best_epoch": result.best_epoch,
+        "epochs": result.epochs,
+        "parameters": result.parameters,
+    }
