@@ -101,9 +101,10 @@ def _read(path: Path) -> Kept:
     try:
         recipe = Recipe().replace(found["recipe"])
         kept = Kept(recipe, dict(found["execution"]), list(found["images"]), dict(found["state"]))
-        classifier_with(recipe, kept.state["training"]["averaged"], str(path))
+        weights = kept.state["training"]["averaged"]
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{path}: is no state of a training; take another copy of it") from None
+    classifier_with(recipe, weights, str(path))
     return kept
 
 

@@ -136,13 +136,12 @@ class TrainingDisplay(Speaker):
     """Goes along with a training: a line for each epoch, and in a terminal a bar while it is on its way."""
 
     def __init__(self) -> None:
-        self.label = ""
         self._bar: progress.Progress | None = None
         self._epochs = 0
 
     def training_started(self, name: str, recipe: Recipe) -> None:
         """The training begins."""
-        self.label, self._epochs = recipe.label, recipe.epochs
+        self._epochs = recipe.epochs
         talk.print(name, markup=False)
 
     def progressed(self, progressed: Progress) -> None:

@@ -72,6 +72,7 @@ class Several:
 def train(
     recipe: Recipe,
     *,
+    name: str | None = None,
     tracking_uri: str | None = None,
     workdir: str | None = None,
     data_dir: str | Path | None = None,
@@ -91,9 +92,10 @@ def train(
 
     `precision` overrides the recipe's, "auto" by a probe of this machine. The observer sees every epoch and may end
     the training; companions see it while it runs. `origins` says where each value of the recipe comes from, by dotted
-    name. The run keeps the best and the last weights as plain state files and the epochs as CSV; the state from which
-    `resume` goes on is written to our own folder (see `Home.training`) after every epoch. The same files and the
-    recipe are copied to the folder `output`; TensorBoard's go to the folder `tensorboard`.
+    name. The run, called after its network or by `name`, keeps the best and the last weights as plain state files and
+    the epochs as CSV; the state from which `resume` goes on is written to our own folder (see `Home.training`) after
+    every epoch. The same files and the recipe are copied to the folder `output`; TensorBoard's go to the folder
+    `tensorboard`.
 
     Raises:
         UserError: a network that cannot be built, no images, no such device, or a store out of reach.
@@ -108,7 +110,7 @@ def train(
     with workshop(Home.find(tracking_uri, workdir), data_dir, execution, experiment, listener) as shop:
         images = shop.images(recipe)
         board = [Board(tensorboard, images.classes)] if tensorboard else []
-        training = shop.begin(f"train {recipe.label}", recipe, images, {}, observer)
+        training = shop.begin(f"train {name or recipe.label}", recipe, images, {}, observer)
         if origins:
             training.run.text(ORIGINS_FILE, origins_csv(origins))
         return shop.trained(training, [*companions, *board], output), training.run.address
@@ -172,6 +174,7 @@ def train_seeds(
     recipe: Recipe,
     seeds: int,
     *,
+    name: str | None = None,
     tracking_uri: str | None = None,
     workdir: str | None = None,
     data_dir: str | Path | None = None,
@@ -197,11 +200,11 @@ def train_seeds(
     if precision:
         recipe = recipe.replace({"precision": tune(execution)[1] if precision == "auto" else precision})
     recipes = [recipe.replace({"seed": recipe.seed + number}) for number in range(seeds)]
-    trainings = [(f"seed {each.seed} {each.label}", each) for each in recipes]
+    trainings = [(f"seed {each.seed} {name or each.label}", each) for each in recipes]
     home = Home.find(tracking_uri, workdir)
     with (
         workshop(home, data_dir, execution, experiment, listener) as shop,
-        shop.group(f"train {recipe.label}, {seeds} seeds", {"family": recipe.model.family}) as above,
+        shop.group(f"train {name or recipe.label}, {seeds} seeds", {"family": recipe.model.family}) as above,
     ):
         if origins:
             above.text(ORIGINS_FILE, origins_csv(origins))

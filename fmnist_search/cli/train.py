@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from fmnist_search.recipe import Recipe
     from fmnist_search.results import TrialResult
 
+PRESET = "preset "
+
 
 @app.command()
 def train(
@@ -89,19 +91,22 @@ def train(
         _refuse_changes(refused + ["--seeds"] * (seeds > 1) + ["--dry-run"] * dry_run)
         _train_one(resume, {"epochs": overrides.get("epochs"), **places, **files}, as_json)
         return
-    base, name = _base(recipe or preset, from_run, tracking_uri)
+    base, whence = _base(recipe or preset, from_run, tracking_uri)
     chosen = base.replace(overrides)
-    origins = _origins(base, chosen, name, [*overrides, *(["precision"] if precision else [])])
+    origins = _origins(base, chosen, whence, [*overrides, *(["precision"] if precision else [])])
+    options: dict[str, Any] = {"origins": origins}
+    if whence.startswith(PRESET):
+        options["name"] = whence.removeprefix(PRESET)
     if dry_run:
         _show_recipe(chosen, origins, as_json)
     elif seeds > 1:
         if files:
             raise UserError(f"--{next(iter(files))}: is for one training; leave it or --seeds out")
-        _train_several(chosen, seeds, {**places, **given, "origins": origins}, as_json)
+        _train_several(chosen, seeds, {**options, **places, **given}, as_json)
     else:
         if workers:
             raise UserError("--workers: is for several trainings; give --seeds as well, or leave it out")
-        _train_one(chosen, {**places, **given, **files, "origins": origins}, as_json)
+        _train_one(chosen, {**options, **places, **given, **files}, as_json)
 
 
 def _base(named: str | None, from_run: str | None, tracking_uri: str | None) -> tuple[Recipe, str]:
@@ -116,7 +121,7 @@ def _base(named: str | None, from_run: str | None, tracking_uri: str | None) -> 
     assert named
     if named.endswith(".toml") or "/" in named or Path(named).is_file():
         return read_recipe(named), named
-    return preset_named(named).recipe, f"preset {named}"
+    return preset_named(named).recipe, f"{PRESET}{named}"
 
 
 def _origins(base: Recipe, chosen: Recipe, name: str, overridden: Collection[str]) -> dict[str, str]:
@@ -163,6 +168,7 @@ def _train_one(what: Recipe | str, options: dict[str, Any], as_json: bool) -> No
     from fmnist_search.results import State
 
     display = TrainingDisplay()
+    name = f"run {what}" if isinstance(what, str) else options.get("name", what.label)
     options = {**options, "listener": display, "companions": [display]}
     if isinstance(what, str):
         result, run_id = standalone.resume(what, **options)
@@ -182,7 +188,7 @@ def _train_one(what: Recipe | str, options: dict[str, Any], as_json: bool) -> No
         if result.best_epoch and result.best_epoch < len(result.epochs):
             reached += f" (its best epoch, {result.best_epoch}, {percent(result.best_val_accuracy)})"
         ended = f", {result.reason}" if result.reason else ""
-        out.print(f"{display.label}: {reached}{ended}; run {run_id}, see it with `fmnist-search ui`", markup=False)
+        out.print(f"{name}: {reached}{ended}; run {run_id}, see it with `fmnist-search ui`", markup=False)
 
 
 def _train_several(recipe: Recipe, seeds: int, options: dict[str, Any], as_json: bool) -> None:
@@ -207,7 +213,9 @@ def _train_several(recipe: Recipe, seeds: int, options: dict[str, Any], as_json:
             exit_code=Exit.NOTHING_COMPLETED,
         )
     if not as_json:
-        out.print(f"{recipe.label}: {several} on validation; run {several.run_id}, see it with `fmnist-search ui`")
+        out.print(
+            f"{options.get('name', recipe.label)}: {several} on validation; run {several.run_id}, see it with `fmnist-search ui`"
+        )
 
 
 def _plain(result: TrialResult, run_id: str | None) -> dict[str, Any]:

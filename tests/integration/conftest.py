@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fmnist_search import logbook, promotion, session, training
+from fmnist_search import logbook, promotion, session, standalone
 from fmnist_search.cli import main
 from fmnist_search.tuning import tune
 
@@ -126,12 +126,13 @@ def start(folder: Path, *arguments: object, **changes: str) -> subprocess.Popen[
 def tuned_once() -> Iterator[None]:
     """What is fastest here is found out once, and not by each of a hundred small studies: the answer is the same."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (session, training):
+        for module in (session, standalone):
             patch.setattr(module, "tune", functools.cache(tune))
         yield
 
 
-DRAWERS = {logbook: ("study_figures", "study_page"), promotion: ("show_network", "show_training")}
+NETWORKS = ("show_network", "show_training")
+DRAWERS = {logbook: ("study_figures", "study_page"), promotion: NETWORKS, standalone: NETWORKS}
 DRAWN = [(module, name, getattr(module, name)) for module, names in DRAWERS.items() for name in names]
 
 
@@ -141,8 +142,8 @@ def undrawn() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logbook, "study_figures", lambda *_: {})
         patch.setattr(logbook, "study_page", lambda *_: "")
-        patch.setattr(promotion, "show_network", lambda *_: None)
-        patch.setattr(promotion, "show_training", lambda *_: None)
+        for module, name in ((module, name) for module in (promotion, standalone) for name in NETWORKS):
+            patch.setattr(module, name, lambda *_: None)
         yield
 
 

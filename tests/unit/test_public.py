@@ -40,8 +40,8 @@ def test_each_public_name_is_what_it_should_be() -> None:
     from fmnist_search.config import StudyConfig
     from fmnist_search.recipe import Recipe
     from fmnist_search.registry import load_model
+    from fmnist_search.standalone import train
     from fmnist_search.study import run_study
-    from fmnist_search.training import train
 
     # Twice: a module of the same name would take its place after the first import.
     for _ in range(2):
