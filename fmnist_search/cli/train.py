@@ -213,9 +213,8 @@ def _train_several(recipe: Recipe, seeds: int, options: dict[str, Any], as_json:
             exit_code=Exit.NOTHING_COMPLETED,
         )
     if not as_json:
-        out.print(
-            f"{options.get('name', recipe.label)}: {several} on validation; run {several.run_id}, see it with `fmnist-search ui`"
-        )
+        name = options.get("name", recipe.label)
+        out.print(f"{name}: {several} on validation; run {several.run_id}, see it with `fmnist-search ui`")
 
 
 def _plain(result: TrialResult, run_id: str | None) -> dict[str, Any]:
