@@ -14,8 +14,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from fmnist_search.data import Images, Source, prepare
-from fmnist_search.figures import confusion_figure
 from fmnist_search.models import check
+from fmnist_search.network_figures import confusion_figure
 from fmnist_search.outbox import Outbox
 from fmnist_search.places import Home, image_cache
 from fmnist_search.provenance import environment
