@@ -9,9 +9,12 @@ import functools
 import io
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmnist_search.charts import GREY, INK
+from fmnist_search.errors import UserError
+from fmnist_search.files import whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +30,19 @@ def as_png(figure: Figure) -> bytes:
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     return picture.getvalue()
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a picture as a PNG file, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        with whole(path) as file:
+            file.write(as_png(figure))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); name another place") from None
 
 
 def page(title: str, note: str, width: float, height: float) -> Figure:

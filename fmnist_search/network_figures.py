@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fmnist_search.canvas import coordinates, laid_out_by_hand, page, percents, tidy, whole_numbers
 from fmnist_search.charts import BLUE, GREY, INK, ORANGE, RED
+from fmnist_search.errors import UserError
 from fmnist_search.evaluate import Calibration, Mistake
 from fmnist_search.results import EpochReport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
+
+SIDE = 28
+UNKNOWN = -1
+"""The label of an image whose true class is not known."""
+MOST_FILTERS = 64
+FILTERS_A_ROW = 8
+IMAGES_A_ROW, IMAGES_A_WIDE_ROW = 5, 10
+"""Of a gallery, and of one that would have more rows than columns."""
 
 
 def confusion_figure(
@@ -98,18 +107,20 @@ def mistakes_figure(pixels: Tensor, mistakes: Sequence[Mistake], classes: Sequen
 def predictions_figure(
     pixels: Tensor, probabilities: Tensor, labels: Tensor, classes: Sequence[str], title: str
 ) -> Figure:
-    """A grid of images with what they were taken for and how surely; mistakes also say the true class.
+    """A grid of images with what they were taken for and how surely; mistakes, in red, also say the true class.
 
-    `pixels` (N, 28, 28) uint8, `probabilities` (N, classes), `labels` (N,).
+    `pixels` (N, 28, 28) uint8, `probabilities` (N, classes), `labels` (N,), -1 where the true class is not known.
     """
     best, predicted = probabilities.cpu().max(dim=1)
     captions = []
     for probability, guess, label in zip(best.tolist(), predicted.tolist(), labels.tolist(), strict=True):
-        right = guess == label
-        second = "" if right else f"\nis {classes[label]}"
-        captions.append((f"{classes[guess]}, {probability:.1%}{second}", INK if right else RED))
+        wrong = label not in (guess, UNKNOWN)
+        second = f"\nis {classes[label]}" if wrong else ""
+        captions.append((f"{classes[guess]}, {probability:.1%}{second}", RED if wrong else INK))
+    known = int((labels != UNKNOWN).sum())
     hits = int((predicted == labels.cpu()).sum())
-    return _gallery(list(pixels), captions, title, f"{hits} of {len(captions)} right; a mistake says its true class")
+    note = f"{hits} of {known} right; a mistake says its true class" if known else "predicted class and its probability"
+    return _gallery(list(pixels), captions, title, note)
 
 
 def calibration_figure(calibration: Calibration, title: str) -> Figure:
@@ -146,8 +157,44 @@ def calibration_figure(calibration: Calibration, title: str) -> Figure:
     return figure
 
 
+def filters_figure(weights: Mapping[str, Tensor], title: str) -> Figure:
+    """The filters of a network's first layer, the first 64 of them, all on one scale with 0 in its middle.
+
+    `weights` are a network's by name, in the order of its layers. The kernels (N, 1, H, W) of a convolution are drawn
+    as they are, the rows (N, 784) of a linear layer as images.
+
+    Raises:
+        UserError: the first layer looks at something else than an image.
+    """
+    name, layer = next((name, tensor) for name, tensor in weights.items() if tensor.ndim > 1)
+    layer = layer.detach().float().cpu()
+    if layer.ndim == 2 and layer.shape[1] == SIDE**2:
+        layer = layer.reshape(-1, 1, SIDE, SIDE)
+    if layer.ndim != 4 or layer.shape[1] != 1:
+        shape = "x".join(map(str, layer.shape))
+        raise UserError(f"{title}: its first layer, {name} of {shape}, has no filters to look at; take another network")
+    count, (height, width) = len(layer), layer.shape[2:]
+    shown = layer[:MOST_FILTERS, 0].numpy()
+    which = f"the first {MOST_FILTERS} of {count}" if count > MOST_FILTERS else f"all {count}"
+    columns = min(count, FILTERS_A_ROW)
+    lines = math.ceil(len(shown) / columns)
+    note = f"first layer: {which} filters of {width} x {height}; white is 0"
+    figure = page(title, note, 6.4, max(0.68 * lines, 1.6))
+    axes = figure.subplots()
+    reach = float(abs(shown).max()) or 1.0
+    for place, kernel in enumerate(shown):
+        line, column = divmod(place, columns)
+        extent = (column, column + 0.9, line + 0.9, line)
+        drawn = axes.imshow(kernel, cmap="RdBu_r", vmin=-reach, vmax=reach, extent=extent)
+    axes.set(xlim=(0, columns), ylim=(lines, 0))
+    axes.set_axis_off()
+    figure.colorbar(drawn, ax=axes, label="weight", shrink=min(1.0, 2.5 / lines))
+    return figure
+
+
 def _gallery(images: Sequence[Tensor], captions: Sequence[tuple[str, str]], title: str, note: str) -> Figure:
-    columns = min(max(len(images), 3), 5)
+    widest = IMAGES_A_ROW if len(images) <= IMAGES_A_ROW**2 else IMAGES_A_WIDE_ROW
+    columns = min(max(len(images), 3), widest)
     lines = max(math.ceil(len(images) / columns), 1)
     figure = page(title, note, 1.75 * columns, 1.85 * lines)
     top = laid_out_by_hand(figure) - 0.3 / figure.get_figheight()
