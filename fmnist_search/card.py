@@ -15,17 +15,40 @@ DATASET_NAMES = {"fashion-mnist": "Fashion-MNIST"}
 
 
 @dataclass(frozen=True)
-class Card:
-    """What a model card tells. An ensemble has several recipes, and its confirmed figures are its own.
+class Origin:
+    """Where a model comes from, in words: how it was chosen, its accuracy on validation, and how that was found."""
 
-    `comparison` is the sentence about the champion; `candidates` are all finalists, the best mean first.
-    """
+    told: str
+    accuracy: str
+    found: str
+
+
+def from_study(study: str, recipes: Sequence[Recipe], confirmed: Confirmed, candidates: Sequence[Confirmed]) -> Origin:
+    """A study's finalist, or an ensemble of them; `candidates` are all finalists, the best mean first."""
+    sentences = [
+        f"From trial {confirmed.trial} of the study {study!r}. The finalists, trained again from fresh seeds: "
+        + "; ".join(f"trial {finalist.trial} {finalist}" for finalist in candidates)
+        + ".",
+    ]
+    if len(recipes) > 1:
+        sentences.append(
+            "The confirmed figure is the ensemble's own, of trainings that never saw the validation images."
+        )
+    if not recipes[0].data.validation:
+        sentences.append(
+            "The model was trained once more, on training and validation images together: its confirmed figure is of "
+            "the trainings before that."
+        )
+    return Origin(" ".join(sentences), str(confirmed), "on n fresh seeds with their deviation")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model card tells. An ensemble has several recipes; `comparison` is the sentence about the champion."""
 
     model: str
-    study: str
     recipes: tuple[Recipe, ...]
-    confirmed: Confirmed
-    candidates: tuple[Confirmed, ...]
+    origin: Origin
     test: Accuracy
     validation_images: int
     dataset_digest: str
@@ -36,7 +59,7 @@ class Card:
         """The whole card."""
         sections = {
             "Figures": self._figures(),
-            "How it was chosen": self._choice(),
+            "How it was chosen": f"{self.origin.told}\n\n{self.comparison}",
             "Data": self._data(),
             "Use": self._use(),
             "Licences": "The images are Fashion-MNIST, © 2017 Zalando SE, MIT licence; fmnist-search, which trained "
@@ -64,8 +87,8 @@ class Card:
             [
                 ["images", "accuracy"],
                 [
-                    f"{self.validation_images:,} for validation, on n fresh seeds with their deviation",
-                    f"{self.confirmed}",
+                    f"{self.validation_images:,} for validation, {self.origin.found}",
+                    self.origin.accuracy,
                 ],
                 [
                     f"{test.images:,} for the test, looked at once",
@@ -73,23 +96,6 @@ class Card:
                 ],
             ]
         )
-
-    def _choice(self) -> str:
-        refitted = not self.recipes[0].data.validation
-        lines = [
-            f"From trial {self.confirmed.trial} of the study {self.study!r}. The finalists, trained again from fresh "
-            "seeds: " + "; ".join(f"trial {finalist.trial} {finalist}" for finalist in self.candidates) + ".",
-        ]
-        if len(self.recipes) > 1:
-            lines.append(
-                "The confirmed figure is the ensemble's own, of trainings that never saw the validation images."
-            )
-        if refitted:
-            lines.append(
-                "The model was trained once more, on training and validation images together: its confirmed figure is "
-                "of the trainings before that."
-            )
-        return " ".join(lines) + f"\n\n{self.comparison}"
 
     def _data(self) -> str:
         data = self.recipes[0].data

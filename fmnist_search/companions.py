@@ -13,7 +13,7 @@ import torch
 from fmnist_search.data import SIDE, Images
 from fmnist_search.engine import Epoch, Progress
 from fmnist_search.errors import UserError
-from fmnist_search.figures import confusion_figure
+from fmnist_search.network_figures import confusion_figure
 from fmnist_search.recipe import Execution, Recipe
 from fmnist_search.trial import Companion
 from fmnist_search.weights import classifier_with, read_state, save_state

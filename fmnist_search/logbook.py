@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+from fmnist_search.canvas import as_png
 from fmnist_search.data import Images
 from fmnist_search.errors import UserError
-from fmnist_search.figures import as_png, study_figures
+from fmnist_search.figures import study_figures
 from fmnist_search.interactive import available, study_page
 from fmnist_search.provenance import command_line, environment
 from fmnist_search.record import Run, is_address

@@ -29,9 +29,6 @@ GZIP = b"\x1f\x8b"
 MOST_PIXELS = 100_000_000
 """A larger image is taken for a damaged header."""
 
-GRID_LIMIT = 100
-GRID_COLUMNS = 10
-
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -156,30 +153,3 @@ def _grey(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):
         return Image.fromarray((np.asarray(picture) // 256).astype(np.uint8))
     return picture.convert("L")
-
-
-# ------------------------------------------------------------------------------------------- grid
-
-
-def draw_grid(path: Path, pictures: Sequence[Pixels], captions: Sequence[str]) -> None:
-    """A PNG of the first `GRID_LIMIT` pictures, each under its caption.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    from matplotlib.figure import Figure  # takes as long as all the rest of a prediction
-
-    shown = min(len(pictures), GRID_LIMIT)
-    columns = min(shown, GRID_COLUMNS)
-    rows = -(-shown // columns)
-    figure = Figure(figsize=(1.5 * columns, 1.75 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for place in axes:
-        place.axis("off")
-    for place, pixels, caption in zip(axes, pictures[:shown], captions, strict=False):
-        place.imshow(pixels, cmap="gray", vmin=0, vmax=255)
-        place.set_title(caption, fontsize=8)
-    try:
-        figure.savefig(path, format="png")
-    except OSError as error:
-        raise UserError(f"--grid {path}: cannot be written ({error.strerror}); name another place") from None

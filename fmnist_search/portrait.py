@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from fmnist_search.canvas import as_png
 from fmnist_search.data import Labelled
 from fmnist_search.evaluate import calibration, confusion_of, mistakes
-from fmnist_search.figures import (
-    as_png,
+from fmnist_search.network_figures import (
     calibration_figure,
     confusion_figure,
     mistakes_figure,

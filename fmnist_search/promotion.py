@@ -6,20 +6,19 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from fmnist_search import finalists, registry
-from fmnist_search.card import Card
-from fmnist_search.comparison import pack
+from fmnist_search import finalists
+from fmnist_search.card import from_study
+from fmnist_search.comparison import Figures
 from fmnist_search.config import Finalists
 from fmnist_search.data import Images, Source, prepare
-from fmnist_search.errors import UserError
 from fmnist_search.evaluate import predict_logits
 from fmnist_search.portrait import show_network, show_training
-from fmnist_search.recipe import Data, Recipe, text_of
+from fmnist_search.recipe import Data, Recipe
 from fmnist_search.record import Run, TrainingRun
-from fmnist_search.results import Accuracy, Champion, State, TrialResult, TrialRow
-from fmnist_search.rivals import RIGHT
+from fmnist_search.registration import Candidate, make_way, register
+from fmnist_search.results import Champion, State, TrialResult, TrialRow
 from fmnist_search.tracking import Tracking
-from fmnist_search.training import Desk, Queued, Tracked, see_off, side_by_side, unbegun
+from fmnist_search.training import Desk, Queued, Tracked, side_by_side, unbegun
 from fmnist_search.workers import Crew
 
 
@@ -46,40 +45,43 @@ class Promotion:
             UserError: the model's name is taken, or too few of the finalists could be trained.
         """
         client, name = self.tracking.client, self.settings.model_name
-        registry.check_name(client, name)
-        experiment = client.get_run(self.study_run.address).info.experiment_id
-        registry.clear_away(client, name, experiment)
+        make_way(client, name, client.get_run(self.study_run.address).info.experiment_id)
         self.prepared[leaders[0].recipe.data] = self.images
         chosen = finalists.find_champion(leaders, self.settings, self.seed, self._train, self.images)
         if chosen is None or self.desk.interruption.requested:
             return None
-        tested = finalists.test_once(chosen.classifier, chosen.recipe.data.dataset, self.source)
         run = next(training.run for training in self.runs if training.recipe == chosen.recipe)
-        card = self._card(chosen, tested.accuracy).to_markdown()
-        self._record(run, chosen, tested, card)
-        run_id = self._settled(run)
-        uri = registry.package(chosen.classifier, run_id, name)
-        version = registry.register(client, name, uri, run_id, self._tags(chosen, tested), card)
-        claim = registry.claim_alias(client, name, version)
-        members = len(chosen.recipes)
+        again = f"fmnist-search promote {shlex.quote(self.study)}"
+        made = register(client, name, self._candidate(chosen), run, self.desk, self.source, again)
         return Champion(
-            chosen.confirmed, chosen.recipe, tested.accuracy, name, version, claim.alias, claim.told, members
+            confirmed=chosen.confirmed,
+            recipe=chosen.recipe,
+            test=made.test,
+            model=made.model,
+            version=made.version,
+            alias=made.alias,
+            verdict=made.verdict,
+            members=len(chosen.recipes),
         )
 
-    def _settled(self, run: Run) -> str:
-        """The id of a run once MLflow has everything of it.
-
-        Raises:
-            UserError: MLflow is out of reach, or has refused the run.
-        """
-        again = f"`fmnist-search promote {shlex.quote(self.study)}`"
-        if not see_off(self.desk):
-            raise UserError(f"promote: no model can be registered while MLflow is out of reach; start it, then {again}")
-        if run.run_id is None:
-            raise UserError(
-                f"promote: MLflow has refused the run {run.address}; see `fmnist-search sync`, then {again}"
-            )
-        return run.run_id
+    def _candidate(self, chosen: finalists.Chosen) -> Candidate:
+        confirmed, images = chosen.confirmed, self.images
+        return Candidate(
+            classifier=chosen.classifier,
+            recipes=chosen.recipes,
+            classes=images.classes,
+            figures=Figures(
+                mean=confirmed.mean,
+                deviation=confirmed.deviation,
+                seeds=len(confirmed.accuracies),
+                images=len(images.validation),
+                dataset_digest=images.digest,
+                split_digest=images.split_digest,
+                hits=chosen.hits,
+            ),
+            origin=from_study(self.study, chosen.recipes, confirmed, chosen.candidates),
+            tags={"study": self.study, "trial": str(confirmed.trial), "ensemble": str(self.settings.ensemble)},
+        )
 
     def _train(self, trainings: Sequence[tuple[str, Recipe]]) -> list[TrialResult]:
         """Finalists' trainings, each in a run of its own below the study's.
@@ -104,51 +106,6 @@ class Promotion:
         if data not in self.prepared:
             self.prepared[data] = prepare(data, self.source, self.crew.execution.device)
         return self.prepared[data]
-
-    def _record(self, run: Run, chosen: finalists.Chosen, tested: finalists.Tested, card: str) -> None:
-        """What the version's run keeps: it stands there before the version does."""
-        test = tested.accuracy
-        run.metrics({"test/accuracy": test.value, "test/accuracy_low": test.low, "test/accuracy_high": test.high})
-        run.text(registry.HITS_FILE, chosen.hits.to_json())
-        run.text(registry.CARD_FILE, card)
-        title = f"{chosen.recipe.label}: {test.value:.2%} of {test.images:,} test images"
-        classes = self.images.classes
-        show_network(run, tested.probabilities, tested.images, classes, "test", title)
-
-    def _tags(self, chosen: finalists.Chosen, tested: finalists.Tested) -> dict[str, str]:
-        confirmed = chosen.confirmed
-        return {
-            "study": self.study,
-            "trial": str(confirmed.trial),
-            "network": chosen.recipe.label,
-            "ensemble": str(self.settings.ensemble),
-            "members": "; ".join(f"{recipe.label} seed {recipe.seed}" for recipe in chosen.recipes),
-            "dataset_digest": self.images.digest,
-            "split_digest": self.images.split_digest,
-            "validation_images": str(len(self.images.validation)),
-            "confirmed_mean": text_of(confirmed.mean),
-            "confirmed_deviation": text_of(confirmed.deviation),
-            "confirmed_seeds": str(len(confirmed.accuracies)),
-            registry.HITS: registry.HITS_FILE,
-            "test_hits": str(tested.accuracy.hits),
-            "test_images": str(tested.accuracy.images),
-            "test_evaluations": "1",
-            RIGHT: pack(tested.right),
-        }
-
-    def _card(self, chosen: finalists.Chosen, test: Accuracy) -> Card:
-        return Card(
-            model=self.settings.model_name,
-            study=self.study,
-            recipes=chosen.recipes,
-            confirmed=chosen.confirmed,
-            candidates=chosen.candidates,
-            test=test,
-            validation_images=len(self.images.validation),
-            dataset_digest=self.images.digest,
-            split_digest=self.images.split_digest,
-            comparison=registry.UNDECIDED,
-        )
 
 
 class Finalist(Queued):

@@ -365,6 +365,19 @@ def _is_undecided(version: ModelVersion) -> bool:
     return PROMOTER in version.tags and DECISION not in version.tags
 
 
+def tags_of(figures: Figures) -> dict[str, str]:
+    """What a version says of its figures on validation images, so that it can be compared."""
+    return {
+        "dataset_digest": figures.dataset_digest,
+        "split_digest": figures.split_digest,
+        "validation_images": str(figures.images),
+        "confirmed_mean": text_of(figures.mean),
+        "confirmed_deviation": text_of(figures.deviation),
+        "confirmed_seeds": str(figures.seeds),
+        **({HITS: HITS_FILE} if figures.hits else {}),
+    }
+
+
 def _figures(client: MlflowClient, version: ModelVersion) -> Figures | None:
     """The confirmed figures of a version with its record of validation images; None where it has none of ours."""
     tags = version.tags

@@ -1,11 +1,13 @@
-"""Trainings as MLflow holds them: found by a run's id or a trial's number, and read back."""
+"""Trainings as MLflow holds them: found by a run's id or a trial's number, and read back, their weights too."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -14,14 +16,18 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from fmnist_search.errors import UserError
+from fmnist_search.models import Classifier
 from fmnist_search.places import Home
 from fmnist_search.recipe import Execution, Recipe, text_of
 from fmnist_search.record import with_runs
 from fmnist_search.search.ledger import Ledger
 from fmnist_search.tracking import Tracking
 from fmnist_search.tuning import resolve_execution
+from fmnist_search.weights import classifier_with, read_state
 
 ENVIRONMENT_FILE = "environment.json"
+WEIGHTS_FILE = "weights.pt"
+"""The artifact of a single training."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class TrainedRun:
     parameters: int | None
     experiment_id: str
     parent: str | None
+    study: str | None
 
 
 def run_of(home: Home, given: str, study: str) -> str:
@@ -90,6 +97,7 @@ def read_run(tracking: Tracking, run_id: str) -> TrainedRun:
         parameters=None if parameters is None else int(parameters),
         experiment_id=str(run.info.experiment_id),
         parent=tags.get(MLFLOW_PARENT_RUN_ID),
+        study=tags.get("study"),
     )
 
 
@@ -99,6 +107,50 @@ def _is_study(tracking: Tracking, run_id: str) -> bool:
     except MlflowException:
         return False
     return run.data.tags.get("kind") == "study"
+
+
+def kept_classifier(home: Home, tracking: Tracking, run: TrainedRun) -> Classifier:
+    """A run's network with the weights that were kept of it, in evaluation mode on the CPU.
+
+    Of a single training they are an artifact of its run; of a trial that completed, a file of this home.
+
+    Raises:
+        UserError: none were kept, or what was kept is damaged or another network's.
+    """
+    name = f"run {run.run_id!r}: its kept weights"
+    content = _artifact(tracking, run.run_id, WEIGHTS_FILE) or _weights_of_trial(home, run)
+    if content is None:
+        raise UserError(
+            f"run {run.run_id!r}: no weights of it are kept here; train it again with `fmnist-search train --from-run "
+            f"{run.run_id}` and name that run"
+        )
+    return classifier_with(run.recipe, read_state(content, name), name)
+
+
+def _artifact(tracking: Tracking, run_id: str, path: str) -> bytes | None:
+    if not any(item.path == path for item in tracking.client.list_artifacts(run_id)):
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        return Path(tracking.client.download_artifacts(run_id, path, folder)).read_bytes()
+
+
+def _weights_of_trial(home: Home, run: TrainedRun) -> bytes | None:
+    """What a study has kept of the trial behind a run.
+
+    The trial is looked for by its run: once a study was put aside by --fresh, its numbers are those of other trials.
+    """
+    if run.study is None:
+        return None
+    try:
+        names = [name for name in Ledger.names(home.storage_url) if name.startswith(run.study)]
+    except UserError:  # no study was ever run here
+        return None
+    for study in names:
+        for row in with_runs(home, Ledger.find(home.storage_url, study).rows()):
+            path = home.weights(study, row.number)
+            if row.run_id == run.run_id and path.is_file():
+                return path.read_bytes()
+    return None
 
 
 def environment_of(run: TrainedRun) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from fmnist_search.data import Images
-from fmnist_search.figures import confusion_figure
+from fmnist_search.network_figures import confusion_figure
 from fmnist_search.outbox import Outbox
 from fmnist_search.places import Home
 from fmnist_search.recipe import Recipe

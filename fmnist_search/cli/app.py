@@ -33,6 +33,7 @@ Workdir = Annotated[
     typer.Option(help="Our own files; by default FMNIST_SEARCH_HOME, else fmnist-search/ beside the store."),
 ]
 DataDir = Annotated[Path | None, typer.Option(help="Folder that holds the dataset's files.", show_default=False)]
+Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Set = Annotated[
     list[str] | None,
@@ -106,6 +107,18 @@ def _common(
     debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback; anywhere on the line.")] = False,
 ) -> None:
     """`main` looks for --debug itself, wherever it stands; here it is for the help."""
+
+
+def check_output(path: Path, *, suffix: str = "", force: bool = True) -> None:
+    """Make sure that a file may be written, before work is put into it.
+
+    Raises:
+        UserError: its name ends otherwise, or it is there already and nobody said `force`.
+    """
+    if suffix and path.suffix.lower() != suffix:
+        raise UserError(f"{path}: is written as a {suffix[1:].upper()}; give a name that ends in {suffix}")
+    if path.exists() and not force:
+        raise UserError(f"{path}: is there already; name another file, or replace it with --force")
 
 
 def image_source(data_dir: Path | None) -> Source:

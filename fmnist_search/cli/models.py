@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fmnist_search.cli.app import AsJson, DataDir, StudyName, TrackingUri, Workdir, app, image_source
+from fmnist_search.cli.app import (
+    AsJson,
+    DataDir,
+    Force,
+    StudyName,
+    TrackingUri,
+    Workdir,
+    app,
+    check_output,
+    image_source,
+)
 from fmnist_search.cli.search import close
 from fmnist_search.errors import UserError
 
@@ -69,6 +79,8 @@ def promote(
 
 PREDICT_AT_ONCE = 1_000
 """Images that are held and asked about together, however many there are."""
+GRID_LIMIT = 100
+"""Images that a picture of predictions shows."""
 
 
 @app.command()
@@ -80,12 +92,16 @@ def predict(
     test_image: Annotated[
         list[int] | None, typer.Option(help="Number of a test image, from 0; repeatable.", min=0, show_default=False)
     ] = None,
+    test_images: Annotated[
+        str | None, typer.Option(help="Test images A to B-1, such as 0:25.", metavar="A:B", show_default=False)
+    ] = None,
     model: Annotated[str | None, typer.Option(help="MLflow address of a model; by default the champion.")] = None,
     resize: Annotated[bool, typer.Option("--resize", help="Bring pictures to 28 by 28 pixels.")] = False,
     invert: Annotated[bool, typer.Option("--invert", help="For dark garments on a light ground.")] = False,
     top: Annotated[int, typer.Option(help="How many of the most probable classes.", min=1, max=10)] = 1,
     grid: Annotated[
-        Path | None, typer.Option(help="Draw the pictures with their classes to this PNG.", show_default=False)
+        Path | None,
+        typer.Option(help="Draw the pictures with their classes to this PNG, mistakes in red.", show_default=False),
     ] = None,
     tracking_uri: TrackingUri = None,
     data_dir: DataDir = None,
@@ -102,6 +118,8 @@ def predict(
       fmnist-search predict wardrobe/ --resize --grid wardrobe.png
 
       fmnist-search predict --test-image 0 --test-image 1
+
+      fmnist-search predict --test-images 0:25 --grid first.png
     """
     import itertools
 
@@ -109,35 +127,61 @@ def predict(
 
     from fmnist_search import console
     from fmnist_search.data import DATASETS
-    from fmnist_search.pictures import GRID_LIMIT, draw_grid, read_pictures
+    from fmnist_search.pictures import read_pictures
 
-    if not images and not test_image:
-        raise UserError("predict: give a picture, or --test-image NUMBER")
-    if grid and grid.suffix.lower() != ".png":
-        raise UserError(f"--grid {grid}: is drawn as a PNG; give a name that ends in .png")
+    numbers = [*(test_image or []), *_range(test_images)]
+    if not images and not numbers:
+        raise UserError("predict: give a picture, --test-image NUMBER or --test-images A:B")
+    if grid:
+        check_output(grid, suffix=".png")
     classes = DATASETS["fashion-mnist"].classes
     say = partial(console.talk.print, markup=False)
     given = read_pictures(images or [], resize=resize, invert=invert, say=say)
     named = ((picture.name, picture.pixels, None) for picture in given)
-    asked = itertools.chain(named, _test_images(test_image or [], classes, data_dir))
+    asked = itertools.chain(named, _test_images(numbers, classes, data_dir))
     rows: list[dict[str, Any]] = []
-    drawn: list[Any] = []
+    drawn: list[tuple[Any, Any]] = []
     loaded = None
     while batch := list(itertools.islice(asked, PREDICT_AT_ONCE)):
         names, pixels, truths = zip(*batch, strict=True)
         loaded = loaded or _load(model, tracking_uri, len(classes))
         probabilities = loaded.probabilities(np.stack(pixels))
         rows += [_row(*row, classes, top) for row in zip(names, truths, probabilities, strict=True)]
-        drawn += pixels[: max(GRID_LIMIT - len(drawn), 0)] if grid else []
-    if grid:
-        draw_grid(grid, drawn, [row["class"] for row in rows])
+        drawn += list(zip(pixels, probabilities, strict=True))[: max(GRID_LIMIT - len(drawn), 0)] if grid else []
+    if grid and loaded:
+        _draw_grid(grid, drawn, [row["true"] for row in rows], classes, loaded.uri)
         if len(rows) > len(drawn):
             say(f"{grid}: shows the first {len(drawn)} of {len(rows):,}")
     if as_json:
         console.show_json(rows)
         return
-    columns = ["image", "class", "probability", *(["then"] if top > 1 else []), *(["true class"] if test_image else [])]
+    columns = ["image", "class", "probability", *(["then"] if top > 1 else []), *(["true class"] if numbers else [])]
     console.show_table(console.table(columns, ([_cell(row, column) for column in columns] for row in rows)))
+
+
+def _range(given: str | None) -> range:
+    """The numbers of test images from A to before B, given as A:B."""
+    if given is None:
+        return range(0)
+    first, _, end = given.partition(":")
+    if not (first.isdecimal() and end.isdecimal() and int(first) < int(end)):
+        raise UserError(f"--test-images {given}: is no range of numbers; write A:B, such as 0:25 for the first 25")
+    return range(int(first), int(end))
+
+
+def _draw_grid(
+    path: Path, drawn: list[tuple[Any, Any]], truths: list[str | None], classes: tuple[str, ...], title: str
+) -> None:
+    """Pixels and probabilities as a picture; `truths` are the true classes of these images, as far as known."""
+    import numpy as np
+    import torch
+
+    from fmnist_search.canvas import save_png
+    from fmnist_search.network_figures import UNKNOWN, predictions_figure
+
+    pixels, probabilities = (torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True))
+    labels = torch.tensor([UNKNOWN if true is None else classes.index(true) for true in truths[: len(drawn)]])
+    save_png(predictions_figure(pixels, probabilities, labels, classes, title), path)
 
 
 def _test_images(
@@ -150,7 +194,7 @@ def _test_images(
         return []
     test = read_test_set("fashion-mnist", image_source(data_dir))
     if beyond := [number for number in numbers if number >= len(test)]:
-        raise UserError(f"--test-image {beyond[0]}: there are {len(test):,}; take one from 0 to {len(test) - 1}")
+        raise UserError(f"test image {beyond[0]}: there are {len(test):,}; take one from 0 to {len(test) - 1}")
     return [(f"test image {n}", test.pixels[n].numpy(), classes[int(test.labels[n])]) for n in numbers]
 
 
@@ -250,7 +294,7 @@ def export(
         str | None, typer.Argument(help="MLflow address of a model; by default the champion.", show_default=False)
     ] = None,
     onnx: Annotated[Path | None, typer.Option(help="ONNX file to write.", show_default=False)] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Force = False,
     tracking_uri: TrackingUri = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
@@ -273,8 +317,7 @@ def export(
 
     if onnx is None:
         raise UserError("export: say where to, with --onnx FILE")
-    if onnx.exists() and not force:
-        raise UserError(f"{onnx}: is there already; name another file, or replace it with --force")
+    check_output(onnx, force=force)
     check_installed()
     _client(tracking_uri)
     address = model or DEFAULT_MODEL

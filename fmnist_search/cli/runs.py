@@ -42,7 +42,7 @@ def compare(
     from fmnist_search.runs import differing, hyperparameters, read_run
     from fmnist_search.tracking import Tracking, reaching
 
-    home, run_ids = _found(runs, study, tracking_uri, workdir)
+    home, run_ids = found_runs(runs, study, tracking_uri, workdir)
     with reaching(home.tracking_uri):
         tracking = Tracking(home.tracking_uri, "fmnist-search")
         found = [read_run(tracking, run_id) for run_id in run_ids]
@@ -76,7 +76,7 @@ def _figures(run: TrainedRun) -> dict[str, str]:
     }
 
 
-def _found(
+def found_runs(
     given: list[str], study: str | None, tracking_uri: str | None, workdir: str | None
 ) -> tuple[Home, list[str]]:
     """Where runs are kept, and the ids of those that were named."""
@@ -114,7 +114,7 @@ def reproduce(
     from fmnist_search import reproduction
     from fmnist_search.console import TrainingDisplay, show_json
 
-    home, (run_id,) = _found([run], study, tracking_uri, workdir)
+    home, (run_id,) = found_runs([run], study, tracking_uri, workdir)
     done = reproduction.reproduce(home, run_id, listener=TrainingDisplay(), data_dir=data_dir, record=not no_record)
     if as_json:
         show_json(_plain(done))

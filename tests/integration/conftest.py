@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fmnist_search import logbook, promotion, session, standalone
+from fmnist_search import logbook, promotion, registration, session, standalone
 from fmnist_search.cli import main
 from fmnist_search.tuning import tune
 
@@ -132,7 +132,12 @@ def tuned_once() -> Iterator[None]:
 
 
 NETWORKS = ("show_network", "show_training")
-DRAWERS = {logbook: ("study_figures", "study_page"), promotion: NETWORKS, standalone: NETWORKS}
+DRAWERS = {
+    logbook: ("study_figures", "study_page"),
+    promotion: NETWORKS,
+    registration: ("show_network",),
+    standalone: NETWORKS,
+}
 DRAWN = [(module, name, getattr(module, name)) for module, names in DRAWERS.items() for name in names]
 
 
@@ -142,8 +147,9 @@ def undrawn() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logbook, "study_figures", lambda *_: {})
         patch.setattr(logbook, "study_page", lambda *_: "")
-        for module, name in ((module, name) for module in (promotion, standalone) for name in NETWORKS):
-            patch.setattr(module, name, lambda *_: None)
+        for module, names in DRAWERS.items():
+            for name in names if module is not logbook else ():
+                patch.setattr(module, name, lambda *_: None)
         yield
 
 

@@ -94,6 +94,17 @@ def test_predict_shows_further_classes_and_draws_a_grid(finished: Finished, tmp_
     assert_one_line(finished.run("predict", "--test-image", 0, "--grid", nowhere), str(nowhere), "cannot be written")
 
 
+def test_predict_takes_a_range_of_test_images(finished: Finished, tmp_path: Path) -> None:
+    path = tmp_path / "grid.png"
+    outcome = finished.run("predict", "--test-image", 9999, "--test-images", "3:6", "--grid", path, "--json")
+    assert [row["image"] for row in outcome.json] == [f"test image {n}" for n in (9999, 3, 4, 5)]
+    assert all(row["true"] for row in outcome.json)
+    assert path.exists()
+    for given in ("3", "3:", ":3", "3:3", "-1:2", "a:b"):
+        assert_one_line(finished.run("predict", f"--test-images={given}"), f"--test-images {given}", "0:25")
+    assert_one_line(finished.run("predict", "--test-images", "9990:10001"), "test image 10000", "from 0 to 9999")
+
+
 def test_a_grid_of_many_shows_the_first_and_says_so(finished: Finished, tmp_path: Path) -> None:
     (tmp_path / "many").write_bytes(struct.pack(">4I", 0x0803, 120, 28, 28) + bytes(120 * 784))
     outcome = finished.run("predict", tmp_path / "many", "--grid", tmp_path / "grid.png", "--json")

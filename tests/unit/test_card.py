@@ -6,19 +6,24 @@ import dataclasses
 
 import pytest
 
-from fmnist_search.card import Card
+from fmnist_search.card import Card, Origin, from_study
 from fmnist_search.evaluate import wilson
 from fmnist_search.recipe import FAMILIES, Recipe
 from fmnist_search.registry import DESCRIPTION_LIMIT, UNDECIDED, shortened
 from fmnist_search.results import Confirmed
 
 RECIPE = Recipe(epochs=18).replace({"data.validation": 0, "optimizer.learning_rate": 0.0123456})
+FINALISTS = (Confirmed(7, Recipe(), (0.91, 0.93)), Confirmed(3, Recipe(), (0.9, 0.9)))
+
+
+def origin_of(*recipes: Recipe) -> Origin:
+    return from_study("small", recipes, FINALISTS[0], FINALISTS)
+
+
 CARD = Card(
     model="mine",
-    study="small",
     recipes=(RECIPE,),
-    confirmed=Confirmed(7, Recipe(), (0.91, 0.93)),
-    candidates=(Confirmed(7, Recipe(), (0.91, 0.93)), Confirmed(3, Recipe(), (0.9, 0.9))),
+    origin=origin_of(RECIPE),
     test=wilson(9_150, 10_000),
     validation_images=10_848,
     dataset_digest="d" * 64,
@@ -51,7 +56,8 @@ def test_a_card_says_figures_choice_data_use_licences_and_recipe() -> None:
 
 def test_a_card_of_one_seed_claims_no_deviation_and_without_a_refit_speaks_of_none() -> None:
     one = Confirmed(7, Recipe(), (0.91,))
-    text = dataclasses.replace(CARD, recipes=(Recipe(),), confirmed=one, candidates=(one,)).to_markdown()
+    origin = from_study("small", [Recipe()], one, [one])
+    text = dataclasses.replace(CARD, recipes=(Recipe(),), origin=origin).to_markdown()
     assert "91.00% (n = 1)" in text
     assert "±" not in text
     assert "once more" not in text
@@ -59,7 +65,7 @@ def test_a_card_of_one_seed_claims_no_deviation_and_without_a_refit_speaks_of_no
 
 def test_the_card_of_an_ensemble_names_its_members() -> None:
     members = (RECIPE.replace({"seed": 5}), RECIPE.replace({"seed": 6}))
-    text = dataclasses.replace(CARD, recipes=members).to_markdown()
+    text = dataclasses.replace(CARD, recipes=members, origin=origin_of(*members)).to_markdown()
     assert text.startswith("# Ensemble of 2, first cnn 32-64-128\n")
     assert "averages the probabilities of 2 networks: cnn 32-64-128, seed 5; cnn 32-64-128, seed 6" in text
     assert "The confirmed figure is the ensemble's own" in text

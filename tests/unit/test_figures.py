@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pytest
-import torch
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 
-from fmnist_search.evaluate import Mistake, calibration
-from fmnist_search.figures import (
-    calibration_figure,
-    confusion_figure,
-    mistakes_figure,
-    predictions_figure,
-    study_figures,
-    training_figure,
-)
+from fmnist_search.figures import study_figures
 from fmnist_search.recipe import Recipe
-from fmnist_search.results import EpochReport, State
+from fmnist_search.results import State
+from tests.pictures import drawn, texts
 from tests.spaces import study
 from tests.trials import ENDINGS, rows_of, shares_of
 
@@ -40,18 +29,6 @@ TWO_FAMILIES: dict[str, Any] = {
 }
 ONE_HYPERPARAMETER = {"common": {"optimizer.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True}}}
 IMPORTANT = ["optimizer.learning_rate", "model.depth", "batch_size"]
-
-
-def drawn(figure: Figure) -> bytes:
-    """The picture as a file; what overlaps beyond repair is warned of, and a warning is an error here."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    assert picture.getvalue().startswith(b"\x89PNG")
-    return picture.getvalue()
-
-
-def texts(figure: Figure) -> str:
-    return "\n".join(text.get_text() for text in figure.texts)
 
 
 @pytest.mark.parametrize("space", [None, TWO_FAMILIES, ONE_HYPERPARAMETER], ids=["one", "two families", "single"])
@@ -129,99 +106,6 @@ def test_parallel_coordinates_have_a_line_for_each_completed_trial() -> None:
     assert len(lines.get_segments()) == sum(row.state is State.COMPLETED for row in rows)
     assert ENDINGS.count(State.COMPLETED) == 3
     assert "none" in {text.get_text() for text in axes.texts}, "networks of fewer blocks have no third width"
-
-
-# ---------------------------------------------------------------------------- of a trained network
-
-
-def shares(figure: Figure) -> Any:
-    """What the colours show."""
-    shown = figure.axes[0].images[0].get_array()
-    assert shown is not None
-    return shown.tolist()
-
-
-def cells(figure: Figure) -> set[tuple[Any, str]]:
-    return {(text.get_position(), text.get_text()) for text in figure.axes[0].texts}
-
-
-def test_a_confusion_matrix_shows_every_count_and_every_class() -> None:
-    figure = confusion_figure([[5, 0, 1], [0, 7, 0], [2, 3, 4]], ["a", "b", "c"], "title")
-    axes = figure.axes[0]
-    assert axes.get_title() == "title"
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "c"]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
-    # Rows are the true classes: what stands at x = 2, y = 0 was of the first class and taken for the third.
-    assert {((2, 0), "1"), ((0, 2), "2")} < cells(figure)
-    assert len(cells(figure)) == 6
-    assert shares(figure)[0] == pytest.approx([5 / 6, 0, 1 / 6])
-
-
-def test_a_normalised_confusion_matrix_shows_percents_of_each_true_class() -> None:
-    figure = confusion_figure([[3, 1], [0, 0]], ["a", "b"], "title", normalised=True)
-    assert cells(figure) == {((0, 0), "75.0"), ((1, 0), "25.0")}
-
-
-def test_a_class_without_images_leaves_its_row_empty() -> None:
-    figure = confusion_figure([[0, 0], [1, 1]], ["a", "b"], "a $title$ of whatever text")
-    assert shares(figure) == [[0, 0], [0.5, 0.5]]
-    drawn(figure)
-
-
-def report(epoch: int, rate: float = 0.1, val: float | None = 0.8) -> EpochReport:
-    return EpochReport(epoch, 1 / epoch, 0.5, None if val is None else 0.5, val, rate, 1.0)
-
-
-@pytest.mark.parametrize(
-    ("rates", "panels"), [((0.1, 0.1), ["loss", "accuracy"]), ((0.1, 0.05), ["loss", "accuracy", "learning rate"])]
-)
-def test_the_learning_rate_is_drawn_where_it_varies(rates: tuple[float, float], panels: list[str]) -> None:
-    figure = training_figure([report(1, rates[0]), report(2, rates[1])], "title")
-    assert [axes.get_ylabel() for axes in figure.axes] == panels
-    drawn(figure)
-
-
-def test_a_training_without_validation_says_so() -> None:
-    figure = training_figure([report(1, val=None)], "title")
-    assert "1 epoch; nothing was held back for validation" in texts(figure)
-    assert [line.get_label() for line in figure.axes[0].lines] == ["training"]
-    drawn(figure)
-
-
-def pictures_in(figure: Figure) -> list[AxesImage]:
-    return [image for axes in figure.axes for image in axes.images]
-
-
-def test_the_gallery_shows_the_images_of_the_mistakes_and_what_they_were_taken_for() -> None:
-    pixels = torch.arange(4, dtype=torch.uint8)[:, None, None].expand(4, 28, 28)
-    figure = mistakes_figure(pixels, [Mistake(3, 0, 1, 0.99), Mistake(1, 1, 0, 0.75)], ["a", "b"], "title")
-    assert [np.asarray(image.get_array()).max() for image in pictures_in(figure)] == [3, 1]
-    captions = [axes.get_title() for axes in figure.axes if axes.images]
-    assert captions == ["a\nas b, 99.0%", "b\nas a, 75.0%"]
-    drawn(figure)
-    assert "no mistakes" in texts(mistakes_figure(pixels, [], ["a", "b"], "title"))
-
-
-def test_a_grid_of_predictions_says_the_true_class_of_mistakes_alone() -> None:
-    probabilities = torch.tensor([[0.9, 0.1], [0.8, 0.2]])
-    pixels = torch.zeros(2, 28, 28, dtype=torch.uint8)
-    figure = predictions_figure(pixels, probabilities, torch.tensor([0, 1]), ["a", "b"], "title")
-    assert [axes.get_title() for axes in figure.axes if axes.images] == ["a, 90.0%", "a, 80.0%\nis b"]
-    assert "1 of 2 right" in texts(figure)
-    drawn(figure)
-
-
-def test_a_reliability_curve_says_its_error_and_shows_the_bins_that_hold_images() -> None:
-    probabilities = torch.tensor([[0.95, 0.05], [0.85, 0.15], [0.25, 0.75]])
-    found = calibration(probabilities, torch.tensor([0, 1, 1]), bins=10)
-    figure = calibration_figure(found, "cnn")
-    assert f"cnn: expected calibration error {found.error:.2%}" in texts(figure)
-    assert "3 images in 10 bins" in texts(figure)
-    curve = figure.axes[0].lines[-1]
-    assert np.asarray(curve.get_xdata()).tolist() == pytest.approx([0.75, 0.85, 0.95])
-    assert np.asarray(curve.get_ydata()).tolist() == [1, 0, 1]
-    drawn(figure)
 
 
 def test_recipes_of_old_studies_have_no_parameters_and_that_picture_is_left_out() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fmnist_search.data import Source, read_test_set, training_pool
 from fmnist_search.errors import UserError
-from fmnist_search.pictures import GRID_LIMIT, draw_grid, read_picture, read_pictures
+from fmnist_search.pictures import read_picture, read_pictures
 
 PIXELS: npt.NDArray[np.uint8] = (np.arange(28 * 28) % 256).astype(np.uint8).reshape(28, 28)
 
@@ -211,12 +211,3 @@ def test_a_folder_without_pictures_or_with_a_broken_one_is_refused(tmp_path: Pat
 def test_what_is_missing_is_said_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.png: no such file"):
         read_pictures([tmp_path / "none.png"])
-
-
-@pytest.mark.parametrize("count", [1, 11, GRID_LIMIT + 1])
-def test_a_grid_shows_the_pictures(count: int, tmp_path: Path) -> None:
-    draw_grid(tmp_path / "grid.png", [SEVERAL[0]] * count, ["Ankle boot"] * count)
-    with Image.open(tmp_path / "grid.png") as drawn:
-        width, height = drawn.size
-    shown = min(count, GRID_LIMIT)
-    assert (width, height) == (150 * min(shown, 10), 175 * -(-shown // 10))
