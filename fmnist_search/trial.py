@@ -31,7 +31,7 @@ def watch_nothing(_: EpochReport) -> Decision:
 
 
 def run_trial(recipe: Recipe, images: Images, execution: Execution, observer: Observer = watch_nothing) -> TrialResult:
-    """Train a recipe until its last epoch or until the observer says otherwise.
+    """Train a recipe until its last epoch, which comes early where patience ends, or until the observer says otherwise.
 
     What goes wrong in the training itself (a network refused, memory gone, a loss that is not finite) is a result,
     FAILED with its reason. What goes wrong in the observer is the caller's and is raised.
@@ -47,7 +47,12 @@ def run_trial(recipe: Recipe, images: Images, execution: Execution, observer: Ob
             if course.state is State.FAILED:
                 break
             decision = observer(epoch.report)
-            if decision is not Decision.CONTINUE and epoch.report.epoch < recipe.epochs:
+            if course.is_out_of_patience:
+                figure, number = recipe.keep, epoch.report.epoch
+                course.end(
+                    State.COMPLETED, f"no better {figure} in {recipe.patience} epochs: over after epoch {number}"
+                )
+            elif decision is not Decision.CONTINUE and epoch.report.epoch < recipe.epochs:
                 state = ENDED_BY[decision]
                 course.end(state, f"{state.value} after epoch {epoch.report.epoch}")
     if course.state is State.FAILED:
@@ -110,6 +115,13 @@ class _Course:
         if self._beats_best(epoch.report):
             self.best = epoch.report
             self.weights = _copied_weights(epoch.classifier)
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether early stopping ends it with the epoch that was taken in last."""
+        assert self.best is not None
+        last, patience = self.reports[-1].epoch, self.recipe.patience
+        return 0 < patience <= last - self.best.epoch and last < self.recipe.epochs
 
     def _beats_best(self, report: EpochReport) -> bool:
         if self.best is None or report.val_accuracy is None or self.best.val_accuracy is None:
