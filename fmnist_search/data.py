@@ -7,6 +7,7 @@ No DataLoader and no per-image objects: 70,000 images are 55 MB of uint8, which 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gzip
 import hashlib
 import logging
@@ -35,6 +36,9 @@ TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
 DOWNLOAD_PATIENCE = 30.0
 """Seconds that a silent server is waited for: torchvision itself would wait for ever."""
+PIXEL_DEVIATION_FLOOR = 0.1
+"""Smallest deviation that a pixel is divided by, as a share of that of all pixels: the outermost ones are nearly always
+black, and by their own deviation a rare grey one would stand hundreds of deviations out."""
 IMAGE_HEADER, LABEL_HEADER = 16, 8
 SIDE = 28
 
@@ -120,6 +124,16 @@ class Images:
     digest: str
     split_digest: str
     classes: tuple[str, ...]
+
+    @functools.cached_property
+    def of_each_pixel(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of each pixel over the images that are trained on, (28, 28) float32 on the CPU.
+
+        No deviation is below `PIXEL_DEVIATION_FLOOR` of that of all pixels.
+        """
+        values = self.train.pixels.cpu().double()
+        deviation = values.std(0, correction=0).clamp(min=PIXEL_DEVIATION_FLOOR * self.deviation)
+        return values.mean(0).float(), deviation.float()
 
     def to(self, device: torch.device | str) -> Images:
         """The same on another device."""

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fmnist_search.augment import augment
+from fmnist_search.augment import augment, mix
 from fmnist_search.data import Images
 from fmnist_search.evaluate import Evaluation, autocast, evaluate
 from fmnist_search.graphs import CapturedSteps, CaptureError
 from fmnist_search.models import Classifier, build
 from fmnist_search.models.initial import set_initial_weights
 from fmnist_search.models.layers import Dropout
-from fmnist_search.optim import AveragedWeights, learning_rates, make_optimizer
+from fmnist_search.optim import AveragedWeights, learning_rates, make_optimizer, sum_of_norms
 from fmnist_search.recipe import Execution, Recipe
 from fmnist_search.results import EpochReport, Preparation
 from fmnist_search.tuning import in_format
@@ -180,16 +180,26 @@ class Training:
         return loss / count, hits / count
 
     def backward(self, chosen: Tensor) -> None:
-        """The gradients of a batch, given by the places of its images; its loss and hits are added to the totals."""
+        """The gradients of a batch, given by the places of its images; its loss and hits are added to the totals.
+
+        The loss that is added is without the penalty on weights.
+        """
         images, recipe = self.images.train, self.recipe
         pixels = augment(images.pixels[chosen], recipe.augmentation, self._fill, self.generator)
         labels = images.labels[chosen]
+        share = None
+        if recipe.augmentation.mixes:
+            pixels, share = mix(pixels, recipe.augmentation, self.generator)
         with autocast(self.device, recipe.precision):
             logits = self.model(pixels)
         logits = logits.float()
-        loss = functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        if share is None:
+            loss = functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        else:
+            loss, labels = _mixed_loss(logits, labels, share, recipe.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        penalty = recipe.optimizer.penalty
+        torch.autograd.backward(loss + penalty * sum_of_norms(self.parameters) if penalty else loss)
         if recipe.optimizer.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.parameters, recipe.optimizer.clip_norm)
         self.totals += _loss_and_hits(loss.detach(), logits.detach(), labels)
@@ -231,13 +241,25 @@ def _fresh(recipe: Recipe, images: Images) -> Classifier:
     """The network with its initial weights, which come from the recipe's seed whatever else draws at the moment."""
     with _global_generator, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
-        classifier = build(recipe.model, images.mean, images.deviation)
+        each_pixel = recipe.normalisation == "per-pixel"
+        mean, deviation = images.of_each_pixel if each_pixel else (images.mean, images.deviation)
+        classifier = build(recipe.model, mean, deviation, recipe.test_time)
         set_initial_weights(classifier.network, recipe)
         return classifier
 
 
 def _widest(device: torch.device) -> torch.dtype:
     return torch.float64 if device.type != "mps" else torch.float32
+
+
+def _mixed_loss(logits: Tensor, labels: Tensor, share: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """The loss of images that `augment.mix` has mixed, and the label that has the larger share of each."""
+    others = labels.roll(1)
+    own_loss, others_loss = (
+        functional.cross_entropy(logits, wanted, label_smoothing=smoothing, reduction="none")
+        for wanted in (labels, others)
+    )
+    return torch.lerp(others_loss, own_loss, share).mean(), torch.where(share < 0.5, others, labels)
 
 
 def _loss_and_hits(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:

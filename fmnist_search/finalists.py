@@ -169,8 +169,8 @@ def _right(model: Classifier | Ensemble, images: Labelled) -> npt.NDArray[np.boo
 
 
 def final_recipe(recipe: Recipe, settings: Finalists) -> Recipe:
-    """A recipe of the search as its finalists train it: annealed, longer, and judged by the last weights."""
-    changes: dict[str, object] = {"schedule.name": settings.schedule, "epochs": settings.epochs}
+    """A recipe of the search as its finalists train it: annealed, longer, to the end, judged by the last weights."""
+    changes: dict[str, object] = {"schedule.name": settings.schedule, "epochs": settings.epochs, "patience": 0}
     if settings.images == "all":
         changes["data.train_images"] = 0
     return recipe.replace(changes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import torch
@@ -37,6 +37,14 @@ def make_optimizer(model: nn.Module, settings: recipes.Optimizer) -> torch.optim
         )
     adam = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
     return adam(groups, settings.learning_rate, betas=(settings.momentum, ADAM_BETA2), fused=fused)
+
+
+def sum_of_norms(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The sum of the Euclidean norms of the weight matrices, which are all parameters of two or more dimensions.
+
+    Its gradient is each matrix over its norm, and 0 where the matrix is.
+    """
+    return torch.stack([torch.linalg.vector_norm(p) for p in parameters if p.ndim > 1]).sum()
 
 
 def learning_rates(recipe: recipes.Recipe, steps: int) -> list[float]:

@@ -18,7 +18,7 @@ class Preset:
 
     `recipe` holds both; of it, `assumed` names what the author does not say. `published` is the author's accuracy, in
     percent of the test images where nothing else is said, and `parameters` the author's count, None where there is
-    none. `unsaid` is what of the author's training a recipe cannot say.
+    none. `unsaid` is what of the author's training the recipe leaves out, and how to ask for it.
     """
 
     name: str

@@ -35,6 +35,12 @@ INITIAL_WEIGHTS = (
 )
 """How the weights of convolutions and linear layers are drawn before a training; torch has a default for each."""
 
+NORMALISATIONS = ("global", "per-pixel")
+"""Whether all pixels are brought to one mean and deviation, or each to its own."""
+
+TEST_TIME_VIEWS = ("none", "flip", "shift", "flip+shift")
+"""Which changed copies of an image a network is asked about as well, once it is trained."""
+
 SCHEMA_VERSION = 1
 
 
@@ -144,6 +150,9 @@ class Optimizer(Table):
         1e-2, "decay of weights, biases and norms spared; decoupled in adamw", low=0, high=10
     )
     clip_norm: float = hyperparameter(0.0, "largest norm of the gradient; 0 does not clip", low=0)
+    penalty: float = hyperparameter(
+        0.0, "penalty on the norms (not their squares) of the weight matrices, biases and norms spared", low=0, high=10
+    )
 
 
 @dataclass(frozen=True)
@@ -165,12 +174,27 @@ class Averaging(Table):
 
 @dataclass(frozen=True)
 class Augmentation(Table):
-    """Random changes of each training image, drawn per image and epoch."""
+    """Random changes of each training image, drawn per image and epoch, in this order."""
 
     prefix: ClassVar[str] = "augmentation."
+    rotation: float = hyperparameter(0.0, "largest rotation in degrees, each way", low=0, high=180)
     shift: int = hyperparameter(0, "largest shift in pixels, each way", low=0, high=14)
     flip: float = hyperparameter(0.0, "probability of a horizontal flip", low=0, high=1)
     erasing: float = hyperparameter(0.0, "probability of erasing a random rectangle", low=0, high=1)
+    mixup: float = hyperparameter(
+        0.0, "alpha of the Beta that draws how much of another image is mixed in; 0 mixes nothing", low=0, high=100
+    )
+    cutmix: float = hyperparameter(
+        0.0,
+        "alpha of the Beta that draws how large a patch of another image is put in; 0 puts in none",
+        low=0,
+        high=100,
+    )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether an image, and its label with it, is mixed with another."""
+        return bool(self.mixup or self.cutmix)
 
 
 @dataclass(frozen=True)
@@ -195,6 +219,15 @@ class Recipe(Table):
     keep: str = hyperparameter(
         "val_accuracy", "what chooses the weights that are kept", choices=("val_accuracy", "val_loss")
     )
+    patience: int = hyperparameter(
+        0, "epochs in a row without a better figure of keep that end a training early; 0 never does", low=0, high=10_000
+    )
+    normalisation: str = hyperparameter(
+        "global", "mean and deviation of all pixels together, or of each by itself", choices=NORMALISATIONS
+    )
+    test_time: str = hyperparameter(
+        "none", "views of an image whose probabilities a trained network averages", choices=TEST_TIME_VIEWS
+    )
     seed: int = hyperparameter(0, "seed of initial weights, order and augmentation", low=0, high=LARGEST_SEED)
     schema_version: int = hyperparameter(SCHEMA_VERSION, "version of this form", choices=(SCHEMA_VERSION,))
 
@@ -204,6 +237,11 @@ class Recipe(Table):
             raise UserError(
                 f"batch_size: {self.batch_size} is larger than the {self.data.training_count} training images; "
                 "take a smaller batch or more images"
+            )
+        if self.patience and not self.data.validation:
+            raise UserError(
+                f"patience: {self.patience} epochs without a better {self.keep} are not told without validation "
+                "images; hold some back (data.validation), or set patience = 0"
             )
 
     def to_dict(self) -> dict[str, Any]:

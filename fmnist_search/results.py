@@ -27,7 +27,8 @@ class EpochReport:
     """One epoch. Training figures are of the raw weights as they moved, validation figures of the averaged ones.
 
     `epoch` counts from 1; accuracies lie in 0..1; `seconds` covers training and validation; validation figures
-    are None where nothing is held back.
+    are None where nothing is held back. The training loss is without the penalty on weights; an image that was mixed
+    with another counts as right where it was taken for the one that has the larger share.
     """
 
     epoch: int
@@ -84,7 +85,8 @@ class TrialResult:
     `value` is the last epoch's validation accuracy, `best_epoch` the one whose weights were kept; `confusion`
     counts validation images of the last epoch, rows true and columns predicted; `weights` are the kept averaged
     weights on the CPU, `last_weights` those of the last epoch; `preparation` is what came before the first step;
-    `reason` says in one line why it ended early, and `error` holds the traceback of a failure.
+    `reason` says in one line why it ended early (out of patience it has completed), and `error` holds the traceback of
+    a failure.
     """
 
     state: State

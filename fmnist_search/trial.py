@@ -50,7 +50,7 @@ def run_trial(
     start: Mapping[str, Any] | None = None,
     companion: Companion | None = None,
 ) -> TrialResult:
-    """Train a recipe until its last epoch or until the observer says otherwise.
+    """Train a recipe until its last epoch, which comes early where patience ends, or until the observer says otherwise.
 
     With the state that a companion was given as `start` it goes on from there; the observer sees the epochs that are
     new, the result holds all.
@@ -76,7 +76,12 @@ def run_trial(
             if companion:
                 companion.epoch_done(epoch, course.kept(epoch, time.perf_counter() - started))
             decision = observer(epoch.report)
-            if decision is not Decision.CONTINUE and epoch.report.epoch < recipe.epochs:
+            if course.is_out_of_patience:
+                figure, number = recipe.keep, epoch.report.epoch
+                course.end(
+                    State.COMPLETED, f"no better {figure} in {recipe.patience} epochs: over after epoch {number}"
+                )
+            elif decision is not Decision.CONTINUE and epoch.report.epoch < recipe.epochs:
                 state = ENDED_BY[decision]
                 course.end(state, f"{state.value} after epoch {epoch.report.epoch}")
     if course.state is State.FAILED:
@@ -158,6 +163,13 @@ class _Course:
         if self._beats_best(epoch.report):
             self.best = epoch.report
             self.weights = _copied_weights(epoch.classifier)
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether early stopping ends it with the epoch that was taken in last."""
+        assert self.best is not None
+        last, patience = self.reports[-1].epoch, self.recipe.patience
+        return 0 < patience <= last - self.best.epoch and last < self.recipe.epochs
 
     def _beats_best(self, report: EpochReport) -> bool:
         if self.best is None or report.val_accuracy is None or self.best.val_accuracy is None:

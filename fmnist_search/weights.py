@@ -13,6 +13,7 @@ from torch import Tensor
 from fmnist_search.errors import UserError
 from fmnist_search.files import whole
 from fmnist_search.models import Classifier, build
+from fmnist_search.models.blocks import SIDE
 from fmnist_search.recipe import Recipe
 
 
@@ -54,7 +55,8 @@ def classifier_with(recipe: Recipe, weights: Mapping[str, Tensor], name: str = "
     Raises:
         UserError: they are another network's.
     """
-    classifier = build(recipe.model)
+    each_pixel = (SIDE, SIDE) if recipe.normalisation == "per-pixel" else ()
+    classifier = build(recipe.model, torch.zeros(each_pixel), torch.ones(each_pixel), recipe.test_time)
     ours = {key: tuple(tensor.shape) for key, tensor in classifier.state_dict().items()}
     theirs = {key: tuple(getattr(tensor, "shape", ())) for key, tensor in weights.items()}
     if ours != theirs:

@@ -74,7 +74,8 @@ preset(
     {"batch_size": 128},
     published="about 89 (training 99: it overfits)",
     assumed=(RATE, EPOCHS),
-    unsaid="on request dropout (input_dropout 0.2, dropout 0.5) or a penalty on the norms of the weight matrices",
+    unsaid="on request dropout (--set model.input_dropout=0.2 --set model.dropout=0.5) or a penalty on the norms of "
+    "the weight matrices (--set optimizer.penalty=0.001, say)",
 )
 preset(
     "mlp-pyramid",

@@ -33,6 +33,8 @@ LARGE = 1_000_000
 TORCHVISION = ("conv1.", "fc.")
 
 # What the authors themselves say, and what their descriptions come to: literals, so that no code checks itself.
+# Convolutions before a normalisation need no bias; "about 1 M" is all that its author says.
+VGG = 9 * (64 + 64 * 64 + 64 * 128 + 128**2 + 128 * 256 + 256**2) + 2 * 2 * (64 + 128 + 256) + 257 * 10
 PUBLISHED = {
     "logistic": 784 * 10 + 10,
     "mlp-512": 669_706,
@@ -45,8 +47,8 @@ PUBLISHED = {
     "tiny-conv": 39_358,
     "wide-conv": 25_993_898,
     "wide-conv-bn": 25_994_986,
-    # Convolutions before a normalisation need no bias; "about 1 M" is all that its author says.
-    "vgg": 9 * (64 + 64 * 64 + 64 * 128 + 128**2 + 128 * 256 + 256**2) + 2 * 2 * (64 + 128 + 256) + 257 * 10,
+    "vgg": VGG,
+    "vgg-augmented": VGG,
     "resnet18": 11_175_370,
 }
 

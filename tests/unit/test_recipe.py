@@ -116,7 +116,7 @@ def test_the_key_ignores_the_seed(recipe: Recipe, seed: int) -> None:
     assert recipe.replace({"seed": seed}).key() == recipe.key()
 
 
-DEEP = Recipe(model=Cnn(depth=5), data=Data(validation=0), batch_size=2)
+DEEP = Recipe(model=Cnn(depth=5), data=Data(validation=1), batch_size=2)
 """Every width and kernel is there, and fewer images fit too."""
 
 
