@@ -59,7 +59,7 @@ class Promotion:
         card = self._card(chosen, tested.accuracy).to_markdown()
         self._record(run, chosen, tested, card)
         run_id = self._settled(run)
-        uri = registry.package(chosen.classifier, run_id, name)
+        uri = registry.package(chosen.classifier, run_id, name, chosen.recipe.data.dataset)
         version = registry.register(client, name, uri, run_id, self._tags(chosen, tested), card)
         claim = registry.claim_alias(client, name, version)
         members = len(chosen.recipes)
@@ -146,6 +146,7 @@ class Promotion:
             "network": chosen.recipe.label,
             "ensemble": str(self.settings.ensemble),
             "members": "; ".join(f"{recipe.label} seed {recipe.seed}" for recipe in chosen.recipes),
+            "dataset": chosen.recipe.data.dataset,
             "dataset_digest": self.images.digest,
             "split_digest": self.images.split_digest,
             "validation_images": str(len(self.images.validation)),
