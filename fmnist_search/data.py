@@ -192,7 +192,7 @@ def find(dataset: Dataset, name: str, source: Source) -> bytes:
 def _in_named_folder(dataset: Dataset, name: str, folder: Path) -> bytes:
     content = _first_good(dataset, name, _in_folder(folder, dataset, name), strict=True)
     if content is None:
-        wanted = f"{name}.gz, as it was published," if dataset.packed else f"{name} or {name}.gz"
+        wanted = f"{name}.gz (as it was published)" if dataset.packed else f"{name} or {name}.gz"
         raise UserError(
             f"{folder}: no {wanted} there, nor in {dataset.torchvision_class}/raw below it; "
             f"name the folder that holds the files of {dataset.name}, or leave it out"

@@ -119,7 +119,7 @@ def dataset_named(name: str) -> Dataset:
         UserError: there is none; names the nearest.
     """
     if name not in DATASETS:
-        raise UserError(f"data.dataset: no dataset {name!r}; {nearest(name, DATASETS)}")
+        raise UserError(f"dataset {name!r}: is not known; {nearest(name, DATASETS)}")
     return DATASETS[name]
 
 
