@@ -22,7 +22,8 @@ from torchvision import datasets, transforms
 from benchmarks.machine import device_slug
 from benchmarks.measure import Figure, Result, deliver, entrance, options
 from benchmarks.ours import images_from
-from fmnist_search.data import DATASETS, Source, find, split
+from fmnist_search.data import Source, find, split
+from fmnist_search.datasets import DATASETS
 from fmnist_search.errors import UserError
 from fmnist_search.models import CLASSES
 from fmnist_search.models.cnn import Cnn

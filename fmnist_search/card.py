@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fmnist_search.datasets import Dataset, dataset_named
 from fmnist_search.recipe import Recipe, short_text
 from fmnist_search.results import Accuracy, Confirmed
-
-DATASET_NAMES = {"fashion-mnist": "Fashion-MNIST"}
 
 
 @dataclass(frozen=True)
@@ -62,20 +61,24 @@ class Card:
             "How it was chosen": f"{self.origin.told}\n\n{self.comparison}",
             "Data": self._data(),
             "Use": self._use(),
-            "Licences": "The images are Fashion-MNIST, © 2017 Zalando SE, MIT licence; fmnist-search, which trained "
-            "the model on them, is under the MIT licence as well.",
+            "Licences": f"The images are {self._dataset.title}, {self._dataset.licence}; fmnist-search, which trained "
+            "the model on them, is under the MIT licence.",
             "Recipe" if len(self.recipes) == 1 else "Recipe of the first member": _recipe_table(self.recipes[0]),
         }
         body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
         return f"# {self._title()}\n\n{self._what()}\n\n{body}\n"
+
+    @property
+    def _dataset(self) -> Dataset:
+        return dataset_named(self.recipes[0].data.dataset)
 
     def _title(self) -> str:
         first = self.recipes[0].label
         return first if len(self.recipes) == 1 else f"Ensemble of {len(self.recipes)}, first {first}"
 
     def _what(self) -> str:
-        dataset = DATASET_NAMES.get(self.recipes[0].data.dataset, self.recipes[0].data.dataset)
-        what = f"A classifier of {dataset}: ten classes of clothes on grey images of 28 by 28 pixels."
+        dataset = self._dataset
+        what = f"A classifier of {dataset.title}: ten classes of {dataset.subject} on grey images of 28 by 28 pixels."
         if len(self.recipes) > 1:
             members = "; ".join(f"{recipe.label}, seed {recipe.seed}" for recipe in self.recipes)
             what += f" It averages the probabilities of {len(self.recipes)} networks: {members}."
@@ -107,12 +110,13 @@ class Card:
 
     def _use(self) -> str:
         address = f"models:/{self.model}@champion"
+        dataset = self._dataset
         return (
-            "Meant for Fashion-MNIST and for teaching, comparing and trying out methods on it. Photographs, other "
-            "clothes and other backgrounds are not what it has seen; it gives one of ten classes for whatever it is "
-            "shown, and its probabilities are not calibrated.\n\n"
-            "Takes float32 pixels (N, 28, 28) of 0..255, light garment on dark ground, and gives probabilities "
-            "(N, 10).\n\n"
+            f"Meant for {dataset.title} and for teaching, comparing and trying out methods on it. Photographs, other "
+            f"{dataset.subject} and other backgrounds are not what it has seen; it gives one of ten classes for "
+            "whatever it is shown, and its probabilities are not calibrated.\n\n"
+            "Takes float32 pixels (N, 28, 28) of 0..255, light on dark ground, and gives probabilities (N, 10) of the "
+            f"classes {', '.join(dataset.classes)}, in this order.\n\n"
             f"    model = mlflow.pyfunc.load_model({address!r}); model.predict(pixels)\n"
             f'    mlflow models serve -m "{address}" --env-manager local'
         )

@@ -9,6 +9,7 @@ from functools import partial
 from importlib import metadata
 
 from fmnist_search.data import Source, verify
+from fmnist_search.datasets import DEFAULT_DATASET
 from fmnist_search.errors import UserError
 from fmnist_search.places import Home, image_cache
 from fmnist_search.search.storage import open_storage
@@ -55,4 +56,4 @@ def _device() -> str:
 
 def _images() -> str:
     source = Source(image_cache())
-    return f"{sum(verify('fashion-mnist', source).values()):,} bytes, verified, in {source.cache}"
+    return f"{sum(verify(DEFAULT_DATASET, source).values()):,} bytes, verified, in {source.cache}"

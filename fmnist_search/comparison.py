@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fmnist_search.datasets import named_by
+
 ERRORS = 2
 """A difference counts when it is larger than so many of its standard errors."""
 
@@ -128,9 +130,8 @@ def compare(ours: Figures, theirs: Figures | None) -> Verdict:
         ("validation images", ours.split_digest, theirs.split_digest),
     ):
         if mine != its:
-            return Verdict(
-                False, "none", f"it was judged on other {what} (digest {its[:8]}, here {mine[:8]}), so nothing compares"
-            )
+            told = f"it was judged on other {what} ({_known_as(its)}, here {_known_as(mine)}), so nothing compares"
+            return Verdict(False, "none", told)
     if ours.hits and theirs.hits and ours.hits.right.shape[1] == theirs.hits.right.shape[1]:
         rule, (difference, error) = "paired", _paired(ours.hits.right, theirs.hits.right)
         how = f"image by image on the same {ours.hits.right.shape[1]:,} validation images"
@@ -144,6 +145,12 @@ def compare(ours: Figures, theirs: Figures | None) -> Verdict:
         f"more than two standard errors of the difference, {ERRORS * error * 100:.2f}"
     )
     return Verdict(wins, rule, reason, difference, error)
+
+
+def _known_as(digest: str) -> str:
+    """The name of a dataset, or the beginning of a digest that is of none."""
+    dataset = named_by(digest)
+    return dataset.title if dataset else f"digest {digest[:8]}"
 
 
 def _paired(ours: npt.NDArray[np.bool_], theirs: npt.NDArray[np.bool_]) -> tuple[float, float]:

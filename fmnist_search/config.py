@@ -24,11 +24,13 @@ from pydantic import (
     PositiveInt,
     PrivateAttr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails
 
+from fmnist_search.datasets import DEFAULT_DATASET
 from fmnist_search.domains import Domain, Pin, Space, ends, parse_space, shared_hyperparameters
 from fmnist_search.errors import UserError, nearest
 from fmnist_search.hyperparameters import hyperparameters
@@ -258,7 +260,11 @@ class Finalists(Section):
         description="members of one model that averages their probabilities: the best recipes, then further seeds of "
         "them; 0 takes the best alone",
     )
-    model_name: str = Field("fmnist-search", pattern=NAME, description="registered model")
+    model_name: str = Field(
+        "fmnist-search",
+        pattern=NAME,
+        description=f"registered model; by default `fmnist-search-DATASET` where the dataset is not {DEFAULT_DATASET}",
+    )
 
     @model_validator(mode="after")
     def _has_members_enough(self) -> Finalists:
@@ -270,6 +276,15 @@ class Finalists(Section):
                 f"that recipes = {self.recipes} with seeds = {self.seeds} make; give more of these, or fewer members"
             )
         return self
+
+    def of(self, dataset: str) -> Finalists:
+        """The same for a study of this dataset, whose models compare with none of another.
+
+        So they are registered apart, unless the study names the model itself.
+        """
+        if dataset == DEFAULT_DATASET or "model_name" in self.model_fields_set:
+            return self
+        return self.model_copy(update={"model_name": f"{self.model_name}-{dataset}"})
 
 
 def _number_or_auto(given: object) -> object:
@@ -315,10 +330,16 @@ class StudyConfig(Section):
     budget: Budget
     start: Start = Start()
     space: Annotated[Space, PlainValidator(parse_space), PlainSerializer(Space.plain)]
-    finalists: Finalists = Finalists()
+    finalists: Finalists = Field(Finalists(), validate_default=True)
     execution: ExecutionSettings = ExecutionSettings()
     _remarks: tuple[str, ...] = PrivateAttr(())
     _origins: Origins = PrivateAttr(default_factory=Origins)
+
+    @field_validator("finalists")
+    @classmethod
+    def _of_the_dataset(cls, finalists: Finalists, before: ValidationInfo) -> Finalists:
+        data = before.data.get("data")  # none where it is wrong itself
+        return finalists.of(data.dataset) if data else finalists
 
     @model_validator(mode="after")
     def _fits_the_data(self) -> StudyConfig:

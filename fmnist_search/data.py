@@ -1,4 +1,4 @@
-"""The images: found or downloaded, verified, split, and laid on the device as one tensor each.
+"""The images of a dataset: found or downloaded, verified, split, and laid on the device as one tensor each.
 
 No DataLoader and no per-image objects: 70,000 images are 55 MB of uint8, which every device holds.
 `training_pool` is what searches and trainings see. `read_test_set` is a door of its own; a test pins who may use it.
@@ -25,15 +25,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fmnist_search.datasets import FILES, Dataset, dataset_named, named_by
 from fmnist_search.errors import UserError
 from fmnist_search.files import whole
 from fmnist_search.recipe import Data
 
 log = logging.getLogger(__name__)
 
-TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
-TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
-FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
+TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = FILES
 DOWNLOAD_PATIENCE = 30.0
 """Seconds that a silent server is waited for: torchvision itself would wait for ever."""
 PIXEL_DEVIATION_FLOOR = 0.1
@@ -41,49 +40,6 @@ PIXEL_DEVIATION_FLOOR = 0.1
 black, and by their own deviation a rare grey one would stand hundreds of deviations out."""
 IMAGE_HEADER, LABEL_HEADER = 16, 8
 SIDE = 28
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """What is known about a dataset: its classes, its torchvision class and the SHA-256 of its unpacked files."""
-
-    name: str
-    torchvision_class: str
-    system_package: str
-    classes: tuple[str, ...]
-    digests: dict[str, str]
-
-    @property
-    def digest(self) -> str:
-        """One SHA-256 over the four."""
-        return hashlib.sha256("".join(self.digests[name] for name in FILES).encode()).hexdigest()
-
-
-DATASETS = {
-    "fashion-mnist": Dataset(
-        name="fashion-mnist",
-        torchvision_class="FashionMNIST",
-        system_package="dataset-fashion-mnist",
-        classes=(
-            "T-shirt/top",
-            "Trouser",
-            "Pullover",
-            "Dress",
-            "Coat",
-            "Sandal",
-            "Shirt",
-            "Sneaker",
-            "Bag",
-            "Ankle boot",
-        ),
-        digests={
-            TRAIN_IMAGES: "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-            TRAIN_LABELS: "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-            TEST_IMAGES: "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-            TEST_LABELS: "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-        },
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -146,7 +102,7 @@ def prepare(data: Data, source: Source, device: torch.device | str = "cpu") -> I
     Raises:
         UserError: no whole copy of the files is to be had.
     """
-    dataset = DATASETS[data.dataset]
+    dataset = dataset_named(data.dataset)
     pool = training_pool(data.dataset, source)
     training, validation = split(pool.labels.numpy(), data)
     train_pixels = pool.pixels[training]
@@ -226,11 +182,12 @@ def verify(dataset: str, source: Source) -> dict[str, int]:
     Raises:
         UserError: no whole copy of one of them is to be had.
     """
-    return {name: len(find(DATASETS[dataset], name, source)) for name in FILES}
+    known = dataset_named(dataset)
+    return {name: len(find(known, name, source)) for name in FILES}
 
 
 def _read(dataset: str, images: str, labels: str, source: Source) -> Labelled:
-    known = DATASETS[dataset]
+    known = dataset_named(dataset)
     pixels = np.frombuffer(find(known, images, source), np.uint8, offset=IMAGE_HEADER).reshape(-1, SIDE, SIDE)
     targets = np.frombuffer(find(known, labels, source), np.uint8, offset=LABEL_HEADER).astype(np.int64)
     return Labelled(torch.from_numpy(pixels.copy()), torch.from_numpy(targets))
@@ -242,61 +199,96 @@ def find(dataset: Dataset, name: str, source: Source) -> bytes:
     Whatever was found elsewhere is put into the cache, whole or not at all. A folder that the user names counts
     alone: if its file is damaged, that is an error and not a reason to take another.
     """
-    if source.folder:
-        content = _first_good(dataset, name, _in_folder(source.folder, dataset, name), strict=True)
-        if content is None:
-            raise UserError(
-                f"{source.folder}: no {name} or {name}.gz there, nor in {dataset.torchvision_class}/raw below it; "
-                "name the folder that holds the dataset's files, or leave it out"
-            )
-        return content
-    cached = source.cache / dataset.name / name
-    content = _first_good(dataset, name, [cached])
+    content = _in_named_folder(dataset, name, source.folder) if source.folder else _anywhere(dataset, name, source)
+    return gzip.decompress(content) if dataset.packed else content
+
+
+def _in_named_folder(dataset: Dataset, name: str, folder: Path) -> bytes:
+    content = _first_good(dataset, name, _in_folder(folder, dataset, name), strict=True)
+    if content is None:
+        wanted = f"{name}.gz (as it was published)" if dataset.packed else f"{name} or {name}.gz"
+        raise UserError(
+            f"{folder}: no {wanted} there, nor in {dataset.torchvision_class}/raw below it; "
+            f"name the folder that holds the files of {dataset.name}, or leave it out"
+        )
+    return content
+
+
+def _anywhere(dataset: Dataset, name: str, source: Source) -> bytes:
+    folder = source.cache / dataset.name
+    content = _first_good(dataset, name, [_cached(folder, dataset, name)])
     if content is None:
         content = _first_good(dataset, name, _of_system(dataset, name))
         fetched = _download(dataset) if content is None and source.download else {}
         for other in fetched.keys() - {name}:
-            _store(cached.parent / other, fetched[other])
+            _store(_cached(folder, dataset, other), fetched[other])
         content = content or fetched.get(name)
         if content is None:
-            raise UserError(
-                f"{dataset.name}: {name} is neither in {cached.parent} nor in the system's dataset package"
-                f"{', and could not be downloaded' if source.download else ''}; "
-                f"install it with `sudo apt-get install {dataset.system_package}`, or name a folder with the files"
-            )
-        _store(cached, content)
+            raise UserError(_nowhere(dataset, name, source))
+        _store(_cached(folder, dataset, name), content)
     return content
+
+
+def _nowhere(dataset: Dataset, name: str, source: Source) -> str:
+    place, tried = source.cache / dataset.name, ", and could not be downloaded" if source.download else ""
+    if package := dataset.system_package:
+        where = f"is neither in {place} nor in the system's dataset package"
+        remedy = f"install it with `sudo apt-get install {package}`, or name a folder with the files"
+    else:
+        where = f"is not in {place}"
+        remedy = f"fetch its four .gz files from {dataset.download} and name their folder with --data-dir"
+    return f"{dataset.name}: {name} {where}{tried}; {remedy}"
+
+
+def _cached(folder: Path, dataset: Dataset, name: str) -> Path:
+    """Where our copy of a file lies, in the form that its digest is of, so that it can be verified again."""
+    return folder / (f"{name}.gz" if dataset.packed else name)
 
 
 def _in_folder(folder: Path, dataset: Dataset, name: str) -> Iterator[Path]:
     for place in (folder / dataset.torchvision_class / "raw", folder / "raw", folder):
-        yield place / name
+        if not dataset.packed:
+            yield place / name
         yield place / f"{name}.gz"
 
 
 def _of_system(dataset: Dataset, name: str) -> Iterator[Path]:
-    for share in (os.environ.get("XDG_DATA_DIRS") or "/usr/local/share:/usr/share").split(":"):
-        yield Path(share) / "datasets" / dataset.name / f"{name}.gz"
+    if dataset.system_package:
+        for share in (os.environ.get("XDG_DATA_DIRS") or "/usr/local/share:/usr/share").split(":"):
+            yield Path(share) / "datasets" / dataset.name / f"{name}.gz"
 
 
 def _first_good(dataset: Dataset, name: str, paths: Iterable[Path], *, strict: bool = False) -> bytes | None:
-    """The first of the files that is there and whole; a damaged one is an error or, unless strict, passed over."""
+    """What the digest is of, from the first of the files that is there and whole.
+
+    A damaged one is an error or, unless strict, passed over.
+    """
     for path in paths:
         if not path.is_file():
             continue
         try:
-            content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            content = path.read_bytes()
+            if path.suffix == ".gz" and not dataset.packed:
+                content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
             complaint = f"{path}: cannot be read ({error})"
         else:
             digest = hashlib.sha256(content).hexdigest()
             if digest == dataset.digests[name]:
                 return content
-            complaint = f"{path}: cut short or altered ({len(content):,} bytes, SHA-256 {digest[:12]}...)"
+            complaint = f"{path}: {_mistaken(dataset, digest, len(content))}"
         if strict:
             raise UserError(f"{complaint}; replace it with the {dataset.name} file, or name no folder")
         log.warning("%s; it is not used", complaint)
     return None
+
+
+def _mistaken(dataset: Dataset, digest: str, size: int) -> str:
+    """What is wrong with a file of this digest."""
+    owner = named_by(digest)
+    if owner and owner is not dataset:
+        return f"is a file of {owner.name}, not of {dataset.name}"
+    return f"cut short, altered or of another dataset ({size:,} bytes, SHA-256 {digest[:12]}...)"
 
 
 def _download(dataset: Dataset) -> dict[str, bytes]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast, get_type_hints
 
@@ -33,7 +34,7 @@ class Hyperparameter:
     low: float | None = None
     above: float | None = None
     high: float | None = None
-    choices: tuple[Value, ...] | None = None
+    choices: Collection[Value] | None = None
     share_of: int | None = None
 
     def parse(self, value: object) -> Value:
@@ -95,7 +96,7 @@ def hyperparameter(
     low: float | None = None,
     above: float | None = None,
     high: float | None = None,
-    choices: tuple[Value, ...] | None = None,
+    choices: Collection[Value] | None = None,
     share_of: int | None = None,
 ) -> Any:
     """A dataclass field that knows its limits; `default` is always allowed, whatever they say.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,19 +41,21 @@ def check_installed() -> None:
         raise UserError(f"export: needs {', '.join(missing)}; pip install 'fmnist-search[onnx]'")
 
 
-def export_onnx(uri: str, path: Path, images: npt.ArrayLike, classes: int) -> float:
+def export_onnx(uri: str, path: Path, images_of: Callable[[str], npt.ArrayLike]) -> float:
     """Write a model as ONNX: `pixels` float32 (N, 28, 28) of 0..255 in, `probabilities` float32 (N, classes) out.
 
-    ONNX Runtime then computes these images (N, 28, 28) and random ones, in batches of 1, 2 and 7; the file is put in
-    its place only where no probability is off by more than `TOLERANCE`. Gives the largest difference.
+    ONNX Runtime then computes images (N, 28, 28) of the model's dataset, which `images_of` gives by its name, and
+    random ones, in batches of 1, 2 and 7; the file is put in its place only where no probability is off by more than
+    `TOLERANCE`. The file's metadata names dataset and classes. Gives the largest difference.
 
     Raises:
         UserError: no such model, an operator that ONNX lacks, a file that cannot be written or that does not agree.
     """
     check_installed()
-    model = load_classifier(uri, classes)
-    content = _converted(uri)
-    off = _largest_difference(content, model.probabilities, _batches(np.asarray(images, np.float32)))
+    model = load_classifier(uri)
+    images = np.asarray(images_of(model.dataset), np.float32)
+    content = _converted(uri, {"dataset": model.dataset, "classes": json.dumps(model.classes)})
+    off = _largest_difference(content, model.probabilities, _batches(images))
     if not off <= TOLERANCE:
         raise UserError(
             f"{path}: is not written, for ONNX Runtime differs from the model by {off:.2g} in a probability, and "
@@ -62,8 +65,8 @@ def export_onnx(uri: str, path: Path, images: npt.ArrayLike, classes: int) -> fl
     return off
 
 
-def _converted(uri: str) -> bytes:
-    """The graph, translated; without the traces of our source that torch leaves at every node."""
+def _converted(uri: str, metadata: Mapping[str, str]) -> bytes:
+    """The graph, translated, with this metadata; without the traces of our source that torch leaves at every node."""
     with _quiet():
         exported = mlflow.pytorch.load_model(uri)
         batch = torch.export.Dim("images")
@@ -84,6 +87,7 @@ def _converted(uri: str) -> bytes:
         assert program is not None
         for node in program.model.graph.all_nodes():
             node.metadata_props.clear()
+        program.model.metadata_props.update(metadata)
         return bytes(program.model_proto.SerializeToString())
 
 

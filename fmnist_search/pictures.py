@@ -1,4 +1,4 @@
-"""Picture files as the model's pixels: grey images of 28 by 28, the garment light on black.
+"""Picture files as the model's pixels: grey images of 28 by 28, the thing itself light on black.
 
 A picture file holds one, an IDX file (the form in which the dataset itself comes) any number.
 """

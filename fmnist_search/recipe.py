@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from fmnist_search.datasets import DATASETS, DEFAULT_DATASET
 from fmnist_search.errors import UserError, nearest
 from fmnist_search.hyperparameters import LARGEST_SEED, Hyperparameter, Table, Value, hyperparameter, hyperparameters
 
@@ -111,7 +112,7 @@ class Data(Table):
     """Which images a recipe trains on and is judged by. The split's rule stands in `data.py`."""
 
     prefix: ClassVar[str] = "data."
-    dataset: str = hyperparameter("fashion-mnist", "name of the dataset", choices=("fashion-mnist",))
+    dataset: str = hyperparameter(DEFAULT_DATASET, "name of the dataset", choices=DATASETS)
     train_images: int = hyperparameter(0, "stratified slice of the training part; 0 takes all of it", low=100)
     validation: int = hyperparameter(
         10_848,

@@ -106,7 +106,8 @@ class Run:
         source = json.dumps({"name": data["dataset"], **data})
         profile = json.dumps({"train": len(images.train), "validation": len(images.validation)})
         self._send("dataset", name=data["dataset"], digest=images.digest[:32], source=source, profile=profile)
-        self.tags({"dataset_digest": images.digest, "split_digest": images.split_digest})
+        digests = {"dataset_digest": images.digest, "split_digest": images.split_digest}
+        self.tags({"dataset": str(data["dataset"]), **digests})
 
     def end(self, status: str, state: str) -> None:
         """Close the run; the tag tells the truth where `mlflow run` sets its own status."""
@@ -197,7 +198,7 @@ def with_runs(home: Home, rows: Sequence[TrialRow]) -> list[TrialRow]:
 
 def training_tags(recipe: Recipe, tags: Mapping[str, str]) -> dict[str, str]:
     """What the run of every training says of itself from the start."""
-    return {"family": recipe.model.family, "state": "running", **tags}
+    return {"family": recipe.model.family, "dataset": recipe.data.dataset, "state": "running", **tags}
 
 
 def _row(recipe: Recipe, names: Sequence[str]) -> dict[str, str]:

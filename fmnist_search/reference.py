@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pydantic.fields import FieldInfo
 
 from fmnist_search.config import Pruner, Sampler, Section, StudyConfig
+from fmnist_search.datasets import DEFAULT_DATASET, dataset_named
 from fmnist_search.domains import NOT_SEARCHABLE, shared_hyperparameters
 from fmnist_search.hyperparameters import Hyperparameter, hyperparameters
 from fmnist_search.presets import PRESETS
@@ -211,6 +212,14 @@ def _name_of(section: type[Section]) -> str:
 # ----------------------------------------------------------------------------------------- the presets
 
 
+def _elsewhere() -> str:
+    """Which presets their authors trained on another dataset."""
+    others = [preset for preset in PRESETS.values() if preset.recipe.data.dataset != DEFAULT_DATASET]
+    named = ", ".join(f"`{preset.name}` ({dataset_named(preset.recipe.data.dataset).title})" for preset in others)
+    remedy = f"`--set data.dataset={DEFAULT_DATASET}` trains them on {dataset_named(DEFAULT_DATASET).title}"
+    return f"Trained on another dataset, as their recipes say: {named}; {remedy}."
+
+
 def presets_page(sizes: Mapping[str, ModelSummary]) -> str:
     """Every preset and every family as a Markdown page; `sizes` are the presets' summaries by name."""
     rows = [
@@ -242,7 +251,8 @@ def presets_page(sizes: Mapping[str, ModelSummary]) -> str:
         "Parameters are counted, and where an author gives a count, it is this one. Multiply-adds are those of one "
         "image. Accuracies are the authors' own, in percent of the 10,000 test images of Fashion-MNIST unless said "
         "otherwise; the authors had no validation images but where it is said, while every recipe here holds some "
-        "back. What an author does not say is assumed: Adam at a rate of 1e-3, batches of 128, 10 epochs.\n\n"
+        "back. What an author does not say is assumed: Adam at a rate of 1e-3, batches of 128, 10 epochs. "
+        f"{_elsewhere()}\n\n"
         + _markdown_table(["preset", "family", "parameters", "multiply-adds", "published", "notes"], rows),
         "## Families\n\n"
         "`[space.common] family` names the families that a study searches, each with domains of its own in "

@@ -73,7 +73,7 @@ def register(
     card = _card(name, candidate, tested.accuracy).to_markdown()
     _record(run, candidate, tested, card)
     run_id = _settled(run, desk, again)
-    uri = registry.package(candidate.classifier, run_id, name)
+    uri = registry.package(candidate.classifier, run_id, name, candidate.recipes[0].data.dataset)
     version = registry.register(client, name, uri, run_id, _tags(candidate, tested), card)
     claim = registry.claim_alias(client, name, version)
     return Registered(name, version, claim.alias, claim.told, tested.accuracy)
@@ -107,6 +107,7 @@ def _tags(candidate: Candidate, tested: Tested) -> dict[str, str]:
     return {
         **candidate.tags,
         "network": candidate.recipes[0].label,
+        "dataset": candidate.recipes[0].data.dataset,
         "members": "; ".join(f"{recipe.label} seed {recipe.seed}" for recipe in candidate.recipes),
         **registry.tags_of(candidate.figures),
         "test_hits": str(tested.accuracy.hits),

@@ -43,6 +43,7 @@ from mlflow.types import Schema, TensorSpec
 from torch import Tensor, nn
 
 from fmnist_search.comparison import Figures, Hits, Verdict, compare
+from fmnist_search.datasets import DEFAULT_DATASET, dataset_named
 from fmnist_search.errors import UserError
 from fmnist_search.evaluate import wilson
 from fmnist_search.models import Classifier, Ensemble
@@ -87,8 +88,10 @@ class Exported(nn.Module):
         return torch.softmax(self.classifier(pixels), dim=1)
 
 
-def package(classifier: Classifier | Ensemble, run_id: str, name: str) -> str:
+def package(classifier: Classifier | Ensemble, run_id: str, name: str, dataset: str) -> str:
     """Log the classifier as a model of a run, which must be closed or closing: MLflow ends it as FINISHED.
+
+    Which dataset it was trained on, and the names of its classes, go with it wherever it is copied.
 
     Returns the model's address. Until it is registered under `name` it is marked as on its way there. Call it in the
     main thread: MLflow's logging of models has no run id of its own.
@@ -102,7 +105,8 @@ def package(classifier: Classifier | Ensemble, run_id: str, name: str) -> str:
             flavor=_Flavor,
             flavor_name="pytorch",
             pytorch_model=model,
-            tags={REGISTERED_MODEL: name, PROMOTER: _this_process()},
+            tags={REGISTERED_MODEL: name, "dataset": dataset, PROMOTER: _this_process()},
+            metadata={"dataset": dataset, "classes": list(dataset_named(dataset).classes)},
             validate_serving_input=False,
             serialization_format="pt2",
             signature=_signature(classifier),
@@ -500,10 +504,11 @@ def record_test(client: MlflowClient, version: ModelVersion, accuracy: Accuracy)
 
 
 class LoadedModel:
-    """A registered model, ready to predict on the CPU."""
+    """A registered model, ready to predict on the CPU; it knows its dataset and the names of its classes."""
 
     def __init__(self, uri: str, model: Any):
         self.uri = uri
+        self.dataset, self.classes = _learned(model.metadata.metadata)
         self._model = model
 
     def probabilities(self, pixels: npt.ArrayLike | Tensor) -> npt.NDArray[np.float32]:
@@ -520,6 +525,24 @@ class LoadedModel:
         """The most probable class of each image."""
         classes: npt.NDArray[np.int64] = self.probabilities(pixels).argmax(1)
         return classes
+
+
+def _learned(metadata: Mapping[str, Any] | None) -> tuple[str, tuple[str, ...]]:
+    """The dataset and the classes of a model, of what was packed with it; old ones and those of others say nothing."""
+    match metadata:
+        case {"dataset": str(dataset), "classes": [*classes]}:
+            return dataset, tuple(map(str, classes))
+    return DEFAULT_DATASET, dataset_named(DEFAULT_DATASET).classes
+
+
+def dataset_of(uri: str) -> str:
+    """The dataset of a model by its MLflow address, without loading its weights.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    with _reading(uri):
+        return _learned(mlflow.models.get_model_info(uri).metadata)[0]
 
 
 def as_model_input(pixels: npt.ArrayLike | Tensor) -> npt.NDArray[np.float32]:
@@ -549,10 +572,16 @@ def load_model(uri: str = DEFAULT_MODEL, tracking_uri: str | None = None) -> Loa
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     if tracking_uri:
         mlflow.set_tracking_uri(tracking_uri)
+    with _reading(uri), tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return LoadedModel(uri, mlflow.pyfunc.load_model(uri, dst_path=folder))
+
+
+@contextlib.contextmanager
+def _reading(uri: str) -> Iterator[None]:
+    """Says of a model that cannot be read what to do."""
     try:
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return LoadedModel(uri, mlflow.pyfunc.load_model(uri, dst_path=folder))
+        yield
     except (MlflowException, OSError) as error:
         detail = next(iter(str(error).splitlines()), "")
         raise UserError(

@@ -16,7 +16,7 @@ from fmnist_search.comparison import pack, unpack
 from fmnist_search.data import Labelled
 from fmnist_search.errors import UserError
 from fmnist_search.evaluate import mcnemar, wilson
-from fmnist_search.registry import LoadedModel, load_model, record_test, test_record, version_of
+from fmnist_search.registry import LoadedModel, dataset_of, load_model, record_test, test_record, version_of
 from fmnist_search.results import Accuracy
 
 SIDE = 28
@@ -28,9 +28,12 @@ RIGHT = "test_right"
 
 Flags = npt.NDArray[np.bool_]
 
+TestImages = Callable[[str], Labelled]
+"""The test images of a dataset by its name, read when a model is to meet them."""
 
-def load_classifier(uri: str, classes: int) -> LoadedModel:
-    """A model by its MLflow address, which takes our images and gives a probability for each class.
+
+def load_classifier(uri: str) -> LoadedModel:
+    """A model by its MLflow address, which takes our images and gives a probability for each of its classes.
 
     Raises:
         UserError: there is no such model, or it takes or gives something else.
@@ -38,12 +41,12 @@ def load_classifier(uri: str, classes: int) -> LoadedModel:
     model = load_model(uri)
     signature = mlflow.models.get_model_info(uri).signature
     takes, gives = (_shapes(side) for side in (signature.inputs, signature.outputs)) if signature else (None, None)
-    wanted = [("float32", (-1, SIDE, SIDE))], [("float32", (-1, classes))]
+    wanted = [("float32", (-1, SIDE, SIDE))], [("float32", (-1, len(model.classes)))]
     if (takes, gives) != wanted:
         expects = f"takes {_said(takes)} and gives {_said(gives)}" if signature else "does not say what it takes"
         raise UserError(
-            f"model {uri!r}: {expects}; a model of Fashion-MNIST takes float32 (-1, {SIDE}, {SIDE}) and gives float32 "
-            f"(-1, {classes})"
+            f"model {uri!r}: {expects}; a model of {model.dataset} takes float32 (-1, {SIDE}, {SIDE}) and gives "
+            f"float32 (-1, {len(model.classes)})"
         )
     return model
 
@@ -85,7 +88,7 @@ class Judged:
     evaluations: int
 
 
-def judge(client: MlflowClient, uri: str, test: Callable[[], Labelled], *, again: bool = False) -> Judged:
+def judge(client: MlflowClient, uri: str, test: TestImages, *, again: bool = False) -> Judged:
     """A version's accuracy as it is on record, or by a look at the test images, which is put there.
 
     Raises:
@@ -93,16 +96,21 @@ def judge(client: MlflowClient, uri: str, test: Callable[[], Labelled], *, again
     """
     version = registered(client, uri)
     known = None if again else test_record(version)
-    return Judged(uri, *known) if known else _look(client, uri, version, test())[0]
+    return Judged(uri, *known) if known else _look(client, uri, version, test)[0]
 
 
-def _look(client: MlflowClient, uri: str, version: ModelVersion, test: Labelled) -> tuple[Judged, Flags]:
-    model = load_classifier(f"models:/{version.name}/{version.version}", int(test.labels.max()) + 1)
-    right: Flags = model.predict(test.pixels) == test.labels.numpy()
-    accuracy = wilson(int(right.sum()), len(test))
+def _look(client: MlflowClient, uri: str, version: ModelVersion, test: TestImages) -> tuple[Judged, Flags]:
+    model = load_classifier(_address(version))
+    images = test(model.dataset)
+    right: Flags = model.predict(images.pixels) == images.labels.numpy()
+    accuracy = wilson(int(right.sum()), len(images))
     evaluations = record_test(client, version, accuracy)
     client.set_model_version_tag(version.name, str(version.version), RIGHT, pack(right))
     return Judged(uri, accuracy, evaluations), right
+
+
+def _address(version: ModelVersion) -> str:
+    return f"models:/{version.name}/{version.version}"
 
 
 # ------------------------------------------------------------------------------------ two of them
@@ -131,20 +139,24 @@ class Comparison:
         return self.first if self.only_first > self.only_second else self.second
 
 
-def compare(
-    client: MlflowClient, first: str, second: str, test: Callable[[], Labelled], *, again: bool = False
-) -> Comparison:
+def compare(client: MlflowClient, first: str, second: str, test: TestImages, *, again: bool = False) -> Comparison:
     """Two versions image by image; one whose images are not on record looks at the test images, which is recorded.
 
     Raises:
-        UserError: one is not there or is no classifier of ours, or both are the same.
+        UserError: one is not there or is no classifier of ours, both are the same, or of different datasets.
     """
     versions = [registered(client, uri) for uri in (first, second)]
-    if len({(version.name, version.version) for version in versions}) == 1:
-        one = f"models:/{versions[0].name}/{versions[0].version}"
+    one, other = map(_address, versions)
+    if one == other:
         raise UserError(f"evaluate: {first!r} and {second!r} are both {one}; name two models")
+    datasets = [dataset_of(address) for address in (one, other)]
+    if datasets[0] != datasets[1]:
+        raise UserError(
+            f"evaluate: {first!r} is a model of {datasets[0]} and {second!r} one of {datasets[1]}, so nothing "
+            "compares; name two models of one dataset"
+        )
     (judged, mine), (rival, theirs) = (
-        (None if again else _on_record(uri, version)) or _look(client, uri, version, test())
+        (None if again else _on_record(uri, version)) or _look(client, uri, version, test)
         for uri, version in zip((first, second), versions, strict=True)
     )
     only_first, only_second = int((mine & ~theirs).sum()), int((theirs & ~mine).sum())

@@ -101,7 +101,8 @@ def promote(
     if _summary(home, ledger, Ending.OPEN).best is None:
         raise UserError(f"study {name!r}: has no completed trial to promote; search on first", exit_code=3)
     with open_session(home, ledger.config, data_dir, listener or Silence()) as session:
-        champion = session.find_champion(settings or ledger.config.finalists, again=True)
+        config = ledger.config
+        champion = session.find_champion((settings or config.finalists).of(config.data.dataset), again=True)
         ending = Ending.INTERRUPTED if session.desk.interruption.requested else _state_of(ledger)
         summary = _summary(home, ledger, ending, champion=champion)
         session.close(summary)

@@ -40,11 +40,12 @@ def draw_samples(
       fmnist-search draw samples --count 20 --seed 1 --output more.png
     """
     check_output(output, suffix=".png", force=force)
-    from fmnist_search.data import DATASETS, training_pool
+    from fmnist_search.data import training_pool
+    from fmnist_search.datasets import dataset_named
     from fmnist_search.image_figures import samples_figure
     from fmnist_search.recipe import Data
 
-    dataset = DATASETS[Data().dataset]
+    dataset = dataset_named(Data().dataset)
     images = training_pool(dataset.name, image_source(data_dir))
     _write(samples_figure(images, dataset.classes, count, seed, f"{dataset.name}: training images"), output)
 

@@ -23,6 +23,7 @@ from fmnist_search.cli.search import close
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
+    from fmnist_search.registry import LoadedModel
     from fmnist_search.rivals import Comparison, Judged
 
 CHECKED = 100
@@ -87,7 +88,7 @@ GRID_LIMIT = 100
 def predict(
     images: Annotated[
         list[Path] | None,
-        typer.Argument(help="Pictures of one garment each, IDX files, or folders of pictures.", show_default=False),
+        typer.Argument(help="Pictures of one thing each, IDX files, or folders of pictures.", show_default=False),
     ] = None,
     test_image: Annotated[
         list[int] | None, typer.Option(help="Number of a test image, from 0; repeatable.", min=0, show_default=False)
@@ -97,7 +98,7 @@ def predict(
     ] = None,
     model: Annotated[str | None, typer.Option(help="MLflow address of a model; by default the champion.")] = None,
     resize: Annotated[bool, typer.Option("--resize", help="Bring pictures to 28 by 28 pixels.")] = False,
-    invert: Annotated[bool, typer.Option("--invert", help="For dark garments on a light ground.")] = False,
+    invert: Annotated[bool, typer.Option("--invert", help="For what is dark on a light ground.")] = False,
     top: Annotated[int, typer.Option(help="How many of the most probable classes.", min=1, max=10)] = 1,
     grid: Annotated[
         Path | None,
@@ -126,7 +127,6 @@ def predict(
     import numpy as np
 
     from fmnist_search import console
-    from fmnist_search.data import DATASETS
     from fmnist_search.pictures import read_pictures
 
     numbers = [*(test_image or []), *_range(test_images)]
@@ -134,22 +134,20 @@ def predict(
         raise UserError("predict: give a picture, --test-image NUMBER or --test-images A:B")
     if grid:
         check_output(grid, suffix=".png")
-    classes = DATASETS["fashion-mnist"].classes
     say = partial(console.talk.print, markup=False)
     given = read_pictures(images or [], resize=resize, invert=invert, say=say)
+    loaded = _load(model, tracking_uri)
     named = ((picture.name, picture.pixels, None) for picture in given)
-    asked = itertools.chain(named, _test_images(numbers, classes, data_dir))
+    asked = itertools.chain(named, _test_images(numbers, loaded, data_dir))
     rows: list[dict[str, Any]] = []
     drawn: list[tuple[Any, Any]] = []
-    loaded = None
     while batch := list(itertools.islice(asked, PREDICT_AT_ONCE)):
         names, pixels, truths = zip(*batch, strict=True)
-        loaded = loaded or _load(model, tracking_uri, len(classes))
         probabilities = loaded.probabilities(np.stack(pixels))
-        rows += [_row(*row, classes, top) for row in zip(names, truths, probabilities, strict=True)]
+        rows += [_row(*row, loaded.classes, top) for row in zip(names, truths, probabilities, strict=True)]
         drawn += list(zip(pixels, probabilities, strict=True))[: max(GRID_LIMIT - len(drawn), 0)] if grid else []
-    if grid and loaded:
-        _draw_grid(grid, drawn, [row["true"] for row in rows], classes, loaded.uri)
+    if grid and drawn:
+        _draw_grid(grid, drawn, [row["true"] for row in rows], loaded.classes, loaded.uri)
         if len(rows) > len(drawn):
             say(f"{grid}: shows the first {len(drawn)} of {len(rows):,}")
     if as_json:
@@ -184,18 +182,16 @@ def _draw_grid(
     save_png(predictions_figure(pixels, probabilities, labels, classes, title), path)
 
 
-def _test_images(
-    numbers: list[int], classes: tuple[str, ...], data_dir: Path | None
-) -> list[tuple[str, Any, str | None]]:
-    """Test images by number, each with its name and its class."""
+def _test_images(numbers: list[int], model: LoadedModel, data_dir: Path | None) -> list[tuple[str, Any, str | None]]:
+    """Test images of a model's dataset by number, each with its name and its class."""
     from fmnist_search.data import read_test_set
 
     if not numbers:
         return []
-    test = read_test_set("fashion-mnist", image_source(data_dir))
+    test = read_test_set(model.dataset, image_source(data_dir))
     if beyond := [number for number in numbers if number >= len(test)]:
         raise UserError(f"test image {beyond[0]}: there are {len(test):,}; take one from 0 to {len(test) - 1}")
-    return [(f"test image {n}", test.pixels[n].numpy(), classes[int(test.labels[n])]) for n in numbers]
+    return [(f"test image {n}", test.pixels[n].numpy(), model.classes[int(test.labels[n])]) for n in numbers]
 
 
 def _row(name: str, truth: str | None, probabilities: Any, classes: tuple[str, ...], top: int) -> dict[str, Any]:
@@ -244,7 +240,7 @@ def evaluate(
     from fmnist_search.registry import DEFAULT_MODEL
 
     client = _client(tracking_uri)
-    test = partial(read_test_set, "fashion-mnist", image_source(data_dir))
+    test = partial(read_test_set, source=image_source(data_dir))
     if other is None:
         judged = rivals.judge(client, model or DEFAULT_MODEL, test, again=again)
         if as_json:
@@ -311,7 +307,7 @@ def export(
       fmnist-search export models:/fmnist-search/3 --onnx third.onnx --force
     """
     from fmnist_search import console
-    from fmnist_search.data import DATASETS, training_pool
+    from fmnist_search.data import training_pool
     from fmnist_search.onnx_export import TOLERANCE, check_installed, export_onnx
     from fmnist_search.registry import DEFAULT_MODEL
 
@@ -321,8 +317,8 @@ def export(
     check_installed()
     _client(tracking_uri)
     address = model or DEFAULT_MODEL
-    images = training_pool("fashion-mnist", image_source(data_dir)).pixels[:CHECKED].numpy()
-    off = export_onnx(address, onnx, images, len(DATASETS["fashion-mnist"].classes))
+    source = image_source(data_dir)
+    off = export_onnx(address, onnx, lambda dataset: training_pool(dataset, source).pixels[:CHECKED].numpy())
     if as_json:
         found = {"model": address, "file": str(onnx), "bytes": onnx.stat().st_size}
         console.show_json({**found, "largest_difference": off, "tolerance": TOLERANCE})
@@ -341,9 +337,9 @@ def _client(tracking_uri: str | None) -> Any:
     return connect(resolve(tracking_uri))
 
 
-def _load(model: str | None, tracking_uri: str | None, classes: int) -> Any:
+def _load(model: str | None, tracking_uri: str | None) -> LoadedModel:
     from fmnist_search.registry import DEFAULT_MODEL
     from fmnist_search.rivals import load_classifier
 
     _client(tracking_uri)
-    return load_classifier(model or DEFAULT_MODEL, classes)
+    return load_classifier(model or DEFAULT_MODEL)

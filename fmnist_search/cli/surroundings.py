@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fmnist_search.cli.app import AsJson, DataDir, TrackingUri, Workdir, app, image_source
+from fmnist_search.datasets import DATASETS, DEFAULT_DATASET, dataset_named
 
 
 @app.command()
@@ -60,24 +61,31 @@ def sync(
 
 
 @app.command()
-def data(data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Find the images, or download them, and check every byte."""
-    from fmnist_search.console import out, show_json
-    from fmnist_search.data import DATASETS, verify
+def data(
+    dataset: Annotated[str, typer.Argument(help=f"{', '.join(DATASETS)}.")] = DEFAULT_DATASET,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the images of a dataset, or download them, and check every byte.
 
+    Examples:
+
+      fmnist-search data
+
+      fmnist-search data mnist
+    """
+    from fmnist_search.console import out, show_json
+    from fmnist_search.data import verify
+
+    known = dataset_named(dataset)
     source = image_source(data_dir)
-    files = verify("fashion-mnist", source)
-    place = data_dir or source.cache / "fashion-mnist"
-    found = {
-        "dataset": "fashion-mnist",
-        "place": str(place),
-        "digest": DATASETS["fashion-mnist"].digest,
-        "bytes": files,
-    }
+    files = verify(dataset, source)
+    place = data_dir or source.cache / dataset
     if as_json:
-        show_json(found)
+        found = {"dataset": dataset, "place": str(place), "digest": known.digest, "bytes": files}
+        show_json({**found, "classes": known.classes})
     else:
-        out.print(f"fashion-mnist: {len(files)} files, {sum(files.values()):,} bytes, verified, in {place}")
+        out.print(f"{dataset}: {len(files)} files, {sum(files.values()):,} bytes, verified, in {place}")
 
 
 @app.command()

@@ -112,10 +112,9 @@ preset("convnet", ConvNet(), {"batch_size": 64}, published="none")
 preset(
     "conv-dropout",
     ConvNet(width_1=16, width_2=32, padding="same", dropout_1=0.25, dropout_2=0.5),
-    {**PLAIN_SGD, "optimizer.learning_rate": 0.1, "batch_size": 32, "epochs": 5},
+    {**PLAIN_SGD, "data.dataset": "mnist", "optimizer.learning_rate": 0.1, "batch_size": 32, "epochs": 5},
     published="none",
     parameters=206_922,
-    unsaid="trained on MNIST",
 )
 preset(
     "lenet",

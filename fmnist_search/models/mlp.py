@@ -80,8 +80,7 @@ preset(
 preset(
     "mlp-pyramid",
     Mlp(depth=3, width=256, shrink=2),
-    {**PLAIN_SGD, "optimizer.learning_rate": 0.1, "batch_size": 32, "epochs": 5},
+    {**PLAIN_SGD, "data.dataset": "mnist", "optimizer.learning_rate": 0.1, "batch_size": 32, "epochs": 5},
     published="97.1 on MNIST for one of two networks",
     parameters=242_762,
-    unsaid="trained on MNIST",
 )

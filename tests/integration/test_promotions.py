@@ -159,7 +159,7 @@ def promote_until_killed(uri: str, name: str, run_id: str, accuracy: float, writ
     kill_after(writes)
     registry.clear_away(client, name, "0")
     if not packaged:
-        model = registry.package(build(TINY.model), run_id, name)
+        model = registry.package(build(TINY.model), run_id, name, TINY.data.dataset)
     version = registry.register(client, name, model, run_id, tags_of(accuracy), f"A card. {registry.UNDECIDED}")
     registry.claim_alias(client, name, version)
 

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from fmnist_search.card import Card, Origin, from_study
+from fmnist_search.datasets import DATASETS, Dataset
 from fmnist_search.evaluate import wilson
 from fmnist_search.recipe import FAMILIES, Recipe
 from fmnist_search.registry import DESCRIPTION_LIMIT, UNDECIDED, shortened
@@ -70,6 +71,17 @@ def test_the_card_of_an_ensemble_names_its_members() -> None:
     assert "averages the probabilities of 2 networks: cnn 32-64-128, seed 5; cnn 32-64-128, seed 6" in text
     assert "The confirmed figure is the ensemble's own" in text
     assert "## Recipe of the first member" in text
+
+
+@pytest.mark.parametrize("dataset", DATASETS.values(), ids=DATASETS)
+def test_a_card_says_of_its_dataset_what_is_true_of_it(dataset: Dataset) -> None:
+    text = dataclasses.replace(CARD, recipes=(RECIPE.replace({"data.dataset": dataset.name}),)).to_markdown()
+    for said in (dataset.title, dataset.subject, dataset.licence, ", ".join(dataset.classes)):
+        assert said in text, said
+    others = [other for other in DATASETS.values() if other is not dataset]
+    assert not any(
+        said in text for other in others for said in (other.subject, other.licence, ", ".join(other.classes))
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

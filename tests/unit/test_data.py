@@ -27,8 +27,6 @@ from hypothesis import strategies as st
 from torchvision.datasets import FashionMNIST
 
 from fmnist_search.data import (
-    DATASETS,
-    FILES,
     TEST_IMAGES,
     TRAIN_IMAGES,
     TRAIN_LABELS,
@@ -42,6 +40,7 @@ from fmnist_search.data import (
     stratified_draw,
     training_pool,
 )
+from fmnist_search.datasets import DATASETS, FILES
 from fmnist_search.errors import UserError
 from fmnist_search.recipe import Data
 

@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 
 from fmnist_search import registry
 from fmnist_search.comparison import Hits
+from fmnist_search.datasets import DATASETS
 from fmnist_search.errors import UserError
 from fmnist_search.evaluate import wilson
 from fmnist_search.registry import (
@@ -113,6 +114,15 @@ def test_a_version_says_what_was_decided_and_why(client: MlflowClient, name: str
     assert second.description == f"A card. V{second.tags['comparison'][1:]}."
     assert "version 3 is challenger of version 1: it was judged on other data" in third.tags["comparison"]
     assert "difference" not in third.tags
+
+
+def test_a_model_of_another_dataset_never_takes_the_place_of_the_champion(client: MlflowClient, name: str) -> None:
+    fashion, digits = (DATASETS[dataset].digest for dataset in ("fashion-mnist", "mnist"))
+    assert promoted(client, name, 0.90, 0.90, dataset_digest=fashion) == ("1", CHAMPION)
+    assert promoted(client, name, 0.99, 0.99, dataset_digest=digits) == ("2", CHALLENGER)
+    assert promoted(client, name, 0.93, 0.93, dataset_digest=fashion) == ("3", CHAMPION)
+    told = client.get_model_version(name, "2").tags["comparison"]
+    assert told.endswith("it was judged on other data (Fashion-MNIST, here MNIST), so nothing compares")
 
 
 def test_versions_whose_runs_hold_a_record_compare_image_by_image(client: MlflowClient, name: str) -> None:
