@@ -277,7 +277,7 @@ def record(results: Iterable[Result]) -> str:
     found = [result for result in results if not result.settings["changes"]]
     trained = {result.settings["preset"] for result in found}
     missing = [_cells_without(preset) for name, preset in PRESETS.items() if name not in trained]
-    return _markdown([*map(_cells, found), *missing]) + "\n" + _versions(found)
+    return "\n".join(filter(None, [_markdown([*map(_cells, found), *missing]), _versions(found)]))
 
 
 def variants(results: Iterable[Result]) -> str:
