@@ -7,13 +7,16 @@ judged on the test images, once. What is trained is kept after every training, n
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import re
+import signal
 import statistics
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +36,8 @@ from fmnist_search.weights import classifier_with
 from fmnist_search.workers import Crew, fitting
 
 BENCHMARK = "reference"
+INTERRUPTED = 130
+"""The exit code that shells give to Ctrl-C."""
 LIGHT = 100e6
 """Multiply-adds for an image over all epochs, up to which a CPU core has a training in minutes."""
 PIXELS = "pixels"
@@ -64,23 +69,21 @@ def main() -> None:
     """What published networks reach when they are trained as their authors did."""
     arguments = _arguments()
     execution = resolve_execution(arguments.device, threads=1)
-    attempts = _attempts(arguments, execution)
-    bench = Bench(images_from(arguments.data_dir), execution, arguments.pixels, arguments.save)
-    waiting = deque(bench.training(attempt, seed) for attempt in attempts for seed in range(arguments.seeds))
-    size, told = fitting(arguments.workers or "auto", execution)
+    workers, told = fitting(arguments.workers or "auto", execution)
     if told:
         _say(told)
-    for attempt in attempts:
-        attempt.workers = size
-    try:
-        with Crew(execution, size) as crew:
-            crew.run(lambda: waiting.popleft() if waiting else None)
-    except KeyboardInterrupt:
-        _say(f"interrupted: {len(waiting)} trainings were not begun; name their networks with --preset to go on")
-    results = [attempt.result(execution) for attempt in attempts if attempt.scores]
-    print(
-        json.dumps([dataclasses.asdict(result) for result in results], indent=1) if arguments.json else table(results)
-    )
+    bench = Bench(images_from(arguments.data_dir), execution, workers, arguments.pixels, arguments.save)
+    attempts = _attempts(arguments, execution)
+    waiting = deque(bench.training(attempt, seed) for attempt in attempts for seed in range(arguments.seeds))
+    with Crew(execution, workers) as crew, bench.watching():
+        crew.run(lambda: waiting.popleft() if waiting and not bench.interrupted else None)
+    results = [bench.result(attempt) for attempt in attempts if attempt.scores]
+    if arguments.json:
+        print(json.dumps([dataclasses.asdict(result) for result in results], indent=1))
+    else:
+        print(table(results), end="")
+    if bench.interrupted:
+        sys.exit(INTERRUPTED)
 
 
 def _arguments() -> argparse.Namespace:
@@ -142,40 +145,15 @@ class Score(NamedTuple):
     seconds: float
 
 
+@dataclass(frozen=True)
 class Attempt:
     """A network that is trained from several seeds, and what that has come to so far."""
 
-    workers = 1
-
-    def __init__(self, preset: Preset, recipe: Recipe, changes: dict[str, Any]):
-        self.preset = preset
-        self.recipe = recipe
-        self.changes = changes
-        self.scores: list[Score] = []
-        self.remarks: list[str] = []
-
-    def result(self, execution: Execution) -> Result:
-        """The figures of all seeds so far."""
-        recipe = {name: value for name, value in self.recipe.flat().items() if name != "seed"}
-        scores = sorted(self.scores)
-        settings = {
-            "preset": self.preset.name,
-            "changes": self.changes,
-            "seeds": [score.seed for score in scores],
-            "workers": self.workers,
-            "threads": execution.threads,
-            "recipe": recipe,
-        }
-        return Result(
-            BENCHMARK,
-            "author",
-            tuple(_figures(scores)),
-            settings,
-            device_slug(execution.device),
-            tuple(self.remarks),
-            _slug(" ".join([self.preset.name, *_changes(self.changes)])),
-            command_line(BENCHMARK),
-        )
+    preset: Preset
+    recipe: Recipe
+    changes: dict[str, Any]
+    scores: list[Score] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
 
 def _figures(scores: Sequence[Score]) -> Iterator[Figure]:
@@ -189,15 +167,32 @@ def _figures(scores: Sequence[Score]) -> Iterator[Figure]:
 
 
 class Bench:
-    """Where the images of all trainings come from, and where results go."""
+    """How trainings are run here, where their images come from, and where results go."""
 
-    def __init__(self, source: Source, execution: Execution, pixels: str, save: Path | None):
+    def __init__(self, source: Source, execution: Execution, workers: int, pixels: str, save: Path | None):
         self.execution = execution
+        self._workers = workers
         self._source = source
         self._pixels = pixels
         self._save = save
         self._images: dict[Data, Images] = {}
         self._tests: dict[str, Labelled] = {}
+        self.interrupted = False
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Let running epochs end after a Ctrl-C while this lasts; a second one stops at once."""
+
+        def asked(*_: object) -> None:
+            self.interrupted = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            _say("interrupted: what is trained by now counts; name the other networks with --preset to go on")
+
+        before = signal.signal(signal.SIGINT, asked)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def training(self, attempt: Attempt, seed: int) -> Training:
         """A job for a worker."""
@@ -221,7 +216,29 @@ class Bench:
     def keep(self, attempt: Attempt) -> None:
         """Write down what an attempt has come to so far, where that was asked for."""
         if self._save:
-            keep(attempt.result(self.execution), self._save)
+            keep(self.result(attempt), self._save)
+
+    def result(self, attempt: Attempt) -> Result:
+        """The figures of all seeds so far."""
+        name, scores = attempt.preset.name, sorted(attempt.scores)
+        settings = {
+            "preset": name,
+            "changes": attempt.changes,
+            "seeds": [score.seed for score in scores],
+            "workers": self._workers,
+            "threads": self.execution.threads,
+            "recipe": {key: value for key, value in attempt.recipe.flat().items() if key != "seed"},
+        }
+        return Result(
+            BENCHMARK,
+            "author",
+            tuple(_figures(scores)),
+            settings,
+            device_slug(self.execution.device),
+            tuple(attempt.remarks),
+            _slug(" ".join([name, *_changes(attempt.changes)])),
+            command_line(BENCHMARK),
+        )
 
 
 class Training:
@@ -236,18 +253,18 @@ class Training:
         self._bench = bench
 
     def report(self, _: EpochReport) -> Decision:
-        """Nothing ends it early."""
-        return Decision.CONTINUE
+        """Nothing but a Ctrl-C ends it early."""
+        return Decision.INTERRUPT if self._bench.interrupted else Decision.CONTINUE
 
     def end(self, result: TrialResult, _: float) -> None:
         """Judge it on the test images, and keep what is known of the network so far."""
-        if result.state is not State.COMPLETED:
-            self.lost(result.reason or result.state.value)
-            return
-        score = self._bench.judge(self.recipe, result)
-        self._attempt.scores.append(score)
-        self._bench.keep(self._attempt)
-        _say(f"{self._name}: {score.test_accuracy:.2%} of the test images, {score.seconds:.0f} s")
+        if result.state is State.FAILED:
+            self.lost(result.reason or "")
+        elif result.state is State.COMPLETED:
+            score = self._bench.judge(self.recipe, result)
+            self._attempt.scores.append(score)
+            self._bench.keep(self._attempt)
+            _say(f"{self._name}: {score.test_accuracy:.2%} of the test images, {score.seconds:.0f} s")
 
     def lost(self, reason: str) -> None:
         """It counts for nothing, and the result says so."""

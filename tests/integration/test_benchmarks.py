@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -176,6 +177,22 @@ def test_reference_takes_every_training_image_unless_the_author_held_some_back()
     held_back = {name: reference.as_published(preset).data.validation for name, preset in PRESETS.items()}
     assert {name for name, count in held_back.items() if count} == {"mlp-512", "simple-cnn"}
     assert held_back["mlp-512"] == 12_000
+
+
+def test_what_reference_has_trained_outlives_an_interruption(tmp_path: Path) -> None:
+    options = ("--preset", "logistic", "simple-cnn", "--seeds", "1", "--workers", "1", "--set", "batch_size=1000")
+    command = [sys.executable, "-m", "benchmarks.reference", *options, "--device", "cpu", "--save", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        assert process.stderr.readline().startswith("logistic seed 0")
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline().startswith("interrupted: what is trained by now counts")
+        table = process.stdout.read()
+    assert process.returncode == 130
+    (result,) = reference.latest(tmp_path)
+    assert result.settings["preset"] == "logistic"
+    assert table == reference.table([result])
 
 
 def test_pixels_of_0_to_1_are_a_change_that_counts(bench: Bench) -> None:
