@@ -8,7 +8,7 @@ TESTS := -n 2 --dist loadfile
 FULL ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install data demo test test-all lint types format docs screenshots bench bench-search clean
+.PHONY: help install data demo test test-all lint types format docs screenshots bench bench-search reference clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,10 @@ bench: data ## Measure speed against the usual script and loop, under 15 minutes
 
 bench-search: install ## Replay searches against recorded learning curves, and say which finds the best networks soonest
 	$(BIN)/python -m benchmarks.curves replay
+
+reference: data ## Train the published networks as their authors did; FULL=--full trains those as well that take a CPU days
+	$(BIN)/python -m benchmarks.reference --save $(FULL)
+	$(BIN)/python -m benchmarks.report --write
 
 clean: ## Remove .venv and caches; studies and their results stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info

@@ -11,7 +11,7 @@ import json
 import shlex
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.machine import machine, versions
 from fmnist_search.errors import UserError
+from fmnist_search.files import whole
 
 RESULTS = Path(__file__).parent / "results"
 NOISE = 0.1
@@ -104,7 +105,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Result:
-    """A run of a benchmark, with everything that its figures depend on; `device` as `device_slug` says it."""
+    """A run of a benchmark, with everything that its figures depend on; `device` as `device_slug` says it.
+
+    `subject` is what was measured where a benchmark measures several things apart, each with a file of its own.
+    """
 
     benchmark: str
     other: str
@@ -112,6 +116,7 @@ class Result:
     settings: dict[str, Any]
     device: str = "cpu"
     remarks: tuple[str, ...] = ()
+    subject: str = ""
     command: str = ""
     date: str = field(default_factory=lambda: date.today().isoformat())
     machine: str = field(default_factory=machine)
@@ -132,8 +137,10 @@ class Result:
 
     @property
     def file_name(self) -> str:
-        """Date, benchmark and device: a later run of the same day takes an earlier one's place."""
-        return f"{self.date}-{self.benchmark.replace('_', '-')}-{self.device}.json"
+        """Date, benchmark, subject and device: a later run of the same day takes an earlier one's place."""
+        return (
+            "-".join(filter(None, (self.date, self.benchmark.replace("_", "-"), self.subject, self.device))) + ".json"
+        )
 
     def table(self) -> str:
         """The figures as a person reads them: medians, and the lowest and highest repetition in brackets."""
@@ -176,11 +183,17 @@ def options(description: str | None) -> argparse.ArgumentParser:
 
 def deliver(result: Result, arguments: argparse.Namespace) -> None:
     """Print a result, with the command that gave it, and keep it where that was asked for."""
-    result = dataclasses.replace(result, command=_command(result.benchmark))
+    result = dataclasses.replace(result, command=command_line(result.benchmark))
     print(result.to_json() if arguments.json else result.table())
     if arguments.save:
-        arguments.save.mkdir(parents=True, exist_ok=True)
-        (arguments.save / result.file_name).write_text(result.to_json() + "\n")
+        keep(result, arguments.save)
+
+
+def keep(result: Result, folder: Path) -> None:
+    """Keep a result as its file in a folder, which is made where it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole(folder / result.file_name) as file:
+        file.write((result.to_json() + "\n").encode())
 
 
 def entrance(main: Callable[[], None]) -> None:
@@ -201,7 +214,25 @@ def _common() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(benchmark: str) -> str:
+def changes_of(assignments: Iterable[str]) -> dict[str, Any]:
+    """Changes of a recipe by dotted name, of `NAME=VALUE` each; a value that is no JSON is text.
+
+    Raises:
+        UserError: one is no assignment.
+    """
+    changes: dict[str, Any] = {}
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set {text!r}: is no NAME=VALUE; write for example epochs=4")
+        try:
+            changes[name] = json.loads(value)
+        except json.JSONDecodeError:
+            changes[name] = value
+    return changes
+
+
+def command_line(benchmark: str) -> str:
     """What was typed, apart from where files lie and what becomes of the output."""
     _, rest = _common().parse_known_args(sys.argv[1:])
     return shlex.join(["python", "-m", f"benchmarks.{benchmark}", *rest])

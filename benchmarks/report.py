@@ -5,36 +5,49 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from benchmarks import reference
 from benchmarks.measure import RESULTS, Result
 
 ROOT = Path(__file__).parents[1]
-PAGES = {ROOT / "README.md": True, ROOT / "docs" / "performance.md": False}
-"""The pages, and whether they show the headlines alone."""
 ORDER = ("study", "time_to_accuracy", "packing", "throughput", "memory")
 """What readers care for first; other benchmarks follow by name."""
-MARKED = re.compile(r"(<!-- benchmarks -->\n).*?(<!-- /benchmarks -->)", re.DOTALL)
+MARKED = re.compile(r"(?P<start><!-- (?P<name>\w+) -->\n).*?(?P<end><!-- /(?P=name) -->)", re.DOTALL)
 NOTHING = "Nothing has been measured yet.\n"
 
 
 def main() -> None:
     """Print every figure of the latest results, or write them into the pages."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--write", action="store_true", help="write them into README.md and docs/performance.md")
+    parser.add_argument("--write", action="store_true", help="write them into README.md and the pages of docs")
     if not parser.parse_args().write:
         print(table(latest(RESULTS), headlines=False), end="")
         return
-    for page, headlines in PAGES.items():
-        page.write_text(with_table(page.read_text(), table(latest(RESULTS), headlines=headlines)))
+    for page, tables in pages(RESULTS).items():
+        page.write_text(with_tables(page.read_text(), tables))
+
+
+def pages(folder: Path) -> dict[Path, dict[str, str]]:
+    """The pages that show results, and what stands between which of their markers."""
+    measured, trained = latest(folder), reference.latest(folder)
+    return {
+        ROOT / "README.md": {"benchmarks": table(measured, headlines=True)},
+        ROOT / "docs" / "performance.md": {"benchmarks": table(measured, headlines=False)},
+        ROOT / "docs" / "reference-results.md": {
+            "reference": reference.record(trained),
+            "variants": reference.variants(trained),
+        },
+    }
 
 
 def latest(folder: Path) -> list[Result]:
-    """The newest result of each benchmark on each device."""
+    """The newest result of each benchmark on each device; those of single subjects have pages of their own."""
     newest: dict[tuple[str, str], Result] = {}
     for path in sorted(folder.glob("*.json")):  # names begin with the date
-        if "figures" in json.loads(text := path.read_text()):
+        found = json.loads(text := path.read_text())
+        if "figures" in found and not found.get("subject"):
             result = Result.from_json(text)
             newest[result.benchmark, result.device] = result
     return sorted(newest.values(), key=_place)
@@ -54,9 +67,9 @@ def table(results: Iterable[Result], *, headlines: bool) -> str:
     return "\n".join([head, "| --- | ---: | ---: | ---: | --- | --- |", *rows]) + "\n"
 
 
-def with_table(page: str, rows: str) -> str:
-    """The page with these rows between its markers."""
-    return MARKED.sub(lambda found: f"{found[1]}\n{rows}\n{found[2]}", page)
+def with_tables(page: str, tables: Mapping[str, str]) -> str:
+    """The page with these tables between the markers of their names."""
+    return MARKED.sub(lambda found: f"{found['start']}\n{tables[found['name']]}\n{found['end']}", page)
 
 
 def _place(result: Result) -> tuple[int, str, str]:

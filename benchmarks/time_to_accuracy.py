@@ -18,11 +18,10 @@ import torch
 
 from benchmarks import tutorial
 from benchmarks.machine import device_slug
-from benchmarks.measure import Figure, Result, deliver, entrance, options
+from benchmarks.measure import Figure, Result, changes_of, deliver, entrance, options
 from benchmarks.ours import conditions, images_from
 from fmnist_search.data import Images, Labelled, Source, prepare, read_test_set
 from fmnist_search.engine import fit
-from fmnist_search.errors import UserError
 from fmnist_search.evaluate import evaluate
 from fmnist_search.recipe import Execution, Recipe, values_of
 from fmnist_search.tuning import settled
@@ -99,19 +98,7 @@ def _arguments() -> argparse.Namespace:
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     """The changes of `--recipe` and, after them, of `--set`."""
     changes = values_of(json.loads(arguments.recipe.read_text())) if arguments.recipe else {}
-    for text in arguments.set:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"--set {text!r}: is no NAME=VALUE; write for example epochs=4")
-        changes[name] = _value(value)
-    return changes
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+    return {**changes, **changes_of(arguments.set)}
 
 
 def _differences(recipe: Recipe) -> dict[str, Any]:

@@ -253,6 +253,7 @@ def presets_page(sizes: Mapping[str, ModelSummary]) -> str:
         "otherwise; the authors had no validation images but where it is said, while every recipe here holds some "
         "back. What an author does not say is assumed: Adam at a rate of 1e-3, batches of 128, 10 epochs. "
         f"{_elsewhere()}\n\n"
+        "What they reach when they are trained here stands in [reference-results.md](reference-results.md).\n\n"
         + _markdown_table(["preset", "family", "parameters", "multiply-adds", "published", "notes"], rows),
         "## Families\n\n"
         "`[space.common] family` names the families that a study searches, each with domains of its own in "

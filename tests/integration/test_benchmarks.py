@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,12 +14,14 @@ from types import ModuleType
 import pytest
 import torch
 
-from benchmarks import report, study, throughput, time_to_accuracy, tutorial
+from benchmarks import reference, report, study, throughput, time_to_accuracy, tutorial
 from benchmarks.measure import RESULTS, Figure, Result, alternate
-from fmnist_search.data import Images, Source, prepare
-from fmnist_search.engine import batch_sizes
-from fmnist_search.models import build
+from fmnist_search.data import Images, Source, prepare, read_test_set
+from fmnist_search.engine import batch_sizes, fit
+from fmnist_search.evaluate import evaluate
+from fmnist_search.models import PRESETS, build
 from fmnist_search.recipe import Data, Recipe
+from fmnist_search.tuning import resolve_execution
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("mlflow", "optuna", "typer", "pydantic", "platformdirs", "rich", "matplotlib", "sqlalchemy")
@@ -139,6 +142,86 @@ def test_time_to_accuracy_stops_at_the_target(bench: Bench, monkeypatch: pytest.
     assert all(0 < a < b for a, b in zip(alone["ours"], judged["ours"], strict=True))
 
 
+def test_reference_trains_a_preset_from_every_seed_and_keeps_what_it_reached(bench: Bench, tmp_path: Path) -> None:
+    short = ("--preset", "tiny-conv", "simple-cnn", "--seeds", 2, "--epochs-limit", 2, "--set", "data.train_images=500")
+    text = bench(reference, *short, "--device", "cpu", "--workers", 1, "--save", tmp_path, "--json")
+    saved = {result.subject: result for result in reference.latest(tmp_path)}
+    assert [json.loads(result.to_json()) for result in saved.values()] == json.loads(text)
+    assert saved.keys() == {"tiny-conv-data-train-images-500", "simple-cnn-data-train-images-500"}
+    for name, validation in (("tiny-conv", 0), ("simple-cnn", 12_000)):
+        result = saved[f"{name}-data-train-images-500"]
+        assert result.settings["seeds"] == [0, 1]
+        recipe = Recipe().replace(result.settings["recipe"])
+        assert recipe.model == PRESETS[name].recipe.model
+        assert (recipe.epochs, recipe.data.validation, recipe.precision) == (2, validation, "float32")
+        figures = {figure.what: figure.ours for figure in result.figures}
+        assert all(len(samples) == 2 for samples in figures.values())
+        assert all(5 < accuracy < 100 for accuracy in figures["test accuracy"])
+        assert ("validation accuracy" in figures) == bool(validation)
+        assert result.command.startswith("python -m benchmarks.reference --preset tiny-conv")
+
+
+def test_reference_judges_the_weights_of_the_last_epoch_on_the_test_images(bench: Bench, source: Source) -> None:
+    changes = {"data.train_images": 500, "data.validation": 0, "epochs": 2}
+    recipe = PRESETS["logistic"].recipe.replace(changes)
+    (*_, last) = fit(recipe, prepare(recipe.data, source), resolve_execution("cpu", threads=1))
+    expected = evaluate(last.classifier, read_test_set("fashion-mnist", source))
+    short = ("--preset", "logistic", "--seeds", 1, "--epochs-limit", 2, "--set", "data.train_images=500")
+    (found,) = json.loads(bench(reference, *short, "--device", "cpu", "--workers", 1, "--json"))
+    figures = {figure["what"]: figure["ours"] for figure in found["figures"]}
+    assert figures["test accuracy"] == [pytest.approx(100 * expected.accuracy)]
+    assert figures["test loss"] == [pytest.approx(expected.loss)]
+
+
+def test_reference_takes_every_training_image_unless_the_author_held_some_back() -> None:
+    held_back = {name: reference.as_published(preset).data.validation for name, preset in PRESETS.items()}
+    assert {name for name, count in held_back.items() if count} == {"mlp-512", "simple-cnn"}
+    assert held_back["mlp-512"] == 12_000
+
+
+def test_what_reference_has_trained_outlives_an_interruption(tmp_path: Path) -> None:
+    options = (
+        "--preset",
+        "logistic",
+        "simple-cnn",
+        "--seeds",
+        "1",
+        "--workers",
+        "1",
+        "--set",
+        "data.train_images=5000",
+    )
+    command = [sys.executable, "-m", "benchmarks.reference", *options, "--device", "cpu", "--save", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        assert process.stderr.readline().startswith("logistic seed 0")
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline().startswith("interrupted: what is trained by now counts")
+        table = process.stdout.read()
+    assert process.returncode == 130
+    (result,) = reference.latest(tmp_path)
+    assert result.settings["preset"] == "logistic"
+    assert table == reference.table([result])
+
+
+def test_pixels_of_0_to_1_are_a_change_that_counts(bench: Bench) -> None:
+    short = ("--preset", "logistic", "--seeds", 1, "--epochs-limit", 1, "--set", "data.train_images=500", "--json")
+    ours, authors = (
+        json.loads(bench(reference, *short, "--device", "cpu", "--workers", 1, *more))[0]
+        for more in ((), ("--pixels", "0..1"))
+    )
+    assert authors["settings"]["changes"] == {"data.train_images": 500, "pixels": "0..1"}
+    assert authors["figures"][0]["ours"] != ours["figures"][0]["ours"]
+
+
+def test_a_training_that_diverges_counts_for_nothing_and_is_said(bench: Bench, tmp_path: Path) -> None:
+    wild = ("--set", "optimizer.learning_rate=100", "--set", "data.train_images=500", "--set", "optimizer.name=sgd")
+    options = ("--preset", "mlp-512", "--seeds", 1, "--epochs-limit", 9, "--device", "cpu", "--workers", 1)
+    assert json.loads(bench(reference, *options, *wild, "--json", "--save", tmp_path)) == []
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_tutorial_alone_is_a_command(bench: Bench) -> None:
     text = bench(tutorial, "--epochs", 1, "--images", 300, "--validation", 300)
     assert "validation accuracy" in text
@@ -167,7 +250,7 @@ class Blocker:
         if name.partition(".")[0] in {HEAVY}:
             raise ModuleNotFoundError(name, name=name)
 sys.meta_path.insert(0, Blocker())
-from benchmarks import throughput, time_to_accuracy, tutorial
+from benchmarks import reference, throughput, time_to_accuracy, tutorial
 sys.argv = ["", "--images", "300", "--validation", "300", "--epochs", "1", "--data-dir", {str(folder)!r}]
 tutorial.main()
 from benchmarks.ours import images_from
@@ -237,13 +320,49 @@ def test_the_report_shows_the_latest_of_each_benchmark_and_device(tmp_path: Path
     ]
     assert len(report.table(results, headlines=False).splitlines()) == 6
     page = "before\n<!-- benchmarks -->\nold\n<!-- /benchmarks -->\nafter\n"
-    written = report.with_table(page, "| a |\n")
+    tables = {"benchmarks": "| a |\n"}
+    written = report.with_tables(page, tables)
     assert written == "before\n<!-- benchmarks -->\n\n| a |\n\n<!-- /benchmarks -->\nafter\n"
-    assert report.with_table(written, "| a |\n") == written
+    assert report.with_tables(written, tables) == written
 
 
-@pytest.mark.parametrize(("page", "headlines"), report.PAGES.items(), ids=lambda value: getattr(value, "name", ""))
-def test_the_pages_say_what_the_result_files_say(page: Path, headlines: bool) -> None:
-    text = page.read_text()
-    assert "<!-- benchmarks -->" in text
-    assert text == report.with_table(text, report.table(report.latest(RESULTS), headlines=headlines))
+def trained(preset: str, accuracies: tuple[float, ...], date: str, device: str = "cpu", **changes: object) -> Result:
+    """A result of the reference benchmark, as its file holds it."""
+    recipe = {name: value for name, value in PRESETS[preset].recipe.flat().items() if name != "seed"}
+    figures = tuple(
+        Figure(what, "", accuracies) for what in (reference.TEST, reference.LOSS, reference.TRAINING, reference.SECONDS)
+    )
+    settings = {"preset": preset, "changes": changes, "workers": 2, "recipe": recipe}
+    subject = "-".join([preset, *map(str, changes.values())])
+    machine, numbers = f"a {device}", {"python": "3", "torch": "2"}
+    return Result("reference", "author", figures, settings, device, (), subject, "the command", date, machine, numbers)
+
+
+def test_the_table_of_record_shows_the_latest_of_each_network_and_device(tmp_path: Path) -> None:
+    for result in (
+        trained("lenet", (90.0, 92.0), "2026-01-02"),
+        trained("lenet", (50.0,), "2026-01-01"),
+        trained("lenet", (93.0,), "2026-01-01", device="gpu"),
+        trained("lenet", (70.0,), "2026-01-03", pixels="0..1"),
+    ):
+        (tmp_path / result.file_name).write_text(result.to_json())
+    results = reference.latest(tmp_path)
+    assert report.latest(tmp_path) == []
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in reference.record(results).splitlines()[2:]]
+    lenets = [row for row in rows if row and row[0] == "`lenet`"]
+    assert [(row[2], row[9], row[10]) for row in lenets] == [
+        ("91.00 ± 1.41 (n=2)", "a cpu", "2026-01-02"),
+        ("93.00 (n=1)", "a gpu", "2026-01-01"),
+    ]
+    assert {row[0].strip("`") for row in rows if row} == PRESETS.keys()
+    assert sum("not measured yet" in row for row in rows) == len(PRESETS) - 1
+    changed = reference.variants(results)
+    assert "| `lenet`, pixels 0..1 | about 92, loss about 0.22 | 70.00 (n=1) |" in changed
+    assert "$ the command" in changed
+
+
+@pytest.mark.parametrize("page", report.pages(RESULTS), ids=lambda page: page.name)
+def test_the_pages_say_what_the_result_files_say(page: Path) -> None:
+    text, tables = page.read_text(), report.pages(RESULTS)[page]
+    assert all(f"<!-- {name} -->" in text for name in tables)
+    assert text == report.with_tables(text, tables)

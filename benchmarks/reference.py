@@ -1,0 +1,372 @@
+"""Published networks, trained by their authors' recipes: what they reach here beside what was published.
+
+A training takes all 60,000 images unless its author held some back, and float32. The weights of its last epoch are
+judged on the test images, once. What is trained is kept after every training, network by network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import re
+import signal
+import statistics
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.machine import device_slug
+from benchmarks.measure import Figure, Result, changes_of, command_line, entrance, keep, options
+from benchmarks.ours import images_from
+from fmnist_search.data import Images, Labelled, Source, prepare, read_test_set
+from fmnist_search.evaluate import evaluate
+from fmnist_search.models import PRESETS
+from fmnist_search.presets import Preset
+from fmnist_search.recipe import Data, Execution, Recipe
+from fmnist_search.results import Decision, EpochReport, State, TrialResult
+from fmnist_search.tuning import resolve_execution
+from fmnist_search.weights import classifier_with
+from fmnist_search.workers import Crew, fitting
+
+BENCHMARK = "reference"
+INTERRUPTED = 130
+"""The exit code that shells give to Ctrl-C."""
+LIGHT = 100e6
+"""Multiply-adds for an image over all epochs, up to which a CPU core has a training in minutes."""
+PIXELS = "pixels"
+UNIT = "0..1"
+"""Pixels as many authors have them: divided by 255, with no mean taken away."""
+COLUMNS = {
+    "network": "---",
+    "published": "---",
+    "test accuracy": "---:",
+    "test loss": "---:",
+    "validation": "---:",
+    "training": "---:",
+    "epochs, ours / author's": "---:",
+    "images": "---:",
+    "seconds a training": "---:",
+    "machine": "---",
+    "date": "---",
+}
+TEST, LOSS, VALIDATION, TRAINING, SECONDS = (
+    "test accuracy",
+    "test loss",
+    "validation accuracy",
+    "training accuracy",
+    "a training",
+)
+
+
+def main() -> None:
+    """What published networks reach when they are trained as their authors did."""
+    arguments = _arguments()
+    execution = resolve_execution(arguments.device, threads=1)
+    workers, told = fitting(arguments.workers or "auto", execution)
+    if told:
+        _say(told)
+    bench = Bench(images_from(arguments.data_dir), execution, workers, arguments.pixels, arguments.save)
+    attempts = _attempts(arguments, execution)
+    waiting = deque(bench.training(attempt, seed) for attempt in attempts for seed in range(arguments.seeds))
+    with Crew(execution, workers) as crew, bench.watching():
+        crew.run(lambda: waiting.popleft() if waiting and not bench.interrupted else None)
+    results = [bench.result(attempt) for attempt in attempts if attempt.scores]
+    if arguments.json:
+        print(json.dumps([dataclasses.asdict(result) for result in results], indent=1))
+    else:
+        print(table(results), end="")
+    if bench.interrupted:
+        sys.exit(INTERRUPTED)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = options(main.__doc__)
+    parser.add_argument("--preset", nargs="+", choices=list(PRESETS), metavar="NAME", help="these networks")
+    parser.add_argument("--all", "--full", action="store_true", help="every network, also where that takes days")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each")
+    parser.add_argument("--epochs-limit", type=int, metavar="N", help="no training takes more epochs")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a hyperparameter")
+    parser.add_argument(
+        "--pixels", choices=("normalised", UNIT), default="normalised", help="how they enter: by mean and deviation"
+    )
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--workers", type=int, default=0, help="trainings at a time; 0 takes what fits")
+    return parser.parse_args()
+
+
+def _attempts(arguments: argparse.Namespace, execution: Execution) -> list[Attempt]:
+    """What to train: the networks that are named, else all of them on a GPU and the light ones elsewhere."""
+    every = arguments.all or torch.device(execution.device).type == "cuda"
+    names = arguments.preset or [name for name, preset in PRESETS.items() if every or _is_light(preset.recipe)]
+    changes = changes_of(arguments.set)
+    changed = changes if arguments.pixels != UNIT else {**changes, PIXELS: UNIT}
+    attempts = []
+    for name in names:
+        recipe = as_published(PRESETS[name]).replace(changes)
+        epochs = min(recipe.epochs, arguments.epochs_limit or recipe.epochs)
+        attempts.append(Attempt(PRESETS[name], recipe.replace({"epochs": epochs}), changed))
+    return attempts
+
+
+def _is_light(recipe: Recipe) -> bool:
+    from fmnist_search.summary import summarize  # torchinfo is not everywhere where there is a GPU
+
+    return recipe.epochs * summarize(recipe.model).mult_adds <= LIGHT
+
+
+def as_published(preset: Preset) -> Recipe:
+    """A preset's recipe, on all images unless its author held some back."""
+    silent = preset.recipe.data.validation == Data().validation
+    return preset.recipe.replace({"data.validation": 0}) if silent else preset.recipe
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------------------------------- training
+
+
+class Score(NamedTuple):
+    """What a training reached after its last epoch; accuracies in 0..1, None without validation images."""
+
+    seed: int
+    test_accuracy: float
+    test_loss: float
+    validation_accuracy: float | None
+    training_accuracy: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A network that is trained from several seeds, and what that has come to so far."""
+
+    preset: Preset
+    recipe: Recipe
+    changes: dict[str, Any]
+    scores: list[Score] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+
+def _figures(scores: Sequence[Score]) -> Iterator[Figure]:
+    yield Figure(TEST, "%", tuple(100 * score.test_accuracy for score in scores))
+    yield Figure(LOSS, "", tuple(score.test_loss for score in scores), better="lower")
+    validation = tuple(100 * s.validation_accuracy for s in scores if s.validation_accuracy is not None)
+    if validation:
+        yield Figure(VALIDATION, "%", validation)
+    yield Figure(TRAINING, "%", tuple(100 * score.training_accuracy for score in scores))
+    yield Figure(SECONDS, "s", tuple(score.seconds for score in scores), better="lower")
+
+
+class Bench:
+    """How trainings are run here, where their images come from, and where results go."""
+
+    def __init__(self, source: Source, execution: Execution, workers: int, pixels: str, save: Path | None):
+        self.execution = execution
+        self._workers = workers
+        self._source = source
+        self._pixels = pixels
+        self._save = save
+        self._images: dict[Data, Images] = {}
+        self._tests: dict[str, Labelled] = {}
+        self.interrupted = False
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Let running epochs end after a Ctrl-C while this lasts; a second one stops at once."""
+
+        def asked(*_: object) -> None:
+            self.interrupted = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            _say("interrupted: what is trained by now counts; name the other networks with --preset to go on")
+
+        before = signal.signal(signal.SIGINT, asked)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def training(self, attempt: Attempt, seed: int) -> Training:
+        """A job for a worker."""
+        recipe = attempt.recipe.replace({"seed": seed})
+        if recipe.data not in self._images:
+            images = prepare(recipe.data, self._source, self.execution.device)
+            plain = dataclasses.replace(images, mean=0.0, deviation=255.0)
+            self._images[recipe.data] = plain if self._pixels == UNIT else images
+        return Training(recipe, self._images[recipe.data], attempt, self)
+
+    def judge(self, recipe: Recipe, result: TrialResult) -> Score:
+        """What the weights of the last epoch make of the test images."""
+        assert result.last_weights is not None
+        dataset, last = recipe.data.dataset, result.epochs[-1]
+        if dataset not in self._tests:
+            self._tests[dataset] = read_test_set(dataset, self._source).to(self.execution.device)
+        classifier = classifier_with(recipe, result.last_weights).to(self.execution.device)
+        test = evaluate(classifier, self._tests[dataset], recipe.precision)
+        return Score(recipe.seed, test.accuracy, test.loss, last.val_accuracy, last.train_accuracy, result.seconds)
+
+    def keep(self, attempt: Attempt) -> None:
+        """Write down what an attempt has come to so far, where that was asked for."""
+        if self._save:
+            keep(self.result(attempt), self._save)
+
+    def result(self, attempt: Attempt) -> Result:
+        """The figures of all seeds so far."""
+        name, scores = attempt.preset.name, sorted(attempt.scores)
+        settings = {
+            "preset": name,
+            "changes": attempt.changes,
+            "seeds": [score.seed for score in scores],
+            "workers": self._workers,
+            "threads": self.execution.threads,
+            "recipe": {key: value for key, value in attempt.recipe.flat().items() if key != "seed"},
+        }
+        return Result(
+            BENCHMARK,
+            "author",
+            tuple(_figures(scores)),
+            settings,
+            device_slug(self.execution.device),
+            tuple(attempt.remarks),
+            _slug(" ".join([name, *_changes(attempt.changes)])),
+            command_line(BENCHMARK),
+        )
+
+
+class Training:
+    """One training of an attempt: a job for a worker."""
+
+    worker = 0
+
+    def __init__(self, recipe: Recipe, images: Images, attempt: Attempt, bench: Bench):
+        self.recipe = recipe
+        self.images = images
+        self._attempt = attempt
+        self._bench = bench
+
+    def report(self, _: EpochReport) -> Decision:
+        """Nothing but a Ctrl-C ends it early."""
+        return Decision.INTERRUPT if self._bench.interrupted else Decision.CONTINUE
+
+    def end(self, result: TrialResult, _: float) -> None:
+        """Judge it on the test images, and keep what is known of the network so far."""
+        if result.state is State.FAILED:
+            self.lost(result.reason or "")
+        elif result.state is State.COMPLETED:
+            score = self._bench.judge(self.recipe, result)
+            self._attempt.scores.append(score)
+            self._bench.keep(self._attempt)
+            _say(f"{self._name}: {score.test_accuracy:.2%} of the test images, {score.seconds:.0f} s")
+
+    def lost(self, reason: str) -> None:
+        """It counts for nothing, and the result says so."""
+        self._attempt.remarks.append(f"seed {self.recipe.seed}: {reason}")
+        _say(f"{self._name}: {reason}")
+
+    @property
+    def _name(self) -> str:
+        return ", ".join([f"{self._attempt.preset.name} seed {self.recipe.seed}", *_changes(self._attempt.changes)])
+
+
+# ---------------------------------------------------------------------------------- what was found
+
+
+def latest(folder: Path) -> list[Result]:
+    """The newest result of each network on each device, with each set of changes; in the order of the presets."""
+    newest: dict[tuple[str, str], Result] = {}
+    for path in sorted(folder.glob(f"*-{BENCHMARK}-*.json")):  # names begin with the date
+        result = Result.from_json(path.read_text())
+        newest[result.subject, result.device] = result
+    order = list(PRESETS)
+    return sorted(newest.values(), key=lambda r: (order.index(r.settings["preset"]), r.subject, r.device))
+
+
+def record(results: Iterable[Result]) -> str:
+    """The table of all presets as their authors trained them; one that has not been trained says so."""
+    found = [result for result in results if not result.settings["changes"]]
+    trained = {result.settings["preset"] for result in found}
+    missing = [_cells_without(preset) for name, preset in PRESETS.items() if name not in trained]
+    return "\n".join(filter(None, [_markdown([*map(_cells, found), *missing]), _versions(found)]))
+
+
+def variants(results: Iterable[Result]) -> str:
+    """The table of trainings in which something was changed, each with the command that gave it."""
+    found = [result for result in results if result.settings["changes"]]
+    if not found:
+        return "Nothing has been measured yet.\n"
+    commands = dict.fromkeys(result.command for result in found)
+    return "\n".join([_markdown(map(_cells, found)), "```console", *(f"$ {line}" for line in commands), "```\n"])
+
+
+def table(results: Iterable[Result]) -> str:
+    """One row a result."""
+    return _markdown(map(_cells, results))
+
+
+def _markdown(rows: Iterable[Sequence[str]]) -> str:
+    lines = [tuple(COLUMNS), tuple(COLUMNS.values()), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def _cells(result: Result) -> tuple[str, ...]:
+    settings = result.settings
+    preset, recipe = PRESETS[settings["preset"]], Recipe().replace(settings["recipe"])
+    figures = {figure.what: figure.ours for figure in result.figures}
+    network = ", ".join([f"`{preset.name}`", *_changes(settings["changes"])])
+    return (
+        "; ".join([network, *result.remarks]),
+        preset.published,
+        f"{_spread(figures[TEST], '.2f')} (n={len(figures[TEST])})",
+        _spread(figures[LOSS], ".3f"),
+        _spread(figures.get(VALIDATION, ()), ".2f"),
+        _spread(figures[TRAINING], ".2f"),
+        f"{recipe.epochs} / {_authors_epochs(preset)}",
+        f"{recipe.data.training_count:,} of {recipe.data.dataset}",
+        f"{_spread(figures[SECONDS], ',.0f')}; {settings['workers']} at once",
+        result.machine,
+        result.date,
+    )
+
+
+def _cells_without(preset: Preset) -> tuple[str, ...]:
+    blank = ["not measured yet" if column == TEST else "-" for column in COLUMNS]
+    known = {"network": f"`{preset.name}`", "published": preset.published}
+    return tuple(known.get(column, cell) for column, cell in zip(COLUMNS, blank, strict=True))
+
+
+def _authors_epochs(preset: Preset) -> str:
+    return "not said" if "epochs" in preset.assumed else str(preset.recipe.epochs)
+
+
+def _spread(samples: Sequence[float], form: str) -> str:
+    """Mean and standard deviation."""
+    if not samples:
+        return "-"
+    mean = format(statistics.fmean(samples), form)
+    return mean if len(samples) == 1 else f"{mean} ± {format(statistics.stdev(samples), form)}"
+
+
+def _versions(results: Iterable[Result]) -> str:
+    """What ran where, in a line for each machine and set of versions."""
+    lines = (f"{r.machine}: python {r.versions['python']}, torch {r.versions['torch']}" for r in results)
+    return "".join(f"- {line}\n" for line in dict.fromkeys(lines))
+
+
+def _changes(changes: dict[str, Any]) -> list[str]:
+    return [f"{name} {value}" for name, value in changes.items()]
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+if __name__ == "__main__":
+    entrance(main)
