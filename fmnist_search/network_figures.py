@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from fmnist_search.canvas import coordinates, laid_out_by_hand, page, percents, tidy, whole_numbers
 from fmnist_search.charts import BLUE, GREY, INK, ORANGE, RED
 from fmnist_search.errors import UserError
 from fmnist_search.evaluate import Calibration, Mistake
-from fmnist_search.results import EpochReport
+from fmnist_search.results import EpochReport, RateResult, State
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,6 +90,50 @@ def training_figure(epochs: Sequence[EpochReport], title: str) -> Figure:
         whole_numbers(axes.xaxis)
         tidy(axes)
     return figure
+
+
+def sweep_figure(rates: Sequence[RateResult], title: str) -> Figure:
+    """Networks trained at several learning rates, a line of panels for each: curves, and where they end.
+
+    Of the seeds of a rate the curves show the mean, the panels at the right each one and the mean as well.
+    """
+    networks = list(dict.fromkeys(rate.network for rate in rates))
+    seeds = max(len(rate.results) for rate in rates)
+    broken = sum(result.state is not State.COMPLETED for rate in rates for result in rate.results)
+    note = f"validation accuracy, {seeds} seed{'s' * (seeds > 1)} a rate"
+    note += f"; {broken} of all trainings did not complete" if broken else ""
+    figure = page(title, note, 9.0, 3.0 * len(networks))
+    panels = figure.subplots(len(networks), 2, squeeze=False, sharey=True)
+    for network, (curves, ends) in zip(networks, panels, strict=True):
+        own = [rate for rate in rates if rate.network == network]
+        for place, rate in enumerate(own):
+            color = _shade(place, len(own))
+            if curve := rate.mean_curve:
+                label = f"{rate.factor:g}x: {rate.learning_rate:.3g}"
+                curves.plot(range(1, len(curve) + 1), curve, color=color, marker="o", markersize=3, label=label)
+            ends.plot([rate.learning_rate] * len(rate.accuracies), rate.accuracies, "o", color=color, markersize=4)
+        means = [(rate.learning_rate, fmean(rate.accuracies)) for rate in own if rate.accuracies]
+        ends.plot(*coordinates(means), color=GREY, linewidth=1, zorder=1)
+        ends.set_xscale("log")
+        ends.set_xticks([rate.learning_rate for rate in own], [f"{rate.learning_rate:.3g}" for rate in own])
+        ends.minorticks_off()
+        curves.set_ylabel(network)
+        curves.yaxis.set_major_formatter(percents())
+        curves.legend(fontsize=8, frameon=False)
+        curves.set_xlabel("epoch")
+        ends.set_xlabel("learning rate")
+        whole_numbers(curves.xaxis)
+        for axes in (curves, ends):
+            tidy(axes)
+    return figure
+
+
+def _shade(place: int, count: int) -> str:
+    """From faint to strong, the higher the rate."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return to_hex(colormaps["viridis_r"](0.15 + 0.85 * place / max(count - 1, 1)))
 
 
 def mistakes_figure(pixels: Tensor, mistakes: Sequence[Mistake], classes: Sequence[str], title: str) -> Figure:

@@ -1,32 +1,42 @@
-"""What the run of a finalist or champion shows of its network: curves, confusion, calibration, its surest mistakes."""
+"""What a run shows of the network it trained: curves, filters, confusion, calibration, its surest mistakes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from fmnist_search.canvas import as_png
-from fmnist_search.data import Labelled
-from fmnist_search.evaluate import calibration, confusion_of, mistakes
+from fmnist_search.data import Images, Labelled
+from fmnist_search.evaluate import calibration, confusion_of, mistakes, predict_logits
 from fmnist_search.network_figures import (
     calibration_figure,
     confusion_figure,
+    filters_figure,
     mistakes_figure,
     predictions_figure,
     training_figure,
 )
+from fmnist_search.recipe import Recipe
 from fmnist_search.record import Run
 from fmnist_search.results import EpochReport
+from fmnist_search.weights import classifier_with
 
 GRID = 25
 """Images of the grid of predictions: the first, whatever they are."""
 
 
-def show_training(run: Run, epochs: Sequence[EpochReport], title: str) -> None:
-    """The curves of a training."""
+def show_training(
+    run: Run, title: str, recipe: Recipe, epochs: Sequence[EpochReport], weights: Mapping[str, Tensor], images: Images
+) -> None:
+    """A training's curves, the filters that it learned, and how these weights of it do on its validation images."""
     run.file("curves.png", as_png(training_figure(epochs, title)))
+    classifier = classifier_with(recipe, weights)
+    run.file("filters.png", as_png(filters_figure(classifier.network.state_dict(), title)))
+    if validation := images.validation:
+        logits = predict_logits(classifier.to(validation.pixels.device), validation.pixels)
+        show_network(run, logits.softmax(1), validation, images.classes, "val", title)
 
 
 def show_network(

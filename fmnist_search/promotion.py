@@ -5,14 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from fmnist_search import finalists
 from fmnist_search.card import from_study
 from fmnist_search.comparison import Figures
 from fmnist_search.config import Finalists
 from fmnist_search.data import Images, Source, prepare
-from fmnist_search.evaluate import predict_logits
-from fmnist_search.portrait import show_network, show_training
+from fmnist_search.portrait import show_training
 from fmnist_search.recipe import Data, Recipe
 from fmnist_search.record import Run, TrainingRun
 from fmnist_search.registration import Candidate, make_way, register
@@ -119,12 +119,6 @@ class Finalist(Queued):
         """Take in the result, and draw its pictures when there is time."""
         super().end(result, seconds)
         if result.state is State.COMPLETED:
-            self._desk.sender.when_idle(lambda: self._portray(result))
-
-    def _portray(self, result: TrialResult) -> None:
-        show_training(self.run, result.epochs, self.name)
-        if result.last_weights and len(self.images.validation):
-            images = self.images.validation
-            classifier = finalists.trained(self.recipe, result).to(images.pixels.device)
-            probabilities = predict_logits(classifier, images.pixels).softmax(1)
-            show_network(self.run, probabilities, images, self.images.classes, "val", self.name)
+            weights = result.last_weights or {}
+            show = partial(show_training, self.run, self.name, self.recipe, result.epochs, weights, self.images)
+            self._desk.sender.when_idle(show)

@@ -193,6 +193,34 @@ def spread_text(accuracies: Sequence[float]) -> str:
 
 
 @dataclass(frozen=True)
+class RateResult:
+    """A network trained at one learning rate of a sweep, `factor` times its own, from several seeds."""
+
+    network: str
+    factor: float
+    learning_rate: float
+    results: tuple[TrialResult, ...]
+
+    @property
+    def accuracies(self) -> tuple[float, ...]:
+        """Validation accuracies at the last epoch, of those that completed."""
+        return completed_accuracies(self.results)
+
+    @property
+    def mean_curve(self) -> tuple[float, ...]:
+        """Mean validation accuracy after each epoch, of those that completed."""
+        done = [result.epochs for result in self.results if result.state is State.COMPLETED]
+        curves = [[report.val_accuracy or 0.0 for report in epochs] for epochs in done]
+        return tuple(map(statistics.fmean, zip(*curves, strict=False)))
+
+
+def completed_accuracies(results: Sequence[TrialResult]) -> tuple[float, ...]:
+    """Validation accuracies at the last epoch, of those that completed and have one."""
+    done = [result.value for result in results if result.state is State.COMPLETED]
+    return tuple(value for value in done if value is not None)
+
+
+@dataclass(frozen=True)
 class Champion:
     """The chosen recipe's model, registered: how it was confirmed and what it reached on the test images.
 

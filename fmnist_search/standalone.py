@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,10 @@ from fmnist_search.companions import Board, Company, Keeper, kept_state
 from fmnist_search.config import recipe_to_toml
 from fmnist_search.data import Images, Source, prepare
 from fmnist_search.errors import UserError
-from fmnist_search.evaluate import predict_logits
 from fmnist_search.files import whole
 from fmnist_search.models import check
 from fmnist_search.places import Home, image_cache
-from fmnist_search.portrait import show_network, show_training
+from fmnist_search.portrait import show_training
 from fmnist_search.provenance import environment
 from fmnist_search.recipe import Execution, Recipe
 from fmnist_search.record import RECIPE_FILE, Run, TrainingRun
@@ -33,6 +33,7 @@ from fmnist_search.results import (
     Silence,
     State,
     TrialResult,
+    completed_accuracies,
     mean_and_deviation,
     spread_text,
 )
@@ -41,7 +42,7 @@ from fmnist_search.tracking import Tracking, reaching
 from fmnist_search.training import Desk, Interruption, Queued, Tracked, see_off, sending, side_by_side, unbegun
 from fmnist_search.trial import Companion, run_trial, watch_nothing
 from fmnist_search.tuning import resolve_execution, tune
-from fmnist_search.weights import classifier_with, state_bytes
+from fmnist_search.weights import state_bytes
 from fmnist_search.workers import Crew, fitting
 
 BEST_FILE, LAST_FILE, EPOCHS_FILE = "weights.pt", "last_weights.pt", "epochs.csv"
@@ -62,8 +63,7 @@ class Several:
     @property
     def accuracies(self) -> tuple[float, ...]:
         """Validation accuracies at the last epoch, of those that completed."""
-        done = [result.value for result in self.results if result.state is State.COMPLETED]
-        return tuple(value for value in done if value is not None)
+        return completed_accuracies(self.results)
 
     def __str__(self) -> str:
         return spread_text(self.accuracies) if self.accuracies else "no validation accuracy"
@@ -296,7 +296,8 @@ class Workshop:
                 training.run.file(path, content)
             if output:
                 _copy({RECIPE_FILE: recipe_to_toml(training.recipe).encode(), **files}, output)
-            self.desk.sender.when_idle(lambda: _portray(training, result, weights[LAST_FILE]))
+            of = (training.name, training.recipe, result.epochs, weights[LAST_FILE], training.images)
+            self.desk.sender.when_idle(partial(show_training, training.run, *of))
         see_off(self.desk)
         return result
 
@@ -389,12 +390,3 @@ def _check_output(folder: Path | None) -> None:
             tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(f"--output {folder}: cannot be written ({error.strerror}); name another folder") from None
-
-
-def _portray(training: Single, result: TrialResult, weights: Mapping[str, Tensor]) -> None:
-    show_training(training.run, result.epochs, training.name)
-    images = training.images.validation
-    if len(images):
-        classifier = classifier_with(training.recipe, weights).to(images.pixels.device)
-        probabilities = predict_logits(classifier, images.pixels).softmax(1)
-        show_network(training.run, probabilities, images, training.images.classes, "val", training.name)

@@ -5,6 +5,7 @@
 # isort: off
 from fmnist_search.cli import search
 from fmnist_search.cli import train
+from fmnist_search.cli import sweeps
 from fmnist_search.cli import inspect
 from fmnist_search.cli import presets
 from fmnist_search.cli import models

@@ -14,6 +14,7 @@ from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
     from fmnist_search.data import Source
+    from fmnist_search.recipe import Recipe
 
 app = typer.Typer(
     name="fmnist-search",
@@ -127,3 +128,20 @@ def image_source(data_dir: Path | None) -> Source:
     from fmnist_search.places import image_cache
 
     return Source(image_cache(), data_dir)
+
+
+def recipe_named(name: str) -> Recipe:
+    """The recipe of a file, a preset or a family.
+
+    Raises:
+        UserError: there is none, or the file has mistakes.
+    """
+    from fmnist_search.config import read_recipe
+    from fmnist_search.models import preset_named
+
+    return read_recipe(name) if is_recipe_file(name) else preset_named(name).recipe
+
+
+def is_recipe_file(name: str) -> bool:
+    """Whether this names a recipe file and no preset."""
+    return name.endswith(".toml") or "/" in name or Path(name).is_file()

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fmnist_search.cli.app import DataDir, Force, Set, TrackingUri, Workdir, app, check_output, image_source
+from fmnist_search.cli.app import (
+    DataDir,
+    Force,
+    Set,
+    TrackingUri,
+    Workdir,
+    app,
+    check_output,
+    image_source,
+    recipe_named,
+)
 from fmnist_search.cli.runs import OfStudy, found_runs
 from fmnist_search.errors import UserError
 
@@ -84,16 +94,11 @@ def draw_augmentations(
 
 def _recipe(named: str | None, settings: list[str] | None) -> Recipe:
     """A recipe file or a preset, without either the defaults, with such settings."""
-    from fmnist_search.config import parse_assignment, read_recipe
-    from fmnist_search.models import PRESETS, preset_named
+    from fmnist_search.config import parse_assignment
     from fmnist_search.recipe import Recipe
 
-    changes = dict(map(parse_assignment, settings or []))
-    if named is None:
-        return Recipe().replace(changes)
-    if named in PRESETS or not (named.endswith(".toml") or Path(named).exists()):
-        return preset_named(named).recipe.replace(changes)
-    return read_recipe(named, changes)
+    base = recipe_named(named) if named else Recipe()
+    return base.replace(dict(map(parse_assignment, settings or [])))
 
 
 @draw.command("filters")

@@ -19,6 +19,8 @@ from fmnist_search.cli.app import (
     Workdir,
     Workers,
     app,
+    is_recipe_file,
+    recipe_named,
 )
 from fmnist_search.errors import UserError
 
@@ -111,17 +113,13 @@ def train(
 
 def _base(named: str | None, from_run: str | None, tracking_uri: str | None) -> tuple[Recipe, str]:
     """The recipe that is to be trained before anything is overridden, and what it is called."""
-    from fmnist_search.config import read_recipe
-    from fmnist_search.models import preset_named
     from fmnist_search.places import tracking_uri as resolve
     from fmnist_search.tracking import Tracking
 
     if from_run:
         return Tracking(resolve(tracking_uri), "fmnist-search").recipe_of(from_run), f"run {from_run}"
     assert named
-    if named.endswith(".toml") or "/" in named or Path(named).is_file():
-        return read_recipe(named), named
-    return preset_named(named).recipe, f"{PRESET}{named}"
+    return recipe_named(named), named if is_recipe_file(named) else f"{PRESET}{named}"
 
 
 def _origins(base: Recipe, chosen: Recipe, name: str, overridden: Collection[str]) -> dict[str, str]:

@@ -131,12 +131,11 @@ def tuned_once() -> Iterator[None]:
         yield
 
 
-NETWORKS = ("show_network", "show_training")
 DRAWERS = {
     logbook: ("study_figures", "study_page"),
-    promotion: NETWORKS,
+    promotion: ("show_training",),
     registration: ("show_network",),
-    standalone: NETWORKS,
+    standalone: ("show_training",),
 }
 DRAWN = [(module, name, getattr(module, name)) for module, names in DRAWERS.items() for name in names]
 

@@ -1,0 +1,117 @@
+"""Sweeps: the same recipes at several values of one hyperparameter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fmnist_search.cli.app import (
+    AsJson,
+    DataDir,
+    Device,
+    Engine,
+    Set,
+    Threads,
+    TrackingUri,
+    Workdir,
+    Workers,
+    app,
+    check_output,
+    recipe_named,
+)
+from fmnist_search.errors import UserError
+
+if TYPE_CHECKING:
+    from fmnist_search.results import RateResult
+
+
+@app.command("sweep-lr")
+def sweep_lr(
+    recipes: Annotated[list[str], typer.Argument(help="Presets, families or recipe files.", metavar="RECIPE...")],
+    factors: Annotated[str, typer.Option(help="Times the recipe's own rate.", metavar="A,B,...")] = "1,2,4,8",
+    seeds: Annotated[int, typer.Option(help="Seeds at each rate.", min=1)] = 2,
+    epochs: Annotated[int | None, typer.Option(help="Epochs.", show_default=False)] = None,
+    settings: Set = None,
+    output: Annotated[Path, typer.Option(help="The picture, a PNG.", metavar="FILE")] = Path("sweep.png"),
+    force: Annotated[bool, typer.Option("--force", help="Replace a picture that is there.")] = False,
+    device: Device = None,
+    threads: Threads = None,
+    workers: Workers = None,
+    engine: Engine = None,
+    tracking_uri: TrackingUri = None,
+    workdir: Workdir = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train networks at several learning rates, and draw which they bear.
+
+    Every training is a run in MLflow below the sweep's, which holds the table and the picture as well. Several
+    networks come into one picture: with batch normalisation, say, and without.
+
+    Examples:
+
+      fmnist-search sweep-lr lenet
+
+      fmnist-search sweep-lr wide-conv wide-conv-bn --factors 1,2,4,8 --epochs 3
+    """
+    from fmnist_search.canvas import save_png
+    from fmnist_search.config import parse_assignment
+    from fmnist_search.console import Exit, Speaker, out, show_json, show_table, table
+    from fmnist_search.results import State, spread_text
+    from fmnist_search.sweeps import sweep_learning_rate
+
+    check_output(output, suffix=".png", force=force)
+    overrides = dict(map(parse_assignment, settings or [])) | ({"epochs": epochs} if epochs else {})
+    named = {name: recipe_named(name).replace(overrides) for name in recipes}
+    conditions = {"device": device, "threads": threads, "workers": workers, "engine": engine}
+    sweep = sweep_learning_rate(
+        named,
+        _numbers(factors),
+        seeds,
+        tracking_uri=tracking_uri,
+        workdir=workdir,
+        data_dir=data_dir,
+        listener=Speaker(),
+        **{key: value for key, value in conditions.items() if value is not None},  # type: ignore[arg-type]
+    )
+    save_png(sweep.figure, output)
+    if as_json:
+        show_json({"run_id": sweep.run_id, "picture": str(output), "rates": [_plain(rate) for rate in sweep.rates]})
+    else:
+        rows = [
+            [
+                rate.network,
+                f"{rate.factor:g}x",
+                f"{rate.learning_rate:.4g}",
+                spread_text(rate.accuracies) if rate.accuracies else "-",
+                ", ".join(sorted({result.state.value for result in rate.results})),
+            ]
+            for rate in sweep.rates
+        ]
+        show_table(table(["network", "factor", "learning_rate", "val_accuracy", "ended"], rows))
+        out.print(f"\n{output}; run {sweep.run_id}, see it with `fmnist-search ui`", markup=False)
+    if any(result.state is State.INTERRUPTED for rate in sweep.rates for result in rate.results):
+        raise typer.Exit(Exit.INTERRUPTED)
+
+
+def _plain(rate: RateResult) -> dict[str, Any]:
+    return {
+        "network": rate.network,
+        "factor": rate.factor,
+        "learning_rate": rate.learning_rate,
+        "val_accuracies": rate.accuracies,
+        "states": [result.state.value for result in rate.results],
+        "reasons": [result.reason for result in rate.results],
+    }
+
+
+def _numbers(given: str) -> list[float]:
+    try:
+        factors = [float(text) for text in given.split(",")]
+    except ValueError:
+        factors = []
+    if not factors or min(factors) <= 0 or len(set(factors)) < len(factors):
+        raise UserError(f"--factors {given}: are no different positive numbers; write such as 1,2,4,8")
+    return factors

@@ -1,0 +1,65 @@
+"""`sweep-lr`: networks at several learning rates, each a run, all in one picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+from tests.integration.conftest import Command
+
+SLICE = ["--set", "data.train_images=1000", "--set", "data.validation=1000", "--epochs", 2, "--workers", 1]
+
+
+def test_a_sweep_trains_every_rate_from_every_seed_and_draws_them(command: Command, tmp_path: Path) -> None:
+    outcome = command("sweep-lr", "logistic", "mlp-256", "--factors", "1,8", "--seeds", 2, *SLICE, "--json")
+    assert outcome.code == 0, outcome.stderr
+    rates = outcome.json["rates"]
+    assert [(rate["network"], rate["learning_rate"]) for rate in rates] == [
+        ("logistic", 0.001),
+        ("logistic", 0.008),
+        ("mlp-256", 0.001),
+        ("mlp-256", 0.008),
+    ]
+    assert all(len(rate["val_accuracies"]) == 2 and min(rate["val_accuracies"]) > 0.3 for rate in rates)
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    above = outcome.json["run_id"]
+    assert {"sweep.png", "sweep.json"} <= {artifact.path for artifact in client.list_artifacts(above)}
+    experiment = client.get_run(above).info.experiment_id
+    members = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{above}'")
+    assert len(members) == 8
+    assert {member.data.params["optimizer.learning_rate"] for member in members} == {"0.001", "0.008"}
+    with Image.open(tmp_path / "sweep.png") as picture:
+        assert picture.width > 800
+        assert len(picture.convert("RGB").getcolors(10**6)) > 100
+
+
+def test_a_rate_that_breaks_a_training_is_told_and_spoils_nothing_else(command: Command, tmp_path: Path) -> None:
+    settings = [*SLICE, "--set", "optimizer.name=sgd", "--seeds", 1, "--output", "rates.png"]
+    outcome = command("sweep-lr", "mlp-512", "--factors", "1,100000", *settings)
+    assert outcome.code == 0, outcome.stderr
+    rows = {line.split()[1]: line.rstrip() for line in outcome.stdout.splitlines() if line.startswith("mlp-512")}
+    assert rows["1x"].endswith("completed")
+    assert rows["100000x"].endswith("failed")
+    assert (tmp_path / "rates.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["lenett"], ["'lenett'", "did you mean 'lenet'?"]),
+        (["logistic", "--factors", "1,two"], ["--factors 1,two", "1,2,4,8"]),
+        (["logistic", "--factors", "1,1"], ["--factors 1,1"]),
+        (["logistic", "--factors", "1,1000000"], ["--factors 1e+06", "at most 100"]),
+        (["logistic", "--set", "data.validation=0"], ["data.validation", "logistic"]),
+        (["logistic", "--output", "sweep.jpg"], ["sweep.jpg", ".png"]),
+    ],
+)
+def test_a_mistake_is_one_line(command: Command, tmp_path: Path, arguments: list[str], said: list[str]) -> None:
+    outcome = command("sweep-lr", *arguments)
+    assert outcome.code == 2, outcome
+    assert len(outcome.errors) == len(outcome.stderr.splitlines()) == 1, outcome.stderr
+    assert all(text in outcome.errors[0] for text in said), outcome.stderr
+    assert not (tmp_path / "mlflow.db").exists()
