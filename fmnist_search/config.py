@@ -230,8 +230,8 @@ class Start(Section):
 
     recipes: tuple[str | dict[str, Any], ...] = Field(
         (),
-        description="recipe files, `study:NAME` (its best trial), `champion`, or tables of values of which the rest "
-        "is drawn",
+        description="recipe files, `preset:NAME`, `study:NAME` (its best trial), `champion`, or tables of values of "
+        "which the rest is drawn",
     )
     outside: Literal["refuse", "try"] = Field(
         "refuse", description="what to do with a recipe that the space does not hold"
@@ -563,7 +563,7 @@ def _beside(tables: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def is_recipe_file(entry: object) -> bool:
     """Whether an entry of `start.recipes` names a file."""
-    return isinstance(entry, str) and entry != "champion" and not entry.startswith("study:")
+    return isinstance(entry, str) and entry != "champion" and not entry.startswith(("study:", "preset:"))
 
 
 def _left_behind(chosen: Mapping[str, Any], config: StudyConfig) -> Iterator[str]:

@@ -14,6 +14,7 @@ from fmnist_search.domains import NOT_SEARCHABLE
 from fmnist_search.errors import UserError
 from fmnist_search.hyperparameters import Value
 from fmnist_search.logbook import Logbook, system_metrics
+from fmnist_search.models import preset_named
 from fmnist_search.places import Home, image_cache
 from fmnist_search.promotion import Promotion
 from fmnist_search.recipe import Execution, values_of
@@ -121,6 +122,8 @@ def _starts(home: Home, config: StudyConfig, tracking: Tracking | None) -> Itera
                 )  # fmt: skip
         elif entry == "champion":
             source, given = entry, _champion_values(config, tracking)
+        elif entry.startswith("preset:"):
+            source, given = entry, preset_named(entry.removeprefix("preset:")).recipe.flat()
         elif entry.startswith("study:"):
             name = entry.removeprefix("study:")
             leaders = leaders_of(Ledger.find(home.storage_url, name).rows())

@@ -39,7 +39,7 @@ def search(
     pruner: Pruner = None,
     start: Annotated[
         list[str] | None,
-        typer.Option(help="Try this first: a recipe file, study:NAME or champion; again for more.", show_default=False),
+        typer.Option(help="Try this first: a recipe file, preset:NAME, study:NAME or champion.", show_default=False),
     ] = None,
     device: Device = None,
     workers: Workers = None,
