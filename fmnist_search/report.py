@@ -13,6 +13,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
 from fmnist_search.config import Budget
+from fmnist_search.datasets import dataset_named
 from fmnist_search.domains import Choice, Domain, Range
 from fmnist_search.evaluate import class_scores
 from fmnist_search.hyperparameters import Value
@@ -78,7 +79,8 @@ def _outcome(summary: StudySummary) -> str:
 
 def _training_of(recipe: Recipe) -> str:
     epochs = "1 epoch" if recipe.epochs == 1 else f"{recipe.epochs} epochs"
-    return f"{epochs} on {recipe.data.training_count:,} images, schedule {recipe.schedule.name}"
+    images = f"{recipe.data.training_count:,} images of {dataset_named(recipe.data.dataset).title}"
+    return f"{epochs} on {images}, schedule {recipe.schedule.name}"
 
 
 def _spent(summary: StudySummary) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -266,8 +267,8 @@ def test_a_file_that_is_there_is_replaced_only_when_asked(finished: Finished, tm
 def test_a_file_that_does_not_agree_is_not_written(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def other(uri: str, *rest: Any) -> bytes:
-        return convert(uri.replace("/1", "/2"), *rest)
+    def other(uri: str, metadata: Mapping[str, str]) -> bytes:
+        return convert(uri.replace("/1", "/2"), metadata)
 
     convert = onnx_export._converted
     monkeypatch.setattr(onnx_export, "_converted", other)

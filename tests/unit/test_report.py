@@ -195,8 +195,8 @@ def test_a_note_tells_of_the_champion_and_its_one_look_at_the_test_images() -> N
     note = study_note(summary(row(4), champion=champion), SEARCHED, SPACE)
     assert (
         "**Chosen**: trial 4 (cnn 32-64-128), confirmed at 91.00% ± 1.41% (n = 2) on fresh seeds; 90.00% on the test "
-        "images (95 % interval 89.40% to 90.57%), looked at once. Its model was trained for 9 epochs on 49,152 images, "
-        "schedule constant. Registered as `m` version 7, alias `challenger`."
+        "images (95 % interval 89.40% to 90.57%), looked at once. Its model was trained for 9 epochs on 49,152 images "
+        "of Fashion-MNIST, schedule constant. Registered as `m` version 7, alias `challenger`."
     ) in note
 
 
