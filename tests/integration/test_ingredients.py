@@ -47,10 +47,9 @@ width_1 = 4
 
 [finalists]
 recipes = 1
-seeds = 2
+seeds = 1
 epochs = 3
 images = "slice"
-ensemble = 2
 
 [execution]
 precision = "float32"
@@ -93,7 +92,7 @@ def test_trials_out_of_patience_are_completed_and_the_budget_counts_their_epochs
 
 
 def test_finalists_and_the_refit_train_to_the_end(client: MlflowClient) -> None:
-    assert epochs_of(client, "finalist") == [("completed", "", "3", 3)] * 4
+    assert epochs_of(client, "finalist") == [("completed", "", "3", 3)] * 2
 
 
 def test_a_trial_that_stopped_early_is_reproduced_bit_for_bit(searched: Finished) -> None:
