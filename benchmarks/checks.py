@@ -33,6 +33,8 @@ RECIPES: dict[str, dict[str, object]] = {
     "one-cycle, clipped": {"schedule.name": "one-cycle", "optimizer.clip_norm": 1.0, "label_smoothing": 0.1},
     "bfloat16": {"precision": "bfloat16"},
     "mlp": {"model.family": "mlp", "model.width": 128, "model.dropout": 0.2},
+    "rotated, mixed": {"augmentation.rotation": 10.0, "augmentation.mixup": 0.2, "augmentation.cutmix": 1.0},
+    "penalty, per-pixel, views": {"optimizer.penalty": 1e-3, "normalisation": "per-pixel", "test_time": "flip+shift"},
 }
 GIANT: dict[str, object] = {"model.width_1": 4_096, "model.width_2": 1_024, "model.kernel_1": 7, "batch_size": 6_000}
 

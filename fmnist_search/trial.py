@@ -77,10 +77,7 @@ def run_trial(
                 companion.epoch_done(epoch, course.kept(epoch, time.perf_counter() - started))
             decision = observer(epoch.report)
             if course.is_out_of_patience:
-                figure, number = recipe.keep, epoch.report.epoch
-                course.end(
-                    State.COMPLETED, f"no better {figure} in {recipe.patience} epochs: over after epoch {number}"
-                )
+                course.end(State.COMPLETED, f"early stopping: no better {recipe.keep} since epoch {course.best_epoch}")
             elif decision is not Decision.CONTINUE and epoch.report.epoch < recipe.epochs:
                 state = ENDED_BY[decision]
                 course.end(state, f"{state.value} after epoch {epoch.report.epoch}")
@@ -167,9 +164,13 @@ class _Course:
     @property
     def is_out_of_patience(self) -> bool:
         """Whether early stopping ends it with the epoch that was taken in last."""
-        assert self.best is not None
         last, patience = self.reports[-1].epoch, self.recipe.patience
-        return 0 < patience <= last - self.best.epoch and last < self.recipe.epochs
+        return 0 < patience <= last - (self.best_epoch or 0) and last < self.recipe.epochs
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch whose weights are kept."""
+        return self.best.epoch if self.best else None
 
     def _beats_best(self, report: EpochReport) -> bool:
         if self.best is None or report.val_accuracy is None or self.best.val_accuracy is None:
@@ -187,7 +188,7 @@ class _Course:
             epochs=tuple(self.reports),
             seconds=self.seconds_before + seconds,
             parameters=self.parameters,
-            best_epoch=self.best.epoch if self.best else None,
+            best_epoch=self.best_epoch,
             confusion=self.evaluation.confusion if self.evaluation else None,
             reason=self.reason,
             error=self.error,

@@ -6,11 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from torch import Tensor
 from torchvision.transforms import RandomErasing
-from torchvision.transforms.v2 import functional
+from torchvision.transforms.v2 import InterpolationMode, functional
 
-from fmnist_search.augment import augment, erase, flip, shift
+from fmnist_search.augment import augment, erase, flip, mix, rotate, shift, symmetric_beta
 from fmnist_search.data import Images
 from fmnist_search.recipe import Augmentation
 
@@ -18,7 +19,17 @@ FILL = 73
 BATCH = 16
 whole_batch = st.lists(st.integers(-30, 30), min_size=BATCH, max_size=BATCH)
 settings_of_augmentation = st.builds(
-    Augmentation, shift=st.integers(0, 14), flip=st.floats(0, 1), erasing=st.floats(0, 1)
+    Augmentation,
+    rotation=st.floats(0, 180),
+    shift=st.integers(0, 14),
+    flip=st.floats(0, 1),
+    erasing=st.floats(0, 1),
+)
+alphas = st.floats(1e-3, 100)
+mixtures = st.one_of(
+    st.builds(Augmentation, mixup=alphas),
+    st.builds(Augmentation, cutmix=alphas),
+    st.builds(Augmentation, mixup=alphas, cutmix=alphas),
 )
 
 
@@ -46,6 +57,21 @@ def test_a_shift_is_torchvisions_crop_of_the_padded_image(pixels: Tensor, down: 
     padded = functional.pad(pixels, [30])
     expected = [functional.crop(i, 30 - d, 30 - r, 28, 28) for i, d, r in zip(padded, down, right, strict=True)]
     assert torch.equal(shifted, torch.stack(expected))
+
+
+@settings(max_examples=20)
+@given(st.lists(st.floats(-180, 180), min_size=BATCH, max_size=BATCH))
+def test_a_rotation_is_torchvisions(pixels: Tensor, degrees: list[float]) -> None:
+    rotated = rotate(pixels, torch.tensor(degrees))
+    bilinear = InterpolationMode.BILINEAR
+    expected = [functional.rotate(i[None].float(), d, bilinear)[0] for i, d in zip(pixels, degrees, strict=True)]
+    torch.testing.assert_close(rotated.float(), torch.stack(expected), rtol=0, atol=0.51)
+
+
+@pytest.mark.parametrize("quarters", [-2, -1, 0, 1, 2])
+def test_quarter_turns_only_move_pixels(pixels: Tensor, quarters: int) -> None:
+    rotated = rotate(pixels, torch.full((BATCH,), 90.0 * quarters))
+    assert torch.equal(rotated, torch.rot90(pixels, quarters, (1, 2)))
 
 
 @given(st.lists(st.booleans(), min_size=BATCH, max_size=BATCH))
@@ -92,8 +118,10 @@ def test_the_global_generator_is_not_drawn_from(pixels: Tensor) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_nothing_asked_changes_nothing(pixels: Tensor) -> None:
-    assert torch.equal(augment(pixels, Augmentation(), FILL, seeded()), pixels)
+def test_nothing_asked_changes_nothing_and_draws_nothing(pixels: Tensor) -> None:
+    generator = seeded()
+    assert torch.equal(augment(pixels, Augmentation(), FILL, generator), pixels)
+    assert torch.equal(generator.get_state(), seeded().get_state())
 
 
 @given(st.lists(st.booleans(), min_size=BATCH, max_size=BATCH))
@@ -105,14 +133,20 @@ def test_flipping_twice_gives_the_image_back(pixels: Tensor, flipped: list[bool]
 # ----------------------------------------------------------------------------------- randomness
 
 
-@pytest.mark.parametrize("augmentation", [Augmentation(shift=4), Augmentation(flip=0.5), Augmentation(erasing=0.5)])
+@pytest.mark.parametrize(
+    "augmentation",
+    [Augmentation(rotation=20), Augmentation(shift=4), Augmentation(flip=0.5), Augmentation(erasing=0.5)],
+)
 def test_each_image_of_a_batch_gets_a_change_of_its_own(pixels: Tensor, augmentation: Augmentation) -> None:
     changed = many(pixels[:1].expand(200, 28, 28), augmentation)
     kinds = len(torch.unique(changed.flatten(1), dim=0))
     assert kinds == 2 if augmentation.flip else kinds > 40
 
 
-@pytest.mark.parametrize("augmentation", [Augmentation(shift=4), Augmentation(flip=0.5), Augmentation(erasing=0.5)])
+@pytest.mark.parametrize(
+    "augmentation",
+    [Augmentation(rotation=20), Augmentation(shift=4), Augmentation(flip=0.5), Augmentation(erasing=0.5)],
+)
 def test_another_generator_gives_other_changes(pixels: Tensor, augmentation: Augmentation) -> None:
     assert not torch.equal(many(pixels, augmentation, seed=0), many(pixels, augmentation, seed=1))
 
@@ -139,6 +173,18 @@ def test_a_probability_is_the_share_of_the_images_that_change(name: str) -> None
     changed = many(lopsided, Augmentation(**{name: 0.3}))
     share = (changed != lopsided).flatten(1).any(1).double().mean().item()
     assert share == pytest.approx(0.3, abs=0.04)
+
+
+@pytest.mark.parametrize("largest", [15.0, 180.0])
+def test_every_angle_up_to_the_largest_is_as_likely(largest: float) -> None:
+    right_of_the_centre = torch.zeros(2_000, 28, 28, dtype=torch.uint8)
+    right_of_the_centre[:, 13:15, 23:25] = 255
+    rotated = many(right_of_the_centre, Augmentation(rotation=largest)).double()
+    places = torch.arange(28) - 13.5
+    up, right = -(rotated.sum(2) * places).sum(1), (rotated.sum(1) * places).sum(1)
+    angles = torch.rad2deg(torch.atan2(up, right))
+    assert angles.abs().max() < largest + 1
+    assert stats.kstest(angles, stats.uniform(-largest, 2 * largest).cdf).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("largest", [1, 3])
@@ -180,3 +226,84 @@ def test_erased_rectangles_are_on_average_as_large_as_torchvisions() -> None:
 def test_erasing_reaches_every_pixel() -> None:
     erased = many(torch.zeros(2_000, 28, 28, dtype=torch.uint8), Augmentation(erasing=1.0)) > 0
     assert erased.any(0).all()
+
+
+# ---------------------------------------------------------------------------------------- mixtures
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.2, 0.5, 1.0, 8.0, 100.0])
+def test_shares_are_drawn_from_the_symmetric_beta(alpha: float) -> None:
+    shares = symmetric_beta(5_000, alpha, seeded())
+    assert shares.dtype == torch.float32
+    # At the ends themselves a small alpha has more than float32 can tell apart.
+    places = torch.linspace(1e-3, 1 - 1e-3, 100, dtype=torch.float64)
+    found = (shares.double()[:, None] <= places).double().mean(0)
+    # Kolmogorov's distance is above this once in a thousand times.
+    assert (found - torch.from_numpy(stats.beta(alpha, alpha).cdf(places))).abs().max() < 1.95 / 5_000**0.5
+
+
+@given(st.floats(0, 100, exclude_min=True), st.integers(0, 2**32))
+def test_a_share_is_a_share_whatever_alpha(alpha: float, seed: int) -> None:
+    shares = symmetric_beta(200, alpha, seeded(seed))
+    assert ((shares >= 0) & (shares <= 1)).all()
+
+
+@given(mixtures, st.integers(0, 2**32))
+def test_images_mix_with_their_neighbours_by_their_shares(
+    pixels: Tensor, augmentation: Augmentation, seed: int
+) -> None:
+    """Of images of one grey each, the mean of a mixture tells the shares, whatever it was mixed by."""
+    greys = torch.arange(BATCH, dtype=torch.uint8) * 16
+    mixed, share = mix(greys[:, None, None].expand(BATCH, 28, 28), augmentation, seeded(seed))
+    assert ((share >= 0) & (share <= 1)).all()
+    own = greys.float()
+    torch.testing.assert_close(mixed.mean((1, 2)), share * own + (1 - share) * own.roll(1), rtol=1e-4, atol=1e-3)
+
+
+@given(alphas, st.integers(0, 2**32))
+def test_mixup_blends_every_pixel_alike(pixels: Tensor, alpha: float, seed: int) -> None:
+    mixed, share = mix(pixels, Augmentation(mixup=alpha), seeded(seed))
+    kept, own = share[:, None, None], pixels.float()
+    torch.testing.assert_close(mixed, kept * own + (1 - kept) * own.roll(1, 0), rtol=1e-4, atol=1e-3)
+
+
+@given(alphas, st.integers(0, 2**32))
+def test_cutmix_puts_in_a_rectangle_and_the_share_is_that_of_the_pixels_kept(alpha: float, seed: int) -> None:
+    greys = torch.arange(BATCH)[:, None, None].expand(BATCH, 28, 28)
+    mixed, share = mix(greys.byte(), Augmentation(cutmix=alpha), seeded(seed))
+    kept = mixed == greys
+    assert torch.equal(mixed, torch.where(kept, greys, greys.roll(1, 0)).float())
+    torch.testing.assert_close(share, kept.float().mean((1, 2)))
+    for patch in ~kept:
+        assert torch.equal(patch, patch.any(1)[:, None] & patch.any(0)[None, :])
+
+
+def test_patches_reach_every_pixel_and_are_on_average_as_large_as_the_authors() -> None:
+    dark = torch.zeros(4_000, 28, 28, dtype=torch.uint8)
+    dark[::2] = 1  # every image's neighbour is of the other grey
+    mixed, share = mix(dark, Augmentation(cutmix=1.0), seeded())
+    cut = mixed != dark
+    assert cut.any(0).all()
+    # Theirs, with numpy: sides of sqrt(1 - lambda), centred anywhere, clipped at the edges.
+    generator = torch.Generator().manual_seed(1)
+    draw = torch.rand(3, 4_000, generator=generator)
+    side, row, column = (28 * draw[0].sqrt()).long(), (28 * draw[1]).long(), (28 * draw[2]).long()
+    lengths = [(c + side // 2).clamp(0, 28) - (c - side // 2).clamp(0, 28) for c in (row, column)]
+    assert 1 - share.mean().item() == pytest.approx((lengths[0] * lengths[1]).double().mean().item() / 784, abs=0.02)
+
+
+def test_with_both_a_coin_decides_for_each_image() -> None:
+    greys = (torch.arange(4_000) % 2)[:, None, None].expand(4_000, 28, 28).byte()
+    mixed, _ = mix(greys, Augmentation(mixup=1.0, cutmix=1.0), seeded())
+    blended = ((mixed > 0) & (mixed < 1)).flatten(1).all(1)
+    assert blended.double().mean().item() == pytest.approx(0.5, abs=0.04)
+    assert set(mixed[~blended].unique().tolist()) == {0.0, 1.0}
+
+
+@given(mixtures, st.integers(0, 2**32))
+def test_the_generator_alone_decides_a_mixture(pixels: Tensor, augmentation: Augmentation, seed: int) -> None:
+    before, state = pixels.clone(), torch.get_rng_state()
+    once = mix(pixels, augmentation, seeded(seed))
+    assert all(map(torch.equal, once, mix(pixels, augmentation, seeded(seed))))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(pixels, before)

@@ -16,7 +16,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from fmnist_search import tuning
-from fmnist_search.data import Images, Source, prepare
+from fmnist_search.augment import mix
+from fmnist_search.data import PIXEL_DEVIATION_FLOOR, Images, Source, prepare
 from fmnist_search.engine import batch_sizes, fit
 from fmnist_search.errors import UserError
 from fmnist_search.models import build
@@ -45,6 +46,16 @@ BUSY = Recipe(
     data=DATA,
     epochs=2,
     batch_size=128,
+)
+BUSIER = BUSY.replace(
+    {
+        "augmentation.rotation": 10.0,
+        "augmentation.mixup": 0.2,
+        "augmentation.cutmix": 1.0,
+        "optimizer.penalty": 1e-3,
+        "normalisation": "per-pixel",
+        "test_time": "flip",
+    }
 )
 STILL = {"optimizer.learning_rate": 1e-12, "optimizer.weight_decay": 0.0, "epochs": 1}
 """Changes after which a training moves nothing that float32 can see: its figures are those of the initial weights."""
@@ -91,10 +102,11 @@ def test_a_last_batch_of_another_size_trains_batch_norm_too(count: int, source: 
 # --------------------------------------------------------------------------------- the same again
 
 
-def test_the_same_recipe_gives_the_same_bits(images: Images, execution: Execution) -> None:
-    once = run_trial(BUSY, images, execution)
+@pytest.mark.parametrize("recipe", [BUSY, BUSIER], ids=["busy", "busier"])
+def test_the_same_recipe_gives_the_same_bits(recipe: Recipe, images: Images, execution: Execution) -> None:
+    once = run_trial(recipe, images, execution)
     torch.rand(7)
-    again = run_trial(BUSY, images, execution)
+    again = run_trial(recipe, images, execution)
     assert figures(once) == figures(again)
     assert once.confusion == again.confusion
     assert same_weights(once, again)
@@ -195,6 +207,25 @@ def test_augmentation_changes_what_is_trained_on_and_never_what_is_validated(
     assert augmented.val_loss == pytest.approx(clean.val_loss, rel=1e-6)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_labels_are_mixed_as_the_images_are(kind: str, smoothing: float, images: Images, execution: Execution) -> None:
+    augmentation = Augmentation(**{kind: 1.0})  # type: ignore[arg-type]
+    still = TINY.replace({**STILL, "label_smoothing": smoothing, "batch_size": 1_000})
+    recipe = dataclasses.replace(still, augmentation=augmentation)
+    (epoch,) = run_trial(recipe, images, execution).epochs
+    generator = torch.Generator().manual_seed(recipe.seed)
+    order = torch.randperm(1_000, generator=generator)
+    pixels, share = mix(images.train.pixels[order], augmentation, generator)
+    own = functional.one_hot(images.train.labels[order], 10).float()
+    target = share[:, None] * own + (1 - share[:, None]) * own.roll(1, 0)
+    with torch.no_grad():
+        logits = initial(recipe, images)(pixels)
+    expected = functional.cross_entropy(logits, target, label_smoothing=smoothing).item()
+    assert epoch.train_loss == pytest.approx(expected, rel=1e-5)
+    assert epoch.train_accuracy == (logits.argmax(1) == target.argmax(1)).double().mean().item()
+
+
 def test_images_come_in_another_order_each_epoch(images: Images, execution: Execution) -> None:
     recipe = TINY.replace({**STILL, "epochs": 4, "batch_size": 32})
     losses = {epoch.train_loss for epoch in run_trial(recipe, images, execution).epochs}
@@ -248,6 +279,38 @@ def test_clipping_bounds_what_a_step_can_move(images: Images, execution: Executi
     assert 0 < moved.norm() <= steps * 1e-3 * 1.01
 
 
+def test_a_penalty_pulls_each_weight_matrix_by_its_norm_and_spares_biases(images: Images, execution: Execution) -> None:
+    optimizer = Optimizer(name="sgd", learning_rate=0.1, momentum=0.0, weight_decay=0.0)
+    recipe = dataclasses.replace(TINY, optimizer=optimizer).replace(
+        {"batch_size": 1_000, "epochs": 1, "averaging.horizon": 0.0}
+    )
+    without = run_trial(recipe, images, execution)
+    penalised = run_trial(recipe.replace({"optimizer.penalty": 0.5}), images, execution)
+    assert [epoch.train_loss for epoch in penalised.epochs] == [epoch.train_loss for epoch in without.epochs]
+    assert penalised.weights is not None
+    assert without.weights is not None
+    for name, parameter in initial(recipe, images).named_parameters():
+        pull = 0.1 * 0.5 * parameter.detach() / parameter.detach().norm() if parameter.ndim > 1 else 0.0
+        torch.testing.assert_close(penalised.weights[name], without.weights[name] - pull, rtol=1e-4, atol=1e-6)
+
+
+def test_a_penalty_alone_shrinks_weights(images: Images, execution: Execution) -> None:
+    plain = BUSY.replace({"optimizer.name": "sgd", "optimizer.learning_rate": 0.05, "optimizer.weight_decay": 0.0})
+    without, little, much = (
+        sum(w.norm().item() for w in (run_trial(recipe, images, execution).weights or {}).values() if w.ndim > 1)
+        for recipe in (plain, plain.replace({"optimizer.penalty": 0.01}), plain.replace({"optimizer.penalty": 0.1}))
+    )
+    assert without > little > much
+    assert much < 0.9 * without
+
+
+def test_a_penalty_leaves_a_weight_matrix_of_zeros_finite(images: Images, execution: Execution) -> None:
+    result = run_trial(dataclasses.replace(TINY, model=Zeros(), optimizer=Optimizer(penalty=1.0)), images, execution)
+    assert result.reason is None
+    assert result.weights is not None
+    assert all(tensor.isfinite().all() for tensor in result.weights.values())
+
+
 @pytest.mark.parametrize("name", ["constant", "cosine", "one-cycle"])
 def test_each_epoch_reports_the_rate_of_its_last_step(name: str, images: Images, execution: Execution) -> None:
     recipe = dataclasses.replace(TINY, schedule=Schedule(name=name), epochs=3)
@@ -293,6 +356,36 @@ def test_the_statistics_of_the_training_images_travel_with_the_weights(images: I
     assert weights is not None
     assert weights["mean"].item() == pytest.approx(images.mean)
     assert weights["deviation"].item() == pytest.approx(images.deviation)
+
+
+def test_each_pixel_may_have_statistics_of_its_own(images: Images, execution: Execution) -> None:
+    weights = run_trial(TINY.replace({"normalisation": "per-pixel"}), images, execution).weights
+    assert weights is not None
+    pixels = images.train.pixels.numpy().astype(float)
+    floor = PIXEL_DEVIATION_FLOOR * pixels.std()
+    np.testing.assert_allclose(weights["mean"].numpy(), pixels.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(weights["deviation"].numpy(), np.maximum(pixels.std(0), floor), rtol=1e-6)
+    # Some pixels are below the floor and most are not, or this would see little.
+    assert 0 < (pixels.std(0) < floor).mean() < 0.5
+
+
+def test_a_pixel_that_is_always_black_does_not_explode(images: Images, execution: Execution) -> None:
+    black = images.train.pixels.clone()
+    black[:, 0, 0] = 0
+    blind = dataclasses.replace(images, train=dataclasses.replace(images.train, pixels=black))
+    weights = run_trial(TINY.replace({"normalisation": "per-pixel"}), blind, execution).weights
+    assert weights is not None
+    assert (weights["deviation"] >= 0.99 * PIXEL_DEVIATION_FLOOR * blind.deviation).all()
+
+
+def test_a_trained_network_is_judged_by_its_views_and_trained_without_them(
+    images: Images, execution: Execution
+) -> None:
+    plain = run_trial(TINY, images, execution)
+    viewed = run_trial(TINY.replace({"test_time": "flip+shift"}), images, execution)
+    assert same_weights(plain, viewed)
+    assert [e.train_loss for e in viewed.epochs] == [e.train_loss for e in plain.epochs]
+    assert [e.val_loss for e in viewed.epochs] != [e.val_loss for e in plain.epochs]
 
 
 def test_fit_yields_epoch_by_epoch_and_may_be_left_at_any_time(images: Images, execution: Execution) -> None:

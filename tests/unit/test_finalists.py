@@ -149,6 +149,7 @@ def test_a_finalist_is_annealed_and_longer_and_otherwise_as_it_was() -> None:
     assert changed == {"schedule.name", "epochs"}
     assert (final.schedule.name, final.epochs) == ("one-cycle", 18)
     assert final_recipe(GOOD, Finalists(schedule="cosine")).schedule.name == "cosine"
+    assert final_recipe(GOOD.replace({"patience": 2}), Finalists()).patience == 0
     everything = final_recipe(GOOD, Finalists(images="all"))
     assert (everything.data.train_images, everything.data.validation) == (0, DATA.validation)
 

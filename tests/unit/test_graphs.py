@@ -90,6 +90,13 @@ def test_every_update_rule_under_every_schedule(
         {"model.norm": "group", "model.convolutions": 2, "optimizer.name": "sgd"},
         {"model.norm": "none", "model.activation": "prelu", "model.pool": "average"},
         {"model.hidden": 16},
+        {"augmentation.rotation": 10.0},
+        {"augmentation.mixup": 0.2},
+        {"augmentation.cutmix": 1.0, "label_smoothing": 0.1},
+        {"augmentation.mixup": 1.0, "augmentation.cutmix": 1.0, "precision": "bfloat16"},
+        {"optimizer.penalty": 1e-3, "optimizer.clip_norm": 1.0},
+        {"normalisation": "per-pixel"},
+        {"test_time": "flip+shift"},
     ],
     ids=lambda changes: next(iter(changes)),
 )

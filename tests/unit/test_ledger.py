@@ -393,3 +393,20 @@ def test_a_pruner_is_heeded_from_its_startup_trials_on_and_never_after_the_last_
     assert not any(any(advice) for advice in ends[:7])
     assert all(advice[0] for advice in ends[7:])
     assert not any(advice[-1] for advice in ends)
+
+
+@pytest.mark.parametrize("pruner", ["halving", "hyperband", "median", "percentile", "patience", "one-epoch", "none"])
+def test_trials_that_stopped_early_are_completed_ones_and_no_pruner_stumbles_over_them(url: str, pruner: str) -> None:
+    ledger = opened(url, study(pruner=pruner, budget={"trials": 20, "epochs": 6}))
+    reason = "early stopping: no better val_accuracy since epoch 1"
+    early = [trial(ledger, State.COMPLETED, *[0.5 + n / 100] * (2 + n % 2), reason=reason) for n in range(6)]
+    full = [trial(ledger, State.COMPLETED, *[0.4 + n / 100] * 6) for n in range(6)]
+    rows = ledger.rows()
+    assert rows == [*early, *full]
+    assert [(row.epochs, row.reason) for row in early] == [(2, reason), (3, reason)] * 3
+    assert max(rows, key=lambda row: row.value or 0) == early[-1]
+    asked, _ = ledger.ask()
+    falling = [0.2 - epoch / 100 for epoch in range(6)]
+    advice = [ledger.should_prune(asked, report) for report in result_of(State.PRUNED, *falling).epochs]
+    if pruner != "hyperband":  # whose brackets differ
+        assert any(advice) == (pruner != "none")

@@ -107,6 +107,21 @@ def test_an_old_recipe_without_a_newer_field_still_loads(name: str) -> None:
     assert Recipe.from_dict(tables) == whole.replace({name: default})
 
 
+def test_a_recipe_of_the_first_release_still_loads_and_asks_for_nothing_new() -> None:
+    old = {
+        "schema_version": 1,
+        "epochs": 3,
+        "keep": "val_loss",
+        "augmentation": {"shift": 2, "flip": 0.5, "erasing": 0.25},
+        "optimizer": {"name": "sgd", "learning_rate": 0.1, "clip_norm": 1.0},
+    }
+    recipe = Recipe.from_dict(old)
+    assert recipe.augmentation == Augmentation(shift=2, flip=0.5, erasing=0.25)
+    assert not recipe.augmentation.mixes
+    assert (recipe.augmentation.rotation, recipe.optimizer.penalty, recipe.patience) == (0.0, 0.0, 0)
+    assert (recipe.normalisation, recipe.test_time) == ("global", "none")
+
+
 # -------------------------------------------------------------------------------------------- key
 
 
@@ -170,6 +185,12 @@ def test_equal_recipes_have_equal_keys_even_where_zero_has_a_sign() -> None:
         ({"optimizer.learning_rate": "1e-3"}, ["optimizer.learning_rate", "1e-3", "number"]),
         ({"model.dropout": 1.0}, ["model.dropout", "1.0", "at most 0.95"]),
         ({"schema_version": 2}, ["schema_version", "2"]),
+        ({"augmentation.rotation": 181}, ["augmentation.rotation", "181", "at most 180"]),
+        ({"augmentation.mixup": -0.1}, ["augmentation.mixup", "-0.1", "at least 0"]),
+        ({"optimizer.penalty": -1}, ["optimizer.penalty", "-1", "at least 0"]),
+        ({"normalisation": "per pixel"}, ["normalisation", "global, per-pixel"]),
+        ({"test_time": "turn"}, ["test_time", "none, flip, shift, flip+shift"]),
+        ({"patience": 3, "data.validation": 0}, ["patience", "3", "data.validation", "patience = 0"]),
     ],
 )
 def test_one_mistake_gives_one_line_with_field_value_and_remedy(changes: dict[str, Any], says: list[str]) -> None:

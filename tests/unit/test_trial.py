@@ -124,6 +124,47 @@ def test_what_goes_wrong_in_the_observer_is_the_callers(
     assert torch.equal(torch.get_rng_state(), before)
 
 
+STILL = TINY.replace({"optimizer.learning_rate": 1e-12, "optimizer.weight_decay": 0.0, "averaging.horizon": 0.0})
+"""Its first epoch stays its best."""
+
+
+@pytest.mark.parametrize("decision", Decision)
+def test_out_of_patience_a_trial_is_completed_and_every_decision_comes_too_late(
+    decision: Decision, images: Images, execution: Execution
+) -> None:
+    watcher = Watcher({3: decision})
+    result = run_trial(STILL.replace({"patience": 2}), images, execution, watcher)
+    assert (result.state, result.reason) == (
+        State.COMPLETED,
+        "early stopping: no better val_accuracy since epoch 1",
+    )
+    assert [epoch.epoch for epoch in result.epochs] == [1, 2, 3]
+    assert tuple(watcher.seen) == result.epochs
+    assert (result.value, result.best_epoch) == (result.epochs[-1].val_accuracy, 1)
+    assert result.last_weights is not None
+
+
+@pytest.mark.parametrize("patience", [0, 3, 4])
+def test_patience_that_lasts_changes_nothing(patience: int, images: Images, execution: Execution) -> None:
+    result = run_trial(STILL.replace({"patience": patience}), images, execution)
+    assert (result.state, result.reason, len(result.epochs)) == (State.COMPLETED, None, 4)
+
+
+@pytest.mark.parametrize("keep", ["val_accuracy", "val_loss"])
+def test_patience_waits_for_the_figure_that_chooses_the_weights(
+    keep: str, images: Images, execution: Execution
+) -> None:
+    recipe = OVERFITTING.replace({"keep": keep})
+    scores = [
+        (e.val_accuracy if keep == "val_accuracy" else -(e.val_loss or 0)) or 0.0
+        for e in run_trial(recipe, images, execution).epochs
+    ]
+    first_without_gain = next(at for at in range(1, len(scores)) if scores[at] <= max(scores[:at])) + 1
+    assert first_without_gain < len(scores), "an overfitting recipe should have epochs without a gain"
+    result = run_trial(recipe.replace({"patience": 1}), images, execution)
+    assert (result.state, len(result.epochs)) == (State.COMPLETED, first_without_gain)
+
+
 # -------------------------------------------------------------------------------------- failures
 
 

@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from fmnist_search.data import Images
 from fmnist_search.errors import UserError
+from fmnist_search.evaluate import evaluate
 from fmnist_search.models import build
-from fmnist_search.recipe import Recipe
+from fmnist_search.models.mlp import Mlp
+from fmnist_search.recipe import NORMALISATIONS, Data, Execution, Recipe
+from fmnist_search.trial import run_trial
 from fmnist_search.weights import classifier_with, read_state, save_state
 
 
@@ -32,6 +36,22 @@ def test_what_is_kept_comes_back(tmp_path: Path) -> None:
     found = classifier_with(recipe, read_state((tmp_path / "new" / "weights.pt").read_bytes(), "weights.pt"))
     pixels = torch.arange(2 * 28 * 28, dtype=torch.float32).reshape(2, 28, 28) % 256
     assert torch.equal(found(pixels), classifier(pixels))
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+def test_a_recipe_s_normalisation_and_views_come_back_too(
+    normalisation: str, images: Images, execution: Execution
+) -> None:
+    recipe = Recipe(model=Mlp(depth=1, width=16), data=Data(train_images=1_000, validation=1_000), epochs=1).replace(
+        {"normalisation": normalisation, "test_time": "flip+shift"}
+    )
+    result = run_trial(recipe, images, execution)
+    assert result.last_weights is not None
+    found = evaluate(classifier_with(recipe, result.last_weights), images.validation)
+    assert (found.accuracy, found.loss) == (result.value, pytest.approx(result.epochs[-1].val_loss, rel=1e-6))
+    other = "global" if normalisation == "per-pixel" else "per-pixel"
+    with pytest.raises(UserError, match=r"another network \(mean is "):
+        classifier_with(recipe.replace({"normalisation": other}), result.last_weights)
 
 
 def test_no_code_in_a_file_ever_runs(tmp_path: Path) -> None:

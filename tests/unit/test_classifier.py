@@ -1,0 +1,116 @@
+"""Pixels to logits: what is done to an image on its way, and what of it an exported model keeps."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from fmnist_search.augment import shift
+from fmnist_search.data import Images
+from fmnist_search.models import Classifier, Ensemble, build, views
+from fmnist_search.models.cnn import Cnn
+from fmnist_search.recipe import NORMALISATIONS, TEST_TIME_VIEWS
+from fmnist_search.registry import Exported
+
+COUNTS = {"none": 1, "flip": 2, "shift": 5, "flip+shift": 10}
+
+
+def classifier(images: Images, test_time: str = "none", normalisation: str = "per-pixel") -> Classifier:
+    statistics = images.of_each_pixel if normalisation == "per-pixel" else (images.mean, images.deviation)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build(Cnn(depth=2, width_1=8, width_2=8), *statistics, test_time).eval()
+
+
+@pytest.fixture(scope="module")
+def pixels(images: Images) -> Tensor:
+    return images.validation.pixels[:7]
+
+
+def test_each_pixel_of_the_training_images_has_mean_0_and_none_deviates_by_more_than_1(images: Images) -> None:
+    mean, deviation = images.of_each_pixel
+    normalised = (images.train.pixels.double() - mean) / deviation
+    torch.testing.assert_close(normalised.mean(0), torch.zeros(28, 28, dtype=torch.float64), atol=1e-5, rtol=0)
+    assert normalised.std(0, correction=0).max() < 1 + 1e-6
+    assert normalised.abs().max() < 60
+
+
+def test_weights_never_reach_the_statistics_they_were_made_with(images: Images) -> None:
+    before = images.of_each_pixel[0].clone()
+    classifier(images).mean.zero_()
+    assert torch.equal(images.of_each_pixel[0], before)
+
+
+@pytest.mark.parametrize("test_time", TEST_TIME_VIEWS)
+def test_views_are_the_image_its_mirror_image_and_its_shifts_by_a_pixel(test_time: str, pixels: Tensor) -> None:
+    seen = views(pixels, test_time)
+    assert len(seen) == COUNTS[test_time]
+    assert torch.equal(seen[0], pixels)
+    moves = [(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)] if "shift" in test_time else [(0, 0)]
+    expected = [shift(pixels, *torch.tensor([[down], [right]]).expand(2, len(pixels))) for down, right in moves]
+    expected += [view.flip(-1) for view in expected] if "flip" in test_time else []
+    as_sets = [{tuple(view.flatten().tolist()) for view in some} for some in (seen, expected)]
+    assert as_sets[0] == as_sets[1]
+    assert len(as_sets[0]) == len(seen)
+
+
+@pytest.mark.parametrize("test_time", TEST_TIME_VIEWS)
+def test_probabilities_are_the_mean_over_the_views(test_time: str, images: Images, pixels: Tensor) -> None:
+    plain, viewed = classifier(images), classifier(images, test_time)
+    with torch.no_grad():
+        expected = torch.stack([plain(view).softmax(1) for view in views(pixels, test_time)]).mean(0)
+        torch.testing.assert_close(viewed(pixels).softmax(1), expected)
+        viewed.train()
+        plain.train()
+        assert torch.equal(viewed(pixels), plain(pixels))
+
+
+@pytest.mark.parametrize("test_time", ["flip", "flip+shift"])
+@given(seed=st.integers(0, 2**32))
+def test_an_image_and_its_mirror_image_are_the_same_to_it(test_time: str, images: Images, seed: int) -> None:
+    model, plain = classifier(images, test_time), classifier(images)
+    noise = torch.randint(0, 256, (3, 28, 28), generator=torch.Generator().manual_seed(seed)).float()
+    with torch.no_grad():
+        torch.testing.assert_close(model(noise).softmax(1), model(noise.flip(-1)).softmax(1))
+        assert not torch.allclose(plain(noise), plain(noise.flip(-1)))
+
+
+def test_members_of_an_ensemble_keep_their_views(images: Images, pixels: Tensor) -> None:
+    members = [classifier(images, "flip"), classifier(images, "none", "global")]
+    with torch.no_grad():
+        expected = torch.stack([member(pixels).softmax(1) for member in members]).mean(0)
+        torch.testing.assert_close(Ensemble(members).eval()(pixels).softmax(1), expected)
+
+
+def test_bfloat16_averages_in_float32(images: Images, pixels: Tensor) -> None:
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = classifier(images, "flip+shift")(pixels)
+    assert logits.dtype == torch.float32
+    assert functional.softmax(logits, dim=1).sum(1).allclose(torch.ones(7))
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+@pytest.mark.parametrize("test_time", TEST_TIME_VIEWS)
+def test_exported_it_gives_the_same_probabilities_for_any_number_of_images(
+    test_time: str, normalisation: str, images: Images, pixels: Tensor
+) -> None:
+    model = Exported(classifier(images, test_time, normalisation)).eval()
+    floats = pixels.float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        batch = torch.export.Dim("batch")
+        program = torch.export.export(model, (floats[:2],), dynamic_shapes=({0: batch},))
+        file = io.BytesIO()
+        torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    with torch.no_grad():
+        for count in (1, 2, 7):
+            torch.testing.assert_close(loaded(floats[:count]), model(floats[:count]))
