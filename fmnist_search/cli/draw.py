@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fmnist_search.cli.app import DataDir, Force, Set, TrackingUri, Workdir, app, check_output, image_source
-from fmnist_search.cli.runs import OfStudy, found_runs
+from fmnist_search.cli.app import (
+    DataDir,
+    Force,
+    OfStudy,
+    Set,
+    TrackingUri,
+    Workdir,
+    app,
+    check_output,
+    found_runs,
+    image_source,
+)
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:

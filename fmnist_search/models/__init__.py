@@ -17,8 +17,8 @@ from fmnist_search.models import cnn, convnet, mlp, resnet, simple_cnn, vgg
 from fmnist_search.presets import PRESETS, preset_named
 from fmnist_search.recipe import Architecture
 
-__all__ = ["MAX_PARAMETERS", "PRESETS", "Classifier", "Ensemble", "build", "check", "count_parameters", "preset_named"]
-__all__ += ["cnn", "convnet", "mlp", "resnet", "simple_cnn", "vgg"]
+__all__ = ["MAX_PARAMETERS", "PRESETS", "Classifier", "Ensemble", "build", "check", "count_parameters", "pooled"]
+__all__ += ["cnn", "convnet", "mlp", "preset_named", "resnet", "simple_cnn", "vgg"]
 
 CLASSES = 10
 MAX_PARAMETERS = 50_000_000
@@ -59,8 +59,12 @@ class Ensemble(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits (N, classes) whose softmax is the mean of the members' softmax."""
-        logs = [functional.log_softmax(member(pixels), dim=1) for member in self.members]
-        return torch.stack(logs).logsumexp(0)
+        return pooled([member(pixels) for member in self.members])
+
+
+def pooled(logits: Sequence[Tensor]) -> Tensor:
+    """Logits (N, classes) whose softmax is the mean of the softmax of each of these."""
+    return torch.stack([functional.log_softmax(each, dim=1) for each in logits]).logsumexp(0)
 
 
 def build(architecture: Architecture, mean: float = 0.0, deviation: float = 1.0) -> Classifier:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fmnist_search import logbook, promotion, registration, session, training
+from fmnist_search import ensembles, logbook, promotion, registration, session, training
 from fmnist_search.cli import main
 from fmnist_search.tuning import tune
 
@@ -135,6 +135,7 @@ DRAWERS = {
     logbook: ("study_figures", "study_page"),
     promotion: ("show_network", "show_training"),
     registration: ("show_network",),
+    ensembles: ("show_network",),
 }
 DRAWN = [(module, name, getattr(module, name)) for module, names in DRAWERS.items() for name in names]
 
@@ -145,7 +146,7 @@ def undrawn() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logbook, "study_figures", lambda *_: {})
         patch.setattr(logbook, "study_page", lambda *_: "")
-        for module in (promotion, registration):
+        for module in (promotion, registration, ensembles):
             patch.setattr(module, "show_network", lambda *_: None)
         patch.setattr(promotion, "show_training", lambda *_: None)
         yield

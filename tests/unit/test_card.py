@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from fmnist_search.card import Card, Origin, from_study
+from fmnist_search.card import Card, Origin, from_runs, from_study
 from fmnist_search.evaluate import wilson
 from fmnist_search.recipe import FAMILIES, Recipe
 from fmnist_search.registry import DESCRIPTION_LIMIT, UNDECIDED, shortened
@@ -70,6 +70,20 @@ def test_the_card_of_an_ensemble_names_its_members() -> None:
     assert "averages the probabilities of 2 networks: cnn 32-64-128, seed 5; cnn 32-64-128, seed 6" in text
     assert "The confirmed figure is the ensemble's own" in text
     assert "## Recipe of the first member" in text
+
+
+def test_the_card_of_an_ensemble_of_runs_names_them_and_claims_no_fresh_seeds() -> None:
+    members = (RECIPE.replace({"data.validation": 500}), RECIPE.replace({"data.validation": 500, "seed": 6}))
+    members = (members[0], members[1].replace({"model.family": "mlp", "data.train_images": 1000}))
+    origin = from_runs([("a" * 32, members[0], 0.9), ("b" * 32, members[1], 0.87)], 0.911)
+    text = dataclasses.replace(CARD, recipes=members, origin=origin).to_markdown()
+    assert f"| `{'a' * 32}` | cnn 32-64-128 | 0 | 90.00% |" in text
+    assert f"| `{'b' * 32}` | mlp 256-256 | 6 | 87.00% |" in text
+    assert "| 10,848 for validation, which also chose the members' weights | 91.10% |" in text
+    assert "Trained on 1,000 or 59,500 of the 60,000" in text
+    assert UNDECIDED in text
+    for said in ("fresh seeds", "finalists", "study", "once more"):
+        assert said not in text
 
 
 @pytest.mark.parametrize("family", FAMILIES)
