@@ -41,6 +41,18 @@ def from_study(study: str, recipes: Sequence[Recipe], confirmed: Confirmed, cand
     return Origin(" ".join(sentences), str(confirmed), "on n fresh seeds with their deviation")
 
 
+def from_runs(members: Sequence[tuple[str, Recipe, float]], accuracy: float) -> Origin:
+    """An ensemble of runs that somebody named: each member's run, recipe and own accuracy on the validation images."""
+    rows = [[f"`{run_id}`", recipe.label, str(recipe.seed), f"{own:.2%}"] for run_id, recipe, own in members]
+    told = (
+        "An ensemble of runs that were named one by one; nothing was trained for it. Each member has the weights that "
+        "its run has kept, those of its best epoch. No member was trained on the validation images, yet its weights, "
+        "and perhaps the members themselves, were chosen by them: the ensemble's accuracy there may be a little too "
+        "good, that on the test images is not.\n\n" + _table([["run", "network", "seed", "validation"], *rows])
+    )
+    return Origin(told, f"{accuracy:.2%}", "which also chose the members' weights")
+
+
 @dataclass(frozen=True)
 class Card:
     """What a model card tells. An ensemble has several recipes; `comparison` is the sentence about the champion."""
@@ -101,9 +113,10 @@ class Card:
         )
 
     def _data(self) -> str:
-        data = self.recipes[0].data
+        counts = sorted({recipe.data.training_count for recipe in self.recipes})
+        trained_on = " or ".join(f"{count:,}" for count in counts)
         return (
-            f"Trained on {data.training_count:,} of the 60,000 training images; {self.validation_images:,} were held "
+            f"Trained on {trained_on} of the 60,000 training images; {self.validation_images:,} were held "
             f"back to choose by. SHA-256 of the data `{self.dataset_digest}`; of the held-back images, its first half "
             f"`{self.split_digest}`."
         )

@@ -76,11 +76,15 @@ class Mistake:
 
 def evaluate(classifier: Classifier | Ensemble, images: Labelled, precision: str = "float32") -> Evaluation:
     """Judge a classifier that is in evaluation mode on images of its own device; synchronises at the end alone."""
-    logits = predict_logits(classifier, images.pixels, precision)
-    loss = functional.cross_entropy(logits, images.labels)
-    confusion = confusion_of(logits, images.labels)
+    return evaluation_of(predict_logits(classifier, images.pixels, precision), images.labels)
+
+
+def evaluation_of(logits: Tensor, labels: Tensor) -> Evaluation:
+    """How good such logits (N, classes) are for these labels (N,); synchronises at the end alone."""
+    loss = functional.cross_entropy(logits, labels)
+    confusion = confusion_of(logits, labels)
     hits = sum(row[label] for label, row in enumerate(confusion))
-    return Evaluation(loss.item(), hits / len(images), confusion)
+    return Evaluation(loss.item(), hits / len(labels), confusion)
 
 
 def confusion_of(scores: Tensor, labels: Tensor) -> tuple[tuple[int, ...], ...]:

@@ -39,7 +39,7 @@ PUT_ASIDE = re.compile(r" until \d{4}-\d\d-\d\d \d\d\.\d\d\.\d\d\.\d{6}$")
 """How the name of a study ends that --fresh has put aside."""
 UNFINISHED = re.compile(r"tmp[a-z0-9_]{8}|.*\.part")
 """Names of files that are moved to their places when they are whole."""
-SINGLE = "single trainings"
+SINGLE, ENSEMBLES = "single trainings", "ensembles of runs"
 TRAININGS = "train"
 """The folder of the weights of single trainings, one below it for each run."""
 
@@ -209,16 +209,18 @@ def _models(client: MlflowClient) -> Iterator[Leftover]:
     for model in _all(partial(client.search_logged_models, experiment_ids=experiments)):
         known = model.source_run_id in runs or any(model.model_id in source for source in sources)
         old = time.time() - model.creation_timestamp / 1000 > YOUNG_SECONDS
-        if not known and old and (study := _study_of_model(client, model)):
-            yield Leftover(Group.MODELS, study, model.model_id, _size(model.artifact_location))
+        if not known and old and (place := _place_of_model(client, model)):
+            yield Leftover(Group.MODELS, place, model.model_id, _size(model.artifact_location))
 
 
-def _study_of_model(client: MlflowClient, model: LoggedModel) -> str | None:
-    """The study whose finalist it is; None for a model that is not ours."""
+def _place_of_model(client: MlflowClient, model: LoggedModel) -> str | None:
+    """The study whose finalist it is, or that it is an ensemble of runs; None for a model that is not ours."""
     try:
         tags = client.get_run(model.source_run_id).data.tags if model.source_run_id else {}
     except MlflowException:
         return None
+    if tags.get("kind") == "ensemble" and "members" in tags:
+        return ENSEMBLES
     return tags.get("study") if tags.get("kind") == "finalist" else None
 
 

@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import os
 import random
+import re
 import socket
 import tempfile
 import time
@@ -43,6 +44,7 @@ from mlflow.types import Schema, TensorSpec
 from torch import Tensor, nn
 
 from fmnist_search.comparison import Figures, Hits, Verdict, compare
+from fmnist_search.config import NAME
 from fmnist_search.datasets import DEFAULT_DATASET, dataset_named
 from fmnist_search.errors import UserError
 from fmnist_search.evaluate import wilson
@@ -71,6 +73,8 @@ CARD_FILE, HITS_FILE = "model_card.md", "validation_hits.json"
 PROMOTER, DECISION, TOLD, HITS = "promoter", "decision", "comparison", "validation_hits"
 CHAMPION_BEFORE, VERSIONS_BEFORE = "champion_before", "versions_before"
 REGISTERED_MODEL = "registered_model"
+MEMBER_RUNS = "member_runs"
+"""Tag of a version that is an ensemble of runs: their ids, with commas between."""
 
 
 # ------------------------------------------------------------------------------------------ packaging
@@ -143,8 +147,13 @@ def check_name(client: MlflowClient, name: str) -> None:
     """Make sure that a model can be registered under that name, before anything is trained for it.
 
     Raises:
-        UserError: MLflow holds a prompt of that name.
+        UserError: it is no name for a model, or MLflow holds a prompt of that name.
     """
+    if not re.fullmatch(NAME, name):
+        raise UserError(
+            f"finalists.model_name: {name!r} is no usable name; use letters, digits, spaces and . _ + @ - "
+            "(--model-name)"
+        )
     try:
         client.get_registered_model(name)
     except MlflowException:  # there is none, or it is a prompt, which MLflow says of neither

@@ -137,14 +137,15 @@ def _starts(home: Home, config: StudyConfig, tracking: Tracking | None) -> Itera
 
 
 def _champion_values(config: StudyConfig, tracking: Tracking | None) -> dict[str, Value]:
-    """The present champion's values, its schedule apart, which is the finalists' own."""
+    """The present champion's values, or its first member's; the schedule apart, which is the finalists' own."""
     if tracking is None:
         raise UserError("start.recipes: the champion is in MLflow; leave it out, or leave out --no-tracking")
     name = config.finalists.model_name
     version = registry.champion(tracking.client, name)
     if version is None or not version.run_id:
         raise UserError(f"start.recipes: model {name!r} has no champion yet; leave it out, or promote one first")
-    recipe = tracking.recipe_of(version.run_id)
+    trained = version.tags.get(registry.MEMBER_RUNS, version.run_id).split(", ")[0]
+    recipe = tracking.recipe_of(trained)
     return {key: value for key, value in recipe.flat().items() if not key.startswith("schedule.")}
 
 

@@ -31,7 +31,7 @@ from fmnist_search.outbox import Event, Outbox, OutOfReach, Refused
 from fmnist_search.places import sqlite_file
 from fmnist_search.provenance import provenance_tags
 from fmnist_search.recipe import Recipe
-from fmnist_search.record import ADDRESS, RECIPE_FILE, Post, TrainingRun, training_tags
+from fmnist_search.record import ADDRESS, RECIPE_FILE, Post, Run, TrainingRun, training_tags
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,6 +105,12 @@ class Tracking:
         self.client.update_run(given, name=name)
         self._tag(given, tags)
         return given
+
+    def run_beside(self, other: str, post: Post, name: str, tags: Mapping[str, str]) -> Run:
+        """A run that trains nothing, in the experiment of another."""
+        every = {"state": "running", **tags, **provenance_tags()}
+        experiment_id = self.client.get_run(other).info.experiment_id
+        return Run.known(post, str(self.client.create_run(experiment_id, run_name=name, tags=every).info.run_id))
 
     def recipe_of(self, run_id: str) -> Recipe:
         """The recipe of a run that trained one.

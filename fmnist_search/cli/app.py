@@ -14,6 +14,7 @@ from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
     from fmnist_search.data import Source
+    from fmnist_search.places import Home
     from fmnist_search.recipe import Recipe
 
 app = typer.Typer(
@@ -63,6 +64,7 @@ Engine = Annotated[
 Deterministic = Annotated[
     bool | None, typer.Option("--deterministic", help="Deterministic algorithms alone.", show_default=False)
 ]
+OfStudy = Annotated[str | None, typer.Option(help="Study of the trials' numbers; by default the latest.")]
 StudyName = Annotated[str | None, typer.Argument(help="Name of a study; by default the latest.", show_default=False)]
 
 
@@ -145,3 +147,17 @@ def recipe_named(name: str) -> Recipe:
 def is_recipe_file(name: str) -> bool:
     """Whether this names a recipe file and no preset."""
     return name.endswith(".toml") or "/" in name or Path(name).is_file()
+
+
+def found_runs(
+    given: list[str], study: str | None, tracking_uri: str | None, workdir: str | None
+) -> tuple[Home, list[str]]:
+    """Where runs are kept, and the ids of those that were named."""
+    from fmnist_search.places import Home
+    from fmnist_search.runs import is_number, run_of
+    from fmnist_search.study import latest_study
+
+    home = Home.find(tracking_uri, workdir)
+    if study is None and any(map(is_number, given)):
+        study = latest_study(tracking_uri=tracking_uri, workdir=workdir)
+    return home, [run_of(home, name, study or "") for name in given]

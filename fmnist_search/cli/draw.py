@@ -10,15 +10,16 @@ import typer
 from fmnist_search.cli.app import (
     DataDir,
     Force,
+    OfStudy,
     Set,
     TrackingUri,
     Workdir,
     app,
     check_output,
+    found_runs,
     image_source,
     recipe_named,
 )
-from fmnist_search.cli.runs import OfStudy, found_runs
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:

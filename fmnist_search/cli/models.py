@@ -1,4 +1,4 @@
-"""From a search to a model, and what the model is good for: promote, predict, evaluate, export."""
+"""From a search to a model, and what the model is good for: promote, ensemble, predict, evaluate, export."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ import typer
 from fmnist_search.cli.app import (
     AsJson,
     DataDir,
+    Device,
     Force,
+    OfStudy,
     StudyName,
     TrackingUri,
     Workdir,
     app,
     check_output,
+    found_runs,
     image_source,
 )
 from fmnist_search.cli.search import close
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
+    from fmnist_search.ensembles import Pooled
     from fmnist_search.registry import LoadedModel
+    from fmnist_search.results import Accuracy
     from fmnist_search.rivals import Comparison, Judged
 
 CHECKED = 100
@@ -76,6 +81,78 @@ def promote(
     if as_json:
         show_json(summary.champion)
     close(summary, f"fmnist-search promote {name!r}", quiet=as_json, searched=False)
+
+
+@app.command()
+def ensemble(
+    runs: Annotated[list[str], typer.Argument(help="Ids of runs in MLflow, or numbers of trials.", metavar="RUN...")],
+    study: OfStudy = None,
+    register: Annotated[
+        bool, typer.Option("--register", help="Test it once and register it, as promote does.")
+    ] = False,
+    model_name: Annotated[str | None, typer.Option(help="Registered model.", show_default="fmnist-search")] = None,
+    device: Device = None,
+    tracking_uri: TrackingUri = None,
+    workdir: Workdir = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Average the probabilities of several trained runs, and say how good that is on their validation images.
+
+    The members may be of different families; all have held the same images back for validation. Their weights are
+    those that single trainings and completed trials keep. The test images are looked at where it is registered.
+
+    Examples:
+
+      fmnist-search ensemble 3 17 21
+
+      fmnist-search ensemble 4f1c... 9b20... --register --model-name team
+    """
+    from fmnist_search import ensembles
+    from fmnist_search.config import Finalists
+    from fmnist_search.console import TrainingDisplay
+    from fmnist_search.tuning import resolve_execution
+
+    if model_name and not register:
+        raise UserError("--model-name: names what is registered; add --register")
+    home, run_ids = found_runs(runs, study, tracking_uri, workdir)
+    made = ensembles.ensemble(
+        home,
+        run_ids,
+        image_source(data_dir),
+        TrainingDisplay(),
+        device=resolve_execution(device or "auto").device,
+        model_name=(model_name or Finalists().model_name) if register else None,
+    )
+    _show_ensemble(made, as_json)
+
+
+def _show_ensemble(made: Pooled, as_json: bool) -> None:
+    from fmnist_search import console
+
+    whole, registered = made.evaluation, made.registered
+    if as_json:
+        members = [
+            {"run_id": m.run.run_id, "name": m.run.name, "accuracy": m.evaluation.accuracy, "loss": m.evaluation.loss}
+            for m in made.members
+        ]
+        figures = {"accuracy": whole.accuracy, "loss": whole.loss, "validation_images": made.images}
+        version = {**vars(registered), "test": _plain_accuracy(registered.test)} if registered else None
+        console.show_json({"run_id": made.run_id, **figures, "members": members, "registered": version})
+        return
+    rows = [(member.run.name, member.run.run_id, member.evaluation) for member in made.members]
+    rows.append(("ensemble", made.run_id, whole))
+    body = [[name, run_id, f"{each.accuracy:.2%}", f"{each.loss:.4f}"] for name, run_id, each in rows]
+    console.show_table(console.table(["", "run", "val_accuracy", "val_loss"], body))
+    gain = whole.accuracy - max(member.evaluation.accuracy for member in made.members)
+    told = f"{whole.accuracy:.2%} on {made.images:,} validation images, {100 * gain:+.2f} points over its best member"
+    if registered:
+        console.talk.print(f"{registered.model} {registered.verdict}", markup=False)
+        address = f"models:/{registered.model}/{registered.version} ({registered.alias})"
+        told += f"; {registered.test.value:.2%} on the test images, registered as {address}"
+    else:
+        told += "; add --register to test and register it"
+    console.out.print(f"ensemble of {len(made.members)}: {told}", markup=False)
 
 
 PREDICT_AT_ONCE = 1_000
@@ -258,8 +335,11 @@ def evaluate(
 
 
 def _plain(judged: Judged) -> dict[str, Any]:
-    accuracy = judged.accuracy
-    return {"model": judged.model, **vars(accuracy), "accuracy": accuracy.value, "evaluations": judged.evaluations}
+    return {"model": judged.model, **_plain_accuracy(judged.accuracy), "evaluations": judged.evaluations}
+
+
+def _plain_accuracy(accuracy: Accuracy) -> dict[str, Any]:
+    return {**vars(accuracy), "accuracy": accuracy.value}
 
 
 def _said(judged: Judged) -> str:

@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fmnist_search.cli.app import AsJson, DataDir, TrackingUri, Workdir, app
+from fmnist_search.cli.app import AsJson, DataDir, OfStudy, TrackingUri, Workdir, app, found_runs
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
     from fmnist_search.leftovers import Leftover
-    from fmnist_search.places import Home
     from fmnist_search.reproduction import EpochPair, Reproduction
     from fmnist_search.runs import TrainedRun
-
-OfStudy = Annotated[str | None, typer.Option(help="Study of the trials' numbers; by default the latest.")]
 
 
 @app.command()
@@ -74,20 +71,6 @@ def _figures(run: TrainedRun) -> dict[str, str]:
         "seconds": "-" if run.seconds is None else f"{run.seconds:.1f}",
         "parameters": "-" if run.parameters is None else f"{run.parameters:,}",
     }
-
-
-def found_runs(
-    given: list[str], study: str | None, tracking_uri: str | None, workdir: str | None
-) -> tuple[Home, list[str]]:
-    """Where runs are kept, and the ids of those that were named."""
-    from fmnist_search.places import Home
-    from fmnist_search.runs import is_number, run_of
-    from fmnist_search.study import latest_study
-
-    home = Home.find(tracking_uri, workdir)
-    if study is None and any(map(is_number, given)):
-        study = latest_study(tracking_uri=tracking_uri, workdir=workdir)
-    return home, [run_of(home, name, study or "") for name in given]
 
 
 @app.command()

@@ -17,8 +17,8 @@ from fmnist_search.models import cnn, convnet, mlp, resnet, simple_cnn, vgg
 from fmnist_search.presets import PRESETS, preset_named
 from fmnist_search.recipe import Architecture
 
-__all__ = ["MAX_PARAMETERS", "PRESETS", "Classifier", "Ensemble", "build", "check", "count_parameters", "preset_named"]
-__all__ += ["cnn", "convnet", "mlp", "resnet", "simple_cnn", "vgg"]
+__all__ = ["MAX_PARAMETERS", "PRESETS", "Classifier", "Ensemble", "build", "check", "count_parameters", "pooled"]
+__all__ += ["cnn", "convnet", "mlp", "preset_named", "resnet", "simple_cnn", "vgg"]
 
 CLASSES = 10
 MAX_PARAMETERS = 50_000_000
@@ -48,7 +48,7 @@ class Classifier(nn.Module):
         pixels = pixels.to(self.mean.dtype)
         if self.training or self.test_time == "none":
             return self._logits(pixels)
-        return _mean_of_probabilities([self._logits(view) for view in views(pixels, self.test_time)])
+        return pooled([self._logits(view) for view in views(pixels, self.test_time)])
 
     def _logits(self, pixels: Tensor) -> Tensor:
         logits: Tensor = self.network(((pixels - self.mean) / self.deviation).unsqueeze(1))
@@ -72,11 +72,6 @@ def views(pixels: Tensor, test_time: str) -> list[Tensor]:
     return seen
 
 
-def _mean_of_probabilities(logits: Sequence[Tensor]) -> Tensor:
-    """Logits whose softmax is the mean of the softmax of these."""
-    return torch.stack([functional.log_softmax(each.float(), dim=1) for each in logits]).logsumexp(0)
-
-
 class Ensemble(nn.Module):
     """Several classifiers as one: its logits are those of the mean of the members' probabilities.
 
@@ -89,7 +84,12 @@ class Ensemble(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits (N, classes) whose softmax is the mean of the members' softmax."""
-        return _mean_of_probabilities([member(pixels) for member in self.members])
+        return pooled([member(pixels) for member in self.members])
+
+
+def pooled(logits: Sequence[Tensor]) -> Tensor:
+    """Logits (N, classes) whose softmax is the mean of the softmax of each of these."""
+    return torch.stack([functional.log_softmax(each.float(), dim=1) for each in logits]).logsumexp(0)
 
 
 def build(

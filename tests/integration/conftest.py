@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fmnist_search import logbook, promotion, registration, session, standalone
+from fmnist_search import ensembles, logbook, promotion, registration, session, standalone
 from fmnist_search.cli import main
 from fmnist_search.tuning import tune
 
@@ -136,6 +136,7 @@ DRAWERS = {
     promotion: ("show_training",),
     registration: ("show_network",),
     standalone: ("show_training",),
+    ensembles: ("show_network",),
 }
 DRAWN = [(module, name, getattr(module, name)) for module, names in DRAWERS.items() for name in names]
 

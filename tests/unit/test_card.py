@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from fmnist_search.card import Card, Origin, from_study
+from fmnist_search.card import Card, Origin, from_runs, from_study
 from fmnist_search.datasets import DATASETS, Dataset
 from fmnist_search.evaluate import wilson
 from fmnist_search.recipe import FAMILIES, Recipe
@@ -82,6 +82,20 @@ def test_a_card_says_of_its_dataset_what_is_true_of_it(dataset: Dataset) -> None
     assert not any(
         said in text for other in others for said in (other.subject, other.licence, ", ".join(other.classes))
     )
+
+
+def test_the_card_of_an_ensemble_of_runs_names_them_and_claims_no_fresh_seeds() -> None:
+    members = (RECIPE.replace({"data.validation": 500}), RECIPE.replace({"data.validation": 500, "seed": 6}))
+    members = (members[0], members[1].replace({"model.family": "mlp", "data.train_images": 1000}))
+    origin = from_runs([("a" * 32, members[0], 0.9), ("b" * 32, members[1], 0.87)], 0.911)
+    text = dataclasses.replace(CARD, recipes=members, origin=origin).to_markdown()
+    assert f"| `{'a' * 32}` | cnn 32-64-128 | 0 | 90.00% |" in text
+    assert f"| `{'b' * 32}` | mlp 256-256 | 6 | 87.00% |" in text
+    assert "| 10,848 for validation, which also chose the members' weights | 91.10% |" in text
+    assert "Trained on 1,000 or 59,500 of the 60,000" in text
+    assert UNDECIDED in text
+    for said in ("fresh seeds", "finalists", "study", "once more"):
+        assert said not in text
 
 
 @pytest.mark.parametrize("family", FAMILIES)
