@@ -80,7 +80,7 @@ def test_a_single_change_is_not_drawn_twice() -> None:
 
 
 def test_a_recipe_that_changes_no_image_is_refused() -> None:
-    with pytest.raises(UserError, match=r"changes no image; set one of augmentation\.shift, augmentation\.flip"):
+    with pytest.raises(UserError, match=r"changes no image; set one of augmentation\.rotation, augmentation\.shift"):
         augmentations_figure(IMAGE, Augmentation(), 7, 2, 0, "title")
 
 
