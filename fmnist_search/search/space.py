@@ -159,7 +159,7 @@ def searched(space: Space) -> list[str]:
 def constants(space: Space, base: Recipe) -> dict[str, Value]:
     """Dotted names and values of everything that is the same in all trials of a study."""
     varying = {*searched(space), "seed"}
-    pins = {n: d.value for n, d in space.domains(space.families[0]).items() if isinstance(d, Pin)}
+    pins = {n: ends(d)[0] for n, d in space.domains(space.families[0]).items() if len(ends(d)) == 1}
     flat = base.replace({FAMILY: space.families[0], **pins}).flat()
     if len(space.families) > 1:
         flat = {name: value for name, value in flat.items() if not name.startswith("model.")}

@@ -202,12 +202,14 @@ def test_a_name_is_either_searched_or_constant(space: dict[str, Any]) -> None:
 
 DEFAULT_WIDTHS = {"cnn": {"depth": 2}}
 DEPTH_ALONE = {"cnn": {"depth": [1, 2, 3, 4, 5]}}
+DEPTH_OF_ONE = {"cnn": {"depth": [1]}}
 WIDTH_OF_SOME = {"cnn": {"depth": [1, 2, 3, 4, 5], "width_3": 64}}
 
 
 @settings(max_examples=30)
 @example(DEFAULT_WIDTHS)
 @example(DEPTH_ALONE)
+@example(DEPTH_OF_ONE)
 @example(WIDTH_OF_SOME)
 @given(space_tables(largest=200))
 def test_what_is_called_constant_is_the_same_in_every_trial(space: dict[str, Any]) -> None:
