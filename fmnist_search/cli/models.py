@@ -318,7 +318,7 @@ def evaluate(
     """
     from fmnist_search import console, rivals
     from fmnist_search.data import read_test_set
-    from fmnist_search.registry import DEFAULT_MODEL
+    from fmnist_search.packaged import DEFAULT_MODEL
 
     client = _client(tracking_uri)
     test = partial(read_test_set, "fashion-mnist", image_source(data_dir))
@@ -393,7 +393,7 @@ def export(
     from fmnist_search import console
     from fmnist_search.data import DATASETS, training_pool
     from fmnist_search.onnx_export import TOLERANCE, check_installed, export_onnx
-    from fmnist_search.registry import DEFAULT_MODEL
+    from fmnist_search.packaged import DEFAULT_MODEL
 
     if onnx is None:
         raise UserError("export: say where to, with --onnx FILE")
@@ -422,7 +422,7 @@ def _client(tracking_uri: str | None) -> Any:
 
 
 def _load(model: str | None, tracking_uri: str | None, classes: int) -> Any:
-    from fmnist_search.registry import DEFAULT_MODEL
+    from fmnist_search.packaged import DEFAULT_MODEL
     from fmnist_search.rivals import load_classifier
 
     _client(tracking_uri)
