@@ -10,8 +10,8 @@ from fmnist_search.version import VERSION
 
 if TYPE_CHECKING:
     from fmnist_search.config import StudyConfig
+    from fmnist_search.packaged import load_model
     from fmnist_search.recipe import Recipe
-    from fmnist_search.registry import load_model
     from fmnist_search.standalone import train
     from fmnist_search.study import run_study
 
@@ -21,7 +21,7 @@ __version__ = VERSION
 _HOMES = {
     "Recipe": "config",
     "StudyConfig": "config",
-    "load_model": "registry",
+    "load_model": "packaged",
     "run_study": "study",
     "train": "standalone",
 }

@@ -14,6 +14,7 @@ from fmnist_search.data import Source
 from fmnist_search.errors import UserError
 from fmnist_search.finalists import Tested, test_once
 from fmnist_search.models import Classifier, Ensemble
+from fmnist_search.packaged import package
 from fmnist_search.portrait import show_network
 from fmnist_search.recipe import Recipe
 from fmnist_search.record import Run
@@ -64,7 +65,7 @@ def register(
 ) -> Registered:
     """Test a candidate once, put that on record in its run, register it from there, and decide who is champion.
 
-    `again` is the command that does all this again. Call it in the main thread, as `registry.package` asks.
+    `again` is the command that does all this again. Call it in the main thread, as `package` asks.
 
     Raises:
         UserError: no whole copy of the test images, MLflow is out of reach, or it has refused the run.
@@ -73,7 +74,7 @@ def register(
     card = _card(name, candidate, tested.accuracy).to_markdown()
     _record(run, candidate, tested, card)
     run_id = _settled(run, desk, again)
-    uri = registry.package(candidate.classifier, run_id, name, candidate.recipes[0].data.dataset)
+    uri = package(candidate.classifier, run_id, candidate.recipes[0].data.dataset, registry.on_the_way(name))
     version = registry.register(client, name, uri, run_id, _tags(candidate, tested), card)
     claim = registry.claim_alias(client, name, version)
     return Registered(name, version, claim.alias, claim.told, tested.accuracy)

@@ -16,7 +16,8 @@ from fmnist_search.comparison import pack, unpack
 from fmnist_search.data import Labelled
 from fmnist_search.errors import UserError
 from fmnist_search.evaluate import mcnemar, wilson
-from fmnist_search.registry import LoadedModel, dataset_of, load_model, record_test, test_record, version_of
+from fmnist_search.packaged import LoadedModel, dataset_of, load_model
+from fmnist_search.registry import record_test, test_record, version_of
 from fmnist_search.results import Accuracy
 
 SIDE = 28

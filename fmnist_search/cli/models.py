@@ -27,7 +27,7 @@ from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
     from fmnist_search.ensembles import Pooled
-    from fmnist_search.registry import LoadedModel
+    from fmnist_search.packaged import LoadedModel
     from fmnist_search.results import Accuracy
     from fmnist_search.rivals import Comparison, Judged
 
@@ -314,7 +314,7 @@ def evaluate(
     """
     from fmnist_search import console, rivals
     from fmnist_search.data import read_test_set
-    from fmnist_search.registry import DEFAULT_MODEL
+    from fmnist_search.packaged import DEFAULT_MODEL
 
     client = _client(tracking_uri)
     test = partial(read_test_set, source=image_source(data_dir))
@@ -389,7 +389,7 @@ def export(
     from fmnist_search import console
     from fmnist_search.data import training_pool
     from fmnist_search.onnx_export import TOLERANCE, check_installed, export_onnx
-    from fmnist_search.registry import DEFAULT_MODEL
+    from fmnist_search.packaged import DEFAULT_MODEL
 
     if onnx is None:
         raise UserError("export: say where to, with --onnx FILE")
@@ -418,7 +418,7 @@ def _client(tracking_uri: str | None) -> Any:
 
 
 def _load(model: str | None, tracking_uri: str | None) -> LoadedModel:
-    from fmnist_search.registry import DEFAULT_MODEL
+    from fmnist_search.packaged import DEFAULT_MODEL
     from fmnist_search.rivals import load_classifier
 
     _client(tracking_uri)

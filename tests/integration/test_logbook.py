@@ -24,6 +24,13 @@ pytestmark = pytest.mark.usefixtures("drawn")
 
 PICTURES = {"history", "learning_curves", "timeline", "parallel_coordinates", "slices"}
 """Of a study of four trials; importances need eight."""
+OF_A_NETWORK = {
+    "calibration.png",
+    "confusion_matrix.json",
+    "confusion_normalised.png",
+    "mistakes.png",
+    "predictions.png",
+}
 
 
 def files_of(client: MlflowClient, run_id: str, folder: str | None = None) -> Iterator[str]:
@@ -129,19 +136,29 @@ def test_every_trial_says_how_well_it_tells_each_class(client: MlflowClient) -> 
 
 
 def test_finalists_show_what_their_networks_do_and_the_champion_on_the_test_images(client: MlflowClient) -> None:
-    drawn = {"calibration.png", "confusion_matrix.json", "confusion_normalised.png", "mistakes.png", "predictions.png"}
     finalists = runs_of(client, "finalist")
     champions = [run_ for run_ in finalists if "test/accuracy" in run_.data.metrics]
     for run_ in finalists:
         files = set(files_of(client, run_.info.run_id))
         assert "curves.png" in files
-        assert {f"val/{name}" for name in drawn} <= files
+        assert {f"val/{name}" for name in OF_A_NETWORK} <= files
         assert 0 <= run_.data.metrics["val/calibration_error"] <= 1
         assert ("test/predictions.png" in files) == (run_ in champions)
     assert champions
     matrix = json.loads(text(champions[0], "test/confusion_matrix.json"))["rows_true_columns_predicted"]
     hits = sum(row[label] for label, row in enumerate(matrix))
     assert hits / 10_000 == champions[0].data.metrics["test/accuracy"]
+
+
+def test_an_ensemble_of_runs_shows_what_it_does_on_the_validation_images(
+    finished: Finished, client: MlflowClient
+) -> None:
+    found = finished.run("ensemble", 0, 1, "--json").json
+    files = set(files_of(client, found["run_id"]))
+    assert {"members.json", "report.md", *(f"val/{name}" for name in OF_A_NETWORK)} <= files
+    matrix = json.loads(text(client.get_run(found["run_id"]), "val/confusion_matrix.json"))
+    rows = matrix["rows_true_columns_predicted"]
+    assert sum(row[label] for label, row in enumerate(rows)) / 2_000 == found["accuracy"]
 
 
 def test_the_pictures_of_a_study_that_runs_are_drawn_anew(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from scipy.stats import binomtest
 
 from fmnist_search import onnx_export
 from fmnist_search.data import Source, read_test_set, training_pool
-from fmnist_search.registry import load_model
+from fmnist_search.packaged import load_model
 from tests.integration.conftest import Finished, Outcome
 
 FIRST, SECOND = "models:/fmnist-search/1", "models:/fmnist-search/2"

@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 
 from fmnist_search import registry
 from fmnist_search.models import build
+from fmnist_search.packaged import package
 from fmnist_search.recipe import Recipe
 from tests.integration.test_server import server  # noqa: F401 - a fixture
 
@@ -159,7 +160,7 @@ def promote_until_killed(uri: str, name: str, run_id: str, accuracy: float, writ
     kill_after(writes)
     registry.clear_away(client, name, "0")
     if not packaged:
-        model = registry.package(build(TINY.model), run_id, name, TINY.data.dataset)
+        model = package(build(TINY.model), run_id, TINY.data.dataset, registry.on_the_way(name))
     version = registry.register(client, name, model, run_id, tags_of(accuracy), f"A card. {registry.UNDECIDED}")
     registry.claim_alias(client, name, version)
 

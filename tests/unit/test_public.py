@@ -38,8 +38,8 @@ def test_the_public_names_are_these_five() -> None:
 
 def test_each_public_name_is_what_it_should_be() -> None:
     from fmnist_search.config import StudyConfig
+    from fmnist_search.packaged import load_model
     from fmnist_search.recipe import Recipe
-    from fmnist_search.registry import load_model
     from fmnist_search.standalone import train
     from fmnist_search.study import run_study
 
