@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fmnist_search.card import Origin, from_runs
 from fmnist_search.comparison import Figures, Hits
+from fmnist_search.config import Finalists
 from fmnist_search.data import Images, Source, prepare
 from fmnist_search.errors import UserError
 from fmnist_search.evaluate import Evaluation, evaluation_of, predict_logits
@@ -60,12 +61,13 @@ def ensemble(
     listener: Listener,
     *,
     device: str = "cpu",
+    registering: bool = False,
     model_name: str | None = None,
 ) -> Pooled:
     """The mean of several runs' probabilities as one model, judged on their validation images, in a run of its own.
 
-    Everything is computed in float32 on the device. With a `model_name` the ensemble meets the test images once and is
-    registered under it as a promotion would do.
+    Everything is computed in float32 on the device. Where `registering`, the ensemble meets the test images once and is
+    registered as a promotion would do, by default under the name that models of its dataset have.
 
     Raises:
         UserError: fewer than two runs, one of them twice, runs of other images than the first, no kept weights, or
@@ -77,8 +79,9 @@ def ensemble(
         runs = [read_run(tracking, run_id) for run_id in run_ids]
         _check_images(runs)
         classifiers = [kept_classifier(home, tracking, run) for run in runs]
-        if model_name:
-            make_way(tracking.client, model_name, runs[0].experiment_id)
+        name = model_name or Finalists().of(runs[0].recipe.data.dataset).model_name
+        if registering:
+            make_way(tracking.client, name, runs[0].experiment_id)
         team = _judged(runs, classifiers, prepare(runs[0].recipe.data, source, device))
         with sending(home, tracking, listener) as sender:
             desk = Desk(sender, listener, Interruption())
@@ -87,11 +90,9 @@ def ensemble(
             with _ending(run):
                 _record(run, team)
                 registered = None
-                if model_name:
-                    command = ["fmnist-search", "ensemble", *run_ids, "--register", "--model-name", model_name]
-                    registered = register(
-                        tracking.client, model_name, _candidate(team), run, desk, source, shlex.join(command)
-                    )
+                if registering:
+                    command = shlex.join(["fmnist-search", "ensemble", *run_ids, "--register", "--model-name", name])
+                    registered = register(tracking.client, name, _candidate(team), run, desk, source, command)
             see_off(desk)
     return Pooled(team.members, team.evaluation, len(team.images.validation), run.address, registered)
 

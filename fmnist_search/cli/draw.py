@@ -20,6 +20,7 @@ from fmnist_search.cli.app import (
     image_source,
     recipe_named,
 )
+from fmnist_search.datasets import DATASETS, DEFAULT_DATASET, dataset_named
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def draw_samples(
     output: Output,
     count: Annotated[int, typer.Option(help="Images of each class.", min=1, max=50)] = 10,
     seed: Seed = 0,
+    name: Annotated[str, typer.Option("--dataset", help=f"{', '.join(DATASETS)}.")] = DEFAULT_DATASET,
     force: Force = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -52,11 +54,9 @@ def draw_samples(
     """
     check_output(output, suffix=".png", force=force)
     from fmnist_search.data import training_pool
-    from fmnist_search.datasets import dataset_named
     from fmnist_search.image_figures import samples_figure
-    from fmnist_search.recipe import Data
 
-    dataset = dataset_named(Data().dataset)
+    dataset = dataset_named(name)
     images = training_pool(dataset.name, image_source(data_dir))
     _write(samples_figure(images, dataset.classes, count, seed, f"{dataset.name}: training images"), output)
 

@@ -90,7 +90,9 @@ def ensemble(
     register: Annotated[
         bool, typer.Option("--register", help="Test it once and register it, as promote does.")
     ] = False,
-    model_name: Annotated[str | None, typer.Option(help="Registered model.", show_default="fmnist-search")] = None,
+    model_name: Annotated[
+        str | None, typer.Option(help="Registered model; by default a promotion's.", show_default=False)
+    ] = None,
     device: Device = None,
     tracking_uri: TrackingUri = None,
     workdir: Workdir = None,
@@ -109,7 +111,6 @@ def ensemble(
       fmnist-search ensemble 4f1c... 9b20... --register --model-name team
     """
     from fmnist_search import ensembles
-    from fmnist_search.config import Finalists
     from fmnist_search.console import TrainingDisplay
     from fmnist_search.tuning import resolve_execution
 
@@ -122,7 +123,8 @@ def ensemble(
         image_source(data_dir),
         TrainingDisplay(),
         device=resolve_execution(device or "auto").device,
-        model_name=(model_name or Finalists().model_name) if register else None,
+        registering=register,
+        model_name=model_name,
     )
     _show_ensemble(made, as_json)
 
