@@ -13,7 +13,6 @@ from torch import Tensor
 
 from fmnist_search.card import Origin, from_runs
 from fmnist_search.comparison import Figures, Hits
-from fmnist_search.config import Finalists
 from fmnist_search.data import Images, Source, prepare
 from fmnist_search.errors import UserError
 from fmnist_search.evaluate import Evaluation, evaluation_of, predict_logits
@@ -25,6 +24,7 @@ from fmnist_search.registration import Candidate, Registered, make_way, register
 from fmnist_search.registry import MEMBER_RUNS
 from fmnist_search.results import Listener, State
 from fmnist_search.runs import TrainedRun, kept_classifier, read_run
+from fmnist_search.sections import Finalists
 from fmnist_search.tracking import Tracking, reaching
 from fmnist_search.training import Desk, Interruption, see_off, sending
 

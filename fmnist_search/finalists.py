@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from fmnist_search.comparison import Hits
-from fmnist_search.config import Finalists
 from fmnist_search.data import Images, Labelled, Source, read_test_set
 from fmnist_search.errors import UserError
 from fmnist_search.evaluate import predict_logits, wilson
 from fmnist_search.models import Classifier, Ensemble
 from fmnist_search.recipe import Recipe
 from fmnist_search.results import Accuracy, Confirmed, State, TrialResult, TrialRow
+from fmnist_search.sections import Finalists
 from fmnist_search.weights import classifier_with
 
 Train = Callable[[Sequence[tuple[str, Recipe]]], Sequence[TrialResult]]

@@ -10,13 +10,13 @@ from functools import partial
 from fmnist_search import finalists
 from fmnist_search.card import from_study
 from fmnist_search.comparison import Figures
-from fmnist_search.config import Finalists
 from fmnist_search.data import Images, Source, prepare
 from fmnist_search.portrait import show_training
 from fmnist_search.recipe import Data, Recipe
 from fmnist_search.record import Run, TrainingRun
 from fmnist_search.registration import Candidate, make_way, register
 from fmnist_search.results import Champion, State, TrialResult, TrialRow
+from fmnist_search.sections import Finalists
 from fmnist_search.tracking import Tracking
 from fmnist_search.training import Desk, Queued, Tracked, side_by_side, unbegun
 from fmnist_search.workers import Crew

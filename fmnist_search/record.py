@@ -11,11 +11,11 @@ from typing import Any, Protocol
 
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
-from fmnist_search.config import recipe_to_toml
 from fmnist_search.data import Images
 from fmnist_search.outbox import Event, Outbox
 from fmnist_search.places import Home
 from fmnist_search.recipe import FAMILIES, Recipe, known_hyperparameters, text_of
+from fmnist_search.recipe_files import recipe_to_toml
 from fmnist_search.results import EpochReport, Overhead, State, TrialResult, TrialRow
 from fmnist_search.sender import END
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from fmnist_search.config import Pruner, Sampler, Section, StudyConfig
+from fmnist_search.config import StudyConfig
 from fmnist_search.datasets import DEFAULT_DATASET, dataset_named
 from fmnist_search.domains import NOT_SEARCHABLE, shared_hyperparameters
 from fmnist_search.hyperparameters import Hyperparameter, hyperparameters
 from fmnist_search.presets import PRESETS
 from fmnist_search.recipe import FAMILIES, Data, text_of
+from fmnist_search.sections import Pruner, Sampler, Section
 
 if TYPE_CHECKING:
     from fmnist_search.summary import ModelSummary

@@ -28,12 +28,12 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from fmnist_search.comparison import Figures, Hits, Verdict, compare
-from fmnist_search.config import NAME
 from fmnist_search.errors import UserError
 from fmnist_search.evaluate import wilson
 from fmnist_search.places import lock_file
 from fmnist_search.recipe import text_of
 from fmnist_search.results import Accuracy
+from fmnist_search.sections import NAME
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 ALIAS_ATTEMPTS = 20

@@ -12,13 +12,13 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
-from fmnist_search.config import Budget
 from fmnist_search.datasets import dataset_named
 from fmnist_search.domains import Choice, Domain, Range
 from fmnist_search.evaluate import class_scores
 from fmnist_search.hyperparameters import Value
 from fmnist_search.recipe import FAMILIES, Recipe, in_use, short_names, short_text
 from fmnist_search.results import Champion, EpochReport, Importances, State, StudySummary, TrialRow, leaders_of
+from fmnist_search.sections import Budget
 
 LEADERS_SHOWN = 10
 IMPORTANCES_SHOWN = 5

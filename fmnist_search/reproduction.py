@@ -17,12 +17,12 @@ from typing import Any
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
-from fmnist_search.config import recipe_to_toml
 from fmnist_search.data import Source, prepare
 from fmnist_search.errors import UserError
 from fmnist_search.places import Home, image_cache
 from fmnist_search.provenance import environment, provenance_tags
 from fmnist_search.recipe import Execution, text_of
+from fmnist_search.recipe_files import recipe_to_toml
 from fmnist_search.record import RECIPE_FILE
 from fmnist_search.results import Decision, EpochReport, Listener, State, TrialResult
 from fmnist_search.runs import ENVIRONMENT_FILE, TrainedRun, environment_of, execution_in, read_run

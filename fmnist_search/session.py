@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fmnist_search import finalists, registry
-from fmnist_search.config import Finalists, StudyConfig, read_recipe
+from fmnist_search.config import StudyConfig
 from fmnist_search.data import Images, Source, prepare
 from fmnist_search.domains import NOT_SEARCHABLE
 from fmnist_search.errors import UserError
@@ -18,12 +18,14 @@ from fmnist_search.models import preset_named
 from fmnist_search.places import Home, image_cache
 from fmnist_search.promotion import Promotion
 from fmnist_search.recipe import Execution, values_of
+from fmnist_search.recipe_files import read_recipe
 from fmnist_search.record import Run
 from fmnist_search.results import Champion, Ending, Listener, Observer, StudySummary, TrialRow, leaders_of
 from fmnist_search.search.ledger import Conditions, Ledger, parameters_of_start
 from fmnist_search.search.space import searched
 from fmnist_search.search.strategies import drawn_at_random
 from fmnist_search.searching import Search
+from fmnist_search.sections import Finalists
 from fmnist_search.sender import Nobody
 from fmnist_search.sketches import sketches
 from fmnist_search.tracking import Tracking, reaching

@@ -15,7 +15,6 @@ from typing import Any
 from torch import Tensor
 
 from fmnist_search.companions import Board, Company, Keeper, kept_state
-from fmnist_search.config import recipe_to_toml
 from fmnist_search.data import Images, Source, prepare
 from fmnist_search.errors import UserError
 from fmnist_search.files import whole
@@ -24,6 +23,7 @@ from fmnist_search.places import Home, image_cache
 from fmnist_search.portrait import show_training
 from fmnist_search.provenance import environment
 from fmnist_search.recipe import Execution, Recipe
+from fmnist_search.recipe_files import recipe_to_toml
 from fmnist_search.record import RECIPE_FILE, Run, TrainingRun
 from fmnist_search.report import epochs_csv, origins_csv
 from fmnist_search.results import (

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fmnist_search.browsing import run_page
-from fmnist_search.config import Finalists, StudyConfig
+from fmnist_search.config import StudyConfig
 from fmnist_search.errors import UserError
 from fmnist_search.outbox import Outbox
 from fmnist_search.places import Home
@@ -29,6 +29,7 @@ from fmnist_search.results import (
 from fmnist_search.search.findings import edges
 from fmnist_search.search.ledger import Ledger
 from fmnist_search.searching import spent
+from fmnist_search.sections import Finalists
 from fmnist_search.session import conditions_of, execution_of, open_session
 from fmnist_search.sketches import sketches
 from fmnist_search.summary import ModelSummary

@@ -25,12 +25,12 @@ from mlflow.utils.uri import is_local_uri
 from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist_search.browsing import runs_page, view_of_trials
-from fmnist_search.config import recipe_from_toml
 from fmnist_search.errors import UserError
 from fmnist_search.outbox import Event, Outbox, OutOfReach, Refused
 from fmnist_search.places import sqlite_file
 from fmnist_search.provenance import provenance_tags
 from fmnist_search.recipe import Recipe
+from fmnist_search.recipe_files import recipe_from_toml
 from fmnist_search.record import ADDRESS, RECIPE_FILE, Post, Run, TrainingRun, training_tags
 
 if TYPE_CHECKING:

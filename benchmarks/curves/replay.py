@@ -20,7 +20,14 @@ from matplotlib.figure import Figure
 from optuna.trial import TrialState
 
 from benchmarks.curves.table import Table
-from fmnist_search.config import (
+from fmnist_search.config import StudyConfig
+from fmnist_search.domains import Choice, Domain, Range
+from fmnist_search.hyperparameters import Value
+from fmnist_search.recipe import FAMILIES, Execution, in_use
+from fmnist_search.results import EpochReport, State, TrialResult
+from fmnist_search.search.ledger import Conditions, Ledger
+from fmnist_search.search.strategies import SURVIVOR_OF
+from fmnist_search.sections import (
     Gp,
     Halving,
     Hyperband,
@@ -32,15 +39,8 @@ from fmnist_search.config import (
     Qmc,
     Random,
     Sampler,
-    StudyConfig,
     Tpe,
 )
-from fmnist_search.domains import Choice, Domain, Range
-from fmnist_search.hyperparameters import Value
-from fmnist_search.recipe import FAMILIES, Execution, in_use
-from fmnist_search.results import EpochReport, State, TrialResult
-from fmnist_search.search.ledger import Conditions, Ledger
-from fmnist_search.search.strategies import SURVIVOR_OF
 
 Array = npt.NDArray[np.float64]
 

@@ -138,8 +138,8 @@ def recipe_named(name: str) -> Recipe:
     Raises:
         UserError: there is none, or the file has mistakes.
     """
-    from fmnist_search.config import read_recipe
     from fmnist_search.models import preset_named
+    from fmnist_search.recipe_files import read_recipe
 
     return read_recipe(name) if is_recipe_file(name) else preset_named(name).recipe
 

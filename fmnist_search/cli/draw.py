@@ -95,8 +95,8 @@ def draw_augmentations(
 
 def _recipe(named: str | None, settings: list[str] | None) -> Recipe:
     """A recipe file or a preset, without either the defaults, with such settings."""
-    from fmnist_search.config import parse_assignment
     from fmnist_search.recipe import Recipe
+    from fmnist_search.recipe_files import parse_assignment
 
     base = recipe_named(named) if named else Recipe()
     return base.replace(dict(map(parse_assignment, settings or [])))

@@ -113,7 +113,7 @@ def show(
       fmnist-search show best --recipe > best.toml
     """
     from fmnist_search import console
-    from fmnist_search.config import recipe_to_toml
+    from fmnist_search.recipe_files import recipe_to_toml
     from fmnist_search.search.space import searched
     from fmnist_search.study import config_of, page_of
 
@@ -175,7 +175,8 @@ def space(
 ) -> None:
     """What a study file searches, overrides applied: domains, their sizes, and what depends on what."""
     from fmnist_search import console
-    from fmnist_search.config import StudyConfig, parse_assignment
+    from fmnist_search.config import StudyConfig
+    from fmnist_search.recipe_files import parse_assignment
     from fmnist_search.search.strategies import drawn_at_random
     from fmnist_search.variables import size
 

@@ -77,8 +77,8 @@ def show_preset(
     from dataclasses import replace
 
     from fmnist_search import console
-    from fmnist_search.config import parse_assignment
     from fmnist_search.models import check, preset_named
+    from fmnist_search.recipe_files import parse_assignment
     from fmnist_search.summary import summarize
 
     preset = preset_named(name)
@@ -114,7 +114,7 @@ def write_recipes(folder: Annotated[Path, typer.Argument(help="Folder to write t
 
 def _file(preset: Preset) -> str:
     """A recipe file: what differs from the defaults, below what the author reports."""
-    from fmnist_search.config import recipe_to_toml
+    from fmnist_search.recipe_files import recipe_to_toml
 
     said = {"published": preset.published, "notes": preset.notes}
     head = [f"# {preset.name}", *(f"# {key}: {text}" for key, text in said.items() if text)]

@@ -71,7 +71,8 @@ def search(
 
       fmnist-search search studies/baseline.toml --dry-run
     """
-    from fmnist_search.config import StudyConfig, parse_assignment
+    from fmnist_search.config import StudyConfig
+    from fmnist_search.recipe_files import parse_assignment
 
     options = {
         "name": name,

@@ -57,8 +57,8 @@ def sweep_lr(
       fmnist-search sweep-lr wide-conv wide-conv-bn --factors 1,2,4,8 --epochs 3
     """
     from fmnist_search.canvas import save_png
-    from fmnist_search.config import parse_assignment
     from fmnist_search.console import Exit, Speaker, out, show_json, show_table, table
+    from fmnist_search.recipe_files import parse_assignment
     from fmnist_search.results import State, spread_text
     from fmnist_search.sweeps import sweep_learning_rate
 

@@ -79,7 +79,7 @@ def train(
 
       fmnist-search train --resume 4f1c... --epochs 36
     """
-    from fmnist_search.config import parse_assignment
+    from fmnist_search.recipe_files import parse_assignment
 
     overrides = dict(map(parse_assignment, settings or [])) | ({"epochs": epochs} if epochs else {})
     places = {"tracking_uri": tracking_uri, "workdir": workdir, "data_dir": data_dir}

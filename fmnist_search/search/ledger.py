@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from fmnist_search.config import OneEpoch, StudyConfig
+from fmnist_search.config import StudyConfig
 from fmnist_search.domains import Domain, Range
 from fmnist_search.errors import UserError, nearest
 from fmnist_search.hyperparameters import Value
@@ -32,6 +32,7 @@ from fmnist_search.search.findings import importances
 from fmnist_search.search.space import base_recipe, draw_around, parameters_of, sample, trial_seed
 from fmnist_search.search.storage import open_storage
 from fmnist_search.search.strategies import SURVIVOR_OF, GridOfRecipes, heed_pruner, make_pruner, make_sampler
+from fmnist_search.sections import OneEpoch
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

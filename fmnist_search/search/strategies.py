@@ -14,7 +14,11 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from fmnist_search.config import (
+from fmnist_search.domains import Space
+from fmnist_search.errors import UserError
+from fmnist_search.hyperparameters import Value
+from fmnist_search.search.space import distribution_groups, grid_points
+from fmnist_search.sections import (
     Cmaes,
     Gp,
     Grid,
@@ -29,10 +33,6 @@ from fmnist_search.config import (
     Sampler,
     Tpe,
 )
-from fmnist_search.domains import Space
-from fmnist_search.errors import UserError
-from fmnist_search.hyperparameters import Value
-from fmnist_search.search.space import distribution_groups, grid_points
 
 Distributions = dict[str, BaseDistribution]
 

@@ -14,7 +14,6 @@ import torchvision
 from hypothesis import given
 from torch.nn import functional
 
-from fmnist_search.config import read_recipe, recipe_from_toml, recipe_to_toml
 from fmnist_search.data import Images
 from fmnist_search.engine import _fresh
 from fmnist_search.errors import UserError
@@ -25,6 +24,7 @@ from fmnist_search.models.resnet import ResNet
 from fmnist_search.optim import make_optimizer
 from fmnist_search.presets import Preset
 from fmnist_search.recipe import FAMILIES, INITIAL_WEIGHTS, Optimizer, Recipe
+from fmnist_search.recipe_files import read_recipe, recipe_from_toml, recipe_to_toml
 from fmnist_search.summary import summarize
 from tests.strategies import recipes
 

@@ -15,7 +15,14 @@ from typing import Any, get_args
 import optuna
 import pytest
 
-from fmnist_search.config import (
+from fmnist_search.config import StudyConfig
+from fmnist_search.errors import UserError
+from fmnist_search.recipe import Execution, Recipe
+from fmnist_search.results import EpochReport, State, TrialResult, TrialRow
+from fmnist_search.search.ledger import Conditions, Ledger
+from fmnist_search.search.storage import open_storage
+from fmnist_search.search.strategies import drawn_at_random
+from fmnist_search.sections import (
     Gp,
     Halving,
     Hyperband,
@@ -27,15 +34,8 @@ from fmnist_search.config import (
     Pruner,
     Random,
     Sampler,
-    StudyConfig,
     Tpe,
 )
-from fmnist_search.errors import UserError
-from fmnist_search.recipe import Execution, Recipe
-from fmnist_search.results import EpochReport, State, TrialResult, TrialRow
-from fmnist_search.search.ledger import Conditions, Ledger
-from fmnist_search.search.storage import open_storage
-from fmnist_search.search.strategies import drawn_at_random
 from fmnist_search.variables import size
 from tests.spaces import study
 

@@ -12,12 +12,12 @@ import onnxruntime
 import pytest
 from mlflow import MlflowClient
 
-from fmnist_search.config import Finalists
 from fmnist_search.data import Source, read_test_set
 from fmnist_search.datasets import DATASETS, FASHION_MNIST
 from fmnist_search.models import build
+from fmnist_search.packaged import Exported, load_model
 from fmnist_search.recipe import Recipe
-from fmnist_search.registry import Exported, load_model
+from fmnist_search.sections import Finalists
 from fmnist_search.study import promote
 from tests.integration.conftest import Finished, run
 from tests.made import CLASSES, dataset_of, made_files, write

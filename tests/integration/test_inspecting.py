@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from fmnist_search.config import recipe_from_toml
 from fmnist_search.recipe import Recipe
+from fmnist_search.recipe_files import recipe_from_toml
 from tests.integration.conftest import Command, Finished, Outcome, run
 
 # A grid, so that every rate has five trials, of which those of the largest are the best.

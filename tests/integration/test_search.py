@@ -18,11 +18,12 @@ from PIL import Image
 
 from fmnist_search import run_study
 from fmnist_search.comparison import Hits
-from fmnist_search.config import StudyConfig, recipe_from_toml
+from fmnist_search.config import StudyConfig
 from fmnist_search.data import Source, prepare, read_test_set
 from fmnist_search.datasets import DATASETS
 from fmnist_search.evaluate import evaluate
 from fmnist_search.models import build
+from fmnist_search.recipe_files import recipe_from_toml
 from fmnist_search.results import Decision, Ending, EpochReport, State
 from tests.integration.conftest import Finished, environment
 

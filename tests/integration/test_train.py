@@ -15,10 +15,10 @@ from mlflow import MlflowClient
 from mlflow.artifacts import load_text
 
 from fmnist_search import console
-from fmnist_search.config import read_recipe
 from fmnist_search.console import TrainingDisplay
 from fmnist_search.engine import Progress
 from fmnist_search.recipe import Recipe
+from fmnist_search.recipe_files import read_recipe
 from fmnist_search.results import EpochReport
 from fmnist_search.weights import classifier_with
 from tests.integration.conftest import Command, Outcome, run, start

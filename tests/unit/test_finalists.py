@@ -11,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmnist_search.config import Finalists
 from fmnist_search.data import Images, Source, prepare, read_test_set
 from fmnist_search.errors import UserError
 from fmnist_search.evaluate import evaluate
@@ -27,6 +26,7 @@ from fmnist_search.models import build
 from fmnist_search.recipe import Data, Execution, Recipe
 from fmnist_search.results import Decision, State, TrialResult, TrialRow
 from fmnist_search.search.space import trial_seed
+from fmnist_search.sections import Finalists
 from fmnist_search.trial import run_trial, watch_nothing
 
 DATA = Data(train_images=1_000, validation=1_000)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from fmnist_search.config import Budget, StudyConfig
+from fmnist_search.config import StudyConfig
 from fmnist_search.domains import Choice, Domain, Pin, Range
 from fmnist_search.evaluate import wilson
 from fmnist_search.recipe import Recipe, short_text
@@ -27,6 +27,7 @@ from fmnist_search.report import (
 )
 from fmnist_search.results import Champion, Confirmed, Ending, Importances, State, StudySummary, TrialRow
 from fmnist_search.search.space import searched
+from fmnist_search.sections import Budget
 from tests.trials import rows_of, shares_of
 
 STUDIES = Path(__file__).parents[2] / "studies"
