@@ -180,18 +180,9 @@ def test_reference_takes_every_training_image_unless_the_author_held_some_back()
 
 
 def test_what_reference_has_trained_outlives_an_interruption(tmp_path: Path) -> None:
-    options = (
-        "--preset",
-        "logistic",
-        "simple-cnn",
-        "--seeds",
-        "1",
-        "--workers",
-        "1",
-        "--set",
-        "data.train_images=5000",
-    )
-    command = [sys.executable, "-m", "benchmarks.reference", *options, "--device", "cpu", "--save", str(tmp_path)]
+    settings = ["--set", "data.train_images=5000", "--device", "cpu", "--save", str(tmp_path)]
+    few = ["--preset", "logistic", "simple-cnn", "--seeds", "1", "--workers", "1"]
+    command = [sys.executable, "-m", "benchmarks.reference", *few, *settings]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stderr
