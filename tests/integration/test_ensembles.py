@@ -40,6 +40,10 @@ class Kept(Finished):
     def client(self) -> MlflowClient:
         return MlflowClient(self.tracking_uri)
 
+    def weights(self, run_id: str) -> Path:
+        """The artifact of a training."""
+        return self.folder / "mlruns" / "fmnist-search" / run_id / "artifacts" / "weights.pt"
+
     def train(self, *changes: str) -> str:
         """The run of another training."""
         options = [part for change in changes for part in ("--set", change)]
@@ -76,7 +80,7 @@ def probabilities(kept: Kept, source: Source) -> tuple[np.ndarray, np.ndarray]:
     """Those of the two trainings, on average, on the validation images, and the true classes."""
     recipes = [read_recipe(kept.folder / "recipe.toml", {"model.width": width}) for width in (16, 24)]
     validation = prepare(recipes[0].data, source).validation
-    files = [kept.folder / "fmnist-search" / "weights" / "train" / run_id / "weights.pt" for run_id in kept.trainings]
+    files = [kept.weights(run_id) for run_id in kept.trainings]
     networks = [classifier_with(r, read_state(f.read_bytes(), "w")) for r, f in zip(recipes, files, strict=True)]
     with torch.inference_mode():
         every = torch.stack([network(validation.pixels).softmax(1) for network in networks])
@@ -221,7 +225,7 @@ def test_a_run_whose_weights_are_gone_says_how_to_get_them_back(kept: Kept) -> N
 def test_weights_of_another_network_are_one_line(kept: Kept) -> None:
     path = kept.folder / "fmnist-search" / "weights" / "tiny" / "001.pt"
     before = path.read_bytes()
-    other = kept.folder / "fmnist-search" / "weights" / "train" / kept.trainings[0] / "weights.pt"
+    other = kept.weights(kept.trainings[0])
     path.write_bytes(other.read_bytes())
     try:
         outcome = kept.run("ensemble", 0, 1, "--study", "tiny")
