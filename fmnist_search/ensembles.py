@@ -21,7 +21,7 @@ from fmnist_search.places import Home
 from fmnist_search.portrait import show_network
 from fmnist_search.record import Run
 from fmnist_search.registration import Candidate, Registered, make_way, register
-from fmnist_search.registry import MEMBER_RUNS
+from fmnist_search.registry import FLATTERED, MEMBER_RUNS
 from fmnist_search.results import Listener, State
 from fmnist_search.runs import TrainedRun, kept_classifier, read_run
 from fmnist_search.sections import Finalists
@@ -217,6 +217,7 @@ def _candidate(team: _Team) -> Candidate:
         origin=team.origin,
         tags={
             "ensemble": str(len(team.members)),
+            FLATTERED: "by the best epoch of each member",
             MEMBER_RUNS: ", ".join(member.run.run_id for member in team.members),
         },
     )

@@ -54,6 +54,8 @@ CHAMPION_BEFORE, VERSIONS_BEFORE = "champion_before", "versions_before"
 REGISTERED_MODEL = "registered_model"
 MEMBER_RUNS = "member_runs"
 """Tag of a version that is an ensemble of runs: their ids, with commas between."""
+FLATTERED = "flattered"
+"""Tag of a version whose validation images have chosen its weights as well, so that its figure is a little too good."""
 
 
 # ---------------------------------------------------------------------------------------- registering
@@ -221,6 +223,9 @@ class _Standing:
     def _compare(self, number: int, champion: int | None) -> Verdict:
         if champion is None:
             return Verdict(True, "first", "there was none before")
+        if FLATTERED in self._tags(number) and FLATTERED not in self._tags(champion):
+            reason = "the images that judge it have chosen its weights too, which the champion's have not"
+            return Verdict(False, "none", f"{reason}; `fmnist-search evaluate` compares the two on the test images")
         ours, theirs = self._figures_of(number), self._figures_of(champion)
         return compare(ours, theirs) if ours else Verdict(False, "none", "its own figures cannot be read")
 

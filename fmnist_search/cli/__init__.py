@@ -9,6 +9,7 @@ from fmnist_search.cli import sweeps
 from fmnist_search.cli import inspect
 from fmnist_search.cli import presets
 from fmnist_search.cli import models
+from fmnist_search.cli import predict
 from fmnist_search.cli import runs
 from fmnist_search.cli import draw
 from fmnist_search.cli import surroundings

@@ -168,6 +168,16 @@ def test_a_second_one_is_compared_image_by_image(kept: Kept) -> None:
     assert (challenger.tags["compared_by"], challenger.tags["difference"]) == ("paired", "0.0")
 
 
+def test_one_that_is_flattered_takes_no_place_from_a_champion_that_is_not(kept: Kept) -> None:
+    promoted = kept.run("promote", "tiny", "--recipes", 1, "--seeds", 1, "--epochs", 1, "--model-name", "fair")
+    assert promoted.code == 0, promoted.stderr
+    outcome = kept.run("ensemble", *kept.trials, *kept.trainings, "--register", "--model-name", "fair")
+    assert "fair version 2 is challenger of version 1: the images that judge it have chosen" in outcome.stderr
+    assert kept.client.get_model_version_by_alias("fair", "champion").version == "1"
+    compared = kept.run("evaluate", "models:/fair@champion", "models:/fair@challenger", "--json")
+    assert compared.code == 0, compared.stderr
+
+
 def test_a_study_starts_with_the_first_member_where_an_ensemble_is_champion(kept: Kept) -> None:
     assert kept.run("ensemble", *kept.trials, "--register").code == 0
     options = ["--name", "started", "--start", "champion", "--trials", 1, "--set", "finalists.recipes=0"]

@@ -1,0 +1,157 @@
+"""What a registered model sees on pictures and on test images."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fmnist_search.cli.app import AsJson, DataDir, TrackingUri, app, check_output, image_source
+from fmnist_search.errors import UserError
+
+if TYPE_CHECKING:
+    from fmnist_search.packaged import LoadedModel
+
+PREDICT_AT_ONCE = 1_000
+"""Images that are held and asked about together, however many there are."""
+GRID_LIMIT = 100
+"""Images that a picture of predictions shows."""
+
+
+@app.command()
+def predict(
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Pictures of one thing each, IDX files, or folders of pictures.", show_default=False),
+    ] = None,
+    test_image: Annotated[
+        list[int] | None, typer.Option(help="Number of a test image, from 0; repeatable.", min=0, show_default=False)
+    ] = None,
+    test_images: Annotated[
+        str | None, typer.Option(help="Test images A to B-1, such as 0:25.", metavar="A:B", show_default=False)
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="MLflow address of a model; by default the champion.")] = None,
+    resize: Annotated[bool, typer.Option("--resize", help="Bring pictures to 28 by 28 pixels.")] = False,
+    invert: Annotated[bool, typer.Option("--invert", help="For what is dark on a light ground.")] = False,
+    top: Annotated[int, typer.Option(help="How many of the most probable classes.", min=1, max=10)] = 1,
+    grid: Annotated[
+        Path | None,
+        typer.Option(help="Draw the pictures with their classes to this PNG, mistakes in red.", show_default=False),
+    ] = None,
+    tracking_uri: TrackingUri = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is on pictures, or on test images.
+
+    A picture is a PNG or JPEG; an IDX file, `.gz` or not, holds many; of a folder all pictures are taken, in order.
+
+    Examples:
+
+      fmnist-search predict shoe.png --resize --invert --top 3
+
+      fmnist-search predict wardrobe/ --resize --grid wardrobe.png
+
+      fmnist-search predict --test-image 0 --test-image 1
+
+      fmnist-search predict --test-images 0:25 --grid first.png
+    """
+    import itertools
+
+    import numpy as np
+
+    from fmnist_search import console
+    from fmnist_search.pictures import read_pictures
+
+    numbers = [*(test_image or []), *_range(test_images)]
+    if not images and not numbers:
+        raise UserError("predict: give a picture, --test-image NUMBER or --test-images A:B")
+    if grid:
+        check_output(grid, suffix=".png")
+    say = partial(console.talk.print, markup=False)
+    given = read_pictures(images or [], resize=resize, invert=invert, say=say)
+    loaded = _load(model, tracking_uri)
+    named = ((picture.name, picture.pixels, None) for picture in given)
+    asked = itertools.chain(named, _test_images(numbers, loaded, data_dir))
+    rows: list[dict[str, Any]] = []
+    drawn: list[tuple[Any, Any]] = []
+    while batch := list(itertools.islice(asked, PREDICT_AT_ONCE)):
+        names, pixels, truths = zip(*batch, strict=True)
+        probabilities = loaded.probabilities(np.stack(pixels))
+        rows += [_row(*row, loaded.classes, top) for row in zip(names, truths, probabilities, strict=True)]
+        drawn += list(zip(pixels, probabilities, strict=True))[: max(GRID_LIMIT - len(drawn), 0)] if grid else []
+    if grid and drawn:
+        _draw_grid(grid, drawn, [row["true"] for row in rows], loaded.classes, loaded.uri)
+        if len(rows) > len(drawn):
+            say(f"{grid}: shows the first {len(drawn)} of {len(rows):,}")
+    if as_json:
+        console.show_json(rows)
+        return
+    columns = ["image", "class", "probability", *(["then"] if top > 1 else []), *(["true class"] if numbers else [])]
+    console.show_table(console.table(columns, ([_cell(row, column) for column in columns] for row in rows)))
+
+
+def _range(given: str | None) -> range:
+    """The numbers of test images from A to before B, given as A:B."""
+    if given is None:
+        return range(0)
+    first, _, end = given.partition(":")
+    if not (first.isdecimal() and end.isdecimal() and int(first) < int(end)):
+        raise UserError(f"--test-images {given}: is no range of numbers; write A:B, such as 0:25 for the first 25")
+    return range(int(first), int(end))
+
+
+def _draw_grid(
+    path: Path, drawn: list[tuple[Any, Any]], truths: list[str | None], classes: tuple[str, ...], title: str
+) -> None:
+    """Pixels and probabilities as a picture; `truths` are the true classes of these images, as far as known."""
+    import numpy as np
+    import torch
+
+    from fmnist_search.canvas import save_png
+    from fmnist_search.network_figures import UNKNOWN, predictions_figure
+
+    pixels, probabilities = (torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True))
+    labels = torch.tensor([UNKNOWN if true is None else classes.index(true) for true in truths[: len(drawn)]])
+    save_png(predictions_figure(pixels, probabilities, labels, classes, title), path)
+
+
+def _test_images(numbers: list[int], model: LoadedModel, data_dir: Path | None) -> list[tuple[str, Any, str | None]]:
+    """Test images of a model's dataset by number, each with its name and its class."""
+    from fmnist_search.data import read_test_set
+
+    if not numbers:
+        return []
+    test = read_test_set(model.dataset, image_source(data_dir))
+    if beyond := [number for number in numbers if number >= len(test)]:
+        raise UserError(f"test image {beyond[0]}: there are {len(test):,}; take one from 0 to {len(test) - 1}")
+    return [(f"test image {n}", test.pixels[n].numpy(), model.classes[int(test.labels[n])]) for n in numbers]
+
+
+def _row(name: str, truth: str | None, probabilities: Any, classes: tuple[str, ...], top: int) -> dict[str, Any]:
+    best = probabilities.argsort()[::-1][:top]
+    ranked = [{"class": classes[place], "probability": float(probabilities[place])} for place in best]
+    return {"image": name, **ranked[0], "true": truth, "top": ranked}
+
+
+def _cell(row: dict[str, Any], column: str) -> str:
+    match column:
+        case "probability":
+            return f"{row['probability']:.1%}"
+        case "then":
+            return ", ".join(f"{rank['class']} {rank['probability']:.1%}" for rank in row["top"][1:])
+        case "true class":
+            return row["true"] or "-"
+    return str(row[column])
+
+
+def _load(model: str | None, tracking_uri: str | None) -> LoadedModel:
+    from fmnist_search.packaged import DEFAULT_MODEL
+    from fmnist_search.places import tracking_uri as resolve
+    from fmnist_search.rivals import load_classifier
+    from fmnist_search.tracking import connect
+
+    connect(resolve(tracking_uri))
+    return load_classifier(model or DEFAULT_MODEL)
