@@ -4,6 +4,7 @@ Names are imported on first use, so that `fmnist-search --help` needs neither to
 """
 
 import importlib
+import logging
 from typing import TYPE_CHECKING
 
 from fmnist_search.version import VERSION
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Recipe", "StudyConfig", "load_model", "run_study", "train"]
 __version__ = VERSION
+
+# Importing mlflow.pytorch raises the root logger's level to ERROR, which would silence our warnings.
+logging.getLogger(__name__).setLevel(logging.WARNING)
 
 _HOMES = {
     "Recipe": "config",
