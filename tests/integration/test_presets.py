@@ -156,3 +156,17 @@ def test_a_search_chooses_among_families_and_its_columns_stay_numeric(tmp_path: 
     assert {"model.stages", "model.width_2", "model.shrink", "model.width"} <= numeric
     for name in numeric:
         assert all(float(row[name]) >= 0 for row in rows), name
+
+
+def test_a_study_begins_with_a_preset_by_its_name(command: Command, tmp_path: Path) -> None:
+    plain = {"batch_size": [100, 128], "optimizer.name": "adam", "averaging.horizon": 0.0}
+    pinned = [f"--set={name}={value}" for name, value in plain.items()]
+    (tmp_path / "four.toml").write_text(FOUR.replace("trials = 9", "trials = 1"))
+    mlp = ["--set", "model.family=mlp", "--set", "optimizer.weight_decay=0.0"]
+    outcome = command("search", "four.toml", "--start", "preset:logistic", *mlp, *pinned)
+    assert outcome.code == 0, outcome.stderr
+    assert "preset:logistic is tried first" in outcome.stderr
+    (row,) = command("leaderboard", "four", "--json").json
+    recipe = PRESETS["logistic"].recipe
+    wanted = ("model.depth", "optimizer.name", "optimizer.learning_rate", "batch_size", "averaging.horizon")
+    assert {name: row["recipe"][name] for name in wanted} == {name: recipe.flat()[name] for name in wanted}

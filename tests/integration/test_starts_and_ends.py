@@ -630,6 +630,7 @@ def test_a_recipe_from_outside_is_refused_or_tried(finished: Finished) -> None:
     [
         ("nowhere.toml", ["nowhere.toml: no such file"]),
         ("study:samll", ["samll", "did you mean 'small'"]),
+        ("preset:lenett", ["'lenett'", "did you mean 'lenet'"]),
         ("champion", ["'nobody' has no champion yet"]),
     ],
 )
