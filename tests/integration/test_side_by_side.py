@@ -497,11 +497,10 @@ def test_minutes_are_those_of_the_clock_over_all_sessions(place: Place) -> None:
     minutes = 5 / 60
     first = place.study(budget__trials=3, budget__epochs=4, budget__minutes=minutes)
     between = place.ledger.searched_seconds
-    assert between == pytest.approx(first.seconds, abs=0.5)
+    assert 0 < between <= first.seconds
     second = place.study(budget__trials=1_000, budget__epochs=4, budget__minutes=minutes)
     assert second.ended_by is Ending.MINUTES
-    assert place.ledger.searched_seconds == pytest.approx(between + second.seconds, abs=0.5)
-    assert place.ledger.searched_seconds >= 5
+    assert 5 <= place.ledger.searched_seconds <= between + second.seconds
     assert status("small", tracking_uri=place.uri).ended_by is Ending.MINUTES
 
 

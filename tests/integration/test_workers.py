@@ -408,12 +408,12 @@ def test_leaving_does_not_wait_for_the_trainings(images: Images, execution: Exec
 
 
 def test_leaving_at_once_does_not_wait_for_workers_that_still_load_their_libraries(execution: Execution) -> None:
-    before = processes()
     started = time.monotonic()
-    with Crew(execution, 2):
-        assert len(processes()) == len(before) + 2
+    with Crew(execution, 2) as crew:
+        hired = [worker._process for worker in crew._workers if isinstance(worker, ProcessWorker)]
+        assert [process.poll() for process in hired] == [None, None]
     assert time.monotonic() - started < 2
-    assert processes() == before
+    assert all(process.poll() is not None for process in hired)
 
 
 def test_workers_end_after_their_epoch_when_whoever_hired_them_is_killed(source: Source) -> None:
