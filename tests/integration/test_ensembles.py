@@ -173,7 +173,7 @@ def test_one_that_is_flattered_takes_no_place_from_a_champion_that_is_not(kept: 
     assert promoted.code == 0, promoted.stderr
     outcome = kept.run("ensemble", *kept.trials, *kept.trainings, "--register", "--model-name", "fair")
     assert "fair version 2 is challenger of version 1: the images that judge it have chosen" in outcome.stderr
-    assert kept.client.get_model_version_by_alias("fair", "champion").version == "1"
+    assert int(kept.client.get_model_version_by_alias("fair", "champion").version) == 1
     compared = kept.run("evaluate", "models:/fair@champion", "models:/fair@challenger", "--json")
     assert compared.code == 0, compared.stderr
 
