@@ -5,14 +5,16 @@ Torch alone is needed, so that the checks run where only the engine does.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from fmnist_search.data import Images, Source, prepare
+from fmnist_search.engine import Epoch, Progress
 from fmnist_search.recipe import Data, Execution, Recipe
 from fmnist_search.results import Decision, EpochReport, State, TrialResult
 from fmnist_search.trial import run_trial
@@ -56,6 +58,7 @@ def all_checks(source: Source, device: str = "cuda") -> Iterator[Check]:
     for execution in (plain, graph):
         yield packed_equals_alone(images, execution, count=4)
         yield packed_equals_alone(images, dataclasses.replace(execution, deterministic=True), count=4)
+        yield going_on_equals_never_having_stopped(images, execution)
         yield out_of_memory_ends_a_trial_alone(images, execution)
 
 
@@ -85,6 +88,16 @@ def packed_equals_alone(images: Images, execution: Execution, count: int) -> Che
     limit = 0.0 if execution.deterministic or execution.device == "cpu" else TOLERANCE
     how = f"{execution.engine}{', deterministic' if execution.deterministic else ''}"
     return Check(f"{count} at once equal each alone: {how}", apart <= limit, f"{apart:.1e} apart")
+
+
+def going_on_equals_never_having_stopped(images: Images, execution: Execution) -> Check:
+    """A training that goes on from what was kept after its first epoch gives what it gives in one go."""
+    keeper = _Keeper()
+    whole = run_trial(recipe("rotated, mixed"), images, execution, companion=keeper)
+    resumed = run_trial(recipe("rotated, mixed"), images, execution, start=keeper.states[0])
+    apart = _apart(resumed, whole)
+    limit = 0.0 if execution.device == "cpu" else TOLERANCE
+    return Check(f"going on equals never having stopped: {execution.engine}", apart <= limit, f"{apart:.1e} apart")
 
 
 def out_of_memory_ends_a_trial_alone(images: Images, execution: Execution) -> Check:
@@ -125,6 +138,17 @@ class _Kept:
 
     def lost(self, reason: str) -> None:
         raise RuntimeError(reason)
+
+
+class _Keeper:
+    def __init__(self) -> None:
+        self.states: list[dict[str, Any]] = []
+
+    def progressed(self, progress: Progress) -> None:
+        pass
+
+    def epoch_done(self, epoch: Epoch, state: dict[str, Any]) -> None:
+        self.states.append(copy.deepcopy(state))
 
 
 def _apart(one: TrialResult, other: TrialResult) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.checks import DATA, all_checks, packed_equals_alone
+from benchmarks.checks import DATA, all_checks, going_on_equals_never_having_stopped, packed_equals_alone
 from fmnist_search.data import Source, prepare
 from fmnist_search.recipe import Execution
 
@@ -19,4 +19,9 @@ def test_captured_packed_and_plain_trainings_agree(source: Source) -> None:
 def test_two_worker_processes_give_what_each_trial_gives_alone(source: Source) -> None:
     images = prepare(DATA, source)
     check = packed_equals_alone(images, Execution(device="cpu", threads=1), count=2)
+    assert check.holds, check.found
+
+
+def test_a_training_that_goes_on_gives_what_it_gives_in_one_go(source: Source) -> None:
+    check = going_on_equals_never_having_stopped(prepare(DATA, source), Execution(device="cpu", threads=1))
     assert check.holds, check.found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -102,6 +103,21 @@ def test_every_update_rule_under_every_schedule(
 )
 def test_whatever_else_a_recipe_may_ask_for(changes: dict[str, object], few: Images, execution: Execution) -> None:
     assert_alike(BUSY.replace(changes), few, execution)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_a_training_that_goes_on_with_its_steps_on_the_device(name: str, few: Images, execution: Execution) -> None:
+    recipe = BUSY.replace({"optimizer.name": name, "optimizer.learning_rate": 0.01})
+    with settled(execution):
+        whole, _ = trained(recipe, few, execution, DeviceSteps)
+        first = Training(recipe, few, execution)
+        first.epoch(1, DeviceSteps(first))
+        second = Training(recipe, few, execution, copy.deepcopy(first.state()))
+        steps = DeviceSteps(second)
+        for number in (2, 3):
+            second.epoch(number, steps)
+    for key, tensor in whole.averaged.model.state_dict().items():
+        assert torch.equal(second.averaged.model.state_dict()[key], tensor), key
 
 
 def test_a_network_of_another_family(few: Images, execution: Execution) -> None:
