@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fmnist_search.data import Images, Source, prepare
-from fmnist_search.engine import Epoch, Progress
+from fmnist_search.engine import Epoch
 from fmnist_search.recipe import Data, Execution, Recipe
 from fmnist_search.results import Decision, EpochReport, State, TrialResult
 from fmnist_search.trial import run_trial
@@ -143,9 +143,6 @@ class _Kept:
 class _Keeper:
     def __init__(self) -> None:
         self.states: list[dict[str, Any]] = []
-
-    def progressed(self, progress: Progress) -> None:
-        pass
 
     def epoch_done(self, epoch: Epoch, state: dict[str, Any]) -> None:
         self.states.append(copy.deepcopy(state))

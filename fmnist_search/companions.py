@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fmnist_search.data import SIDE, Images
-from fmnist_search.engine import Epoch, Progress
+from fmnist_search.engine import Epoch
 from fmnist_search.errors import UserError
 from fmnist_search.network_figures import confusion_figure
 from fmnist_search.recipe import Execution, Recipe
@@ -29,11 +29,6 @@ class Company:
 
     def __init__(self, companions: Sequence[Companion]):
         self._companions = companions
-
-    def progressed(self, progress: Progress) -> None:
-        """Told to all."""
-        for companion in self._companions:
-            companion.progressed(progress)
 
     def epoch_done(self, epoch: Epoch, state: dict[str, Any]) -> None:
         """Told to all."""
@@ -67,9 +62,6 @@ class Keeper:
         self._path = folder / STATE_FILE
         digests = [images.digest, images.split_digest]
         self._about = {"recipe": recipe.flat(), "execution": vars(execution), "images": digests}
-
-    def progressed(self, progress: Progress) -> None:
-        """Half an epoch is not kept."""
 
     def epoch_done(self, epoch: Epoch, state: dict[str, Any]) -> None:
         """Keep it."""
@@ -123,9 +115,6 @@ class Board:
         self._classes = classes
         self._writer = _writer(folder)
         self._has_graph = False
-
-    def progressed(self, progress: Progress) -> None:
-        """Epochs alone are written."""
 
     def epoch_done(self, epoch: Epoch, state: dict[str, Any]) -> None:
         """Write what is known of it."""

@@ -26,7 +26,7 @@ from fmnist_search.recipe import Recipe, short_names, short_text, text_of
 from fmnist_search.results import EpochReport, Silence, State, TrialRow
 
 if TYPE_CHECKING:
-    from fmnist_search.engine import Epoch, Progress
+    from fmnist_search.engine import Progress, Watch
 
 out = Console(highlight=False, soft_wrap=True, emoji=False)
 talk = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
@@ -144,10 +144,12 @@ class TrainingDisplay(Speaker):
         self._epochs = recipe.epochs
         talk.print(name, markup=False)
 
-    def progressed(self, progressed: Progress) -> None:
-        """An epoch is on its way."""
-        if not talk.is_terminal:
-            return
+    @property
+    def watch(self) -> Watch | None:
+        """What sees how an epoch gets on; nothing does where there is no terminal."""
+        return self._progressed if talk.is_terminal else None
+
+    def _progressed(self, progressed: Progress) -> None:
         if self._bar is None:
             columns = [progress.TextColumn("  {task.description}"), progress.BarColumn(), progress.TaskProgressColumn()]
             self._bar = progress.Progress(*columns, console=talk, transient=True)
@@ -156,9 +158,6 @@ class TrainingDisplay(Speaker):
         figures = f"loss {progressed.loss:.4f}, accuracy {percent(progressed.accuracy)}"
         said = f"epoch {progressed.epoch} of {self._epochs}: {figures}"
         self._bar.update(self._bar.task_ids[0], completed=progressed.share, description=said)
-
-    def epoch_done(self, epoch: Epoch, state: dict[str, Any]) -> None:
-        """Its figures come with `epoch_ended`."""
 
     def training_ended(self, name: str) -> None:
         """The training is over, however it ended."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fmnist_search.companions import Board, Company, Keeper, kept_state
 from fmnist_search.data import Images, Source, prepare
+from fmnist_search.engine import Watch
 from fmnist_search.errors import UserError
 from fmnist_search.files import whole
 from fmnist_search.models import check
@@ -83,7 +84,7 @@ def train(
     experiment: str = "fmnist-search",
     observer: Observer = watch_nothing,
     listener: Listener | None = None,
-    companions: Sequence[Companion] = (),
+    watch: Watch | None = None,
     origins: Mapping[str, str] | None = None,
     output: Path | None = None,
     tensorboard: Path | None = None,
@@ -91,7 +92,7 @@ def train(
     """Train one recipe without a study, on record in MLflow; gives the result and the run's id.
 
     `precision` overrides the recipe's, "auto" by a probe of this machine. The observer sees every epoch and may end
-    the training; companions see it while it runs. `origins` says where each value of the recipe comes from, by dotted
+    the training; `watch` sees how an epoch gets on. `origins` says where each value of the recipe comes from, by dotted
     name. The run, called after its network or by `name`, keeps the best and the last weights as plain state files and
     the epochs as CSV; the state from which `resume` goes on is written to our own folder (see `Home.training`) after
     every epoch. The same files and the recipe are copied to the folder `output`; TensorBoard's go to the folder
@@ -105,15 +106,14 @@ def train(
     # Nothing is tried out that changes a number, the number format apart, which the recipe holds: trained again, it is
     # equal.
     execution = resolve_execution(device, threads, engine)
-    if precision:
-        recipe = recipe.replace({"precision": tune(execution)[1] if precision == "auto" else precision})
+    recipe = _in_precision(recipe, precision, execution)
     with workshop(Home.find(tracking_uri, workdir), data_dir, execution, experiment, listener) as shop:
         images = shop.images(recipe)
         board = [Board(tensorboard, images.classes)] if tensorboard else []
         training = shop.begin(f"train {name or recipe.label}", recipe, images, {}, observer)
         if origins:
             training.run.text(ORIGINS_FILE, origins_csv(origins))
-        return shop.trained(training, [*companions, *board], output), training.run.address
+        return shop.trained(training, board, watch, output), training.run.address
 
 
 def resume(
@@ -126,7 +126,7 @@ def resume(
     experiment: str = "fmnist-search",
     observer: Observer = watch_nothing,
     listener: Listener | None = None,
-    companions: Sequence[Companion] = (),
+    watch: Watch | None = None,
     output: Path | None = None,
     tensorboard: Path | None = None,
 ) -> tuple[TrialResult, str]:
@@ -167,7 +167,7 @@ def resume(
         name = f"train {recipe.label}, on from epoch {kept.epochs}"
         training = shop.begin(name, recipe, images, {RESUMES: run_id}, observer)
         training.catch_up([EpochReport(**report) for report in kept.state["epochs"]])
-        return shop.trained(training, [*companions, *board], output, kept.state), training.run.address
+        return shop.trained(training, board, watch, output, kept.state), training.run.address
 
 
 def train_seeds(
@@ -197,8 +197,7 @@ def train_seeds(
     """
     check(recipe.model)
     execution = resolve_execution(device, threads or 1, engine)
-    if precision:
-        recipe = recipe.replace({"precision": tune(execution)[1] if precision == "auto" else precision})
+    recipe = _in_precision(recipe, precision, execution)
     recipes = [recipe.replace({"seed": recipe.seed + number}) for number in range(seeds)]
     trainings = [(f"seed {each.seed} {name or each.label}", each) for each in recipes]
     home = Home.find(tracking_uri, workdir)
@@ -213,6 +212,13 @@ def train_seeds(
         several = Several(tuple(recipes), results, runs, above.address)
         _sum_up(above, several)
     return several
+
+
+def _in_precision(recipe: Recipe, precision: str | None, execution: Execution) -> Recipe:
+    """The recipe with another number format where one is asked for, "auto" by a probe of this machine."""
+    if precision is None:
+        return recipe
+    return recipe.replace({"precision": tune(execution)[1] if precision == "auto" else precision})
 
 
 def _sum_up(above: Run, several: Several) -> None:
@@ -281,13 +287,14 @@ class Workshop:
     def trained(
         self,
         training: Single,
-        companions: Sequence[Companion],
+        board: Sequence[Board],
+        watch: Watch | None,
         output: Path | None,
         start: Mapping[str, Any] | None = None,
     ) -> TrialResult:
         """Run it to its end, and keep what is to be kept of it."""
         keeper = Keeper(self.home.training(training.run.address), training.recipe, training.images, self.execution)
-        result = _run_here(training, self.execution, Company([keeper, *companions]), start)
+        result = _run_here(training, self.execution, Company([keeper, *board]), watch, start)
         if keeper.has_kept:
             state = keeper.kept().state
             weights = {BEST_FILE: state["weights"], LAST_FILE: state["training"]["averaged"]}
@@ -357,10 +364,12 @@ def workshop(
             yield Workshop(home, source, tracking, execution, Desk(sender, listener, interruption))
 
 
-def _run_here(job: Single, execution: Execution, companion: Companion, start: Mapping[str, Any] | None) -> TrialResult:
+def _run_here(
+    job: Single, execution: Execution, companion: Companion, watch: Watch | None, start: Mapping[str, Any] | None
+) -> TrialResult:
     started = time.monotonic()
     try:
-        result = run_trial(job.recipe, job.images, execution, job.report, start=start, companion=companion)
+        result = run_trial(job.recipe, job.images, execution, job.report, start=start, companion=companion, watch=watch)
     except KeyboardInterrupt:
         result = job.broken_off(State.INTERRUPTED, "interrupted in the middle of an epoch")
     except Exception:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fmnist_search.data import Images
-from fmnist_search.engine import Epoch, Progress, fit
+from fmnist_search.engine import Epoch, Watch, fit
 from fmnist_search.errors import UserError
 from fmnist_search.evaluate import Evaluation
 from fmnist_search.graphs import release
@@ -34,9 +34,6 @@ def watch_nothing(_: EpochReport) -> Decision:
 class Companion(Protocol):
     """Goes along with a training in the process that trains, and sees more of it than an observer."""
 
-    def progressed(self, progress: Progress) -> None:
-        """An epoch is on its way; told a few times a second at most."""
-
     def epoch_done(self, epoch: Epoch, state: dict[str, Any]) -> None:
         """An epoch is over; from `state`, valid until the next one starts, `run_trial` can go on."""
 
@@ -49,11 +46,12 @@ def run_trial(
     *,
     start: Mapping[str, Any] | None = None,
     companion: Companion | None = None,
+    watch: Watch | None = None,
 ) -> TrialResult:
     """Train a recipe until its last epoch, which comes early where patience ends, or until the observer says otherwise.
 
     With the state that a companion was given as `start` it goes on from there; the observer sees the epochs that are
-    new, the result holds all.
+    new, the result holds all. `watch` sees how epochs get on, a few times a second.
 
     What goes wrong in the training itself (a network refused, memory gone, a loss that is not finite) is a result,
     FAILED with its reason. What goes wrong in the observer is the caller's and is raised.
@@ -61,7 +59,6 @@ def run_trial(
     started = time.perf_counter()
     course = _Course.after(recipe, start) if start else _Course(recipe)
     steps = start["training"] if start else None
-    watch = companion.progressed if companion else None
     with (
         settled(execution),
         contextlib.closing(fit(recipe, images, execution, start=steps, watch=watch)) as epochs,

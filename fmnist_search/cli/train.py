@@ -167,7 +167,7 @@ def _train_one(what: Recipe | str, options: dict[str, Any], as_json: bool) -> No
 
     display = TrainingDisplay()
     name = f"run {what}" if isinstance(what, str) else options.get("name", what.label)
-    options = {**options, "listener": display, "companions": [display]}
+    options = {**options, "listener": display, "watch": display.watch}
     if isinstance(what, str):
         result, run_id = standalone.resume(what, **options)
     else:

@@ -167,11 +167,13 @@ def test_tensorboard_shows_scalars_matrices_and_the_graph(command: Command, tmp_
 
 
 def test_an_epoch_on_its_way_shows_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert TrainingDisplay().watch is None, "without a terminal nobody looks into an epoch"
     screen = io.StringIO()
     monkeypatch.setattr(console, "talk", console.Console(file=screen, force_terminal=True, width=100, highlight=False))
     display = TrainingDisplay()
     display.training_started("train lenet", Recipe())
-    display.progressed(Progress(epoch=1, share=0.5, loss=0.4321, accuracy=0.875))
+    assert display.watch
+    display.watch(Progress(epoch=1, share=0.5, loss=0.4321, accuracy=0.875))
     display.epoch_ended("train lenet", EpochReport(1, 0.4, 0.88, 0.3, 0.9, 0.001, 2.0))
     display.training_ended("train lenet")
     shown = screen.getvalue()

@@ -45,14 +45,10 @@ RECIPES = {
 
 
 class Keeper:
-    """Keeps a copy of the state after each epoch, and all that it saw."""
+    """Keeps a copy of the state after each epoch."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, Any]] = []
-        self.seen: list[Progress] = []
-
-    def progressed(self, progress: Progress) -> None:
-        self.seen.append(progress)
 
     def epoch_done(self, epoch: Epoch, state: dict[str, Any]) -> None:
         self.states.append(copy.deepcopy(state))
@@ -94,15 +90,15 @@ def test_progress_is_told_within_an_epoch_and_changes_nothing(
     images: Images, execution: Execution, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fmnist_search.engine.PULSE_SECONDS", 0.0)
-    keeper = Keeper()
-    watched = run_trial(RECIPE, images, execution, companion=keeper)
+    seen: list[Progress] = []
+    watched = run_trial(RECIPE, images, execution, watch=seen.append)
     unwatched = run_trial(RECIPE, images, execution)
     assert [_figures(report) for report in watched.epochs] == [_figures(report) for report in unwatched.epochs]
-    first = [progress for progress in keeper.seen if progress.epoch == 1]
+    first = [progress for progress in seen if progress.epoch == 1]
     assert [progress.share for progress in first] == sorted({progress.share for progress in first})
     assert first[-1].share == 1.0
     assert first[-1].loss == pytest.approx(watched.epochs[0].train_loss)
-    assert {progress.epoch for progress in keeper.seen} == {1, 2, 3, 4}
+    assert {progress.epoch for progress in seen} == {1, 2, 3, 4}
 
 
 def _figures(report: EpochReport) -> tuple[object, ...]:
