@@ -6,6 +6,7 @@ Threads share the device's context, so that their kernels run side by side, and 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -35,6 +36,8 @@ PATIENT_STARTS = 3
 """Replacements in a row that may die while they load their libraries."""
 PATIENCE = 5.0
 """Seconds that a worker gets to leave by itself."""
+THREAD = "training"
+"""What a worker's thread is called."""
 
 
 class Job(Protocol):
@@ -172,6 +175,11 @@ class Crew:
             worker.job.lost(f"its worker process {reason}")
 
 
+def is_training() -> bool:
+    """Whether a thread of this process trains, be it for nobody any more: it would end with its epoch."""
+    return any(thread.name == THREAD for thread in threading.enumerate())
+
+
 class Worker:
     """One worker, seen from the study: the near end of its line."""
 
@@ -241,14 +249,19 @@ class ThreadWorker(Worker):
     def __init__(self, gallery: dict[Data, Images]):
         near, far = multiprocessing.Pipe()
         super().__init__(Line(near))
-        self._thread = threading.Thread(target=serve, args=(Line(far), gallery), daemon=True)
+        self._thread = threading.Thread(target=serve, args=(Line(far), gallery), name=THREAD, daemon=True)
         self._thread.start()
 
     def leave(self) -> str:
-        """Wait until it has left, unless it is in the middle of a training."""
+        """Wait until it has left; in the middle of a training only at the end of the process, which it would abort.
+
+        CPython ends what is left of its daemon threads as they come back from a library, and C++ does not survive that.
+        """
         self.line.close()
         if self.job is None:
             self._thread.join(PATIENCE)
+        else:
+            atexit.register(self._thread.join)
         return "ended"
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import gc
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -83,15 +85,40 @@ def main(arguments: list[str] | None = None) -> None:
     gc.set_threshold(100_000, 50, 100)
     try:
         app([argument for argument in arguments if argument != "--debug"], prog_name="fmnist-search")
+    except SystemExit as end:
+        _leave(end.code)
     except KeyboardInterrupt:
-        sys.exit(130)
+        _leave(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        _leave(1)
     except Exception as error:
         if debug:
             raise
-        sys.exit(_report(error))
+        _leave(_report(error))
+
+
+def _leave(code: str | int | None) -> NoReturn:
+    """Exit; a training that an impatient Ctrl-C has left alone is not waited for."""
+    if isinstance(code, int) and _is_training():
+        atexit.register(_end_at_once, code)  # called before the wait that was registered earlier
+    sys.exit(code)
+
+
+def _end_at_once(code: int) -> None:
+    if _is_training():
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(code)
+
+
+def _is_training() -> bool:
+    if "fmnist_search.workers" not in sys.modules:  # a command that had no use for torch
+        return False
+    from fmnist_search.workers import is_training
+
+    return is_training()
 
 
 def _report(error: Exception) -> int:

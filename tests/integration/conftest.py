@@ -112,8 +112,13 @@ def run(folder: Path, *arguments: object, **changes: str) -> Outcome:
 
 def start(folder: Path, *arguments: object, **changes: str) -> subprocess.Popen[str]:
     """`python -m fmnist_search` as a process of its own, to be watched and signalled."""
+    return started(folder, "-m", "fmnist_search", *map(str, arguments), **changes)
+
+
+def started(folder: Path, *arguments: str, **changes: str) -> subprocess.Popen[str]:
+    """Python as a process of its own, to be watched and signalled."""
     return subprocess.Popen(
-        [sys.executable, "-m", "fmnist_search", *map(str, arguments)],
+        [sys.executable, *arguments],
         cwd=folder,
         env=environment(**changes),
         stdout=subprocess.PIPE,

@@ -44,7 +44,7 @@ from fmnist_search.search.ledger import Ledger
 from fmnist_search.search.storage import open_storage
 from fmnist_search.study import status, sync, unsent
 from fmnist_search.trial import run_trial, watch_nothing
-from tests.integration.conftest import Outcome, run, start
+from tests.integration.conftest import Outcome, run, start, started
 
 SMALL = """
 name = "small"
@@ -560,18 +560,21 @@ def test_ctrl_c_interrupts_all_that_run_and_nothing_is_lost(place: Place) -> Non
     assert place.statuses() == {"KILLED": 2, "FINISHED": 3}
 
 
-HUGE = (
+LONG_STEPS = (
     *("--set", "data.train_images=20000", "--set", "space.cnn.width_1=512", "--set", "space.cnn.width_2=512"),
     *("--set", "space.cnn.kernel_1=7", "--set", "space.cnn.kernel_2=7"),
 )
-"""Epochs of minutes."""
+"""Epochs of minutes, in steps of seconds."""
+SHORT_STEPS = ("--set", "data.train_images=50000", "--set", "space.cnn.width_1=64", "--set", "space.cnn.width_2=32")
+"""Epochs of a minute, in steps so short that a thread goes in and out of torch many times while the process ends."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_second_ctrl_c_stops_in_the_middle_of_an_epoch(place: Place, workers: int) -> None:
+@pytest.mark.parametrize("steps", [LONG_STEPS, SHORT_STEPS], ids=["long", "short"])
+def test_a_second_ctrl_c_stops_in_the_middle_of_an_epoch(place: Place, steps: tuple[str, ...], workers: int) -> None:
     arguments = ["search", "small.toml", "--trials", 2, "--workers", workers]
-    process = start(place.folder, *arguments, *HUGE)
+    process = start(place.folder, *arguments, *steps)
     wait_until(lambda: sum(trial.state is TrialState.RUNNING for trial in place.trials) == workers)
     wait_until(lambda: len(place.runs("trial")) == workers)
     time.sleep(1)
@@ -587,6 +590,23 @@ def test_a_second_ctrl_c_stops_in_the_middle_of_an_epoch(place: Place, workers: 
     assert not any(child.is_running() for child in children)
     waiting = [trial for trial in place.trials if trial.state is TrialState.WAITING]
     assert [trial.user_attrs["retry_of"] for trial in waiting] == list(range(workers))
+
+
+@pytest.mark.slow
+def test_a_script_that_was_interrupted_twice_goes_on_to_its_own_end(place: Place) -> None:
+    changes = {"budget.trials": 1, "execution.workers": 1, "data.train_images": 15000, "space.cnn.width_1": 64}
+    script = (
+        "import sys; from fmnist_search import StudyConfig, run_study\n"
+        f"summary = run_study(StudyConfig.load('small.toml', {changes}), tracking_uri={place.uri!r})\n"
+        "print(*(row.reason for row in summary.trials))\n"
+        "sys.exit(7)"
+    )
+    process = started(place.folder, "-c", script)
+    wait_until(lambda: len(place.runs("trial")) == 1)
+    time.sleep(1)
+    outcome, _ = interrupted(process, times=2)
+    assert outcome.code == 7, outcome.stderr
+    assert outcome.stdout == "interrupted in the middle of an epoch\n"
 
 
 @pytest.mark.slow
