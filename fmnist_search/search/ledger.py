@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from fmnist_search.config import StudyConfig
 from fmnist_search.domains import Domain, Range
@@ -18,9 +18,7 @@ from fmnist_search.errors import UserError, nearest
 from fmnist_search.hyperparameters import Value
 from fmnist_search.recipe import Execution, Recipe
 from fmnist_search.results import (
-    Accuracy,
     Champion,
-    Confirmed,
     EpochReport,
     Importances,
     Overhead,
@@ -29,6 +27,16 @@ from fmnist_search.results import (
     TrialRow,
 )
 from fmnist_search.search.findings import importances
+from fmnist_search.search.rows import (
+    OUTCOME,
+    RECIPE,
+    champion_from,
+    champion_to,
+    has_ended,
+    outcome_of,
+    outcome_of_duplicate,
+    row_of,
+)
 from fmnist_search.search.space import base_recipe, draw_around, parameters_of, sample, trial_seed
 from fmnist_search.search.storage import open_storage
 from fmnist_search.search.strategies import SURVIVOR_OF, GridOfRecipes, heed_pruner, make_pruner, make_sampler
@@ -159,11 +167,11 @@ class Ledger:
     def champion(self) -> tuple[str, Champion] | None:
         """The last champion, and the fingerprint of what it was chosen from."""
         stored = self._study.user_attrs.get("champion")
-        return (stored["fingerprint"], _champion_from(stored)) if stored else None
+        return (stored["fingerprint"], champion_from(stored)) if stored else None
 
     def crown(self, fingerprint: str, champion: Champion) -> None:
         """Remember a champion, so that the same finalists are not trained again."""
-        self._study.set_user_attr("champion", {"fingerprint": fingerprint, **_champion_to(champion)})
+        self._study.set_user_attr("champion", {"fingerprint": fingerprint, **champion_to(champion)})
 
     def importances(self) -> Importances:
         """Which hyperparameters decide; UserError where too few trials have completed."""
@@ -201,7 +209,7 @@ class Ledger:
 
     def rows(self) -> list[TrialRow]:
         """All trials that ended, in their order."""
-        return [_row(trial) for trial in self._study.get_trials(deepcopy=False, states=STORED) if _has_recipe(trial)]
+        return [row_of(trial) for trial in self._study.get_trials(deepcopy=False, states=STORED) if has_ended(trial)]
 
     def ask(self) -> tuple[optuna.Trial, Recipe]:
         """The next trial and what it is to train; an interrupted trial comes again first, with its seed."""
@@ -217,7 +225,7 @@ class Ledger:
             recipe = draw_around(self.config.space, base, attributes[GIVEN], seed)
         else:
             recipe = sample(trial, self.config.space, base, seed)
-        trial.set_user_attr("recipe", recipe.flat())
+        trial.set_user_attr(RECIPE, recipe.flat())
         return trial, recipe
 
     def _queue_a_survivor(self) -> None:
@@ -282,17 +290,7 @@ class Ledger:
         """
         self._candidates.discard(trial.number)
         comes_again = result.state is State.INTERRUPTED or (lost and LOST not in trial.user_attrs)
-        outcome = {
-            "state": result.state.value,
-            "reason": result.reason,
-            "epochs": len(result.epochs),
-            "seconds": result.seconds,
-            "parameters": result.parameters,
-            "run_id": run_id,
-            "overhead": dataclasses.asdict(overhead),
-            "comes_again": comes_again,
-        }
-        trial.set_user_attr("outcome", outcome)
+        trial.set_user_attr(OUTCOME, outcome_of(result, run_id, overhead, comes_again=comes_again))
         if GIVEN in trial.user_attrs:
             # Optuna would take a trial without parameters for a sign that nothing is shared by all.
             told = self._study.tell(trial, state=TrialState.FAIL)
@@ -305,28 +303,21 @@ class Ledger:
         if comes_again:
             kept = {name: value for name, value in trial.user_attrs.items() if name in KEPT_ON_RETRY}
             kept |= {LOST: True} if lost else {}
-            seed = trial.user_attrs["recipe"]["seed"]
+            seed = trial.user_attrs[RECIPE]["seed"]
             self._study.enqueue_trial(trial.params, user_attrs={**kept, "seed": seed, "retry_of": trial.number})
-        return _row(told)
+        return row_of(told)
 
     def tell_duplicate(self, trial: optuna.Trial, known: TrialRow) -> TrialRow:
         """Answer a trial from an earlier equal one, so that the sampler learns that it asked again."""
         self._candidates.discard(trial.number)
         trial.set_user_attr("duplicate_of", known.number)
-        outcome = {
-            "state": known.state.value,
-            "reason": f"equals trial {known.number}",
-            "epochs": known.epochs,
-            "seconds": 0.0,
-            "parameters": known.parameters,
-            "run_id": known.run_id,
-        }
-        trial.set_user_attr("outcome", outcome)
+        trial.set_user_attr(OUTCOME, outcome_of_duplicate(known))
         assert known.value is not None
         if known.state is State.COMPLETED and GIVEN not in trial.user_attrs:
-            return _row(self._study.tell(trial, known.value))
+            return row_of(self._study.tell(trial, known.value))
         trial.report(known.value, known.epochs)
-        return _row(self._study.tell(trial, state=TrialState.FAIL if GIVEN in trial.user_attrs else TrialState.PRUNED))
+        state = TrialState.FAIL if GIVEN in trial.user_attrs else TrialState.PRUNED
+        return row_of(self._study.tell(trial, state=state))
 
 
 def parameters_of_start(
@@ -374,68 +365,3 @@ def _is_widened(before: Domain | None, now: Domain | None) -> bool:
 
 def _hint(before: Domain | None) -> str:
     return " (a range may be widened, nothing else)" if isinstance(before, Range) else ""
-
-
-def _has_recipe(trial: FrozenTrial) -> bool:
-    return "recipe" in trial.user_attrs and "outcome" in trial.user_attrs
-
-
-def _row(trial: FrozenTrial) -> TrialRow:
-    outcome = trial.user_attrs["outcome"]
-    value = trial.value
-    if value is None and trial.intermediate_values:
-        value = trial.intermediate_values[max(trial.intermediate_values)]
-    return TrialRow(
-        number=trial.number,
-        state=State(outcome["state"]),
-        value=value,
-        epochs=outcome["epochs"],
-        recipe=Recipe().replace(trial.user_attrs["recipe"]),
-        seconds=outcome["seconds"],
-        reason=outcome["reason"],
-        duplicate_of=trial.user_attrs.get("duplicate_of"),
-        run_id=outcome["run_id"],
-        curve=tuple(trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values)),
-        overhead=Overhead(**outcome.get("overhead", {})),
-        comes_again=outcome.get("comes_again", outcome["state"] == State.INTERRUPTED.value),
-        parameters=outcome.get("parameters", 0),
-        began_at=_unix(trial.datetime_start),
-        ended_at=_unix(trial.datetime_complete),
-    )
-
-
-def _unix(local: datetime | None) -> float | None:
-    """Optuna keeps times of this machine's clock, without a zone."""
-    return local.timestamp() if local else None
-
-
-def _champion_to(champion: Champion) -> dict[str, Any]:
-    confirmed = champion.confirmed
-    return {
-        "confirmed": {
-            "trial": confirmed.trial,
-            "recipe": confirmed.recipe.flat(),
-            "accuracies": list(confirmed.accuracies),
-        },
-        "recipe": champion.recipe.flat(),
-        "test": dataclasses.asdict(champion.test),
-        "model": champion.model,
-        "version": champion.version,
-        "alias": champion.alias,
-        "verdict": champion.verdict,
-        "members": champion.members,
-    }
-
-
-def _champion_from(stored: Mapping[str, Any]) -> Champion:
-    confirmed = stored["confirmed"]
-    return Champion(
-        confirmed=Confirmed(confirmed["trial"], Recipe().replace(confirmed["recipe"]), tuple(confirmed["accuracies"])),
-        recipe=Recipe().replace(stored["recipe"]),
-        test=Accuracy(**stored["test"]),
-        model=stored["model"],
-        version=stored["version"],
-        alias=stored["alias"],
-        verdict=stored.get("verdict", ""),
-        members=stored.get("members", 1),
-    )
