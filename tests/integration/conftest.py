@@ -7,16 +7,21 @@ import functools
 import io
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlflow.store.db.utils as mlflow_db
 import pytest
+from matplotlib.figure import Figure
+from sqlalchemy import Engine
 
-from fmnist_search import ensembles, logbook, promotion, registration, session, standalone
+from fmnist_search import ensembles, logbook, promotion, registration, session, standalone, training
 from fmnist_search.cli import main
 from fmnist_search.tuning import tune
 
@@ -136,6 +141,30 @@ def tuned_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def tables_made_once() -> Iterator[None]:
+    """MLflow takes over a second to make its tables: a new store of these processes begins as a copy of the first."""
+    make, guard = mlflow_db._initialize_tables, threading.Lock()
+    with contextlib.closing(sqlite3.connect(":memory:", check_same_thread=False)) as first:
+
+        def copy(engine: Engine) -> None:
+            if engine.dialect.name != "sqlite":
+                make(engine)
+                return
+            with guard, contextlib.closing(engine.raw_connection()) as connection:
+                ours = connection.driver_connection
+                assert isinstance(ours, sqlite3.Connection)
+                if not first.execute("SELECT * FROM sqlite_master").fetchone():
+                    make(engine)
+                    ours.backup(first)
+                else:
+                    first.backup(ours)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mlflow_db, "_initialize_tables", copy)
+            yield
+
+
 DRAWERS = {
     logbook: ("study_figures", "study_page"),
     promotion: ("show_training",),
@@ -144,6 +173,7 @@ DRAWERS = {
     ensembles: ("show_network",),
 }
 DRAWN = [(module, name, getattr(module, name)) for module, names in DRAWERS.items() for name in names]
+DRAW_CONFUSION = training.ARTISTS["confusion"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -155,6 +185,7 @@ def undrawn() -> Iterator[None]:
         for module, names in DRAWERS.items():
             for name in names if module is not logbook else ():
                 patch.setattr(module, name, lambda *_: None)
+        patch.setitem(training.ARTISTS, "confusion", lambda _: Figure(figsize=(1, 1)))
         yield
 
 
@@ -164,6 +195,7 @@ def drawn(undrawn: None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module, name, draw in DRAWN:
             patch.setattr(module, name, draw)
+        patch.setitem(training.ARTISTS, "confusion", DRAW_CONFUSION)
         yield
 
 
