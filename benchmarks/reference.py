@@ -40,9 +40,6 @@ INTERRUPTED = 130
 """The exit code that shells give to Ctrl-C."""
 LIGHT = 100e6
 """Multiply-adds for an image over all epochs, up to which a CPU core has a training in minutes."""
-PIXELS = "pixels"
-UNIT = "0..1"
-"""Pixels as many authors have them: divided by 255, with no mean taken away."""
 COLUMNS = {
     "network": "---",
     "published": "---",
@@ -72,7 +69,7 @@ def main() -> None:
     workers, told = fitting(arguments.workers or "auto", execution)
     if told:
         _say(told)
-    bench = Bench(images_from(arguments.data_dir), execution, workers, arguments.pixels, arguments.save)
+    bench = Bench(images_from(arguments.data_dir), execution, workers, arguments.save)
     attempts = _attempts(arguments, execution)
     waiting = deque(bench.training(attempt, seed) for attempt in attempts for seed in range(arguments.seeds))
     with Crew(execution, workers) as crew, bench.watching():
@@ -93,9 +90,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each")
     parser.add_argument("--epochs-limit", type=int, metavar="N", help="no training takes more epochs")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a hyperparameter")
-    parser.add_argument(
-        "--pixels", choices=("normalised", UNIT), default="normalised", help="how they enter: by mean and deviation"
-    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=0, help="trainings at a time; 0 takes what fits")
     return parser.parse_args()
@@ -106,12 +100,11 @@ def _attempts(arguments: argparse.Namespace, execution: Execution) -> list[Attem
     every = arguments.all or torch.device(execution.device).type == "cuda"
     names = arguments.preset or [name for name, preset in PRESETS.items() if every or _is_light(preset.recipe)]
     changes = changes_of(arguments.set)
-    changed = changes if arguments.pixels != UNIT else {**changes, PIXELS: UNIT}
     attempts = []
     for name in names:
         recipe = as_published(PRESETS[name]).replace(changes)
         epochs = min(recipe.epochs, arguments.epochs_limit or recipe.epochs)
-        attempts.append(Attempt(PRESETS[name], recipe.replace({"epochs": epochs}), changed))
+        attempts.append(Attempt(PRESETS[name], recipe.replace({"epochs": epochs}), changes))
     return attempts
 
 
@@ -169,11 +162,10 @@ def _figures(scores: Sequence[Score]) -> Iterator[Figure]:
 class Bench:
     """How trainings are run here, where their images come from, and where results go."""
 
-    def __init__(self, source: Source, execution: Execution, workers: int, pixels: str, save: Path | None):
+    def __init__(self, source: Source, execution: Execution, workers: int, save: Path | None):
         self.execution = execution
         self._workers = workers
         self._source = source
-        self._pixels = pixels
         self._save = save
         self._images: dict[Data, Images] = {}
         self._tests: dict[str, Labelled] = {}
@@ -198,9 +190,7 @@ class Bench:
         """A job for a worker."""
         recipe = attempt.recipe.replace({"seed": seed})
         if recipe.data not in self._images:
-            images = prepare(recipe.data, self._source, self.execution.device)
-            plain = dataclasses.replace(images, mean=0.0, deviation=255.0)
-            self._images[recipe.data] = plain if self._pixels == UNIT else images
+            self._images[recipe.data] = prepare(recipe.data, self._source, self.execution.device)
         return Training(recipe, self._images[recipe.data], attempt, self)
 
     def judge(self, recipe: Recipe, result: TrialResult) -> Score:

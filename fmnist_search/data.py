@@ -81,6 +81,16 @@ class Images:
     split_digest: str
     classes: tuple[str, ...]
 
+    def normalised_by(self, normalisation: str) -> tuple[float | Tensor, float | Tensor]:
+        """What is taken from a pixel of 0..255, and what it is then divided by, under a recipe's normalisation."""
+        match normalisation:
+            case "unit":
+                return 0.0, 255.0
+            case "per-pixel":
+                return self.of_each_pixel
+            case _:
+                return self.mean, self.deviation
+
     @functools.cached_property
     def of_each_pixel(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation of each pixel over the images that are trained on, (28, 28) float32 on the CPU.

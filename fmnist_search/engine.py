@@ -241,9 +241,7 @@ def _fresh(recipe: Recipe, images: Images) -> Classifier:
     """The network with its initial weights, which come from the recipe's seed whatever else draws at the moment."""
     with _global_generator, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
-        each_pixel = recipe.normalisation == "per-pixel"
-        mean, deviation = images.of_each_pixel if each_pixel else (images.mean, images.deviation)
-        classifier = build(recipe.model, mean, deviation, recipe.test_time)
+        classifier = build(recipe.model, *images.normalised_by(recipe.normalisation), recipe.test_time)
         set_initial_weights(classifier.network, recipe)
         return classifier
 

@@ -36,8 +36,8 @@ INITIAL_WEIGHTS = (
 )
 """How the weights of convolutions and linear layers are drawn before a training; torch has a default for each."""
 
-NORMALISATIONS = ("global", "per-pixel")
-"""Whether all pixels are brought to one mean and deviation, or each to its own."""
+NORMALISATIONS = ("global", "per-pixel", "unit")
+"""Whether all pixels are brought to one mean and deviation, or each to its own, or are divided by 255 alone."""
 
 TEST_TIME_VIEWS = ("none", "flip", "shift", "flip+shift")
 """Which changed copies of an image a network is asked about as well, once it is trained."""
@@ -224,7 +224,7 @@ class Recipe(Table):
         0, "epochs in a row without a better figure of keep that end a training early; 0 never does", low=0, high=10_000
     )
     normalisation: str = hyperparameter(
-        "global", "mean and deviation of all pixels together, or of each by itself", choices=NORMALISATIONS
+        "global", "mean and deviation of all pixels together, or of each by itself; or 0..1", choices=NORMALISATIONS
     )
     test_time: str = hyperparameter(
         "none", "views of an image whose probabilities a trained network averages", choices=TEST_TIME_VIEWS

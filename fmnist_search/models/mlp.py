@@ -64,7 +64,7 @@ preset("logistic", Mlp(depth=0), {"batch_size": 128, "epochs": 5}, published="ab
 preset(
     "mlp-512",
     Mlp(width=512),
-    {**PLAIN_SGD, "batch_size": 64, "epochs": 100, "data.validation": 0.2},
+    {**PLAIN_SGD, "batch_size": 64, "epochs": 100, "data.validation": 0.2, "normalisation": "unit"},
     published="83.8 (validation 84.3)",
     parameters=669_706,
 )

@@ -196,18 +196,18 @@ def test_what_reference_has_trained_outlives_an_interruption(tmp_path: Path) -> 
     assert table == reference.table([result])
 
 
-def test_pixels_of_0_to_1_are_a_change_that_counts(bench: Bench) -> None:
+def test_a_changed_hyperparameter_is_said_and_counts(bench: Bench) -> None:
     short = ("--preset", "logistic", "--seeds", 1, "--epochs-limit", 1, "--set", "data.train_images=500", "--json")
-    ours, authors = (
+    authors, changed = (
         json.loads(bench(reference, *short, "--device", "cpu", "--workers", 1, *more))[0]
-        for more in ((), ("--pixels", "0..1"))
+        for more in ((), ("--set", "normalisation=unit"))
     )
-    assert authors["settings"]["changes"] == {"data.train_images": 500, "pixels": "0..1"}
-    assert authors["figures"][0]["ours"] != ours["figures"][0]["ours"]
+    assert changed["settings"]["changes"] == {"data.train_images": 500, "normalisation": "unit"}
+    assert changed["figures"][0]["ours"] != authors["figures"][0]["ours"]
 
 
 def test_a_training_that_diverges_counts_for_nothing_and_is_said(bench: Bench, tmp_path: Path) -> None:
-    wild = ("--set", "optimizer.learning_rate=100", "--set", "data.train_images=500", "--set", "optimizer.name=sgd")
+    wild = ("--set", "optimizer.learning_rate=100", "--set", "data.train_images=500", "--set", "normalisation=global")
     options = ("--preset", "mlp-512", "--seeds", 1, "--epochs-limit", 9, "--device", "cpu", "--workers", 1)
     assert json.loads(bench(reference, *options, *wild, "--json", "--save", tmp_path)) == []
     assert not list(tmp_path.iterdir())
@@ -334,7 +334,7 @@ def test_the_table_of_record_shows_the_latest_of_each_network_and_device(tmp_pat
         trained("lenet", (90.0, 92.0), "2026-01-02"),
         trained("lenet", (50.0,), "2026-01-01"),
         trained("lenet", (93.0,), "2026-01-01", device="gpu"),
-        trained("lenet", (70.0,), "2026-01-03", pixels="0..1"),
+        trained("lenet", (70.0,), "2026-01-03", normalisation="unit"),
     ):
         (tmp_path / result.file_name).write_text(result.to_json())
     results = reference.latest(tmp_path)
@@ -348,7 +348,7 @@ def test_the_table_of_record_shows_the_latest_of_each_network_and_device(tmp_pat
     assert {row[0].strip("`") for row in rows if row} == PRESETS.keys()
     assert sum("not measured yet" in row for row in rows) == len(PRESETS) - 1
     changed = reference.variants(results)
-    assert "| `lenet`, pixels 0..1 | about 92, loss about 0.22 | 70.00 (n=1) |" in changed
+    assert "| `lenet`, normalisation unit | about 92, loss about 0.22 | 70.00 (n=1) |" in changed
     assert "$ the command" in changed
 
 

@@ -23,10 +23,9 @@ COUNTS = {"none": 1, "flip": 2, "shift": 5, "flip+shift": 10}
 
 
 def classifier(images: Images, test_time: str = "none", normalisation: str = "per-pixel") -> Classifier:
-    statistics = images.of_each_pixel if normalisation == "per-pixel" else (images.mean, images.deviation)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build(Cnn(depth=2, width_1=8, width_2=8), *statistics, test_time).eval()
+        return build(Cnn(depth=2, width_1=8, width_2=8), *images.normalised_by(normalisation), test_time).eval()
 
 
 @pytest.fixture(scope="module")

@@ -369,6 +369,14 @@ def test_each_pixel_may_have_statistics_of_its_own(images: Images, execution: Ex
     assert 0 < (pixels.std(0) < floor).mean() < 0.5
 
 
+def test_pixels_may_be_brought_to_0_and_1_alone(images: Images, execution: Execution) -> None:
+    result = run_trial(TINY.replace({"normalisation": "unit"}), images, execution)
+    assert result.weights is not None
+    assert (result.weights["mean"].item(), result.weights["deviation"].item()) == (0, 255)
+    standing = dataclasses.replace(images, mean=0.0, deviation=255.0)
+    assert figures(result) == figures(run_trial(TINY, standing, execution))
+
+
 def test_a_pixel_that_is_always_black_does_not_explode(images: Images, execution: Execution) -> None:
     black = images.train.pixels.clone()
     black[:, 0, 0] = 0
