@@ -43,13 +43,13 @@ def pages(folder: Path) -> dict[Path, dict[str, str]]:
 
 
 def latest(folder: Path) -> list[Result]:
-    """The newest result of each benchmark on each device; those of single subjects have pages of their own."""
-    newest: dict[tuple[str, str], Result] = {}
+    """The newest result of each benchmark and subject on each device; published networks have a page of their own."""
+    newest: dict[tuple[str, str, str], Result] = {}
     for path in sorted(folder.glob("*.json")):  # names begin with the date
         found = json.loads(text := path.read_text())
-        if "figures" in found and not found.get("subject"):
+        if "figures" in found and found["benchmark"] != reference.BENCHMARK:
             result = Result.from_json(text)
-            newest[result.benchmark, result.device] = result
+            newest[result.benchmark, result.subject, result.device] = result
     return sorted(newest.values(), key=_place)
 
 
@@ -72,9 +72,9 @@ def with_tables(page: str, tables: Mapping[str, str]) -> str:
     return MARKED.sub(lambda found: f"{found['start']}\n{tables[found['name']]}\n{found['end']}", page)
 
 
-def _place(result: Result) -> tuple[int, str, str]:
+def _place(result: Result) -> tuple[int, str, str, str]:
     place = ORDER.index(result.benchmark) if result.benchmark in ORDER else len(ORDER)
-    return place, result.benchmark, result.device
+    return place, result.benchmark, result.subject, result.device
 
 
 if __name__ == "__main__":

@@ -80,7 +80,12 @@ def main() -> None:
         "rounds": arguments.rounds,
     }
     result = Result(
-        "study", "usual script", tuple(_figures(**jobs, same_time=bool(arguments.seconds))), settings, device
+        "study",
+        "usual script",
+        tuple(_figures(**jobs, same_time=bool(arguments.seconds))),
+        settings,
+        device,
+        subject="alone" if arguments.alone else "",
     )
     deliver(result, arguments)
 
@@ -154,7 +159,7 @@ def _figures(ours: list[Job], usual: list[Job], *, same_time: bool) -> Iterator[
 
     def figure(what: str, unit: str, value: Callable[[Job], float], better: str, headline: bool = False) -> Figure:
         samples, others = tuple(map(value, ours)), tuple(map(value, usual))
-        return Figure(f"{job}, {what}", unit, samples, others, better, headline=headline)
+        return Figure(f"{job}, {what}", unit, samples, others, better, headline=headline and bool(usual))
 
     yield figure("wall time", "s", lambda job: job.seconds, "" if same_time else "lower", not same_time)
     yield figure("trials an hour", "", lambda job: 3600 * job.trials / job.seconds, "higher", same_time)

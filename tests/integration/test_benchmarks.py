@@ -220,14 +220,18 @@ def test_the_tutorial_alone_is_a_command(bench: Bench) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", [("--trials", 2), ("--seconds", 1)], ids=["same trials", "same time"])
-def test_a_study_runs_both_ways_and_is_read_from_their_stores(
-    bench: Bench, tmp_path: Path, end: tuple[object, ...]
+@pytest.mark.parametrize(
+    ("end", "ways"),
+    [(("--trials", 2), 2), (("--seconds", 1), 2), (("--trials", 2, "--alone"), 1)],
+    ids=["same trials", "same time", "alone"],
+)
+def test_a_study_runs_both_ways_or_alone_and_is_read_from_their_stores(
+    bench: Bench, tmp_path: Path, end: tuple[object, ...], ways: int
 ) -> None:
     (tmp_path / "mini.toml").write_text(MINI)
     found = json.loads(bench(study, tmp_path / "mini.toml", *end, "--rounds", 1, "--json"))
     values = {row["what"].split(", ")[1]: (*row["ours"], *row["theirs"]) for row in found["figures"]}
-    assert all(len(pair) == 2 for pair in values.values())
+    assert all(len(samples) == ways for samples in values.values())
     assert all(0 < share < 100 for share in values["wall time in which nothing trained"])
     assert all(50 < megabytes < 20_000 for megabytes in values["peak memory"])
     assert all(5 < accuracy < 100 for accuracy in values["best validation accuracy"])
@@ -294,7 +298,7 @@ def test_the_time_in_which_something_trained_is_a_union() -> None:
     assert study.covered([(5, 6), (0, 2), (1, 3), (1.5, 1.8)]) == 4
 
 
-def test_the_report_shows_the_latest_of_each_benchmark_and_device(tmp_path: Path) -> None:
+def test_the_report_shows_the_latest_of_each_benchmark_subject_and_device(tmp_path: Path) -> None:
     for date, device, seconds in (("2026-01-01", "cpu", 3.0), ("2026-01-02", "cpu", 2.0), ("2026-01-01", "gpu", 1.0)):
         figures = (
             Figure("the job", "s", (seconds,), (4.0,), "lower", headline=True),
@@ -302,6 +306,16 @@ def test_the_report_shows_the_latest_of_each_benchmark_and_device(tmp_path: Path
         )
         result = Result("study", "usual script", figures, {}, device, date=date, machine=f"a {device}")
         (tmp_path / result.file_name).write_text(result.to_json())
+    alone = Result(
+        "study",
+        "usual script",
+        (Figure("alone", "s", (9.0,)),),
+        {},
+        subject="alone",
+        date="2026-01-03",
+        machine="a cpu",
+    )
+    (tmp_path / alone.file_name).write_text(alone.to_json())
     (tmp_path / "2026-01-03-other.json").write_text("{}")
     results = report.latest(tmp_path)
     rows = report.table(results, headlines=True).splitlines()[2:]
@@ -309,7 +323,7 @@ def test_the_report_shows_the_latest_of_each_benchmark_and_device(tmp_path: Path
         [("2", "2x", "cpu", "2026-01-02")],
         [("1", "4x", "gpu", "2026-01-01")],
     ]
-    assert len(report.table(results, headlines=False).splitlines()) == 6
+    assert len(report.table(results, headlines=False).splitlines()) == 7
     page = "before\n<!-- benchmarks -->\nold\n<!-- /benchmarks -->\nafter\n"
     tables = {"benchmarks": "| a |\n"}
     written = report.with_tables(page, tables)

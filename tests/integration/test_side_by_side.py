@@ -537,7 +537,7 @@ LONGER = ("--set", "data.train_images=5000")
 
 @pytest.mark.slow
 def test_ctrl_c_interrupts_all_that_run_and_nothing_is_lost(place: Place) -> None:
-    arguments = ["search", "small.toml", "--trials", 2, *LONGER, "--set", "budget.epochs=30"]
+    arguments = ["search", "small.toml", "--trials", 2, *LONGER, "--set", "budget.epochs=10"]
     process = start(place.folder, *arguments)
     wait_until(lambda: first_epochs_are_over(place))
     outcome, _ = interrupted(process)
@@ -546,7 +546,7 @@ def test_ctrl_c_interrupts_all_that_run_and_nothing_is_lost(place: Place) -> Non
     assert "Traceback" not in outcome.stderr
     rows = place.rows
     assert [row.state for row in rows] == [State.INTERRUPTED] * 2
-    assert all(0 < row.epochs < 30 for row in rows)
+    assert all(0 < row.epochs < 10 for row in rows)
     assert place.statuses() == {"KILLED": 3}
 
     assert run(place.folder, *arguments).code == 0
