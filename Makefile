@@ -66,7 +66,6 @@ bench: data ## Measure speed against the usual script and loop, under 15 minutes
 	$(BIN)/python -m benchmarks.memory --save
 	$(BIN)/python -m benchmarks.time_to_accuracy --save $(FULL)
 	$(BIN)/python -m benchmarks.study --save $(FULL)
-	$(BIN)/python -m benchmarks.study --alone --full --rounds 1 --save
 	$(BIN)/python -m benchmarks.report --write
 
 bench-search: install ## Replay searches against recorded learning curves, and say which finds the best networks soonest

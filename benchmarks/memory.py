@@ -19,7 +19,7 @@ from fmnist_search.trial import run_trial
 from fmnist_search.tuning import PLAIN
 
 CASES = (Case("standard", 128), Case("standard", 512))
-DATA = {"data.validation": 2_048, "data.train_images": 4_096, "epochs": 1}
+DATA = {"data.validation": 2_048, "data.train_images": 2_048, "epochs": 1}
 ONE_OF_US = "--one"
 
 

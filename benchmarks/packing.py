@@ -53,7 +53,8 @@ def main() -> None:
         bench = Bench(source, folder, {"alone": conditions(arguments.device)}, (0, 2), arguments.rounds, 1.0)
         for batch_size in arguments.batch_size:
             figures += equal(packing, bench, Case("standard", batch_size), counts)
-    figures += mixed(packing, counts, arguments.rounds)
+    slower = dataclasses.replace(packing, images=packing.images // 2)
+    figures += mixed(slower, counts, arguments.rounds)
     settings = {"precision": precision, "engine": execution.engine, "seconds": arguments.seconds}
     result = Result("packing", "the other", tuple(figures), settings, device_slug(execution.device))
     deliver(result, arguments)

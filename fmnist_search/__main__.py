@@ -1,5 +1,5 @@
 """`python -m fmnist_search`: what MLproject calls."""
 
-from fmnist_search.cli import main
+from fmnist_search.cli import command
 
-main()
+command()

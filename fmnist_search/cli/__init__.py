@@ -13,8 +13,8 @@ from fmnist_search.cli import predict
 from fmnist_search.cli import runs
 from fmnist_search.cli import draw
 from fmnist_search.cli import surroundings
-from fmnist_search.cli.app import app, main
+from fmnist_search.cli.app import app, command, main
 
 # isort: on
 
-__all__ = ["app", "main"]
+__all__ = ["app", "command", "main"]

@@ -8,7 +8,7 @@ import gc
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -70,8 +70,34 @@ OfStudy = Annotated[str | None, typer.Option(help="Study of the trials' numbers;
 StudyName = Annotated[str | None, typer.Argument(help="Name of a study; by default the latest.", show_default=False)]
 
 
+def command() -> None:
+    """The command line as a process of its own, which is gone as soon as it is done.
+
+    To take torch and MLflow apart, an interpreter needs longer than most commands work. Whatever is to be done at a
+    process's end is done all the same, and only then is it cut short.
+    """
+    code: int | None = None
+
+    def end() -> None:
+        if code is not None:
+            with contextlib.suppress(OSError):  # what cannot be written, the interpreter complains about
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+
+    atexit.register(end)  # libraries register theirs later, and are called before it
+    try:
+        main()
+    except SystemExit as exit_:
+        if isinstance(exit_.code, int | None):
+            code = exit_.code or 0
+        if _is_training():
+            atexit.register(end)  # and before whoever would wait for the epoch
+        raise
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: every mistake of a user becomes one clear line and an exit code."""
+    """Parse, call, print: every mistake of a user becomes one clear line and an exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     sys.argv = ["fmnist-search", *arguments]  # the command that gets recorded, however we were started
     debug = "--debug" in arguments
@@ -85,35 +111,19 @@ def main(arguments: list[str] | None = None) -> None:
     gc.set_threshold(100_000, 50, 100)
     try:
         app([argument for argument in arguments if argument != "--debug"], prog_name="fmnist-search")
-    except SystemExit as end:
-        _leave(end.code)
     except KeyboardInterrupt:
-        _leave(130)
+        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _leave(1)
+        sys.exit(1)
     except Exception as error:
         if debug:
             raise
-        _leave(_report(error))
-
-
-def _leave(code: str | int | None) -> NoReturn:
-    """Exit; a training that an impatient Ctrl-C has left alone is not waited for."""
-    if isinstance(code, int) and _is_training():
-        atexit.register(_end_at_once, code)  # called before the wait that was registered earlier
-    sys.exit(code)
-
-
-def _end_at_once(code: int) -> None:
-    if _is_training():
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):
-                stream.flush()
-        os._exit(code)
+        sys.exit(_report(error))
 
 
 def _is_training() -> bool:
+    """Whether an impatient Ctrl-C has left a training alone."""
     if "fmnist_search.workers" not in sys.modules:  # a command that had no use for torch
         return False
     from fmnist_search.workers import is_training

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,20 @@ def open_storage(url: str, *, create: bool = True) -> optuna.storages.RDBStorage
                 _prepare(database)
                 quoted = str(database).replace("%", "%25").replace("?", "%3F")
                 engine = {"connect_args": {"timeout": BUSY_TIMEOUT, "factory": _Connection}}
-                return optuna.storages.RDBStorage(f"sqlite:///{quoted}", engine_kwargs=engine)
-        return optuna.storages.RDBStorage(url)
+                return _closed_at_the_end(optuna.storages.RDBStorage(f"sqlite:///{quoted}", engine_kwargs=engine))
+        return _closed_at_the_end(optuna.storages.RDBStorage(url))
     except (OSError, sqlite3.Error, SQLAlchemyError, ImportError, RuntimeError) as error:
         shown = database or sqlalchemy.make_url(url).render_as_string()
         raise UserError(
             f"storage {shown}: cannot be opened ({_first_line(error)}); check that it is there and writable, "
             "or name another place with --workdir"
         ) from error
+
+
+def _closed_at_the_end(storage: optuna.storages.RDBStorage) -> optuna.storages.RDBStorage:
+    """Close its connections with the process: the last one that is closed brings all into SQLite's one file."""
+    weakref.finalize(storage, storage.engine.dispose)
+    return storage
 
 
 class _Connection(sqlite3.Connection):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from mlflow import MlflowClient
 
 from fmnist_search.recipe import Recipe
 from fmnist_search.recipe_files import recipe_from_toml
-from tests.integration.conftest import Command, Finished, Outcome, run
+from tests.integration.conftest import Command, Finished, Outcome, run, started
 
 # A grid, so that every rate has five trials, of which those of the largest are the best.
 RATES = """
@@ -110,6 +112,16 @@ def test_status_as_json_is_what_status_says(finished: Finished, trials: list[dic
 
 
 # ---------------------------------------------------------------------------------------------- show
+
+
+def test_a_process_says_all_it_has_to_say_before_it_ends(finished: Finished) -> None:
+    command = ["-m", "fmnist_search", "leaderboard", "--top", str(TRIALS), "--json"]
+    with started(finished.folder, *command) as process:
+        stdout, stderr = process.communicate()
+    assert (process.returncode, stderr) == (0, "")
+    assert stdout == finished.run(*command[2:]).stdout
+    with open("/dev/full", "w") as full:
+        assert subprocess.run([sys.executable, *command], cwd=finished.folder, stdout=full, check=False).returncode != 0
 
 
 def test_show_is_about_the_best_trial_unless_told_otherwise(finished: Finished, trials: list[dict[str, Any]]) -> None:

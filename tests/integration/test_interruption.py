@@ -47,6 +47,7 @@ def test_an_interrupted_study_is_finished_by_the_same_command(
     assert interrupted.code == 130, interrupted.stderr
     assert "goes on from here" in interrupted.stderr
     assert "Traceback" not in interrupted.stderr
+    assert not list((tmp_path / "fmnist-search").glob("*-wal"))  # all is in the database itself
     first, second = trials_of(tmp_path)[:2]
     assert first.state is TrialState.COMPLETE
     assert second.user_attrs["outcome"]["state"] == "interrupted"
