@@ -46,6 +46,9 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 STORED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
+CONFIG = "config"
+"""Attribute of a study: its file, as it was resolved."""
+
 LOST = "lost"
 """Attribute of a trial that is tried again since the worker of its first attempt died."""
 
@@ -93,11 +96,12 @@ class Ledger:
             )
             optuna.delete_study(study_name=config.name, storage=storage)
             copy = optuna.load_study(study_name=aside, storage=storage)
-            copy.set_user_attr("config", _stored_config(copy).model_copy(update={"name": aside}).to_toml())
+            if CONFIG in copy.user_attrs:
+                copy.set_user_attr(CONFIG, _stored_config(copy).model_copy(update={"name": aside}).to_toml())
         study = optuna.create_study(storage=storage, study_name=config.name, direction="maximize", load_if_exists=True)
-        widened = _differences(_stored_config(study), config) if "config" in study.user_attrs else []
+        widened = _differences(_stored_config(study), config) if CONFIG in study.user_attrs else []
         ledger = cls(study, config)
-        study.set_user_attr("config", config.to_toml())
+        study.set_user_attr(CONFIG, config.to_toml())
         ledger.widened = widened
         ledger.put_aside = aside
         return ledger
@@ -107,7 +111,7 @@ class Ledger:
         """A study that is there already.
 
         Raises:
-            UserError: it is not; the nearest name is.
+            UserError: it is not; the nearest name is. Or its search is only just making it, or was killed over that.
         """
         storage = open_storage(url, create=False)
         names = optuna.get_all_study_names(storage)
@@ -115,6 +119,8 @@ class Ledger:
             known = nearest(name, names) if names else "there is none yet; run `fmnist-search search STUDY.toml`"
             raise UserError(f"study {name!r}: does not exist here; {known}")
         study = optuna.load_study(study_name=name, storage=storage)
+        if CONFIG not in study.user_attrs:
+            raise UserError(f"study {name!r}: has only just been made; look again in a moment, or search it again")
         return cls(study, _stored_config(study))
 
     @staticmethod
@@ -339,7 +345,7 @@ def parameters_of_start(
 
 
 def _stored_config(study: optuna.Study) -> StudyConfig:
-    return StudyConfig.from_dict(tomllib.loads(study.user_attrs["config"]))
+    return StudyConfig.from_dict(tomllib.loads(study.user_attrs[CONFIG]))
 
 
 def _differences(stored: StudyConfig, given: StudyConfig) -> list[str]:

@@ -45,6 +45,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_recording_that_was_cut_goes_on_as_if_it_had_not_been(recorded: Path, tmp_path: Path) -> None:
     whole = recorded / "tiny.jsonl"
     cut = tmp_path / "cut.jsonl"
@@ -59,6 +60,7 @@ def test_a_recording_that_was_cut_goes_on_as_if_it_had_not_been(recorded: Path, 
     assert figures(cut) == figures(whole)
 
 
+@pytest.mark.slow
 def test_a_search_replayed_with_one_seed_is_one_search() -> None:
     options = ("--seeds", "2", "--compute", "4", "--only", "tpe, halving (the", "--json")
     once, again = (curves("replay", *options) for _ in range(2))
@@ -72,6 +74,7 @@ def test_a_search_replayed_with_one_seed_is_one_search() -> None:
     assert medians == sorted(medians, reverse=True)
 
 
+@pytest.mark.slow
 def test_the_table_says_whether_early_epochs_tell_late_ones() -> None:
     done = curves("carry", "--json")
     assert done.returncode == 0, done.stderr

@@ -38,7 +38,13 @@ def interrupt_after(beginning: str, process: subprocess.Popen[str], *signals: si
     return Outcome(process.returncode, stdout, "".join(seen) + stderr)
 
 
-@pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGINT, signal.SIGTERM]], ids=["ctrl-c", "mlflow run"])
+@pytest.mark.parametrize(
+    "signals",
+    [
+        pytest.param([signal.SIGINT], id="ctrl-c"),
+        pytest.param([signal.SIGINT, signal.SIGTERM], id="mlflow run", marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_study_is_finished_by_the_same_command(
     tiny: Path, tmp_path: Path, signals: list[signal.Signals]
 ) -> None:

@@ -17,6 +17,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
+from fmnist_search.errors import UserError
 from fmnist_search.outbox import Event, Outbox
 from fmnist_search.recipe import Recipe
 from fmnist_search.record import Run, TrainingRun
@@ -58,7 +59,10 @@ def wait_until(holds: Callable[[], bool], process: subprocess.Popen[str], second
 
 
 def rows(home: Path) -> list[TrialRow]:
-    return Ledger.find(f"sqlite:///{home}/optuna.db", "tiny").rows() if (home / "optuna.db").exists() else []
+    try:
+        return Ledger.find(f"sqlite:///{home}/optuna.db", "tiny").rows()
+    except UserError:  # it is not there yet
+        return []
 
 
 def runs(uri: str, kind: str = "trial") -> list[MlflowRun]:

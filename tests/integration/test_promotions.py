@@ -105,6 +105,7 @@ def race(processes: ForkServerContext, uri: str, folder: Path, machines: int, ro
         assert all("decision" in version.tags for version in versions)
 
 
+@pytest.mark.slow
 def test_of_six_promotions_at_once_the_best_is_champion_even_where_no_lock_holds_them_apart(
     processes: ForkServerContext, store: str, tmp_path: Path
 ) -> None:

@@ -335,6 +335,7 @@ def test_a_worker_that_is_killed_costs_one_attempt_and_no_trial(place: Place) ->
     assert run_of_retry.data.tags["trial"] == str(again.number)
 
 
+@pytest.mark.slow
 def test_a_trial_whose_worker_dies_twice_is_not_tried_a_third_time(place: Place) -> None:
     summary = place.study(Killer(2), budget__trials=1)
     first, second = summary.trials
@@ -353,6 +354,7 @@ def test_lost_trials_count_against_the_failures_that_a_study_bears(place: Place)
     assert TrialState.RUNNING not in [trial.state for trial in place.trials]
 
 
+@pytest.mark.slow
 def test_a_finalist_whose_worker_dies_is_tried_again(both: Both, tmp_path: Path) -> None:
     left = [1]
     said: list[str] = []
@@ -493,6 +495,7 @@ def test_every_budget_ends_a_search_and_what_runs_then_is_trained_to_its_end(
     assert place.study(**budget, execution__workers=1).new_trials == 0
 
 
+@pytest.mark.slow
 def test_minutes_are_those_of_the_clock_over_all_sessions(place: Place) -> None:
     minutes = 5 / 60
     first = place.study(budget__trials=3, budget__epochs=4, budget__minutes=minutes)

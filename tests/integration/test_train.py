@@ -211,7 +211,13 @@ def test_a_training_that_goes_on_equals_one_that_never_stopped(
     assert len(again.json["epochs"]) == 5
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill -9"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, id="ctrl-c", marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, id="kill -9"),
+    ],
+)
 def test_a_stopped_training_loses_no_whole_epoch(tmp_path: Path, recipe: Path, number: signal.Signals) -> None:
     train = ["train", "recipe.toml", "--threads", 1, "--epochs", 12, "--set", "data.train_images=6000"]
     process = start(tmp_path, *train)

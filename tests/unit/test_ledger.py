@@ -148,6 +148,15 @@ def test_rows_survive_a_reload(space: dict[str, Any], url: str) -> None:
     assert found.conditions == CONDITIONS
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_study_whose_search_was_killed_as_it_made_it_is_said_and_searched_again(url: str, fresh: bool) -> None:
+    optuna.create_study(storage=open_storage(url), study_name="small", direction="maximize")
+    with pytest.raises(UserError, match=r"'small': has only just been made; .* search it again"):
+        Ledger.find(url, "small")
+    rows = fill(opened(url, study(), fresh=fresh))
+    assert Ledger.find(url, "small").rows() == rows
+
+
 def test_a_study_goes_on_where_it_stopped(url: str) -> None:
     rows = fill(opened(url, study()))
     again = opened(url, study())
