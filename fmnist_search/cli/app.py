@@ -73,8 +73,8 @@ StudyName = Annotated[str | None, typer.Argument(help="Name of a study; by defau
 def command() -> None:
     """The command line as a process of its own, which is gone as soon as it is done.
 
-    To take torch and MLflow apart, an interpreter needs over a second. Whatever is to be done at a process's end is done
-    all the same, and only then is it cut short.
+    To take torch and MLflow apart, an interpreter needs over a second. Whatever is to be done at a process's end is
+    done all the same, and only then is it cut short.
     """
     code: int | None = None
 
