@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fmnist_search.data import Images, Source, prepare
-from fmnist_search.engine import Epoch
-from fmnist_search.recipe import Data, Execution, Recipe
-from fmnist_search.results import Decision, EpochReport, State, TrialResult
-from fmnist_search.trial import run_trial
-from fmnist_search.tuning import resolve_execution
-from fmnist_search.workers import Crew
+from fmnist_search.data.loading import Images, Source, prepare
+from fmnist_search.execution.pool import Crew
+from fmnist_search.recipe.recipe import Data, Execution, Recipe
+from fmnist_search.results.study import Decision, EpochReport, State, TrialResult
+from fmnist_search.training.autotune import resolve_execution
+from fmnist_search.training.engine import Epoch
+from fmnist_search.training.trial import run_trial
 
 DATA = Data(train_images=6_000, validation=2_000)
 TOLERANCE = 2e-2

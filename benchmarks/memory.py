@@ -12,11 +12,11 @@ from pathlib import Path
 from benchmarks.measure import Figure, Result, deliver, entrance, options
 from benchmarks.ours import conditions, images_from
 from benchmarks.throughput import Case
-from fmnist_search.data import Source, prepare
-from fmnist_search.recipe import Execution
-from fmnist_search.results import Decision
-from fmnist_search.trial import run_trial
-from fmnist_search.tuning import PLAIN
+from fmnist_search.data.loading import Source, prepare
+from fmnist_search.recipe.recipe import Execution
+from fmnist_search.results.study import Decision
+from fmnist_search.training.autotune import PLAIN
+from fmnist_search.training.trial import run_trial
 
 CASES = (Case("standard", 128), Case("standard", 512))
 DATA = {"data.validation": 2_048, "data.train_images": 2_048, "epochs": 1}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fmnist_search.data import Source
+from fmnist_search.data.loading import Source
 from fmnist_search.errors import UserError
-from fmnist_search.recipe import Execution
-from fmnist_search.tuning import resolve_execution, tune
+from fmnist_search.recipe.recipe import Execution
+from fmnist_search.training.autotune import resolve_execution, tune
 
 
 def conditions(device: str = "auto", threads: int = 0) -> tuple[Execution, str]:
@@ -24,7 +24,7 @@ def images_from(folder: Path | None) -> Source:
     if folder:
         return Source(cache=folder, folder=folder)
     try:
-        from fmnist_search.places import image_cache
+        from fmnist_search.workspace import image_cache
     except ModuleNotFoundError as error:
         raise UserError(f"--data-dir: is needed where {error.name} is not installed; name a folder") from error
     return Source(image_cache())

@@ -14,10 +14,10 @@ from benchmarks.machine import device_slug
 from benchmarks.measure import Figure, Result, alternate, deliver, entrance, options
 from benchmarks.ours import conditions, images_from
 from benchmarks.throughput import Bench, Case, tutorial_epochs
-from fmnist_search.data import Images, Source, prepare
-from fmnist_search.recipe import Execution, Recipe
-from fmnist_search.results import Decision, EpochReport, State, TrialResult
-from fmnist_search.workers import Crew
+from fmnist_search.data.loading import Images, Source, prepare
+from fmnist_search.execution.pool import Crew
+from fmnist_search.recipe.recipe import Execution, Recipe
+from fmnist_search.results.study import Decision, EpochReport, State, TrialResult
 
 MIXED = (Case("standard", 64), Case("large", 256), Case("tiny", 128), Case("standard", 512))
 COUNTS = {"cpu": (1, 2), "cuda": (1, 2, 4, 8)}

@@ -25,15 +25,14 @@ import torch
 from benchmarks.machine import device_slug
 from benchmarks.measure import Figure, Result, changes_of, command_line, entrance, keep, options
 from benchmarks.ours import images_from
-from fmnist_search.data import Images, Labelled, Source, prepare, read_test_set
-from fmnist_search.evaluate import evaluate
-from fmnist_search.models import PRESETS
-from fmnist_search.presets import Preset
-from fmnist_search.recipe import Data, Execution, Recipe
-from fmnist_search.results import Decision, EpochReport, State, TrialResult
-from fmnist_search.tuning import resolve_execution
-from fmnist_search.weights import classifier_with
-from fmnist_search.workers import Crew, fitting
+from fmnist_search.data.loading import Images, Labelled, Source, prepare, read_test_set
+from fmnist_search.execution.pool import Crew, fitting
+from fmnist_search.models.presets import PRESETS, Preset
+from fmnist_search.recipe.recipe import Data, Execution, Recipe
+from fmnist_search.results.study import Decision, EpochReport, State, TrialResult
+from fmnist_search.training.autotune import resolve_execution
+from fmnist_search.training.checkpoint import classifier_with
+from fmnist_search.training.evaluation import evaluate
 
 BENCHMARK = "reference"
 INTERRUPTED = 130
@@ -109,7 +108,7 @@ def _attempts(arguments: argparse.Namespace, execution: Execution) -> list[Attem
 
 
 def _is_light(recipe: Recipe) -> bool:
-    from fmnist_search.summary import summarize  # torchinfo is not everywhere where there is a GPU
+    from fmnist_search.reporting.model_summary import summarize  # torchinfo is not everywhere where there is a GPU
 
     return recipe.epochs * summarize(recipe.model).mult_adds <= LIGHT
 

@@ -27,7 +27,7 @@ from benchmarks.machine import device_slug
 from benchmarks.measure import Figure, Result, deliver, entrance, options
 from benchmarks.ours import images_from
 from benchmarks.tutorial import torchvision_folder
-from fmnist_search.config import StudyConfig
+from fmnist_search.config.study_config import StudyConfig
 
 ROOT = Path(__file__).parents[1]
 QUICK = ROOT / "studies" / "quick.toml"

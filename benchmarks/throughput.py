@@ -17,11 +17,11 @@ from benchmarks import tutorial
 from benchmarks.machine import device_slug
 from benchmarks.measure import Figure, Result, alternate, deliver, entrance, options
 from benchmarks.ours import conditions, images_from
-from fmnist_search.data import Images, Labelled, Source, prepare
-from fmnist_search.engine import fit
-from fmnist_search.evaluate import evaluate
-from fmnist_search.recipe import TRAINING_POOL, Execution, Recipe
-from fmnist_search.tuning import settled
+from fmnist_search.data.loading import Images, Labelled, Source, prepare
+from fmnist_search.recipe.recipe import TRAINING_POOL, Execution, Recipe
+from fmnist_search.training.autotune import settled
+from fmnist_search.training.engine import fit
+from fmnist_search.training.evaluation import evaluate
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "tiny": {"model.depth": 2, "model.width_1": 8, "model.width_2": 16},

@@ -20,11 +20,11 @@ from benchmarks import tutorial
 from benchmarks.machine import device_slug
 from benchmarks.measure import Figure, Result, changes_of, deliver, entrance, options
 from benchmarks.ours import conditions, images_from
-from fmnist_search.data import Images, Labelled, Source, prepare, read_test_set
-from fmnist_search.engine import fit
-from fmnist_search.evaluate import evaluate
-from fmnist_search.recipe import Execution, Recipe, values_of
-from fmnist_search.tuning import settled
+from fmnist_search.data.loading import Images, Labelled, Source, prepare, read_test_set
+from fmnist_search.recipe.recipe import Execution, Recipe, values_of
+from fmnist_search.training.autotune import settled
+from fmnist_search.training.engine import fit
+from fmnist_search.training.evaluation import evaluate
 
 FOUR_BLOCKS = {"model.depth": 4, "model.width_1": 32, "model.width_2": 64, "model.width_3": 128, "model.width_4": 256}
 WIDER = {"model.width_1": 64, "model.width_2": 128, "model.width_3": 256, "model.convolutions": 2}

@@ -20,7 +20,7 @@ from benchmarks.measure import Figure, Result, deliver, entrance, options
 from benchmarks.ours import images_from
 from benchmarks.study import QUICK, watched
 from benchmarks.tutorial import torchvision_folder
-from fmnist_search.config import StudyConfig
+from fmnist_search.config.study_config import StudyConfig
 
 ENDLESS = 100_000
 PRUNING = {

@@ -15,15 +15,15 @@ import optuna
 import typer
 
 from benchmarks.machine import machine, versions
-from fmnist_search.config import StudyConfig
-from fmnist_search.outbox import Outbox
-from fmnist_search.recipe import Execution, Recipe
-from fmnist_search.record import Run, TrainingRun
-from fmnist_search.results import EpochReport, Overhead, State, TrialResult
-from fmnist_search.search.ledger import Conditions, Ledger
-from fmnist_search.sender import Sender
-from fmnist_search.tracking import Courier, Tracking
-from fmnist_search.training import ARTISTS
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.recipe.recipe import Execution, Recipe
+from fmnist_search.results.study import EpochReport, Overhead, State, TrialResult
+from fmnist_search.search.study_store import Conditions, Ledger
+from fmnist_search.tracking.outbox import Outbox
+from fmnist_search.tracking.run_logger import Run, TrainingRun
+from fmnist_search.tracking.sender import Sender
+from fmnist_search.tracking.store import Courier, Tracking
+from fmnist_search.workflows.jobs import ARTISTS
 
 BASELINE = Path(__file__).parents[1] / "studies" / "baseline.toml"
 WINDOW = 25

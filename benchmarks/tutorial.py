@@ -22,13 +22,13 @@ from torchvision import datasets, transforms
 from benchmarks.machine import device_slug
 from benchmarks.measure import Figure, Result, deliver, entrance, options
 from benchmarks.ours import images_from
-from fmnist_search.data import Source, find, split
-from fmnist_search.datasets import DATASETS
+from fmnist_search.data.loading import Source, find, split
 from fmnist_search.errors import UserError
-from fmnist_search.models import CLASSES
+from fmnist_search.models.classifier import CLASSES
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import PIXELS, Mlp
-from fmnist_search.recipe import Architecture, Augmentation, Data, Recipe
+from fmnist_search.recipe.datasets import DATASETS
+from fmnist_search.recipe.recipe import Architecture, Augmentation, Data, Recipe
 
 VALIDATION_BATCH = 1_000
 

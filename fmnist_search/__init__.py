@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from fmnist_search.version import VERSION
 
 if TYPE_CHECKING:
-    from fmnist_search.config import StudyConfig
-    from fmnist_search.packaged import load_model
-    from fmnist_search.recipe import Recipe
-    from fmnist_search.standalone import train
-    from fmnist_search.study import run_study
+    from fmnist_search.config.study_config import StudyConfig
+    from fmnist_search.recipe.recipe import Recipe
+    from fmnist_search.registry.packaging import load_model
+    from fmnist_search.workflows.single_training import train
+    from fmnist_search.workflows.study.api import run_study
 
 __all__ = ["Recipe", "StudyConfig", "load_model", "run_study", "train"]
 __version__ = VERSION
@@ -23,11 +23,11 @@ __version__ = VERSION
 logging.getLogger(__name__).setLevel(logging.WARNING)
 
 _HOMES = {
-    "Recipe": "config",
-    "StudyConfig": "config",
-    "load_model": "packaged",
-    "run_study": "study",
-    "train": "standalone",
+    "Recipe": "config.study_config",
+    "StudyConfig": "config.study_config",
+    "load_model": "registry.packaging",
+    "run_study": "workflows.study.api",
+    "train": "workflows.single_training",
 }
 
 

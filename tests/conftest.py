@@ -9,8 +9,8 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from fmnist_search.data import Images, Source
-    from fmnist_search.recipe import Execution
+    from fmnist_search.data.loading import Images, Source
+    from fmnist_search.recipe.recipe import Execution
 
 # Test processes share the cores: with a thread each they do not fight for them. It must stand before torch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,8 +30,8 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def source() -> Source:
     """Where the real images come from: the user's own cache, so that a machine fetches them once."""
-    from fmnist_search.data import Source
-    from fmnist_search.places import image_cache
+    from fmnist_search.data.loading import Source
+    from fmnist_search.workspace import image_cache
 
     return Source(image_cache())
 
@@ -39,8 +39,8 @@ def source() -> Source:
 @pytest.fixture(scope="session")
 def images(source: Source) -> Images:
     """A thousand real images to train on and a thousand to validate."""
-    from fmnist_search.data import prepare
-    from fmnist_search.recipe import Data
+    from fmnist_search.data.loading import prepare
+    from fmnist_search.recipe.recipe import Data
 
     return prepare(Data(train_images=1_000, validation=1_000), source)
 
@@ -48,6 +48,6 @@ def images(source: Source) -> Images:
 @pytest.fixture(scope="session")
 def execution() -> Execution:
     """One thread: the same bits on every machine, whatever the number of its cores."""
-    from fmnist_search.tuning import resolve_execution
+    from fmnist_search.training.autotune import resolve_execution
 
     return resolve_execution("cpu", threads=1)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fmnist_search.datasets import FILES, Dataset
+from fmnist_search.recipe.datasets import FILES, Dataset
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay")
 SQUARE = 6

@@ -8,10 +8,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from fmnist_search.config import StudyConfig
-from fmnist_search.domains import NOT_SEARCHABLE
-from fmnist_search.hyperparameters import Hyperparameter, hyperparameters
-from fmnist_search.recipe import FAMILIES, known_hyperparameters
+from fmnist_search.config.space import NOT_SEARCHABLE
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.recipe.hyperparameters import Hyperparameter, hyperparameters
+from fmnist_search.recipe.recipe import FAMILIES, known_hyperparameters
 from tests.strategies import allowed
 
 SMALL_SPACE: dict[str, Any] = {

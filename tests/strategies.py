@@ -6,9 +6,9 @@ from hypothesis import reject
 from hypothesis import strategies as st
 
 from fmnist_search.errors import UserError
-from fmnist_search.hyperparameters import Hyperparameter, Value, hyperparameters
-from fmnist_search.models import check
-from fmnist_search.recipe import FAMILIES, TRAINING_POOL, Architecture, Recipe, known_hyperparameters
+from fmnist_search.models.classifier import check
+from fmnist_search.recipe.hyperparameters import Hyperparameter, Value, hyperparameters
+from fmnist_search.recipe.recipe import FAMILIES, TRAINING_POOL, Architecture, Recipe, known_hyperparameters
 
 
 def allowed(spec: Hyperparameter, largest: int | None = None) -> st.SearchStrategy[Value]:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import optuna
 
-from fmnist_search.config import StudyConfig
-from fmnist_search.results import Importances, State, TrialRow
-from fmnist_search.search.space import base_recipe, sample, trial_seed
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.results.study import Importances, State, TrialRow
+from fmnist_search.search.suggest import base_recipe, sample, trial_seed
 
 ENDINGS = (State.COMPLETED, State.COMPLETED, State.COMPLETED, State.PRUNED, State.FAILED, State.INTERRUPTED)
 

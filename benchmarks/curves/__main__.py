@@ -55,7 +55,7 @@ def replay(
     """Replay searches against recorded curves: regret against compute spent."""
     from benchmarks.curves import replay as bench
     from benchmarks.curves.table import Table
-    from fmnist_search.config import StudyConfig
+    from fmnist_search.config.study_config import StudyConfig
 
     if clock not in ("seconds", "epochs"):
         raise UserError(f"--clock {clock!r}: is no clock; take seconds or epochs")
@@ -96,7 +96,7 @@ def carry(study: StudyFile = HERE / "cpu.toml", curves: Curves = HERE / "cpu.jso
     """Whether early epochs tell late ones, and a constant rate an annealed one."""
     from benchmarks.curves import carry as bench
     from benchmarks.curves.table import Table
-    from fmnist_search.config import StudyConfig
+    from fmnist_search.config.study_config import StudyConfig
 
     found = bench.findings(Table.read(curves, StudyConfig.load(study)))
     typer.echo(json.dumps(asdict(found), indent=1) if as_json else bench.text(found))

@@ -19,14 +19,14 @@ import optuna
 
 from benchmarks.curves.table import FORMAT, Curve, Header, Table
 from benchmarks.machine import machine, versions
-from fmnist_search.config import StudyConfig
-from fmnist_search.data import Images, Source, prepare
-from fmnist_search.places import image_cache
-from fmnist_search.recipe import Execution, Recipe
-from fmnist_search.results import Decision, EpochReport, State
-from fmnist_search.search.space import base_recipe, sample, searched, trial_seed
-from fmnist_search.trial import run_trial
-from fmnist_search.tuning import resolve_execution, tune
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.data.loading import Images, Source, prepare
+from fmnist_search.recipe.recipe import Execution, Recipe
+from fmnist_search.results.study import Decision, EpochReport, State
+from fmnist_search.search.suggest import base_recipe, sample, searched, trial_seed
+from fmnist_search.training.autotune import resolve_execution, tune
+from fmnist_search.training.trial import run_trial
+from fmnist_search.workspace import image_cache
 
 EXAMINED = 85
 """How many of the recipes are looked at more closely:"""

@@ -20,14 +20,7 @@ from matplotlib.figure import Figure
 from optuna.trial import TrialState
 
 from benchmarks.curves.table import Table
-from fmnist_search.config import StudyConfig
-from fmnist_search.domains import Choice, Domain, Range
-from fmnist_search.hyperparameters import Value
-from fmnist_search.recipe import FAMILIES, Execution, in_use
-from fmnist_search.results import EpochReport, State, TrialResult
-from fmnist_search.search.ledger import Conditions, Ledger
-from fmnist_search.search.strategies import SURVIVOR_OF
-from fmnist_search.sections import (
+from fmnist_search.config.sections import (
     Gp,
     Halving,
     Hyperband,
@@ -41,6 +34,13 @@ from fmnist_search.sections import (
     Sampler,
     Tpe,
 )
+from fmnist_search.config.space import Choice, Domain, Range
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.recipe.hyperparameters import Value
+from fmnist_search.recipe.recipe import FAMILIES, Execution, in_use
+from fmnist_search.results.study import EpochReport, State, TrialResult
+from fmnist_search.search.samplers import SURVIVOR_OF
+from fmnist_search.search.study_store import Conditions, Ledger
 
 Array = npt.NDArray[np.float64]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fmnist_search.config import StudyConfig
+from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
-from fmnist_search.hyperparameters import Value
+from fmnist_search.recipe.hyperparameters import Value
 
 FORMAT = 1
 

@@ -12,7 +12,7 @@ from fmnist_search.cli import models
 from fmnist_search.cli import predict
 from fmnist_search.cli import runs
 from fmnist_search.cli import draw
-from fmnist_search.cli import surroundings
+from fmnist_search.cli import environment
 from fmnist_search.cli.app import app, command, main
 
 # isort: on

@@ -15,9 +15,9 @@ import typer
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
-    from fmnist_search.data import Source
-    from fmnist_search.places import Home
-    from fmnist_search.recipe import Recipe
+    from fmnist_search.data.loading import Source
+    from fmnist_search.recipe.recipe import Recipe
+    from fmnist_search.workspace import Home
 
 app = typer.Typer(
     name="fmnist-search",
@@ -124,15 +124,15 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _is_training() -> bool:
     """Whether an impatient Ctrl-C has left a training alone."""
-    if "fmnist_search.workers" not in sys.modules:  # a command that had no use for torch
+    if "fmnist_search.execution.pool" not in sys.modules:  # a command that had no use for torch
         return False
-    from fmnist_search.workers import is_training
+    from fmnist_search.execution.pool import is_training
 
     return is_training()
 
 
 def _report(error: Exception) -> int:
-    from fmnist_search.console import Exit, show_error
+    from fmnist_search.cli.output import Exit, show_error
 
     if isinstance(error, UserError):
         show_error(error)
@@ -163,8 +163,8 @@ def check_output(path: Path, *, suffix: str = "", force: bool = True) -> None:
 
 def image_source(data_dir: Path | None) -> Source:
     """Where the images are looked for."""
-    from fmnist_search.data import Source
-    from fmnist_search.places import image_cache
+    from fmnist_search.data.loading import Source
+    from fmnist_search.workspace import image_cache
 
     return Source(image_cache(), data_dir)
 
@@ -175,8 +175,8 @@ def recipe_named(name: str) -> Recipe:
     Raises:
         UserError: there is none, or the file has mistakes.
     """
-    from fmnist_search.models import preset_named
-    from fmnist_search.recipe_files import read_recipe
+    from fmnist_search.config.toml_files import read_recipe
+    from fmnist_search.models.presets import preset_named
 
     return read_recipe(name) if is_recipe_file(name) else preset_named(name).recipe
 
@@ -190,9 +190,9 @@ def found_runs(
     given: list[str], study: str | None, tracking_uri: str | None, workdir: str | None
 ) -> tuple[Home, list[str]]:
     """Where runs are kept, and the ids of those that were named."""
-    from fmnist_search.places import Home
-    from fmnist_search.runs import is_number, run_of
-    from fmnist_search.study import latest_study
+    from fmnist_search.tracking.stored_runs import is_number, run_of
+    from fmnist_search.workflows.study.api import latest_study
+    from fmnist_search.workspace import Home
 
     home = Home.find(tracking_uri, workdir)
     if study is None and any(map(is_number, given)):

@@ -20,13 +20,13 @@ from fmnist_search.cli.app import (
     image_source,
     recipe_named,
 )
-from fmnist_search.datasets import DATASETS, DEFAULT_DATASET, dataset_named
 from fmnist_search.errors import UserError
+from fmnist_search.recipe.datasets import DATASETS, DEFAULT_DATASET, dataset_named
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from fmnist_search.recipe import Recipe
+    from fmnist_search.recipe.recipe import Recipe
 
 draw = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Draw a picture into a PNG file.")
 app.add_typer(draw, name="draw")
@@ -53,8 +53,8 @@ def draw_samples(
       fmnist-search draw samples --count 20 --seed 1 --output more.png
     """
     check_output(output, suffix=".png", force=force)
-    from fmnist_search.data import training_pool
-    from fmnist_search.image_figures import samples_figure
+    from fmnist_search.data.loading import training_pool
+    from fmnist_search.reporting.image_plots import samples_figure
 
     dataset = dataset_named(name)
     images = training_pool(dataset.name, image_source(data_dir))
@@ -81,8 +81,8 @@ def draw_augmentations(
       fmnist-search draw augmentations --set augmentation.shift=2 --set augmentation.erasing=1 --output changes.png
     """
     check_output(output, suffix=".png", force=force)
-    from fmnist_search.data import prepare, training_pool
-    from fmnist_search.image_figures import augmentations_figure
+    from fmnist_search.data.loading import prepare, training_pool
+    from fmnist_search.reporting.image_plots import augmentations_figure
 
     chosen, source = _recipe(recipe, settings), image_source(data_dir)
     pool = training_pool(chosen.data.dataset, source)
@@ -95,8 +95,8 @@ def draw_augmentations(
 
 def _recipe(named: str | None, settings: list[str] | None) -> Recipe:
     """A recipe file or a preset, without either the defaults, with such settings."""
-    from fmnist_search.recipe import Recipe
-    from fmnist_search.recipe_files import parse_assignment
+    from fmnist_search.config.toml_files import parse_assignment
+    from fmnist_search.recipe.recipe import Recipe
 
     base = recipe_named(named) if named else Recipe()
     return base.replace(dict(map(parse_assignment, settings or [])))
@@ -120,9 +120,9 @@ def draw_filters(
       fmnist-search draw filters 4f1c... --output filters.png
     """
     check_output(output, suffix=".png", force=force)
-    from fmnist_search.network_figures import filters_figure
-    from fmnist_search.runs import kept_classifier, read_run
-    from fmnist_search.tracking import Tracking, reaching
+    from fmnist_search.reporting.training_plots import filters_figure
+    from fmnist_search.tracking.store import Tracking, reaching
+    from fmnist_search.tracking.stored_runs import kept_classifier, read_run
 
     home, (run_id,) = found_runs([run], study, tracking_uri, workdir)
     with reaching(home.tracking_uri):
@@ -133,8 +133,8 @@ def draw_filters(
 
 
 def _write(figure: Figure, output: Path) -> None:
-    from fmnist_search.canvas import save_png
-    from fmnist_search.console import out
+    from fmnist_search.cli.output import out
+    from fmnist_search.reporting.style import save_png
 
     save_png(figure, output)
     out.print(f"{output}: {output.stat().st_size:,} bytes", markup=False)

@@ -11,8 +11,8 @@ from fmnist_search.cli.app import AsJson, Pruner, Sampler, Set, StudyName, Track
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
-    from fmnist_search.config import StudyConfig
-    from fmnist_search.results import Overhead, StudySummary, TrialRow
+    from fmnist_search.config.study_config import StudyConfig
+    from fmnist_search.results.study import Overhead, StudySummary, TrialRow
 
 
 @app.command()
@@ -20,9 +20,9 @@ def status(
     study: StudyName = None, tracking_uri: TrackingUri = None, workdir: Workdir = None, as_json: AsJson = False
 ) -> None:
     """How a study stands: its trials, its best, its champion."""
-    from fmnist_search.console import out, percent, show_json
-    from fmnist_search.results import State
-    from fmnist_search.study import unsent
+    from fmnist_search.cli.output import out, percent, show_json
+    from fmnist_search.results.study import State
+    from fmnist_search.workflows.study.api import unsent
 
     summary = _summary(study, tracking_uri, workdir)
     if as_json:
@@ -61,22 +61,22 @@ def leaderboard(
     as_json: AsJson = False,
 ) -> None:
     """The best completed trials of a study."""
-    from fmnist_search import console
-    from fmnist_search.search.space import searched
-    from fmnist_search.study import config_of
+    from fmnist_search.cli import output
+    from fmnist_search.search.suggest import searched
+    from fmnist_search.workflows.study.api import config_of
 
     summary = _summary(study, tracking_uri, workdir)
     rows = summary.leaders[:top]
     if as_json:
-        console.show_json(rows)
+        output.show_json(rows)
         return
     config = config_of(summary.name, tracking_uri=tracking_uri, workdir=workdir)
-    console.show_table(console.leaderboard(rows, searched(config.space)))
+    output.show_table(output.leaderboard(rows, searched(config.space)))
 
 
 def _summary(study: str | None, tracking_uri: str | None, workdir: str | None) -> StudySummary:
-    from fmnist_search.study import latest_study
-    from fmnist_search.study import status as read
+    from fmnist_search.workflows.study.api import latest_study
+    from fmnist_search.workflows.study.api import status as read
 
     name = study or latest_study(tracking_uri=tracking_uri, workdir=workdir)
     return read(name, tracking_uri=tracking_uri, workdir=workdir)
@@ -112,25 +112,25 @@ def show(
 
       fmnist-search show best --recipe > best.toml
     """
-    from fmnist_search import console
-    from fmnist_search.recipe_files import recipe_to_toml
-    from fmnist_search.search.space import searched
-    from fmnist_search.study import config_of, page_of
+    from fmnist_search.cli import output
+    from fmnist_search.config.toml_files import recipe_to_toml
+    from fmnist_search.search.suggest import searched
+    from fmnist_search.workflows.study.api import config_of, page_of
 
     summary = _summary(study, tracking_uri, workdir)
     row = _row(summary, trial)
     if recipe:
-        console.out.print(recipe_to_toml(row.recipe), markup=False, end="")
+        output.out.print(recipe_to_toml(row.recipe), markup=False, end="")
         return
     page = page_of(row.run_id, tracking_uri=tracking_uri, workdir=workdir) if row.run_id else None
     if as_json:
-        console.show_json({"study": summary.name, **console.plain_row(row), "page": page})
+        output.show_json({"study": summary.name, **output.plain_row(row), "page": page})
         return
     names = searched(config_of(summary.name, tracking_uri=tracking_uri, workdir=workdir).space)
-    console.show_trial(row, names)
+    output.show_trial(row, names)
     if page:
-        console.out.print(f"\nsee it at {page} (while `fmnist-search ui` runs)", markup=False)
-        console.out.print(f"train it again with `fmnist-search train --from-run {row.run_id}`", markup=False)
+        output.out.print(f"\nsee it at {page} (while `fmnist-search ui` runs)", markup=False)
+        output.out.print(f"train it again with `fmnist-search train --from-run {row.run_id}`", markup=False)
 
 
 def _row(summary: StudySummary, trial: str) -> TrialRow:
@@ -151,18 +151,18 @@ def importance(
     study: StudyName = None, tracking_uri: TrackingUri = None, workdir: Workdir = None, as_json: AsJson = False
 ) -> None:
     """Which hyperparameters decide whether a trial is among the best."""
-    from fmnist_search import console
-    from fmnist_search.study import importance as measure
-    from fmnist_search.study import latest_study
+    from fmnist_search.cli import output
+    from fmnist_search.workflows.study.api import importance as measure
+    from fmnist_search.workflows.study.api import latest_study
 
     name = study or latest_study(tracking_uri=tracking_uri, workdir=workdir)
     found = measure(name, tracking_uri=tracking_uri, workdir=workdir)
     if as_json:
-        console.show_json({"study": name, "trials": found.trials, "importances": found.shares})
+        output.show_json({"study": name, "trials": found.trials, "importances": found.shares})
         return
     rows = [[key, f"{share:.1%}", "█" * round(40 * share)] for key, share in found.shares.items()]
-    console.out.print(f"{name}: PED-ANOVA over {found.trials} completed trials; pruned ones do not enter", markup=False)
-    console.show_table(console.table(["hyperparameter", "share", ""], rows))
+    output.out.print(f"{name}: PED-ANOVA over {found.trials} completed trials; pruned ones do not enter", markup=False)
+    output.show_table(output.table(["hyperparameter", "share", ""], rows))
 
 
 @app.command()
@@ -174,11 +174,11 @@ def space(
     as_json: AsJson = False,
 ) -> None:
     """What a study file searches, overrides applied: domains, their sizes, and what depends on what."""
-    from fmnist_search import console
-    from fmnist_search.config import StudyConfig
-    from fmnist_search.recipe_files import parse_assignment
-    from fmnist_search.search.strategies import drawn_at_random
-    from fmnist_search.variables import size
+    from fmnist_search.cli import output
+    from fmnist_search.config.conditional_space import size
+    from fmnist_search.config.study_config import StudyConfig
+    from fmnist_search.config.toml_files import parse_assignment
+    from fmnist_search.search.samplers import drawn_at_random
 
     options = {"sampler": sampler, "pruner": pruner}
     overrides = {key: value for key, value in options.items() if value is not None}
@@ -188,22 +188,22 @@ def space(
     at_random = drawn_at_random(config.sampler, config.space)
     if as_json:
         found = {"recipes": total.recipes, "endless": total.endless, "drawn_at_random": at_random}
-        console.show_json({"study": config.name, "space": rows, **found})
+        output.show_json({"study": config.name, "space": rows, **found})
         return
     body = [
         [row["family"], row["hyperparameter"], row["domain"], _text(row["values"], "endless"), _where(row["where"])]
         for row in rows
     ]
-    console.show_table(console.table(["family", "hyperparameter", "domain", "values", "only where"], body))
+    output.show_table(output.table(["family", "hyperparameter", "domain", "values", "only where"], body))
     times = f", times endless values of {', '.join(total.endless)}" if total.endless else ""
-    console.out.print(f"\n{total.recipes:,} recipes{times}", markup=False)
+    output.out.print(f"\n{total.recipes:,} recipes{times}", markup=False)
     if at_random:
-        console.out.print(f"{config.sampler.name} leaves to chance: {', '.join(at_random)}", markup=False)
+        output.out.print(f"{config.sampler.name} leaves to chance: {', '.join(at_random)}", markup=False)
 
 
 def _space_rows(config: StudyConfig) -> list[dict[str, Any]]:
     """What varies in each family, and once what varies in all."""
-    from fmnist_search.variables import count, variables
+    from fmnist_search.config.conditional_space import count, variables
 
     return [
         {
@@ -220,7 +220,7 @@ def _space_rows(config: StudyConfig) -> list[dict[str, Any]]:
 
 
 def _where(gates: Any) -> str:
-    from fmnist_search.recipe import text_of
+    from fmnist_search.recipe.recipe import text_of
 
     return "; ".join(f"{gate} = {', '.join(map(text_of, wanted))}" for gate, wanted in gates.items())
 
@@ -237,9 +237,9 @@ def list_studies(
     as_json: AsJson = False,
 ) -> None:
     """The study files of a folder and the studies that were run, each with its question."""
-    from fmnist_search import console
-    from fmnist_search.config import StudyConfig
-    from fmnist_search.study import all_studies
+    from fmnist_search.cli import output
+    from fmnist_search.config.study_config import StudyConfig
+    from fmnist_search.workflows.study.api import all_studies
 
     stored = {s.name: s for s in all_studies(tracking_uri=tracking_uri, workdir=workdir)}
     files = {}
@@ -247,20 +247,20 @@ def list_studies(
         try:
             files[str(path)] = StudyConfig.load(path)
         except UserError as error:
-            console.talk.print(f"{path}: is no valid study; `fmnist-search studies check {path}`", markup=False)
-            console.talk.print(f"  {error.lines[0]}", markup=False)
+            output.talk.print(f"{path}: is no valid study; `fmnist-search studies check {path}`", markup=False)
+            output.talk.print(f"  {error.lines[0]}", markup=False)
     known = {config.name for config in files.values()}
     rows = [_listed(stored.get(c.name), c.name, c.question, path, c.builds_on) for path, c in files.items()]
     rows += [_listed(s, s.name, s.question) for s in stored.values() if s.name not in known]
     if as_json:
-        console.show_json(rows)
+        output.show_json(rows)
         return
     body = [
-        [row["study"], row["builds_on"] or "-", _text(row["trials"]), console.percent(row["best"]), row["file"] or "-",
+        [row["study"], row["builds_on"] or "-", _text(row["trials"]), output.percent(row["best"]), row["file"] or "-",
          row["question"]]
         for row in rows
     ]  # fmt: skip
-    console.show_table(console.table(["study", "builds on", "trials", "best", "file", "question"], body))
+    output.show_table(output.table(["study", "builds on", "trials", "best", "file", "question"], body))
 
 
 def _listed(
@@ -283,9 +283,9 @@ def _text(count: int | None, without: str = "-") -> str:
 @studies.command("check")
 def check_studies(files: Annotated[list[Path], typer.Argument(help="Study files.")], as_json: AsJson = False) -> None:
     """Check study files; every mistake is a line."""
-    from fmnist_search.config import StudyConfig
-    from fmnist_search.console import out, show_json
-    from fmnist_search.variables import size
+    from fmnist_search.cli.output import out, show_json
+    from fmnist_search.config.conditional_space import size
+    from fmnist_search.config.study_config import StudyConfig
 
     problems: list[str] = []
     checked = []
@@ -311,7 +311,7 @@ def print_schema() -> None:
     """The JSON Schema of study files, for editors that complete and check TOML."""
     import json
 
-    from fmnist_search.reference import study_schema
+    from fmnist_search.config.schema import study_schema
 
     typer.echo(json.dumps(study_schema(), indent=2))
 
@@ -319,6 +319,6 @@ def print_schema() -> None:
 @studies.command("keys")
 def print_keys() -> None:
     """Every key of a study file with its default and meaning, as Markdown."""
-    from fmnist_search.reference import study_keys
+    from fmnist_search.config.schema import study_keys
 
     typer.echo(study_keys(), nl=False)

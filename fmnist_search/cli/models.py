@@ -26,9 +26,9 @@ from fmnist_search.cli.search import close
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
-    from fmnist_search.ensembles import Pooled
-    from fmnist_search.results import Accuracy
-    from fmnist_search.rivals import Comparison, Judged
+    from fmnist_search.registry.evaluation import Comparison, Judged
+    from fmnist_search.results.study import Accuracy
+    from fmnist_search.workflows.ensemble import Pooled
 
 CHECKED = 100
 """Training images on which an exported file is compared with its model."""
@@ -62,9 +62,9 @@ def promote(
 
       fmnist-search promote quick --recipes 3 --seeds 3 --ensemble 3
     """
-    from fmnist_search import study as studies
-    from fmnist_search.config import StudyConfig
-    from fmnist_search.console import TrainingDisplay, show_json
+    from fmnist_search.cli.output import TrainingDisplay, show_json
+    from fmnist_search.config.study_config import StudyConfig
+    from fmnist_search.workflows.study import api as studies
 
     home = {"tracking_uri": tracking_uri, "workdir": workdir}
     name = study or studies.latest_study(**home)
@@ -109,14 +109,14 @@ def ensemble(
 
       fmnist-search ensemble 4f1c... 9b20... --register --model-name team
     """
-    from fmnist_search import ensembles
-    from fmnist_search.console import TrainingDisplay
-    from fmnist_search.tuning import resolve_execution
+    from fmnist_search.cli.output import TrainingDisplay
+    from fmnist_search.training.autotune import resolve_execution
+    from fmnist_search.workflows import ensemble
 
     if model_name and not register:
         raise UserError("--model-name: names what is registered; add --register")
     home, run_ids = found_runs(runs, study, tracking_uri, workdir)
-    made = ensembles.ensemble(
+    made = ensemble.ensemble(
         home,
         run_ids,
         image_source(data_dir),
@@ -129,7 +129,7 @@ def ensemble(
 
 
 def _show_ensemble(made: Pooled, as_json: bool) -> None:
-    from fmnist_search import console
+    from fmnist_search.cli import output
 
     whole, registered = made.evaluation, made.registered
     if as_json:
@@ -139,21 +139,21 @@ def _show_ensemble(made: Pooled, as_json: bool) -> None:
         ]
         figures = {"accuracy": whole.accuracy, "loss": whole.loss, "validation_images": made.images}
         version = {**vars(registered), "test": _plain_accuracy(registered.test)} if registered else None
-        console.show_json({"run_id": made.run_id, **figures, "members": members, "registered": version})
+        output.show_json({"run_id": made.run_id, **figures, "members": members, "registered": version})
         return
     rows = [(member.run.name, member.run.run_id, member.evaluation) for member in made.members]
     rows.append(("ensemble", made.run_id, whole))
     body = [[name, run_id, f"{each.accuracy:.2%}", f"{each.loss:.4f}"] for name, run_id, each in rows]
-    console.show_table(console.table(["", "run", "val_accuracy", "val_loss"], body))
+    output.show_table(output.table(["", "run", "val_accuracy", "val_loss"], body))
     gain = whole.accuracy - max(member.evaluation.accuracy for member in made.members)
     told = f"{whole.accuracy:.2%} on {made.images:,} validation images, {100 * gain:+.2f} points over its best member"
     if registered:
-        console.talk.print(f"{registered.model} {registered.verdict}", markup=False)
+        output.talk.print(f"{registered.model} {registered.verdict}", markup=False)
         address = f"models:/{registered.model}/{registered.version} ({registered.alias})"
         told += f"; {registered.test.value:.2%} on the test images, registered as {address}"
     else:
         told += "; add --register to test and register it"
-    console.out.print(f"ensemble of {len(made.members)}: {told}", markup=False)
+    output.out.print(f"ensemble of {len(made.members)}: {told}", markup=False)
 
 
 @app.command()
@@ -180,24 +180,25 @@ def evaluate(
 
       fmnist-search evaluate models:/fmnist-search@champion models:/fmnist-search@challenger
     """
-    from fmnist_search import console, rivals
-    from fmnist_search.data import read_test_set
-    from fmnist_search.packaged import DEFAULT_MODEL
+    from fmnist_search.cli import output
+    from fmnist_search.data.loading import read_test_set
+    from fmnist_search.registry import evaluation
+    from fmnist_search.registry.packaging import DEFAULT_MODEL
 
     client = _client(tracking_uri)
     test = partial(read_test_set, source=image_source(data_dir))
     if other is None:
-        judged = rivals.judge(client, model or DEFAULT_MODEL, test, again=again)
+        judged = evaluation.judge(client, model or DEFAULT_MODEL, test, again=again)
         if as_json:
-            console.show_json(_plain(judged))
+            output.show_json(_plain(judged))
         else:
-            console.out.print(_said(judged), markup=False)
+            output.out.print(_said(judged), markup=False)
         return
-    found = rivals.compare(client, model or DEFAULT_MODEL, other, test, again=again)
+    found = evaluation.compare(client, model or DEFAULT_MODEL, other, test, again=again)
     if as_json:
         counts = {name: getattr(found, name) for name in ("both", "only_first", "only_second", "neither", "p_value")}
         better = found.better.model if found.better else None
-        console.show_json({"models": [_plain(found.first), _plain(found.second)], **counts, "better": better})
+        output.show_json({"models": [_plain(found.first), _plain(found.second)], **counts, "better": better})
     else:
         _show_comparison(found)
 
@@ -219,17 +220,17 @@ def _said(judged: Judged) -> str:
 
 
 def _show_comparison(found: Comparison) -> None:
-    from fmnist_search import console
+    from fmnist_search.cli import output
 
     for judged in (found.first, found.second):
-        console.out.print(_said(judged), markup=False)
+        output.out.print(_said(judged), markup=False)
     rows = [
         ["first right", f"{found.both:,}", f"{found.only_first:,}"],
         ["first wrong", f"{found.only_second:,}", f"{found.neither:,}"],
     ]
-    console.show_table(console.table(["", "second right", "second wrong"], rows))
+    output.show_table(output.table(["", "second right", "second wrong"], rows))
     verdict = f"{found.better.model} is better" if found.better else "they cannot be told apart"
-    console.out.print(f"{verdict}: McNemar's exact test gives p = {found.p_value:.2g}", markup=False)
+    output.out.print(f"{verdict}: McNemar's exact test gives p = {found.p_value:.2g}", markup=False)
 
 
 @app.command()
@@ -254,10 +255,10 @@ def export(
 
       fmnist-search export models:/fmnist-search/3 --onnx third.onnx --force
     """
-    from fmnist_search import console
-    from fmnist_search.data import training_pool
-    from fmnist_search.onnx_export import TOLERANCE, check_installed, export_onnx
-    from fmnist_search.packaged import DEFAULT_MODEL
+    from fmnist_search.cli import output
+    from fmnist_search.data.loading import training_pool
+    from fmnist_search.registry.onnx import TOLERANCE, check_installed, export_onnx
+    from fmnist_search.registry.packaging import DEFAULT_MODEL
 
     if onnx is None:
         raise UserError("export: say where to, with --onnx FILE")
@@ -269,9 +270,9 @@ def export(
     off = export_onnx(address, onnx, lambda dataset: training_pool(dataset, source).pixels[:CHECKED].numpy())
     if as_json:
         found = {"model": address, "file": str(onnx), "bytes": onnx.stat().st_size}
-        console.show_json({**found, "largest_difference": off, "tolerance": TOLERANCE})
+        output.show_json({**found, "largest_difference": off, "tolerance": TOLERANCE})
         return
-    console.out.print(
+    output.out.print(
         f"{onnx}: {address}, {onnx.stat().st_size:,} bytes; ONNX Runtime gives the same probabilities to {off:.1g} on "
         f"{CHECKED} training images and as many random ones",
         markup=False,
@@ -279,7 +280,7 @@ def export(
 
 
 def _client(tracking_uri: str | None) -> Any:
-    from fmnist_search.places import tracking_uri as resolve
-    from fmnist_search.tracking import connect
+    from fmnist_search.tracking.store import connect
+    from fmnist_search.workspace import tracking_uri as resolve
 
     return connect(resolve(tracking_uri))

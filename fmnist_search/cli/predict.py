@@ -12,7 +12,7 @@ from fmnist_search.cli.app import AsJson, DataDir, TrackingUri, app, check_outpu
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
-    from fmnist_search.packaged import LoadedModel
+    from fmnist_search.registry.packaging import LoadedModel
 
 PREDICT_AT_ONCE = 1_000
 """Images that are held and asked about together, however many there are."""
@@ -62,15 +62,15 @@ def predict(
 
     import numpy as np
 
-    from fmnist_search import console
-    from fmnist_search.pictures import read_pictures
+    from fmnist_search.cli import output
+    from fmnist_search.cli.image_files import read_pictures
 
     numbers = [*(test_image or []), *_range(test_images)]
     if not images and not numbers:
         raise UserError("predict: give a picture, --test-image NUMBER or --test-images A:B")
     if grid:
         check_output(grid, suffix=".png")
-    say = partial(console.talk.print, markup=False)
+    say = partial(output.talk.print, markup=False)
     given = read_pictures(images or [], resize=resize, invert=invert, say=say)
     loaded = _load(model, tracking_uri)
     named = ((picture.name, picture.pixels, None) for picture in given)
@@ -87,10 +87,10 @@ def predict(
         if len(rows) > len(drawn):
             say(f"{grid}: shows the first {len(drawn)} of {len(rows):,}")
     if as_json:
-        console.show_json(rows)
+        output.show_json(rows)
         return
     columns = ["image", "class", "probability", *(["then"] if top > 1 else []), *(["true class"] if numbers else [])]
-    console.show_table(console.table(columns, ([_cell(row, column) for column in columns] for row in rows)))
+    output.show_table(output.table(columns, ([_cell(row, column) for column in columns] for row in rows)))
 
 
 def _range(given: str | None) -> range:
@@ -110,8 +110,8 @@ def _draw_grid(
     import numpy as np
     import torch
 
-    from fmnist_search.canvas import save_png
-    from fmnist_search.network_figures import UNKNOWN, predictions_figure
+    from fmnist_search.reporting.style import save_png
+    from fmnist_search.reporting.training_plots import UNKNOWN, predictions_figure
 
     pixels, probabilities = (torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True))
     labels = torch.tensor([UNKNOWN if true is None else classes.index(true) for true in truths[: len(drawn)]])
@@ -120,7 +120,7 @@ def _draw_grid(
 
 def _test_images(numbers: list[int], model: LoadedModel, data_dir: Path | None) -> list[tuple[str, Any, str | None]]:
     """Test images of a model's dataset by number, each with its name and its class."""
-    from fmnist_search.data import read_test_set
+    from fmnist_search.data.loading import read_test_set
 
     if not numbers:
         return []
@@ -148,10 +148,10 @@ def _cell(row: dict[str, Any], column: str) -> str:
 
 
 def _load(model: str | None, tracking_uri: str | None) -> LoadedModel:
-    from fmnist_search.packaged import DEFAULT_MODEL
-    from fmnist_search.places import tracking_uri as resolve
-    from fmnist_search.rivals import load_classifier
-    from fmnist_search.tracking import connect
+    from fmnist_search.registry.evaluation import load_classifier
+    from fmnist_search.registry.packaging import DEFAULT_MODEL
+    from fmnist_search.tracking.store import connect
+    from fmnist_search.workspace import tracking_uri as resolve
 
     connect(resolve(tracking_uri))
     return load_classifier(model or DEFAULT_MODEL)

@@ -10,8 +10,8 @@ import typer
 from fmnist_search.cli.app import AsJson, Set, app
 
 if TYPE_CHECKING:
-    from fmnist_search.presets import Preset
-    from fmnist_search.summary import ModelSummary
+    from fmnist_search.models.presets import Preset
+    from fmnist_search.reporting.model_summary import ModelSummary
 
 models = typer.Typer(rich_markup_mode=None)
 app.add_typer(models, name="models")
@@ -31,19 +31,19 @@ def list_presets(context: typer.Context, as_json: AsJson = False) -> None:
     """
     if context.invoked_subcommand:
         return
-    from fmnist_search import console
-    from fmnist_search.models import PRESETS
-    from fmnist_search.recipe import FAMILIES
-    from fmnist_search.summary import summarize
+    from fmnist_search.cli import output
+    from fmnist_search.models.presets import PRESETS
+    from fmnist_search.recipe.recipe import FAMILIES
+    from fmnist_search.reporting.model_summary import summarize
 
     rows = [_row(preset, summarize(preset.recipe.model)) for preset in PRESETS.values()]
     if as_json:
-        console.show_json(rows)
+        output.show_json(rows)
         return
     columns = ["preset", "family", "parameters", "mult_adds", "published", "notes"]
     body = [[f"{row[name]:,}" if isinstance(row[name], int) else row[name] for name in columns] for row in rows]
-    console.show_table(console.table(columns, body))
-    console.out.print(f"\nfamilies that a study can search: {', '.join(FAMILIES)}", markup=False)
+    output.show_table(output.table(columns, body))
+    output.out.print(f"\nfamilies that a study can search: {', '.join(FAMILIES)}", markup=False)
 
 
 def _row(preset: Preset, summary: ModelSummary) -> dict[str, Any]:
@@ -76,36 +76,37 @@ def show_preset(
     """
     from dataclasses import replace
 
-    from fmnist_search import console
-    from fmnist_search.models import check, preset_named
-    from fmnist_search.recipe_files import parse_assignment
-    from fmnist_search.summary import summarize
+    from fmnist_search.cli import output
+    from fmnist_search.config.toml_files import parse_assignment
+    from fmnist_search.models.classifier import check
+    from fmnist_search.models.presets import preset_named
+    from fmnist_search.reporting.model_summary import summarize
 
     preset = preset_named(name)
     changes = dict(map(parse_assignment, settings or []))
     preset = replace(preset, recipe=preset.recipe.replace(changes))
     if recipe:
         check(preset.recipe.model)
-        console.out.print(_file(preset), markup=False, end="")
+        output.out.print(_file(preset), markup=False, end="")
         return
     summary = summarize(preset.recipe.model)
     if as_json:
         values = {key: value for key, value in preset.recipe.flat().items() if key.startswith("model.")}
         row = {**_row(preset, summary), "changed": changes, "hyperparameters": values, "layers": summary.layers}
-        console.show_json(row)
+        output.show_json(row)
         return
-    console.out.print(summary.text, markup=False)
-    console.out.print(f"{name}: {preset.recipe.label}, {summary.parameters:,} parameters", markup=False)
+    output.out.print(summary.text, markup=False)
+    output.out.print(f"{name}: {preset.recipe.label}, {summary.parameters:,} parameters", markup=False)
     published = "published of the unchanged preset" if changes else "published"
     for said, text in ((published, preset.published), ("notes", preset.notes)):
         if text:
-            console.out.print(f"{said}: {text}", markup=False)
+            output.out.print(f"{said}: {text}", markup=False)
 
 
 @models.command("recipes")
 def write_recipes(folder: Annotated[Path, typer.Argument(help="Folder to write to.")]) -> None:
     """Write the recipe file of every preset into a folder."""
-    from fmnist_search.models import PRESETS
+    from fmnist_search.models.presets import PRESETS
 
     folder.mkdir(parents=True, exist_ok=True)
     for preset in PRESETS.values():
@@ -114,7 +115,7 @@ def write_recipes(folder: Annotated[Path, typer.Argument(help="Folder to write t
 
 def _file(preset: Preset) -> str:
     """A recipe file: what differs from the defaults, below what the author reports."""
-    from fmnist_search.recipe_files import recipe_to_toml
+    from fmnist_search.config.toml_files import recipe_to_toml
 
     said = {"published": preset.published, "notes": preset.notes}
     head = [f"# {preset.name}", *(f"# {key}: {text}" for key, text in said.items() if text)]
@@ -124,8 +125,8 @@ def _file(preset: Preset) -> str:
 @models.command("page")
 def print_page() -> None:
     """Every preset and family, as Markdown."""
-    from fmnist_search.models import PRESETS
-    from fmnist_search.reference import presets_page
-    from fmnist_search.summary import summarize
+    from fmnist_search.config.schema import presets_page
+    from fmnist_search.models.presets import PRESETS
+    from fmnist_search.reporting.model_summary import summarize
 
     typer.echo(presets_page({name: summarize(preset.recipe.model) for name, preset in PRESETS.items()}), nl=False)

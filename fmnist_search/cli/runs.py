@@ -11,9 +11,9 @@ from fmnist_search.cli.app import AsJson, DataDir, OfStudy, TrackingUri, Workdir
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
-    from fmnist_search.leftovers import Leftover
-    from fmnist_search.reproduction import EpochPair, Reproduction
-    from fmnist_search.runs import TrainedRun
+    from fmnist_search.tracking.stored_runs import TrainedRun
+    from fmnist_search.workflows.garbage import Leftover
+    from fmnist_search.workflows.reproduce import EpochPair, Reproduction
 
 
 @app.command()
@@ -35,9 +35,9 @@ def compare(
 
       fmnist-search compare 4f1c... 9b20... --all
     """
-    from fmnist_search import console
-    from fmnist_search.runs import differing, hyperparameters, read_run
-    from fmnist_search.tracking import Tracking, reaching
+    from fmnist_search.cli import output
+    from fmnist_search.tracking.store import Tracking, reaching
+    from fmnist_search.tracking.stored_runs import differing, hyperparameters, read_run
 
     home, run_ids = found_runs(runs, study, tracking_uri, workdir)
     with reaching(home.tracking_uri):
@@ -45,21 +45,21 @@ def compare(
         found = [read_run(tracking, run_id) for run_id in run_ids]
     names = differing([run.recipe for run in found])
     if as_json:
-        console.show_json({"runs": found, "differing": names})
+        output.show_json({"runs": found, "differing": names})
         return
     texts = [hyperparameters(run.recipe) for run in found]
     shown = list(dict.fromkeys(name for each in texts for name in each)) if every else names
     figures = [_figures(run) for run in found]
     rows = [[name, *(each[name] for each in figures)] for name in figures[0]]
     rows += [[name, *(each.get(name, "-") for each in texts)] for name in shown]
-    console.show_table(console.table(["", *(run.name for run in found)], rows))
+    output.show_table(output.table(["", *(run.name for run in found)], rows))
     if not names and len(found) > 1:
-        console.out.print("\ntheir recipes are the same")
+        output.out.print("\ntheir recipes are the same")
 
 
 def _figures(run: TrainedRun) -> dict[str, str]:
     """What a run reached, for people."""
-    from fmnist_search.console import percent
+    from fmnist_search.cli.output import percent
 
     return {
         "run": run.run_id,
@@ -94,11 +94,11 @@ def reproduce(
 
       fmnist-search reproduce 4f1c... --no-record
     """
-    from fmnist_search import reproduction
-    from fmnist_search.console import TrainingDisplay, show_json
+    from fmnist_search.cli.output import TrainingDisplay, show_json
+    from fmnist_search.workflows import reproduce
 
     home, (run_id,) = found_runs([run], study, tracking_uri, workdir)
-    done = reproduction.reproduce(home, run_id, listener=TrainingDisplay(), data_dir=data_dir, record=not no_record)
+    done = reproduce.reproduce(home, run_id, listener=TrainingDisplay(), data_dir=data_dir, record=not no_record)
     if as_json:
         show_json(_plain(done))
     else:
@@ -128,7 +128,7 @@ def _plain(done: Reproduction) -> dict[str, Any]:
 
 
 def _show(done: Reproduction) -> None:
-    from fmnist_search.console import out
+    from fmnist_search.cli.output import out
 
     for pair in done.epochs:
         out.print(f"epoch {pair.epoch}: {_said(pair)}", markup=False)
@@ -172,9 +172,9 @@ def gc(
 
       fmnist-search gc --delete
     """
-    from fmnist_search.console import out, show_json, talk
-    from fmnist_search.leftovers import is_ours_to_remove, leftovers, remove
-    from fmnist_search.places import Home, image_cache
+    from fmnist_search.cli.output import out, show_json, talk
+    from fmnist_search.workflows.garbage import is_ours_to_remove, leftovers, remove
+    from fmnist_search.workspace import Home, image_cache
 
     home = Home.find(tracking_uri, workdir)
     listed = leftovers(home, image_cache(), keep)
@@ -205,10 +205,10 @@ def _confirm(going: list[Leftover]) -> None:
 
 
 def _show_leftovers(listed: list[Leftover]) -> None:
-    from fmnist_search import console
+    from fmnist_search.cli import output
 
     if not listed:
-        console.out.print("nothing is left over")
+        output.out.print("nothing is left over")
         return
     places = dict.fromkeys((item.group, item.place) for item in listed)
     rows = []
@@ -216,12 +216,12 @@ def _show_leftovers(listed: list[Leftover]) -> None:
         items = [item for item in listed if (item.group, item.place) == (group, place)]
         rows.append([group.value, place, str(len(items)), _size(_bytes(items))])
     rows.append(["in all", "", str(len(listed)), _size(_bytes(listed))])
-    console.show_table(console.table(["what", "of", "count", "size"], rows))
+    output.show_table(output.table(["what", "of", "count", "size"], rows))
 
 
 def _servers_part(left: list[Leftover]) -> str:
     """What to do with what only the machine of the tracking server can remove."""
-    from fmnist_search.leftovers import Group
+    from fmnist_search.workflows.garbage import Group
 
     line = f"{len(left)} of these are the tracking server's and stay"
     runs = ",".join(item.name for item in left if item.group is Group.RUNS)

@@ -25,8 +25,8 @@ from fmnist_search.cli.app import (
 )
 
 if TYPE_CHECKING:
-    from fmnist_search.config import StudyConfig
-    from fmnist_search.results import StudySummary
+    from fmnist_search.config.study_config import StudyConfig
+    from fmnist_search.results.study import StudySummary
 
 
 @app.command()
@@ -71,8 +71,8 @@ def search(
 
       fmnist-search search studies/baseline.toml --dry-run
     """
-    from fmnist_search.config import StudyConfig
-    from fmnist_search.recipe_files import parse_assignment
+    from fmnist_search.config.study_config import StudyConfig
+    from fmnist_search.config.toml_files import parse_assignment
 
     options = {
         "name": name,
@@ -93,8 +93,8 @@ def search(
     if dry_run:
         _show_preview(config, as_json)
         return
-    from fmnist_search.console import StudyDisplay, show_json
-    from fmnist_search.study import run_study
+    from fmnist_search.cli.output import StudyDisplay, show_json
+    from fmnist_search.workflows.study.api import run_study
 
     with StudyDisplay(config) as display:
         summary = run_study(
@@ -112,10 +112,10 @@ def search(
 
 
 def _show_preview(config: StudyConfig, as_json: bool) -> None:
-    from fmnist_search import console
-    from fmnist_search.recipe import short_names
-    from fmnist_search.search.space import searched
-    from fmnist_search.study import preview
+    from fmnist_search.cli import output
+    from fmnist_search.recipe.recipe import short_names
+    from fmnist_search.search.suggest import searched
+    from fmnist_search.workflows.study.api import preview
 
     shown = preview(config)
     if as_json:
@@ -123,32 +123,32 @@ def _show_preview(config: StudyConfig, as_json: bool) -> None:
             {"recipe": recipe.flat(), "parameters": summary.parameters, "mult_adds": summary.mult_adds}
             for recipe, summary in shown.recipes
         ]
-        console.show_json({"study": config.model_dump(exclude_none=True), "recipes": recipes, "seconds": shown.seconds})
+        output.show_json({"study": config.model_dump(exclude_none=True), "recipes": recipes, "seconds": shown.seconds})
         return
-    console.out.print(config.to_toml(), markup=False)
+    output.out.print(config.to_toml(), markup=False)
     names = searched(config.space)
     rows = [
         [recipe.label, f"{s.parameters:,}", f"{s.mult_adds / 1e6:.1f} M", *_values(recipe.flat(), names)]
         for recipe, s in shown.recipes
     ]
     short = short_names(names)
-    console.show_table(console.table(["network", "parameters", "multiply-adds", *short], rows, "The first recipes"))
+    output.show_table(output.table(["network", "parameters", "multiply-adds", *short], rows, "The first recipes"))
     if shown.seconds is not None:
-        console.out.print(
-            f"\nabout {console.minutes(shown.seconds)} of training if nothing is pruned; nothing was started"
+        output.out.print(
+            f"\nabout {output.minutes(shown.seconds)} of training if nothing is pruned; nothing was started"
         )
 
 
 def _values(flat: dict[str, Any], names: list[str]) -> list[str]:
-    from fmnist_search.recipe import short_text
+    from fmnist_search.recipe.recipe import short_text
 
     return [short_text(flat[name]) if name in flat else "-" for name in names]
 
 
 def close(summary: StudySummary, command: str, *, quiet: bool, searched: bool = True) -> None:
     """The last lines of a search: what was found, where to look, what to do next; and the exit code."""
-    from fmnist_search.console import Exit, out, percent, talk
-    from fmnist_search.results import Ending, State
+    from fmnist_search.cli.output import Exit, out, percent, talk
+    from fmnist_search.results.study import Ending, State
 
     if summary.ended_by is Ending.INTERRUPTED:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `mlflow run` sends one after the other; we are leaving

@@ -24,7 +24,7 @@ from fmnist_search.cli.app import (
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
-    from fmnist_search.results import RateResult
+    from fmnist_search.results.study import RateResult
 
 
 @app.command("sweep-lr")
@@ -56,11 +56,11 @@ def sweep_lr(
 
       fmnist-search sweep-lr wide-conv wide-conv-bn --factors 1,2,4,8 --epochs 3
     """
-    from fmnist_search.canvas import save_png
-    from fmnist_search.console import Exit, Speaker, out, show_json, show_table, table
-    from fmnist_search.recipe_files import parse_assignment
-    from fmnist_search.results import State, spread_text
-    from fmnist_search.sweeps import sweep_learning_rate
+    from fmnist_search.cli.output import Exit, Speaker, out, show_json, show_table, table
+    from fmnist_search.config.toml_files import parse_assignment
+    from fmnist_search.reporting.style import save_png
+    from fmnist_search.results.study import State, spread_text
+    from fmnist_search.workflows.lr_sweep import sweep_learning_rate
 
     check_output(output, suffix=".png", force=force)
     overrides = dict(map(parse_assignment, settings or [])) | ({"epochs": epochs} if epochs else {})

@@ -25,8 +25,8 @@ from fmnist_search.cli.app import (
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
-    from fmnist_search.recipe import Recipe
-    from fmnist_search.results import TrialResult
+    from fmnist_search.recipe.recipe import Recipe
+    from fmnist_search.results.study import TrialResult
 
 PRESET = "preset "
 
@@ -79,7 +79,7 @@ def train(
 
       fmnist-search train --resume 4f1c... --epochs 36
     """
-    from fmnist_search.recipe_files import parse_assignment
+    from fmnist_search.config.toml_files import parse_assignment
 
     overrides = dict(map(parse_assignment, settings or [])) | ({"epochs": epochs} if epochs else {})
     places = {"tracking_uri": tracking_uri, "workdir": workdir, "data_dir": data_dir}
@@ -113,8 +113,8 @@ def train(
 
 def _base(named: str | None, from_run: str | None, tracking_uri: str | None) -> tuple[Recipe, str]:
     """The recipe that is to be trained before anything is overridden, and what it is called."""
-    from fmnist_search.places import tracking_uri as resolve
-    from fmnist_search.tracking import Tracking
+    from fmnist_search.tracking.store import Tracking
+    from fmnist_search.workspace import tracking_uri as resolve
 
     if from_run:
         return Tracking(resolve(tracking_uri), "fmnist-search").recipe_of(from_run), f"run {from_run}"
@@ -124,8 +124,8 @@ def _base(named: str | None, from_run: str | None, tracking_uri: str | None) -> 
 
 def _origins(base: Recipe, chosen: Recipe, name: str, overridden: Collection[str]) -> dict[str, str]:
     """Where each value comes from, by dotted name; what the base does not change of its family's usual is a default."""
-    from fmnist_search.origins import COMMAND_LINE, DEFAULT
-    from fmnist_search.recipe import Recipe
+    from fmnist_search.config.origins import COMMAND_LINE, DEFAULT
+    from fmnist_search.recipe.recipe import Recipe
 
     usual, given = Recipe(model=type(chosen.model)()).flat(), base.flat()
     return {
@@ -144,34 +144,34 @@ def _refuse_changes(changes: Sequence[str]) -> None:
 
 
 def _show_recipe(chosen: Recipe, origins: dict[str, str], as_json: bool) -> None:
-    from fmnist_search import console
-    from fmnist_search.recipe import text_of
-    from fmnist_search.summary import summarize
+    from fmnist_search.cli import output
+    from fmnist_search.recipe.recipe import text_of
+    from fmnist_search.reporting.model_summary import summarize
 
     summary = summarize(chosen.model)
     flat = chosen.flat()
     if as_json:
         values = {key: {"value": value, "origin": origins[key]} for key, value in flat.items()}
-        console.show_json({"recipe": values, "parameters": summary.parameters, "mult_adds": summary.mult_adds})
+        output.show_json({"recipe": values, "parameters": summary.parameters, "mult_adds": summary.mult_adds})
         return
     rows = [[key, text_of(value), origins[key]] for key, value in flat.items()]
-    console.show_table(console.table(["hyperparameter", "value", "origin"], rows))
-    console.out.print(f"\n{summary.text}\n\nnothing was started", markup=False)
+    output.show_table(output.table(["hyperparameter", "value", "origin"], rows))
+    output.out.print(f"\n{summary.text}\n\nnothing was started", markup=False)
 
 
 def _train_one(what: Recipe | str, options: dict[str, Any], as_json: bool) -> None:
     """Train a recipe, or go on with a run of that id."""
-    from fmnist_search import standalone
-    from fmnist_search.console import Exit, TrainingDisplay, out, percent, show_json, talk
-    from fmnist_search.results import State
+    from fmnist_search.cli.output import Exit, TrainingDisplay, out, percent, show_json, talk
+    from fmnist_search.results.study import State
+    from fmnist_search.workflows import single_training
 
     display = TrainingDisplay()
     name = f"run {what}" if isinstance(what, str) else options.get("name", what.label)
     options = {**options, "listener": display, "watch": display.watch}
     if isinstance(what, str):
-        result, run_id = standalone.resume(what, **options)
+        result, run_id = single_training.resume(what, **options)
     else:
-        result, run_id = standalone.train(what, **options)
+        result, run_id = single_training.train(what, **options)
     if as_json:
         show_json(_plain(result, run_id))
     if result.state is State.FAILED:
@@ -190,11 +190,11 @@ def _train_one(what: Recipe | str, options: dict[str, Any], as_json: bool) -> No
 
 
 def _train_several(recipe: Recipe, seeds: int, options: dict[str, Any], as_json: bool) -> None:
-    from fmnist_search import standalone
-    from fmnist_search.console import Exit, Speaker, out, show_json, talk
-    from fmnist_search.results import State, mean_and_deviation
+    from fmnist_search.cli.output import Exit, Speaker, out, show_json, talk
+    from fmnist_search.results.study import State, mean_and_deviation
+    from fmnist_search.workflows import single_training
 
-    several = standalone.train_seeds(recipe, seeds, **options, listener=Speaker())
+    several = single_training.train_seeds(recipe, seeds, **options, listener=Speaker())
     trained = zip(several.results, several.runs, strict=True)
     if as_json:
         mean, deviation = mean_and_deviation(several.accuracies) if several.accuracies else (None, None)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fmnist_search.errors import UserError
-from fmnist_search.hyperparameters import Value, hyperparameter
-from fmnist_search.recipe import Architecture
+from fmnist_search.recipe.hyperparameters import Value, hyperparameter
+from fmnist_search.recipe.recipe import Architecture
 
 SIDE = 28
 MAX_DEPTH = 5

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from fmnist_search.errors import UserError
-from fmnist_search.hyperparameters import Value, hyperparameter
 from fmnist_search.models.blocks import MAX_DEPTH, SIDE, Blocks
 from fmnist_search.models.layers import ACTIVATIONS, NEVER_FALLING, BatchNorm, Dropout, GlobalAverage, activation
-from fmnist_search.recipe import architecture
+from fmnist_search.recipe.hyperparameters import Value, hyperparameter
+from fmnist_search.recipe.recipe import architecture
 
 DEFAULT_KERNEL = 3
 GROUP = 8

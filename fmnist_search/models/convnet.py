@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fmnist_search.hyperparameters import Value, hyperparameter
 from fmnist_search.models.blocks import KERNELS, SIDE, Blocks, convolved_side, pooled_side
 from fmnist_search.models.layers import (
     ACTIVATIONS,
@@ -24,8 +23,9 @@ from fmnist_search.models.layers import (
     activated_and_pooled,
     activation,
 )
-from fmnist_search.presets import EPOCHS, PLAIN_SGD, RATE, preset
-from fmnist_search.recipe import architecture
+from fmnist_search.models.presets import EPOCHS, PLAIN_SGD, RATE, preset
+from fmnist_search.recipe.hyperparameters import Value, hyperparameter
+from fmnist_search.recipe.recipe import architecture
 
 
 def _hidden(layer: int, default: int) -> int:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fmnist_search.hyperparameters import Value, hyperparameter, hyperparameters
 from fmnist_search.models.layers import ACTIVATIONS, Dropout, activation
-from fmnist_search.presets import EPOCHS, PLAIN_SGD, RATE, preset
-from fmnist_search.recipe import Architecture, architecture
+from fmnist_search.models.presets import EPOCHS, PLAIN_SGD, RATE, preset
+from fmnist_search.recipe.hyperparameters import Value, hyperparameter, hyperparameters
+from fmnist_search.recipe.recipe import Architecture, architecture
 
 PIXELS = 28 * 28
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from fmnist_search.errors import UserError
-from fmnist_search.hyperparameters import hyperparameter
 from fmnist_search.models.layers import ACTIVATIONS, BatchNorm, Dropout, GlobalAverage, activation
-from fmnist_search.presets import EPOCHS, RATE, preset
-from fmnist_search.recipe import Architecture, architecture
+from fmnist_search.models.presets import EPOCHS, RATE, preset
+from fmnist_search.recipe.hyperparameters import hyperparameter
+from fmnist_search.recipe.recipe import Architecture, architecture
 
 OF_THIS_SIZE = ("conv1.", "fc.")
 """Layers of torchvision's network that are others here: it sees three colours and tells a thousand classes."""

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fmnist_search.hyperparameters import hyperparameter
 from fmnist_search.models.blocks import KERNELS, SIDE, Blocks, pooled_side
 from fmnist_search.models.layers import ACTIVATIONS, BatchNorm, Flatten, activated_and_pooled
-from fmnist_search.presets import PLAIN_SGD, preset
-from fmnist_search.recipe import architecture
+from fmnist_search.models.presets import PLAIN_SGD, preset
+from fmnist_search.recipe.hyperparameters import hyperparameter
+from fmnist_search.recipe.recipe import architecture
 
 
 @architecture("simple_cnn")

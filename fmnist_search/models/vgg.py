@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fmnist_search.hyperparameters import hyperparameter
 from fmnist_search.models.blocks import MAX_DEPTH
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.layers import ACTIVATIONS
-from fmnist_search.presets import BATCH, RATE, preset
-from fmnist_search.recipe import Architecture, architecture
+from fmnist_search.models.presets import BATCH, RATE, preset
+from fmnist_search.recipe.hyperparameters import hyperparameter
+from fmnist_search.recipe.recipe import Architecture, architecture
 
 
 @architecture("vgg")

@@ -1,1 +1,1 @@
-"""The search itself: spaces become recipes, samplers and pruners by name, and where Optuna keeps its trials."""
+"""The search with Optuna: its storage, samplers, pruners and what a study has found."""

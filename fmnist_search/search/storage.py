@@ -13,7 +13,7 @@ from filelock import FileLock
 from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist_search.errors import UserError
-from fmnist_search.places import sqlite_file
+from fmnist_search.workspace import sqlite_file
 
 BUSY_TIMEOUT = 60
 """Seconds that a writer waits for its turn."""

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fmnist_search.data import Images
+from fmnist_search.data.loading import Images
 from fmnist_search.errors import UserError
-from fmnist_search.evaluate import autocast
-from fmnist_search.hyperparameters import hyperparameters
-from fmnist_search.models import CLASSES, MAX_PARAMETERS, Classifier, build, count_parameters
+from fmnist_search.models.classifier import CLASSES, MAX_PARAMETERS, Classifier, build, count_parameters
 from fmnist_search.models.cnn import Cnn
-from fmnist_search.optim import make_optimizer
-from fmnist_search.recipe import FAMILIES, Architecture, Optimizer, family_named
+from fmnist_search.recipe.hyperparameters import hyperparameters
+from fmnist_search.recipe.recipe import FAMILIES, Architecture, Optimizer, family_named
+from fmnist_search.training.evaluation import autocast
+from fmnist_search.training.optim import make_optimizer
 from tests.strategies import allowed, architectures
 
 SMALL = 12

@@ -14,18 +14,18 @@ import torchvision
 from hypothesis import given
 from torch.nn import functional
 
-from fmnist_search.data import Images
-from fmnist_search.engine import _fresh
+from fmnist_search.config.toml_files import read_recipe, recipe_from_toml, recipe_to_toml
+from fmnist_search.data.loading import Images
 from fmnist_search.errors import UserError
-from fmnist_search.models import CLASSES, PRESETS, build, check, count_parameters, preset_named
+from fmnist_search.models.classifier import CLASSES, build, check, count_parameters
 from fmnist_search.models.convnet import ConvNet
-from fmnist_search.models.initial import SCHEMES, set_initial_weights
+from fmnist_search.models.initialization import SCHEMES, set_initial_weights
+from fmnist_search.models.presets import PRESETS, Preset, preset_named
 from fmnist_search.models.resnet import ResNet
-from fmnist_search.optim import make_optimizer
-from fmnist_search.presets import Preset
-from fmnist_search.recipe import FAMILIES, INITIAL_WEIGHTS, Optimizer, Recipe
-from fmnist_search.recipe_files import read_recipe, recipe_from_toml, recipe_to_toml
-from fmnist_search.summary import summarize
+from fmnist_search.recipe.recipe import FAMILIES, INITIAL_WEIGHTS, Optimizer, Recipe
+from fmnist_search.reporting.model_summary import summarize
+from fmnist_search.training.engine import _fresh
+from fmnist_search.training.optim import make_optimizer
 from tests.strategies import recipes
 
 RECIPES = Path(__file__).parents[2] / "studies" / "recipes"

@@ -128,8 +128,8 @@ def test_a_password_is_not_shown() -> None:
 
 OPEN_AS_TOLD = """
 import sys
-from fmnist_search.config import StudyConfig
-from fmnist_search.search.ledger import Ledger
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.search.study_store import Ledger
 
 space = {"cnn": {"depth": [1, 2]}}
 config = StudyConfig.from_dict({"name": "shared", "budget": {"trials": 1}, "space": space})

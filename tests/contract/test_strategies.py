@@ -15,14 +15,8 @@ from typing import Any, get_args
 import optuna
 import pytest
 
-from fmnist_search.config import StudyConfig
-from fmnist_search.errors import UserError
-from fmnist_search.recipe import Execution, Recipe
-from fmnist_search.results import EpochReport, State, TrialResult, TrialRow
-from fmnist_search.search.ledger import Conditions, Ledger
-from fmnist_search.search.storage import open_storage
-from fmnist_search.search.strategies import drawn_at_random
-from fmnist_search.sections import (
+from fmnist_search.config.conditional_space import size
+from fmnist_search.config.sections import (
     Gp,
     Halving,
     Hyperband,
@@ -36,7 +30,13 @@ from fmnist_search.sections import (
     Sampler,
     Tpe,
 )
-from fmnist_search.variables import size
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.errors import UserError
+from fmnist_search.recipe.recipe import Execution, Recipe
+from fmnist_search.results.study import EpochReport, State, TrialResult, TrialRow
+from fmnist_search.search.samplers import drawn_at_random
+from fmnist_search.search.storage import open_storage
+from fmnist_search.search.study_store import Conditions, Ledger
 from tests.spaces import study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -21,9 +21,10 @@ import pytest
 from matplotlib.figure import Figure
 from sqlalchemy import Engine
 
-from fmnist_search import ensembles, logbook, promotion, registration, session, standalone, training
 from fmnist_search.cli import main
-from fmnist_search.tuning import tune
+from fmnist_search.training.autotune import tune
+from fmnist_search.workflows import ensemble, jobs, registration, single_training
+from fmnist_search.workflows.study import promotion, run_logging, session
 
 TINY = """
 # Does a search run from end to end?
@@ -136,7 +137,7 @@ def started(folder: Path, *arguments: str, **changes: str) -> subprocess.Popen[s
 def tuned_once() -> Iterator[None]:
     """What is fastest here is found out once, and not by each of a hundred small studies: the answer is the same."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (session, standalone):
+        for module in (session, single_training):
             patch.setattr(module, "tune", functools.cache(tune))
         yield
 
@@ -166,26 +167,26 @@ def tables_made_once() -> Iterator[None]:
 
 
 DRAWERS = {
-    logbook: ("study_figures", "study_page"),
+    run_logging: ("study_figures", "study_page"),
     promotion: ("show_training",),
     registration: ("show_network",),
-    standalone: ("show_training",),
-    ensembles: ("show_network",),
+    single_training: ("show_training",),
+    ensemble: ("show_network",),
 }
 DRAWN = [(module, name, getattr(module, name)) for module, names in DRAWERS.items() for name in names]
-DRAW_CONFUSION = training.ARTISTS["confusion"]
+DRAW_CONFUSION = jobs.ARTISTS["confusion"]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def undrawn() -> Iterator[None]:
     """Half the time of a tiny study goes into its pictures; they are drawn where a module looks at them (`drawn`)."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logbook, "study_figures", lambda *_: {})
-        patch.setattr(logbook, "study_page", lambda *_: "")
+        patch.setattr(run_logging, "study_figures", lambda *_: {})
+        patch.setattr(run_logging, "study_page", lambda *_: "")
         for module, names in DRAWERS.items():
-            for name in names if module is not logbook else ():
+            for name in names if module is not run_logging else ():
                 patch.setattr(module, name, lambda *_: None)
-        patch.setitem(training.ARTISTS, "confusion", lambda _: Figure(figsize=(1, 1)))
+        patch.setitem(jobs.ARTISTS, "confusion", lambda _: Figure(figsize=(1, 1)))
         yield
 
 
@@ -195,7 +196,7 @@ def drawn(undrawn: None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module, name, draw in DRAWN:
             patch.setattr(module, name, draw)
-        patch.setitem(training.ARTISTS, "confusion", DRAW_CONFUSION)
+        patch.setitem(jobs.ARTISTS, "confusion", DRAW_CONFUSION)
         yield
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from fmnist_search.data import FILES, Source
-from fmnist_search.recipe import Execution
-from fmnist_search.search.ledger import Conditions, Ledger
+from fmnist_search.data.loading import FILES, Source
+from fmnist_search.recipe.recipe import Execution
+from fmnist_search.search.study_store import Conditions, Ledger
 from tests.integration.conftest import Command, Finished, Outcome
 
 

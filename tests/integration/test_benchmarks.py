@@ -16,12 +16,13 @@ import torch
 
 from benchmarks import reference, report, study, throughput, time_to_accuracy, tutorial
 from benchmarks.measure import RESULTS, Figure, Result, alternate
-from fmnist_search.data import Images, Source, prepare, read_test_set
-from fmnist_search.engine import batch_sizes, fit
-from fmnist_search.evaluate import evaluate
-from fmnist_search.models import PRESETS, build
-from fmnist_search.recipe import Data, Recipe
-from fmnist_search.tuning import resolve_execution
+from fmnist_search.data.loading import Images, Source, prepare, read_test_set
+from fmnist_search.models.classifier import build
+from fmnist_search.models.presets import PRESETS
+from fmnist_search.recipe.recipe import Data, Recipe
+from fmnist_search.training.autotune import resolve_execution
+from fmnist_search.training.engine import batch_sizes, fit
+from fmnist_search.training.evaluation import evaluate
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("mlflow", "optuna", "typer", "pydantic", "platformdirs", "rich", "matplotlib", "sqlalchemy")

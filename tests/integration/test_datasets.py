@@ -12,13 +12,13 @@ import onnxruntime
 import pytest
 from mlflow import MlflowClient
 
-from fmnist_search.data import Source, read_test_set
-from fmnist_search.datasets import DATASETS, FASHION_MNIST
-from fmnist_search.models import build
-from fmnist_search.packaged import Exported, load_model
-from fmnist_search.recipe import Recipe
-from fmnist_search.sections import Finalists
-from fmnist_search.study import promote
+from fmnist_search.config.sections import Finalists
+from fmnist_search.data.loading import Source, read_test_set
+from fmnist_search.models.classifier import build
+from fmnist_search.recipe.datasets import DATASETS, FASHION_MNIST
+from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.registry.packaging import Exported, load_model
+from fmnist_search.workflows.study.api import promote
 from tests.integration.conftest import Finished, run
 from tests.made import CLASSES, dataset_of, made_files, write
 

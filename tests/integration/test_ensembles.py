@@ -13,11 +13,11 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from fmnist_search.comparison import Hits
-from fmnist_search.data import Source, prepare
-from fmnist_search.packaged import load_model
-from fmnist_search.recipe_files import read_recipe
-from fmnist_search.weights import classifier_with, read_state
+from fmnist_search.config.toml_files import read_recipe
+from fmnist_search.data.loading import Source, prepare
+from fmnist_search.registry.champion_rule import Hits
+from fmnist_search.registry.packaging import load_model
+from fmnist_search.training.checkpoint import classifier_with, read_state
 from tests.integration.conftest import TINY, Finished, Outcome, run
 
 RECIPE = """

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks.checks import DATA, all_checks, going_on_equals_never_having_stopped, packed_equals_alone
-from fmnist_search.data import Source, prepare
-from fmnist_search.recipe import Execution
+from fmnist_search.data.loading import Source, prepare
+from fmnist_search.recipe.recipe import Execution
 
 
 @pytest.mark.gpu

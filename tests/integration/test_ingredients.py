@@ -9,8 +9,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from fmnist_search.data import Source, read_test_set
-from fmnist_search.packaged import load_model
+from fmnist_search.data.loading import Source, read_test_set
+from fmnist_search.registry.packaging import load_model
 from tests.integration.conftest import Finished, run
 
 STUDY = """

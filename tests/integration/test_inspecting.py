@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from fmnist_search.recipe import Recipe
-from fmnist_search.recipe_files import recipe_from_toml
+from fmnist_search.config.toml_files import recipe_from_toml
+from fmnist_search.recipe.recipe import Recipe
 from tests.integration.conftest import Command, Finished, Outcome, run, started
 
 # A grid, so that every rate has five trials, of which those of the largest are the best.

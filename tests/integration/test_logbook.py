@@ -14,10 +14,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from fmnist_search import logbook, run_study
-from fmnist_search.config import StudyConfig
-from fmnist_search.results import EpochReport
-from fmnist_search.trial import Decision
+from fmnist_search import run_study
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.results.study import EpochReport
+from fmnist_search.training.trial import Decision
+from fmnist_search.workflows.study import run_logging
 from tests.integration.conftest import Finished, run
 
 pytestmark = pytest.mark.usefixtures("drawn")
@@ -162,7 +163,7 @@ def test_an_ensemble_of_runs_shows_what_it_does_on_the_validation_images(
 
 
 def test_the_pictures_of_a_study_that_runs_are_drawn_anew(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logbook, "REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(run_logging, "REFRESH_SECONDS", 0.0)
     uri = f"sqlite:///{tiny.parent}/mlflow.db"
     seen: list[set[str]] = []
 

@@ -19,9 +19,9 @@ from mlflow.types import Schema, TensorSpec
 from PIL import Image
 from scipy.stats import binomtest
 
-from fmnist_search import onnx_export
-from fmnist_search.data import Source, read_test_set, training_pool
-from fmnist_search.packaged import load_model
+from fmnist_search.data.loading import Source, read_test_set, training_pool
+from fmnist_search.registry import onnx
+from fmnist_search.registry.packaging import load_model
 from tests.integration.conftest import Finished, Outcome
 
 FIRST, SECOND = "models:/fmnist-search/1", "models:/fmnist-search/2"
@@ -270,8 +270,8 @@ def test_a_file_that_does_not_agree_is_not_written(
     def other(uri: str, metadata: Mapping[str, str]) -> bytes:
         return convert(uri.replace("/1", "/2"), metadata)
 
-    convert = onnx_export._converted
-    monkeypatch.setattr(onnx_export, "_converted", other)
+    convert = onnx._converted
+    monkeypatch.setattr(onnx, "_converted", other)
     outcome = finished.run("export", FIRST, "--onnx", tmp_path / "model.onnx")
     assert_one_line(outcome, "model.onnx: is not written", "differs from the model by")
     assert not list(tmp_path.iterdir())
@@ -283,7 +283,7 @@ def test_without_the_extra_one_line_says_what_to_install(
     def find(name: str, package: str | None = None) -> Any:
         return None if name.startswith("onnx") else object()
 
-    monkeypatch.setattr(onnx_export, "find_spec", find)
+    monkeypatch.setattr(onnx, "find_spec", find)
     expected = ["onnx, onnxscript, onnxruntime", "pip install 'fmnist-search[onnx]'"]
     assert_one_line(finished.run("export", "--onnx", tmp_path / "model.onnx"), *expected)
 

@@ -18,14 +18,14 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
 from fmnist_search.errors import UserError
-from fmnist_search.outbox import Event, Outbox
-from fmnist_search.recipe import Recipe
-from fmnist_search.record import Run, TrainingRun
-from fmnist_search.results import EpochReport, Overhead, State, TrialResult, TrialRow
-from fmnist_search.search.ledger import Ledger
-from fmnist_search.sender import Nobody
-from fmnist_search.tracking import Courier, Tracking
-from fmnist_search.training import ARTISTS
+from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.results.study import EpochReport, Overhead, State, TrialResult, TrialRow
+from fmnist_search.search.study_store import Ledger
+from fmnist_search.tracking.outbox import Event, Outbox
+from fmnist_search.tracking.run_logger import Run, TrainingRun
+from fmnist_search.tracking.sender import Nobody
+from fmnist_search.tracking.store import Courier, Tracking
+from fmnist_search.workflows.jobs import ARTISTS
 from tests.integration.conftest import environment, run, start
 from tests.integration.servers import MlflowServer, running
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from fmnist_search.models import PRESETS
-from fmnist_search.recipe import FAMILIES
-from fmnist_search.recipe_files import read_recipe
+from fmnist_search.config.toml_files import read_recipe
+from fmnist_search.models.presets import PRESETS
+from fmnist_search.recipe.recipe import FAMILIES
 from tests.integration.conftest import Command, run
 
 ROOT = Path(__file__).parents[2]

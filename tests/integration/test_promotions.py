@@ -17,10 +17,10 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from fmnist_search import registry
-from fmnist_search.models import build
-from fmnist_search.packaged import package
-from fmnist_search.recipe import Recipe
+from fmnist_search.models.classifier import build
+from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.registry import versions
+from fmnist_search.registry.packaging import package
 from tests.integration.test_server import server  # noqa: F401 - a fixture
 
 PROMOTERS = 6
@@ -54,7 +54,7 @@ def processes() -> ForkServerContext:
     """Processes of their own that need not load everything anew."""
     context = multiprocessing.get_context("forkserver")
     stores = ["mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"]
-    context.set_forkserver_preload([*stores, "fmnist_search.registry", "tests.integration.test_promotions"])
+    context.set_forkserver_preload([*stores, "fmnist_search.registry.versions", "tests.integration.test_promotions"])
     return context
 
 
@@ -76,8 +76,8 @@ def promote(uri: str, name: str, accuracy: float, cache: str, together: Any) -> 
     client = MlflowClient(uri)
     run_id, model = logged(client)
     together.wait()
-    version = registry.register(client, name, model, run_id, tags_of(accuracy), registry.UNDECIDED)
-    registry.claim_alias(client, name, version)
+    version = versions.register(client, name, model, run_id, tags_of(accuracy), versions.UNDECIDED)
+    versions.claim_alias(client, name, version)
 
 
 def race(processes: ForkServerContext, uri: str, folder: Path, machines: int, rounds: int) -> None:
@@ -97,11 +97,11 @@ def race(processes: ForkServerContext, uri: str, folder: Path, machines: int, ro
         for promoter in promoters:
             promoter.join(120)
         assert [promoter.exitcode for promoter in promoters] == [0] * PROMOTERS
-        champion = registry.champion(client, name)
+        champion = versions.champion(client, name)
         assert champion is not None
         assert float(champion.tags["confirmed_mean"]) == max(accuracies), f"round {number}"
-        versions = client.search_model_versions(f"name='{name}'")
-        assert len(versions) == PROMOTERS
+        registered = client.search_model_versions(f"name='{name}'")
+        assert len(registered) == PROMOTERS
         assert all("decision" in version.tags for version in versions)
 
 
@@ -159,11 +159,11 @@ def promote_until_killed(uri: str, name: str, run_id: str, accuracy: float, writ
     client = MlflowClient(uri)
     model = client.create_logged_model("0", name="model", source_run_id=run_id).model_uri if packaged else ""
     kill_after(writes)
-    registry.clear_away(client, name, "0")
+    versions.clear_away(client, name, "0")
     if not packaged:
-        model = package(build(TINY.model), run_id, TINY.data.dataset, registry.on_the_way(name))
-    version = registry.register(client, name, model, run_id, tags_of(accuracy), f"A card. {registry.UNDECIDED}")
-    registry.claim_alias(client, name, version)
+        model = package(build(TINY.model), run_id, TINY.data.dataset, versions.on_the_way(name))
+    version = versions.register(client, name, model, run_id, tags_of(accuracy), f"A card. {versions.UNDECIDED}")
+    versions.claim_alias(client, name, version)
 
 
 def killed_after(processes: ForkServerContext, uri: str, writes: int, *, packaged: bool) -> tuple[str, bool]:
@@ -188,24 +188,24 @@ def check_that_the_next_one_mends_it(client: MlflowClient, name: str) -> bool:
         assert tags_of(0.90).items() <= version.tags.items()
         assert version.description.startswith("A card. ")
         assert version.source
-    assert registry.champion(client, name) is None or left
+    assert versions.champion(client, name) is None or left
     mlflow.set_tracking_uri(client.tracking_uri)
-    registry.check_name(client, name)
-    registry.clear_away(client, name, "0")
+    versions.check_name(client, name)
+    versions.clear_away(client, name, "0")
     run_id, model = logged(client)
-    mine = registry.register(client, name, model, run_id, tags_of(0.85), registry.UNDECIDED)
-    assert registry.claim_alias(client, name, mine).alias == (registry.CHALLENGER if left else registry.CHAMPION)
-    versions = {version.version: version for version in client.search_model_versions(f"name='{name}'")}
-    assert len(versions) == len(left) + 1
-    for version in versions.values():
+    mine = versions.register(client, name, model, run_id, tags_of(0.85), versions.UNDECIDED)
+    assert versions.claim_alias(client, name, mine).alias == (versions.CHALLENGER if left else versions.CHAMPION)
+    registered = {version.version: version for version in client.search_model_versions(f"name='{name}'")}
+    assert len(registered) == len(left) + 1
+    for version in registered.values():
         assert "decision" in version.tags
-        assert registry.UNDECIDED not in version.description
-    best = registry.champion(client, name)
+        assert versions.UNDECIDED not in version.description
+    best = versions.champion(client, name)
     assert best is not None
     assert float(best.tags["confirmed_mean"]) == (0.90 if left else 0.85)
-    registered = {version.source for version in versions.values()}
+    sources = {version.source for version in registered.values()}
     for other in client.search_logged_models(["0"], filter_string=f"tags.registered_model = '{name}'"):
-        assert other.model_uri in registered
+        assert other.model_uri in sources
         assert "promoter" not in other.tags
         assert client.get_run(other.source_run_id).info.status == "FINISHED"
     return bool(left)

@@ -20,11 +20,13 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 
-from fmnist_search import leftovers, run_study, session
-from fmnist_search.config import StudyConfig
-from fmnist_search.places import Home, image_cache
-from fmnist_search.recipe import Execution
-from fmnist_search.results import Decision, EpochReport, State
+from fmnist_search import run_study
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.recipe.recipe import Execution
+from fmnist_search.results.study import Decision, EpochReport, State
+from fmnist_search.workflows import garbage
+from fmnist_search.workflows.study import session
+from fmnist_search.workspace import Home, image_cache
 from tests.integration.conftest import TINY, Finished, Outcome, environment, run
 
 OTHER = TINY.replace('name = "tiny"', 'name = "other"').replace("workers = 1 ", "workers = 2 ")
@@ -344,13 +346,13 @@ def test_gc_removes_nothing_where_the_answer_is_no(cluttered: Finished) -> None:
 
 def test_a_file_that_has_taken_the_place_of_a_listed_one_stays(cluttered: Finished) -> None:
     home = Home.find(cluttered.tracking_uri)
-    listed = [item for item in leftovers.leftovers(home, image_cache(), 2) if item.group is leftovers.Group.GONE]
+    listed = [item for item in garbage.leftovers(home, image_cache(), 2) if item.group is garbage.Group.GONE]
     path = Path(listed[0].name)
     before, content = path.stat(), path.read_bytes()
     path.unlink()
     path.write_bytes(content)
     os.utime(path, (before.st_atime, before.st_mtime - 60))
-    assert leftovers.remove(home, image_cache(), 2, listed[:1]) == []
+    assert garbage.remove(home, image_cache(), 2, listed[:1]) == []
     assert path.exists()
 
 
@@ -382,13 +384,13 @@ def test_gc_removes_what_it_listed_and_all_that_is_needed_goes_on(cluttered: Fin
 
 
 def test_gc_does_not_disturb_a_study_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leftovers, "YOUNG_SECONDS", -1.0)
+    monkeypatch.setattr(garbage, "YOUNG_SECONDS", -1.0)
     home = Home.find(f"sqlite:///{tmp_path / 'mlflow.db'}")
     removed: list[str] = []
 
     def clear_away(_: EpochReport) -> Decision:
-        found = leftovers.leftovers(home, tmp_path / "no cache", 1)
-        removed.extend(item.name for item in leftovers.remove(home, tmp_path / "no cache", 1, found))
+        found = garbage.leftovers(home, tmp_path / "no cache", 1)
+        removed.extend(item.name for item in garbage.remove(home, tmp_path / "no cache", 1, found))
         return Decision.CONTINUE
 
     (tmp_path / "tiny.toml").write_text(TINY)

@@ -17,14 +17,14 @@ from mlflow.entities import Run
 from PIL import Image
 
 from fmnist_search import run_study
-from fmnist_search.comparison import Hits
-from fmnist_search.config import StudyConfig
-from fmnist_search.data import Source, prepare, read_test_set
-from fmnist_search.datasets import DATASETS
-from fmnist_search.evaluate import evaluate
-from fmnist_search.models import build
-from fmnist_search.recipe_files import recipe_from_toml
-from fmnist_search.results import Decision, Ending, EpochReport, State
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.config.toml_files import recipe_from_toml
+from fmnist_search.data.loading import Source, prepare, read_test_set
+from fmnist_search.models.classifier import build
+from fmnist_search.recipe.datasets import DATASETS
+from fmnist_search.registry.champion_rule import Hits
+from fmnist_search.results.study import Decision, Ending, EpochReport, State
+from fmnist_search.training.evaluation import evaluate
 from tests.integration.conftest import Finished, environment
 
 EPOCH_METRICS = {

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from fmnist_search.data import Source, read_test_set
+from fmnist_search.data.loading import Source, read_test_set
 from tests.integration.conftest import Finished, environment
 from tests.integration.servers import served
 

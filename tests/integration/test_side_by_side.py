@@ -25,11 +25,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
 
-from fmnist_search import run_study, training
-from fmnist_search.config import StudyConfig
-from fmnist_search.data import Source, prepare
-from fmnist_search.recipe import Recipe
-from fmnist_search.results import (
+from fmnist_search import run_study
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.data.loading import Source, prepare
+from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.results.study import (
     Decision,
     Ending,
     EpochReport,
@@ -40,10 +40,11 @@ from fmnist_search.results import (
     StudySummary,
     TrialRow,
 )
-from fmnist_search.search.ledger import Ledger
 from fmnist_search.search.storage import open_storage
-from fmnist_search.study import status, sync, unsent
-from fmnist_search.trial import run_trial, watch_nothing
+from fmnist_search.search.study_store import Ledger
+from fmnist_search.training.trial import run_trial, watch_nothing
+from fmnist_search.workflows import jobs
+from fmnist_search.workflows.study.api import status, sync, unsent
 from tests.integration.conftest import Outcome, run, start, started
 
 SMALL = """
@@ -156,7 +157,7 @@ def worker_processes(of: int | None = None) -> list[psutil.Process]:
     found = []
     for child in psutil.Process(of).children():
         with contextlib.suppress(psutil.Error):
-            if "fmnist_search.serving" in child.cmdline():
+            if "fmnist_search.execution.worker_main" in child.cmdline():
                 found.append(child)
     return found
 
@@ -647,7 +648,7 @@ def test_a_study_that_is_killed_leaves_no_worker_behind(place: Place) -> None:
 def test_a_store_that_breaks_stops_no_trial_and_gets_everything_once_it_is_mended(
     place: Place, workers: int, table: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "PATIENCE_WITH_STORE", 1.0)
+    monkeypatch.setattr(jobs, "PATIENCE_WITH_STORE", 1.0)
     grid = {"space.common": {"batch_size": [50, 100, 200]}, "space.cnn": {"depth": 1, "width_1": [4, 8]}}
     settings = {**grid, "sampler": {"name": "grid"}, "budget": {"epochs": 2}, "execution__workers": workers}
 

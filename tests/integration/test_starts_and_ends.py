@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from fmnist_search.config import StudyConfig
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.config.toml_files import recipe_to_toml
 from fmnist_search.errors import UserError
-from fmnist_search.recipe import Execution, Recipe
-from fmnist_search.recipe_files import recipe_to_toml
-from fmnist_search.results import EpochReport, State, TrialResult, TrialRow
-from fmnist_search.search.ledger import Conditions, Ledger
-from fmnist_search.search.space import base_recipe, sample, searchable
+from fmnist_search.recipe.recipe import Execution, Recipe
+from fmnist_search.results.study import EpochReport, State, TrialResult, TrialRow
+from fmnist_search.search.study_store import Conditions, Ledger
+from fmnist_search.search.suggest import base_recipe, sample, searchable
 from tests.integration.conftest import Finished, Outcome, run
 from tests.spaces import space_tables, study
 

@@ -14,13 +14,13 @@ import torch
 from mlflow import MlflowClient
 from mlflow.artifacts import load_text
 
-from fmnist_search import console
-from fmnist_search.console import TrainingDisplay
-from fmnist_search.engine import Progress
-from fmnist_search.recipe import Recipe
-from fmnist_search.recipe_files import read_recipe
-from fmnist_search.results import EpochReport
-from fmnist_search.weights import classifier_with
+from fmnist_search.cli import output
+from fmnist_search.cli.output import TrainingDisplay
+from fmnist_search.config.toml_files import read_recipe
+from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.results.study import EpochReport
+from fmnist_search.training.checkpoint import classifier_with
+from fmnist_search.training.engine import Progress
 from tests.integration.conftest import Command, Outcome, run, start
 
 RECIPE = """
@@ -169,7 +169,7 @@ def test_tensorboard_shows_scalars_matrices_and_the_graph(command: Command, tmp_
 def test_an_epoch_on_its_way_shows_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert TrainingDisplay().watch is None, "without a terminal nobody looks into an epoch"
     screen = io.StringIO()
-    monkeypatch.setattr(console, "talk", console.Console(file=screen, force_terminal=True, width=100, highlight=False))
+    monkeypatch.setattr(output, "talk", output.Console(file=screen, force_terminal=True, width=100, highlight=False))
     display = TrainingDisplay()
     display.training_started("train lenet", Recipe())
     assert display.watch

@@ -18,15 +18,15 @@ import psutil
 import pytest
 import torch
 
-from fmnist_search import workers
-from fmnist_search.data import Images, Source, prepare
+from fmnist_search.data.loading import Images, Source, prepare
 from fmnist_search.errors import UserError
+from fmnist_search.execution import pool
+from fmnist_search.execution.pool import Crew, Job, ProcessWorker, fitting
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import Mlp
-from fmnist_search.recipe import Augmentation, Data, Execution, Recipe
-from fmnist_search.results import Decision, EpochReport, State, TrialResult
-from fmnist_search.trial import run_trial
-from fmnist_search.workers import Crew, Job, ProcessWorker, fitting
+from fmnist_search.recipe.recipe import Augmentation, Data, Execution, Recipe
+from fmnist_search.results.study import Decision, EpochReport, State, TrialResult
+from fmnist_search.training.trial import run_trial
 from tests.integration.conftest import environment
 
 DATA = Data(train_images=1_000, validation=1_000)
@@ -101,7 +101,7 @@ def assert_same(one: TrialResult, other: TrialResult) -> None:
 
 def processes() -> list[psutil.Process]:
     """The worker processes of this one."""
-    return [child for child in psutil.Process().children() if "fmnist_search.serving" in child.cmdline()]
+    return [child for child in psutil.Process().children() if "fmnist_search.execution.worker_main" in child.cmdline()]
 
 
 def process_of(crew: Crew, job: Job) -> int:
@@ -418,12 +418,12 @@ def test_leaving_at_once_does_not_wait_for_workers_that_still_load_their_librari
 
 def test_workers_end_after_their_epoch_when_whoever_hired_them_is_killed(source: Source) -> None:
     program = textwrap.dedent(f"""
-        from fmnist_search.data import Source, prepare
-        from fmnist_search.recipe import Recipe
-        from fmnist_search.tuning import resolve_execution
-        from fmnist_search.workers import Crew
+        from fmnist_search.data.loading import Source, prepare
+        from fmnist_search.recipe.recipe import Recipe
+        from fmnist_search.training.autotune import resolve_execution
+        from fmnist_search.execution.pool import Crew
         from tests.integration.test_workers import DATA, LONG, Noted
-        from fmnist_search.results import Decision
+        from fmnist_search.results.study import Decision
         from pathlib import Path
 
         def told(report):
@@ -504,7 +504,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, float], None]:
     """A machine with so many cores, and memory for so many workers."""
 
     def make(cores: int, room: float) -> None:
-        memory = psutil.virtual_memory()._replace(available=int(room * workers.WORKER_MEMORY))
+        memory = psutil.virtual_memory()._replace(available=int(room * pool.WORKER_MEMORY))
         monkeypatch.setattr(joblib, "cpu_count", lambda: cores)
         monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from torchvision.transforms import RandomErasing
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from fmnist_search.augment import augment, erase, flip, mix, rotate, shift, symmetric_beta
-from fmnist_search.data import Images
-from fmnist_search.recipe import Augmentation
+from fmnist_search.data.loading import Images
+from fmnist_search.recipe.recipe import Augmentation
+from fmnist_search.training.augmentation import augment, erase, flip, mix, rotate, shift, symmetric_beta
 
 FILL = 73
 BATCH = 16

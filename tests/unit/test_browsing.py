@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from fmnist_search.browsing import HYPERPARAMETERS_SHOWN, VIEW_TAG, run_page, runs_page, view_of_trials
+from fmnist_search.tracking.ui import HYPERPARAMETERS_SHOWN, VIEW_TAG, run_page, runs_page, view_of_trials
 
 MOST_CHARACTERS = 5_000
 """Of an experiment's tag, on older servers of MLflow."""

@@ -6,12 +6,12 @@ import dataclasses
 
 import pytest
 
-from fmnist_search.card import Card, Origin, from_runs, from_study
-from fmnist_search.datasets import DATASETS, Dataset
-from fmnist_search.evaluate import wilson
-from fmnist_search.recipe import FAMILIES, Recipe
-from fmnist_search.registry import DESCRIPTION_LIMIT, UNDECIDED, shortened
-from fmnist_search.results import Confirmed
+from fmnist_search.recipe.datasets import DATASETS, Dataset
+from fmnist_search.recipe.recipe import FAMILIES, Recipe
+from fmnist_search.registry.versions import DESCRIPTION_LIMIT, UNDECIDED, shortened
+from fmnist_search.reporting.model_card import Card, Origin, from_runs, from_study
+from fmnist_search.results.study import Confirmed
+from fmnist_search.training.evaluation import wilson
 
 RECIPE = Recipe(epochs=18).replace({"data.validation": 0, "optimizer.learning_rate": 0.0123456})
 FINALISTS = (Confirmed(7, Recipe(), (0.91, 0.93)), Confirmed(3, Recipe(), (0.9, 0.9)))

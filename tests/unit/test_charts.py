@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmnist_search.charts import (
+from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.reporting.chart_data import (
     MANY_TICKS,
     StudyView,
     axes_of,
@@ -21,8 +22,7 @@ from fmnist_search.charts import (
     window,
     without_pauses,
 )
-from fmnist_search.recipe import Recipe
-from fmnist_search.results import State, TrialRow
+from fmnist_search.results.study import State, TrialRow
 from tests.spaces import space_tables, study
 from tests.trials import rows_of, shares_of
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from fmnist_search.augment import shift
-from fmnist_search.data import Images
-from fmnist_search.models import Classifier, Ensemble, build, views
+from fmnist_search.data.loading import Images
+from fmnist_search.models.classifier import Classifier, Ensemble, build, views
 from fmnist_search.models.cnn import Cnn
-from fmnist_search.packaged import Exported
-from fmnist_search.recipe import NORMALISATIONS, TEST_TIME_VIEWS
+from fmnist_search.recipe.recipe import NORMALISATIONS, TEST_TIME_VIEWS
+from fmnist_search.registry.packaging import Exported
+from fmnist_search.training.augmentation import shift
 
 COUNTS = {"none": 1, "flip": 2, "shift": 5, "flip+shift": 10}
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from fmnist_search.comparison import Figures, Hits, compare
+from fmnist_search.registry.champion_rule import Figures, Hits, compare
 
 IMAGES = 10_848
 DIGESTS = {"dataset_digest": "d", "split_digest": "s"}

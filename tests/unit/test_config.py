@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmnist_search.config import StudyConfig
-from fmnist_search.domains import Choice, Pin, Range
+from fmnist_search.config.sections import Tpe
+from fmnist_search.config.space import Choice, Pin, Range
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.config.toml_files import parse_assignment, read_recipe, recipe_from_toml, recipe_to_toml
 from fmnist_search.errors import UserError
-from fmnist_search.recipe import Recipe
-from fmnist_search.recipe_files import parse_assignment, read_recipe, recipe_from_toml, recipe_to_toml
-from fmnist_search.sections import Tpe
+from fmnist_search.recipe.recipe import Recipe
 from tests.spaces import space_tables, study
 from tests.strategies import recipes
 

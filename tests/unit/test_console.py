@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fmnist_search import console
-from fmnist_search.console import BARS, Exit, StudyDisplay, TrainingDisplay, minutes, percent, show_json, sparkline
+from fmnist_search.cli import output
+from fmnist_search.cli.output import BARS, Exit, StudyDisplay, TrainingDisplay, minutes, percent, show_json, sparkline
 from fmnist_search.errors import UserError
-from fmnist_search.evaluate import wilson
-from fmnist_search.recipe import Recipe, known_hyperparameters, short_text
-from fmnist_search.results import Champion, Confirmed, Ending, EpochReport, State, StudySummary, TrialRow
+from fmnist_search.recipe.recipe import Recipe, known_hyperparameters, short_text
+from fmnist_search.results.study import Champion, Confirmed, Ending, EpochReport, State, StudySummary, TrialRow
+from fmnist_search.training.evaluation import wilson
 from tests.spaces import study
 
 Output = pytest.CaptureFixture[str]
@@ -106,7 +106,7 @@ def test_what_is_said_is_said_to_the_letter(capsys: Output) -> None:
 def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What a terminal gets to see. The display is drawn a last time, and erased, when it is left."""
     screen = io.StringIO()
-    monkeypatch.setattr(console, "talk", Console(file=screen, force_terminal=True, width=120, color_system=None))
+    monkeypatch.setattr(output, "talk", Console(file=screen, force_terminal=True, width=120, color_system=None))
     return screen
 
 
@@ -170,7 +170,7 @@ def test_spans_and_shares_are_for_people() -> None:
 
 
 def test_an_error_is_its_lines_on_stderr(capsys: Output) -> None:
-    console.show_error(UserError("a.toml: [space.cnn] is wrong", "b" * 300))
+    output.show_error(UserError("a.toml: [space.cnn] is wrong", "b" * 300))
     written = capsys.readouterr()
     assert written.out == ""
     assert written.err.splitlines() == ["error: a.toml: [space.cnn] is wrong", "error: " + "b" * 300]
@@ -191,7 +191,7 @@ def test_the_exit_codes_are_those_that_scripts_rely_on() -> None:
 
 
 def shown(rows: list[TrialRow], names: list[str], capsys: Output) -> list[list[str]]:
-    console.show_table(console.leaderboard(rows, names))
+    output.show_table(output.leaderboard(rows, names))
     return [line.split() for line in capsys.readouterr().out.splitlines()]
 
 
@@ -260,6 +260,6 @@ def test_json_of_what_has_no_value_is_null(capsys: Output) -> None:
 
 
 def test_nothing_is_written_to_stdout_but_what_was_asked_for() -> None:
-    assert console.talk.stderr
-    assert not console.out.stderr
-    assert console.out.file is sys.stdout
+    assert output.talk.stderr
+    assert not output.out.stderr
+    assert output.out.file is sys.stdout

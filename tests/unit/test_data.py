@@ -26,7 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.datasets import FashionMNIST
 
-from fmnist_search.data import (
+from fmnist_search.data.loading import (
     TEST_IMAGES,
     TRAIN_IMAGES,
     TRAIN_LABELS,
@@ -40,9 +40,9 @@ from fmnist_search.data import (
     stratified_draw,
     training_pool,
 )
-from fmnist_search.datasets import DATASETS, FILES
 from fmnist_search.errors import UserError
-from fmnist_search.recipe import Data
+from fmnist_search.recipe.datasets import DATASETS, FILES
+from fmnist_search.recipe.recipe import Data
 
 FASHION = DATASETS["fashion-mnist"]
 SYSTEM_PACKAGE = Path("/usr/share/datasets/fashion-mnist")
@@ -367,7 +367,7 @@ def test_processes_that_start_at_once_all_get_whole_files(
     (place / f"{TEST_IMAGES}.gz").write_bytes(gzip.compress(contents[TEST_IMAGES], 1))
     monkeypatch.setenv("XDG_DATA_DIRS", str(tmp_path / "share"))
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["fmnist_search.data"])
+    processes.set_forkserver_preload(["fmnist_search.data.loading"])
     cache = tmp_path / "cache"
     with ProcessPoolExecutor(3, mp_context=processes) as executor:
         rivals = [executor.submit(find, FASHION, TEST_IMAGES, offline(cache)) for _ in range(6)]

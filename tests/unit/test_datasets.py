@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torchvision
 
-from fmnist_search.config import StudyConfig
-from fmnist_search.data import Source, find, prepare, read_test_set, verify
-from fmnist_search.datasets import DATASETS, FILES, Dataset, dataset_named
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.data.loading import Source, find, prepare, read_test_set, verify
 from fmnist_search.errors import UserError
-from fmnist_search.recipe import Data, Recipe
+from fmnist_search.recipe.datasets import DATASETS, FILES, Dataset, dataset_named
+from fmnist_search.recipe.recipe import Data, Recipe
 from tests.made import CLASSES, dataset_of, made_files, packed, write
 
 FILE = FILES[0]

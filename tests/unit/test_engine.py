@@ -15,16 +15,12 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from fmnist_search import tuning
-from fmnist_search.augment import mix
-from fmnist_search.data import PIXEL_DEVIATION_FLOOR, Images, Source, prepare
-from fmnist_search.engine import batch_sizes, fit
+from fmnist_search.data.loading import PIXEL_DEVIATION_FLOOR, Images, Source, prepare
 from fmnist_search.errors import UserError
-from fmnist_search.models import build
+from fmnist_search.models.classifier import build
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import Mlp
-from fmnist_search.optim import learning_rates
-from fmnist_search.recipe import (
+from fmnist_search.recipe.recipe import (
     Architecture,
     Augmentation,
     Averaging,
@@ -34,9 +30,13 @@ from fmnist_search.recipe import (
     Recipe,
     Schedule,
 )
-from fmnist_search.results import EpochReport, TrialResult
-from fmnist_search.trial import run_trial
-from fmnist_search.tuning import measure_rate, resolve_execution, settled, tune
+from fmnist_search.results.study import EpochReport, TrialResult
+from fmnist_search.training import autotune
+from fmnist_search.training.augmentation import mix
+from fmnist_search.training.autotune import measure_rate, resolve_execution, settled, tune
+from fmnist_search.training.engine import batch_sizes, fit
+from fmnist_search.training.optim import learning_rates
+from fmnist_search.training.trial import run_trial
 
 DATA = Data(train_images=1_000, validation=1_000)
 TINY = Recipe(model=Mlp(depth=1, width=32), data=DATA, epochs=2, batch_size=128)
@@ -475,8 +475,8 @@ def test_a_device_that_is_not_there_is_named_in_one_line(device: str) -> None:
 def test_the_probe_names_a_precision_that_recipes_know_and_leaves_torch_as_it_was(
     execution: Execution, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning, "PROBE_ROUNDS", 2)
-    monkeypatch.setattr(tuning, "PROBE_BATCH", 16)
+    monkeypatch.setattr(autotune, "PROBE_ROUNDS", 2)
+    monkeypatch.setattr(autotune, "PROBE_BATCH", 16)
     before = torch.get_rng_state()
     Recipe(precision=tune(execution)[1])
     assert measure_rate(execution, "float32") > 0
@@ -486,7 +486,7 @@ def test_the_probe_names_a_precision_that_recipes_know_and_leaves_torch_as_it_wa
 def test_the_probe_knows_the_multiply_adds_of_the_default_cnn() -> None:
     convolutions = 9 * (28**2 * 1 * 32 + 14**2 * 32 * 64 + 7**2 * 64 * 128)
     assert Recipe().widths == "32-64-128"
-    assert pytest.approx(convolutions + 128 * 10, rel=0.01) == tuning.PROBE_MULT_ADDS
+    assert pytest.approx(convolutions + 128 * 10, rel=0.01) == autotune.PROBE_MULT_ADDS
 
 
 @pytest.mark.gpu

@@ -13,9 +13,12 @@ from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor
 from torch.nn import functional
 
-from fmnist_search import evaluate as module
-from fmnist_search.data import Images, Labelled
-from fmnist_search.evaluate import (
+from fmnist_search.data.loading import Images, Labelled
+from fmnist_search.models.classifier import Classifier, build
+from fmnist_search.models.cnn import Cnn
+from fmnist_search.recipe.recipe import Data, Execution, Recipe
+from fmnist_search.training import evaluation as module
+from fmnist_search.training.evaluation import (
     CPU_CHUNK,
     GPU_CHUNK,
     calibration,
@@ -26,10 +29,7 @@ from fmnist_search.evaluate import (
     predict_logits,
     wilson,
 )
-from fmnist_search.models import Classifier, build
-from fmnist_search.models.cnn import Cnn
-from fmnist_search.recipe import Data, Execution, Recipe
-from fmnist_search.trial import run_trial
+from fmnist_search.training.trial import run_trial
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from matplotlib.collections import LineCollection
 
-from fmnist_search.figures import study_figures
-from fmnist_search.recipe import Recipe
-from fmnist_search.results import State
+from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.reporting.study_plots import study_figures
+from fmnist_search.results.study import State
 from tests.pictures import drawn, texts
 from tests.spaces import study
 from tests.trials import ENDINGS, rows_of, shares_of

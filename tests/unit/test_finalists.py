@@ -11,23 +11,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmnist_search.data import Images, Source, prepare, read_test_set
+from fmnist_search.config.sections import Finalists
+from fmnist_search.data.loading import Images, Source, prepare, read_test_set
 from fmnist_search.errors import UserError
-from fmnist_search.evaluate import evaluate
-from fmnist_search.finalists import (
+from fmnist_search.models.classifier import build
+from fmnist_search.recipe.recipe import Data, Execution, Recipe
+from fmnist_search.results.study import Decision, State, TrialResult, TrialRow
+from fmnist_search.search.suggest import trial_seed
+from fmnist_search.training.evaluation import evaluate
+from fmnist_search.training.trial import run_trial, watch_nothing
+from fmnist_search.workflows.study.finalists import (
     final_recipe,
     find_champion,
     fingerprint,
     fresh_seeds,
     seats,
 )
-from fmnist_search.finalists import test_once as look_once  # pytest would take it for a test
-from fmnist_search.models import build
-from fmnist_search.recipe import Data, Execution, Recipe
-from fmnist_search.results import Decision, State, TrialResult, TrialRow
-from fmnist_search.search.space import trial_seed
-from fmnist_search.sections import Finalists
-from fmnist_search.trial import run_trial, watch_nothing
+from fmnist_search.workflows.study.finalists import test_once as look_once  # pytest would take it for a test
 
 DATA = Data(train_images=1_000, validation=1_000)
 TINY = Recipe(data=DATA, epochs=1).replace(

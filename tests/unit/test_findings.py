@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmnist_search.config import StudyConfig
-from fmnist_search.domains import Space, parse_space
+from fmnist_search.config.space import Space, parse_space
+from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
-from fmnist_search.recipe import Execution, Recipe
-from fmnist_search.results import EpochReport, State, TrialResult, TrialRow
-from fmnist_search.search.findings import BEST, FEWEST_TRIALS, edges
-from fmnist_search.search.ledger import Conditions, Ledger
-from fmnist_search.search.space import base_recipe, sample
+from fmnist_search.recipe.recipe import Execution, Recipe
+from fmnist_search.results.study import EpochReport, State, TrialResult, TrialRow
+from fmnist_search.search.analysis import BEST, FEWEST_TRIALS, edges
+from fmnist_search.search.study_store import Conditions, Ledger
+from fmnist_search.search.suggest import base_recipe, sample
 from tests.spaces import space_tables, study
 
 # -------------------------------------------------------------------------------------------- edges

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fmnist_search.data import Images, Source, prepare
-from fmnist_search.engine import PlainSteps, Training
-from fmnist_search.graphs import DeviceSteps
+from fmnist_search.data.loading import Images, Source, prepare
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import Mlp
-from fmnist_search.recipe import Augmentation, Averaging, Data, Execution, Recipe
-from fmnist_search.tuning import settled
+from fmnist_search.recipe.recipe import Augmentation, Averaging, Data, Execution, Recipe
+from fmnist_search.training.autotune import settled
+from fmnist_search.training.cuda_graph import DeviceSteps
+from fmnist_search.training.engine import PlainSteps, Training
 
 DATA = Data(train_images=300, validation=100)
 BUSY = Recipe(

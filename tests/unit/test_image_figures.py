@@ -11,11 +11,11 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from fmnist_search.augment import augment
-from fmnist_search.data import Labelled
+from fmnist_search.data.loading import Labelled
 from fmnist_search.errors import UserError
-from fmnist_search.image_figures import augmentations_figure, changes_of, samples_figure
-from fmnist_search.recipe import Augmentation
+from fmnist_search.recipe.recipe import Augmentation
+from fmnist_search.reporting.image_plots import augmentations_figure, changes_of, samples_figure
+from fmnist_search.training.augmentation import augment
 from tests.pictures import drawn, texts
 
 SIDE = 30

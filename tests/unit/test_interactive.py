@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from fmnist_search.charts import StudyView
-from fmnist_search.interactive import available, study_page
-from fmnist_search.results import State
+from fmnist_search.reporting.chart_data import StudyView
+from fmnist_search.reporting.study_page import available, study_page
+from fmnist_search.results.study import State
 from tests.spaces import study
 from tests.trials import rows_of, shares_of
 
@@ -91,7 +91,7 @@ def test_without_plotly_it_is_not_available_and_nothing_fails() -> None:
     program = (
         "import sys; sys.modules['plotly'] = None\n"
         "import importlib.util, importlib.machinery\n"
-        "from fmnist_search.interactive import available\n"
+        "from fmnist_search.reporting.study_page import available\n"
         "print(available())"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from fmnist_search.data import Images
+from fmnist_search.data.loading import Images
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.layers import ACTIVATIONS, Dropout
 from fmnist_search.models.mlp import Mlp
-from fmnist_search.recipe import Architecture, Augmentation, Data, Execution, Recipe
-from fmnist_search.results import EpochReport, TrialResult
-from fmnist_search.trial import run_trial
+from fmnist_search.recipe.recipe import Architecture, Augmentation, Data, Execution, Recipe
+from fmnist_search.results.study import EpochReport, TrialResult
+from fmnist_search.training.trial import run_trial
 
 POOLS = (nn.MaxPool2d, nn.AvgPool2d)
 KINDS = tuple(type(make()) for make in ACTIVATIONS.values())

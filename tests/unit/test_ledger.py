@@ -13,13 +13,13 @@ from typing import Any
 import optuna
 import pytest
 
-from fmnist_search.config import StudyConfig
+from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
-from fmnist_search.evaluate import wilson
-from fmnist_search.recipe import Execution, Recipe
-from fmnist_search.results import Champion, Confirmed, EpochReport, State, TrialResult, TrialRow
-from fmnist_search.search.ledger import Conditions, Ledger
+from fmnist_search.recipe.recipe import Execution, Recipe
+from fmnist_search.results.study import Champion, Confirmed, EpochReport, State, TrialResult, TrialRow
 from fmnist_search.search.storage import open_storage
+from fmnist_search.search.study_store import Conditions, Ledger
+from fmnist_search.training.evaluation import wilson
 from tests.spaces import SMALL_SPACE, study
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

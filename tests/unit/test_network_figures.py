@@ -10,10 +10,9 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from fmnist_search.charts import RED
 from fmnist_search.errors import UserError
-from fmnist_search.evaluate import Mistake, calibration
-from fmnist_search.network_figures import (
+from fmnist_search.reporting.chart_data import RED
+from fmnist_search.reporting.training_plots import (
     UNKNOWN,
     calibration_figure,
     confusion_figure,
@@ -22,7 +21,8 @@ from fmnist_search.network_figures import (
     predictions_figure,
     training_figure,
 )
-from fmnist_search.results import EpochReport
+from fmnist_search.results.study import EpochReport
+from fmnist_search.training.evaluation import Mistake, calibration
 from tests.pictures import drawn, texts
 
 

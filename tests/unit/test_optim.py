@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from fmnist_search.data import Images
-from fmnist_search.models import Classifier, build
+from fmnist_search.data.loading import Images
+from fmnist_search.models.classifier import Classifier, build
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import Mlp
-from fmnist_search.optim import AveragedWeights, learning_rates, make_optimizer
-from fmnist_search.recipe import Optimizer, Recipe, Schedule
+from fmnist_search.recipe.recipe import Optimizer, Recipe, Schedule
+from fmnist_search.training.optim import AveragedWeights, learning_rates, make_optimizer
 
 RULES = ("sgd", "adam", "adamw")
 rates = st.floats(1e-6, 10)

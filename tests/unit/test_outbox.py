@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmnist_search.outbox import Event, Outbox
+from fmnist_search.tracking.outbox import Event, Outbox
 
 STORE = "sqlite:///mlflow.db"
 
@@ -129,7 +129,7 @@ def test_threads_may_put_at_once(outbox: Outbox) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from fmnist_search.outbox import Event, Outbox
+from fmnist_search.tracking.outbox import Event, Outbox
 outbox = Outbox(Path(sys.argv[1]), "sqlite:///mlflow.db")
 assert outbox.may_send() or len(sys.argv) > 2
 for number in range(1_000_000):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fmnist_search.errors import UserError
-from fmnist_search.packaged import as_model_input
+from fmnist_search.registry.packaging import as_model_input
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 28, 28)).astype(np.uint8)
 

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from fmnist_search.data import Source, read_test_set, training_pool
+from fmnist_search.cli.image_files import read_picture, read_pictures
+from fmnist_search.data.loading import Source, read_test_set, training_pool
 from fmnist_search.errors import UserError
-from fmnist_search.pictures import read_picture, read_pictures
 
 PIXELS: npt.NDArray[np.uint8] = (np.arange(28 * 28) % 256).astype(np.uint8).reshape(28, 28)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_search.places import Home, image_cache, sqlite_file, tracking_uri, workdir
+from fmnist_search.workspace import Home, image_cache, sqlite_file, tracking_uri, workdir
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from fmnist_search.cli import app
-from fmnist_search.reference import VARIANTS
+from fmnist_search.config.schema import VARIANTS
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

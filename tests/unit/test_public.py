@@ -37,11 +37,11 @@ def test_the_public_names_are_these_five() -> None:
 
 
 def test_each_public_name_is_what_it_should_be() -> None:
-    from fmnist_search.config import StudyConfig
-    from fmnist_search.packaged import load_model
-    from fmnist_search.recipe import Recipe
-    from fmnist_search.standalone import train
-    from fmnist_search.study import run_study
+    from fmnist_search.config.study_config import StudyConfig
+    from fmnist_search.recipe.recipe import Recipe
+    from fmnist_search.registry.packaging import load_model
+    from fmnist_search.workflows.single_training import train
+    from fmnist_search.workflows.study.api import run_study
 
     # Twice: a module of the same name would take its place after the first import.
     for _ in range(2):

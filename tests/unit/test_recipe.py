@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmnist_search.errors import UserError
-from fmnist_search.models import check
+from fmnist_search.models.classifier import check
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import Mlp
-from fmnist_search.recipe import (
+from fmnist_search.recipe.recipe import (
     FAMILIES,
     Architecture,
     Augmentation,

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmnist_search.config import StudyConfig
-from fmnist_search.domains import NOT_SEARCHABLE, shared_hyperparameters
+from fmnist_search.config.schema import VARIANTS, study_keys, study_schema
+from fmnist_search.config.space import NOT_SEARCHABLE, shared_hyperparameters
+from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
-from fmnist_search.hyperparameters import hyperparameters
-from fmnist_search.recipe import FAMILIES
-from fmnist_search.reference import VARIANTS, study_keys, study_schema
+from fmnist_search.recipe.hyperparameters import hyperparameters
+from fmnist_search.recipe.recipe import FAMILIES
 from tests.spaces import space_tables, study
 
 ROOT = Path(__file__).parents[2]

@@ -12,12 +12,11 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from fmnist_search import registry
-from fmnist_search.comparison import Hits
-from fmnist_search.datasets import DATASETS
 from fmnist_search.errors import UserError
-from fmnist_search.evaluate import wilson
-from fmnist_search.registry import (
+from fmnist_search.recipe.datasets import DATASETS
+from fmnist_search.registry import versions
+from fmnist_search.registry.champion_rule import Hits
+from fmnist_search.registry.versions import (
     CHALLENGER,
     CHAMPION,
     DESCRIPTION_LIMIT,
@@ -31,6 +30,7 @@ from fmnist_search.registry import (
     test_record,
     version_of,
 )
+from fmnist_search.training.evaluation import wilson
 
 # pytest would take it for a test.
 recorded = test_record
@@ -130,16 +130,16 @@ def test_versions_whose_runs_hold_a_record_compare_image_by_image(client: Mlflow
     for row in (right, better):
         run = client.create_run("0").info.run_id
         hits = Hits(np.stack([row] * 2), "d", "s")
-        client.log_text(run, hits.to_json(), registry.HITS_FILE)
-        tags = tags_of(*hits.accuracies, **{registry.HITS: registry.HITS_FILE})
+        client.log_text(run, hits.to_json(), versions.HITS_FILE)
+        tags = tags_of(*hits.accuracies, **{versions.HITS: versions.HITS_FILE})
         aliases.append(claim_alias(client, name, register(client, name, NOWHERE, run, tags, "")).alias)
     assert aliases == [CHAMPION, CHAMPION]
     assert client.get_model_version(name, "2").tags["compared_by"] == "paired"
     # A record that cannot be read, or tells of other images, is none.
     for text in ("{}", Hits(np.stack([better]), "d", "other").to_json()):
         run = client.create_run("0").info.run_id
-        client.log_text(run, text, registry.HITS_FILE)
-        tags = tags_of(0.99, 0.99, **{registry.HITS: registry.HITS_FILE})
+        client.log_text(run, text, versions.HITS_FILE)
+        tags = tags_of(0.99, 0.99, **{versions.HITS: versions.HITS_FILE})
         version = register(client, name, NOWHERE, run, tags, "")
         claim_alias(client, name, version)
         assert client.get_model_version(name, version).tags["compared_by"] == "unpaired"
@@ -250,7 +250,7 @@ def test_a_model_that_was_never_registered_is_deleted_unless_somebody_is_at_it(c
     here, dead = socket.gethostname(), f"{socket.gethostname()} {os.getpid()} 5"
     marks = {
         "orphan": {"registered_model": name, "promoter": dead},
-        "mine": {"registered_model": name, "promoter": registry._this_process()},
+        "mine": {"registered_model": name, "promoter": versions._this_process()},
         "elsewhere": {"registered_model": name, "promoter": f"not-{here} 1 5"},
         "of another name": {"registered_model": f"{name} too", "promoter": dead},
         "somebody's own": {},
@@ -263,7 +263,7 @@ def test_a_model_that_was_never_registered_is_deleted_unless_somebody_is_at_it(c
     client.create_registered_model(name)
     mlflow.set_tracking_uri(client.tracking_uri)  # the store looks for the model there
     client.create_model_version(name, source=f"models:/{whole}", run_id=run)
-    registry.clear_away(client, name, "0")
+    versions.clear_away(client, name, "0")
     left = {model.model_id: model for model in client.search_logged_models(["0"])}
     assert {kind for kind, model in models.items() if model in left} == marks.keys() - {"orphan"}
     assert "promoter" not in left[whole].tags

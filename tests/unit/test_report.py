@@ -14,20 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from fmnist_search.config import StudyConfig
-from fmnist_search.domains import Choice, Domain, Pin, Range
-from fmnist_search.evaluate import wilson
-from fmnist_search.recipe import Recipe, short_text
-from fmnist_search.report import (
+from fmnist_search.config.sections import Budget
+from fmnist_search.config.space import Choice, Domain, Pin, Range
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.recipe.recipe import Recipe, short_text
+from fmnist_search.reporting.study_note import (
     LEADERS_SHOWN,
     class_scores_csv,
     leaderboard_columns,
     leaderboard_csv,
     study_note,
 )
-from fmnist_search.results import Champion, Confirmed, Ending, Importances, State, StudySummary, TrialRow
-from fmnist_search.search.space import searched
-from fmnist_search.sections import Budget
+from fmnist_search.results.study import Champion, Confirmed, Ending, Importances, State, StudySummary, TrialRow
+from fmnist_search.search.suggest import searched
+from fmnist_search.training.evaluation import wilson
 from tests.trials import rows_of, shares_of
 
 STUDIES = Path(__file__).parents[2] / "studies"

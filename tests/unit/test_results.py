@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmnist_search.models.mlp import Mlp
-from fmnist_search.recipe import Recipe
-from fmnist_search.results import Overhead, State, TrialRow, mean_overhead
+from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.results.study import Overhead, State, TrialRow, mean_overhead
 
 SECONDS = st.floats(0, 1e6)
 MEASURED = st.builds(Overhead, st.floats(1e-6, 1e6), SECONDS, SECONDS, SECONDS)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from fmnist_search.data import Images
-from fmnist_search.engine import Epoch, Progress
-from fmnist_search.recipe import Execution, Recipe
-from fmnist_search.results import Decision, EpochReport, State
-from fmnist_search.trial import run_trial
+from fmnist_search.data.loading import Images
+from fmnist_search.recipe.recipe import Execution, Recipe
+from fmnist_search.results.study import Decision, EpochReport, State
+from fmnist_search.training.engine import Epoch, Progress
+from fmnist_search.training.trial import run_trial
 
 RECIPE = Recipe().replace(
     {
@@ -89,7 +89,7 @@ def test_the_observer_sees_new_epochs_and_the_result_holds_all(images: Images, e
 def test_progress_is_told_within_an_epoch_and_changes_nothing(
     images: Images, execution: Execution, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fmnist_search.engine.PULSE_SECONDS", 0.0)
+    monkeypatch.setattr("fmnist_search.training.engine.PULSE_SECONDS", 0.0)
     seen: list[Progress] = []
     watched = run_trial(RECIPE, images, execution, watch=seen.append)
     unwatched = run_trial(RECIPE, images, execution)

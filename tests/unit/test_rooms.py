@@ -11,10 +11,17 @@ from pathlib import Path
 import pytest
 
 import fmnist_search
-from fmnist_search.data import Source
+from fmnist_search.data.loading import Source
 
 PACKAGE = Path(fmnist_search.__file__).parent
-MAY_READ_THE_TEST_SET = {"data", "finalists", "registry", "cli.models", "cli.predict", "report"}
+MAY_READ_THE_TEST_SET = {
+    "data.loading",
+    "workflows.study.finalists",
+    "workflows.ensemble",
+    "registry.evaluation",
+    "cli.models",
+    "cli.predict",
+}
 DOORS = {"read_test_set", "TEST_IMAGES", "TEST_LABELS"}
 FOREIGN = (
     *("mlflow", "optuna", "pydantic", "typer", "torchinfo", "rich", "platformdirs"),
@@ -49,20 +56,20 @@ def rooms_that_mention(wanted: set[str]) -> set[str]:
 
 def test_only_the_rooms_on_the_list_read_the_test_images() -> None:
     readers = rooms_that_mention({"read_test_set"})
-    assert "data" in readers, "the door is gone or has another name: this test no longer guards it"
+    assert "data.loading" in readers, "the door is gone or has another name: this test no longer guards it"
     assert readers <= MAY_READ_THE_TEST_SET
 
 
 def test_the_test_images_have_no_second_door() -> None:
-    assert rooms_that_mention(DOORS - {"read_test_set"}) == {"data"}
+    assert rooms_that_mention(DOORS - {"read_test_set"}) == {"data.loading"}
 
 
 @pytest.mark.parametrize(
     "code",
     [
-        "from fmnist_search.data import read_test_set",
-        "from fmnist_search.data import read_test_set as images",
-        "from fmnist_search import data\ndata.read_test_set('fashion-mnist', source)",
+        "from fmnist_search.data.loading import read_test_set",
+        "from fmnist_search.data.loading import read_test_set as images",
+        "from fmnist_search.data import loading as data\ndata.read_test_set('fashion-mnist', source)",
         "getattr(data, 'read_test_set')",
     ],
 )
@@ -81,9 +88,9 @@ def test_the_core_runs_a_trial_where_only_torch_is_installed(source: Source, ima
         for name in {FOREIGN!r}:
             sys.modules[name] = None
         from pathlib import Path
-        from fmnist_search.data import Source, prepare
-        from fmnist_search.recipe import Data, Execution, Recipe
-        from fmnist_search.trial import run_trial
+        from fmnist_search.data.loading import Source, prepare
+        from fmnist_search.recipe.recipe import Data, Execution, Recipe
+        from fmnist_search.training.trial import run_trial
 
         data = Data(train_images=100, validation=100)
         changes = {{"epochs": 1, "model.family": "mlp", "model.width": 8}}
@@ -98,6 +105,6 @@ def test_the_core_runs_a_trial_where_only_torch_is_installed(source: Source, ima
 
 
 def test_recipes_need_no_torch() -> None:
-    program = "import sys; sys.modules['torch'] = None; import fmnist_search.recipe"
+    program = "import sys; sys.modules['torch'] = None; import fmnist_search.recipe.recipe"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_search.outbox import Event, Outbox, OutOfReach, Refused
-from fmnist_search.sender import Sender
+from fmnist_search.tracking.outbox import Event, Outbox, OutOfReach, Refused
+from fmnist_search.tracking.sender import Sender
 
 
 class Store:

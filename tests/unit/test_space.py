@@ -12,13 +12,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fmnist_search.config import StudyConfig
-from fmnist_search.domains import Choice, Domain, Pin, Range
-from fmnist_search.hyperparameters import Value
-from fmnist_search.models import check
-from fmnist_search.recipe import FAMILIES, Recipe, in_use, known_hyperparameters
-from fmnist_search.search.space import base_recipe, constants, sample, searched, trial_seed
-from fmnist_search.search.strategies import make_sampler
+from fmnist_search.config.space import Choice, Domain, Pin, Range
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.models.classifier import check
+from fmnist_search.recipe.hyperparameters import Value
+from fmnist_search.recipe.recipe import FAMILIES, Recipe, in_use, known_hyperparameters
+from fmnist_search.search.samplers import make_sampler
+from fmnist_search.search.suggest import base_recipe, constants, sample, searched, trial_seed
 from tests.spaces import space_tables, study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -9,16 +9,16 @@ import time
 import pytest
 import torch
 
-from fmnist_search.data import Images, Source, prepare
-from fmnist_search.engine import fit
-from fmnist_search.evaluate import evaluate
-from fmnist_search.models import MAX_PARAMETERS, build, count_parameters
+from fmnist_search.data.loading import Images, Source, prepare
+from fmnist_search.models.classifier import MAX_PARAMETERS, build, count_parameters
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import Mlp
-from fmnist_search.recipe import Architecture, Averaging, Data, Execution, Optimizer, Recipe
-from fmnist_search.results import Decision, EpochReport, State
-from fmnist_search.trial import run_trial
-from fmnist_search.tuning import settled
+from fmnist_search.recipe.recipe import Architecture, Averaging, Data, Execution, Optimizer, Recipe
+from fmnist_search.results.study import Decision, EpochReport, State
+from fmnist_search.training.autotune import settled
+from fmnist_search.training.engine import fit
+from fmnist_search.training.evaluation import evaluate
+from fmnist_search.training.trial import run_trial
 
 DATA = Data(train_images=1_000, validation=1_000)
 TINY = Recipe(model=Mlp(depth=1, width=16), data=DATA, epochs=4, batch_size=250)

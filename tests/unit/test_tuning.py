@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from fmnist_search import tuning
-from fmnist_search.checkup import checkup
 from fmnist_search.errors import UserError
-from fmnist_search.recipe import MEMORY_FORMATS, Execution
-from fmnist_search.tuning import resolve_execution, settled, tune
-from fmnist_search.workers import fitting
+from fmnist_search.execution.pool import fitting
+from fmnist_search.recipe.recipe import MEMORY_FORMATS, Execution
+from fmnist_search.training import autotune
+from fmnist_search.training.autotune import resolve_execution, settled, tune
+from fmnist_search.workflows.doctor import checkup
 
 State = tuple[int, bool, bool, bool, bool]
 
@@ -31,8 +31,8 @@ def global_state() -> State:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "PROBE_ROUNDS", 2)
-    monkeypatch.setattr(tuning, "PROBE_BATCH", 16)
+    monkeypatch.setattr(autotune, "PROBE_ROUNDS", 2)
+    monkeypatch.setattr(autotune, "PROBE_BATCH", 16)
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def test_another_way_than_the_expected_one_has_to_win_by_more_than_noise(
     execution: Execution,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tuning, "_step_seconds", lambda execution, ways: seconds)
+    monkeypatch.setattr(autotune, "_step_seconds", lambda execution, ways: seconds)
     precisions = {precision for precision, _ in seconds}
     found, precision = tune(execution, precisions.pop() if len(precisions) == 1 else "auto")
     assert (precision, found.memory_format) == chosen
@@ -95,9 +95,9 @@ def test_finding_out_leaves_no_trace(execution: Execution) -> None:
 @pytest.mark.usefixtures("quick")
 def test_the_allocator_is_left_as_it_usually_is(execution: Execution, monkeypatch: pytest.MonkeyPatch) -> None:
     set_to: list[str] = []
-    retain, give_back = tuning._retain_memory, tuning._return_memory
-    monkeypatch.setattr(tuning, "_retain_memory", lambda: (set_to.append("retaining"), retain()))
-    monkeypatch.setattr(tuning, "_return_memory", lambda: (set_to.append("usual"), give_back()))
+    retain, give_back = autotune._retain_memory, autotune._return_memory
+    monkeypatch.setattr(autotune, "_retain_memory", lambda: (set_to.append("retaining"), retain()))
+    monkeypatch.setattr(autotune, "_return_memory", lambda: (set_to.append("usual"), give_back()))
     tune(execution, "float32")
     retaining = dataclasses.replace(execution, allocator="retaining")
     with settled(retaining), settled(retaining):

@@ -9,11 +9,21 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fmnist_search.domains import Choice, Domain, Pin, Range, Space, parse_space
-from fmnist_search.hyperparameters import Value
-from fmnist_search.recipe import Recipe
-from fmnist_search.search.space import FAMILY, grid_points
-from fmnist_search.variables import Size, Variable, always_there, count, points, ranges_of_all, size, values, variables
+from fmnist_search.config.conditional_space import (
+    Size,
+    Variable,
+    always_there,
+    count,
+    points,
+    ranges_of_all,
+    size,
+    values,
+    variables,
+)
+from fmnist_search.config.space import Choice, Domain, Pin, Range, Space, parse_space
+from fmnist_search.recipe.hyperparameters import Value
+from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.search.suggest import FAMILY, grid_points
 from tests.spaces import space_tables
 
 # ------------------------------------------------------------------------------ values of a domain

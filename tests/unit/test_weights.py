@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from fmnist_search.data import Images
+from fmnist_search.data.loading import Images
 from fmnist_search.errors import UserError
-from fmnist_search.evaluate import evaluate
-from fmnist_search.models import build
+from fmnist_search.models.classifier import build
 from fmnist_search.models.mlp import Mlp
-from fmnist_search.recipe import NORMALISATIONS, Data, Execution, Recipe
-from fmnist_search.trial import run_trial
-from fmnist_search.weights import classifier_with, read_state, save_state
+from fmnist_search.recipe.recipe import NORMALISATIONS, Data, Execution, Recipe
+from fmnist_search.training.checkpoint import classifier_with, read_state, save_state
+from fmnist_search.training.evaluation import evaluate
+from fmnist_search.training.trial import run_trial
 
 
 class Hostile:

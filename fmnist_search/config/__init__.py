@@ -1,0 +1,1 @@
+"""Study files: what they may say, read, checked and written."""

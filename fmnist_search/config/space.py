@@ -1,0 +1,297 @@
+"""What a study file says of each hyperparameter: a list chooses, a table ranges, a scalar pins.
+
+    [space.common]
+    batch_size = [64, 128]
+    optimizer.learning_rate = { low = 1e-3, high = 3e-2, log = true }
+    label_smoothing = 0.1
+
+`[space.common]` holds what every family shares, `[space.cnn]` the hyperparameters of that family alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fmnist_search.errors import UserError, nearest
+from fmnist_search.models import classifier as _families  # noqa: F401 - registers the families that a space may name
+from fmnist_search.recipe.hyperparameters import Hyperparameter, Value, hyperparameters
+from fmnist_search.recipe.recipe import FAMILIES, Data, family_named, known_hyperparameters, text_of
+
+
+@dataclass(frozen=True)
+class Pin:
+    """A hyperparameter that is the same in every trial."""
+
+    value: Value
+
+    def __str__(self) -> str:
+        return text_of(self.value)
+
+    def holds(self, value: Value) -> bool:
+        """Whether the domain has this value."""
+        return value == self.value
+
+    def plain(self) -> Any:
+        """As a study file writes it."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several values."""
+
+    values: tuple[Value, ...]
+
+    def __str__(self) -> str:
+        return ", ".join(map(text_of, self.values))
+
+    def holds(self, value: Value) -> bool:
+        """Whether the domain has this value."""
+        return value in self.values
+
+    def plain(self) -> Any:
+        """As a study file writes it."""
+        return list(self.values)
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, both included; evenly in their logarithm with `log`, in steps with `step`."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+
+    def __str__(self) -> str:
+        how = ", log" if self.log else f", step {self.step}" if self.step else ""
+        return f"{self.low} to {self.high}{how}"
+
+    def holds(self, value: Value) -> bool:
+        """Whether the domain has this value."""
+        if isinstance(value, str) or not self.low <= value <= self.high:
+            return False
+        steps = (value - self.low) / self.step if self.step else 0.0
+        return abs(steps - round(steps)) < 1e-8
+
+    def place(self, value: float) -> float:
+        """Where a value lies, 0 at `low` and 1 at `high`; minus infinity where it has no logarithm and needs one."""
+        if not self.log:
+            return (value - self.low) / (self.high - self.low)
+        return math.log(value / self.low) / math.log(self.high / self.low) if value > 0 else -math.inf
+
+    def is_widened_by(self, other: Domain) -> bool:
+        """Whether another domain holds all of this range and is drawn from alike: what Optuna lets a study change."""
+        return (
+            isinstance(other, Range)
+            and (other.log, other.step) == (self.log, self.step)
+            and other.low <= self.low
+            and self.high <= other.high
+            and other.holds(self.low)
+        )
+
+    def plain(self) -> Any:
+        """As a study file writes it."""
+        options = {"log": self.log or None, "step": self.step}
+        return {"low": self.low, "high": self.high, **{k: v for k, v in options.items() if v is not None}}
+
+
+Domain = Pin | Choice | Range
+
+
+def ends(domain: Domain) -> tuple[Value, ...]:
+    """The values of a pin or a choice, the first and last of a range."""
+    match domain:
+        case Pin(value):
+            return (value,)
+        case Choice(values):
+            return values
+        case Range(low, high):
+            return (low, high)
+
+
+# Decided once a study, each by a key of its own: a trial that chose them could not be compared with its neighbours.
+NOT_SEARCHABLE = {
+    "epochs": "budget.epochs",
+    "precision": "execution.precision",
+    "seed": "seed",
+    **dict.fromkeys(hyperparameters(Data, "data."), "[data]"),
+}
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a study searches: the families, and the domain of each hyperparameter by dotted name.
+
+    `common` holds those that all families share, `by_family` the ones of a family alone. Hyperparameters without a
+    domain stay at their defaults.
+    """
+
+    families: tuple[str, ...]
+    common: Mapping[str, Domain]
+    by_family: Mapping[str, Mapping[str, Domain]]
+
+    def domains(self, family: str) -> dict[str, Domain]:
+        """All domains of one family's recipes."""
+        return {**self.by_family.get(family, {}), **self.common}
+
+    def plain(self) -> dict[str, Any]:
+        """The `[space]` table that gives this space back."""
+        tables = {"common": {"family": list(self.families), **_nested(self.common)}}
+        for family, domains in self.by_family.items():
+            tables[family] = _nested({name.removeprefix("model."): d for name, d in domains.items()})
+        return tables
+
+
+def parse_space(table: object) -> Space:
+    """The space of a `[space]` table; a space is its own.
+
+    Raises:
+        UserError: one line for each mistake, with its key.
+    """
+    if isinstance(table, Space):
+        return table
+    if not isinstance(table, Mapping):
+        raise UserError(f"space: {table!r} is no table; write [space.common] and [space.cnn]")
+    problems: list[str] = []
+    tables: dict[str, Mapping[str, Any]] = {}
+    for name, content in table.items():
+        if name != "common" and name not in FAMILIES:
+            problems.append(f"space.{name}: no such family; {nearest(name, ['common', *FAMILIES])}")
+        elif not isinstance(content, Mapping):
+            problems.append(f"space.{name}: {content!r} is no table; write [space.{name}] above its keys")
+        else:
+            tables[name] = content
+    common_table = dict(tables.pop("common", {}))
+    families = _parse_families(common_table.pop("family", list(tables) or ["cnn"]), problems)
+    problems += [
+        f"space.{name}: the study does not search this family; add {name!r} to space.common.family"
+        for name in tables
+        if families and name not in families
+    ]
+    common = _parse_domains("space.common", common_table, shared_hyperparameters(), problems)
+    by_family = {}
+    for name, content in tables.items():
+        own = {key.removeprefix("model."): h for key, h in hyperparameters(FAMILIES[name], "model.").items()}
+        domains = _parse_domains(f"space.{name}", content, own, problems)
+        by_family[name] = {f"model.{key}": domain for key, domain in domains.items()}
+    if problems:
+        raise UserError(*problems)
+    return Space(families, common, by_family)
+
+
+def _parse_families(given: object, problems: list[str]) -> tuple[str, ...]:
+    names = given if isinstance(given, list) else [given]
+    try:
+        if not names:
+            raise UserError("space.common.family: an empty list chooses nothing; name at least one family")
+        if len({str(name) for name in names}) < len(names):
+            raise UserError(f"space.common.family: {names} names a family twice; name each once")
+        return tuple(family_named(name).family for name in names)
+    except UserError as error:
+        problems.extend(line.replace("model.family", "space.common.family") for line in error.lines)
+        return ()
+
+
+def _parse_domains(
+    where: str, table: Mapping[str, Any], known: Mapping[str, Hyperparameter], problems: list[str]
+) -> dict[str, Domain]:
+    domains = {}
+    for name, content in _named(table, known):
+        if name in NOT_SEARCHABLE:
+            problems.append(f"{where}.{name}: is the same in all trials of a study; set {NOT_SEARCHABLE[name]}")
+        elif name not in known:
+            problems.append(f"{where}.{name}: unknown hyperparameter; {_advice(name, known)}")
+        else:
+            try:
+                domains[name] = _parse_domain(content, known[name])
+            except UserError as error:
+                problems += [f"{where}.{name}: {line.removeprefix(known[name].name + ': ')}" for line in error.lines]
+    return domains
+
+
+def _advice(name: str, known: Mapping[str, Hyperparameter]) -> str:
+    """Where a hyperparameter belongs that stands in the wrong table, or the nearest name of the right one."""
+    owners = [family for family in FAMILIES if f"model.{name}" in hyperparameters(FAMILIES[family], "model.")]
+    if owners:
+        return f"it belongs to {' or '.join(f'[space.{owner}]' for owner in owners)}"
+    if any(f"{other}.".startswith(f"{name}.") for other in shared_hyperparameters()):
+        return "it belongs to [space.common]"
+    return nearest(name, known)
+
+
+def shared_hyperparameters() -> dict[str, Hyperparameter]:
+    """The hyperparameters that recipes of every family have, by dotted name."""
+    any_family = next(iter(FAMILIES.values()))
+    return {n: h for n, h in known_hyperparameters(any_family).items() if not n.startswith("model.")}
+
+
+def _named(
+    table: Mapping[str, Any], known: Mapping[str, Hyperparameter], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Dotted names with what stands under them; a table is a domain where its name is known, else a group."""
+    for key, content in table.items():
+        name = prefix + key
+        if isinstance(content, Mapping) and any(other.startswith(f"{name}.") for other in known):
+            yield from _named(content, known, f"{name}.")
+        else:
+            yield name, content
+
+
+def _parse_domain(content: object, spec: Hyperparameter) -> Domain:
+    if isinstance(content, list):
+        if not content:
+            raise UserError("an empty list chooses nothing; name at least one value")
+        values = tuple(spec.parse(value) for value in content)
+        if len(set(values)) < len(values):
+            raise UserError(f"{content!r} names a value twice; name each once")
+        return Choice(values)
+    if isinstance(content, Mapping):
+        return _parse_range(content, spec)
+    return Pin(spec.parse(content))
+
+
+def _parse_range(content: Mapping[str, Any], spec: Hyperparameter) -> Range:
+    unknown = content.keys() - {"low", "high", "log", "step"}
+    if unknown:
+        name = min(unknown)
+        raise UserError(f"unknown key {name!r} of a range; {nearest(name, ['low', 'high', 'log', 'step'])}")
+    if spec.kind not in (int, float) or spec.choices is not None:
+        raise UserError(f"a range needs numbers; {spec.expectation()}")
+    missing = {"low", "high"} - content.keys()
+    if missing:
+        raise UserError(f"a range needs low and high; {min(missing)} is missing")
+    low, high = spec.parse(content["low"]), spec.parse(content["high"])
+    log, step = content.get("log", False), content.get("step")
+    assert not isinstance(low, str)
+    assert not isinstance(high, str)
+    if low >= high:
+        raise UserError(f"low = {low} is not below high = {high}; exchange them, or give a single value")
+    if not isinstance(log, bool):
+        raise UserError(f"log = {log!r} is no bool; give true or false")
+    if log and low <= 0:
+        raise UserError(f"low = {low} has no logarithm; give a low above 0, or leave out log")
+    if step is not None and not _is_step(step, spec, log):
+        noun = "a whole number" if spec.kind is int else "a number"
+        raise UserError(f"step = {step!r} does not fit; give {noun} above 0, and none together with log")
+    return Range(low, high, log, step)
+
+
+def _is_step(step: object, spec: Hyperparameter, log: bool) -> bool:
+    allowed = int if spec.kind is int else int | float
+    return isinstance(step, allowed) and not isinstance(step, bool) and math.isfinite(step) and step > 0 and not log
+
+
+def _nested(domains: Mapping[str, Domain]) -> dict[str, Any]:
+    """Domains under dotted names as nested tables."""
+    tables: dict[str, Any] = {}
+    for name, domain in domains.items():
+        *groups, last = name.split(".")
+        table = tables
+        for group in groups:
+            table = table.setdefault(group, {})
+        table[last] = domain.plain()
+    return tables

@@ -1,0 +1,1 @@
+"""The images: found or downloaded, verified, split and on their device."""

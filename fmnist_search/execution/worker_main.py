@@ -1,0 +1,94 @@
+"""The far end of a worker: trains what it is sent, reports each epoch, and does what it is answered.
+
+A process of its own runs `python -m fmnist_search.execution.worker_main`, a thread calls `serve`; both look alike to
+the pool that sends the recipes. Nothing but the core is imported here, so that a process is there in seconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import signal
+import sys
+from collections.abc import MutableMapping
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from fmnist_search.data.loading import Images
+from fmnist_search.recipe.recipe import Data, Execution, Recipe
+from fmnist_search.results.study import Decision, EpochReport
+from fmnist_search.training.trial import run_trial
+
+READY = "ready"
+STOP = "stop"
+
+
+class Line:
+    """One end of the talk between a study and a worker.
+
+    Tensors go as plain pickles: torch's own way of sending them needs the sender to be alive when they are unpacked.
+    """
+
+    def __init__(self, connection: Connection):
+        self.connection = connection
+
+    def send(self, message: object) -> None:
+        """Send a message; OSError where nobody listens any more."""
+        self.connection.send_bytes(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
+
+    def receive(self) -> Any:
+        """The next message; EOFError or OSError where none will come."""
+        return pickle.loads(self.connection.recv_bytes())
+
+    def close(self) -> None:
+        """Hang up."""
+        self.connection.close()
+
+
+def serve(line: Line, gallery: MutableMapping[Data, Images]) -> None:
+    """Train recipe after recipe until told to stop, or until nobody is there.
+
+    What a recipe needs comes before it: how it is run, and its images unless the gallery holds them.
+    """
+
+    def observe(report: EpochReport) -> Decision:
+        line.send(report)
+        answer = line.receive()
+        if not isinstance(answer, Decision):  # told to stop: nobody waits for the rest
+            raise EOFError
+        return answer
+
+    importlib.import_module("torch._dynamo")  # the first optimizer would load it, while a trial waits
+    execution = Execution()
+    try:
+        line.send(READY)
+        while (message := line.receive()) != STOP:
+            match message:
+                case Execution():
+                    execution = message
+                    _take_own_stream(torch.device(execution.device))
+                case Recipe():
+                    line.send(run_trial(message, gallery[message.data], execution, observe))
+                case (data, images):
+                    gallery[data] = images
+    except (EOFError, OSError):
+        return
+
+
+def _take_own_stream(device: torch.device) -> None:
+    """Threads on one stream would wait for each other."""
+    if device.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+
+
+def main() -> None:
+    """A worker process, given the number of its end of the connection."""
+    # Whoever presses Ctrl-C asks the study, which lets running epochs end; when it is gone, so is the connection.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    serve(Line(Connection(int(sys.argv[1]))), {})
+
+
+if __name__ == "__main__":
+    main()

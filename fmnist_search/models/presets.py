@@ -1,0 +1,76 @@
+"""Published networks by name: what they are, how their authors trained them, and what that reached.
+
+Each family registers its own with `preset`, in the file of the family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fmnist_search.errors import UserError, nearest
+from fmnist_search.recipe.recipe import FAMILIES, Architecture, Averaging, Optimizer, Recipe
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published network with its author's training.
+
+    `recipe` holds both; of it, `assumed` names what the author does not say. `published` is the author's accuracy, in
+    percent of the test images where nothing else is said, and `parameters` the author's count, None where there is
+    none. `unsaid` is what of the author's training the recipe leaves out, and how to ask for it.
+    """
+
+    name: str
+    recipe: Recipe
+    published: str
+    parameters: int | None = None
+    assumed: tuple[str, ...] = ()
+    unsaid: str = ""
+
+    @property
+    def notes(self) -> str:
+        """What is assumed and what is left out, in a line."""
+        assumed = f"assumed: {', '.join(self.assumed)}" if self.assumed else ""
+        return "; ".join(part for part in (assumed, self.unsaid) if part)
+
+
+PRESETS: dict[str, Preset] = {}
+
+
+def preset(
+    name: str,
+    model: Architecture,
+    training: Mapping[str, object],
+    *,
+    published: str,
+    parameters: int | None = None,
+    assumed: tuple[str, ...] = (),
+    unsaid: str = "",
+) -> None:
+    """Register a published network.
+
+    `training` holds what its author says of the training, by dotted name, over a plain Adam at 1e-3 for 10 epochs.
+    """
+    recipe = Recipe(model=model, optimizer=PLAIN_ADAM, averaging=Averaging(horizon=0.0), epochs=10).replace(training)
+    PRESETS[name] = Preset(name, recipe, published, parameters, assumed, unsaid)
+
+
+PLAIN_ADAM = Optimizer(name="adam", learning_rate=1e-3, weight_decay=0.0)
+"""What is assumed where an author is silent; 10 epochs are the other part of it."""
+
+PLAIN_SGD = {"optimizer.name": "sgd", "optimizer.momentum": 0.0, "optimizer.nesterov": False}
+RATE, EPOCHS, BATCH = "optimizer.learning_rate", "epochs", "batch_size"
+
+
+def preset_named(name: str) -> Preset:
+    """The preset of that name, or one that is a family at its defaults.
+
+    Raises:
+        UserError: there is neither; names the nearest.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    if name in FAMILIES:
+        return Preset(name, Recipe(model=FAMILIES[name]()), published="")
+    raise UserError(f"{name!r}: no such preset or family; {nearest(name, {*PRESETS, *FAMILIES})}")

@@ -1,0 +1,408 @@
+"""What is trained (`Recipe`) and how it is run (`Execution`): frozen values, the hinge of the house.
+
+A `Recipe` holds everything that determines a training run. The search samples one, the engine consumes one,
+MLflow's parameters are its flat form. This module knows neither torch nor any file format: a family of networks
+registers its own hyperparameters here through `architecture`, and `config.py` reads and writes TOML.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from fmnist_search.errors import UserError, nearest
+from fmnist_search.recipe.datasets import DATASETS, DEFAULT_DATASET
+from fmnist_search.recipe.hyperparameters import (
+    LARGEST_SEED,
+    Hyperparameter,
+    Table,
+    Value,
+    hyperparameter,
+    hyperparameters,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+TRAINING_POOL = 60_000
+"""Images that the datasets of this format offer for training and validation together."""
+
+INITIAL_WEIGHTS = (
+    "default",
+    "kaiming_normal",
+    "kaiming_uniform",
+    "xavier_normal",
+    "xavier_uniform",
+    "orthogonal",
+    "imagenet",
+)
+"""How the weights of convolutions and linear layers are drawn before a training; torch has a default for each."""
+
+NORMALISATIONS = ("global", "per-pixel", "unit")
+"""Whether all pixels are brought to one mean and deviation, or each to its own, or are divided by 255 alone."""
+
+TEST_TIME_VIEWS = ("none", "flip", "shift", "flip+shift")
+"""Which changed copies of an image a network is asked about as well, once it is trained."""
+
+SCHEMA_VERSION = 1
+
+
+# -------------------------------------------------------------------------------------- families
+
+
+@dataclass(frozen=True)
+class Architecture(Table, abc.ABC):
+    """A family's hyperparameters, and how they become a network. One file in `models/` each."""
+
+    family: ClassVar[str]
+    prefix: ClassVar[str] = "model."
+
+    @abc.abstractmethod
+    def network(self, classes: int) -> nn.Module:
+        """The network from normalised images (N, 1, 28, 28) to logits (N, classes)."""
+
+    @property
+    @abc.abstractmethod
+    def widths(self) -> tuple[int, ...]:
+        """Channels or units, layer by layer: the name under which people recognise a network."""
+
+    def pretrained(self) -> Mapping[str, Tensor]:
+        """Weights of the network, or of some of its layers, that were trained on ImageNet, by name.
+
+        Raises:
+            UserError: there are none, or they are out of reach.
+        """
+        raise UserError(
+            f"initial_weights: there are no ImageNet weights for the family {self.family}; take other initial weights, "
+            "or the preset resnet18"
+        )
+
+    @classmethod
+    def in_use(cls, name: str, values: Mapping[str, Value]) -> bool:
+        """Whether the field `name` matters, given the fields declared before it (a block that is not there)."""
+        return True
+
+
+FAMILIES: dict[str, type[Architecture]] = {}
+
+Family = TypeVar("Family", bound=type[Architecture])
+
+
+def architecture(name: str) -> Callable[[Family], Family]:
+    """Class decorator: registers a family under the name that study files and recipes use."""
+
+    def register(cls: Family) -> Family:
+        cls.family = name
+        FAMILIES[name] = cls
+        return cls
+
+    return register
+
+
+def family_named(name: object) -> type[Architecture]:
+    """The family of that name; UserError with the nearest known name where there is none."""
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise UserError(f"model.family: no family {name!r}; {nearest(str(name), FAMILIES)}")
+    return FAMILIES[name]
+
+
+# ------------------------------------------------------------------------------------- the recipe
+
+
+@dataclass(frozen=True)
+class Data(Table):
+    """Which images a recipe trains on and is judged by. The split's rule stands in `data.py`."""
+
+    prefix: ClassVar[str] = "data."
+    dataset: str = hyperparameter(DEFAULT_DATASET, "name of the dataset", choices=DATASETS)
+    train_images: int = hyperparameter(0, "stratified slice of the training part; 0 takes all of it", low=100)
+    validation: int = hyperparameter(
+        10_848,
+        "images held back for validation, or their share",
+        low=0,
+        high=TRAINING_POOL - 100,
+        share_of=TRAINING_POOL,
+    )
+    seed: int = hyperparameter(0, "seed of the split", low=0, high=LARGEST_SEED)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        available = TRAINING_POOL - self.validation
+        if self.train_images > available:
+            raise UserError(
+                f"data.train_images: {self.train_images} is more than the {available} that validation leaves; "
+                "take fewer, or 0 for all"
+            )
+
+    @property
+    def training_count(self) -> int:
+        """How many images are trained on."""
+        return self.train_images or TRAINING_POOL - self.validation
+
+
+@dataclass(frozen=True)
+class Optimizer(Table):
+    """The update rule."""
+
+    prefix: ClassVar[str] = "optimizer."
+    name: str = hyperparameter("adamw", "update rule", choices=("sgd", "adam", "adamw"))
+    learning_rate: float = hyperparameter(2e-3, "peak learning rate", above=0, high=100)
+    momentum: float = hyperparameter(0.9, "momentum of sgd, first moment of adam and adamw", low=0, high=0.999)
+    nesterov: bool = hyperparameter(True, "Nesterov's momentum (sgd)")
+    weight_decay: float = hyperparameter(
+        1e-2, "decay of weights, biases and norms spared; decoupled in adamw", low=0, high=10
+    )
+    clip_norm: float = hyperparameter(0.0, "largest norm of the gradient; 0 does not clip", low=0)
+    penalty: float = hyperparameter(
+        0.0, "penalty on the norms (not their squares) of the weight matrices, biases and norms spared", low=0, high=10
+    )
+
+
+@dataclass(frozen=True)
+class Schedule(Table):
+    """The learning rate over the steps of a training."""
+
+    prefix: ClassVar[str] = "schedule."
+    name: str = hyperparameter("constant", "curve of the rate", choices=("constant", "cosine", "one-cycle"))
+    warmup: float = hyperparameter(0.25, "share of the steps in which one-cycle rises", low=0, high=0.9)
+
+
+@dataclass(frozen=True)
+class Averaging(Table):
+    """Exponential moving average of the weights, which is what gets evaluated."""
+
+    prefix: ClassVar[str] = "averaging."
+    horizon: float = hyperparameter(0.3, "memory of the average in epochs; 0 averages nothing", low=0, high=100)
+
+
+@dataclass(frozen=True)
+class Augmentation(Table):
+    """Random changes of each training image, drawn per image and epoch, in this order."""
+
+    prefix: ClassVar[str] = "augmentation."
+    rotation: float = hyperparameter(0.0, "largest rotation in degrees, each way", low=0, high=180)
+    shift: int = hyperparameter(0, "largest shift in pixels, each way", low=0, high=14)
+    flip: float = hyperparameter(0.0, "probability of a horizontal flip", low=0, high=1)
+    erasing: float = hyperparameter(0.0, "probability of erasing a random rectangle", low=0, high=1)
+    mixup: float = hyperparameter(
+        0.0, "alpha of the Beta that draws how much of another image is mixed in; 0 mixes nothing", low=0, high=100
+    )
+    cutmix: float = hyperparameter(
+        0.0,
+        "alpha of the Beta that draws how large a patch of another image is put in; 0 puts in none",
+        low=0,
+        high=100,
+    )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether an image, and its label with it, is mixed with another."""
+        return bool(self.mixup or self.cutmix)
+
+
+@dataclass(frozen=True)
+class Recipe(Table):
+    """Everything that determines a training run. Equal recipes give equal numbers on equal machines."""
+
+    model: Architecture = field(default_factory=lambda: FAMILIES["cnn"]())
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    averaging: Averaging = field(default_factory=Averaging)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    data: Data = field(default_factory=Data)
+    epochs: int = hyperparameter(9, "passes over the training images", low=1, high=10_000)
+    batch_size: int = hyperparameter(128, "images a step", low=2, high=TRAINING_POOL)
+    initial_weights: str = hyperparameter(
+        "default", "how weights are drawn before training; imagenet has them trained", choices=INITIAL_WEIGHTS
+    )
+    label_smoothing: float = hyperparameter(0.0, "share of the target spread over all classes", low=0, high=0.9)
+    precision: str = hyperparameter(
+        "float32", "arithmetic of the forward and backward pass", choices=("float32", "bfloat16")
+    )
+    keep: str = hyperparameter(
+        "val_accuracy", "what chooses the weights that are kept", choices=("val_accuracy", "val_loss")
+    )
+    patience: int = hyperparameter(
+        0, "epochs in a row without a better figure of keep that end a training early; 0 never does", low=0, high=10_000
+    )
+    normalisation: str = hyperparameter(
+        "global", "mean and deviation of all pixels together, or of each by itself; or 0..1", choices=NORMALISATIONS
+    )
+    test_time: str = hyperparameter(
+        "none", "views of an image whose probabilities a trained network averages", choices=TEST_TIME_VIEWS
+    )
+    seed: int = hyperparameter(0, "seed of initial weights, order and augmentation", low=0, high=LARGEST_SEED)
+    schema_version: int = hyperparameter(SCHEMA_VERSION, "version of this form", choices=(SCHEMA_VERSION,))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size > self.data.training_count:
+            raise UserError(
+                f"batch_size: {self.batch_size} is larger than the {self.data.training_count} training images; "
+                "take a smaller batch or more images"
+            )
+        if self.patience and not self.data.validation:
+            raise UserError(
+                f"patience: {self.patience} epochs without a better {self.keep} are not told without validation "
+                "images; hold some back (data.validation), or set patience = 0"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested tables of scalars, as a TOML file shows them; scalars first, `model` with its family."""
+        scalars = {f.name: getattr(self, f.name) for f in _scalar_fields()}
+        tables = {name: dataclasses.asdict(getattr(self, name)) for name in _TABLES}
+        model = {"family": self.model.family, **dataclasses.asdict(self.model)}
+        return {**scalars, "model": model, **tables}
+
+    @classmethod
+    def from_dict(cls, tables: Mapping[str, Any]) -> Recipe:
+        """The recipe of such tables. A field that is missing takes its default, so that old recipes still load.
+
+        Raises:
+            UserError: unknown names, wrong types, values out of bounds: one line per mistake.
+        """
+        return cls().replace(values_of(tables))
+
+    def flat(self) -> dict[str, Value]:
+        """Every hyperparameter under its dotted name: `model.depth`, `optimizer.learning_rate`, `batch_size`."""
+        return values_of(self.to_dict())
+
+    def replace(self, changes: Mapping[str, object]) -> Recipe:
+        """This recipe with other values, given by dotted name. Another family starts from its own defaults.
+
+        Raises:
+            UserError: one line per mistake.
+        """
+        family = family_named(changes.get("model.family", self.model.family))
+        known = known_hyperparameters(family)
+        values: dict[str, object] = {
+            name: value
+            for name, value in self.flat().items()
+            if not name.startswith("model.") or family is type(self.model)
+        }
+        values.update(changes)
+        values.pop("model.family", None)
+        problems: list[str] = []
+        tables: dict[str, dict[str, Any]] = {"": {}}
+        for name, value in values.items():
+            if name not in known:
+                problems.append(f"{name}: unknown hyperparameter; {nearest(name, known)}")
+                continue
+            try:
+                parsed = known[name].parse(value)
+            except UserError as error:
+                problems.extend(error.lines)
+                continue
+            table, _, attribute = name.rpartition(".")
+            tables.setdefault(table, {})[attribute] = parsed
+        if problems:
+            raise UserError(*problems)
+        parts: dict[str, Any] = {name: table(**tables.get(name, {})) for name, table in _TABLES.items()}
+        return Recipe(model=family(**tables.get("model", {})), **parts, **tables[""])
+
+    def key(self) -> str:
+        """A digest that two recipes share exactly when they differ in nothing but the seed."""
+        values = {name: value for name, value in self.flat().items() if name != "seed"}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
+
+    @property
+    def label(self) -> str:
+        """How people call it: family and widths, `cnn 32-64-128`."""
+        return f"{self.model.family} {self.widths}".strip()
+
+    @property
+    def widths(self) -> str:
+        """The network's widths as text, `32-64-128`."""
+        return "-".join(map(str, self.model.widths))
+
+
+_TABLES: dict[str, type[Table]] = {
+    "optimizer": Optimizer,
+    "schedule": Schedule,
+    "averaging": Averaging,
+    "augmentation": Augmentation,
+    "data": Data,
+}
+
+
+def _scalar_fields() -> list[dataclasses.Field[Any]]:
+    return [f for f in dataclasses.fields(Recipe) if "limits" in f.metadata]
+
+
+def values_of(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """The scalars of nested tables by dotted name."""
+    return dict(_leaves(tables))
+
+
+def _leaves(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tables.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def known_hyperparameters(family: type[Architecture]) -> dict[str, Hyperparameter]:
+    """All that a recipe of this family holds, the family's name apart, by dotted name, model first."""
+    known = dict(hyperparameters(family, "model."))
+    for name, table in _TABLES.items():
+        known |= hyperparameters(table, f"{name}.")
+    return known | hyperparameters(Recipe)
+
+
+def in_use(name: str, family: type[Architecture], values: Mapping[str, Value]) -> bool:
+    """Whether a hyperparameter has any effect, given the values (by dotted name) that are already chosen."""
+    if name.startswith("model."):
+        model = {k.removeprefix("model."): v for k, v in values.items() if k.startswith("model.")}
+        return family.in_use(name.removeprefix("model."), model)
+    if name == "optimizer.nesterov":
+        return values.get("optimizer.name") == "sgd"
+    if name == "schedule.warmup":
+        return values.get("schedule.name") == "one-cycle"
+    return True
+
+
+def text_of(value: Value) -> str:
+    """The canonical text of a value: the same value always reads the same, and reads back equal."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def short_text(value: Value) -> str:
+    """A value for people: floats in four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else text_of(value)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """The last parts of dotted names; whole names where their last parts are not told apart, or say nothing."""
+    last = [name.rpartition(".")[2] for name in names]
+    return [part if last.count(part) == 1 and part != "name" else name for part, name in zip(last, names, strict=True)]
+
+
+# -------------------------------------------------------------------------------------- execution
+
+
+MEMORY_FORMATS = ("contiguous", "channels_last")
+ENGINES = ("plain", "graph")
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a recipe is run: recorded with every result, never sampled.
+
+    `device` is a torch device such as "cpu" or "cuda:0"; `threads` counts intra-op threads on the CPU, 0 leaves
+    the choice to torch; `engine` names the loop: "plain", or "graph" for captured CUDA graphs; `memory_format` is how
+    images and weights lie in memory; the `allocator` "retaining" keeps freed memory for the next step;
+    `deterministic` asks torch for its deterministic algorithms alone.
+    """
+
+    device: str = "cpu"
+    threads: int = 0
+    engine: str = "plain"
+    memory_format: str = "channels_last"
+    allocator: str = "default"
+    deterministic: bool = False

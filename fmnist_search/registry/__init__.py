@@ -1,0 +1,1 @@
+"""Registered models: packaged, loaded, compared and named champion."""

@@ -1,0 +1,133 @@
+"""A registered model as an ONNX file that any runtime reads, written only where it computes what the model computes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import mlflow.pytorch
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fmnist_search.errors import UserError
+from fmnist_search.files import whole
+from fmnist_search.registry.evaluation import SIDE, load_classifier
+
+INPUT, OUTPUT = "pixels", "probabilities"
+NEEDS = ("onnx", "onnxscript", "onnxruntime")
+TOLERANCE = 1e-4
+"""Largest difference of a probability: the two add up the same float32 products in another order."""
+
+BATCHES = (1, 2, 7)
+
+Images = npt.NDArray[np.float32]
+
+
+def check_installed() -> None:
+    """Refuse to go on without the libraries of the extra `onnx`.
+
+    Raises:
+        UserError: one of them is not there.
+    """
+    if missing := [name for name in NEEDS if find_spec(name) is None]:
+        raise UserError(f"export: needs {', '.join(missing)}; pip install 'fmnist-search[onnx]'")
+
+
+def export_onnx(uri: str, path: Path, images_of: Callable[[str], npt.ArrayLike]) -> float:
+    """Write a model as ONNX: `pixels` float32 (N, 28, 28) of 0..255 in, `probabilities` float32 (N, classes) out.
+
+    ONNX Runtime then computes images (N, 28, 28) of the model's dataset, which `images_of` gives by its name, and
+    random ones, in batches of 1, 2 and 7; the file is put in its place only where no probability is off by more than
+    `TOLERANCE`. The file's metadata names dataset and classes. Gives the largest difference.
+
+    Raises:
+        UserError: no such model, an operator that ONNX lacks, a file that cannot be written or that does not agree.
+    """
+    check_installed()
+    model = load_classifier(uri)
+    images = np.asarray(images_of(model.dataset), np.float32)
+    content = _converted(uri, {"dataset": model.dataset, "classes": json.dumps(model.classes)})
+    off = _largest_difference(content, model.probabilities, _batches(images))
+    if not off <= TOLERANCE:
+        raise UserError(
+            f"{path}: is not written, for ONNX Runtime differs from the model by {off:.2g} in a probability, and "
+            f"{TOLERANCE:g} is allowed; other versions of torch or onnxruntime may agree"
+        )
+    _put(path, content)
+    return off
+
+
+def _converted(uri: str, metadata: Mapping[str, str]) -> bytes:
+    """The graph, translated, with this metadata; without the traces of our source that torch leaves at every node."""
+    with _quiet():
+        exported = mlflow.pytorch.load_model(uri)
+        batch = torch.export.Dim("images")
+        example = (torch.zeros(2, SIDE, SIDE),)
+        try:
+            program = torch.onnx.export(
+                exported,
+                example,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: batch},),
+                dynamo=True,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            detail = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(f"model {uri!r}: cannot be translated to ONNX ({detail[:200]})") from error
+        assert program is not None
+        for node in program.model.graph.all_nodes():
+            node.metadata_props.clear()
+        program.model.metadata_props.update(metadata)
+        return bytes(program.model_proto.SerializeToString())
+
+
+def _batches(images: Images) -> Iterator[Images]:
+    """Some of these images and as many random ones, in batches of several sizes."""
+    noise = np.random.default_rng(0).integers(0, 256, images.shape).astype(np.float32)
+    for source in (images, noise):
+        at = 0
+        for size in BATCHES:
+            yield source[at : at + size]
+            at += size
+        yield source
+
+
+def _largest_difference(content: bytes, model: Any, batches: Iterator[Images]) -> float:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    differences = [np.abs(session.run([OUTPUT], {INPUT: batch})[0] - model(batch)).max() for batch in batches]
+    return float(np.max(differences))
+
+
+def _put(path: Path, content: bytes) -> None:
+    try:
+        with whole(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); name another place") from None
+
+
+@contextlib.contextmanager
+def _quiet(names: Sequence[str] = ("onnxscript", "onnx_ir", "torch.onnx")) -> Iterator[None]:
+    """Keep the exporter's talk, which is about itself, from the user's terminal."""
+    before = {name: logging.getLogger(name).level for name in names}
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in before.items():
+                logging.getLogger(name).setLevel(level)

@@ -1,0 +1,1 @@
+"""Plots, pages, tables and texts, from plain values."""

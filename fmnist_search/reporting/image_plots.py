@@ -1,0 +1,104 @@
+"""Pictures of the images themselves: samples of each class, and what a recipe's augmentation makes of one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from fmnist_search.data.loading import Labelled
+from fmnist_search.errors import UserError
+from fmnist_search.recipe.recipe import Augmentation, short_text
+from fmnist_search.reporting.chart_data import INK
+from fmnist_search.reporting.style import laid_out_by_hand, page
+from fmnist_search.training.augmentation import augment
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+CELL, NAME = 0.8, 1.5
+"""Inches of an image, and of the name of a row."""
+FRAME = 40
+"""Grey of the line around an image: what was moved out of it is seen to be cut off."""
+MIXING = ("mixup", "cutmix")
+"""What blends the images of a batch, with their labels, and changes no image by itself."""
+
+
+def samples_figure(images: Labelled, classes: Sequence[str], count: int, seed: int, title: str) -> Figure:
+    """So many images of each class, a row for each; the same for the same seed.
+
+    Raises:
+        UserError: there are not so many of a class.
+    """
+    generator = np.random.default_rng(seed)
+    rows = []
+    for label, name in enumerate(classes):
+        own = (images.labels == label).nonzero().flatten().numpy()
+        if len(own) < count:
+            raise UserError(f"{count} images of each class: there are {len(own)} of {name!r}; take fewer")
+        rows.append((name, images.pixels[generator.permutation(own)[:count]]))
+    return _rows(rows, title, f"{count} of each class, drawn with seed {seed}")
+
+
+def augmentations_figure(
+    image: Tensor, augmentation: Augmentation, fill: int, count: int, seed: int, title: str
+) -> Figure:
+    """What an augmentation makes of an image (28, 28) uint8: each change by itself, then all together.
+
+    `fill` is what erased rectangles get, the mean of the training pixels. Every row has so many draws, the same for
+    the same seed.
+
+    Raises:
+        UserError: the augmentation changes no image.
+    """
+    changes = changes_of(augmentation)
+    if not changes:
+        names = ", ".join(f"augmentation.{field.name}" for field in _of_an_image())
+        raise UserError(
+            f"augmentation: this recipe changes no image; set one of {names}, such as --set augmentation.shift=2"
+        )
+    together = {"all together": augmentation} if len(changes) > 1 else {}
+    copies = image.expand(count, -1, -1)
+    rows = [("the image", image[None])]
+    for name, change in {**changes, **together}.items():
+        generator = torch.Generator(image.device).manual_seed(seed)
+        rows.append((name, augment(copies, change, fill, generator)))
+    return _rows(rows, title, f"{count} draws of each, with seed {seed}")
+
+
+def changes_of(augmentation: Augmentation) -> dict[str, Augmentation]:
+    """The changes of single images that are switched on, each alone, by what is set."""
+    usual = Augmentation()
+    values = {field.name: getattr(augmentation, field.name) for field in _of_an_image()}
+    return {
+        f"{name} = {short_text(value)}": dataclasses.replace(usual, **{name: value})
+        for name, value in values.items()
+        if value != getattr(usual, name)
+    }
+
+
+def _of_an_image() -> list[dataclasses.Field[object]]:
+    return [field for field in dataclasses.fields(Augmentation) if not field.name.startswith(MIXING)]
+
+
+def _rows(rows: Sequence[tuple[str, Tensor]], title: str, note: str) -> Figure:
+    """Rows of images, each with its name at the left: one picture of pixels a row, which draws much the fastest."""
+    columns = max(len(images) for _, images in rows)
+    figure = page(title, note, NAME + CELL * columns, CELL * len(rows))
+    width, top = figure.get_figwidth(), laid_out_by_hand(figure)
+    grid = {"left": NAME / width, "right": 1 - 0.08 / width, "bottom": 0.02, "top": top, "hspace": 0.06}
+    panels = figure.subplots(len(rows), 1, squeeze=False, gridspec_kw=grid)[:, 0]
+    for panel, (name, images) in zip(panels, rows, strict=True):
+        framed = functional.pad(images.cpu(), (1, 1, 1, 1), value=FRAME)
+        count, height, side = framed.shape
+        strip = torch.zeros(height, columns * side, dtype=framed.dtype)
+        strip[:, : count * side] = torch.cat([*framed], dim=1)
+        panel.imshow(strip.numpy(), cmap="gray_r", vmin=0, vmax=255)
+        panel.text(-0.1 * side, height / 2, name, ha="right", va="center", fontsize=9, color=INK)
+        panel.set_axis_off()
+    return figure

@@ -1,0 +1,355 @@
+"""The charts of a study as one page to explore: zoom, pick, and hover to see which trial it is.
+
+The page holds its own copy of plotly.js, once, and needs no network. plotly is the extra `plots`: without it, ask
+`available` and make no page. Knows neither MLflow nor Optuna.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import statistics
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any
+
+from fmnist_search.config.space import Space
+from fmnist_search.reporting.chart_data import (
+    BLUE,
+    COLORS,
+    COSTS,
+    FEW_TICKS,
+    GREY,
+    INK,
+    MANY_TICKS,
+    RED,
+    Axis,
+    Chart,
+    Cost,
+    StudyView,
+    best_so_far,
+    pareto_front,
+    surface_points,
+    window,
+)
+from fmnist_search.results.study import Importances, State, TrialRow
+
+PANELS_A_ROW = 4
+CELLS = 20
+"""A surface is drawn on so many cells each way, whatever the number of trials."""
+ABSENT = -0.1
+"""Where trials without a hyperparameter stand on its axis."""
+HOVER = "%{text}<extra></extra>"
+
+
+def available() -> bool:
+    """Whether plotly is installed."""
+    return importlib.util.find_spec("plotly") is not None
+
+
+def study_page(
+    name: str, question: str, rows: Sequence[TrialRow], space: Space, importances: Importances | None = None
+) -> str:
+    """One HTML page with every chart for which there is something to show, whole in itself; `rows` are all trials.
+
+    Raises:
+        ImportError: plotly is not installed; ask `available` first.
+    """
+    from plotly.offline import get_plotlyjs
+
+    view = StudyView(rows, space, importances)
+    texts = {row.number: _text(view, row) for row in view.rows}
+    sections = [_section(chart, _PAINTERS[key](view, chart, texts)) for key, chart in view.charts.items()]
+    return "\n".join(
+        [
+            "<!DOCTYPE html>",
+            f'<html lang="en"><head><meta charset="utf-8"><title>{escape(name)}</title>',
+            f"<style>{_STYLE}</style>",
+            f"<script>{get_plotlyjs()}</script></head><body>",
+            f"<h1>{escape(name)}</h1><p>{escape(question)}</p>",
+            *(sections or ["<p>No trial has left anything to show yet.</p>"]),
+            "</body></html>\n",
+        ]
+    )
+
+
+_STYLE = (
+    f"body {{ font-family: sans-serif; color: {INK}; max-width: 1100px; margin: 1em auto; padding: 0 1em }} "
+    f"h2 {{ margin: 1.5em 0 0 }} .note {{ color: {GREY}; margin: 0.2em 0 0 }}"
+)
+
+
+def _section(chart: Chart, figure: Any) -> str:
+    figure.update_layout(template="plotly_white", margin={"l": 80, "r": 20, "t": 30, "b": 50})
+    figure.update_traces(selector={"type": "parcoords"}, domain={"y": [0, 0.86]})  # its labels stand slanted above it
+    drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
+    return f'<section><h2>{escape(chart.title)}</h2><p class="note">{escape(chart.note)}</p>{drawn}</section>'
+
+
+def _text(view: StudyView, row: TrialRow) -> str:
+    """What is said of a trial where the pointer is on it."""
+    values = [f"{axis.label} = {axis.text(row)}" for axis in view.axes if row.number in axis.values]
+    return "<br>".join([_short_text(row), *values])
+
+
+def _short_text(row: TrialRow) -> str:
+    """The same for charts that show a trial many times."""
+    value = "no value" if row.value is None else f"{row.value:.2%}"
+    return f"<b>trial {row.number}</b>: {row.recipe.label}<br>{value}, {row.state.value}"
+
+
+# ----------------------------------------------------------------------------- how a search went
+
+
+def _history(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
+    figure = _figure("trial")
+    for state, color in COLORS.items():
+        own = [row for row in chart.entered if row.state is state and row.value is not None]
+        _points(figure, state.value, color, own, [row.number for row in own], texts)
+    steps = best_so_far(chart.entered)
+    if steps:
+        ends = [*steps, (max(row.number for row in view.rows), steps[-1][1])]
+        line = {"color": INK, "shape": "hv", "width": 1.5}
+        _line(figure, "best so far", [x for x, _ in ends], [y for _, y in ends], line)
+    _percent_axis(figure, [row.value for row in chart.entered if row.state is not State.FAILED])
+    return figure
+
+
+def _learning_curves(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
+    figure = _figure("epoch")
+    for state, color in reversed(COLORS.items()):
+        x: list[int | None] = []
+        y: list[float | None] = []
+        said: list[str] = []
+        for row in chart.entered:
+            if row.state is state:
+                x += [*range(1, len(row.curve) + 1), None]
+                y += [*row.curve, None]
+                said += [_short_text(row)] * (len(row.curve) + 1)
+        if x:
+            faint = 0.7 if state is State.COMPLETED else 0.35
+            figure.add_scatter(
+                x=x, y=y, text=said, name=state.value, hovertemplate=HOVER, mode="lines+markers", opacity=faint,
+                line={"color": color, "width": 1.3}, marker={"size": 4},
+            )  # fmt: skip
+    if view.completed:
+        best = max(view.completed, key=lambda row: (row.value or 0.0, -row.number))
+        epochs = list(range(1, len(best.curve) + 1))
+        _line(figure, f"trial {best.number}", epochs, list(best.curve), {"color": INK, "width": 2.5})
+    _percent_axis(figure, [value for row in chart.entered for value in row.curve])
+    return figure
+
+
+def _timeline(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
+    figure = _figure("minutes since the study began", "trial")
+    bars, pauses = view.timeline
+    for state, color in COLORS.items():
+        own = [bar for bar in bars if bar.row.state is state]
+        if own:
+            figure.add_bar(
+                orientation="h",
+                name=state.value,
+                y=[bar.row.number for bar in own],
+                base=[bar.began / 60 for bar in own],
+                x=[(bar.ended - bar.began) / 60 for bar in own],
+                text=[texts[bar.row.number] for bar in own],
+                textposition="none",
+                hovertemplate=HOVER,
+                marker={"color": color},
+            )
+    for moment in pauses:
+        figure.add_vline(x=moment / 60, line={"color": GREY, "dash": "dot"}, annotation_text="paused")
+    figure.update_layout(barmode="overlay", yaxis={"autorange": "reversed"}, hovermode="closest")
+    return figure
+
+
+# -------------------------------------------------------------------------------- what decided
+
+
+def _importances(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
+    assert view.importances is not None
+    shares = view.importances.shares
+    figure = _figure("share of the importance", "")
+    figure.add_bar(
+        orientation="h", x=list(shares.values()), y=list(shares), marker={"color": BLUE},
+        hovertemplate="%{y}: %{x:.1%}<extra></extra>",
+    )  # fmt: skip
+    figure.update_layout(
+        height=140 + 24 * len(shares),
+        xaxis={"tickformat": ".0%"},
+        yaxis={"autorange": "reversed", "automargin": True},
+    )
+    return figure
+
+
+def _parallel_coordinates(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
+    """Lines that can be brushed; plotly has no hover for them."""
+    values = [row.value or 0.0 for row in chart.entered]
+    low, high = _spread(values)
+    dimensions: list[dict[str, Any]] = []
+    for axis in chart.axes:
+        places = [axis.place(row) for row in chart.entered]
+        missing = None in places
+        ticks = ([(ABSENT, "none")] if missing else []) + axis.ticks()
+        dimensions.append(
+            {
+                "label": axis.label,
+                "values": [ABSENT if place is None else place for place in places],
+                "range": [ABSENT if missing else 0, 1],
+                "tickvals": [place for place, _ in ticks],
+                "ticktext": [text for _, text in ticks],
+            }
+        )
+    dimensions.append({"label": "accuracy", "values": values, "range": [low, high], "tickformat": ".1%"})
+    figure = _figure("")
+    figure.add_parcoords(
+        dimensions=dimensions,
+        labelangle=-25,
+        line={
+            "color": values, "colorscale": "Viridis", "reversescale": True, "cmin": low, "cmax": high,
+            "showscale": True, "colorbar": {"tickformat": ".1%"},
+        },
+    )  # fmt: skip
+    return figure
+
+
+def _slices(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
+    from plotly.subplots import make_subplots
+
+    columns = min(len(chart.axes), PANELS_A_ROW)
+    lines = -(-len(chart.axes) // columns)
+    figure = make_subplots(
+        rows=lines, cols=columns, shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.25 / lines
+    )
+    numbers = [row.number for row in chart.entered]
+    colors = {"colorscale": "Cividis", "reversescale": True, "cmin": min(numbers), "cmax": max(numbers)}
+    for number, axis in enumerate(chart.axes):
+        there = [row for row in chart.entered if row.number in axis.values]
+        line, column = divmod(number, columns)
+        figure.add_scatter(
+            x=[axis.place(row, 0.3) for row in there],
+            y=[row.value for row in there],
+            text=[f"{_short_text(row)}<br>{axis.label} = {axis.text(row)}" for row in there],
+            mode="markers",
+            hovertemplate=HOVER,
+            showlegend=False,
+            marker={
+                **colors, "color": [row.number for row in there], "size": 6,
+                "showscale": number == 0,
+                "colorbar": {"title": "trial", "lenmode": "pixels", "len": 230, "y": 1, "yanchor": "top"},
+            },
+            row=line + 1,
+            col=column + 1,
+        )  # fmt: skip
+        figure.update_xaxes(**_place_axis(axis, axis.label, FEW_TICKS), row=line + 1, col=column + 1)
+    low, high = _spread([row.value or 0.0 for row in chart.entered])
+    figure.update_yaxes(tickformat=".1%", range=[low, high])
+    figure.update_layout(height=120 + 230 * lines)
+    return figure
+
+
+def _contour(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
+    x, y = chart.axes
+    values = [row.value or 0.0 for row in chart.entered]
+    low, high = _spread(values)
+    figure = _figure(x.name, y.name)
+    if cells := _cells([(a, b, min(max(value, low), high)) for a, b, value in surface_points(chart)]):
+        across, up = (sorted({cell[side] for cell in cells}) for side in (0, 1))
+        figure.add_contour(
+            x=across, y=up, z=[[cells.get((a, b)) for a in across] for b in up], connectgaps=True, showscale=False,
+            colorscale="Viridis", reversescale=True, zmin=low, zmax=high, hoverinfo="skip", line={"width": 0},
+        )  # fmt: skip
+    figure.add_scatter(
+        x=[x.place(row) for row in chart.entered],
+        y=[y.place(row) for row in chart.entered],
+        text=[texts[row.number] for row in chart.entered],
+        mode="markers",
+        hovertemplate=HOVER,
+        marker={
+            "color": values, "colorscale": "Viridis", "reversescale": True, "cmin": low, "cmax": high, "size": 9,
+            "line": {"color": "white", "width": 1}, "showscale": True, "colorbar": {"tickformat": ".1%"},
+        },
+    )  # fmt: skip
+    figure.update_xaxes(**_place_axis(x, x.name))
+    figure.update_yaxes(**_place_axis(y, y.name))
+    return figure
+
+
+def _cells(surface: Sequence[tuple[float, float, float]]) -> dict[tuple[float, float], float]:
+    """The mean of the points in each cell."""
+    found: dict[tuple[float, float], list[float]] = {}
+    for across, up, value in surface:
+        found.setdefault((round(across * CELLS) / CELLS, round(up * CELLS) / CELLS), []).append(value)
+    return {cell: statistics.fmean(values) for cell, values in found.items()}
+
+
+# ------------------------------------------------------------------------------- what it costs
+
+
+def _accuracy_against(view: StudyView, chart: Chart, texts: dict[int, str], *, cost: Cost) -> Any:
+    figure = _figure(cost.label)
+    rows = chart.entered
+    costs = [cost.of(row) for row in rows]
+    points = [(spent, row.value or 0.0) for spent, row in zip(costs, rows, strict=True)]
+    _points(figure, "completed", BLUE, rows, costs, texts)
+    front = [points[place] for place in pareto_front(points)]
+    _line(figure, "Pareto front", [x for x, _ in front], [y for _, y in front], {"color": RED, "shape": "hv"})
+    if max(costs) > 4 * min(costs):
+        figure.update_xaxes(type="log")
+    _percent_axis(figure, [value for _, value in points])
+    return figure
+
+
+Painter = Callable[[StudyView, Chart, dict[int, str]], Any]
+
+_PAINTERS: dict[str, Painter] = {
+    "history": _history,
+    "importances": _importances,
+    "parallel_coordinates": _parallel_coordinates,
+    "slices": _slices,
+    "contour": _contour,
+    "learning_curves": _learning_curves,
+    "timeline": _timeline,
+    **{name: functools.partial(_accuracy_against, cost=cost) for name, cost in COSTS.items()},
+}
+
+
+# ---------------------------------------------------------------------------- what all share
+
+
+def _figure(across: str, up: str = "validation accuracy") -> Any:
+    from plotly.graph_objects import Figure
+
+    return Figure(layout={"xaxis": {"title": across}, "yaxis": {"title": up}, "height": 460})
+
+
+def _points(
+    figure: Any, name: str, color: str, rows: Sequence[TrialRow], x: Sequence[float], texts: dict[int, str]
+) -> None:
+    if rows:
+        figure.add_scatter(
+            x=list(x), y=[row.value for row in rows], text=[texts[row.number] for row in rows],
+            name=name, mode="markers", hovertemplate=HOVER, marker={"color": color, "size": 7, "opacity": 0.75},
+        )  # fmt: skip
+
+
+def _line(figure: Any, name: str, x: Sequence[float], y: Sequence[float], line: dict[str, Any]) -> None:
+    """A line that leaves the pointer to the trials below it."""
+    figure.add_scatter(x=list(x), y=list(y), name=name, mode="lines", line=line, hoverinfo="skip")
+
+
+def _percent_axis(figure: Any, values: Sequence[float | None]) -> None:
+    low, high = _spread([value for value in values if value is not None])
+    figure.update_yaxes(tickformat=".1%", range=[low, high])
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float]:
+    """The window of the values with a margin; what lies outside is a double click away."""
+    low, high = window(values)
+    margin = 0.06 * (high - low) or 0.01
+    return low - margin, high + margin
+
+
+def _place_axis(axis: Axis, title: str, most: int = MANY_TICKS) -> dict[str, Any]:
+    places, texts = zip(*axis.ticks(most), strict=True)
+    return {"title": title, "tickvals": places, "ticktext": texts, "tickangle": 0, "range": [-0.12, 1.12]}

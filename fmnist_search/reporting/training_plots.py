@@ -1,0 +1,253 @@
+"""Pictures of a training and of the network it left, drawn by matplotlib from plain results. Knows no MLflow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from fmnist_search.errors import UserError
+from fmnist_search.reporting.chart_data import BLUE, GREY, INK, ORANGE, RED
+from fmnist_search.reporting.style import coordinates, laid_out_by_hand, page, percents, tidy, whole_numbers
+from fmnist_search.results.study import EpochReport, RateResult, State
+from fmnist_search.training.evaluation import Calibration, Mistake
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+SIDE = 28
+UNKNOWN = -1
+"""The label of an image whose true class is not known."""
+MOST_FILTERS = 64
+FILTERS_A_ROW = 8
+IMAGES_A_ROW, IMAGES_A_WIDE_ROW = 5, 10
+"""Of a gallery, and of one that would have more rows than columns."""
+
+
+def confusion_figure(
+    confusion: Sequence[Sequence[int]], classes: Sequence[str], title: str, *, normalised: bool = False
+) -> Figure:
+    """A confusion matrix, rows true and columns predicted, coloured by each row's shares.
+
+    The cells say counts, or `normalised` the shares in percent.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axes = figure.subplots()
+    shares = [[cell / max(sum(row), 1) for cell in row] for row in confusion]
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(title, parse_math=False)
+    for y, row in enumerate(confusion):
+        for x, cell in enumerate(row):
+            if cell:
+                text = f"{100 * shares[y][x]:.1f}" if normalised else str(cell)
+                color = "white" if shares[y][x] > 0.5 else "black"
+                axes.text(x, y, text, ha="center", va="center", fontsize=7, color=color)
+    label = "share of the true class" + (", cells in percent" if normalised else "")
+    figure.colorbar(picture, ax=axes, label=label, format=percents())
+    return figure
+
+
+def training_figure(epochs: Sequence[EpochReport], title: str) -> Figure:
+    """Loss and accuracy over the epochs of one training, and its learning rate where that varies.
+
+    Training figures are of the raw weights while they moved, validation figures of the averaged ones.
+    """
+    rates = [report.learning_rate for report in epochs]
+    varies = len(set(rates)) > 1
+    panels = 3 if varies else 2
+    validated = any(report.val_loss is not None for report in epochs)
+    told = "" if validated else "; nothing was held back for validation"
+    count = "1 epoch" if len(epochs) == 1 else f"{len(epochs)} epochs"
+    figure = page(title, count + told, 3.4 * panels, 3.2)
+    every = figure.subplots(1, panels, squeeze=False)[0]
+    numbers = [report.epoch for report in epochs]
+    losses, accuracies = every[0], every[1]
+    for axes, name, train, val in (
+        (losses, "loss", [r.train_loss for r in epochs], [r.val_loss for r in epochs]),
+        (accuracies, "accuracy", [r.train_accuracy for r in epochs], [r.val_accuracy for r in epochs]),
+    ):
+        axes.plot(numbers, train, color=ORANGE, marker="s", markersize=3.5, label="training")
+        pairs = [(number, value) for number, value in zip(numbers, val, strict=True) if value is not None]
+        if pairs:
+            axes.plot(*coordinates(pairs), color=BLUE, marker="o", markersize=3.5, label="validation")
+        axes.set_ylabel(name)
+        axes.legend(fontsize=8, frameon=False)
+    accuracies.yaxis.set_major_formatter(percents())
+    if varies:
+        every[2].plot(numbers, rates, color=INK, marker="o", markersize=3.5)
+        every[2].set_ylabel("learning rate")
+        every[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    for axes in every:
+        axes.set_xlabel("epoch")
+        whole_numbers(axes.xaxis)
+        tidy(axes)
+    return figure
+
+
+def sweep_figure(rates: Sequence[RateResult], title: str) -> Figure:
+    """Networks trained at several learning rates, a line of panels for each: curves, and where they end.
+
+    Of the seeds of a rate the curves show the mean, the panels at the right each one and the mean as well.
+    """
+    networks = list(dict.fromkeys(rate.network for rate in rates))
+    seeds = max(len(rate.results) for rate in rates)
+    broken = sum(result.state is not State.COMPLETED for rate in rates for result in rate.results)
+    note = f"validation accuracy, {seeds} seed{'s' * (seeds > 1)} a rate"
+    note += f"; {broken} of all trainings did not complete" if broken else ""
+    figure = page(title, note, 9.0, 3.0 * len(networks))
+    panels = figure.subplots(len(networks), 2, squeeze=False, sharey=True)
+    for network, (curves, ends) in zip(networks, panels, strict=True):
+        own = [rate for rate in rates if rate.network == network]
+        for place, rate in enumerate(own):
+            color = _shade(place, len(own))
+            if curve := rate.mean_curve:
+                label = f"{rate.factor:g}x: {rate.learning_rate:.3g}"
+                curves.plot(range(1, len(curve) + 1), curve, color=color, marker="o", markersize=3, label=label)
+            ends.plot([rate.learning_rate] * len(rate.accuracies), rate.accuracies, "o", color=color, markersize=4)
+        means = [(rate.learning_rate, fmean(rate.accuracies)) for rate in own if rate.accuracies]
+        ends.plot(*coordinates(means), color=GREY, linewidth=1, zorder=1)
+        ends.set_xscale("log")
+        ends.set_xticks([rate.learning_rate for rate in own], [f"{rate.learning_rate:.3g}" for rate in own])
+        ends.minorticks_off()
+        curves.set_ylabel(network)
+        curves.yaxis.set_major_formatter(percents())
+        curves.legend(fontsize=8, frameon=False)
+        curves.set_xlabel("epoch")
+        ends.set_xlabel("learning rate")
+        whole_numbers(curves.xaxis)
+        for axes in (curves, ends):
+            tidy(axes)
+    return figure
+
+
+def _shade(place: int, count: int) -> str:
+    """From faint to strong, the higher the rate."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return to_hex(colormaps["viridis_r"](0.15 + 0.85 * place / max(count - 1, 1)))
+
+
+def mistakes_figure(pixels: Tensor, mistakes: Sequence[Mistake], classes: Sequence[str], title: str) -> Figure:
+    """The images of the most confident mistakes: what they show, what they were taken for, and how surely.
+
+    `pixels` are all images (N, 28, 28) uint8, which the mistakes index.
+    """
+    captions = [
+        (f"{classes[mistake.true]}\nas {classes[mistake.predicted]}, {mistake.probability:.1%}", INK)
+        for mistake in mistakes
+    ]
+    note = "true class, predicted class and its probability; the most confident first" if mistakes else "no mistakes"
+    return _gallery([pixels[mistake.index] for mistake in mistakes], captions, title, note)
+
+
+def predictions_figure(
+    pixels: Tensor, probabilities: Tensor, labels: Tensor, classes: Sequence[str], title: str
+) -> Figure:
+    """A grid of images with what they were taken for and how surely; mistakes, in red, also say the true class.
+
+    `pixels` (N, 28, 28) uint8, `probabilities` (N, classes), `labels` (N,), -1 where the true class is not known.
+    """
+    best, predicted = probabilities.cpu().max(dim=1)
+    captions = []
+    for probability, guess, label in zip(best.tolist(), predicted.tolist(), labels.tolist(), strict=True):
+        wrong = label not in (guess, UNKNOWN)
+        second = f"\nis {classes[label]}" if wrong else ""
+        captions.append((f"{classes[guess]}, {probability:.1%}{second}", RED if wrong else INK))
+    known = int((labels != UNKNOWN).sum())
+    hits = int((predicted == labels.cpu()).sum())
+    note = f"{hits} of {known} right; a mistake says its true class" if known else "predicted class and its probability"
+    return _gallery(list(pixels), captions, title, note)
+
+
+def calibration_figure(calibration: Calibration, title: str) -> Figure:
+    """The reliability curve: accuracy against confidence, and below it how many images are how confident."""
+    images = sum(bin_.images for bin_ in calibration.bins)
+    bins = len(calibration.bins)
+    figure = page(
+        f"{title}: expected calibration error {calibration.error:.2%}",
+        f"{images:,} images in {bins} bins of equal width; on the diagonal, confidence is what it says",
+        6.4,
+        5,
+    )
+    curve, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    filled = [bin_ for bin_ in calibration.bins if bin_.images]
+    curve.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfectly calibrated")
+    for bin_ in filled:
+        curve.plot([bin_.confidence] * 2, [bin_.confidence, bin_.accuracy], color=ORANGE, linewidth=3, alpha=0.6)
+    points = [(bin_.confidence, bin_.accuracy) for bin_ in filled]
+    curve.plot(*coordinates(points), color=BLUE, marker="o", markersize=4, label="accuracy")
+    curve.set_ylabel("accuracy")
+    curve.yaxis.set_major_formatter(percents())
+    curve.set_ylim(-0.02, 1.02)
+    curve.legend(fontsize=8, frameon=False, loc="upper left")
+    width = 1 / bins
+    counts.bar([bin_.low for bin_ in calibration.bins], [bin_.images for bin_ in calibration.bins],
+               width=width * 0.92, align="edge", color=BLUE)  # fmt: skip
+    counts.set_yscale("symlog", linthresh=1)
+    counts.set_ylabel("images")
+    counts.set_xlabel("confidence: the probability of the predicted class")
+    counts.set_xlim(0, 1)
+    counts.xaxis.set_major_formatter(percents())
+    for axes in (curve, counts):
+        tidy(axes)
+    return figure
+
+
+def filters_figure(weights: Mapping[str, Tensor], title: str) -> Figure:
+    """The filters of a network's first layer, the first 64 of them, all on one scale with 0 in its middle.
+
+    `weights` are a network's by name, in the order of its layers. The kernels (N, 1, H, W) of a convolution are drawn
+    as they are, the rows (N, 784) of a linear layer as images.
+
+    Raises:
+        UserError: the first layer looks at something else than an image.
+    """
+    name, layer = next((name, tensor) for name, tensor in weights.items() if tensor.ndim > 1)
+    layer = layer.detach().float().cpu()
+    if layer.ndim == 2 and layer.shape[1] == SIDE**2:
+        layer = layer.reshape(-1, 1, SIDE, SIDE)
+    if layer.ndim != 4 or layer.shape[1] != 1:
+        shape = "x".join(map(str, layer.shape))
+        raise UserError(f"{title}: its first layer, {name} of {shape}, has no filters to look at; take another network")
+    count, (height, width) = len(layer), layer.shape[2:]
+    shown = layer[:MOST_FILTERS, 0].numpy()
+    which = f"the first {MOST_FILTERS} of {count}" if count > MOST_FILTERS else f"all {count}"
+    columns = min(count, FILTERS_A_ROW)
+    lines = math.ceil(len(shown) / columns)
+    note = f"first layer: {which} filters of {width} x {height}; white is 0"
+    figure = page(title, note, 6.4, max(0.68 * lines, 1.6))
+    axes = figure.subplots()
+    reach = float(abs(shown).max()) or 1.0
+    for place, kernel in enumerate(shown):
+        line, column = divmod(place, columns)
+        extent = (column, column + 0.9, line + 0.9, line)
+        drawn = axes.imshow(kernel, cmap="RdBu_r", vmin=-reach, vmax=reach, extent=extent)
+    axes.set(xlim=(0, columns), ylim=(lines, 0))
+    axes.set_axis_off()
+    figure.colorbar(drawn, ax=axes, label="weight", shrink=min(1.0, 2.5 / lines))
+    return figure
+
+
+def _gallery(images: Sequence[Tensor], captions: Sequence[tuple[str, str]], title: str, note: str) -> Figure:
+    widest = IMAGES_A_ROW if len(images) <= IMAGES_A_ROW**2 else IMAGES_A_WIDE_ROW
+    columns = min(max(len(images), 3), widest)
+    lines = max(math.ceil(len(images) / columns), 1)
+    figure = page(title, note, 1.75 * columns, 1.85 * lines)
+    top = laid_out_by_hand(figure) - 0.3 / figure.get_figheight()
+    grid = {"left": 0.01, "right": 0.99, "bottom": 0.01, "top": top, "wspace": 0.05, "hspace": 0.35}
+    panels = figure.subplots(lines, columns, squeeze=False, gridspec_kw=grid)
+    for panel in panels.flat:
+        panel.set_axis_off()
+    for panel, image, (caption, color) in zip(panels.flat, images, captions, strict=False):
+        panel.imshow(image.cpu().numpy(), cmap="gray_r", vmin=0, vmax=255)
+        panel.set_title(caption, fontsize=7.5, color=color)
+    return figure

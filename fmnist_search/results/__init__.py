@@ -1,0 +1,1 @@
+"""What a training, a study and a champion come to: frozen values."""

@@ -1,0 +1,285 @@
+"""Samplers and pruners by name, and the rules under which ours are asked."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import random
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from fmnist_search.config.sections import (
+    Cmaes,
+    Gp,
+    Grid,
+    Halving,
+    Hyperband,
+    Median,
+    OneEpoch,
+    Patience,
+    Percentile,
+    Pruner,
+    Qmc,
+    Sampler,
+    Tpe,
+)
+from fmnist_search.config.space import Space
+from fmnist_search.errors import UserError
+from fmnist_search.recipe.hyperparameters import Value
+from fmnist_search.search.suggest import distribution_groups, grid_points
+
+Distributions = dict[str, BaseDistribution]
+
+
+# ------------------------------------------------------------------------------------------ samplers
+
+
+def make_sampler(settings: Sampler, seed: int, space: Space) -> optuna.samplers.BaseSampler:
+    """The sampler of that name; its draws for trial n depend on the seed, n and the trials it sees, on nothing else.
+
+    Raises:
+        UserError: it needs a package that is not installed.
+    """
+    if isinstance(settings, Grid):
+        return GridOfRecipes(space, seed)
+    if isinstance(settings, Cmaes) and importlib.util.find_spec("cmaes") is None:
+        raise UserError(
+            "sampler: 'cmaes' needs the package cmaes; install it with `pip install 'fmnist-search[cmaes]'`"
+        )
+    return _SeededByTrial(settings, seed, space)
+
+
+def drawn_at_random(settings: Sampler, space: Space) -> list[str]:
+    """Optuna's names of what this sampler leaves to chance: what it cannot take, said so that nobody wonders."""
+    if isinstance(settings, Gp | Cmaes):
+        taken = {name for group in _groups(settings, space) for name in group}
+        everything = {name for group in distribution_groups(space) for name in group}
+        return sorted(everything - taken)
+    return []
+
+
+def _groups(settings: Sampler, space: Space) -> list[Distributions]:
+    """What a sampler draws together. What no group holds it draws one by one, at random."""
+    groups = distribution_groups(space)
+    always_there = groups[0]
+    match settings:
+        case Tpe():
+            return groups
+        case Gp():
+            return [always_there]
+        case Cmaes():
+            return [{n: d for n, d in always_there.items() if not isinstance(d, CategoricalDistribution)}]
+        case Qmc():
+            return [{name: distribution for group in groups for name, distribution in group.items()}]
+        case _:
+            return []
+
+
+@contextlib.contextmanager
+def _experiments_are_meant() -> Iterator[None]:
+    """Optuna warns of what it calls experimental each time that it is made."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+class _SeededByTrial(optuna.samplers.BaseSampler):
+    """A fresh sampler for each trial, seeded by the study's seed and the trial's number, asked for our own groups.
+
+    Optuna seeds a sampler once a process: after a restart it would repeat its first draws, and two workers that
+    start together would draw alike. And it takes what belongs together from the trials so far: it would miss a
+    domain that was widened, and what the first trials happen not to have.
+    """
+
+    def __init__(self, settings: Sampler, seed: int, space: Space):
+        self._settings = settings
+        self._seed = seed
+        self._groups = _groups(settings, space)
+        self._number = -1
+        self._current = self._made(seed)
+
+    def _made(self, seed: int) -> optuna.samplers.BaseSampler:
+        with _experiments_are_meant():
+            return self._sampler(seed)
+
+    def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        match self._settings:
+            case Tpe(startup_trials=startup, candidates=candidates):
+                return optuna.samplers.TPESampler(
+                    n_startup_trials=startup, n_ei_candidates=candidates, multivariate=True, seed=seed
+                )
+            case Gp(startup_trials=startup):
+                return optuna.samplers.GPSampler(n_startup_trials=startup, seed=seed, warn_independent_sampling=False)
+            case Cmaes(startup_trials=startup, population=population):
+                return optuna.samplers.CmaEsSampler(
+                    n_startup_trials=startup, popsize=population, seed=seed, warn_independent_sampling=False
+                )
+            case Qmc(sequence=sequence):
+                # One sequence a study: only what it leaves over is drawn by the trial's seed.
+                return optuna.samplers.QMCSampler(
+                    qmc_type=sequence, scramble=True, seed=self._seed % 2**32, warn_independent_sampling=False,
+                    independent_sampler=optuna.samplers.RandomSampler(seed=seed),
+                )  # fmt: skip
+            case _:
+                return optuna.samplers.RandomSampler(seed=seed)
+
+    def _of(self, trial: FrozenTrial) -> optuna.samplers.BaseSampler:
+        if trial.number != self._number:
+            digest = hashlib.sha256(f"sampler/{self._seed}/{trial.number}".encode()).digest()
+            self._number = trial.number
+            self._current = self._made(int.from_bytes(digest[:4], "big"))
+        return self._current
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> Distributions:
+        return {name: distribution for group in self._groups for name, distribution in group.items()}
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Distributions) -> dict[str, Any]:
+        if trial.system_attrs.get("fixed_params"):
+            return {}  # it was queued: what it was not given, if anything, is drawn one by one
+        sampler = self._of(trial)
+        drawn: dict[str, Any] = {}
+        for group in self._groups:
+            if group:
+                drawn |= sampler.sample_relative(study, trial, group)
+        return drawn
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._of(trial).sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._of(trial).before_trial(study, trial)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        self._of(trial).after_trial(study, trial, state, values)
+
+
+class GridOfRecipes(optuna.samplers.BaseSampler):
+    """Every recipe of a space once, in an order of the seed's.
+
+    Optuna's own grid takes no hyperparameter that only some recipes have.
+    """
+
+    def __init__(self, space: Space, seed: int):
+        self._points = list(grid_points(space))
+        random.Random(seed).shuffle(self._points)
+        self._chosen: dict[int, Mapping[str, Value]] = {}
+
+    def is_exhausted(self, study: optuna.Study) -> bool:
+        """Whether every recipe was taken; one that failed or runs was."""
+        return self._next(study, -1) is None
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Choose the trial's recipe. A grid that is used up begins again, answered from what is known."""
+        # Here, and not when it is asked for a value: then it is shown no more than the trials of one bracket.
+        self._chosen = {trial.number: self._next(study, trial.number) or self._points[0]}
+
+    def _next(self, study: optuna.Study, asking: int) -> Mapping[str, Value] | None:
+        trials = study.get_trials(deepcopy=False)
+        taken = {_point(trial.params) for trial in trials if trial.number != asking}
+        taken |= {_point(trial.system_attrs.get("fixed_params", {})) for trial in trials}
+        return next((point for point in self._points if _point(point) not in taken), None)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """The value that the trial's recipe has."""
+        point = self._chosen[trial.number]
+        if param_name in point:
+            return point[param_name]
+        return optuna.samplers.RandomSampler(seed=trial.number).sample_independent(
+            study, trial, param_name, param_distribution
+        )
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> Distributions:
+        """Nothing is drawn ahead."""
+        return {}
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Distributions) -> dict[str, Any]:
+        """Nothing is drawn ahead."""
+        return {}
+
+
+def _point(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(params.items()))
+
+
+# ------------------------------------------------------------------------------------------- pruners
+
+
+def make_pruner(settings: Pruner, epochs: int) -> optuna.pruners.BasePruner:
+    """The pruner of that name for trials of so many epochs, which count from 1."""
+    with _experiments_are_meant():
+        return _pruner(settings, epochs)
+
+
+def _pruner(settings: Pruner, epochs: int) -> optuna.pruners.BasePruner:
+    match settings:
+        case Halving():
+            return optuna.pruners.SuccessiveHalvingPruner(
+                min_resource=settings.first_rung(epochs), reduction_factor=settings.reduction_factor
+            )
+        case Hyperband():
+            hyperband = optuna.pruners.HyperbandPruner(
+                min_resource=settings.first_rung(epochs),
+                max_resource=epochs,
+                reduction_factor=settings.reduction_factor,
+            )
+            # Its brackets, which decide what a sampler sees, are made when it is first asked: that shall not be later
+            # in a study that goes on than in one that never stopped.
+            hyperband.prune(optuna.create_study(), optuna.trial.create_trial(state=TrialState.RUNNING))
+            return hyperband
+        case Median():
+            return optuna.pruners.MedianPruner(
+                n_startup_trials=settings.startup_trials,
+                n_warmup_steps=settings.first_rung(epochs),
+                n_min_trials=settings.min_trials,
+            )
+        case Percentile():
+            return optuna.pruners.PercentilePruner(
+                settings.percentile,
+                n_startup_trials=settings.startup_trials,
+                n_warmup_steps=settings.first_rung(epochs),
+                n_min_trials=settings.min_trials,
+            )
+        case Patience():
+            return optuna.pruners.PatientPruner(None, settings.epochs, settings.min_delta)
+        case OneEpoch():
+            return _EndOfCandidates(settings.epochs)
+        case _:
+            return optuna.pruners.NopPruner()
+
+
+def heed_pruner(trials: Sequence[FrozenTrial], settings: Pruner, epoch: int, last_epoch: int) -> bool:
+    """Whether the pruner's word counts: not after the last epoch, and at rungs not among the first trials.
+
+    It is asked all the same, since successive halving notes a trial's standing only when it is asked.
+    """
+    if epoch >= last_epoch:
+        return False
+    if not isinstance(settings, Halving | Hyperband):
+        return True
+    rung = settings.first_rung(last_epoch)
+    results = sum(rung in trial.intermediate_values for trial in trials)
+    return results >= settings.startup_trials
+
+
+SURVIVOR_OF = "survivor_of"
+"""Attribute of a trial that trains in full what was one of the best candidates."""
+
+
+class _EndOfCandidates(optuna.pruners.BasePruner):
+    def __init__(self, epochs: int):
+        self._epochs = epochs
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        return SURVIVOR_OF not in trial.user_attrs and (trial.last_step or 0) >= self._epochs

@@ -1,0 +1,1 @@
+"""The MLflow store: events on disk, sent in their order, and runs read back."""

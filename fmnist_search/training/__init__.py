@@ -1,0 +1,1 @@
+"""One training: the loop, its state, its evaluation, its checkpoints."""

@@ -1,0 +1,228 @@
+"""How trials run on this machine: device and threads, and which of the faster ways are faster here.
+
+Each way is tried once a study, which keeps the answer: noise shall never choose the numerics of a trial, and a trick
+that loses on a machine is left off there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import itertools
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fmnist_search.errors import UserError
+from fmnist_search.models.classifier import Classifier, build
+from fmnist_search.recipe.recipe import FAMILIES, MEMORY_FORMATS, Execution
+from fmnist_search.training.evaluation import autocast
+
+PROBE_BATCH = 32
+PROBE_MULT_ADDS = 7_470_000
+"""Multiply-adds of the default cnn for one image."""
+PROBE_ROUNDS = 6
+PROBE_GAIN = 1.1
+"""Another way than the one that is expected to win is taken only where it is faster by more than a probe's noise."""
+PRECISIONS = ("float32", "bfloat16")
+PLAIN = ("float32", "contiguous")
+EXPECTED_FORMAT = "channels_last"
+
+
+def resolve_execution(
+    device: str = "auto", threads: int = 0, engine: str = "plain", *, deterministic: bool = False
+) -> Execution:
+    """How trials run on this machine: "auto" takes CUDA where there is one, no threads are torch's own number.
+
+    Raises:
+        UserError: the device is not there, or the engine needs another.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"device: {device!r} cannot be used here ({str(error).splitlines()[0]}); take --device cpu or auto"
+        ) from error
+    if engine == "graph" and torch.device(device).type != "cuda":
+        raise UserError(f"engine: 'graph' captures CUDA graphs, and the device is {device!r}; take --engine plain")
+    threads = threads or torch.get_num_threads()
+    return Execution(device=device, threads=threads, engine=engine, deterministic=deterministic)
+
+
+# --------------------------------------------------------------------------------------- set so
+
+
+_settling = threading.Lock()
+_inside = 0
+_before: tuple[int, bool, bool, bool] = (0, False, False, False)
+
+
+@contextlib.contextmanager
+def settled(execution: Execution) -> Iterator[None]:
+    """Torch set as the execution says, and set back when the last of those inside leaves; trials run inside it.
+
+    These are settings of the whole process. Threads that train side by side share one execution.
+    """
+    global _inside, _before
+    with _settling:
+        if not _inside:
+            _before = _settings()
+            _apply(
+                execution.threads or _before[0],
+                benchmark=False,
+                deterministic_convolutions=True,
+                deterministic=execution.deterministic or _before[3],
+            )
+            if execution.allocator == "retaining":
+                _retain_memory()
+        _inside += 1
+    if execution.threads:
+        torch.set_num_threads(execution.threads)  # counts for the calling thread
+    try:
+        yield
+    finally:
+        with _settling:
+            _inside -= 1
+            if not _inside:
+                _apply(*_before)
+                if execution.allocator == "retaining":
+                    _return_memory()
+
+
+def _settings() -> tuple[int, bool, bool, bool]:
+    return (
+        torch.get_num_threads(),
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.deterministic,
+        torch.are_deterministic_algorithms_enabled(),
+    )
+
+
+def _apply(threads: int, benchmark: bool, deterministic_convolutions: bool, deterministic: bool) -> None:
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = benchmark
+    torch.backends.cudnn.deterministic = deterministic_convolutions
+    if (
+        deterministic != torch.are_deterministic_algorithms_enabled()
+    ):  # calling it loads a compiler, which takes a second
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+
+
+# glibc gives large tensors back to the system as they are freed, and every step pays for their pages anew. Numbers
+# and defaults are those of malloc.h.
+_MMAP_MAX, _TOP_PAD, _TRIM_THRESHOLD = -4, -2, -1
+_RETAINING = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 * 2**20}
+_USUAL = {_MMAP_MAX: 65_536, _TRIM_THRESHOLD: 128 * 1024, _TOP_PAD: 128 * 1024}
+
+
+def _retain_memory() -> None:
+    for option, value in _RETAINING.items():
+        ctypes.CDLL(None).mallopt(option, value)
+
+
+def _return_memory() -> None:
+    for option, value in _USUAL.items():
+        ctypes.CDLL(None).mallopt(option, value)
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+# ------------------------------------------------------------------------------------- found out
+
+
+def tune(execution: Execution, precision: str = "auto") -> tuple[Execution, str]:
+    """The execution and the precision in which the standard network trains fastest here, after a short trial of each.
+
+    A precision that is named stays; then the memory format and the allocator alone are chosen.
+    """
+    device = torch.device(execution.device)
+    precisions = PRECISIONS if precision == "auto" else (precision,)
+    if device.type == "cuda":
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            precisions = precisions[:1]
+        formats: Sequence[str] = ("channels_last",)
+    else:
+        formats = MEMORY_FORMATS
+    ways = list(itertools.product(precisions, formats))
+    chosen = _fastest(_step_seconds(execution, ways)) if len(ways) > 1 else ways[0]
+    return dataclasses.replace(execution, memory_format=chosen[1], allocator=_allocator(device)), chosen[0]
+
+
+def _fastest(seconds: dict[tuple[str, str], float]) -> tuple[str, str]:
+    """The fastest way; channels last and float32 where another wins by no more than noise."""
+
+    def handicapped(way: tuple[str, str]) -> float:
+        precision, memory_format = way
+        unexpected = (memory_format != EXPECTED_FORMAT) + (precision != PLAIN[0])
+        return seconds[way] * PROBE_GAIN**unexpected
+
+    return min(seconds, key=handicapped)
+
+
+def _allocator(device: torch.device) -> str:
+    if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
+        return "default"
+    usual = _allocation_seconds()
+    _retain_memory()
+    try:
+        retaining = _allocation_seconds()
+    finally:
+        _return_memory()
+    return "retaining" if retaining * PROBE_GAIN < usual else "default"
+
+
+def _allocation_seconds() -> float:
+    """Seconds to get and fill a tensor as large as an activation of a large batch: what retaining memory spares."""
+    samples = []
+    for _ in range(PROBE_ROUNDS):
+        started = time.perf_counter()
+        torch.empty(48 * 2**18).fill_(1)
+        samples.append(time.perf_counter() - started)
+    return min(samples[1:])
+
+
+def measure_rate(execution: Execution, precision: str) -> float:
+    """Multiply-adds a second in a training step of the standard network, backward pass counted as two forward ones."""
+    way = (precision, execution.memory_format)
+    return 3 * PROBE_BATCH * PROBE_MULT_ADDS / _step_seconds(execution, [way])[way]
+
+
+def _step_seconds(execution: Execution, ways: Sequence[tuple[str, str]]) -> dict[tuple[str, str], float]:
+    """Seconds of a step of the standard network, the best of several; the ways take turns, so that noise hits all."""
+    device = torch.device(execution.device)
+    pixels = torch.zeros(PROBE_BATCH, 28, 28, device=device)
+    labels = torch.zeros(PROBE_BATCH, dtype=torch.int64, device=device)
+    samples: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
+    with settled(execution), torch.random.fork_rng(devices=[]):
+        models = {way: in_format(build(FAMILIES["cnn"]()).to(device), way[1]) for way in ways}
+        for _ in range(PROBE_ROUNDS):
+            for way, model in models.items():
+                samples[way].append(_seconds(lambda m=model, p=way[0]: _step(m, pixels, labels, p)))  # type: ignore[misc]
+    return {way: min(times[1:]) for way, times in samples.items()}
+
+
+def in_format(model: Classifier, memory_format: str) -> Classifier:
+    """The model with its weights laid out so; what flows through it follows them."""
+    layouts = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+    return model.to(memory_format=layouts[memory_format])
+
+
+def _seconds(act: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    act()
+    return time.perf_counter() - started
+
+
+def _step(model: Classifier, pixels: Tensor, labels: Tensor, precision: str) -> None:
+    with autocast(pixels.device, precision):
+        logits = model(pixels)
+    torch.autograd.backward(functional.cross_entropy(logits.float(), labels))
+    # Reading a gradient waits for the device, whichever it is.
+    next(model.parameters()).grad.sum().item()  # type: ignore[union-attr]

@@ -1,0 +1,71 @@
+"""A network's weights as a plain state file: written whole, and read without running anything that stands in it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmnist_search.errors import UserError
+from fmnist_search.files import whole
+from fmnist_search.models.blocks import SIDE
+from fmnist_search.models.classifier import Classifier, build
+from fmnist_search.recipe.recipe import Recipe
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Keep weights, or whatever a training goes on from, for `torch.load`; its folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as file:
+        torch.save(state, file)
+
+
+def state_bytes(state: Mapping[str, Any]) -> bytes:
+    """The same as bytes."""
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    return stream.getvalue()
+
+
+def read_state(content: bytes, name: str) -> dict[str, Any]:
+    """What `save_state` kept, on the CPU; `name` is what an error calls it.
+
+    Tensors and plain values alone are read (`weights_only` of torch.load): no code in a file ever runs.
+
+    Raises:
+        UserError: it is damaged, or holds something else.
+    """
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch says in a dozen ways that a file is not what it should be
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{name}: is damaged or no state file ({first[:120]}); take another copy of it") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{name}: holds a {type(state).__name__} and no state; take a file that a training has kept")
+    return state
+
+
+def classifier_with(recipe: Recipe, weights: Mapping[str, Tensor], name: str = "weights") -> Classifier:
+    """A recipe's network with such weights, in evaluation mode on the CPU; its normalisation is among them.
+
+    Raises:
+        UserError: they are another network's.
+    """
+    each_pixel = (SIDE, SIDE) if recipe.normalisation == "per-pixel" else ()
+    classifier = build(recipe.model, torch.zeros(each_pixel), torch.ones(each_pixel), recipe.test_time)
+    ours = {key: tuple(tensor.shape) for key, tensor in classifier.state_dict().items()}
+    theirs = {key: tuple(getattr(tensor, "shape", ())) for key, tensor in weights.items()}
+    if ours != theirs:
+        off = next(key for key in [*ours, *theirs] if ours.get(key) != theirs.get(key))
+        shapes = f"{off} is {_shape(theirs.get(off))} there and {_shape(ours.get(off))} in {recipe.label}"
+        raise UserError(f"{name}: are the weights of another network ({shapes}); give the recipe they belong to")
+    classifier.load_state_dict(weights)
+    return classifier.eval()
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else "x".join(map(str, shape)) or "a number"

@@ -1,0 +1,1 @@
+"""What a user can do: run a study, train, promote, reproduce, clean up."""

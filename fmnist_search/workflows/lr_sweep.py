@@ -1,0 +1,109 @@
+"""The same networks trained at several learning rates: which they bear, and which they like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fmnist_search.errors import UserError
+from fmnist_search.models.classifier import check
+from fmnist_search.recipe.hyperparameters import hyperparameters
+from fmnist_search.recipe.recipe import Optimizer, Recipe, short_text
+from fmnist_search.reporting.style import as_png
+from fmnist_search.reporting.training_plots import sweep_figure
+from fmnist_search.results.study import Listener, RateResult, spread_text
+from fmnist_search.training.autotune import resolve_execution
+from fmnist_search.workflows.single_training import workshop
+from fmnist_search.workspace import Home
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RATE = "optimizer.learning_rate"
+PICTURE_FILE = "sweep.png"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What came of it, in the order of networks and rates, and the picture, which the run holds too."""
+
+    rates: tuple[RateResult, ...]
+    figure: Figure
+    run_id: str
+
+
+def sweep_learning_rate(
+    recipes: Mapping[str, Recipe],
+    factors: Sequence[float],
+    seeds: int,
+    *,
+    tracking_uri: str | None = None,
+    workdir: str | None = None,
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    threads: int = 0,
+    engine: str = "plain",
+    workers: int | str = "auto",
+    experiment: str = "fmnist-search",
+    listener: Listener | None = None,
+) -> Sweep:
+    """Train each recipe, by its name, at so many times its learning rate, from its seed and those that follow.
+
+    All run side by side, each in a run of its own below a common one, which holds a table and one picture.
+
+    Raises:
+        UserError: a rate out of bounds, no validation images, a network that cannot be built, no images, no such
+            device, or a store out of reach.
+    """
+    for name, recipe in recipes.items():
+        check(recipe.model)
+        if not recipe.data.validation:
+            raise UserError(f"data.validation: {name} holds no images back, and a sweep judges on them; give some")
+    wanted = [
+        (name, factor, recipe.replace({RATE: _rate(recipe, factor)}))
+        for name, recipe in recipes.items()
+        for factor in factors
+    ]
+    trainings = [
+        (f"{name} {factor:g}x seed {seed}", recipe.replace({"seed": seed}))
+        for name, factor, recipe in wanted
+        for seed in range(recipe.seed, recipe.seed + seeds)
+    ]
+    execution = resolve_execution(device, threads or 1, engine)
+    title = f"sweep-lr {', '.join(recipes)}"
+    home = Home.find(tracking_uri, workdir)
+    with (
+        workshop(home, data_dir, execution, experiment, listener) as shop,
+        shop.group(title, {"sweep": RATE}) as above,
+    ):
+        done = [result for result, _ in shop.several(trainings, above, workers)]
+        rates = tuple(
+            RateResult(name, factor, recipe.optimizer.learning_rate, tuple(done[at * seeds : (at + 1) * seeds]))
+            for at, (name, factor, recipe) in enumerate(wanted)
+        )
+        figure = sweep_figure(rates, title)
+        above.file(PICTURE_FILE, as_png(figure))
+        above.table("sweep.json", _columns(rates))
+    return Sweep(rates, figure, above.address)
+
+
+def _rate(recipe: Recipe, factor: float) -> float:
+    limit = hyperparameters(Optimizer, Optimizer.prefix)[RATE]
+    rate = recipe.optimizer.learning_rate * factor
+    try:
+        limit.parse(rate)
+    except UserError:
+        raise UserError(f"--factors {factor:g}: makes {RATE} {short_text(rate)}; {limit.expectation()}") from None
+    return rate
+
+
+def _columns(rates: Sequence[RateResult]) -> dict[str, list[object]]:
+    return {
+        "network": [rate.network for rate in rates],
+        "factor": [rate.factor for rate in rates],
+        "learning_rate": [rate.learning_rate for rate in rates],
+        "val_accuracy": [spread_text(rate.accuracies) if rate.accuracies else "-" for rate in rates],
+        "ended": [", ".join(sorted({result.state.value for result in rate.results})) for rate in rates],
+    }
