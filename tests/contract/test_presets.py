@@ -26,7 +26,7 @@ from fmnist_search.recipe.recipe import FAMILIES, INITIAL_WEIGHTS, Optimizer, Re
 from fmnist_search.reporting.model_summary import summarize
 from fmnist_search.training.engine import _fresh
 from fmnist_search.training.optim import make_optimizer
-from tests.strategies import recipes
+from tests.support.strategies import recipes
 
 RECIPES = Path(__file__).parents[2] / "studies" / "recipes"
 LARGE = 1_000_000

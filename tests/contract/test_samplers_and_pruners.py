@@ -1,0 +1,429 @@
+"""What every sampler and every pruner promises, alone and together, on a problem that takes no training."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import optuna
+import pytest
+
+from fmnist_search.config.conditional_space import size
+from fmnist_search.config.sections import (
+    Gp,
+    Halving,
+    Hyperband,
+    Median,
+    NoPruner,
+    OneEpoch,
+    Patience,
+    Percentile,
+    Pruner,
+    Random,
+    Sampler,
+    Tpe,
+)
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.errors import UserError
+from fmnist_search.recipe.recipe import Execution, Recipe
+from fmnist_search.results.study import EpochReport, State, TrialResult, TrialRow
+from fmnist_search.search.samplers import drawn_at_random
+from fmnist_search.search.storage import open_storage
+from fmnist_search.search.study_store import Conditions, Ledger
+from tests.support.studies import study
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+# Whoever adds a sampler or a pruner to the study file adds it here.
+SAMPLERS = [settings() for settings in get_args(get_args(Sampler)[0])]
+PRUNERS = [settings() for settings in get_args(get_args(Pruner)[0])]
+COMPARING = [settings for settings in PRUNERS if settings.name not in ("none", "patience", "one-epoch")]
+EPOCHS = 6
+TRIALS = 16
+
+every_sampler = pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda settings: settings.name)
+every_pruner = pytest.mark.parametrize("pruner", PRUNERS, ids=lambda settings: settings.name)
+every_comparing_pruner = pytest.mark.parametrize("pruner", COMPARING, ids=lambda settings: settings.name)
+
+SPACE: dict[str, Any] = {
+    "common": {
+        "batch_size": [64, 128, 256],
+        "label_smoothing": {"low": 0.0, "high": 0.5},
+        "optimizer": {"learning_rate": {"low": 1e-3, "high": 1e-1, "log": True}},
+    },
+    "cnn": {"depth": [1, 2, 3], "width_1": [8, 16], "width_2": [16, 32], "width_3": {"low": 32, "high": 64}},
+}
+FINITE = {
+    "common": {"batch_size": [64, 128], "label_smoothing": {"low": 0.0, "high": 0.2, "step": 0.1}},
+    "cnn": {"depth": [1, 2, 3], "width_2": [16, 32], "width_3": [32, 48, 64]},
+}
+
+
+def configured(sampler: Any, pruner: Any, seed: int = 1, trials: int = TRIALS) -> StudyConfig:
+    space = FINITE if sampler.name == "grid" else SPACE
+    budget = {"trials": trials, "epochs": EPOCHS}
+    tables = {
+        key: settings.model_dump(exclude_none=True) for key, settings in {"sampler": sampler, "pruner": pruner}.items()
+    }
+    return study(space, **tables, seed=seed, budget=budget)
+
+
+def opened(config: StudyConfig, storage: optuna.storages.BaseStorage | None = None) -> Ledger:
+    """The study of this storage, with strategies as fresh as after a restart."""
+    storage = storage or optuna.storages.InMemoryStorage()
+    found = optuna.create_study(storage=storage, study_name="toy", direction="maximize", load_if_exists=True)
+    ledger = Ledger(found, config)
+    ledger.conditions = Conditions(Execution(), "float32")
+    return ledger
+
+
+def quality(recipe: Recipe) -> float:
+    """A problem with one best learning rate, and a little to gain from width and depth."""
+    miss = math.log10(recipe.optimizer.learning_rate / 1e-2)
+    return 0.9 - 0.2 * miss**2 - 0.3 * recipe.label_smoothing + sum(recipe.model.widths) / 5000
+
+
+def curve(recipe: Recipe) -> list[float]:
+    """Learning curves that cross: deeper networks begin lower."""
+    depth = len(recipe.model.widths)
+    return [quality(recipe) * (1 - (0.1 + depth / 10) ** epoch) for epoch in range(1, EPOCHS + 1)]
+
+
+def play(ledger: Ledger, count: int, curve_of: Callable[[Recipe], list[float]] = curve) -> None:
+    """Run trials whose curves are known."""
+    for _ in range(count):
+        if ledger.is_exhausted:
+            return
+        trial, recipe = ledger.ask()
+        reports: list[EpochReport] = []
+        state = State.COMPLETED
+        for epoch, value in enumerate(curve_of(recipe), start=1):
+            reports.append(EpochReport(epoch, 1.0, value, 1.0, value, 0.01, 1.0))
+            if ledger.should_prune(trial, reports[-1]):
+                state = State.PRUNED
+                break
+        ledger.tell(trial, TrialResult(state, tuple(reports), float(len(reports))), "")
+
+
+@functools.cache
+def played_before(sampler: Any, pruner: Any) -> list[TrialRow]:
+    """A search that several tests look at."""
+    return played(sampler, pruner)
+
+
+def played(sampler: Any, pruner: Any, seed: int = 1, count: int = TRIALS) -> list[TrialRow]:
+    ledger = opened(configured(sampler, pruner, seed, count))
+    play(ledger, count)
+    return ledger.rows()
+
+
+# ------------------------------------------------------------------------------ every pair of them
+
+
+@every_pruner
+@every_sampler
+def test_one_seed_gives_one_search(sampler: Any, pruner: Any) -> None:
+    once, again = played_before(sampler, pruner), played(sampler, pruner)
+    assert once == again
+    assert len(once) == TRIALS
+
+
+@every_pruner
+@every_sampler
+def test_a_search_goes_on_after_a_restart_as_if_there_had_been_none(sampler: Any, pruner: Any) -> None:
+    storage = optuna.storages.InMemoryStorage()
+    config = configured(sampler, pruner)
+    for count in (4, 8, 4):  # once among the first draws, once when the sampler has begun to learn
+        play(opened(config, storage), count)
+    assert opened(config, storage).rows() == played_before(sampler, pruner)
+
+
+# ----------------------------------------------------------------------------------- every sampler
+
+
+@every_sampler
+def test_another_seed_gives_another_search(sampler: Any) -> None:
+    searches = [[row.recipe.key() for row in played(sampler, NoPruner(), seed, 5)] for seed in range(4)]
+    for one, other in itertools.combinations(searches, 2):
+        assert one != other
+
+
+@every_sampler
+def test_a_search_is_the_same_in_a_database(sampler: Any, tmp_path: Path) -> None:
+    ledger = opened(configured(sampler, Halving()), open_storage(f"sqlite:///{tmp_path / 'optuna.db'}"))
+    play(ledger, TRIALS)
+    assert ledger.rows() == played_before(sampler, Halving())
+
+
+@every_sampler
+def test_workers_that_start_together_do_not_draw_alike(sampler: Any) -> None:
+    # Each has a cold sampler of the same seed and takes the next trial before the others have ended.
+    storage = optuna.storages.InMemoryStorage()
+    config = configured(sampler, NoPruner())
+    keys = {opened(config, storage).ask()[1].key() for _ in range(6)}
+    assert len(keys) == 6
+
+
+@every_sampler
+def test_every_recipe_lies_in_the_space(sampler: Any) -> None:
+    for row in played_before(sampler, Halving()):
+        flat = row.recipe.flat()
+        for name, domain in configured(sampler, NoPruner()).space.domains("cnn").items():
+            assert flat[name] == 0 or domain.holds(flat[name])
+
+
+@pytest.mark.parametrize("sampler", [Tpe(), Gp()], ids=lambda settings: settings.name)
+def test_what_learns_beats_chance(sampler: Any) -> None:
+    values = [
+        statistics.fmean(row.value or 0.0 for seed in range(3) for row in played(one, NoPruner(), seed, 30)[15:])
+        for one in (sampler, Random())
+    ]
+    # Drawn at random, a value has a deviation of about 0.09 here, and each mean is one of 45.
+    assert values[0] > values[1] + 0.04
+
+
+def test_tpe_draws_at_random_until_it_has_its_startup_trials() -> None:
+    patient, eager = (played(Tpe(startup_trials=count), NoPruner(), 1, 12) for count in (10, 5))
+    assert patient[:5] == eager[:5]
+    assert patient[6:] != eager[6:]
+
+
+def test_tpe_learns_of_what_only_some_recipes_have() -> None:
+    # Here the third block's width decides, and only a third of the first recipes has one.
+    def by_third_width(recipe: Recipe) -> list[float]:
+        widths = recipe.model.widths
+        return [0.5 + (widths[2] / 200 if len(widths) > 2 else 0.0)] * EPOCHS
+
+    widths = []
+    for seed in range(3):
+        ledger = opened(configured(Tpe(), NoPruner(), seed, 60))
+        play(ledger, 50, by_third_width)
+        widths += [recipe.widths[2] for row in ledger.rows()[30:] if len((recipe := row.recipe.model).widths) > 2]
+    assert len(widths) > 40
+    assert statistics.fmean(widths) > 56  # at random it would be 48
+
+
+@every_sampler
+def test_what_a_sampler_leaves_to_chance_is_known(sampler: Any) -> None:
+    left = drawn_at_random(sampler, study(SPACE).space)
+    conditional = {"model.width_2", "model.width_3"}
+    choices = {"batch_size", "model.depth", "model.width_1"}
+    assert set(left) == {"gp": conditional, "cmaes": conditional | choices}.get(sampler.name, set())
+
+
+def test_a_grid_takes_every_recipe_once_and_then_says_so() -> None:
+    config = configured(next(s for s in SAMPLERS if s.name == "grid"), NoPruner())
+    count = size(config.space).recipes
+    assert count == 2 * 3 * (1 + 2 + 2 * 3)
+    ledger = opened(config)
+    play(ledger, 10 * count)
+    assert len(ledger.rows()) == count
+    assert len({row.recipe.key() for row in ledger.rows()}) == count
+    assert ledger.is_exhausted
+
+
+def test_a_grid_does_not_take_a_recipe_that_runs_or_failed() -> None:
+    config = configured(next(s for s in SAMPLERS if s.name == "grid"), NoPruner())
+    ledger = opened(config)
+    running = ledger.ask()[1].key()
+    trial, failed = ledger.ask()
+    ledger.tell(trial, TrialResult(State.FAILED, (), 0.0, reason="out of memory"), "")
+    play(ledger, 1000)
+    keys = [row.recipe.key() for row in ledger.rows()]
+    assert running not in keys
+    assert keys.count(failed.key()) == 1
+
+
+def test_strategies_are_made_and_asked_without_warnings() -> None:
+    code = (
+        "from tests.contract.test_samplers_and_pruners import PRUNERS, SAMPLERS, played\n"
+        "for sampler in SAMPLERS:\n"
+        "    for pruner in PRUNERS[:1] if sampler.name != 'tpe' else PRUNERS:\n"
+        "        played(sampler, pruner, count=14)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
+# ------------------------------------------------------------------------------------ every pruner
+
+
+@every_comparing_pruner
+@every_sampler
+def test_nothing_is_pruned_after_its_last_epoch(sampler: Any, pruner: Any) -> None:
+    pruned = [row for row in played(sampler, pruner, 2, 30) if row.state is State.PRUNED]
+    assert all(row.epochs < EPOCHS for row in pruned)
+    assert pruned
+
+
+@pytest.mark.parametrize(
+    ("pruner", "rung"),
+    [
+        (Halving(), 2),
+        (Halving(min_epochs=1), 1),
+        (Halving(min_epochs=3), 3),
+        (Hyperband(min_epochs=2), 2),
+        (Median(), 1),
+        (Median(warmup_epochs=2), 3),
+        (Percentile(warmup_epochs=1), 2),
+        (Patience(epochs=1), 3),
+        (OneEpoch(epochs=2), 2),
+    ],
+    ids=repr,
+)
+def test_nothing_is_pruned_before_the_first_rung(pruner: Any, rung: int) -> None:
+    assert pruner.first_rung(EPOCHS) == rung
+    reached = race(pruner, [0.9 - number / 1000 for number in range(30)], falling=True)
+    assert min(reached) == rung
+
+
+def race(pruner: Any, levels: list[float], *, falling: bool = False) -> list[int]:
+    """The epochs that trials reach whose curves are flat or fall a little, one after another."""
+    upcoming = iter(levels)
+    ledger = opened(configured(Random(), pruner, trials=len(levels) + 1))
+
+    def next_curve(_: Recipe) -> list[float]:
+        level = next(upcoming)
+        return [level - falling * epoch / 10_000 for epoch in range(EPOCHS)]
+
+    play(ledger, len(levels), next_curve)
+    return [row.epochs for row in ledger.rows()]
+
+
+SPARED = 7
+# Halving counts the trial that it is asked about, the others those that have completed before it.
+SPARING = pytest.mark.parametrize(
+    "pruner",
+    [
+        Halving(min_epochs=1, startup_trials=SPARED + 1),
+        Median(startup_trials=SPARED),
+        Percentile(startup_trials=SPARED),
+    ],
+    ids=lambda settings: settings.name,
+)
+
+
+@SPARING
+def test_the_first_are_spared_however_bad_they_are(pruner: Any) -> None:
+    falling = [0.9 - number / 1000 for number in range(30)]
+    assert race(pruner, falling) == [EPOCHS] * SPARED + [1] * (30 - SPARED)
+
+
+@every_comparing_pruner
+def test_what_is_better_than_all_before_it_is_never_pruned(pruner: Any) -> None:
+    assert race(pruner, [0.5 + number / 1000 for number in range(30)]) == [EPOCHS] * 30
+
+
+@SPARING
+def test_a_good_trial_among_bad_ones_trains_to_its_end(pruner: Any) -> None:
+    levels = [0.8 + number / 1000 if number % 4 == 0 else 0.3 - number / 1000 for number in range(24)]
+    reached = race(pruner, levels)
+    assert set(reached[::4]) == {EPOCHS}
+    assert {reached[number] for number in range(SPARED + 1, 24) if number % 4} == {1}
+
+
+def test_hyperband_gives_some_trials_more_time_than_others() -> None:
+    reached = race(Hyperband(min_epochs=1), [0.9 - number / 1000 for number in range(40)])
+    assert set(reached) == {1, 3, EPOCHS}  # the first rungs of its two brackets, and the first trial of each
+    assert reached.count(EPOCHS) == 2
+
+
+def test_patience_ends_what_does_not_improve_whatever_the_others_do() -> None:
+    assert race(Patience(epochs=1), [0.9, 0.5], falling=True) == [3, 3]
+    assert race(Patience(epochs=1, min_delta=0.5), [0.9, 0.5], falling=True) == [EPOCHS] * 2
+
+
+def test_without_a_pruner_every_trial_trains_to_its_end() -> None:
+    assert race(NoPruner(), [0.9 - number / 1000 for number in range(30)]) == [EPOCHS] * 30
+
+
+# ------------------------------------------------------------------------------- the one-epoch rule
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_the_best_candidates_are_trained_in_full_the_best_first(epochs: int) -> None:
+    rows = played(Random(), OneEpoch(survivors=3, epochs=epochs))
+    candidates, survivors = rows[: TRIALS - 3], rows[TRIALS - 3 :]
+    assert all((row.state, row.epochs) == (State.PRUNED, epochs) for row in candidates)
+    assert all((row.state, row.epochs) == (State.COMPLETED, EPOCHS) for row in survivors)
+    best = sorted(candidates, key=lambda row: -(row.value or 0.0))[:3]
+    assert [row.recipe for row in survivors] == [row.recipe for row in best]  # their seeds too
+
+
+def test_a_larger_budget_brings_more_candidates_before_other_survivors() -> None:
+    storage = optuna.storages.InMemoryStorage()
+    play(opened(configured(Random(), OneEpoch(survivors=2), trials=10), storage), 10)
+    ledger = opened(configured(Random(), OneEpoch(survivors=2), trials=20), storage)
+    play(ledger, 10)
+    states = [row.state for row in ledger.rows()]
+    assert states == ([State.PRUNED] * 8 + [State.COMPLETED] * 2) * 2
+
+
+def test_a_grid_that_is_used_up_has_its_survivors_all_the_same() -> None:
+    grid = next(s for s in SAMPLERS if s.name == "grid")
+    config = configured(grid, OneEpoch(survivors=3), trials=1000)
+    count = size(config.space).recipes
+    ledger = opened(config)
+    play(ledger, count + 3)
+    assert [row.state for row in ledger.rows()] == [State.PRUNED] * count + [State.COMPLETED] * 3
+
+
+# ------------------------------------------------------------------------------- what does not fit
+
+ENDLESS = {"common": {"optimizer": {"learning_rate": {"low": 1e-3, "high": 1e-1}}}}
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        (
+            {"sampler": "grid", "space": ENDLESS},
+            "space.common.optimizer.learning_rate: a grid has no end of it; give a list or a step",
+        ),
+        (
+            {"sampler": "grid", "space": {"cnn": {f"width_{n}": {"low": 1, "high": 100} for n in (1, 2, 3)}}},
+            "sampler: a grid of 1,000,000 recipes; narrow the space to 10,000 at most, or take another sampler",
+        ),
+        (
+            {"sampler": "cmaes", "space": {"cnn": {"depth": [1, 2]}}},
+            "sampler: 'cmaes' moves along ranges that every recipe has, and this space holds none; give one as "
+            "{ low = .., high = .. }, or take 'tpe'",
+        ),
+        (
+            {"pruner": {"name": "halving", "min_epochs": 6}},
+            "pruner: 'halving' first looks at a trial after epoch 6, and budget.epochs = 6 is the last; look earlier, "
+            "train longer, or take the pruner 'none'",
+        ),
+        (
+            {"pruner": {"name": "patience", "epochs": 4}},
+            "pruner: 'patience' first looks at a trial after epoch 6, and budget.epochs = 6 is the last; look earlier, "
+            "train longer, or take the pruner 'none'",
+        ),
+        (
+            {"pruner": "one-epoch", "budget": {"minutes": 5, "epochs": 6}},
+            "pruner: 'one-epoch' must know how many candidates there are; give budget.trials",
+        ),
+        (
+            {"pruner": {"name": "one-epoch", "survivors": 30}},
+            "pruner.survivors: 30 of budget.trials = 16 leave no candidates to choose from; give more trials or fewer "
+            "survivors",
+        ),
+        (
+            {"budget": {"trials": 5, "target": 92.0}},
+            "budget.target: 92 is no accuracy, which lies between 0 and 1; 92 % is 0.92",
+        ),
+        ({"budget": {"epochs": 3}}, "budget: a study needs an end; give trials, minutes or both"),
+    ],
+)
+def test_what_does_not_fit_is_one_clear_line(tables: dict[str, Any], message: str) -> None:
+    whole = {"budget": {"trials": TRIALS, "epochs": EPOCHS}, "space": SPACE, **tables}
+    with pytest.raises(UserError) as caught:
+        study(**whole)
+    assert caught.value.lines == (message,)

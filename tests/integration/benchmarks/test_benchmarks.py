@@ -1,0 +1,374 @@
+"""The benchmarks of speed: both ways do the same work, the commands run, and the pages say what was measured."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from benchmarks import reference, report, study, throughput, time_to_accuracy, tutorial
+from benchmarks.measure import RESULTS, Figure, Result, alternate
+from fmnist_search.data.loading import Images, Source, prepare, read_test_set
+from fmnist_search.models.classifier import build
+from fmnist_search.models.presets import PRESETS
+from fmnist_search.recipe.recipe import Data, Recipe
+from fmnist_search.training.autotune import resolve_execution
+from fmnist_search.training.engine import batch_sizes, fit
+from fmnist_search.training.evaluation import evaluate
+
+ROOT = Path(__file__).parents[3]
+HEAVY = ("mlflow", "optuna", "typer", "pydantic", "platformdirs", "rich", "matplotlib", "sqlalchemy")
+
+MINI = """
+name = "mini"
+question = "Does it run?"
+[data]
+train_images = 300
+validation = 300
+[budget]
+trials = 2
+epochs = 1
+[space.common]
+batch_size = [100]
+optimizer.learning_rate = { low = 3e-3, high = 3e-2, log = true }
+[space.cnn]
+depth = [1, 2]
+width_1 = [4, 8]
+"""
+
+Bench = Callable[..., str]
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Bench:
+    """A benchmark by its command line, within this process; what it prints."""
+
+    def run(module: ModuleType, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        module.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(source: Source) -> Iterator[Path]:
+    with tutorial.torchvision_folder(source) as folder:
+        yield folder
+
+
+# --------------------------------------------------------------------------------- the same work
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [*throughput.NETWORKS.values(), {"model.depth": 4, "model.kernel_1": 5, "model.pool_size": 3}],
+    ids=[*throughput.NETWORKS, "other kernels and pools"],
+)
+@torch.no_grad()
+def test_the_tutorial_trains_the_same_network(changes: dict[str, object], images: Images) -> None:
+    model = Recipe().replace({"model.depth": 3, **changes} if "model.family" not in changes else changes).model
+    ours = build(model).network
+    theirs = tutorial.network(model)
+    state = zip(theirs.state_dict(), ours.state_dict().values(), strict=True)
+    theirs.load_state_dict(dict(state))
+    pixels = images.train.pixels[:32, None] / 255
+    for mode in (True, False):
+        torch.testing.assert_close(theirs.train(mode)(pixels), ours.train(mode)(pixels), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [64, 100, 128])
+def test_both_ways_take_the_same_images_in_the_same_number_of_steps(
+    batch_size: int, source: Source, folder: Path
+) -> None:
+    data = Data(train_images=1_000, validation=1_000)
+    ours, theirs = prepare(data, source), tutorial.training_set(folder, data)
+    batches = tutorial.batches(theirs, batch_size, 0, "cpu", shuffle=True)
+    assert len(batches) == len(batch_sizes(len(ours.train), batch_size))
+    for place in (0, 500, 999):
+        pixels, label = theirs[place]
+        assert torch.equal((pixels[0] * 255).round().byte(), ours.train.pixels[place])
+        assert label == ours.train.labels[place]
+
+
+def test_both_ways_augment_alike_and_never_what_judges(folder: Path) -> None:
+    recipe = throughput.Case("tiny", 128, augmented=True).recipe("float32", **{"data.train_images": 200})
+    training = tutorial.training_set(folder, recipe.data, recipe.augmentation)
+    assert not torch.equal(torch.stack([training[0][0] for _ in range(8)]).std(0), torch.zeros(1, 28, 28))
+    judging = tutorial.validation_set(folder, Data(validation=100))
+    assert torch.equal(judging[0][0], judging[0][0])
+
+
+# ----------------------------------------------------------------------------------- the commands
+
+
+def test_throughput_measures_training_and_validation(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(throughput, "VALIDATION", 300)
+    options = ("--rounds", 2, "--seconds", 0.01, "--workers", 0, "--device", "cpu")
+    text = bench(throughput, "--only", "tiny, batch size 128", *options, "--save", tmp_path, "--json")
+    (path,) = tmp_path.iterdir()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d-throughput-cpu.json", path.name)
+    saved = Result.from_json(path.read_text())
+    assert saved == Result.from_json(text)
+    assert all(len(figure.ours) == len(figure.theirs) == 2 for figure in saved.figures)
+    assert str(tmp_path) not in text
+    assert saved.command.startswith("python -m benchmarks.throughput --only")
+    assert "validation, standard" in bench(throughput, "--only", "validation", "--rounds", 1, "--workers", 0)
+
+
+def test_time_to_accuracy_says_how_far_a_training_came(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time_to_accuracy, "TUTORIAL_PATIENCE", 1)
+    short = ("--set", "epochs=1", "--set", "data.train_images=300", "--device", "cpu", "--workers", 0)
+    found = json.loads(bench(time_to_accuracy, *short, "--set", "model.width_1=8", "--tutorial", "--json"))
+    assert found["figures"] == []
+    assert re.search(r"ours \d+\.\d+% after 1 epochs", found["remarks"][0])
+    assert re.search(r"tutorial \d+\.\d+% after 1 epochs", found["remarks"][1])
+
+
+def test_time_to_accuracy_stops_at_the_target(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time_to_accuracy, "RECIPES", {5: {"epochs": 9, "data.train_images": 300}})
+    found = json.loads(bench(time_to_accuracy, "--device", "cpu", "--seeds", 2, "--json"))
+    assert "after 1 epochs" in found["remarks"][0]
+    alone, judged = found["figures"]
+    assert all(0 < a < b for a, b in zip(alone["ours"], judged["ours"], strict=True))
+
+
+def test_reference_trains_a_preset_from_every_seed_and_keeps_what_it_reached(bench: Bench, tmp_path: Path) -> None:
+    short = ("--preset", "tiny-conv", "simple-cnn", "--seeds", 2, "--epochs-limit", 2, "--set", "data.train_images=500")
+    text = bench(reference, *short, "--device", "cpu", "--workers", 1, "--save", tmp_path, "--json")
+    saved = {result.subject: result for result in reference.latest(tmp_path)}
+    assert [json.loads(result.to_json()) for result in saved.values()] == json.loads(text)
+    assert saved.keys() == {"tiny-conv-data-train-images-500", "simple-cnn-data-train-images-500"}
+    for name, validation in (("tiny-conv", 0), ("simple-cnn", 12_000)):
+        result = saved[f"{name}-data-train-images-500"]
+        assert result.settings["seeds"] == [0, 1]
+        recipe = Recipe().replace(result.settings["recipe"])
+        assert recipe.model == PRESETS[name].recipe.model
+        assert (recipe.epochs, recipe.data.validation, recipe.precision) == (2, validation, "float32")
+        figures = {figure.what: figure.ours for figure in result.figures}
+        assert all(len(samples) == 2 for samples in figures.values())
+        assert all(5 < accuracy < 100 for accuracy in figures["test accuracy"])
+        assert ("validation accuracy" in figures) == bool(validation)
+        assert result.command.startswith("python -m benchmarks.reference --preset tiny-conv")
+
+
+def test_reference_judges_the_weights_of_the_last_epoch_on_the_test_images(bench: Bench, source: Source) -> None:
+    changes = {"data.train_images": 500, "data.validation": 0, "epochs": 2}
+    recipe = PRESETS["logistic"].recipe.replace(changes)
+    (*_, last) = fit(recipe, prepare(recipe.data, source), resolve_execution("cpu", threads=1))
+    expected = evaluate(last.classifier, read_test_set("fashion-mnist", source))
+    short = ("--preset", "logistic", "--seeds", 1, "--epochs-limit", 2, "--set", "data.train_images=500")
+    (found,) = json.loads(bench(reference, *short, "--device", "cpu", "--workers", 1, "--json"))
+    figures = {figure["what"]: figure["ours"] for figure in found["figures"]}
+    assert figures["test accuracy"] == [pytest.approx(100 * expected.accuracy)]
+    assert figures["test loss"] == [pytest.approx(expected.loss)]
+
+
+def test_reference_takes_every_training_image_unless_the_author_held_some_back() -> None:
+    held_back = {name: reference.as_published(preset).data.validation for name, preset in PRESETS.items()}
+    assert {name for name, count in held_back.items() if count} == {"mlp-512", "simple-cnn"}
+    assert held_back["mlp-512"] == 12_000
+
+
+def test_what_reference_has_trained_outlives_an_interruption(tmp_path: Path) -> None:
+    settings = ["--set", "data.train_images=5000", "--device", "cpu", "--save", str(tmp_path)]
+    few = ["--preset", "logistic", "simple-cnn", "--seeds", "1", "--workers", "1"]
+    command = [sys.executable, "-m", "benchmarks.reference", *few, *settings]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        assert process.stderr.readline().startswith("logistic seed 0")
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline().startswith("interrupted: what is trained by now counts")
+        table = process.stdout.read()
+    assert process.returncode == 130
+    (result,) = reference.latest(tmp_path)
+    assert result.settings["preset"] == "logistic"
+    assert table == reference.table([result])
+
+
+def test_a_changed_hyperparameter_is_said_and_counts(bench: Bench) -> None:
+    short = ("--preset", "logistic", "--seeds", 1, "--epochs-limit", 1, "--set", "data.train_images=500", "--json")
+    authors, changed = (
+        json.loads(bench(reference, *short, "--device", "cpu", "--workers", 1, *more))[0]
+        for more in ((), ("--set", "normalisation=unit"))
+    )
+    assert changed["settings"]["changes"] == {"data.train_images": 500, "normalisation": "unit"}
+    assert changed["figures"][0]["ours"] != authors["figures"][0]["ours"]
+
+
+def test_a_training_that_diverges_counts_for_nothing_and_is_said(bench: Bench, tmp_path: Path) -> None:
+    wild = ("--set", "optimizer.learning_rate=100", "--set", "data.train_images=500", "--set", "normalisation=global")
+    options = ("--preset", "mlp-512", "--seeds", 1, "--epochs-limit", 9, "--device", "cpu", "--workers", 1)
+    assert json.loads(bench(reference, *options, *wild, "--json", "--save", tmp_path)) == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_tutorial_alone_is_a_command(bench: Bench) -> None:
+    text = bench(tutorial, "--epochs", 1, "--images", 300, "--validation", 300)
+    assert "validation accuracy" in text
+    assert "n=1" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("end", "ways"),
+    [(("--trials", 2), 2), (("--seconds", 1), 2), (("--trials", 2, "--alone"), 1)],
+    ids=["same trials", "same time", "alone"],
+)
+def test_a_study_runs_both_ways_or_alone_and_is_read_from_their_stores(
+    bench: Bench, tmp_path: Path, end: tuple[object, ...], ways: int
+) -> None:
+    (tmp_path / "mini.toml").write_text(MINI)
+    found = json.loads(bench(study, tmp_path / "mini.toml", *end, "--rounds", 1, "--json"))
+    values = {row["what"].split(", ")[1]: (*row["ours"], *row["theirs"]) for row in found["figures"]}
+    assert all(len(samples) == ways for samples in values.values())
+    assert all(0 < share < 100 for share in values["wall time in which nothing trained"])
+    assert all(50 < megabytes < 20_000 for megabytes in values["peak memory"])
+    assert all(5 < accuracy < 100 for accuracy in values["best validation accuracy"])
+
+
+def test_the_measurements_of_the_engine_run_where_only_torch_is(folder: Path) -> None:
+    script = f"""
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {HEAVY}:
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Blocker())
+from benchmarks import reference, throughput, time_to_accuracy, tutorial
+sys.argv = ["", "--images", "300", "--validation", "300", "--epochs", "1", "--data-dir", {str(folder)!r}]
+tutorial.main()
+from benchmarks.ours import images_from
+from fmnist_search.errors import UserError
+try:
+    images_from(None)
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--data-dir: is needed where platformdirs is not installed" in done.stdout
+
+
+# --------------------------------------------------------------------------------- what is reported
+
+
+def test_ways_take_turns_and_their_first_sample_warms_up() -> None:
+    order: list[str] = []
+
+    def way(name: str) -> Iterator[float]:
+        for value in range(9):
+            order.append(name)
+            yield value
+
+    assert alternate({"a": way("a"), "b": way("b")}, 2) == {"a": (1, 2), "b": (1, 2)}
+    assert "".join(order) == "abab" + "ba"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "better", "median", "verdict"),
+    [
+        ((200.0, 220.0), (100.0, 100.0), "higher", 2.1, ""),
+        ((10.0, 10.0), (30.0, 20.0), "lower", 2.5, ""),
+        ((100.0, 150.0), (120.0, 100.0), "higher", 1.167, "machine too noisy to tell"),
+        ((100.0, 101.0), (101.0, 100.0), "higher", 1.0, "no difference"),
+        ((100.0,), (50.0,), "higher", 2.0, "measured once, so the spread is not known"),
+    ],
+)
+def test_a_ratio_says_whether_it_can_be_believed(
+    ours: tuple[float, ...], theirs: tuple[float, ...], better: str, median: float, verdict: str
+) -> None:
+    figure = Figure("x", "s", ours, theirs, better)
+    assert figure.ratio
+    assert figure.ratio.median == pytest.approx(median, abs=1e-3)
+    assert figure.verdict == verdict
+
+
+def test_the_time_in_which_something_trained_is_a_union() -> None:
+    assert study.covered([(5, 6), (0, 2), (1, 3), (1.5, 1.8)]) == 4
+
+
+def test_the_report_shows_the_latest_of_each_benchmark_subject_and_device(tmp_path: Path) -> None:
+    for date, device, seconds in (("2026-01-01", "cpu", 3.0), ("2026-01-02", "cpu", 2.0), ("2026-01-01", "gpu", 1.0)):
+        figures = (
+            Figure("the job", "s", (seconds,), (4.0,), "lower", headline=True),
+            Figure("a detail", "s", (seconds,)),
+        )
+        result = Result("study", "usual script", figures, {}, device, date=date, machine=f"a {device}")
+        (tmp_path / result.file_name).write_text(result.to_json())
+    alone = Result(
+        "study",
+        "usual script",
+        (Figure("alone", "s", (9.0,)),),
+        {},
+        subject="alone",
+        date="2026-01-03",
+        machine="a cpu",
+    )
+    (tmp_path / alone.file_name).write_text(alone.to_json())
+    (tmp_path / "2026-01-03-other.json").write_text("{}")
+    results = report.latest(tmp_path)
+    rows = report.table(results, headlines=True).splitlines()[2:]
+    assert [re.findall(r"\| (\S+) n=1 \| 4 n=1 \| (\S+) \| a (\w+) \| (\S+) \|", row) for row in rows] == [
+        [("2", "2x", "cpu", "2026-01-02")],
+        [("1", "4x", "gpu", "2026-01-01")],
+    ]
+    assert len(report.table(results, headlines=False).splitlines()) == 7
+    page = "before\n<!-- benchmarks -->\nold\n<!-- /benchmarks -->\nafter\n"
+    tables = {"benchmarks": "| a |\n"}
+    written = report.with_tables(page, tables)
+    assert written == "before\n<!-- benchmarks -->\n\n| a |\n\n<!-- /benchmarks -->\nafter\n"
+    assert report.with_tables(written, tables) == written
+
+
+def trained(preset: str, accuracies: tuple[float, ...], date: str, device: str = "cpu", **changes: object) -> Result:
+    """A result of the reference benchmark, as its file holds it."""
+    recipe = {name: value for name, value in PRESETS[preset].recipe.flat().items() if name != "seed"}
+    figures = tuple(
+        Figure(what, "", accuracies) for what in (reference.TEST, reference.LOSS, reference.TRAINING, reference.SECONDS)
+    )
+    settings = {"preset": preset, "changes": changes, "workers": 2, "recipe": recipe}
+    subject = "-".join([preset, *map(str, changes.values())])
+    machine, numbers = f"a {device}", {"python": "3", "torch": "2"}
+    return Result("reference", "author", figures, settings, device, (), subject, "the command", date, machine, numbers)
+
+
+def test_the_table_of_record_shows_the_latest_of_each_network_and_device(tmp_path: Path) -> None:
+    for result in (
+        trained("lenet", (90.0, 92.0), "2026-01-02"),
+        trained("lenet", (50.0,), "2026-01-01"),
+        trained("lenet", (93.0,), "2026-01-01", device="gpu"),
+        trained("lenet", (70.0,), "2026-01-03", normalisation="unit"),
+    ):
+        (tmp_path / result.file_name).write_text(result.to_json())
+    results = reference.latest(tmp_path)
+    assert report.latest(tmp_path) == []
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in reference.record(results).splitlines()[2:]]
+    lenets = [row for row in rows if row and row[0] == "`lenet`"]
+    assert [(row[2], row[9], row[10]) for row in lenets] == [
+        ("91.00 ± 1.41 (n=2)", "a cpu", "2026-01-02"),
+        ("93.00 (n=1)", "a gpu", "2026-01-01"),
+    ]
+    assert {row[0].strip("`") for row in rows if row} == PRESETS.keys()
+    assert sum("not measured yet" in row for row in rows) == len(PRESETS) - 1
+    changed = reference.variants(results)
+    assert "| `lenet`, normalisation unit | about 92, loss about 0.22 | 70.00 (n=1) |" in changed
+    assert "$ the command" in changed
+
+
+@pytest.mark.parametrize("page", report.pages(RESULTS), ids=lambda page: page.name)
+def test_the_pages_say_what_the_result_files_say(page: Path) -> None:
+    text, tables = page.read_text(), report.pages(RESULTS)[page]
+    assert all(f"<!-- {name} -->" in text for name in tables)
+    assert text == report.with_tables(text, tables)

@@ -1,0 +1,55 @@
+"""The examples of the docs run as they stand."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from tests.integration.conftest import Finished
+
+DOCS = Path(__file__).parents[3] / "docs"
+
+
+def examples(page: str, language: str) -> list[str]:
+    """The blocks of a page in a language."""
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+
+
+def test_the_python_examples_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    names: dict[str, object] = {}
+    blocks = examples("python-api.md", "python")
+    assert len(blocks) == 2
+    assert len(blocks[0].strip().splitlines()) <= 22
+    for block in blocks:
+        exec(block, names)
+    assert "cnn" in capsys.readouterr().out
+    assert (tmp_path / "mlflow.db").exists()
+
+
+def test_the_champion_loads_as_the_page_on_mlflow_says(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mlflow.set_tracking_uri(finished.tracking_uri)
+    (block,) = examples("mlflow.md", "python")
+    exec(block, {})
+    assert len(json.loads((tmp_path / "pixels.json").read_text())["inputs"]) == 2
+
+
+def test_mlflow_understands_the_searches_of_the_page(finished: Finished) -> None:
+    client = MlflowClient(finished.tracking_uri)
+    (block,) = examples("mlflow.md", "text")
+    searches = block.strip().splitlines()
+    found = {search: client.search_runs(["1"], search) for search in searches}
+    assert len(found["tags.study = 'quick' and tags.kind = 'trial'"]) == 0
+    assert len(client.search_runs(["1"], searches[0].replace("quick", "tiny"))) == 4
+    assert len(found["tags.kind = 'finalist' and metrics.\"test/accuracy\" > 0"]) == 1

@@ -1,0 +1,82 @@
+"""Studies for tests: a small one to vary, and hypothesis strategies for `[space]` tables as study files write them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from hypothesis import strategies as st
+
+from fmnist_search.config.space import NOT_SEARCHABLE
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.recipe.hyperparameters import Hyperparameter, hyperparameters
+from fmnist_search.recipe.recipe import FAMILIES, known_hyperparameters
+from tests.support.strategies import allowed
+
+SMALL_SPACE: dict[str, Any] = {
+    "common": {"batch_size": [64, 128], "optimizer": {"learning_rate": {"low": 1e-3, "high": 1e-1, "log": True}}},
+    "cnn": {"depth": [1, 2, 3], "width_1": [8, 16], "width_2": [16, 32], "width_3": [32, 64]},
+}
+
+
+def study(space: dict[str, Any] | None = None, **tables: Any) -> StudyConfig:
+    """A valid study with another space or other tables."""
+    whole = {"name": "small", "budget": {"trials": 20, "epochs": 3}, "space": space or SMALL_SPACE, **tables}
+    return StudyConfig.from_dict(whole)
+
+
+SHARED = {
+    name: spec
+    for name, spec in known_hyperparameters(FAMILIES["cnn"]).items()
+    if not name.startswith("model.") and name not in NOT_SEARCHABLE
+}
+# Every batch size of these fits into the images of a study that says nothing about them.
+SHARED["batch_size"] = dataclasses.replace(SHARED["batch_size"], high=1_000)
+
+
+@st.composite
+def space_tables(draw: st.DrawFn, largest: float = math.inf) -> dict[str, Any]:
+    """`[space]` tables over any families and hyperparameters, with pins, choices and ranges up to `largest`."""
+    families = draw(st.lists(st.sampled_from(sorted(FAMILIES)), min_size=1, unique=True))
+    tables = {"common": {"family": families, **draw(_domains(SHARED, largest))}}
+    for family in families:
+        own = {name.removeprefix("model."): spec for name, spec in hyperparameters(FAMILIES[family], "model.").items()}
+        tables[family] = draw(_domains(own, largest))
+    return tables
+
+
+def _domains(known: dict[str, Hyperparameter], largest: float) -> st.SearchStrategy[dict[str, Any]]:
+    names = st.lists(st.sampled_from(sorted(known)), max_size=6, unique=True)
+    return names.flatmap(lambda chosen: st.fixed_dictionaries({name: _domain(known[name], largest) for name in chosen}))
+
+
+def _domain(spec: Hyperparameter, largest: float) -> st.SearchStrategy[Any]:
+    values = _values(spec, largest)
+    several = st.lists(values, min_size=1, max_size=4, unique=True)
+    ranges = spec.choices is None and spec.kind in (int, float)
+    return st.one_of(values, several, _ranges(spec, largest)) if ranges else values | several
+
+
+def _values(spec: Hyperparameter, largest: float) -> st.SearchStrategy[Any]:
+    if spec.choices is None and spec.kind in (int, float) and largest < math.inf:
+        high = min(largest, largest if spec.high is None else spec.high)
+        if spec.kind is int:
+            return st.integers(int(spec.low or 0), int(high))
+        return st.floats(spec.low if spec.above is None else spec.above + 1e-6, high, allow_subnormal=False)
+    return allowed(spec)
+
+
+@st.composite
+def _ranges(draw: st.DrawFn, spec: Hyperparameter, largest: float) -> dict[str, Any]:
+    values = _values(spec, largest)
+    low, high = sorted(draw(st.tuples(values, values).filter(lambda pair: pair[0] != pair[1])))
+    table: dict[str, Any] = {"low": low, "high": high}
+    kind = draw(st.sampled_from(["plain", "log", "step"]))
+    if kind == "log" and low > 0:
+        table["log"] = True
+    elif kind == "step" and spec.kind is int:
+        step = draw(st.integers(1, min(8, high - low)))
+        # Optuna warns of a range that its steps do not fill.
+        table |= {"step": step, "high": high - (high - low) % step}
+    return table

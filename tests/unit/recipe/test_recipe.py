@@ -1,0 +1,362 @@
+"""A recipe keeps its promises: it survives being written down, and says in one line what is wrong with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fmnist_search.errors import UserError
+from fmnist_search.models.classifier import check
+from fmnist_search.models.cnn import Cnn
+from fmnist_search.models.mlp import Mlp
+from fmnist_search.recipe.recipe import (
+    FAMILIES,
+    Architecture,
+    Augmentation,
+    Data,
+    Optimizer,
+    Recipe,
+    in_use,
+    known_hyperparameters,
+    text_of,
+)
+from tests.support.strategies import allowed, recipes
+
+families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+
+
+def complaints(changes: dict[str, Any], recipe: Recipe | None = None) -> tuple[str, ...]:
+    """The lines that a user reads about such changes."""
+    with pytest.raises(UserError) as caught:
+        (recipe or Recipe()).replace(changes)
+    return caught.value.lines
+
+
+def attempt(changes: dict[str, Any]) -> Recipe | UserError:
+    """What comes of such changes, whichever it is."""
+    try:
+        return Recipe().replace(changes)
+    except UserError as error:
+        return error
+
+
+# ------------------------------------------------------------------------------------ round trips
+
+
+@settings(max_examples=60)
+@given(recipes())
+def test_a_recipe_comes_back_from_its_tables_as_it_was(recipe: Recipe) -> None:
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+@settings(max_examples=30)
+@given(recipes())
+def test_a_recipe_comes_back_from_json_as_it_was(recipe: Recipe) -> None:
+    again = Recipe.from_dict(json.loads(json.dumps(recipe.to_dict())))
+    assert again == recipe
+    assert again.key() == recipe.key()
+
+
+@settings(max_examples=60)
+@given(recipes(), recipes())
+def test_the_flat_form_of_one_recipe_turns_any_other_into_it(recipe: Recipe, other: Recipe) -> None:
+    assert other.replace(recipe.flat()) == recipe
+
+
+@settings(max_examples=30)
+@given(recipes())
+def test_the_flat_form_holds_every_hyperparameter_under_its_dotted_name(recipe: Recipe) -> None:
+    flat = recipe.flat()
+    assert flat.keys() == known_hyperparameters(type(recipe.model)).keys() | {"model.family"}
+    assert all(type(value) in (bool, int, float, str) for value in flat.values())
+
+
+@settings(max_examples=30)
+@given(recipes())
+def test_the_text_of_a_value_reads_back_equal(recipe: Recipe) -> None:
+    for value in recipe.flat().values():
+        read = {bool: {"true": True, "false": False}.get, int: int, float: float, str: str}[type(value)]
+        assert read(text_of(value)) == value
+
+
+def test_no_changes_give_the_same_recipe() -> None:
+    recipe = Recipe(model=Mlp(depth=1))
+    assert recipe.replace({}) == recipe
+    assert Recipe.from_dict({}) == Recipe()
+
+
+def test_a_recipe_cannot_be_changed_in_place() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Recipe().epochs = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", known_hyperparameters(Cnn))
+def test_an_old_recipe_without_a_newer_field_still_loads(name: str) -> None:
+    tables = Recipe(model=Cnn(norm="group", dropout=0.5), optimizer=Optimizer(name="sgd"), epochs=3).to_dict()
+    whole = Recipe.from_dict(tables)
+    table, _, field = name.rpartition(".")
+    del (tables[table] if table else tables)[field]
+    default = known_hyperparameters(Cnn)[name].default
+    assert Recipe.from_dict(tables) == whole.replace({name: default})
+
+
+def test_a_recipe_of_the_first_release_still_loads_and_asks_for_nothing_new() -> None:
+    old = {
+        "schema_version": 1,
+        "epochs": 3,
+        "keep": "val_loss",
+        "augmentation": {"shift": 2, "flip": 0.5, "erasing": 0.25},
+        "optimizer": {"name": "sgd", "learning_rate": 0.1, "clip_norm": 1.0},
+    }
+    recipe = Recipe.from_dict(old)
+    assert recipe.augmentation == Augmentation(shift=2, flip=0.5, erasing=0.25)
+    assert not recipe.augmentation.mixes
+    assert (recipe.augmentation.rotation, recipe.optimizer.penalty, recipe.patience) == (0.0, 0.0, 0)
+    assert (recipe.normalisation, recipe.test_time) == ("global", "none")
+
+
+# -------------------------------------------------------------------------------------------- key
+
+
+@settings(max_examples=40)
+@given(recipes(), st.integers(0, 2**31))
+def test_the_key_ignores_the_seed(recipe: Recipe, seed: int) -> None:
+    assert recipe.replace({"seed": seed}).key() == recipe.key()
+
+
+DEEP = Recipe(model=Cnn(depth=5), data=Data(validation=1), batch_size=2)
+"""Every width and kernel is there, and fewer images fit too."""
+
+
+@pytest.mark.parametrize("name", sorted(known_hyperparameters(Cnn).keys() - {"seed", "schema_version"}))
+@settings(max_examples=5)
+@given(data=st.data())
+def test_the_key_sees_every_other_change(name: str, data: st.DataObject) -> None:
+    other = DEEP.replace({name: data.draw(allowed(known_hyperparameters(Cnn)[name], largest=50_000))})
+    assert (other.key() == DEEP.key()) == (other == DEEP)
+
+
+@settings(max_examples=30)
+@given(recipes(), recipes())
+def test_recipes_share_a_key_only_where_they_are_equal_but_for_the_seed(one: Recipe, other: Recipe) -> None:
+    assert (one.key() == other.key()) == (one.replace({"seed": 0}) == other.replace({"seed": 0}))
+
+
+def test_the_split_seed_is_part_of_the_key() -> None:
+    assert Recipe().replace({"data.seed": 1}).key() != Recipe().key()
+
+
+def test_equal_recipes_have_equal_keys_even_where_zero_has_a_sign() -> None:
+    plain, signed = Recipe(), Recipe().replace({"model.dropout": -0.0})
+    assert plain == signed
+    assert plain.key() == signed.key()
+
+
+# --------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model.kernel_1": 4}, ["model.kernel_1", "4", "3, 5, 7"]),
+        ({"optimizer.learning_rate": 0.0}, ["optimizer.learning_rate", "0.0", "above 0"]),
+        ({"optimizer.learning_rate": -1}, ["optimizer.learning_rate", "-1", "above 0"]),
+        ({"optimizer.learning_rate": math.nan}, ["optimizer.learning_rate", "nan"]),
+        ({"optimizer.clip_norm": math.inf}, ["optimizer.clip_norm", "inf"]),
+        ({"optimizer.name": "lion"}, ["optimizer.name", "lion", "sgd, adam, adamw"]),
+        ({"data.train_images": 100, "data.validation": 0}, ["batch_size", "128", "100"]),
+        ({"data.train_images": 50_000}, ["data.train_images", "50000", "49152"]),
+        ({"data.train_images": 99}, ["data.train_images", "99", "at least 100"]),
+        ({"data.validation": 60_000}, ["data.validation", "60000", "59900"]),
+        ({"epochs": "three"}, ["epochs", "three", "whole number"]),
+        ({"epochs": 2.5}, ["epochs", "2.5", "whole number"]),
+        ({"epochs": True}, ["epochs", "True", "whole number"]),
+        ({"epochs": None}, ["epochs", "None", "whole number"]),
+        ({"epochs": [1]}, ["epochs", "[1]", "whole number"]),
+        ({"epochs": 0}, ["epochs", "0", "at least 1"]),
+        ({"optimizer.nesterov": 1}, ["optimizer.nesterov", "1", "true or false"]),
+        ({"optimizer.learning_rate": "1e-3"}, ["optimizer.learning_rate", "1e-3", "number"]),
+        ({"model.dropout": 1.0}, ["model.dropout", "1.0", "at most 0.95"]),
+        ({"schema_version": 2}, ["schema_version", "2"]),
+        ({"augmentation.rotation": 181}, ["augmentation.rotation", "181", "at most 180"]),
+        ({"augmentation.mixup": -0.1}, ["augmentation.mixup", "-0.1", "at least 0"]),
+        ({"optimizer.penalty": -1}, ["optimizer.penalty", "-1", "at least 0"]),
+        ({"normalisation": "per pixel"}, ["normalisation", "global, per-pixel, unit"]),
+        ({"test_time": "turn"}, ["test_time", "none, flip, shift, flip+shift"]),
+        ({"patience": 3, "data.validation": 0}, ["patience", "3", "data.validation", "patience = 0"]),
+    ],
+)
+def test_one_mistake_gives_one_line_with_field_value_and_remedy(changes: dict[str, Any], says: list[str]) -> None:
+    (line,) = complaints(changes)
+    assert [word for word in says if word not in line] == []
+
+
+def test_several_mistakes_give_a_line_each() -> None:
+    lines = complaints({"model.kernel_2": 2, "epochs": 0, "optimizer.learning_rate": 0.0, "batchsize": 8})
+    assert sorted(line.partition(":")[0] for line in lines) == [
+        "batchsize",
+        "epochs",
+        "model.kernel_2",
+        "optimizer.learning_rate",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("optimizer.learning_rte", "optimizer.learning_rate"),
+        ("batchsize", "batch_size"),
+        ("model.dropuot", "model.dropout"),
+        ("data.trian_images", "data.train_images"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest_known_one(wrong: str, right: str) -> None:
+    (line,) = complaints({wrong: 1})
+    assert line.startswith(f"{wrong}: ")
+    assert repr(right) in line
+
+
+def test_an_unknown_name_in_the_tables_is_a_mistake_too() -> None:
+    with pytest.raises(UserError, match=r"optimizer\.lr: unknown"):
+        Recipe.from_dict({"optimizer": {"lr": 0.1}})
+
+
+def test_an_unknown_family_is_answered_with_the_known_ones() -> None:
+    assert "'cnn'" in complaints({"model.family": "cnnn"})[0]
+    assert "cnn" in complaints({"model.family": 7})[0]
+
+
+def test_a_field_of_another_family_is_unknown() -> None:
+    (line,) = complaints({"model.family": "mlp", "model.norm": "batch"})
+    assert line.startswith("model.norm: unknown")
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_any_scalar_either_fits_or_is_refused_by_name(data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(known_hyperparameters(Cnn))))
+    value = data.draw(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(10**400))
+    answer = attempt({name: value})
+    if isinstance(answer, UserError):
+        # A good value may still be too few images for the default batch.
+        assert [line for line in answer.lines if not line.startswith((f"{name}: ", "batch_size: "))] == []
+    else:
+        assert Recipe.from_dict(answer.to_dict()) == answer
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**80))
+def test_a_seed_that_a_recipe_takes_torch_takes_too(seed: int) -> None:
+    answer = attempt({"seed": seed})
+    if isinstance(answer, UserError):
+        assert str(answer).startswith("seed: ")
+    else:
+        torch.Generator().manual_seed(answer.seed)
+
+
+def test_tables_check_themselves_however_they_are_made() -> None:
+    with pytest.raises(UserError, match=r"optimizer\.learning_rate"):
+        Optimizer(learning_rate=0.0)
+    with pytest.raises(UserError, match=r"augmentation\.flip"):
+        Augmentation(flip=1.5)
+    with pytest.raises(UserError, match=r"model\.depth"):
+        Cnn(depth=6)
+
+
+def test_a_whole_number_is_good_enough_where_a_number_is_asked() -> None:
+    rate = Recipe().replace({"optimizer.learning_rate": 1}).optimizer.learning_rate
+    assert rate == 1.0
+    assert type(rate) is float
+
+
+def test_validation_may_be_given_as_a_share_of_all_images() -> None:
+    assert Data(validation=0.2).validation == 12_000  # type: ignore[arg-type]
+    assert Recipe().replace({"data.validation": 0.5}).flat()["data.validation"] == 30_000
+    assert "share" in complaints({"data.validation": 1.0})[0]
+
+
+# --------------------------------------------------------------------------------------- families
+
+
+def test_the_default_network_is_a_cnn_32_64_128() -> None:
+    assert Recipe().label == "cnn 32-64-128"
+    assert Recipe().widths == "32-64-128"
+    assert Recipe(model=Mlp(depth=0)).label == "mlp"
+
+
+def test_another_family_starts_from_its_own_defaults_and_keeps_the_rest() -> None:
+    recipe = Recipe(model=Cnn(depth=5, dropout=0.5), optimizer=Optimizer(name="sgd"), epochs=4)
+    other = recipe.replace({"model.family": "mlp", "model.width": 64})
+    assert other.model == Mlp(width=64)
+    assert (other.optimizer, other.epochs) == (recipe.optimizer, recipe.epochs)
+
+
+@given(st.integers(1, 5), st.integers(1, 64), st.sampled_from([3, 5, 7]))
+def test_blocks_beyond_the_depth_of_a_cnn_are_zero(depth: int, width: int, kernel: int) -> None:
+    blocks = range(1, 6)
+    given_values = {f"width_{block}": width for block in blocks} | {f"kernel_{block}": kernel for block in blocks}
+    model = Cnn(depth=depth, **given_values)  # type: ignore[arg-type]
+    assert [getattr(model, f"width_{block}") for block in blocks] == [width] * depth + [0] * (5 - depth)
+    assert [getattr(model, f"kernel_{block}") for block in blocks] == [kernel] * depth + [0] * (5 - depth)
+    assert model.widths == (width,) * depth
+    assert model.kernels == (kernel,) * depth
+
+
+def test_a_raised_depth_gives_the_new_blocks_their_defaults() -> None:
+    shallow = Recipe(model=Cnn(depth=1, width_1=8, kernel_1=5))
+    deep = shallow.replace({"model.depth": 5})
+    assert deep.widths == "8-64-128-128-128"
+    assert deep.model == Cnn(depth=5, width_1=8, kernel_1=5)
+    assert deep.replace({"model.depth": 1}) == shallow
+
+
+@given(st.integers(1, 5), st.integers(2, 4))
+def test_a_cnn_that_pools_its_image_away_is_refused(depth: int, pool: int) -> None:
+    model = Cnn(depth=depth, pool_size=pool)
+    if 28 // pool ** (depth - 1):
+        check(model)
+    else:
+        with pytest.raises(UserError, match=rf"^model\.pool_size: .*{pool}.*model\.depth = \d") as caught:
+            check(model)
+        advice = int(str(caught.value).partition("model.depth = ")[2][0])
+        check(Cnn(depth=advice, pool_size=pool))
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "values", "used"),
+    [
+        ("model.width_3", Cnn, {"model.depth": 3}, True),
+        ("model.width_4", Cnn, {"model.depth": 3}, False),
+        ("model.kernel_2", Cnn, {"model.depth": 1}, False),
+        ("model.pool", Cnn, {"model.depth": 1}, False),
+        ("model.pool_size", Cnn, {"model.depth": 2}, True),
+        ("model.dropout", Cnn, {"model.depth": 1}, True),
+        ("model.width", Mlp, {"model.depth": 0}, False),
+        ("model.dropout", Mlp, {"model.depth": 0}, False),
+        ("model.depth", Mlp, {"model.depth": 0}, True),
+        ("model.width", Mlp, {"model.depth": 1}, True),
+        ("optimizer.nesterov", Cnn, {"optimizer.name": "sgd"}, True),
+        ("optimizer.nesterov", Cnn, {"optimizer.name": "adam"}, False),
+        ("schedule.warmup", Cnn, {"schedule.name": "one-cycle"}, True),
+        ("schedule.warmup", Cnn, {"schedule.name": "cosine"}, False),
+        ("batch_size", Mlp, {}, True),
+    ],
+)
+def test_a_hyperparameter_is_in_use_where_it_matters(
+    name: str, family: type[Architecture], values: dict[str, Any], used: bool
+) -> None:
+    assert in_use(name, family, values) is used
+
+
+@families
+def test_every_hyperparameter_says_what_it_means_and_allows_its_default(family: type[Architecture]) -> None:
+    for spec in known_hyperparameters(family).values():
+        assert spec.meaning
+        assert spec.parse(spec.default) == spec.default

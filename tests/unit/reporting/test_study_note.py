@@ -1,0 +1,300 @@
+"""Reports say what a study found, in Markdown that renders and pictures that can be read."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from fmnist_search.config.sections import Budget
+from fmnist_search.config.space import Choice, Domain, Pin, Range
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.recipe.recipe import Recipe, short_text
+from fmnist_search.reporting.study_note import (
+    LEADERS_SHOWN,
+    class_scores_csv,
+    leaderboard_columns,
+    leaderboard_csv,
+    study_note,
+)
+from fmnist_search.results.study import Champion, Confirmed, Ending, Importances, State, StudySummary, TrialRow
+from fmnist_search.search.suggest import searched
+from fmnist_search.training.evaluation import wilson
+from tests.support.trials import rows_of, shares_of
+
+STUDIES = Path(__file__).parents[3] / "studies"
+
+SEARCHED = ["model.depth", "optimizer.learning_rate", "batch_size"]
+SPACE = {"space.cnn.depth": "1, 2", "space.common.optimizer.learning_rate": "0.001 to 0.1, log"}
+
+
+def row(number: int, state: State = State.COMPLETED, value: float | None = 0.9, **changes: Any) -> TrialRow:
+    recipe = Recipe().replace({"seed": number, "optimizer.learning_rate": 0.123456789})
+    return dataclasses.replace(TrialRow(number, state, value, 3, recipe, seconds=30.0), **changes)
+
+
+def summary(*rows: TrialRow, champion: Champion | None = None) -> StudySummary:
+    return StudySummary("small", "Does it work?", rows, Ending.TRIALS, len(rows), 60.0, champion=champion)
+
+
+def tables(markdown: str) -> list[list[list[str]]]:
+    """The tables of a text, by rows and cells, without the line below the head."""
+    found: list[list[list[str]]] = []
+    before = ""
+    for line in markdown.splitlines():
+        if line.startswith("|"):
+            if not before.startswith("|"):
+                found.append([])
+            found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
+        before = line
+    for table in found:
+        assert set(table.pop(1)) == {"---"}
+        assert len({len(cells) for cells in table}) == 1
+    return found
+
+
+# -------------------------------------------------------------------------------------- the note
+
+
+def test_a_note_says_question_winner_leaders_space_and_next_command() -> None:
+    note = study_note(summary(row(0, value=0.8), row(1, value=0.91234)), SEARCHED, SPACE)
+    assert note.startswith("# small\n\nDoes it work?\n\n")
+    assert "**Best trial**: 1 (cnn 32-64-128), validation accuracy 91.23%." in note
+    assert "Trials: 2 completed, in 1.0 minutes of training." in note
+    leaders, space = tables(note)
+    assert leaders == [
+        ["trial", "network", "validation accuracy", "depth", "learning_rate", "batch_size"],
+        ["1", "cnn 32-64-128", "91.23%", "3", "0.1235", "128"],
+        ["0", "cnn 32-64-128", "80.00%", "3", "0.1235", "128"],
+    ]
+    assert space == [
+        ["hyperparameter", "domain", "trial 1, the best"],
+        ["`space.cnn.depth`", "1, 2", "3"],
+        ["`space.common.optimizer.learning_rate`", "0.001 to 0.1, log", "0.1235"],
+    ]
+    commands = ["    fmnist-search leaderboard small", "    fmnist-search promote small", "    fmnist-search ui"]
+    assert note.endswith("\n".join(commands) + "\n")
+
+
+def test_a_note_says_what_was_spent_of_what() -> None:
+    rows = (row(0), row(1, State.FAILED, None, epochs=0), row(2, duplicate_of=0), row(3, State.PRUNED, 0.1, epochs=1))
+    found = dataclasses.replace(summary(*rows), searched_seconds=90.0)
+    spent = tables(study_note(found, SEARCHED, SPACE, budget=Budget(trials=10, minutes=3)))[0]
+    assert spent == [
+        ["budget", "spent", "of"],
+        ["trials", "3", "10"],
+        ["epochs of all trials", "4", "no limit"],
+        ["minutes of searching", "1.5", "3"],
+        ["failed trials", "1", "10"],
+    ]
+
+
+def test_a_note_says_what_was_found_out_and_on_how_many_trials_that_rests() -> None:
+    found = dataclasses.replace(summary(row(0)), edges=("model.depth: the best 5 all take its largest value, 5",))
+    shares = {"optimizer.learning_rate": 0.6, "model.depth": 0.3, "batch_size": 0.1}
+    note = study_note(found, SEARCHED, SPACE, importances=Importances(shares, 12))
+    assert (
+        "## Found out\n\n- what decides, by PED-ANOVA over 12 completed trials: optimizer.learning_rate 60%, "
+        "model.depth 30%, batch_size 10%\n- model.depth: the best 5 all take its largest value, 5\n"
+    ) in note
+    assert "## Found out" not in study_note(summary(row(0)), SEARCHED, SPACE)
+
+
+@pytest.mark.parametrize(
+    ("domain", "value", "shown"),
+    [
+        (Range(1e-3, 1e-1, log=True), 1.1e-3, "0.0011 (lower end)"),
+        (Range(1e-3, 1e-1, log=True), 1e-2, "0.01"),
+        (Range(1e-3, 1e-1, log=True), 0.5, "0.5 (upper end)"),
+        (Choice((0.001, 0.01, 0.1)), 0.1, "0.1 (largest)"),
+        (Choice((0.001, 0.01, 0.1)), 0.001, "0.001 (smallest)"),
+        (Choice((0.001, 0.1)), 0.1, "0.1"),
+        (Pin(0.1), 0.1, "0.1"),
+        ("0.001 to 0.1", 0.1, "0.1"),
+    ],
+)
+def test_a_note_marks_the_winners_values_that_lie_at_an_end(domain: Domain | str, value: float, shown: str) -> None:
+    best = row(0, recipe=Recipe().replace({"optimizer.learning_rate": value}))
+    note = study_note(summary(best), SEARCHED, {"space.common.optimizer.learning_rate": domain})
+    assert tables(note)[-1][1] == ["`space.common.optimizer.learning_rate`", str(domain), shown]
+
+
+def test_the_space_shows_the_best_beside_the_chosen_and_a_dash_for_what_neither_has() -> None:
+    best = row(0, recipe=Recipe().replace({"model.depth": 2}))
+    chosen = Recipe().replace({"model.family": "mlp", "model.depth": 3})
+    champion = Champion(Confirmed(7, chosen, (0.9,)), chosen, wilson(9, 10), "m", "1", "champion")
+    space = {"space.common.family": "cnn, mlp", "space.cnn.width_3": "8, 16", "space.mlp.depth": "1 to 4"}
+    assert tables(study_note(summary(best, champion=champion), [], space))[-1] == [
+        ["hyperparameter", "domain", "trial 0, the best", "trial 7, chosen"],
+        ["`space.common.family`", "cnn, mlp", "cnn", "mlp"],
+        ["`space.cnn.width_3`", "8, 16", "-", "-"],
+        ["`space.mlp.depth`", "1 to 4", "-", "3"],
+    ]
+
+
+texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Cf", "Zl", "Zp")) | st.just("\n"))
+
+
+@given(texts | st.from_regex(r"[-#*+>|`_~0-9.)\[\]<>&\\ \na]{1,20}", fullmatch=True))
+def test_whatever_a_question_says_it_is_one_line_of_plain_text(question: str) -> None:
+    asked = dataclasses.replace(summary(row(0)), question=question)
+    blocks = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(study_note(asked, SEARCHED, SPACE))
+    inline = [block for block in blocks if block.type == "inline"]
+    expected = " ".join(question.split())
+    if expected:
+        assert (blocks[3].type, inline[1].content != "") == ("paragraph_open", True)
+        assert "".join(child.content for child in inline[1].children or []) == expected
+        assert {child.type for child in inline[1].children or []} == {"text"}
+    assert [block.tag for block in blocks if block.type == "heading_open"] == ["h1", "h2", "h2", "h2"]
+    assert sum(block.type == "table_open" for block in blocks) == 2
+
+
+@pytest.mark.parametrize("file", sorted(STUDIES.glob("*.toml")), ids=lambda file: file.stem)
+def test_a_note_of_each_study_of_ours_fits_where_mlflow_shows_it(file: Path) -> None:
+    config = StudyConfig.load(file)
+    rows = rows_of(config, 120)
+    names = searched(config.space)
+    champion = Champion(Confirmed(2, rows[2].recipe, (0.9,) * 5), rows[0].recipe, wilson(9, 10), "m", "1", "champion")
+    found = dataclasses.replace(summary(*rows, champion=champion), edges=("an edge of a hundred letters " * 4,) * 4)
+    note = study_note(found, names, dict(config.domains()), budget=config.budget, importances=shares_of(names, 60))
+    assert len(note) <= 7_500
+    tables(note)
+
+
+def test_a_note_of_a_study_without_results_says_so() -> None:
+    for rows in ((), (row(0, State.FAILED, None), row(1, State.PRUNED, 0.5), row(2, State.PRUNED, 0.6))):
+        note = study_note(summary(*rows), SEARCHED, SPACE)
+        assert "No trial has completed yet." in note
+        assert len(tables(note)) == 1
+    assert "Trials: 2 pruned, 1 failed, in " in note
+    assert "Trials: none, in " in study_note(summary(), SEARCHED, SPACE)
+
+
+@pytest.mark.parametrize("ending", Ending)
+def test_a_note_says_why_a_study_ended(ending: Ending) -> None:
+    ended = dataclasses.replace(summary(row(0)), ended_by=ending)
+    assert ending.value in study_note(ended, SEARCHED, SPACE).lower()
+
+
+def test_a_note_shows_the_best_ten() -> None:
+    note = study_note(summary(*(row(number, value=number / 100) for number in range(30))), SEARCHED, SPACE)
+    leaders = tables(note)[0][1:]
+    assert [cells[0] for cells in leaders] == [str(number) for number in range(29, 29 - LEADERS_SHOWN, -1)]
+
+
+def test_a_note_tells_of_the_champion_and_its_one_look_at_the_test_images() -> None:
+    chosen = row(4).recipe
+    champion = Champion(Confirmed(4, chosen, (0.9, 0.92)), chosen, wilson(9_000, 10_000), "m", "7", "challenger")
+    note = study_note(summary(row(4), champion=champion), SEARCHED, SPACE)
+    assert (
+        "**Chosen**: trial 4 (cnn 32-64-128), confirmed at 91.00% ± 1.41% (n = 2) on fresh seeds; 90.00% on the test "
+        "images (95 % interval 89.40% to 90.57%), looked at once. Its model was trained for 9 epochs on 49,152 images "
+        "of Fashion-MNIST, schedule constant. Registered as `m` version 7, alias `challenger`."
+    ) in note
+
+
+def test_a_hyperparameter_that_a_network_does_not_have_is_a_dash() -> None:
+    mlp = row(0, recipe=Recipe().replace({"model.family": "mlp"}))
+    note = study_note(summary(mlp), ["model.width", "model.kernel_1"], SPACE)
+    assert tables(note)[0][1] == ["0", "mlp 256-256", "90.00%", "256", "-"]
+
+
+@given(st.floats(-1e300, 1e300) | st.integers() | st.booleans())
+def test_a_short_text_reads_back_as_nearly_the_value(value: float | bool) -> None:
+    text = short_text(value)
+    if isinstance(value, bool):
+        assert text in ("true", "false")
+    elif isinstance(value, int):
+        assert int(text) == value
+    else:
+        assert len(text) <= 11
+        assert float(text) == pytest.approx(value, rel=1e-3)
+
+
+# ------------------------------------------------------------------------------------- the tables
+
+ENDED = (row(0, value=0.8), row(1, State.PRUNED, 0.85), row(2, value=0.9, parameters=99), row(3, duplicate_of=2))
+NAMES = ["model.depth", "optimizer.name", "optimizer.nesterov"]
+
+
+def test_the_leaderboard_has_completed_trials_first_and_its_numbers_are_numbers() -> None:
+    assert leaderboard_columns(ENDED, NAMES) == {
+        "rank": [1, 2, None],
+        "trial": [2, 0, 1],
+        "state": ["completed", "completed", "pruned"],
+        "val_accuracy": [0.9, 0.8, 0.85],
+        "network": ["cnn 32-64-128"] * 3,
+        "parameters": [99, None, None],
+        "epochs": [3, 3, 3],
+        "seconds": [30.0, 30.0, 30.0],
+        "model.depth": [3, 3, 3],
+        "optimizer.name": ["adamw"] * 3,
+        "optimizer.nesterov": [None] * 3,  # of sgd alone
+        "run_id": [None] * 3,
+    }
+
+
+def test_the_leaderboard_becomes_a_table_as_mlflow_makes_one_of_columns() -> None:
+    frame = pd.DataFrame(leaderboard_columns(ENDED, NAMES))
+    stored = json.loads(frame.to_json(orient="split"))
+    assert stored["data"][0] == [1, 2, "completed", 0.9, "cnn 32-64-128", 99, 3, 30.0, 3, "adamw", None, None]
+
+
+def test_the_leaderboard_as_csv_says_the_same() -> None:
+    head, *body = csv.reader(leaderboard_csv(ENDED, NAMES).splitlines())
+    columns = leaderboard_columns(ENDED, NAMES)
+    assert head == list(columns)
+    assert body[0] == ["1", "2", "completed", "0.9", "cnn 32-64-128", "99", "3", "30.0", "3", "adamw", "", ""]
+    assert len(body) == 3
+    assert leaderboard_csv((), NAMES).splitlines() == [",".join(columns)]
+
+
+def test_scores_of_classes_are_a_table_even_where_a_class_has_a_comma() -> None:
+    assert list(csv.reader(class_scores_csv([[3, 1], [0, 0]], ["a, b", "c"]).splitlines())) == [
+        ["class", "precision", "recall", "f1", "support"],
+        ["a, b", "1.0", "0.75", "0.8571", "4"],
+        ["c", "0.0", "0.0", "0.0", "0"],
+    ]
+
+
+# ------------------------------------------------------------------------------------ the summary
+
+
+def test_leaders_are_completed_trials_from_the_best_down_and_of_equals_the_earlier() -> None:
+    rows = [
+        row(0, value=0.8),
+        row(1, value=0.9),
+        row(2, State.PRUNED, 0.99),
+        row(3, value=0.9),
+        row(4, State.FAILED, 0.95),
+        row(5, value=0.9, duplicate_of=1),
+        row(6, value=0.0),
+    ]
+    found = summary(*rows)
+    assert [leader.number for leader in found.leaders] == [1, 3, 0, 6]
+    assert found.best == rows[1]
+    assert summary(rows[2]).best is None
+
+
+def test_a_trial_that_was_answered_from_an_earlier_one_does_not_count() -> None:
+    found = summary(
+        row(0), row(1, duplicate_of=0), row(2, State.PRUNED, 0.5), row(3, State.PRUNED, 0.5, duplicate_of=2)
+    )
+    assert {state: found.count(state) for state in State} == {
+        State.COMPLETED: 1,
+        State.PRUNED: 1,
+        State.FAILED: 0,
+        State.INTERRUPTED: 0,
+    }
+
+
+def test_a_single_seed_has_no_deviation() -> None:
+    assert str(Confirmed(0, Recipe(), (0.5,))) == "50.00% (n = 1)"

@@ -1,0 +1,117 @@
+"""Every picture is drawn whatever a study is like, and shows what it says it shows."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.collections import LineCollection
+
+from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.reporting.study_plots import study_figures
+from fmnist_search.results.study import State
+from tests.support.figures import drawn, texts
+from tests.support.studies import study
+from tests.support.trials import ENDINGS, rows_of, shares_of
+
+TWO_FAMILIES: dict[str, Any] = {
+    "common": {
+        "family": ["cnn", "mlp"],
+        "optimizer.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True},
+        "optimizer.name": ["sgd", "adamw"],
+        "optimizer.nesterov": [True, False],
+    },
+    "cnn": {"depth": [1, 2, 3], "width_3": [8, 16]},
+    "mlp": {"depth": {"low": 1, "high": 4}},
+}
+ONE_HYPERPARAMETER = {"common": {"optimizer.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True}}}
+IMPORTANT = ["optimizer.learning_rate", "model.depth", "batch_size"]
+
+
+@pytest.mark.parametrize("space", [None, TWO_FAMILIES, ONE_HYPERPARAMETER], ids=["one", "two families", "single"])
+@pytest.mark.parametrize("count", [0, 1, 2, 12])
+@pytest.mark.filterwarnings("error")
+def test_every_picture_of_every_study_is_drawn_and_says_who_entered(count: int, space: Any) -> None:
+    config = study(space)
+    pictures = study_figures(rows_of(config, count), config.space, shares_of(IMPORTANT, count))
+    for name, draw in pictures.items():
+        figure = draw()
+        drawn(figure)
+        assert "completed" in texts(figure), name
+    assert ("history" in pictures) == (count > 0)
+
+
+@pytest.mark.parametrize("ending", [State.PRUNED, State.FAILED, State.INTERRUPTED])
+@pytest.mark.filterwarnings("error")
+def test_studies_in_which_nothing_completed_are_drawn(ending: State) -> None:
+    config = study()
+    pictures = study_figures(rows_of(config, 12, [ending]), config.space)
+    assert "timeline" in pictures
+    for draw in pictures.values():
+        drawn(draw())
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_study_of_three_hundred_trials_is_drawn() -> None:
+    config = study()
+    pictures = study_figures(rows_of(config, 300), config.space, shares_of(IMPORTANT, 150))
+    assert len(pictures) == 9
+    for draw in pictures.values():
+        drawn(draw())
+
+
+@pytest.mark.filterwarnings("error")
+def test_trials_that_are_all_alike_are_drawn() -> None:
+    config = study()
+    (alike,) = rows_of(config, 1)
+    rows = [dataclasses.replace(alike, number=number) for number in range(5)]
+    for draw in study_figures(rows, config.space, shares_of(IMPORTANT, 5)).values():
+        drawn(draw())
+
+
+def test_the_same_study_gives_the_same_pictures() -> None:
+    config = study()
+    first, second = (study_figures(rows_of(config, 12), config.space)["slices"] for _ in range(2))
+    assert drawn(first()) == drawn(second())
+
+
+def test_drawing_leaves_the_style_of_others_alone() -> None:
+    config = study()
+    before = dict(matplotlib.rcParams)
+    drawn(study_figures(rows_of(config, 12), config.space)["history"]())
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_the_history_shows_every_value_and_the_best_so_far() -> None:
+    config = study()
+    rows = rows_of(config, 12)
+    axes = study_figures(rows, config.space)["history"]().axes[0]
+    shown = {tuple(point) for dots in axes.collections for point in np.round(np.asarray(dots.get_offsets()), 6)}
+    low = axes.get_ylim()[0]
+    for row in rows:
+        if row.state in (State.COMPLETED, State.PRUNED) and row.value is not None and row.value >= low:
+            assert (row.number, round(row.value, 6)) in shown
+    (best,) = axes.lines
+    assert np.asarray(best.get_ydata())[-1] == max(row.value or 0 for row in rows if row.state is State.COMPLETED)
+
+
+def test_parallel_coordinates_have_a_line_for_each_completed_trial() -> None:
+    config = study()
+    rows = rows_of(config, 24)
+    axes = study_figures(rows, config.space)["parallel_coordinates"]().axes[0]
+    (lines,) = (found for found in axes.collections if isinstance(found, LineCollection))
+    assert len(lines.get_segments()) == sum(row.state is State.COMPLETED for row in rows)
+    assert ENDINGS.count(State.COMPLETED) == 3
+    assert "none" in {text.get_text() for text in axes.texts}, "networks of fewer blocks have no third width"
+
+
+def test_recipes_of_old_studies_have_no_parameters_and_that_picture_is_left_out() -> None:
+    config = study()
+    rows = [dataclasses.replace(row, parameters=0) for row in rows_of(config, 12)]
+    pictures = study_figures(rows, config.space)
+    assert "accuracy_parameters" not in pictures
+    assert "accuracy_seconds" in pictures
+    assert Recipe().model.family == "cnn"
