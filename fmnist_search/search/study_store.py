@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import TrialState as OptunaState
 
 from fmnist_search.config.sections import OneEpoch
 from fmnist_search.config.space import Domain, Range
@@ -44,7 +44,7 @@ from fmnist_search.search.trial_attributes import (
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-STORED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+STORED = (OptunaState.COMPLETE, OptunaState.PRUNED, OptunaState.FAIL)
 
 CONFIG = "config"
 """Attribute of a study: its file, as it was resolved."""
@@ -188,7 +188,7 @@ class Ledger:
         """Whether a grid has no recipe left."""
         if not self._has_empty_grid() or self._next_survivor() is not None:
             return False
-        return not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        return not self._study.get_trials(deepcopy=False, states=(OptunaState.WAITING,))
 
     # ----------------------------------------------------------------------------- of its trials
 
@@ -237,7 +237,7 @@ class Ledger:
     def _queue_a_survivor(self) -> None:
         """Under the one-epoch rule: the last trials of the budget are the best candidates, with their seeds."""
         survivor = self._next_survivor()
-        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        waiting = self._study.get_trials(deepcopy=False, states=(OptunaState.WAITING,))
         if survivor is not None and not waiting:
             candidate = self._study.get_trials(deepcopy=False)[survivor.number]
             kept = {name: value for name, value in candidate.user_attrs.items() if name == GIVEN}
@@ -299,13 +299,13 @@ class Ledger:
         trial.set_user_attr(OUTCOME, outcome_of(result, run_id, overhead, comes_again=comes_again))
         if GIVEN in trial.user_attrs:
             # Optuna would take a trial without parameters for a sign that nothing is shared by all.
-            told = self._study.tell(trial, state=TrialState.FAIL)
+            told = self._study.tell(trial, state=OptunaState.FAIL)
         elif result.state is State.COMPLETED:
             told = self._study.tell(trial, result.value)
         elif result.state is State.PRUNED:
-            told = self._study.tell(trial, state=TrialState.PRUNED)
+            told = self._study.tell(trial, state=OptunaState.PRUNED)
         else:
-            told = self._study.tell(trial, state=TrialState.FAIL)
+            told = self._study.tell(trial, state=OptunaState.FAIL)
         if comes_again:
             kept = {name: value for name, value in trial.user_attrs.items() if name in KEPT_ON_RETRY}
             kept |= {LOST: True} if lost else {}
@@ -322,7 +322,7 @@ class Ledger:
         if known.state is State.COMPLETED and GIVEN not in trial.user_attrs:
             return row_of(self._study.tell(trial, known.value))
         trial.report(known.value, known.epochs)
-        state = TrialState.FAIL if GIVEN in trial.user_attrs else TrialState.PRUNED
+        state = OptunaState.FAIL if GIVEN in trial.user_attrs else OptunaState.PRUNED
         return row_of(self._study.tell(trial, state=state))
 
 

@@ -23,7 +23,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as OptunaState
 
 from fmnist_search import run_study
 from fmnist_search.config.study_config import StudyConfig
@@ -324,7 +325,7 @@ def test_a_worker_that_is_killed_costs_one_attempt_and_no_trial(place: Place) ->
     assert again.params == first.params
     assert again.user_attrs["recipe"] == first.user_attrs["recipe"]
     assert again.user_attrs["lost"]
-    assert again.state is TrialState.COMPLETE
+    assert again.state is OptunaState.COMPLETE
     assert any("tried again" in line and f"{lost.number:03d}" in line for line in said)
 
     assert place.statuses() == {"FINISHED": 5, "FAILED": 1}
@@ -345,14 +346,14 @@ def test_a_trial_whose_worker_dies_twice_is_not_tried_a_third_time(place: Place)
     assert first.recipe == second.recipe
     assert summary.ended_by is Ending.TRIALS
     assert place.statuses() == {"FINISHED": 1, "FAILED": 2}
-    assert [trial.state for trial in place.trials] == [TrialState.FAIL] * 2
+    assert [trial.state for trial in place.trials] == [OptunaState.FAIL] * 2
 
 
 def test_lost_trials_count_against_the_failures_that_a_study_bears(place: Place) -> None:
     summary = place.study(Killer(100), budget__trials=4, budget__failures=2)
     assert summary.ended_by is Ending.FAILURES
     assert all(row.state is State.FAILED for row in summary.trials)
-    assert TrialState.RUNNING not in [trial.state for trial in place.trials]
+    assert OptunaState.RUNNING not in [trial.state for trial in place.trials]
 
 
 @pytest.mark.slow
@@ -391,7 +392,7 @@ def test_a_worker_that_cannot_start_ends_the_search_with_one_error(
     (line,) = outcome.errors
     assert "could not start" in line
     assert "--workers 1" in line
-    assert TrialState.RUNNING not in [trial.state for trial in place.trials]
+    assert OptunaState.RUNNING not in [trial.state for trial in place.trials]
     monkeypatch.undo()
     assert run(place.folder, "search", "small.toml", "--workers", 1, "--trials", 1).code == 0
 
@@ -413,7 +414,7 @@ def test_a_recipe_that_is_drawn_while_it_runs_is_trained_once(place: Place) -> N
         assert row.duplicate_of is not None
         assert row.value == values[row.duplicate_of]
         assert row.recipe.key() == recipes[row.duplicate_of]
-    assert TrialState.RUNNING not in [trial.state for trial in place.trials]
+    assert OptunaState.RUNNING not in [trial.state for trial in place.trials]
 
 
 def test_nothing_is_begun_after_an_interruption_not_even_what_waited_for_an_equal_trial(place: Place) -> None:
@@ -428,7 +429,7 @@ def test_nothing_is_begun_after_an_interruption_not_even_what_waited_for_an_equa
     assert summary.ended_by is Ending.INTERRUPTED
     assert len(begun) == 1
     assert all(row.state is State.INTERRUPTED for row in summary.trials)
-    assert TrialState.RUNNING not in [trial.state for trial in place.trials]
+    assert OptunaState.RUNNING not in [trial.state for trial in place.trials]
 
 
 def test_one_epoch_trains_the_best_of_all_candidates_and_no_more(place: Place) -> None:
@@ -492,7 +493,7 @@ def test_every_budget_ends_a_search_and_what_runs_then_is_trained_to_its_end(
     assert len(summary.trials) <= most
     if ending is Ending.TRIALS:
         assert len(summary.trials) == most
-    assert TrialState.RUNNING not in [trial.state for trial in place.trials]
+    assert OptunaState.RUNNING not in [trial.state for trial in place.trials]
     assert place.study(**budget, execution__workers=1).new_trials == 0
 
 
@@ -522,7 +523,7 @@ def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def first_epochs_are_over(place: Place) -> bool:
-    running = [trial for trial in place.trials if trial.state is TrialState.RUNNING]
+    running = [trial for trial in place.trials if trial.state is OptunaState.RUNNING]
     return sum(bool(trial.intermediate_values) for trial in running) == 2
 
 
@@ -579,7 +580,7 @@ SHORT_STEPS = ("--set", "data.train_images=50000", "--set", "space.cnn.width_1=6
 def test_a_second_ctrl_c_stops_in_the_middle_of_an_epoch(place: Place, steps: tuple[str, ...], workers: int) -> None:
     arguments = ["search", "small.toml", "--trials", 2, "--workers", workers]
     process = start(place.folder, *arguments, *steps)
-    wait_until(lambda: sum(trial.state is TrialState.RUNNING for trial in place.trials) == workers)
+    wait_until(lambda: sum(trial.state is OptunaState.RUNNING for trial in place.trials) == workers)
     wait_until(lambda: len(place.runs("trial")) == workers)
     time.sleep(1)
     children = worker_processes(process.pid)
@@ -592,7 +593,7 @@ def test_a_second_ctrl_c_stops_in_the_middle_of_an_epoch(place: Place, steps: tu
     ] * workers
     assert place.statuses() == {"KILLED": 1 + workers}
     assert not any(child.is_running() for child in children)
-    waiting = [trial for trial in place.trials if trial.state is TrialState.WAITING]
+    waiting = [trial for trial in place.trials if trial.state is OptunaState.WAITING]
     assert [trial.user_attrs["retry_of"] for trial in waiting] == list(range(workers))
 
 
@@ -665,7 +666,7 @@ def test_a_store_that_breaks_stops_no_trial_and_gets_everything_once_it_is_mende
     seen = itertools.count()
     summary = place.study(breaking, **settings)
     assert summary.ended_by is Ending.EXHAUSTED
-    assert TrialState.RUNNING not in [trial.state for trial in place.trials]
+    assert OptunaState.RUNNING not in [trial.state for trial in place.trials]
     assert "Traceback" not in capfd.readouterr().err
     assert unsent(tracking_uri=place.uri).waiting > 0
 
