@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import optuna
 from matplotlib.figure import Figure
-from optuna.trial import TrialState
+from optuna.trial import TrialState as OptunaState
 
 from benchmarks.curves.table import Table
 from fmnist_search.config.sections import (
@@ -134,7 +134,7 @@ def replay(pool: Pool, method: Method, seed: int, compute: float) -> Trace:
             break
         trial, recipe = ledger.ask()
         if SURVIVOR_OF not in trial.user_attrs:
-            study.tell(trial, state=TrialState.FAIL)  # a proposal: what was recorded nearest to it takes its place
+            study.tell(trial, state=OptunaState.FAIL)  # a proposal: what was recorded nearest to it takes its place
             nearest = pool.nearest(recipe.flat(), free)
             free.discard(nearest)
             ledger.start_with(str(nearest), pool.values[nearest])
