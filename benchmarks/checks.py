@@ -13,20 +13,20 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fmnist_search.data.loading import Images, Source, prepare
-from fmnist_search.execution.pool import Crew
+from fmnist_search.data.loading import DataSource, Images, load_images
+from fmnist_search.execution.pool import WorkerPool
 from fmnist_search.recipe.recipe import Data, Execution, Recipe
-from fmnist_search.results.study import Decision, EpochReport, State, TrialResult
+from fmnist_search.results.study import Decision, EpochReport, TrialResult, TrialState
 from fmnist_search.training.autotune import resolve_execution
-from fmnist_search.training.engine import Epoch
+from fmnist_search.training.engine import EpochResult
 from fmnist_search.training.trial import run_trial
 
-DATA = Data(train_images=6_000, validation=2_000)
+DATA_CONFIG = Data(train_images=6_000, validation=2_000)
 TOLERANCE = 2e-2
 """How far the weights of two ways may lie apart after two epochs, as a share of their norm: the order in which a GPU
 adds floats differs between kernels, and training magnifies it."""
 
-RECIPES: dict[str, dict[str, object]] = {
+RECIPE_CHANGES: dict[str, dict[str, object]] = {
     "adamw": {},
     "a last batch of another size": {"batch_size": 250 * 7},
     "sgd": {"optimizer.name": "sgd", "optimizer.learning_rate": 0.05},
@@ -38,91 +38,107 @@ RECIPES: dict[str, dict[str, object]] = {
     "rotated, mixed": {"augmentation.rotation": 10.0, "augmentation.mixup": 0.2, "augmentation.cutmix": 1.0},
     "penalty, per-pixel, views": {"optimizer.penalty": 1e-3, "normalisation": "per-pixel", "test_time": "flip+shift"},
 }
-GIANT: dict[str, object] = {"model.width_1": 4_096, "model.width_2": 1_024, "model.kernel_1": 7, "batch_size": 6_000}
+OVERSIZED_CHANGES: dict[str, object] = {
+    "model.width_1": 4_096,
+    "model.width_2": 1_024,
+    "model.kernel_1": 7,
+    "batch_size": 6_000,
+}
 
 
-class Check(NamedTuple):
+class CheckResult(NamedTuple):
     """What was compared, whether it holds, and by how much."""
 
-    what: str
-    holds: bool
-    found: str
+    name: str
+    passed: bool
+    details: str
 
 
-def all_checks(source: Source, device: str = "cuda") -> Iterator[Check]:
+def run_all_checks(source: DataSource, device: str = "cuda") -> Iterator[CheckResult]:
     """Everything that can be checked on a CUDA device."""
     plain = resolve_execution(device, threads=1)
     graph = dataclasses.replace(plain, engine="graph")
-    images = prepare(DATA, source, device)
-    yield from graph_equals_plain(images, plain)
+    images = load_images(DATA_CONFIG, source, device)
+    yield from check_graph_matches_eager(images, plain)
     for execution in (plain, graph):
-        yield packed_equals_alone(images, execution, count=4)
-        yield packed_equals_alone(images, dataclasses.replace(execution, deterministic=True), count=4)
-        yield going_on_equals_never_having_stopped(images, execution)
-        yield out_of_memory_ends_a_trial_alone(images, execution)
+        yield check_concurrent_matches_single(images, execution, count=4)
+        yield check_concurrent_matches_single(images, dataclasses.replace(execution, deterministic=True), count=4)
+        yield check_resume_matches_uninterrupted(images, execution)
+        yield check_out_of_memory_is_isolated(images, execution)
 
 
-def recipe(name: str) -> Recipe:
+def make_recipe(name: str) -> Recipe:
     """One of the recipes, small and short."""
     small = {"model.width_1": 16, "model.width_2": 32, "model.width_3": 32} if name != "mlp" else {}
-    common = {"data.train_images": DATA.train_images, "data.validation": DATA.validation, "epochs": 2, "seed": 3}
-    return Recipe().replace({"batch_size": 125, **common, **small, **RECIPES[name]})
+    common = {
+        "data.train_images": DATA_CONFIG.train_images,
+        "data.validation": DATA_CONFIG.validation,
+        "epochs": 2,
+        "seed": 3,
+    }
+    return Recipe().replace({"batch_size": 125, **common, **small, **RECIPE_CHANGES[name]})
 
 
-def graph_equals_plain(images: Images, plain: Execution) -> Iterator[Check]:
+def check_graph_matches_eager(images: Images, execution: Execution) -> Iterator[CheckResult]:
     """A captured training gives the plain loop's result, and was captured."""
-    graph = dataclasses.replace(plain, engine="graph")
-    for name in RECIPES:
-        captured, eager = run_trial(recipe(name), images, graph), run_trial(recipe(name), images, plain)
-        apart = _apart(captured, eager)
-        was = captured.preparation.engine
-        yield Check(f"graph equals plain: {name}", was == "graph" and apart <= TOLERANCE, f"{was}, {apart:.1e} apart")
+    graph = dataclasses.replace(execution, engine="graph")
+    for name in RECIPE_CHANGES:
+        captured, eager = run_trial(make_recipe(name), images, graph), run_trial(make_recipe(name), images, execution)
+        apart = _relative_weight_distance(captured, eager)
+        was = captured.setup.engine
+        yield CheckResult(
+            f"graph equals plain: {name}", was == "graph" and apart <= TOLERANCE, f"{was}, {apart:.1e} apart"
+        )
 
 
-def packed_equals_alone(images: Images, execution: Execution, count: int) -> Check:
+def check_concurrent_matches_single(images: Images, execution: Execution, count: int) -> CheckResult:
     """Trials side by side give what each gives alone: bit for bit with deterministic algorithms."""
-    recipes = [recipe(name) for name in list(RECIPES)[:count]]
+    recipes = [make_recipe(name) for name in list(RECIPE_CHANGES)[:count]]
     alone = [run_trial(each, images, execution) for each in recipes]
-    packed = side_by_side(recipes, images, execution, count)
-    apart = max(_apart(one, other) for one, other in zip(packed, alone, strict=True))
+    packed = train_concurrently(recipes, images, execution, count)
+    apart = max(_relative_weight_distance(one, other) for one, other in zip(packed, alone, strict=True))
     limit = 0.0 if execution.deterministic or execution.device == "cpu" else TOLERANCE
     how = f"{execution.engine}{', deterministic' if execution.deterministic else ''}"
-    return Check(f"{count} at once equal each alone: {how}", apart <= limit, f"{apart:.1e} apart")
+    return CheckResult(f"{count} at once equal each alone: {how}", apart <= limit, f"{apart:.1e} apart")
 
 
-def going_on_equals_never_having_stopped(images: Images, execution: Execution) -> Check:
+def check_resume_matches_uninterrupted(images: Images, execution: Execution) -> CheckResult:
     """A training that goes on from what was kept after its first epoch gives what it gives in one go."""
-    keeper = _Keeper()
-    whole = run_trial(recipe("rotated, mixed"), images, execution, companion=keeper)
-    resumed = run_trial(recipe("rotated, mixed"), images, execution, start=keeper.states[0])
-    apart = _apart(resumed, whole)
+    keeper = _StateRecorder()
+    whole = run_trial(make_recipe("rotated, mixed"), images, execution, training_callback=keeper)
+    resumed = run_trial(make_recipe("rotated, mixed"), images, execution, resume_from=keeper.states[0])
+    apart = _relative_weight_distance(resumed, whole)
     limit = 0.0 if execution.device == "cpu" else TOLERANCE
-    return Check(f"going on equals never having stopped: {execution.engine}", apart <= limit, f"{apart:.1e} apart")
+    return CheckResult(
+        f"going on equals never having stopped: {execution.engine}", apart <= limit, f"{apart:.1e} apart"
+    )
 
 
-def out_of_memory_ends_a_trial_alone(images: Images, execution: Execution) -> Check:
+def check_out_of_memory_is_isolated(images: Images, execution: Execution) -> CheckResult:
     """A trial that does not fit fails with its reason, and the next one runs as if nothing had been."""
     free = torch.cuda.mem_get_info()[0]
     hog = torch.empty(max(free - 2 * 2**30, 0), dtype=torch.uint8, device=execution.device)
-    failed = run_trial(recipe("adamw").replace(GIANT), images, execution)
-    after = run_trial(recipe("adamw"), images, execution)
+    failed = run_trial(make_recipe("adamw").replace(OVERSIZED_CHANGES), images, execution)
+    after = run_trial(make_recipe("adamw"), images, execution)
     del hog
     torch.cuda.empty_cache()
-    holds = failed.state is State.FAILED and "memory" in (failed.reason or "") and after.state is State.COMPLETED
+    holds = (
+        failed.state is TrialState.FAILED and "memory" in (failed.reason or "") and after.state is TrialState.COMPLETED
+    )
     found = f"{failed.state.value} ({(failed.reason or '')[:60]}), then {after.state.value}"
-    return Check(f"out of memory ends one trial: {execution.engine}", holds, found)
+    return CheckResult(f"out of memory ends one trial: {execution.engine}", holds, found)
 
 
-def side_by_side(recipes: list[Recipe], images: Images, execution: Execution, count: int) -> list[TrialResult]:
+def train_concurrently(recipes: list[Recipe], images: Images, execution: Execution, workers: int) -> list[TrialResult]:
     """The results of the recipes, trained by a crew of so many workers."""
-    jobs = [_Kept(each, images) for each in recipes]
+    jobs = [_ResultJob(each, images) for each in recipes]
     waiting = iter(jobs)
-    with Crew(execution, count) as crew:
+    with WorkerPool(execution, workers) as crew:
         crew.run(lambda: next(waiting, None))
     return [job.result for job in jobs if job.result]
 
 
-class _Kept:
+class _ResultJob:
     worker = 0
 
     def __init__(self, recipe: Recipe, images: Images):
@@ -130,25 +146,25 @@ class _Kept:
         self.images = images
         self.result: TrialResult | None = None
 
-    def report(self, report: EpochReport) -> Decision:
+    def on_epoch(self, report: EpochReport) -> Decision:
         return Decision.CONTINUE
 
-    def end(self, result: TrialResult, seconds: float) -> None:
+    def on_result(self, result: TrialResult, seconds: float) -> None:
         self.result = result
 
-    def lost(self, reason: str) -> None:
+    def on_worker_lost(self, reason: str) -> None:
         raise RuntimeError(reason)
 
 
-class _Keeper:
+class _StateRecorder:
     def __init__(self) -> None:
         self.states: list[dict[str, Any]] = []
 
-    def epoch_done(self, epoch: Epoch, state: dict[str, Any]) -> None:
+    def on_epoch_end(self, epoch: EpochResult, state: dict[str, Any]) -> None:
         self.states.append(copy.deepcopy(state))
 
 
-def _apart(one: TrialResult, other: TrialResult) -> float:
+def _relative_weight_distance(one: TrialResult, other: TrialResult) -> float:
     """How far the weights of two trainings lie apart, as a share of their norm; infinite where one failed."""
     if not one.last_weights or not other.last_weights:
         return float("inf")
@@ -157,13 +173,13 @@ def _apart(one: TrialResult, other: TrialResult) -> float:
     return math.sqrt(difference / sum(float(b.pow(2).sum()) for _, b in pairs))
 
 
-Report = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
-def show(checks: Iterator[Check], report: Report = print) -> bool:
+def print_checks(checks: Iterator[CheckResult], print_line: PrintLine = print) -> bool:
     """Say what was found, one line a check; whether all hold."""
     hold = True
     for check in checks:
-        report(f"{'ok    ' if check.holds else 'FAILED'}  {check.what}: {check.found}")
-        hold &= check.holds
+        print_line(f"{'ok    ' if check.passed else 'FAILED'}  {check.name}: {check.details}")
+        hold &= check.passed
     return hold

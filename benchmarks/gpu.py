@@ -19,14 +19,14 @@ import torch
 
 from benchmarks import checks
 from benchmarks.machine import machine, versions
-from benchmarks.ours import images_from
+from benchmarks.ours import data_source
 
-LIMIT = 540.0
+TOTAL_SECONDS = 540.0
 """Seconds after which no further measurement is begun."""
-LONGEST = 150.0
+MAX_BENCHMARK_SECONDS = 150.0
 """Seconds that one may take."""
-TRACKED = ("mlflow", "optuna", "typer", "pydantic")
-FIGURES = (
+SEARCH_PACKAGES = ("mlflow", "optuna", "typer", "pydantic")
+BENCHMARKS = (
     ("throughput --only standard --rounds 3", ()),
     ("packing --engine graph --batch-size 64 128 256 --rounds 3 --seconds 2", ()),
     ("packing --engine plain --rounds 2 --seconds 2", ()),
@@ -53,19 +53,21 @@ def main() -> int:
     # cuBLAS reads it when it is first used, and is reproducible only with it.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     print(f"{machine()}; {versions()}", flush=True)
-    hold = checks.show(checks.all_checks(images_from(arguments.data_dir)), lambda line: print(line, flush=True))
-    for command, needs in () if arguments.checks_only else FIGURES:
+    hold = checks.print_checks(
+        checks.run_all_checks(data_source(arguments.data_dir)), lambda line: print(line, flush=True)
+    )
+    for command, needs in () if arguments.checks_only else BENCHMARKS:
         missing = [name for name in needs if importlib.util.find_spec(name) is None]
-        left = LIMIT - (time.monotonic() - started)
+        left = TOTAL_SECONDS - (time.monotonic() - started)
         if missing or left <= 0:
             why = f"{', '.join(missing)} not installed" if missing else "no time left"
             print(f"\nskipped: {command} ({why})", flush=True)
             continue
-        _measure(command, arguments, min(left, LONGEST))
+        _run_benchmark(command, arguments, min(left, MAX_BENCHMARK_SECONDS))
     return 0 if hold else 1
 
 
-def _measure(command: str, arguments: argparse.Namespace, seconds: float) -> None:
+def _run_benchmark(command: str, arguments: argparse.Namespace, seconds: float) -> None:
     name, *options = command.split()
     options += ["--data-dir", str(arguments.data_dir)] if arguments.data_dir else []
     options += ["--save", str(arguments.save)] if arguments.save else []

@@ -19,28 +19,28 @@ from typing import Any, NamedTuple
 
 from benchmarks.machine import machine, versions
 from fmnist_search.errors import UserError
-from fmnist_search.files import whole
+from fmnist_search.files import atomic_write
 
-RESULTS = Path(__file__).parent / "results"
-NOISE = 0.1
+RESULTS_FOLDER = Path(__file__).parent / "results"
+NOISE_THRESHOLD = 0.1
 """Repetitions that lie further apart than this share of their median are noise, not agreement."""
 
 
 # --------------------------------------------------------------------------------------- measuring
 
 
-def alternate(ways: Mapping[str, Iterator[float]], rounds: int) -> dict[str, tuple[float, ...]]:
+def interleave(samplers: Mapping[str, Iterator[float]], rounds: int) -> dict[str, tuple[float, ...]]:
     """Samples of each way, taken in turns so that a busy machine hits all alike; the first of each warms up.
 
     Every second round goes backwards: what drifts steadily favours none.
     """
-    samples: dict[str, list[float]] = {name: [] for name in ways}
-    order = list(ways)
+    samples: dict[str, list[float]] = {name: [] for name in samplers}
+    order = list(samplers)
     for name in order:
-        next(ways[name])
+        next(samplers[name])
     for _ in range(rounds):
         for name in order:
-            samples[name].append(next(ways[name]))
+            samples[name].append(next(samplers[name]))
         order.reverse()
     return {name: tuple(values) for name, values in samples.items()}
 
@@ -57,7 +57,7 @@ class Ratio(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Figure:
+class Measurement:
     """One thing that was measured, ours and, where there is one, the other way; their nth repetitions belong together.
 
     `better` says which values are good, "higher" or "lower"; "" is for what knows no ratio. A `headline` stands in the
@@ -82,29 +82,29 @@ class Figure:
         return Ratio(statistics.median(ratios), min(ratios), max(ratios))
 
     @property
-    def verdict(self) -> str:
+    def ratio_caveat(self) -> str:
         """What hinders reading the ratio; "" where the two are told apart in every round."""
         ratio = self.ratio
         if ratio is not None and min(len(self.ours), len(self.theirs)) < 2:
             return "measured once, so the spread is not known"
         if ratio is None or not ratio.low <= 1 <= ratio.high:
             return ""
-        noisy = max(_spread(self.ours), _spread(self.theirs)) > NOISE
+        noisy = max(_relative_range(self.ours), _relative_range(self.theirs)) > NOISE_THRESHOLD
         return "machine too noisy to tell" if noisy else "no difference"
 
     @property
-    def cells(self) -> tuple[str, ...]:
+    def table_cells(self) -> tuple[str, ...]:
         """The columns what, ours, theirs and ratio of every table."""
         unit = f" ({self.unit})" if self.unit else ""
-        remarks = "; ".join(filter(None, (self.note, self.verdict)))
+        remarks = "; ".join(filter(None, (self.note, self.ratio_caveat)))
         ratio = self.ratio
-        times = f"{_number(ratio.median, '')}x{_between(ratio.low, ratio.high, '')}" if ratio else "-"
+        times = f"{_format_number(ratio.median, '')}x{_format_range(ratio.low, ratio.high, '')}" if ratio else "-"
         what = f"{self.what}{unit}" + (f": {remarks}" if remarks else "")
-        return what, _said(self.ours, self.unit), _said(self.theirs, self.unit), times
+        return what, _format_samples(self.ours, self.unit), _format_samples(self.theirs, self.unit), times
 
 
 @dataclass(frozen=True)
-class Result:
+class BenchmarkResult:
     """A run of a benchmark, with everything that its figures depend on; `device` as `device_slug` says it.
 
     `subject` is what was measured where a benchmark measures several things apart, each with a file of its own.
@@ -112,7 +112,7 @@ class Result:
 
     benchmark: str
     other: str
-    figures: tuple[Figure, ...]
+    figures: tuple[Measurement, ...]
     settings: dict[str, Any]
     device: str = "cpu"
     remarks: tuple[str, ...] = ()
@@ -127,11 +127,12 @@ class Result:
         return json.dumps(dataclasses.asdict(self), indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> Result:
+    def from_json(cls, text: str) -> BenchmarkResult:
         """The result that such a file holds."""
         found = json.loads(text)
         figures = tuple(
-            Figure(**{**row, "ours": tuple(row["ours"]), "theirs": tuple(row["theirs"])}) for row in found["figures"]
+            Measurement(**{**row, "ours": tuple(row["ours"]), "theirs": tuple(row["theirs"])})
+            for row in found["figures"]
         )
         return cls(**{**found, "figures": figures, "remarks": tuple(found["remarks"])})
 
@@ -142,9 +143,9 @@ class Result:
             "-".join(filter(None, (self.date, self.benchmark.replace("_", "-"), self.subject, self.device))) + ".json"
         )
 
-    def table(self) -> str:
+    def to_text(self) -> str:
         """The figures as a person reads them: medians, and the lowest and highest repetition in brackets."""
-        rows = [("", "fmnist-search", self.other, "ratio"), *(figure.cells for figure in self.figures)]
+        rows = [("", "fmnist-search", self.other, "ratio"), *(figure.table_cells for figure in self.figures)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [f"{row[0]:<{widths[0]}}  " + "  ".join(map(str.rjust, row[1:], widths[1:])) for row in rows]
         packages = ", ".join(f"{name} {number}" for name, number in self.versions.items())
@@ -153,50 +154,51 @@ class Result:
         return "\n".join([*head, "", *lines, *self.remarks])
 
 
-def _said(samples: Sequence[float], unit: str) -> str:
+def _format_samples(samples: Sequence[float], unit: str) -> str:
     if not samples:
         return "-"
-    return f"{_number(statistics.median(samples), unit)}{_between(min(samples), max(samples), unit)} n={len(samples)}"
+    median, spread = statistics.median(samples), _format_range(min(samples), max(samples), unit)
+    return f"{_format_number(median, unit)}{spread} n={len(samples)}"
 
 
-def _between(low: float, high: float, unit: str) -> str:
-    return f" ({_number(low, unit)}..{_number(high, unit)})" if low < high else ""
+def _format_range(low: float, high: float, unit: str) -> str:
+    return f" ({_format_number(low, unit)}..{_format_number(high, unit)})" if low < high else ""
 
 
-def _number(value: float, unit: str) -> str:
+def _format_number(value: float, unit: str) -> str:
     if unit == "%":
         return f"{value:.2f}"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _spread(samples: Sequence[float]) -> float:
+def _relative_range(samples: Sequence[float]) -> float:
     return (max(samples) - min(samples)) / statistics.median(samples)
 
 
 # ------------------------------------------------------------------------------------ the command line
 
 
-def options(description: str | None) -> argparse.ArgumentParser:
+def make_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser with the options that every benchmark has."""
-    return argparse.ArgumentParser(description=(description or "").splitlines()[0], parents=[_common()])
+    return argparse.ArgumentParser(description=(description or "").splitlines()[0], parents=[_common_options()])
 
 
-def deliver(result: Result, arguments: argparse.Namespace) -> None:
+def report_result(result: BenchmarkResult, arguments: argparse.Namespace) -> None:
     """Print a result, with the command that gave it, and keep it where that was asked for."""
     result = dataclasses.replace(result, command=command_line(result.benchmark))
-    print(result.to_json() if arguments.json else result.table())
+    print(result.to_json() if arguments.json else result.to_text())
     if arguments.save:
-        keep(result, arguments.save)
+        save_result(result, arguments.save)
 
 
-def keep(result: Result, folder: Path) -> None:
+def save_result(result: BenchmarkResult, folder: Path) -> None:
     """Keep a result as its file in a folder, which is made where it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    with whole(folder / result.file_name) as file:
+    with atomic_write(folder / result.file_name) as file:
         file.write((result.to_json() + "\n").encode())
 
 
-def entrance(main: Callable[[], None]) -> None:
+def run_main(main: Callable[[], None]) -> None:
     """Call a benchmark; a user's mistake is one line and no traceback."""
     try:
         main()
@@ -204,17 +206,22 @@ def entrance(main: Callable[[], None]) -> None:
         sys.exit("\n".join(f"error: {line}" for line in error.lines))
 
 
-def _common() -> argparse.ArgumentParser:
+def _common_options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
-        "--save", nargs="?", type=Path, const=RESULTS, metavar="FOLDER", help="keep a dated file, in benchmarks/results"
+        "--save",
+        nargs="?",
+        type=Path,
+        const=RESULTS_FOLDER,
+        metavar="FOLDER",
+        help="keep a dated file, in benchmarks/results",
     )
     parser.add_argument("--data-dir", type=Path, metavar="FOLDER", help="folder that holds the dataset's files")
     return parser
 
 
-def changes_of(assignments: Iterable[str]) -> dict[str, Any]:
+def parse_changes(assignments: Iterable[str]) -> dict[str, Any]:
     """Changes of a recipe by dotted name, of `NAME=VALUE` each; a value that is no JSON is text.
 
     Raises:
@@ -234,5 +241,5 @@ def changes_of(assignments: Iterable[str]) -> dict[str, Any]:
 
 def command_line(benchmark: str) -> str:
     """What was typed, apart from where files lie and what becomes of the output."""
-    _, rest = _common().parse_known_args(sys.argv[1:])
+    _, rest = _common_options().parse_known_args(sys.argv[1:])
     return shlex.join(["python", "-m", f"benchmarks.{benchmark}", *rest])

@@ -9,45 +9,45 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.measure import Figure, Result, deliver, entrance, options
-from benchmarks.ours import conditions, images_from
+from benchmarks.measure import BenchmarkResult, Measurement, make_parser, report_result, run_main
+from benchmarks.ours import data_source, tuned_settings
 from benchmarks.throughput import Case
-from fmnist_search.data.loading import Source, prepare
+from fmnist_search.data.loading import DataSource, load_images
 from fmnist_search.recipe.recipe import Execution
 from fmnist_search.results.study import Decision
-from fmnist_search.training.autotune import PLAIN
+from fmnist_search.training.autotune import BASELINE
 from fmnist_search.training.trial import run_trial
 
 CASES = (Case("standard", 128), Case("standard", 512))
-DATA = {"data.validation": 2_048, "data.train_images": 2_048, "epochs": 1}
-ONE_OF_US = "--one"
+DATA_CHANGES = {"data.validation": 2_048, "data.train_images": 2_048, "epochs": 1}
+CHILD_OPTION = "--one"
 
 
 def main() -> None:
     """Peak memory of a training, tuned for this machine and plain."""
-    if ONE_OF_US in sys.argv:
-        print(_peak(json.loads(sys.argv[sys.argv.index(ONE_OF_US) + 1])))
+    if CHILD_OPTION in sys.argv:
+        print(_train_and_measure(json.loads(sys.argv[sys.argv.index(CHILD_OPTION) + 1])))
         return
-    parser = options(main.__doc__)
+    parser = make_parser(main.__doc__)
     parser.add_argument("--rounds", type=int, default=2, help="repetitions of each measurement")
     arguments = parser.parse_args()
-    tuned, precision = conditions("cpu", threads=1)
-    plain = dataclasses.replace(tuned, memory_format=PLAIN[1], allocator="default")
-    ways = {"ours": (tuned, precision), "theirs": (plain, PLAIN[0])}
+    tuned, precision = tuned_settings("cpu", threads=1)
+    plain = dataclasses.replace(tuned, memory_format=BASELINE[1], allocator="default")
+    ways = {"ours": (tuned, precision), "theirs": (plain, BASELINE[0])}
     figures = []
     for case in CASES:
         peaks: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(arguments.rounds):
             for name, way in ways.items():
-                peaks[name].append(_measured(case, *way, arguments.data_dir))
+                peaks[name].append(_peak_memory_of_child(case, *way, arguments.data_dir))
         figures.append(
-            Figure(f"peak memory, {case}", "MB", tuple(peaks["ours"]), tuple(peaks["theirs"]), better="lower")
+            Measurement(f"peak memory, {case}", "MB", tuple(peaks["ours"]), tuple(peaks["theirs"]), better="lower")
         )
     settings = {"precision": precision, "memory_format": tuned.memory_format, "allocator": tuned.allocator}
-    deliver(Result("memory", "plain loop", tuple(figures), settings), arguments)
+    report_result(BenchmarkResult("memory", "plain loop", tuple(figures), settings), arguments)
 
 
-def _measured(case: Case, execution: Execution, precision: str, folder: Path | None) -> float:
+def _peak_memory_of_child(case: Case, execution: Execution, precision: str, folder: Path | None) -> float:
     """Megabytes that a process of its own held at most."""
     what = {
         "case": list(case),
@@ -55,17 +55,17 @@ def _measured(case: Case, execution: Execution, precision: str, folder: Path | N
         "precision": precision,
         "folder": str(folder) if folder else None,
     }
-    command = [sys.executable, "-m", "benchmarks.memory", ONE_OF_US, json.dumps(what)]
+    command = [sys.executable, "-m", "benchmarks.memory", CHILD_OPTION, json.dumps(what)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
-def _peak(what: dict[str, object]) -> float:
-    source: Source = images_from(Path(str(what["folder"])) if what["folder"] else None)
-    recipe = Case(*what["case"]).recipe(str(what["precision"]), **DATA)  # type: ignore[misc]
-    images = prepare(recipe.data, source)
-    run_trial(recipe, images, Execution(**what["execution"]), lambda _: Decision.CONTINUE)  # type: ignore[arg-type]
+def _train_and_measure(parameters: dict[str, object]) -> float:
+    source: DataSource = data_source(Path(str(parameters["folder"])) if parameters["folder"] else None)
+    recipe = Case(*parameters["case"]).recipe(str(parameters["precision"]), **DATA_CHANGES)  # type: ignore[misc]
+    images = load_images(recipe.data, source)
+    run_trial(recipe, images, Execution(**parameters["execution"]), lambda _: Decision.CONTINUE)  # type: ignore[arg-type]
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":
-    entrance(main)
+    run_main(main)

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fmnist_search.data.loading import Source
+from fmnist_search.data.loading import DataSource
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.recipe import Execution
 from fmnist_search.training.autotune import resolve_execution, tune
 
 
-def conditions(device: str = "auto", threads: int = 0) -> tuple[Execution, str]:
+def tuned_settings(device: str = "auto", threads: int = 0) -> tuple[Execution, str]:
     """The execution and the precision with which a study would train here; no threads are all cores."""
     return tune(resolve_execution(device, threads))
 
 
-def images_from(folder: Path | None) -> Source:
+def data_source(folder: Path | None) -> DataSource:
     """The images of this folder, else of the user's cache.
 
     Raises:
         UserError: no folder is named, and the package that knows where caches live is not there.
     """
     if folder:
-        return Source(cache=folder, folder=folder)
+        return DataSource(cache=folder, folder=folder)
     try:
-        from fmnist_search.workspace import image_cache
+        from fmnist_search.workspace import image_cache_folder
     except ModuleNotFoundError as error:
         raise UserError(f"--data-dir: is needed where {error.name} is not installed; name a folder") from error
-    return Source(image_cache())
+    return DataSource(image_cache_folder())

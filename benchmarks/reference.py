@@ -23,23 +23,31 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.machine import device_slug
-from benchmarks.measure import Figure, Result, changes_of, command_line, entrance, keep, options
-from benchmarks.ours import images_from
-from fmnist_search.data.loading import Images, Labelled, Source, prepare, read_test_set
-from fmnist_search.execution.pool import Crew, fitting
+from benchmarks.measure import (
+    BenchmarkResult,
+    Measurement,
+    command_line,
+    make_parser,
+    parse_changes,
+    run_main,
+    save_result,
+)
+from benchmarks.ours import data_source
+from fmnist_search.data.loading import DataSource, Images, LabelledImages, load_images, read_test_set
+from fmnist_search.execution.pool import WorkerPool, worker_count
 from fmnist_search.models.presets import PRESETS, Preset
 from fmnist_search.recipe.recipe import Data, Execution, Recipe
-from fmnist_search.results.study import Decision, EpochReport, State, TrialResult
+from fmnist_search.results.study import Decision, EpochReport, TrialResult, TrialState
 from fmnist_search.training.autotune import resolve_execution
-from fmnist_search.training.checkpoint import classifier_with
+from fmnist_search.training.checkpoint import classifier_from_weights
 from fmnist_search.training.evaluation import evaluate
 
 BENCHMARK = "reference"
-INTERRUPTED = 130
+INTERRUPTED_EXIT_CODE = 130
 """The exit code that shells give to Ctrl-C."""
-LIGHT = 100e6
+LIGHT_MULT_ADDS = 100e6
 """Multiply-adds for an image over all epochs, up to which a CPU core has a training in minutes."""
-COLUMNS = {
+COLUMN_ALIGNMENTS = {
     "network": "---",
     "published": "---",
     "test accuracy": "---:",
@@ -52,7 +60,7 @@ COLUMNS = {
     "machine": "---",
     "date": "---",
 }
-TEST, LOSS, VALIDATION, TRAINING, SECONDS = (
+TEST_ACCURACY, TEST_LOSS, VALIDATION_ACCURACY, TRAINING_ACCURACY, TRAINING_SECONDS = (
     "test accuracy",
     "test loss",
     "validation accuracy",
@@ -63,27 +71,27 @@ TEST, LOSS, VALIDATION, TRAINING, SECONDS = (
 
 def main() -> None:
     """What published networks reach when they are trained as their authors did."""
-    arguments = _arguments()
+    arguments = _parse_arguments()
     execution = resolve_execution(arguments.device, threads=1)
-    workers, told = fitting(arguments.workers or "auto", execution)
+    workers, told = worker_count(arguments.workers or "auto", execution)
     if told:
-        _say(told)
-    bench = Bench(images_from(arguments.data_dir), execution, workers, arguments.save)
-    attempts = _attempts(arguments, execution)
-    waiting = deque(bench.training(attempt, seed) for attempt in attempts for seed in range(arguments.seeds))
-    with Crew(execution, workers) as crew, bench.watching():
+        _print_status(told)
+    bench = ReferenceRunner(data_source(arguments.data_dir), execution, workers, arguments.save)
+    attempts = _make_experiments(arguments, execution)
+    waiting = deque(bench.make_job(attempt, seed) for attempt in attempts for seed in range(arguments.seeds))
+    with WorkerPool(execution, workers) as crew, bench.interrupt_handler():
         crew.run(lambda: waiting.popleft() if waiting and not bench.interrupted else None)
     results = [bench.result(attempt) for attempt in attempts if attempt.scores]
     if arguments.json:
         print(json.dumps([dataclasses.asdict(result) for result in results], indent=1))
     else:
-        print(table(results), end="")
+        print(results_table(results), end="")
     if bench.interrupted:
-        sys.exit(INTERRUPTED)
+        sys.exit(INTERRUPTED_EXIT_CODE)
 
 
-def _arguments() -> argparse.Namespace:
-    parser = options(main.__doc__)
+def _parse_arguments() -> argparse.Namespace:
+    parser = make_parser(main.__doc__)
     parser.add_argument("--preset", nargs="+", choices=list(PRESETS), metavar="NAME", help="these networks")
     parser.add_argument("--all", "--full", action="store_true", help="every network, also where that takes days")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each")
@@ -94,32 +102,32 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _attempts(arguments: argparse.Namespace, execution: Execution) -> list[Attempt]:
+def _make_experiments(arguments: argparse.Namespace, execution: Execution) -> list[Experiment]:
     """What to train: the networks that are named, else all of them on a GPU and the light ones elsewhere."""
     every = arguments.all or torch.device(execution.device).type == "cuda"
     names = arguments.preset or [name for name, preset in PRESETS.items() if every or _is_light(preset.recipe)]
-    changes = changes_of(arguments.set)
+    changes = parse_changes(arguments.set)
     attempts = []
     for name in names:
-        recipe = as_published(PRESETS[name]).replace(changes)
+        recipe = published_recipe(PRESETS[name]).replace(changes)
         epochs = min(recipe.epochs, arguments.epochs_limit or recipe.epochs)
-        attempts.append(Attempt(PRESETS[name], recipe.replace({"epochs": epochs}), changes))
+        attempts.append(Experiment(PRESETS[name], recipe.replace({"epochs": epochs}), changes))
     return attempts
 
 
 def _is_light(recipe: Recipe) -> bool:
     from fmnist_search.reporting.model_summary import summarize  # torchinfo is not everywhere where there is a GPU
 
-    return recipe.epochs * summarize(recipe.model).mult_adds <= LIGHT
+    return recipe.epochs * summarize(recipe.model).mult_adds <= LIGHT_MULT_ADDS
 
 
-def as_published(preset: Preset) -> Recipe:
+def published_recipe(preset: Preset) -> Recipe:
     """A preset's recipe, on all images unless its author held some back."""
     silent = preset.recipe.data.validation == Data().validation
     return preset.recipe.replace({"data.validation": 0}) if silent else preset.recipe
 
 
-def _say(line: str) -> None:
+def _print_status(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
@@ -138,46 +146,46 @@ class Score(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Attempt:
+class Experiment:
     """A network that is trained from several seeds, and what that has come to so far."""
 
     preset: Preset
     recipe: Recipe
     changes: dict[str, Any]
     scores: list[Score] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
-def _figures(scores: Sequence[Score]) -> Iterator[Figure]:
-    yield Figure(TEST, "%", tuple(100 * score.test_accuracy for score in scores))
-    yield Figure(LOSS, "", tuple(score.test_loss for score in scores), better="lower")
+def _measurements(scores: Sequence[Score]) -> Iterator[Measurement]:
+    yield Measurement(TEST_ACCURACY, "%", tuple(100 * score.test_accuracy for score in scores))
+    yield Measurement(TEST_LOSS, "", tuple(score.test_loss for score in scores), better="lower")
     validation = tuple(100 * s.validation_accuracy for s in scores if s.validation_accuracy is not None)
     if validation:
-        yield Figure(VALIDATION, "%", validation)
-    yield Figure(TRAINING, "%", tuple(100 * score.training_accuracy for score in scores))
-    yield Figure(SECONDS, "s", tuple(score.seconds for score in scores), better="lower")
+        yield Measurement(VALIDATION_ACCURACY, "%", validation)
+    yield Measurement(TRAINING_ACCURACY, "%", tuple(100 * score.training_accuracy for score in scores))
+    yield Measurement(TRAINING_SECONDS, "s", tuple(score.seconds for score in scores), better="lower")
 
 
-class Bench:
+class ReferenceRunner:
     """How trainings are run here, where their images come from, and where results go."""
 
-    def __init__(self, source: Source, execution: Execution, workers: int, save: Path | None):
+    def __init__(self, source: DataSource, execution: Execution, workers: int, save: Path | None):
         self.execution = execution
         self._workers = workers
         self._source = source
         self._save = save
         self._images: dict[Data, Images] = {}
-        self._tests: dict[str, Labelled] = {}
+        self._tests: dict[str, LabelledImages] = {}
         self.interrupted = False
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
+    def interrupt_handler(self) -> Iterator[None]:
         """Let running epochs end after a Ctrl-C while this lasts; a second one stops at once."""
 
         def asked(*_: object) -> None:
             self.interrupted = True
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            _say("interrupted: what is trained by now counts; name the other networks with --preset to go on")
+            _print_status("interrupted: what is trained by now counts; name the other networks with --preset to go on")
 
         before = signal.signal(signal.SIGINT, asked)
         try:
@@ -185,171 +193,175 @@ class Bench:
         finally:
             signal.signal(signal.SIGINT, before)
 
-    def training(self, attempt: Attempt, seed: int) -> Training:
+    def make_job(self, experiment: Experiment, seed: int) -> ReferenceJob:
         """A job for a worker."""
-        recipe = attempt.recipe.replace({"seed": seed})
+        recipe = experiment.recipe.replace({"seed": seed})
         if recipe.data not in self._images:
-            self._images[recipe.data] = prepare(recipe.data, self._source, self.execution.device)
-        return Training(recipe, self._images[recipe.data], attempt, self)
+            self._images[recipe.data] = load_images(recipe.data, self._source, self.execution.device)
+        return ReferenceJob(recipe, self._images[recipe.data], experiment, self)
 
-    def judge(self, recipe: Recipe, result: TrialResult) -> Score:
+    def evaluate(self, recipe: Recipe, result: TrialResult) -> Score:
         """What the weights of the last epoch make of the test images."""
         assert result.last_weights is not None
         dataset, last = recipe.data.dataset, result.epochs[-1]
         if dataset not in self._tests:
             self._tests[dataset] = read_test_set(dataset, self._source).to(self.execution.device)
-        classifier = classifier_with(recipe, result.last_weights).to(self.execution.device)
+        classifier = classifier_from_weights(recipe, result.last_weights).to(self.execution.device)
         test = evaluate(classifier, self._tests[dataset], recipe.precision)
         return Score(recipe.seed, test.accuracy, test.loss, last.val_accuracy, last.train_accuracy, result.seconds)
 
-    def keep(self, attempt: Attempt) -> None:
+    def save(self, experiment: Experiment) -> None:
         """Write down what an attempt has come to so far, where that was asked for."""
         if self._save:
-            keep(self.result(attempt), self._save)
+            save_result(self.result(experiment), self._save)
 
-    def result(self, attempt: Attempt) -> Result:
+    def result(self, experiment: Experiment) -> BenchmarkResult:
         """The figures of all seeds so far."""
-        name, scores = attempt.preset.name, sorted(attempt.scores)
+        name, scores = experiment.preset.name, sorted(experiment.scores)
         settings = {
             "preset": name,
-            "changes": attempt.changes,
+            "changes": experiment.changes,
             "seeds": [score.seed for score in scores],
             "workers": self._workers,
             "threads": self.execution.threads,
-            "recipe": {key: value for key, value in attempt.recipe.flat().items() if key != "seed"},
+            "recipe": {key: value for key, value in experiment.recipe.to_flat_dict().items() if key != "seed"},
         }
-        return Result(
+        return BenchmarkResult(
             BENCHMARK,
             "author",
-            tuple(_figures(scores)),
+            tuple(_measurements(scores)),
             settings,
             device_slug(self.execution.device),
-            tuple(attempt.remarks),
-            _slug(" ".join([name, *_changes(attempt.changes)])),
+            tuple(experiment.notes),
+            _slug(" ".join([name, *_format_changes(experiment.changes)])),
             command_line(BENCHMARK),
         )
 
 
-class Training:
+class ReferenceJob:
     """One training of an attempt: a job for a worker."""
 
     worker = 0
 
-    def __init__(self, recipe: Recipe, images: Images, attempt: Attempt, bench: Bench):
+    def __init__(self, recipe: Recipe, images: Images, experiment: Experiment, runner: ReferenceRunner):
         self.recipe = recipe
         self.images = images
-        self._attempt = attempt
-        self._bench = bench
+        self._experiment = experiment
+        self._runner = runner
 
-    def report(self, _: EpochReport) -> Decision:
+    def on_epoch(self, _: EpochReport) -> Decision:
         """Nothing but a Ctrl-C ends it early."""
-        return Decision.INTERRUPT if self._bench.interrupted else Decision.CONTINUE
+        return Decision.INTERRUPT if self._runner.interrupted else Decision.CONTINUE
 
-    def end(self, result: TrialResult, _: float) -> None:
+    def on_result(self, result: TrialResult, _: float) -> None:
         """Judge it on the test images, and keep what is known of the network so far."""
-        if result.state is State.FAILED:
-            self.lost(result.reason or "")
-        elif result.state is State.COMPLETED:
-            score = self._bench.judge(self.recipe, result)
-            self._attempt.scores.append(score)
-            self._bench.keep(self._attempt)
-            _say(f"{self._name}: {score.test_accuracy:.2%} of the test images, {score.seconds:.0f} s")
+        if result.state is TrialState.FAILED:
+            self.on_worker_lost(result.reason or "")
+        elif result.state is TrialState.COMPLETED:
+            score = self._runner.evaluate(self.recipe, result)
+            self._experiment.scores.append(score)
+            self._runner.save(self._experiment)
+            _print_status(f"{self._name}: {score.test_accuracy:.2%} of the test images, {score.seconds:.0f} s")
 
-    def lost(self, reason: str) -> None:
+    def on_worker_lost(self, reason: str) -> None:
         """It counts for nothing, and the result says so."""
-        self._attempt.remarks.append(f"seed {self.recipe.seed}: {reason}")
-        _say(f"{self._name}: {reason}")
+        self._experiment.notes.append(f"seed {self.recipe.seed}: {reason}")
+        _print_status(f"{self._name}: {reason}")
 
     @property
     def _name(self) -> str:
-        return ", ".join([f"{self._attempt.preset.name} seed {self.recipe.seed}", *_changes(self._attempt.changes)])
+        return ", ".join(
+            [f"{self._experiment.preset.name} seed {self.recipe.seed}", *_format_changes(self._experiment.changes)]
+        )
 
 
 # ---------------------------------------------------------------------------------- what was found
 
 
-def latest(folder: Path) -> list[Result]:
+def latest_results(folder: Path) -> list[BenchmarkResult]:
     """The newest result of each network on each device, with each set of changes; in the order of the presets."""
-    newest: dict[tuple[str, str], Result] = {}
+    newest: dict[tuple[str, str], BenchmarkResult] = {}
     for path in sorted(folder.glob(f"*-{BENCHMARK}-*.json")):  # names begin with the date
-        result = Result.from_json(path.read_text())
+        result = BenchmarkResult.from_json(path.read_text())
         newest[result.subject, result.device] = result
     order = list(PRESETS)
     return sorted(newest.values(), key=lambda r: (order.index(r.settings["preset"]), r.subject, r.device))
 
 
-def record(results: Iterable[Result]) -> str:
+def reference_table(results: Iterable[BenchmarkResult]) -> str:
     """The table of all presets as their authors trained them; one that has not been trained says so."""
     found = [result for result in results if not result.settings["changes"]]
     trained = {result.settings["preset"] for result in found}
-    missing = [_cells_without(preset) for name, preset in PRESETS.items() if name not in trained]
-    return "\n".join(filter(None, [_markdown([*map(_cells, found), *missing]), _versions(found)]))
+    missing = [_unmeasured_cells(preset) for name, preset in PRESETS.items() if name not in trained]
+    return "\n".join(filter(None, [_markdown_table([*map(_table_cells, found), *missing]), _format_versions(found)]))
 
 
-def variants(results: Iterable[Result]) -> str:
+def variants_table(results: Iterable[BenchmarkResult]) -> str:
     """The table of trainings in which something was changed, each with the command that gave it."""
     found = [result for result in results if result.settings["changes"]]
     if not found:
         return "Nothing has been measured yet.\n"
     commands = dict.fromkeys(result.command for result in found)
-    return "\n".join([_markdown(map(_cells, found)), "```console", *(f"$ {line}" for line in commands), "```\n"])
+    return "\n".join(
+        [_markdown_table(map(_table_cells, found)), "```console", *(f"$ {line}" for line in commands), "```\n"]
+    )
 
 
-def table(results: Iterable[Result]) -> str:
+def results_table(results: Iterable[BenchmarkResult]) -> str:
     """One row a result."""
-    return _markdown(map(_cells, results))
+    return _markdown_table(map(_table_cells, results))
 
 
-def _markdown(rows: Iterable[Sequence[str]]) -> str:
-    lines = [tuple(COLUMNS), tuple(COLUMNS.values()), *rows]
+def _markdown_table(rows: Iterable[Sequence[str]]) -> str:
+    lines = [tuple(COLUMN_ALIGNMENTS), tuple(COLUMN_ALIGNMENTS.values()), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
-def _cells(result: Result) -> tuple[str, ...]:
+def _table_cells(result: BenchmarkResult) -> tuple[str, ...]:
     settings = result.settings
     preset, recipe = PRESETS[settings["preset"]], Recipe().replace(settings["recipe"])
     figures = {figure.what: figure.ours for figure in result.figures}
-    network = ", ".join([f"`{preset.name}`", *_changes(settings["changes"])])
+    network = ", ".join([f"`{preset.name}`", *_format_changes(settings["changes"])])
     return (
         "; ".join([network, *result.remarks]),
-        preset.published,
-        f"{_spread(figures[TEST], '.2f')} (n={len(figures[TEST])})",
-        _spread(figures[LOSS], ".3f"),
-        _spread(figures.get(VALIDATION, ()), ".2f"),
-        _spread(figures[TRAINING], ".2f"),
-        f"{recipe.epochs} / {_authors_epochs(preset)}",
+        preset.published_accuracy,
+        f"{_format_mean_and_std(figures[TEST_ACCURACY], '.2f')} (n={len(figures[TEST_ACCURACY])})",
+        _format_mean_and_std(figures[TEST_LOSS], ".3f"),
+        _format_mean_and_std(figures.get(VALIDATION_ACCURACY, ()), ".2f"),
+        _format_mean_and_std(figures[TRAINING_ACCURACY], ".2f"),
+        f"{recipe.epochs} / {_published_epochs(preset)}",
         f"{recipe.data.training_count:,} of {recipe.data.dataset}",
-        f"{_spread(figures[SECONDS], ',.0f')}; {settings['workers']} at once",
+        f"{_format_mean_and_std(figures[TRAINING_SECONDS], ',.0f')}; {settings['workers']} at once",
         result.machine,
         result.date,
     )
 
 
-def _cells_without(preset: Preset) -> tuple[str, ...]:
-    blank = ["not measured yet" if column == TEST else "-" for column in COLUMNS]
-    known = {"network": f"`{preset.name}`", "published": preset.published}
-    return tuple(known.get(column, cell) for column, cell in zip(COLUMNS, blank, strict=True))
+def _unmeasured_cells(preset: Preset) -> tuple[str, ...]:
+    blank = ["not measured yet" if column == TEST_ACCURACY else "-" for column in COLUMN_ALIGNMENTS]
+    known = {"network": f"`{preset.name}`", "published": preset.published_accuracy}
+    return tuple(known.get(column, cell) for column, cell in zip(COLUMN_ALIGNMENTS, blank, strict=True))
 
 
-def _authors_epochs(preset: Preset) -> str:
-    return "not said" if "epochs" in preset.assumed else str(preset.recipe.epochs)
+def _published_epochs(preset: Preset) -> str:
+    return "not said" if "epochs" in preset.assumed_names else str(preset.recipe.epochs)
 
 
-def _spread(samples: Sequence[float], form: str) -> str:
+def _format_mean_and_std(samples: Sequence[float], format_spec: str) -> str:
     """Mean and standard deviation."""
     if not samples:
         return "-"
-    mean = format(statistics.fmean(samples), form)
-    return mean if len(samples) == 1 else f"{mean} ± {format(statistics.stdev(samples), form)}"
+    mean = format(statistics.fmean(samples), format_spec)
+    return mean if len(samples) == 1 else f"{mean} ± {format(statistics.stdev(samples), format_spec)}"
 
 
-def _versions(results: Iterable[Result]) -> str:
+def _format_versions(results: Iterable[BenchmarkResult]) -> str:
     """What ran where, in a line for each machine and set of versions."""
     lines = (f"{r.machine}: python {r.versions['python']}, torch {r.versions['torch']}" for r in results)
     return "".join(f"- {line}\n" for line in dict.fromkeys(lines))
 
 
-def _changes(changes: dict[str, Any]) -> list[str]:
+def _format_changes(changes: dict[str, Any]) -> list[str]:
     return [f"{name} {value}" for name, value in changes.items()]
 
 
@@ -358,4 +370,4 @@ def _slug(text: str) -> str:
 
 
 if __name__ == "__main__":
-    entrance(main)
+    run_main(main)

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from benchmarks import reference
-from benchmarks.measure import RESULTS, Result
+from benchmarks.measure import RESULTS_FOLDER, BenchmarkResult
 
 ROOT = Path(__file__).parents[1]
-ORDER = ("study", "time_to_accuracy", "packing", "throughput", "memory")
+BENCHMARK_ORDER = ("study", "time_to_accuracy", "packing", "throughput", "memory")
 """What readers care for first; other benchmarks follow by name."""
-MARKED = re.compile(r"(?P<start><!-- (?P<name>\w+) -->\n).*?(?P<end><!-- /(?P=name) -->)", re.DOTALL)
-NOTHING = "Nothing has been measured yet.\n"
+MARKED_SECTION = re.compile(r"(?P<start><!-- (?P<name>\w+) -->\n).*?(?P<end><!-- /(?P=name) -->)", re.DOTALL)
+NO_RESULTS = "Nothing has been measured yet.\n"
 
 
 def main() -> None:
@@ -23,57 +23,57 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--write", action="store_true", help="write them into README.md and the pages of docs")
     if not parser.parse_args().write:
-        print(table(latest(RESULTS), headlines=False), end="")
+        print(results_table(latest_results(RESULTS_FOLDER), headlines_only=False), end="")
         return
-    for page, tables in pages(RESULTS).items():
-        page.write_text(with_tables(page.read_text(), tables))
+    for page, tables in page_tables(RESULTS_FOLDER).items():
+        page.write_text(replace_tables(page.read_text(), tables))
 
 
-def pages(folder: Path) -> dict[Path, dict[str, str]]:
+def page_tables(folder: Path) -> dict[Path, dict[str, str]]:
     """The pages that show results, and what stands between which of their markers."""
-    measured, trained = latest(folder), reference.latest(folder)
+    measured, trained = latest_results(folder), reference.latest_results(folder)
     return {
-        ROOT / "README.md": {"benchmarks": table(measured, headlines=True)},
-        ROOT / "docs" / "performance.md": {"benchmarks": table(measured, headlines=False)},
+        ROOT / "README.md": {"benchmarks": results_table(measured, headlines_only=True)},
+        ROOT / "docs" / "performance.md": {"benchmarks": results_table(measured, headlines_only=False)},
         ROOT / "docs" / "reference-results.md": {
-            "reference": reference.record(trained),
-            "variants": reference.variants(trained),
+            "reference": reference.reference_table(trained),
+            "variants": reference.variants_table(trained),
         },
     }
 
 
-def latest(folder: Path) -> list[Result]:
+def latest_results(folder: Path) -> list[BenchmarkResult]:
     """The newest result of each benchmark and subject on each device; published networks have a page of their own."""
-    newest: dict[tuple[str, str, str], Result] = {}
+    newest: dict[tuple[str, str, str], BenchmarkResult] = {}
     for path in sorted(folder.glob("*.json")):  # names begin with the date
         found = json.loads(text := path.read_text())
         if "figures" in found and found["benchmark"] != reference.BENCHMARK:
-            result = Result.from_json(text)
+            result = BenchmarkResult.from_json(text)
             newest[result.benchmark, result.subject, result.device] = result
-    return sorted(newest.values(), key=_place)
+    return sorted(newest.values(), key=_sort_key)
 
 
-def table(results: Iterable[Result], *, headlines: bool) -> str:
+def results_table(results: Iterable[BenchmarkResult], *, headlines_only: bool) -> str:
     """One row a figure: medians of n repetitions, the lowest and the highest in brackets."""
     rows = [
-        f"| {' | '.join((*figure.cells, result.machine, result.date))} |"
+        f"| {' | '.join((*figure.table_cells, result.machine, result.date))} |"
         for result in results
         for figure in result.figures
-        if figure.headline or not headlines
+        if figure.headline or not headlines_only
     ]
     if not rows:
-        return NOTHING
+        return NO_RESULTS
     head = "| What | fmnist-search | tutorial or usual script | ratio | machine | date |"
     return "\n".join([head, "| --- | ---: | ---: | ---: | --- | --- |", *rows]) + "\n"
 
 
-def with_tables(page: str, tables: Mapping[str, str]) -> str:
+def replace_tables(page: str, tables: Mapping[str, str]) -> str:
     """The page with these tables between the markers of their names."""
-    return MARKED.sub(lambda found: f"{found['start']}\n{tables[found['name']]}\n{found['end']}", page)
+    return MARKED_SECTION.sub(lambda found: f"{found['start']}\n{tables[found['name']]}\n{found['end']}", page)
 
 
-def _place(result: Result) -> tuple[int, str, str, str]:
-    place = ORDER.index(result.benchmark) if result.benchmark in ORDER else len(ORDER)
+def _sort_key(result: BenchmarkResult) -> tuple[int, str, str, str]:
+    place = BENCHMARK_ORDER.index(result.benchmark) if result.benchmark in BENCHMARK_ORDER else len(BENCHMARK_ORDER)
     return place, result.benchmark, result.subject, result.device
 
 

@@ -24,54 +24,54 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from benchmarks.machine import device_slug
-from benchmarks.measure import Figure, Result, deliver, entrance, options
-from benchmarks.ours import images_from
+from benchmarks.measure import BenchmarkResult, Measurement, make_parser, report_result, run_main
+from benchmarks.ours import data_source
 from benchmarks.tutorial import torchvision_folder
 from fmnist_search.config.study_config import StudyConfig
 
 ROOT = Path(__file__).parents[1]
-QUICK = ROOT / "studies" / "quick.toml"
+QUICK_STUDY = ROOT / "studies" / "quick.toml"
 UNLIMITED_TRIALS, UNLIMITED_MINUTES = 10_000, 100_000
-TRIALS = 5
+DEFAULT_TRIALS = 5
 """Trials by default: few enough that both ways, twice each, take some six minutes on two cores."""
-SAMPLING = 0.25
+MEMORY_POLL_SECONDS = 0.25
 """Seconds between two looks at a process's memory."""
 
 Interval = tuple[float, float]
 
 
-class Job(NamedTuple):
+class SearchRun(NamedTuple):
     """What a process left: when it began, its wall time, its peak of memory, and what its MLflow store tells."""
 
-    began: float
+    start_time: float
     seconds: float
-    peak: int
+    peak_memory: int
     trials: int
-    epochs: tuple[Interval, ...]
-    best: float
+    epoch_intervals: tuple[Interval, ...]
+    best_accuracy: float
 
     @property
-    def start_up(self) -> float:
+    def seconds_to_first_epoch(self) -> float:
         """Seconds until the first epoch began."""
-        return min(start for start, _ in self.epochs) - self.began
+        return min(start for start, _ in self.epoch_intervals) - self.start_time
 
     @property
-    def idle(self) -> float:
+    def idle_share(self) -> float:
         """The share of the wall time in which no epoch ran."""
-        return 1 - covered(self.epochs) / self.seconds
+        return 1 - covered_seconds(self.epoch_intervals) / self.seconds
 
 
 def main() -> None:
     """A search in wall time, memory and accuracy: ours against the usual script."""
-    arguments = _arguments()
+    arguments = _parse_arguments()
     device = device_slug("cuda" if torch.cuda.is_available() else "cpu")
-    jobs: dict[str, list[Job]] = {"ours": [], "usual": []}
-    with torchvision_folder(images_from(arguments.data_dir)) as images:
+    jobs: dict[str, list[SearchRun]] = {"ours": [], "usual": []}
+    with torchvision_folder(data_source(arguments.data_dir)) as images:
         for number in range(arguments.rounds):
             ways = ("ours", "usual") if number % 2 == 0 else ("usual", "ours")
-            for way in ("ours",) if arguments.alone else ways:
-                config = StudyConfig.load(arguments.study, {**_changes(arguments), "seed": number})
-                jobs[way].append(_run(way, config, images, arguments))
+            for way in ("ours",) if arguments.default_execution else ways:
+                config = StudyConfig.load(arguments.study, {**_config_overrides(arguments), "seed": number})
+                jobs[way].append(_run_search(way, config, images, arguments))
     settings = {
         "study": arguments.study.name,
         "images": config.data.training_count,
@@ -79,20 +79,20 @@ def main() -> None:
         "usual script": f"{arguments.workers} workers",
         "rounds": arguments.rounds,
     }
-    result = Result(
+    result = BenchmarkResult(
         "study",
         "usual script",
-        tuple(_figures(**jobs, same_time=bool(arguments.seconds))),
+        tuple(_measurements(**jobs, same_time=bool(arguments.seconds))),
         settings,
         device,
-        subject="alone" if arguments.alone else "",
+        subject="alone" if arguments.default_execution else "",
     )
-    deliver(result, arguments)
+    report_result(result, arguments)
 
 
-def _arguments() -> argparse.Namespace:
-    parser = options(main.__doc__)
-    parser.add_argument("study", nargs="?", type=Path, default=QUICK, help="study file whose space both search")
+def _parse_arguments() -> argparse.Namespace:
+    parser = make_parser(main.__doc__)
+    parser.add_argument("study", nargs="?", type=Path, default=QUICK_STUDY, help="study file whose space both search")
     parser.add_argument("--full", action="store_true", help="the study's own number of trials")
     ends = parser.add_mutually_exclusive_group()
     ends.add_argument("--trials", type=int, help="trials of each search")
@@ -104,23 +104,23 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--alone", action="store_true", help="ours alone, without the usual script")
     arguments = parser.parse_args()
     if not arguments.trials and not arguments.seconds:
-        arguments.trials = StudyConfig.load(arguments.study).budget.trials if arguments.full else TRIALS
+        arguments.trials = StudyConfig.load(arguments.study).budget.trials if arguments.full else DEFAULT_TRIALS
     return arguments
 
 
-def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
+def _config_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the comparison changes in the study: its end, and that no finalists are trained."""
     minutes = arguments.seconds / 60 if arguments.seconds else UNLIMITED_MINUTES
     changes = {"finalists.recipes": 0, "budget.trials": arguments.trials or UNLIMITED_TRIALS, "budget.minutes": minutes}
     return changes | ({"budget.epochs": arguments.epochs} if arguments.epochs else {})
 
 
-def _run(way: str, config: StudyConfig, images: Path, arguments: argparse.Namespace) -> Job:
+def _run_search(implementation: str, config: StudyConfig, images: Path, arguments: argparse.Namespace) -> SearchRun:
     """One search in a folder that is gone afterwards."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "study.toml").write_text(config.to_toml())
-        if way == "ours":
+        if implementation == "ours":
             command = ["fmnist_search", "search", "study.toml", "--data-dir", str(images)]
             command += ["--engine", arguments.engine]
         else:
@@ -128,13 +128,13 @@ def _run(way: str, config: StudyConfig, images: Path, arguments: argparse.Namesp
             command = ["benchmarks.usual", "study.toml", "--images", str(images), "--workers", str(arguments.workers)]
             command += map(str, end)
         began = time.time()
-        seconds, peak = watched([sys.executable, "-m", *command], folder)
-        return Job(began, seconds, peak, *_record(f"sqlite:///{folder / 'mlflow.db'}"))
+        seconds, peak = run_and_monitor([sys.executable, "-m", *command], folder)
+        return SearchRun(began, seconds, peak, *_read_store(f"sqlite:///{folder / 'mlflow.db'}"))
 
 
-def _record(store: str) -> tuple[int, tuple[Interval, ...], float]:
+def _read_store(tracking_uri: str) -> tuple[int, tuple[Interval, ...], float]:
     """Trials, the intervals of their epochs and the best completed value, as the store tells them."""
-    client = MlflowClient(store)
+    client = MlflowClient(tracking_uri)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     runs: list[Run] = client.search_runs(experiments, max_results=50_000)
     trials = [run for run in runs if "time/epoch_seconds" in run.data.metrics]
@@ -145,7 +145,7 @@ def _record(store: str) -> tuple[int, tuple[Interval, ...], float]:
     return len(trials), epochs, best
 
 
-def covered(intervals: Iterable[Interval]) -> float:
+def covered_seconds(intervals: Iterable[Interval]) -> float:
     """The length of the union of intervals."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(intervals):
@@ -154,26 +154,28 @@ def covered(intervals: Iterable[Interval]) -> float:
     return total
 
 
-def _figures(ours: list[Job], usual: list[Job], *, same_time: bool) -> Iterator[Figure]:
+def _measurements(ours: list[SearchRun], baseline: list[SearchRun], *, same_time: bool) -> Iterator[Measurement]:
     job = "search of so many seconds" if same_time else f"search of {ours[0].trials} trials"
 
-    def figure(what: str, unit: str, value: Callable[[Job], float], better: str, headline: bool = False) -> Figure:
-        samples, others = tuple(map(value, ours)), tuple(map(value, usual))
-        return Figure(f"{job}, {what}", unit, samples, others, better, headline=headline and bool(usual))
+    def figure(
+        what: str, unit: str, value: Callable[[SearchRun], float], better: str, headline: bool = False
+    ) -> Measurement:
+        samples, others = tuple(map(value, ours)), tuple(map(value, baseline))
+        return Measurement(f"{job}, {what}", unit, samples, others, better, headline=headline and bool(baseline))
 
     yield figure("wall time", "s", lambda job: job.seconds, "" if same_time else "lower", not same_time)
     yield figure("trials an hour", "", lambda job: 3600 * job.trials / job.seconds, "higher", same_time)
-    yield figure("epochs an hour", "", lambda job: 3600 * len(job.epochs) / job.seconds, "higher")
-    yield figure("seconds to the first epoch", "s", lambda job: job.start_up, "lower")
-    yield figure("wall time in which nothing trained", "%", lambda job: 100 * job.idle, "lower")
-    yield figure("peak memory", "MB", lambda job: job.peak / 1e6, "lower", True)
-    yield figure("best validation accuracy", "%", lambda job: 100 * job.best, "", True)
+    yield figure("epochs an hour", "", lambda job: 3600 * len(job.epoch_intervals) / job.seconds, "higher")
+    yield figure("seconds to the first epoch", "s", lambda job: job.seconds_to_first_epoch, "lower")
+    yield figure("wall time in which nothing trained", "%", lambda job: 100 * job.idle_share, "lower")
+    yield figure("peak memory", "MB", lambda job: job.peak_memory / 1e6, "lower", True)
+    yield figure("best validation accuracy", "%", lambda job: 100 * job.best_accuracy, "", True)
 
 
 # ------------------------------------------------------------------------------------- the process
 
 
-def watched(command: list[str], folder: Path) -> tuple[float, int]:
+def run_and_monitor(command: list[str], folder: Path) -> tuple[float, int]:
     """Run a command in a folder: seconds until it ended, and the most bytes that it and its children held at once."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "FMNIST_"))}
     path = os.pathsep.join(filter(None, (str(ROOT), kept.get("PYTHONPATH"))))
@@ -190,9 +192,9 @@ def watched(command: list[str], folder: Path) -> tuple[float, int]:
         )
         try:
             while process.poll() is None:
-                peak = max(peak, _memory_of_session(process.pid))
+                peak = max(peak, _session_memory(process.pid))
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(SAMPLING)
+                    process.wait(MEMORY_POLL_SECONDS)
             seconds = time.perf_counter() - started
         except BaseException:
             os.killpg(process.pid, signal.SIGTERM)
@@ -203,21 +205,21 @@ def watched(command: list[str], folder: Path) -> tuple[float, int]:
     return seconds, peak
 
 
-def _memory_of_session(leader: int) -> int:
+def _session_memory(session_id: int) -> int:
     """Bytes of memory of all processes of a session, each shared page counted once."""
     total = 0
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ended meanwhile
             session = int((folder / "stat").read_text().rpartition(")")[2].split()[3])
-            if session == leader:
-                total += _proportional_size(folder)
+            if session == session_id:
+                total += _proportional_set_size(folder)
     return total
 
 
-def _proportional_size(process: Path) -> int:
+def _proportional_set_size(process: Path) -> int:
     lines = (process / "smaps_rollup").read_text().splitlines()
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
 
 
 if __name__ == "__main__":
-    entrance(main)
+    run_main(main)

@@ -15,11 +15,11 @@ import torch
 
 from benchmarks import tutorial
 from benchmarks.machine import device_slug
-from benchmarks.measure import Figure, Result, alternate, deliver, entrance, options
-from benchmarks.ours import conditions, images_from
-from fmnist_search.data.loading import Images, Labelled, Source, prepare
-from fmnist_search.recipe.recipe import TRAINING_POOL, Execution, Recipe
-from fmnist_search.training.autotune import settled
+from benchmarks.measure import BenchmarkResult, Measurement, interleave, make_parser, report_result, run_main
+from benchmarks.ours import data_source, tuned_settings
+from fmnist_search.data.loading import DataSource, Images, LabelledImages, load_images
+from fmnist_search.recipe.recipe import TRAINING_SET_SIZE, Execution, Recipe
+from fmnist_search.training.autotune import torch_settings
 from fmnist_search.training.engine import fit
 from fmnist_search.training.evaluation import evaluate
 
@@ -30,12 +30,12 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "mlp": {"model.family": "mlp", "model.width": 512},
 }
 BATCH_SIZES = (64, 128, 256, 512, 1024)
-AUGMENTED = {"augmentation.shift": 2, "augmentation.flip": 0.5, "augmentation.erasing": 0.5}
-VALIDATION = 10_848
-TRIED_WORKERS = 8
+AUGMENTATION_CHANGES = {"augmentation.shift": 2, "augmentation.flip": 0.5, "augmentation.erasing": 0.5}
+VALIDATION_IMAGES = 10_848
+MAX_TRIED_WORKERS = 8
 """Workers of a DataLoader that are tried besides none, where there are as many cores."""
 CALIBRATION_STEPS = 8
-FEWEST_STEPS = 4
+MIN_STEPS = 4
 
 
 class Case(NamedTuple):
@@ -50,38 +50,44 @@ class Case(NamedTuple):
 
     def recipe(self, precision: str, **changes: int) -> Recipe:
         """The case as a recipe that holds nothing back for validation."""
-        augmentation = AUGMENTED if self.augmented else {}
+        augmentation = AUGMENTATION_CHANGES if self.augmented else {}
         fixed = {"precision": precision, "batch_size": self.batch_size, "data.validation": 0, **changes}
         return Recipe().replace({**NETWORKS[self.network], **augmentation, **fixed})
 
 
-SHORT = (Case("standard", 128), Case("standard", 512), Case("mlp", 512), Case("tiny", 128), Case("standard", 128, True))
-FULL = (
+SHORT_CASES = (
+    Case("standard", 128),
+    Case("standard", 512),
+    Case("mlp", 512),
+    Case("tiny", 128),
+    Case("standard", 128, True),
+)
+FULL_CASES = (
     *itertools.starmap(Case, itertools.product(NETWORKS, BATCH_SIZES)),
     *(Case("standard", batch_size, True) for batch_size in BATCH_SIZES),
 )
-VALIDATED = {"short": ("standard",), "full": tuple(NETWORKS)}
+VALIDATION_NETWORKS = {"short": ("standard",), "full": tuple(NETWORKS)}
 
 
-class Bench(NamedTuple):
+class BenchmarkConfig(NamedTuple):
     """Where and how long everything is measured."""
 
-    source: Source
+    source: DataSource
     folder: Path
-    ways: dict[str, tuple[Execution, str]]
+    execution_variants: dict[str, tuple[Execution, str]]
     workers: tuple[int, ...]
     rounds: int
     seconds: float
 
     @property
-    def alone(self) -> tuple[Execution, str]:
+    def default_execution(self) -> tuple[Execution, str]:
         """How a trial trains that has the machine to itself."""
-        return next(iter(self.ways.values()))
+        return next(iter(self.execution_variants.values()))
 
 
 def main() -> None:
     """Training and validation in images a second, ours and the tutorial's loop in turns."""
-    parser = options(main.__doc__)
+    parser = make_parser(main.__doc__)
     parser.add_argument("--full", action="store_true", help="every network at every batch size")
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name holds this text")
     parser.add_argument("--rounds", type=int, default=2, help="repetitions of each measurement")
@@ -89,29 +95,31 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, nargs="+", help="numbers of DataLoader workers of which the best counts")
     arguments = parser.parse_args()
-    ways = _ways(arguments.device)
+    ways = _execution_variants(arguments.device)
     device = ways["alone"][0].device
-    workers = tuple(arguments.workers or (0, min(os.cpu_count() or 1, TRIED_WORKERS)))
-    source = images_from(arguments.data_dir)
+    workers = tuple(arguments.workers or (0, min(os.cpu_count() or 1, MAX_TRIED_WORKERS)))
+    source = data_source(arguments.data_dir)
     with tutorial.torchvision_folder(source) as folder:
-        bench = Bench(source, folder, ways, workers, arguments.rounds, arguments.seconds)
-        cases = [case for case in (FULL if arguments.full else SHORT) if arguments.only in f"training, {case}"]
-        networks = VALIDATED["full" if arguments.full else "short"]
-        figures = [figure for case in cases for figure in training(bench, case)]
-        figures += [validation(bench, name) for name in networks if arguments.only in f"validation, {name}"]
+        bench = BenchmarkConfig(source, folder, ways, workers, arguments.rounds, arguments.seconds)
+        cases = [
+            case for case in (FULL_CASES if arguments.full else SHORT_CASES) if arguments.only in f"training, {case}"
+        ]
+        networks = VALIDATION_NETWORKS["full" if arguments.full else "short"]
+        figures = [figure for case in cases for figure in measure_training(bench, case)]
+        figures += [measure_validation(bench, name) for name in networks if arguments.only in f"validation, {name}"]
     settings = {
-        "precision": bench.alone[1],
+        "precision": bench.default_execution[1],
         "tutorial": "float32",
         "threads": torch.get_num_threads(),
         "workers": " or ".join(map(str, workers)),
         "rounds": arguments.rounds,
     }
-    deliver(Result("throughput", "tutorial", tuple(figures), settings, device_slug(device)), arguments)
+    report_result(BenchmarkResult("throughput", "tutorial", tuple(figures), settings, device_slug(device)), arguments)
 
 
-def _ways(device: str) -> dict[str, tuple[Execution, str]]:
+def _execution_variants(device: str) -> dict[str, tuple[Execution, str]]:
     """Ours with the machine to itself; on a CPU of several cores on one thread as well, on a GPU captured as well."""
-    alone = conditions(device)
+    alone = tuned_settings(device)
     if torch.device(alone[0].device).type == "cuda":
         return {"alone": alone, "graph": (dataclasses.replace(alone[0], engine="graph"), alone[1])}
     if alone[0].device != "cpu" or alone[0].threads == 1:
@@ -122,15 +130,15 @@ def _ways(device: str) -> dict[str, tuple[Execution, str]]:
 # ---------------------------------------------------------------------------------------- training
 
 
-def training(bench: Bench, case: Case) -> list[Figure]:
+def measure_training(config: BenchmarkConfig, case: Case) -> list[Measurement]:
     """A figure for each way of ours, against the tutorial with the number of workers that suits it best."""
-    count = _images_for(bench, case)
-    ways = {name: _our_epochs(bench, case, count, *way) for name, way in bench.ways.items()}
-    theirs = {f"{n} workers": tutorial_epochs(bench, case, count, n) for n in bench.workers}
-    samples = alternate({**ways, **theirs}, bench.rounds)
+    count = _calibrated_image_count(config, case)
+    ways = {name: _fit_throughputs(config, case, count, *way) for name, way in config.execution_variants.items()}
+    theirs = {f"{n} workers": tutorial_throughputs(config, case, count, n) for n in config.workers}
+    samples = interleave({**ways, **theirs}, config.rounds)
     best = max(theirs, key=lambda name: statistics.median(samples[name]))
     return [
-        Figure(
+        Measurement(
             f"training, {case}{'' if name == 'alone' else f', {name}'}",
             "images/s",
             samples[name],
@@ -142,34 +150,36 @@ def training(bench: Bench, case: Case) -> list[Figure]:
     ]
 
 
-def _images_for(bench: Bench, case: Case) -> int:
+def _calibrated_image_count(config: BenchmarkConfig, case: Case) -> int:
     """So many whole batches that ours takes about the wanted seconds for them."""
     count = CALIBRATION_STEPS * case.batch_size
-    epochs = _our_epochs(bench, case, count, *bench.alone)
+    epochs = _fit_throughputs(config, case, count, *config.default_execution)
     rate = [next(epochs) for _ in range(2)][-1]
-    steps = min(max(round(rate * bench.seconds / case.batch_size), FEWEST_STEPS), TRAINING_POOL // case.batch_size)
+    steps = min(max(round(rate * config.seconds / case.batch_size), MIN_STEPS), TRAINING_SET_SIZE // case.batch_size)
     return steps * case.batch_size
 
 
-def _our_epochs(bench: Bench, case: Case, count: int, execution: Execution, precision: str) -> Iterator[float]:
+def _fit_throughputs(
+    config: BenchmarkConfig, case: Case, count: int, execution: Execution, precision: str
+) -> Iterator[float]:
     """Images a second of epoch after epoch, without validation."""
-    recipe = case.recipe(precision, **{"data.train_images": count, "epochs": bench.rounds + 2})
-    images = prepare(recipe.data, bench.source, execution.device)
+    recipe = case.recipe(precision, **{"data.train_images": count, "epochs": config.rounds + 2})
+    images = load_images(recipe.data, config.source, execution.device)
     epochs = fit(recipe, images, execution)
     while True:
-        with settled(execution):
+        with torch_settings(execution):
             epoch = next(epochs)
         yield count / epoch.report.seconds
 
 
-def tutorial_epochs(bench: Bench, case: Case, count: int, workers: int) -> Iterator[float]:
+def tutorial_throughputs(config: BenchmarkConfig, case: Case, count: int, workers: int) -> Iterator[float]:
     """Images a second of epoch after epoch of the tutorial's loop, with so many DataLoader workers."""
     recipe = case.recipe("float32", **{"data.train_images": count})
-    device = bench.alone[0].device
-    model = tutorial.network(recipe.model).to(device)
+    device = config.default_execution[0].device
+    model = tutorial.build_network(recipe.model).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    images = tutorial.training_set(bench.folder, recipe.data, recipe.augmentation)
-    batches = tutorial.batches(images, recipe.batch_size, workers, device, shuffle=True)
+    images = tutorial.training_set(config.folder, recipe.data, recipe.augmentation)
+    batches = tutorial.make_loader(images, recipe.batch_size, workers, device, shuffle=True)
     while True:
         started = time.perf_counter()
         tutorial.train_epoch(model, batches, optimizer, device)
@@ -179,42 +189,42 @@ def tutorial_epochs(bench: Bench, case: Case, count: int, workers: int) -> Itera
 # -------------------------------------------------------------------------------------- validation
 
 
-def validation(bench: Bench, network: str) -> Figure:
+def measure_validation(config: BenchmarkConfig, network: str) -> Measurement:
     """A network judged on the validation images, with the machine to itself."""
-    theirs = {f"{n} workers": _tutorial_validations(bench, network, n) for n in bench.workers}
-    samples = alternate({"ours": _our_validations(bench, network), **theirs}, bench.rounds)
+    theirs = {f"{n} workers": _tutorial_validation_throughputs(config, network, n) for n in config.workers}
+    samples = interleave({"ours": _evaluate_throughputs(config, network), **theirs}, config.rounds)
     best = max(theirs, key=lambda name: statistics.median(samples[name]))
     note = f"tutorial with {best}"
-    return Figure(f"validation, {network}", "images/s", samples["ours"], samples[best], note=note, headline=True)
+    return Measurement(f"validation, {network}", "images/s", samples["ours"], samples[best], note=note, headline=True)
 
 
-def _our_validations(bench: Bench, network: str) -> Iterator[float]:
-    execution, precision = bench.alone
-    images, classifier = _judged(bench, network)
+def _evaluate_throughputs(config: BenchmarkConfig, network: str) -> Iterator[float]:
+    execution, precision = config.default_execution
+    images, classifier = _validation_inputs(config, network)
     while True:
-        with settled(execution):
+        with torch_settings(execution):
             started = time.perf_counter()
             evaluate(classifier, images, precision)
             seconds = time.perf_counter() - started
         yield len(images) / seconds
 
 
-def _judged(bench: Bench, network: str) -> tuple[Labelled, Any]:
+def _validation_inputs(config: BenchmarkConfig, network: str) -> tuple[LabelledImages, Any]:
     """Validation images, and a classifier as the engine hands it over after an epoch."""
-    execution, precision = bench.alone
-    recipe = Case(network, 128).recipe(precision, **{"data.validation": VALIDATION, "data.train_images": 256})
-    images: Images = prepare(recipe.data, bench.source, execution.device)
-    with settled(execution):
+    execution, precision = config.default_execution
+    recipe = Case(network, 128).recipe(precision, **{"data.validation": VALIDATION_IMAGES, "data.train_images": 256})
+    images: Images = load_images(recipe.data, config.source, execution.device)
+    with torch_settings(execution):
         epoch = next(fit(recipe, images, execution))
     return images.validation, epoch.classifier
 
 
-def _tutorial_validations(bench: Bench, network: str, workers: int) -> Iterator[float]:
-    recipe = Case(network, 128).recipe("float32", **{"data.validation": VALIDATION})
-    device = bench.alone[0].device
-    model = tutorial.network(recipe.model).to(device)
-    images = tutorial.validation_set(bench.folder, recipe.data)
-    batches = tutorial.batches(images, tutorial.VALIDATION_BATCH, workers, device)
+def _tutorial_validation_throughputs(config: BenchmarkConfig, network: str, workers: int) -> Iterator[float]:
+    recipe = Case(network, 128).recipe("float32", **{"data.validation": VALIDATION_IMAGES})
+    device = config.default_execution[0].device
+    model = tutorial.build_network(recipe.model).to(device)
+    images = tutorial.validation_set(config.folder, recipe.data)
+    batches = tutorial.make_loader(images, tutorial.VALIDATION_BATCH_SIZE, workers, device)
     while True:
         started = time.perf_counter()
         tutorial.validate(model, batches, device)
@@ -222,4 +232,4 @@ def _tutorial_validations(bench: Bench, network: str, workers: int) -> Iterator[
 
 
 if __name__ == "__main__":
-    entrance(main)
+    run_main(main)

@@ -17,22 +17,22 @@ import typer
 from benchmarks.machine import machine, versions
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.recipe.recipe import Execution, Recipe
-from fmnist_search.results.study import EpochReport, Overhead, State, TrialResult
-from fmnist_search.search.study_store import Conditions, Ledger
+from fmnist_search.results.study import EpochReport, Overhead, TrialResult, TrialState
+from fmnist_search.search.study_store import StudyRuntime, StudyStore
 from fmnist_search.tracking.outbox import Outbox
-from fmnist_search.tracking.run_logger import Run, TrainingRun
+from fmnist_search.tracking.run_logger import RunLogger, TrainingRunLogger
 from fmnist_search.tracking.sender import Sender
-from fmnist_search.tracking.store import Courier, Tracking
-from fmnist_search.workflows.jobs import ARTISTS
+from fmnist_search.tracking.store import MlflowStore, MlflowWriter
+from fmnist_search.workflows.jobs import RENDERERS
 
-BASELINE = Path(__file__).parents[1] / "studies" / "baseline.toml"
+BASELINE_STUDY = Path(__file__).parents[1] / "studies" / "baseline.toml"
 WINDOW = 25
 """A figure at the nth trial is the median of so many trials up to it."""
-STOPS = (25, 100, 250, 500, 1000)
+REPORTED_TRIALS = (25, 100, 250, 500, 1000)
 
 
 def main(
-    study: Annotated[Path, typer.Argument(help="Study file.")] = BASELINE,
+    study: Annotated[Path, typer.Argument(help="Study file.")] = BASELINE_STUDY,
     sampler: Annotated[str, typer.Option(help="Sampler.")] = "tpe",
     trials: Annotated[int, typer.Option(help="How many trials.", min=WINDOW)] = 1000,
     tracked: Annotated[bool, typer.Option("--tracked", help="Keep a record in MLflow as well.")] = False,
@@ -45,11 +45,11 @@ def main(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     config = StudyConfig.load(study, {"sampler": sampler, "budget.trials": trials})
     with tempfile.TemporaryDirectory() as folder:
-        ledger = Ledger.open(f"sqlite:///{folder}/optuna.db", config)
-        ledger.conditions = Conditions(Execution(), "float32")
-        record = _Record(Path(folder), config) if tracked else None
-        times = [_trial(ledger, random.Random(number), record) for number in range(trials)]
-    rows = {stop: _medians(times[stop - WINDOW : stop]) for stop in STOPS if stop <= trials}
+        ledger = StudyStore.open(f"sqlite:///{folder}/optuna.db", config)
+        ledger.runtime = StudyRuntime(Execution(), "float32")
+        record = _TrialRecorder(Path(folder), config) if tracked else None
+        times = [_time_trial(ledger, random.Random(number), record) for number in range(trials)]
+    rows = {stop: _median_milliseconds(times[stop - WINDOW : stop]) for stop in REPORTED_TRIALS if stop <= trials}
     if as_json:
         typer.echo(json.dumps({"machine": machine(), "versions": versions(), "sampler": sampler, "milliseconds": rows}))
         return
@@ -59,50 +59,52 @@ def main(
         typer.echo(f"{stop:7d} {ask:7.1f} {report:7.1f} {tell:7.1f} {ask + tell:11.1f} {recorded:7.1f}")
 
 
-def _trial(ledger: Ledger, chance: random.Random, record: _Record | None) -> tuple[float, float, float, float]:
+def _time_trial(
+    study_store: StudyStore, rng: random.Random, recorder: _TrialRecorder | None
+) -> tuple[float, float, float, float]:
     """One trial whose curve is drawn; seconds of ask, of a report on average, of tell, and of its record in MLflow."""
     marks = [time.perf_counter()]
-    trial, recipe = ledger.ask()
+    trial, recipe = study_store.ask()
     marks.append(time.perf_counter())
-    value, reports, state = chance.uniform(0.6, 0.8), [], State.COMPLETED
-    for epoch in range(1, ledger.config.budget.epochs + 1):
-        value += (0.93 - value) * chance.uniform(0.1, 0.4)
+    value, reports, state = rng.uniform(0.6, 0.8), [], TrialState.COMPLETED
+    for epoch in range(1, study_store.config.budget.epochs + 1):
+        value += (0.93 - value) * rng.uniform(0.1, 0.4)
         reports.append(EpochReport(epoch, 0.0, 0.0, 0.0, value, 0.0, 0.0))
-        if ledger.should_prune(trial, reports[-1]):
-            state = State.PRUNED
+        if study_store.should_prune(trial, reports[-1]):
+            state = TrialState.PRUNED
             break
     marks.append(time.perf_counter())
     result = TrialResult(state, tuple(reports), 0.0)
-    ledger.tell(trial, result, "")
+    study_store.tell(trial, result, "")
     marks.append(time.perf_counter())
-    if record:
-        record.keep(recipe, result)
+    if recorder:
+        recorder.record(recipe, result)
     marks.append(time.perf_counter())
     ask, reported, tell, recorded = (after - before for before, after in itertools.pairwise(marks))
     return ask, reported / len(reports), tell, recorded
 
 
-class _Record:
+class _TrialRecorder:
     """The record of trials in an embedded MLflow store, each written to its end before the next."""
 
     def __init__(self, folder: Path, config: StudyConfig):
         uri = f"sqlite:///{folder}/mlflow.db"
-        tracking = Tracking(uri, config.experiment)
+        tracking = MlflowStore(uri, config.experiment)
         outbox = Outbox(folder / "outbox.db", uri)
-        self._sender = Sender(outbox, Courier(tracking.client, outbox, ARTISTS), typer.echo)
-        self._study_run = Run.known(self._sender, tracking.study_run(config.name, None))
+        self._sender = Sender(outbox, MlflowWriter(tracking.client, outbox, RENDERERS), typer.echo)
+        self._study_run = RunLogger.existing(self._sender, tracking.get_or_create_study_run(config.name, None))
 
-    def keep(self, recipe: Recipe, result: TrialResult) -> None:
+    def record(self, recipe: Recipe, result: TrialResult) -> None:
         """Write a trial, and wait until it is there."""
-        names = list(recipe.flat())
-        run = TrainingRun.begun(self._sender, recipe.label, recipe, names, {"kind": "trial"}, self._study_run)
+        names = list(recipe.to_flat_dict())
+        run = TrainingRunLogger.start(self._sender, recipe.label, recipe, names, {"kind": "trial"}, self._study_run)
         for report in result.epochs:
-            run.epoch(report, report is result.epochs[-1])
+            run.log_epoch(report, report is result.epochs[-1])
         run.finish(result, Overhead(), {})
         self._sender.flush(60)
 
 
-def _medians(times: list[tuple[float, float, float, float]]) -> list[float]:
+def _median_milliseconds(times: list[tuple[float, float, float, float]]) -> list[float]:
     return [1000 * statistics.median(column) for column in zip(*times, strict=True)]
 
 

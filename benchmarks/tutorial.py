@@ -20,25 +20,25 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
 from benchmarks.machine import device_slug
-from benchmarks.measure import Figure, Result, deliver, entrance, options
-from benchmarks.ours import images_from
-from fmnist_search.data.loading import Source, find, split
+from benchmarks.measure import BenchmarkResult, Measurement, make_parser, report_result, run_main
+from benchmarks.ours import data_source
+from fmnist_search.data.loading import DataSource, read_verified_file, split
 from fmnist_search.errors import UserError
-from fmnist_search.models.classifier import CLASSES
+from fmnist_search.models.classifier import NUM_CLASSES
 from fmnist_search.models.cnn import Cnn
-from fmnist_search.models.mlp import PIXELS, Mlp
+from fmnist_search.models.mlp import NUM_PIXELS, Mlp
 from fmnist_search.recipe.datasets import DATASETS
 from fmnist_search.recipe.recipe import Architecture, Augmentation, Data, Recipe
 
-VALIDATION_BATCH = 1_000
+VALIDATION_BATCH_SIZE = 1_000
 
-Batches = DataLoader[Any]
+BatchLoader = DataLoader[Any]
 
 
 # ------------------------------------------------------------------------------------ the network
 
 
-def network(model: Architecture) -> nn.Sequential:
+def build_network(model: Architecture) -> nn.Sequential:
     """The network of a recipe as tutorials write it: for batch norm, ReLU and max pooling, the same function.
 
     Raises:
@@ -46,13 +46,13 @@ def network(model: Architecture) -> nn.Sequential:
     """
     match model:
         case Cnn(norm="batch", activation="relu", pool="max", dropout=0, hidden=0):
-            return _cnn(model)
+            return _build_cnn(model)
         case Mlp(activation="relu", dropout=0):
-            return _mlp(model)
+            return _build_mlp(model)
     raise UserError(f"model: the tutorial has no such {model.family}; leave norm, activation, pool and head alone")
 
 
-def _cnn(model: Cnn) -> nn.Sequential:
+def _build_cnn(model: Cnn) -> nn.Sequential:
     layers: list[nn.Module] = []
     channels = 1
     for block, (width, kernel) in enumerate(zip(model.widths, model.kernels, strict=True), start=1):
@@ -62,27 +62,27 @@ def _cnn(model: Cnn) -> nn.Sequential:
             channels = width
         if block < model.depth:
             layers.append(nn.MaxPool2d(model.pool_size))
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, CLASSES))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, NUM_CLASSES))
 
 
-def _mlp(model: Mlp) -> nn.Sequential:
-    sizes = (PIXELS, *model.widths)
+def _build_mlp(model: Mlp) -> nn.Sequential:
+    sizes = (NUM_PIXELS, *model.widths)
     hidden = [[nn.Linear(inputs, units), nn.ReLU()] for inputs, units in itertools.pairwise(sizes)]
-    return nn.Sequential(nn.Flatten(), *itertools.chain(*hidden), nn.Linear(sizes[-1], CLASSES))
+    return nn.Sequential(nn.Flatten(), *itertools.chain(*hidden), nn.Linear(sizes[-1], NUM_CLASSES))
 
 
 # ------------------------------------------------------------------------------------- the images
 
 
 @contextlib.contextmanager
-def torchvision_folder(source: Source) -> Iterator[Path]:
+def torchvision_folder(source: DataSource) -> Iterator[Path]:
     """A folder, gone afterwards, in which torchvision finds the images without a download."""
     dataset = DATASETS["fashion-mnist"]
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / dataset.torchvision_class / "raw"
         raw.mkdir(parents=True)
         for name in dataset.digests:
-            (raw / name).write_bytes(find(dataset, name, source))
+            (raw / name).write_bytes(read_verified_file(dataset, name, source))
         yield Path(folder)
 
 
@@ -103,7 +103,7 @@ def test_set(folder: Path) -> datasets.FashionMNIST:
     return datasets.FashionMNIST(folder, train=False, transform=transforms.ToTensor())
 
 
-def batches(dataset: Any, batch_size: int, workers: int, device: str, shuffle: bool = False) -> Batches:
+def make_loader(dataset: Any, batch_size: int, workers: int, device: str, shuffle: bool = False) -> BatchLoader:
     """A DataLoader; its workers stay from epoch to epoch, so that short epochs do not pay for their start."""
     return DataLoader(
         dataset,
@@ -130,27 +130,27 @@ def _transform(augmentation: Augmentation) -> transforms.Compose:
 # --------------------------------------------------------------------------------------- the loop
 
 
-def train_epoch(model: nn.Module, training: Batches, optimizer: torch.optim.Optimizer, device: str) -> float:
+def train_epoch(model: nn.Module, loader: BatchLoader, optimizer: torch.optim.Optimizer, device: str) -> float:
     """One pass over the training images; the mean of the batches' losses."""
     criterion = nn.CrossEntropyLoss()
     running_loss = 0.0
     model.train()
-    for images, labels in training:
+    for images, labels in loader:
         images, labels = images.to(device), labels.to(device)
         optimizer.zero_grad()
         loss = criterion(model(images), labels)
         loss.backward()
         optimizer.step()
         running_loss += loss.item()
-    return running_loss / len(training)
+    return running_loss / len(loader)
 
 
-def validate(model: nn.Module, validation: Batches, device: str) -> float:
+def validate(model: nn.Module, loader: BatchLoader, device: str) -> float:
     """The share of the images that the model gets right."""
     correct = total = 0
     model.eval()
     with torch.no_grad():
-        for images, labels in validation:
+        for images, labels in loader:
             images, labels = images.to(device), labels.to(device)
             correct += (model(images).argmax(dim=1) == labels).sum().item()
             total += len(labels)
@@ -162,7 +162,7 @@ def validate(model: nn.Module, validation: Batches, device: str) -> float:
 
 def main() -> None:
     """Images a second of the tutorial's training and validation, alone."""
-    parser = options(main.__doc__)
+    parser = make_parser(main.__doc__)
     parser.add_argument("--epochs", type=int, default=2, help="epochs that are timed, after one that is not")
     parser.add_argument("--images", type=int, default=12_000, help="images to train on")
     parser.add_argument("--validation", type=int, default=10_848, help="images to judge by")
@@ -172,12 +172,12 @@ def main() -> None:
     arguments = parser.parse_args()
     data = Data(train_images=arguments.images, validation=arguments.validation)
     recipe = Recipe(data=data, batch_size=arguments.batch_size)
-    with torchvision_folder(images_from(arguments.data_dir)) as folder:
-        model = network(recipe.model).to(arguments.device)
+    with torchvision_folder(data_source(arguments.data_dir)) as folder:
+        model = build_network(recipe.model).to(arguments.device)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         workers, device = arguments.workers, arguments.device
-        training = batches(training_set(folder, data), recipe.batch_size, workers, device, shuffle=True)
-        validation = batches(validation_set(folder, data), VALIDATION_BATCH, workers, device)
+        training = make_loader(training_set(folder, data), recipe.batch_size, workers, device, shuffle=True)
+        validation = make_loader(validation_set(folder, data), VALIDATION_BATCH_SIZE, workers, device)
         marks = []
         for _ in range(arguments.epochs + 1):
             started = time.perf_counter()
@@ -187,14 +187,14 @@ def main() -> None:
             marks.append((arguments.images / (trained - started), data.validation / (time.perf_counter() - trained)))
     trained_a_second, validated_a_second = zip(*marks[1:], strict=True)
     figures = (
-        Figure(f"training, {recipe.label}, batch size {recipe.batch_size}", "images/s", theirs=trained_a_second),
-        Figure(f"validation, {recipe.label}", "images/s", theirs=validated_a_second),
+        Measurement(f"training, {recipe.label}, batch size {recipe.batch_size}", "images/s", theirs=trained_a_second),
+        Measurement(f"validation, {recipe.label}", "images/s", theirs=validated_a_second),
     )
     settings = {"threads": torch.get_num_threads(), "workers": arguments.workers, "images": arguments.images}
     remark = f"validation accuracy {accuracy:.2%} after {arguments.epochs + 1} epochs"
-    result = Result("tutorial", "tutorial", figures, settings, device_slug(arguments.device), (remark,))
-    deliver(result, arguments)
+    result = BenchmarkResult("tutorial", "tutorial", figures, settings, device_slug(arguments.device), (remark,))
+    report_result(result, arguments)
 
 
 if __name__ == "__main__":
-    entrance(main)
+    run_main(main)

@@ -21,13 +21,13 @@ from fmnist_search.models.cnn import Cnn
 from fmnist_search.recipe.recipe import Data
 
 
-class Job(NamedTuple):
+class TrialSettings(NamedTuple):
     """What every trial needs to know."""
 
     space: dict[str, Any]
     epochs: int
-    training: Any
-    validation: Any
+    training_set: Any
+    validation_set: Any
     workers: int
     device: str
 
@@ -50,7 +50,7 @@ def main() -> None:
     data = Data(**study["data"])
     training = tutorial.training_set(arguments.images, data)
     validation = tutorial.validation_set(arguments.images, data)
-    job = Job(study["space"], study["budget"]["epochs"], training, validation, arguments.workers, device)
+    job = TrialSettings(study["space"], study["budget"]["epochs"], training, validation, arguments.workers, device)
     mlflow.set_tracking_uri("sqlite:///mlflow.db")
     mlflow.set_experiment("usual")
     search = optuna.create_study(
@@ -61,21 +61,25 @@ def main() -> None:
         mlflow.log_metric("best/val_accuracy", search.best_value)
 
 
-def objective(trial: optuna.Trial, job: Job) -> float:
+def objective(trial: optuna.Trial, settings: TrialSettings) -> float:
     """One trial: a nested run, parameters first, metrics after each epoch, pruned where Optuna says so."""
     with mlflow.start_run(run_name=f"trial {trial.number}", nested=True):
-        model = tutorial.network(_suggested_network(trial, job.space["cnn"])).to(job.device)
-        batch_size = _suggest(trial, "batch_size", job.space["common"]["batch_size"])
-        learning_rate = _suggest(trial, "learning_rate", job.space["common"]["optimizer"]["learning_rate"])
+        model = tutorial.build_network(_suggest_network(trial, settings.space["cnn"])).to(settings.device)
+        batch_size = _suggest(trial, "batch_size", settings.space["common"]["batch_size"])
+        learning_rate = _suggest(trial, "learning_rate", settings.space["common"]["optimizer"]["learning_rate"])
         mlflow.log_params(trial.params)
         optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
-        training = tutorial.batches(job.training, batch_size, job.workers, job.device, shuffle=True)
-        validation = tutorial.batches(job.validation, tutorial.VALIDATION_BATCH, job.workers, job.device)
+        training = tutorial.make_loader(
+            settings.training_set, batch_size, settings.workers, settings.device, shuffle=True
+        )
+        validation = tutorial.make_loader(
+            settings.validation_set, tutorial.VALIDATION_BATCH_SIZE, settings.workers, settings.device
+        )
         accuracy = 0.0
-        for epoch in range(1, job.epochs + 1):
+        for epoch in range(1, settings.epochs + 1):
             started = time.perf_counter()
-            loss = tutorial.train_epoch(model, training, optimizer, job.device)
-            accuracy = tutorial.validate(model, validation, job.device)
+            loss = tutorial.train_epoch(model, training, optimizer, settings.device)
+            accuracy = tutorial.validate(model, validation, settings.device)
             mlflow.log_metric("time/epoch_seconds", time.perf_counter() - started, step=epoch)
             mlflow.log_metric("train/loss", loss, step=epoch)
             mlflow.log_metric("val/accuracy", accuracy, step=epoch)
@@ -85,11 +89,11 @@ def objective(trial: optuna.Trial, job: Job) -> float:
         return accuracy
 
 
-def _suggested_network(trial: optuna.Trial, space: dict[str, Any]) -> Cnn:
+def _suggest_network(trial: optuna.Trial, space: dict[str, Any]) -> Cnn:
     """A network of the space; a width and a kernel for each block that is there."""
     chosen: dict[str, Any] = {"depth": _suggest(trial, "depth", space["depth"])}
     for name, domain in space.items():
-        if name != "depth" and Cnn.in_use(name, chosen):
+        if name != "depth" and Cnn.is_active(name, chosen):
             chosen[name] = _suggest(trial, name, domain)
     return Cnn(**chosen)
 

@@ -11,8 +11,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
 
-from tests.integration.mlflow_ui import MlflowUi, browser, steps_of
-from tests.integration.servers import browsable
+from tests.integration.mlflow_ui import MlflowUi, epoch_steps, launch_browser
+from tests.integration.servers import running_ui
 
 IMAGES = Path(__file__).parent / "images"
 WIDTH, HEIGHT = 1280, 800
@@ -33,8 +33,8 @@ def main(
     run_id = str(runs[0].info.run_id)
     out.mkdir(parents=True, exist_ok=True)
     with (
-        browsable(folder.resolve()) as address,
-        browser() as chromium,
+        running_ui(folder.resolve()) as address,
+        launch_browser() as chromium,
         chromium.new_page(viewport={"width": WIDTH, "height": HEIGHT}) as page,
     ):
         ui = MlflowUi(page, address)
@@ -47,22 +47,22 @@ def main(
         save(ui, out / "mlflow-study.png")
 
         ui.open_artifact(run_id, "plots/study.html")
-        ui.wait_for_page_of_charts()
+        ui.wait_for_plotly_page()
         # Where the files lie on the machine that took the picture says nothing to a reader.
         page.get_by_text("Path: ").evaluate("line => line.style.visibility = 'hidden'")
         save(ui, out / "mlflow-explore.png")
 
         ui.open_runs()
         ui.expand(study)
-        ui.compare([str(leader.info.run_name) for leader in best_of(runs)[:COMPARED]])
-        ui.choose("Parameters", "optimizer.learning_rate")
-        ui.choose("Metrics", "best/val_accuracy")
+        ui.compare_runs([str(leader.info.run_name) for leader in best_of(runs)[:COMPARED]])
+        ui.add_axis("Parameters", "optimizer.learning_rate")
+        ui.add_axis("Metrics", "best/val_accuracy")
         save(ui, out / "mlflow-compare.png")
 
         ui.open_runs(charts=True)
         ui.expand(study)
         ui.find_chart("val/accuracy")
-        ui.wait_for_curves(steps_of(runs))
+        ui.wait_for_curves(epoch_steps(runs))
         ui.enlarge_chart()
         save(ui, out / "mlflow-curves.png")
 
@@ -98,7 +98,7 @@ def client_of(folder: Path) -> MlflowClient:
 
 def save(ui: MlflowUi, path: Path) -> None:
     """Keep what the browser shows, in so few colours that the file is small."""
-    picture = Image.open(io.BytesIO(ui.picture_of_page())).convert("RGB")
+    picture = Image.open(io.BytesIO(ui.stable_screenshot())).convert("RGB")
     for colours in COLOURS:
         picture.quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
         if path.stat().st_size < MOST_BYTES:

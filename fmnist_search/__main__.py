@@ -1,5 +1,5 @@
 """`python -m fmnist_search`: what MLproject calls."""
 
-from fmnist_search.cli import command
+from fmnist_search.cli import run_process
 
-command()
+run_process()

@@ -16,7 +16,7 @@ class UserError(ValueError):
         self.exit_code = exit_code
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Advice for a name that is not known: the nearest known one, or all of them.
 
     A dotted name is compared with those of its own group first.

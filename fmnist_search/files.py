@@ -11,7 +11,7 @@ from typing import IO
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """A file to write, beside its place, into which it moves in one step at the end: readers and rivals see no half.
 
     Raises:

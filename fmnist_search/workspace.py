@@ -12,33 +12,35 @@ import platformdirs
 
 from fmnist_search.errors import UserError
 
-APP = "fmnist-search"
+APP_NAME = "fmnist-search"
 
 
-def image_cache() -> Path:
+def image_cache_folder() -> Path:
     """Folder of the verified images, one for all the studies of a user."""
-    return platformdirs.user_cache_path(APP) / "images"
+    return platformdirs.user_cache_path(APP_NAME) / "images"
 
 
 def lock_file(tracking_uri: str) -> Path:
     """The file that a user's processes on this machine lock while they change aliases in a store."""
     return (
-        platformdirs.user_cache_path(APP) / "locks" / f"{hashlib.sha256(tracking_uri.encode()).hexdigest()[:16]}.lock"
+        platformdirs.user_cache_path(APP_NAME)
+        / "locks"
+        / f"{hashlib.sha256(tracking_uri.encode()).hexdigest()[:16]}.lock"
     )
 
 
 @dataclass(frozen=True)
-class Home:
+class Workspace:
     """Where a user's studies live: the MLflow store, and the folder of our own files beside it."""
 
     tracking_uri: str
     folder: Path
 
     @classmethod
-    def find(cls, tracking: str | None = None, folder: str | None = None) -> Home:
+    def resolve(cls, tracking: str | None = None, folder: str | None = None) -> Workspace:
         """The home that these options, the environment and the current folder point to."""
-        uri = tracking_uri(tracking)
-        return cls(uri, workdir(uri, folder))
+        uri = resolve_tracking_uri(tracking)
+        return cls(uri, resolve_workdir(uri, folder))
 
     @property
     def storage_url(self) -> str:
@@ -46,15 +48,15 @@ class Home:
         return f"sqlite:///{self.folder / 'optuna.db'}"
 
     @property
-    def outbox(self) -> Path:
+    def outbox_path(self) -> Path:
         """What is on its way to MLflow."""
         return self.folder / "outbox.db"
 
-    def weights(self, study: str, number: int) -> Path:
+    def weights_path(self, study: str, number: int) -> Path:
         """The kept weights of a trial."""
         return self.folder / "weights" / study / f"{number:03d}.pt"
 
-    def training(self, run_id: str) -> Path:
+    def training_folder(self, run_id: str) -> Path:
         """The folder of what a single training keeps."""
         return self.folder / "weights" / "train" / run_id
 
@@ -65,7 +67,7 @@ class Home:
             folder.rename(folder.with_name(renamed))
 
 
-def tracking_uri(given: str | None = None) -> str:
+def resolve_tracking_uri(given: str | None = None) -> str:
     """The MLflow store: as given, else MLFLOW_TRACKING_URI, else `mlflow.db` in the current folder.
 
     A SQLite address comes back absolute, so that it still points to the same file after a change of folder.
@@ -81,24 +83,24 @@ def tracking_uri(given: str | None = None) -> str:
             "with --tracking-uri"
         )
     uri = uri or "sqlite:///mlflow.db"
-    database = sqlite_file(uri)
+    database = sqlite_path(uri)
     return f"sqlite:///{database}" if database else uri
 
 
-def sqlite_file(uri: str) -> Path | None:
+def sqlite_path(uri: str) -> Path | None:
     """The absolute path of the file behind a `sqlite:///` address; None for any other address."""
     prefix = "sqlite:///"
     return Path(uri[len(prefix) :]).absolute() if uri.startswith(prefix) else None
 
 
-def workdir(tracking: str, given: str | None = None) -> Path:
+def resolve_workdir(tracking: str, given: str | None = None) -> Path:
     """Our own files: as given, else FMNIST_SEARCH_HOME, else beside a SQLite store, else the user's data folder."""
     chosen = given or os.environ.get("FMNIST_SEARCH_HOME")
     if chosen:
         return Path(chosen).absolute()
-    database = sqlite_file(tracking)
+    database = sqlite_path(tracking)
     if database:
-        return database.parent / APP
+        return database.parent / APP_NAME
     server = urlparse(tracking)
     address = f"{server.netloc.rpartition('@')[2]}/{server.path.strip('/')}".strip("/")
-    return platformdirs.user_data_path(APP) / address
+    return platformdirs.user_data_path(APP_NAME) / address

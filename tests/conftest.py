@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from fmnist_search.data.loading import Images, Source
+    from fmnist_search.data.loading import DataSource, Images
     from fmnist_search.recipe.recipe import Execution
 
 # Test processes share the cores: with a thread each they do not fight for them. It must stand before torch is loaded.
@@ -28,21 +28,21 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def source() -> Source:
+def source() -> DataSource:
     """Where the real images come from: the user's own cache, so that a machine fetches them once."""
-    from fmnist_search.data.loading import Source
-    from fmnist_search.workspace import image_cache
+    from fmnist_search.data.loading import DataSource
+    from fmnist_search.workspace import image_cache_folder
 
-    return Source(image_cache())
+    return DataSource(image_cache_folder())
 
 
 @pytest.fixture(scope="session")
-def images(source: Source) -> Images:
+def images(source: DataSource) -> Images:
     """A thousand real images to train on and a thousand to validate."""
-    from fmnist_search.data.loading import prepare
+    from fmnist_search.data.loading import load_images
     from fmnist_search.recipe.recipe import Data
 
-    return prepare(Data(train_images=1_000, validation=1_000), source)
+    return load_images(Data(train_images=1_000, validation=1_000), source)
 
 
 @pytest.fixture(scope="session")

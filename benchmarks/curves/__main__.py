@@ -13,20 +13,20 @@ import typer
 from fmnist_search.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-HERE = Path(__file__).parent
+CURVES_FOLDER = Path(__file__).parent
 
-Curves = Annotated[Path, typer.Option(help="File of recorded curves.")]
-StudyFile = Annotated[Path, typer.Option(help="Study whose space they were recorded in.")]
-Workers = Annotated[int, typer.Option(help="Processes, one core each.", min=1)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+CurvesOption = Annotated[Path, typer.Option(help="File of recorded curves.")]
+StudyOption = Annotated[Path, typer.Option(help="Study whose space they were recorded in.")]
+WorkersOption = Annotated[int, typer.Option(help="Processes, one core each.", min=1)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
 def record(
-    study: StudyFile = HERE / "cpu.toml",
-    curves: Curves = HERE / "cpu.jsonl",
+    study: StudyOption = CURVES_FOLDER / "cpu.toml",
+    curves: CurvesOption = CURVES_FOLDER / "cpu.jsonl",
     recipes: Annotated[int, typer.Option(help="How many random recipes.", min=1)] = 200,
-    workers: Workers = 2,
+    workers: WorkersOption = 2,
     device: Annotated[str, typer.Option(help="cpu, or cuda (which has not been tried yet).")] = "cpu",
     data_dir: Annotated[Path | None, typer.Option(help="Folder that holds the images.", show_default=False)] = None,
 ) -> None:
@@ -40,8 +40,8 @@ def record(
 
 @app.command()
 def replay(
-    study: StudyFile = HERE / "cpu.toml",
-    curves: Curves = HERE / "cpu.jsonl",
+    study: StudyOption = CURVES_FOLDER / "cpu.toml",
+    curves: CurvesOption = CURVES_FOLDER / "cpu.jsonl",
     seeds: Annotated[int, typer.Option(help="Replays of each method.", min=2)] = 50,
     clock: Annotated[str, typer.Option(help="What compute is counted in: epochs or seconds.")] = "epochs",
     compute: Annotated[float, typer.Option(help="Mean full trainings that a replay may spend.")] = 30.0,
@@ -49,29 +49,30 @@ def replay(
     sweep: Annotated[bool, typer.Option("--sweep", help="Settings of the default pair instead of all pairs.")] = False,
     figure: Annotated[Path | None, typer.Option(help="Draw the regrets into this file.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Write the figures as JSON as well.", show_default=False)] = None,
-    workers: Workers = 2,
-    as_json: AsJson = False,
+    workers: WorkersOption = 2,
+    as_json: JsonOption = False,
 ) -> None:
     """Replay searches against recorded curves: regret against compute spent."""
     from benchmarks.curves import replay as bench
-    from benchmarks.curves.table import Table
+    from benchmarks.curves.table import CurveTable
     from fmnist_search.config.study_config import StudyConfig
 
     if clock not in ("seconds", "epochs"):
         raise UserError(f"--clock {clock!r}: is no clock; take seconds or epochs")
-    table = Table.read(curves, StudyConfig.load(study))
-    pool = bench.Pool(table, clock)
-    all_methods = bench.SWEEP if sweep else (*bench.METHODS, *bench.RULES)
+    table = CurveTable.read(curves, StudyConfig.load(study))
+    pool = bench.RecordedRecipes(table, clock)
+    all_methods = bench.SWEEP_METHODS if sweep else (*bench.METHODS, *bench.ONE_EPOCH_METHODS)
     methods = [method for method in all_methods if only in method.name]
     if not methods:
         raise UserError(f"--only {only!r}: no such method; there are {', '.join(m.name for m in all_methods)}")
-    best, target = float(pool.final.max()), bench.target(pool)
+    best, target = float(pool.final_accuracies.max()), bench.compute_target_regret(pool)
     replayed = bench.replay_all(pool, methods, seeds, compute, workers)
     if figure:
-        bench.draw(replayed, best, target, clock, compute).savefig(figure, dpi=120)
-    rows = {one.method: bench.summary(one, best, target) for one in replayed}
+        bench.plot_regrets(replayed, best, target, clock, compute).savefig(figure, dpi=120)
+    rows = {one.method: bench.summarize(one, best, target) for one in replayed}
     about = {
-        "recorded_on": table.header.machine, "versions": dict(table.header.versions), "recipes": len(pool.numbers),
+        "recorded_on": table.header.machine, "versions": dict(table.header.versions),
+        "recipes": len(pool.recipe_numbers),
         "best": best, "seeds": seeds, "clock": clock, "target_regret": target,
     }  # fmt: skip
     if out:
@@ -79,7 +80,7 @@ def replay(
     if as_json:
         typer.echo(json.dumps({**about, "methods": rows}, indent=1))
         return
-    typer.echo(f"{len(pool.numbers)} recipes recorded on {table.header.machine}, best {best:.2%}; {seeds} seeds")
+    typer.echo(f"{len(pool.recipe_numbers)} recipes recorded on {table.header.machine}, best {best:.2%}; {seeds} seeds")
     typer.echo(f"compute in mean full trainings by {clock}; regret in points: median (95 % interval of it)")
     typer.echo(f"100 random full trainings end at a median regret of {100 * target:.2f}")
     typer.echo(f"{'':32} {'reach it':>8}  " + "".join(f"{f'after {c}':>18}" for c in bench.CHECKPOINTS))
@@ -92,14 +93,18 @@ def replay(
 
 
 @app.command()
-def carry(study: StudyFile = HERE / "cpu.toml", curves: Curves = HERE / "cpu.jsonl", as_json: AsJson = False) -> None:
+def carry(
+    study: StudyOption = CURVES_FOLDER / "cpu.toml",
+    curves: CurvesOption = CURVES_FOLDER / "cpu.jsonl",
+    as_json: JsonOption = False,
+) -> None:
     """Whether early epochs tell late ones, and a constant rate an annealed one."""
     from benchmarks.curves import carry as bench
-    from benchmarks.curves.table import Table
+    from benchmarks.curves.table import CurveTable
     from fmnist_search.config.study_config import StudyConfig
 
-    found = bench.findings(Table.read(curves, StudyConfig.load(study)))
-    typer.echo(json.dumps(asdict(found), indent=1) if as_json else bench.text(found))
+    found = bench.analyze(CurveTable.read(curves, StudyConfig.load(study)))
+    typer.echo(json.dumps(asdict(found), indent=1) if as_json else bench.format_analysis(found))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import spearmanr
 
-from benchmarks.curves.table import Curve, Table
+from benchmarks.curves.table import Curve, CurveTable
 
-RECIPES = (1, 2, 3, 5, 8)
-SEEDS = (1, 3, 5)
-DRAWS = 2000
+RECIPE_COUNTS = (1, 2, 3, 5, 8)
+SEED_COUNTS = (1, 3, 5)
+BOOTSTRAP_SAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Correlation:
         return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f}, n = {self.n})"
 
 
-def correlation(pairs: Sequence[tuple[float, float]]) -> Correlation:
+def rank_correlation(pairs: Sequence[tuple[float, float]]) -> Correlation:
     """How well one ranking tells another."""
     data = np.array(pairs)
     chance = np.random.default_rng(0)
-    drawn = [data[chance.integers(0, len(data), len(data))] for _ in range(DRAWS)]
+    drawn = [data[chance.integers(0, len(data), len(data))] for _ in range(BOOTSTRAP_SAMPLES)]
     values = [float(spearmanr(sample).statistic) for sample in drawn]
     low, high = np.nanquantile(values, (0.025, 0.975))
     return Correlation(float(spearmanr(data).statistic), float(low), float(high), len(data))
@@ -45,29 +45,29 @@ def better_half(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float
     return [pair for pair in pairs if pair[1] >= middle]
 
 
-def by_epoch(table: Table, schedule: str) -> list[Correlation]:
+def epoch_correlations(table: CurveTable, schedule: str) -> list[Correlation]:
     """Rank correlation of each epoch but the last with the last, in the better half, under a schedule."""
-    curves = [curve.val_accuracy for curve in table.of_kind(schedule).values() if not curve.failed]
+    curves = [curve.val_accuracy for curve in table.curves_of_kind(schedule).values() if not curve.failed]
     epochs = range(len(curves[0]) - 1)
-    return [correlation(better_half([(curve[epoch], curve[-1]) for curve in curves])) for epoch in epochs]
+    return [rank_correlation(better_half([(curve[epoch], curve[-1]) for curve in curves])) for epoch in epochs]
 
 
-def to_confirmed(table: Table, epoch: int) -> Correlation:
+def confirmed_correlation(table: CurveTable, epoch: int) -> Correlation:
     """Rank correlation of an epoch of the search with the end of an annealed training from another seed."""
-    return correlation(better_half(_pairs(table, lambda curve: curve.val_accuracy[epoch])))
+    return rank_correlation(better_half(_search_annealed_pairs(table, lambda curve: curve.val_accuracy[epoch])))
 
 
-def _pairs(table: Table, of: Callable[[Curve], float]) -> list[tuple[float, float]]:
-    searched, annealed = table.of_kind("search"), table.of_kind("annealed")
+def _search_annealed_pairs(table: CurveTable, score: Callable[[Curve], float]) -> list[tuple[float, float]]:
+    searched, annealed = table.curves_of_kind("search"), table.curves_of_kind("annealed")
     both = [n for n in annealed if n in searched and not searched[n].failed and not annealed[n].failed]
-    return [(of(searched[n]), annealed[n].val_accuracy[-1]) for n in both]
+    return [(score(searched[n]), annealed[n].val_accuracy[-1]) for n in both]
 
 
-def noise(table: Table) -> list[float]:
+def std_over_seeds(table: CurveTable) -> list[float]:
     """Standard deviation over seeds of each epoch's accuracy, pooled over the better half of the repeated recipes."""
-    searched = table.of_kind("search")
+    searched = table.curves_of_kind("search")
     kinds = sorted({curve.kind for curve in table.curves if curve.kind.startswith("repeat")})
-    repeats = [table.of_kind(kind) for kind in kinds]
+    repeats = [table.curves_of_kind(kind) for kind in kinds]
     numbers = [n for n in searched if all(n in kind and not kind[n].failed for kind in [searched, *repeats])]
     middle = statistics.median(curve.val_accuracy[-1] for curve in searched.values() if not curve.failed)
     good = [n for n in numbers if searched[n].val_accuracy[-1] >= middle]
@@ -77,7 +77,7 @@ def noise(table: Table) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Annealed:
+class AnnealedRecipe:
     """A recipe annealed at several multiples of its learning rate."""
 
     recipe_number: int
@@ -86,23 +86,23 @@ class Annealed:
     values: dict[str, float]
 
 
-def annealed(table: Table) -> list[Annealed]:
+def annealed_recipes(table: CurveTable) -> list[AnnealedRecipe]:
     """What the best recipes reach when annealed at multiples of the rate that won at a constant rate."""
     kinds = sorted({curve.kind for curve in table.curves if curve.kind.startswith("annealed x")})
-    searched = table.of_kind("search")
+    searched = table.curves_of_kind("search")
     found = []
-    for number in sorted(table.of_kind(kinds[0])) if kinds else []:
+    for number in sorted(table.curves_of_kind(kinds[0])) if kinds else []:
         curve = searched[number]
-        values = {kind.removeprefix("annealed "): table.of_kind(kind)[number].val_accuracy for kind in kinds}
+        values = {kind.removeprefix("annealed "): table.curves_of_kind(kind)[number].val_accuracy for kind in kinds}
         rate = curve.values["optimizer.learning_rate"]
         assert isinstance(rate, float)
         finals = {kind: value[-1] if value else 0.0 for kind, value in values.items()}
-        found.append(Annealed(number, rate, curve.val_accuracy[-1], finals))
+        found.append(AnnealedRecipe(number, rate, curve.val_accuracy[-1], finals))
     return sorted(found, key=lambda one: -one.searched)
 
 
 @dataclass(frozen=True)
-class Finalists:
+class FinalistOutcome:
     """So many recipes confirmed on so many seeds: points of accuracy lost on average against the best of all."""
 
     recipes: int
@@ -111,26 +111,26 @@ class Finalists:
     lost: float
 
 
-def finalists(table: Table, deviation: float) -> list[Finalists]:
+def simulate_finalists(table: CurveTable, std: float) -> list[FinalistOutcome]:
     """What K finalists and S seeds find.
 
     The annealed values stand for the truth, the search's value ranks, and confirmation adds the noise of a seed.
     """
-    pairs = np.array(better_half(_pairs(table, lambda curve: curve.val_accuracy[-1])))
+    pairs = np.array(better_half(_search_annealed_pairs(table, lambda curve: curve.val_accuracy[-1])))
     truth = 100 * pairs[np.argsort(-pairs[:, 0]), 1]
     chance = np.random.default_rng(0)
     outcomes = []
-    for recipes in RECIPES:
+    for recipes in RECIPE_COUNTS:
         among = truth[:recipes]
-        for seeds in SEEDS:
-            seen = among + chance.normal(0.0, 100 * deviation / seeds**0.5, (DRAWS, len(among)))
+        for seeds in SEED_COUNTS:
+            seen = among + chance.normal(0.0, 100 * std / seeds**0.5, (BOOTSTRAP_SAMPLES, len(among)))
             lost = float((truth.max() - among[seen.argmax(1)]).mean())
-            outcomes.append(Finalists(recipes, seeds, bool(among.max() == truth.max()), lost))
+            outcomes.append(FinalistOutcome(recipes, seeds, bool(among.max() == truth.max()), lost))
     return outcomes
 
 
 @dataclass(frozen=True)
-class Findings:
+class TransferAnalysis:
     """All that a table tells; correlations by epoch are within the better half of the recipes."""
 
     constant: list[Correlation]
@@ -138,43 +138,43 @@ class Findings:
     first_rung_to_confirmed: Correlation
     value_to_confirmed: Correlation
     deviation_over_seeds: list[float]
-    annealed: list[Annealed]
-    finalists: list[Finalists]
+    annealed: list[AnnealedRecipe]
+    finalists: list[FinalistOutcome]
 
 
-def findings(table: Table) -> Findings:
+def analyze(table: CurveTable) -> TransferAnalysis:
     """All that a table tells."""
-    deviations = noise(table)
-    return Findings(
-        constant=by_epoch(table, "search"),
-        one_cycle=by_epoch(table, "annealed"),
-        first_rung_to_confirmed=to_confirmed(table, 0),
-        value_to_confirmed=to_confirmed(table, -1),
+    deviations = std_over_seeds(table)
+    return TransferAnalysis(
+        constant=epoch_correlations(table, "search"),
+        one_cycle=epoch_correlations(table, "annealed"),
+        first_rung_to_confirmed=confirmed_correlation(table, 0),
+        value_to_confirmed=confirmed_correlation(table, -1),
         deviation_over_seeds=deviations,
-        annealed=annealed(table),
-        finalists=finalists(table, deviations[-1]),
+        annealed=annealed_recipes(table),
+        finalists=simulate_finalists(table, deviations[-1]),
     )
 
 
-def text(found: Findings) -> str:
+def format_analysis(analysis: TransferAnalysis) -> str:
     """The findings as lines for people."""
     lines = ["Spearman's rank correlation with the last epoch, better half of the recipes, 95 % intervals"]
-    for schedule, correlations in (("constant", found.constant), ("one-cycle", found.one_cycle)):
+    for schedule, correlations in (("constant", analysis.constant), ("one-cycle", analysis.one_cycle)):
         lines += [f"  {schedule}, epoch {epoch}: {value}" for epoch, value in enumerate(correlations, start=1)]
-    deviations = ", ".join(f"{100 * deviation:.2f}" for deviation in found.deviation_over_seeds)
+    deviations = ", ".join(f"{100 * deviation:.2f}" for deviation in analysis.deviation_over_seeds)
     lines += [
         "with the end of an annealed training from another seed",
-        f"  first epoch of the search: {found.first_rung_to_confirmed}",
-        f"  value of the search: {found.value_to_confirmed}",
+        f"  first epoch of the search: {analysis.first_rung_to_confirmed}",
+        f"  value of the search: {analysis.value_to_confirmed}",
         f"deviation over seeds by epoch, points: {deviations}",
         "the best, annealed at multiples of the rate that won at a constant rate",
     ]
-    for one in found.annealed:
+    for one in analysis.annealed:
         values = ", ".join(f"{kind} {value:.2%}" for kind, value in one.values.items())
         lines.append(f"  recipe {one.recipe_number} at {one.learning_rate:.4f}: search {one.searched:.2%}; {values}")
     lines.append("points lost on average against the best recipe of all; * where it is among the finalists")
     lines += [
         f"  {one.recipes:2d} recipes, {one.seeds} seeds: {one.lost:.2f}{' *' * one.best_is_among_them}"
-        for one in found.finalists
+        for one in analysis.finalists
     ]
     return "\n".join(lines)

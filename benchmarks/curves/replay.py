@@ -19,7 +19,7 @@ import optuna
 from matplotlib.figure import Figure
 from optuna.trial import TrialState as OptunaState
 
-from benchmarks.curves.table import Table
+from benchmarks.curves.table import CurveTable
 from fmnist_search.config.sections import (
     Gp,
     Halving,
@@ -37,10 +37,10 @@ from fmnist_search.config.sections import (
 from fmnist_search.config.space import Choice, Domain, Range
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.recipe.hyperparameters import Value
-from fmnist_search.recipe.recipe import FAMILIES, Execution, in_use
-from fmnist_search.results.study import EpochReport, State, TrialResult
-from fmnist_search.search.samplers import SURVIVOR_OF
-from fmnist_search.search.study_store import Conditions, Ledger
+from fmnist_search.recipe.recipe import FAMILIES, Execution, is_active
+from fmnist_search.results.study import EpochReport, TrialResult, TrialState
+from fmnist_search.search.samplers import SURVIVOR_OF_ATTRIBUTE
+from fmnist_search.search.study_store import StudyRuntime, StudyStore
 
 Array = npt.NDArray[np.float64]
 
@@ -63,50 +63,50 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Trace:
+class SearchTrace:
     """One replayed search: after so much compute, the best completed trial had this final value."""
 
-    compute: tuple[float, ...]
-    value: tuple[float, ...]
+    compute_spent: tuple[float, ...]
+    best_values: tuple[float, ...]
 
     def best_after(self, compute: float) -> float:
         """The incumbent's value once so much compute is spent; 0 before a trial has completed."""
-        return max((v for c, v in zip(self.compute, self.value, strict=True) if c <= compute), default=0.0)
+        return max((v for c, v in zip(self.compute_spent, self.best_values, strict=True) if c <= compute), default=0.0)
 
 
-class Pool:
+class RecordedRecipes:
     """The recipes of a table, their curves, and what each epoch of them costs in mean full trainings."""
 
-    def __init__(self, table: Table, clock: str):
-        searched = table.of_kind("search")
+    def __init__(self, table: CurveTable, clock: str):
+        searched = table.curves_of_kind("search")
         self.config = StudyConfig.from_dict(table.header.study)
         self.precision = table.header.precision
-        self.numbers = sorted(number for number, curve in searched.items() if not curve.failed)
-        self.curves = [searched[number].val_accuracy for number in self.numbers]
-        self.values = [searched[number].values for number in self.numbers]
-        self.final = np.array([curve[-1] for curve in self.curves])
-        seconds = np.array([searched[number].seconds for number in self.numbers])
+        self.recipe_numbers = sorted(number for number, curve in searched.items() if not curve.failed)
+        self.curves = [searched[number].val_accuracy for number in self.recipe_numbers]
+        self.values = [searched[number].values for number in self.recipe_numbers]
+        self.final_accuracies = np.array([curve[-1] for curve in self.curves])
+        seconds = np.array([searched[number].seconds for number in self.recipe_numbers])
         costs = seconds if clock == "seconds" else np.ones_like(seconds)
-        self.costs = costs / costs.sum(1).mean()
+        self.epoch_costs = costs / costs.sum(1).mean()
         self._domains = self.config.space.domains("cnn")
-        self._features = np.stack([self._feature(values) for values in self.values])
+        self._features = np.stack([self._feature_vector(values) for values in self.values])
 
-    def nearest(self, values: Mapping[str, Value], free: set[int]) -> int:
+    def nearest_recipe(self, values: Mapping[str, Value], free: set[int]) -> int:
         """The free recipe nearest to one of the space, every hyperparameter's domain taken as of length 1."""
         candidates = sorted(free)
-        differences = self._features[candidates] - self._feature(values)
+        differences = self._features[candidates] - self._feature_vector(values)
         # What only one of two recipes has makes them differ by half a domain.
         squares = np.where(np.isnan(differences), 0.25, differences**2)
-        both_absent = np.isnan(self._features[candidates]) & np.isnan(self._feature(values))
+        both_absent = np.isnan(self._features[candidates]) & np.isnan(self._feature_vector(values))
         return candidates[int(np.where(both_absent, 0.0, squares).sum(1).argmin())]
 
-    def _feature(self, values: Mapping[str, Value]) -> Array:
-        there = {name: domain for name, domain in self._domains.items() if in_use(name, FAMILIES["cnn"], values)}
-        places = {name: _place(values[name], domain) for name, domain in there.items()}
+    def _feature_vector(self, values: Mapping[str, Value]) -> Array:
+        there = {name: domain for name, domain in self._domains.items() if is_active(name, FAMILIES["cnn"], values)}
+        places = {name: _normalized_position(values[name], domain) for name, domain in there.items()}
         return np.array([places.get(name, math.nan) for name in self._domains])
 
 
-def _place(value: Value, domain: Domain) -> float:
+def _normalized_position(value: Value, domain: Domain) -> float:
     match domain:
         case Choice(choices):
             return choices.index(value) / (len(choices) - 1)
@@ -119,55 +119,57 @@ def _place(value: Value, domain: Domain) -> float:
     return 0.0
 
 
-def replay(pool: Pool, method: Method, seed: int, compute: float) -> Trace:
+def replay_search(recorded: RecordedRecipes, method: Method, seed: int, budget_compute: float) -> SearchTrace:
     """One search, until so many mean full trainings are spent, its trials, or the table's recipes."""
-    budget = pool.config.budget.model_copy(update={"trials": method.trials})
+    budget = recorded.config.budget.model_copy(update={"trials": method.trials})
     changes = {"sampler": method.sampler, "pruner": method.pruner, "budget": budget, "seed": seed}
     study = optuna.create_study(direction="maximize", study_name=f"{method.name} {seed}")
-    ledger = Ledger(study, pool.config.model_copy(update=changes))
-    ledger.conditions = Conditions(Execution(), pool.precision)
-    free = set(range(len(pool.numbers)))
+    ledger = StudyStore(study, recorded.config.model_copy(update=changes))
+    ledger.runtime = StudyRuntime(Execution(), recorded.precision)
+    free = set(range(len(recorded.recipe_numbers)))
     tried: dict[str, int] = {}
     spent, points = 0.0, [(0.0, 0.0)]
     for _ in range(method.trials):
-        if not free or spent >= compute:
+        if not free or spent >= budget_compute:
             break
         trial, recipe = ledger.ask()
-        if SURVIVOR_OF not in trial.user_attrs:
+        if SURVIVOR_OF_ATTRIBUTE not in trial.user_attrs:
             study.tell(trial, state=OptunaState.FAIL)  # a proposal: what was recorded nearest to it takes its place
-            nearest = pool.nearest(recipe.flat(), free)
+            nearest = recorded.nearest_recipe(recipe.to_flat_dict(), free)
             free.discard(nearest)
-            ledger.start_with(str(nearest), pool.values[nearest])
+            ledger.enqueue_start(str(nearest), recorded.values[nearest])
             trial, recipe = ledger.ask()
-            tried[recipe.key()] = nearest
-        number = tried[recipe.key()]
-        state, reports = State.COMPLETED, []
-        for epoch, (value, cost) in enumerate(zip(pool.curves[number], pool.costs[number], strict=True), start=1):
+            tried[recipe.seed_independent_key()] = nearest
+        number = tried[recipe.seed_independent_key()]
+        state, reports = TrialState.COMPLETED, []
+        for epoch, (value, cost) in enumerate(
+            zip(recorded.curves[number], recorded.epoch_costs[number], strict=True), start=1
+        ):
             spent += cost
             reports.append(EpochReport(epoch, 0.0, 0.0, 0.0, value, 0.0, 0.0))
             if ledger.should_prune(trial, reports[-1]):
-                state = State.PRUNED
+                state = TrialState.PRUNED
                 break
         ledger.tell(trial, TrialResult(state, tuple(reports), 0.0), "")
-        if state is State.COMPLETED:
-            points.append((spent, max(points[-1][1], float(pool.final[number]))))
-    return Trace(*map(tuple, zip(*points, strict=True)))
+        if state is TrialState.COMPLETED:
+            points.append((spent, max(points[-1][1], float(recorded.final_accuracies[number]))))
+    return SearchTrace(*map(tuple, zip(*points, strict=True)))
 
 
-def random_trainings(pool: Pool, count: int, seed: int) -> Trace:
+def random_trainings(recorded: RecordedRecipes, count: int, seed: int) -> SearchTrace:
     """Full trainings of recipes drawn at random, again and again: the table stands for an endless space."""
-    drawn = np.random.default_rng(seed).integers(0, len(pool.numbers), count)
-    compute = np.cumsum(pool.costs[drawn].sum(1))
-    return Trace(tuple(compute), tuple(np.maximum.accumulate(pool.final[drawn])))
+    drawn = np.random.default_rng(seed).integers(0, len(recorded.recipe_numbers), count)
+    compute = np.cumsum(recorded.epoch_costs[drawn].sum(1))
+    return SearchTrace(tuple(compute), tuple(np.maximum.accumulate(recorded.final_accuracies[drawn])))
 
 
 # ------------------------------------------------------------------------------------------ the bench
 
 RANDOM_TRAININGS = 100
 CHECKPOINTS = (4, 6, 8, 10, 15, 20, 30)
-RANDOM = Method("random, every training full", Random(), NoPruner())
+RANDOM_METHOD = Method("random, every training full", Random(), NoPruner())
 METHODS = (
-    RANDOM,
+    RANDOM_METHOD,
     Method("tpe, every training full", Tpe(), NoPruner()),
     Method("tpe, median", Tpe(), Median()),
     Method("tpe, percentile 25", Tpe(), Percentile()),
@@ -178,9 +180,11 @@ METHODS = (
     Method("gp, halving", Gp(), Halving()),
     Method("tpe, halving (the default)", Tpe(), Halving()),
 )
-CANDIDATES = (10, 20, 40, 80)
-RULES = tuple(Method(f"one-epoch rule, {n} candidates", Random(), OneEpoch(), n + 3) for n in CANDIDATES)
-SWEEP = (
+CANDIDATE_COUNTS = (10, 20, 40, 80)
+ONE_EPOCH_METHODS = tuple(
+    Method(f"one-epoch rule, {n} candidates", Random(), OneEpoch(), n + 3) for n in CANDIDATE_COUNTS
+)
+SWEEP_METHODS = (
     *(
         Method(
             f"tpe {startup}, halving 1/{factor} at {first}",
@@ -196,11 +200,11 @@ SWEEP = (
 
 
 @dataclass(frozen=True)
-class Replayed:
+class MethodReplays:
     """All replays of one method, one a seed."""
 
     method: str
-    traces: tuple[Trace, ...]
+    traces: tuple[SearchTrace, ...]
 
     def regrets(self, best: float, compute: float) -> Array:
         """How far each incumbent is below the best of the table after so much compute."""
@@ -208,39 +212,41 @@ class Replayed:
 
     def compute_to_reach(self, best: float, regret: float) -> float:
         """The least compute after which the median regret is as small; infinite where it never is."""
-        points = sorted({compute for trace in self.traces for compute in trace.compute})
+        points = sorted({compute for trace in self.traces for compute in trace.compute_spent})
         return next((c for c in points if np.median(self.regrets(best, c)) <= regret), math.inf)
 
 
-def replay_all(pool: Pool, methods: Sequence[Method], seeds: int, compute: float, workers: int) -> list[Replayed]:
+def replay_all(
+    recorded: RecordedRecipes, methods: Sequence[Method], seeds: int, compute: float, workers: int
+) -> list[MethodReplays]:
     """Every method from every seed."""
     jobs = [(method, seed) for method in methods for seed in range(seeds)]
-    with multiprocessing.get_context("spawn").Pool(workers, _begin, (pool, compute)) as processes:
-        traces = processes.map(_run, jobs, chunksize=5)
+    with multiprocessing.get_context("spawn").Pool(workers, _init_worker, (recorded, compute)) as processes:
+        traces = processes.map(_replay_job, jobs, chunksize=5)
     return [
-        Replayed(method.name, tuple(traces[number * seeds : (number + 1) * seeds]))
+        MethodReplays(method.name, tuple(traces[number * seeds : (number + 1) * seeds]))
         for number, method in enumerate(methods)
     ]
 
 
-_pool: Pool
-_compute: float
+_worker_recorded: RecordedRecipes
+_worker_compute: float
 
 
-def _begin(pool: Pool, compute: float) -> None:
-    global _pool, _compute
-    _pool, _compute = pool, compute
+def _init_worker(pool: RecordedRecipes, compute: float) -> None:
+    global _worker_recorded, _worker_compute
+    _worker_recorded, _worker_compute = pool, compute
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def _run(job: tuple[Method, int]) -> Trace:
-    return replay(_pool, *job, _compute)
+def _replay_job(job: tuple[Method, int]) -> SearchTrace:
+    return replay_search(_worker_recorded, *job, _worker_compute)
 
 
-def target(pool: Pool, draws: int = 1000) -> float:
+def compute_target_regret(recorded: RecordedRecipes, draws: int = 1000) -> float:
     """The median final regret of a hundred random full trainings."""
-    values = [random_trainings(pool, RANDOM_TRAININGS, seed).value[-1] for seed in range(draws)]
-    return float(pool.final.max() - statistics.median(values))
+    values = [random_trainings(recorded, RANDOM_TRAININGS, seed).best_values[-1] for seed in range(draws)]
+    return float(recorded.final_accuracies.max() - statistics.median(values))
 
 
 def interval_of_median(regrets: Array, draws: int = 1000) -> tuple[float, float]:
@@ -250,10 +256,10 @@ def interval_of_median(regrets: Array, draws: int = 1000) -> tuple[float, float]
     return float(low), float(high)
 
 
-def summary(replayed: Replayed, best: float, target_regret: float) -> Summary:
+def summarize(replays: MethodReplays, best: float, target_regret: float) -> Summary:
     """A method's figures; regrets in points of accuracy."""
-    reach = replayed.compute_to_reach(best, target_regret)
-    regrets = {f"{compute}": 100 * replayed.regrets(best, compute) for compute in CHECKPOINTS}
+    reach = replays.compute_to_reach(best, target_regret)
+    regrets = {f"{compute}": 100 * replays.regrets(best, compute) for compute in CHECKPOINTS}
     return {
         "compute_to_reach_target": None if math.isinf(reach) else round(reach, 2),
         "regret_points": {at: _rounded(float(np.median(r)), *interval_of_median(r)) for at, r in regrets.items()},
@@ -264,14 +270,16 @@ def _rounded(*values: float) -> tuple[float, ...]:
     return tuple(round(value, 3) for value in values)
 
 
-def draw(replayed: Sequence[Replayed], best: float, target_regret: float, clock: str, compute: float) -> Figure:
+def plot_regrets(
+    replays: Sequence[MethodReplays], best: float, target_regret: float, clock: str, compute: float
+) -> Figure:
     """Median regret against compute spent, with 95 % intervals of the medians; a rule's candidates are points."""
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
     grid = np.geomspace(3.0, compute, 60)
-    for one in replayed:
+    for one in replays:
         if one.method.startswith("one-epoch"):
-            ends = float(np.median([trace.compute[-1] for trace in one.traces]))
+            ends = float(np.median([trace.compute_spent[-1] for trace in one.traces]))
             regrets = 100 * one.regrets(best, math.inf)
             low, high = interval_of_median(regrets)
             middle = float(np.median(regrets))

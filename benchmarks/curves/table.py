@@ -12,7 +12,7 @@ from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.hyperparameters import Value
 
-FORMAT = 1
+FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Table:
+class CurveTable:
     """All curves of a file."""
 
     header: Header
     curves: tuple[Curve, ...]
 
     @classmethod
-    def read(cls, path: Path, config: StudyConfig | None = None) -> Table:
+    def read(cls, path: Path, config: StudyConfig | None = None) -> CurveTable:
         """The curves of a file; with `config`, they must have been recorded in its space.
 
         Raises:
@@ -67,10 +67,12 @@ class Table:
             raise UserError(f"{path}: no such file; record one with `python -m benchmarks.curves record`") from None
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}: holds no curves ({error}); record them anew") from None
-        if header.format != FORMAT:
-            raise UserError(f"{path}: has format {header.format!r}, and this version reads {FORMAT}; record it anew")
+        if header.format != FORMAT_VERSION:
+            raise UserError(
+                f"{path}: has format {header.format!r}, and this version reads {FORMAT_VERSION}; record it anew"
+            )
         if config is not None:
-            recorded, wanted = StudyConfig.from_dict(header.study).identity(), config.identity()
+            recorded, wanted = StudyConfig.from_dict(header.study).comparability_key(), config.comparability_key()
             for key in recorded | wanted:
                 if recorded.get(key) != wanted.get(key):
                     raise UserError(
@@ -79,6 +81,6 @@ class Table:
                     )
         return cls(header, curves)
 
-    def of_kind(self, kind: str) -> dict[int, Curve]:
+    def curves_of_kind(self, kind: str) -> dict[int, Curve]:
         """The curves of one kind by the number of their recipe."""
         return {curve.recipe_number: curve for curve in self.curves if curve.kind == kind}

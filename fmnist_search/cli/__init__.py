@@ -13,8 +13,8 @@ from fmnist_search.cli import predict
 from fmnist_search.cli import runs
 from fmnist_search.cli import draw
 from fmnist_search.cli import environment
-from fmnist_search.cli.app import app, command, main
+from fmnist_search.cli.app import app, run_process, main
 
 # isort: on
 
-__all__ = ["app", "command", "main"]
+__all__ = ["app", "main", "run_process"]

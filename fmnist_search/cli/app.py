@@ -15,9 +15,9 @@ import typer
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
-    from fmnist_search.data.loading import Source
+    from fmnist_search.data.loading import DataSource
     from fmnist_search.recipe.recipe import Recipe
-    from fmnist_search.workspace import Home
+    from fmnist_search.workspace import Workspace
 
 app = typer.Typer(
     name="fmnist-search",
@@ -28,49 +28,51 @@ app = typer.Typer(
     "Start with:  fmnist-search search studies/quick.toml",
 )
 
-TrackingUri = Annotated[
+TrackingUriOption = Annotated[
     str | None,
     typer.Option(help="MLflow store; by default MLFLOW_TRACKING_URI, else mlflow.db here.", show_default=False),
 ]
-Workdir = Annotated[
+WorkdirOption = Annotated[
     str | None,
     typer.Option(help="Our own files; by default FMNIST_SEARCH_HOME, else fmnist-search/ beside the store."),
 ]
-DataDir = Annotated[Path | None, typer.Option(help="Folder that holds the dataset's files.", show_default=False)]
-Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Set = Annotated[
+DataDirOption = Annotated[Path | None, typer.Option(help="Folder that holds the dataset's files.", show_default=False)]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace a file that is there.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+SetOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set", metavar="NAME=VALUE", help="Override a key of the file, or pin a hyperparameter; again for more."
     ),
 ]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", show_default=False)]
-Sampler = Annotated[
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", show_default=False)]
+SamplerOption = Annotated[
     str | None, typer.Option(help="tpe, random, gp, cmaes, qmc or grid.", metavar="NAME", show_default=False)
 ]
-Pruner = Annotated[
+PrunerOption = Annotated[
     str | None,
     typer.Option(
         help="halving, hyperband, median, percentile, patience, one-epoch or none.", metavar="NAME", show_default=False
     ),
 ]
-Threads = Annotated[int | None, typer.Option(help="Intra-op threads on a CPU.", min=0, show_default=False)]
-Workers = Annotated[
+ThreadsOption = Annotated[int | None, typer.Option(help="Intra-op threads on a CPU.", min=0, show_default=False)]
+WorkersOption = Annotated[
     str | None, typer.Option(help="Trials at a time: a number, or auto.", metavar="N", show_default=False)
 ]
-Engine = Annotated[
+EngineOption = Annotated[
     str | None,
     typer.Option(help="plain, or graph for captured CUDA graphs (experimental).", metavar="NAME", show_default=False),
 ]
-Deterministic = Annotated[
+DeterministicOption = Annotated[
     bool | None, typer.Option("--deterministic", help="Deterministic algorithms alone.", show_default=False)
 ]
-OfStudy = Annotated[str | None, typer.Option(help="Study of the trials' numbers; by default the latest.")]
-StudyName = Annotated[str | None, typer.Argument(help="Name of a study; by default the latest.", show_default=False)]
+StudyOption = Annotated[str | None, typer.Option(help="Study of the trials' numbers; by default the latest.")]
+StudyArgument = Annotated[
+    str | None, typer.Argument(help="Name of a study; by default the latest.", show_default=False)
+]
 
 
-def command() -> None:
+def run_process() -> None:
     """The command line as a process of its own, which is gone as soon as it is done.
 
     To take torch and MLflow apart, an interpreter needs over a second. Whatever is to be done at a process's end is
@@ -91,7 +93,7 @@ def command() -> None:
     except SystemExit as exit_:
         if isinstance(exit_.code, int | None):
             code = exit_.code or 0
-        if _is_training():
+        if has_running_training():
             atexit.register(end)  # and before whoever would wait for the epoch
         raise
 
@@ -119,10 +121,10 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if debug:
             raise
-        sys.exit(_report(error))
+        sys.exit(_print_error(error))
 
 
-def _is_training() -> bool:
+def has_running_training() -> bool:
     """Whether an impatient Ctrl-C has left a training alone."""
     if "fmnist_search.execution.pool" not in sys.modules:  # a command that had no use for torch
         return False
@@ -131,25 +133,25 @@ def _is_training() -> bool:
     return is_training()
 
 
-def _report(error: Exception) -> int:
-    from fmnist_search.cli.output import Exit, show_error
+def _print_error(error: Exception) -> int:
+    from fmnist_search.cli.output import ExitCode, print_error
 
     if isinstance(error, UserError):
-        show_error(error)
+        print_error(error)
         return error.exit_code
     first = next(iter(str(error).splitlines()), "")
-    show_error(UserError(f"unexpected {type(error).__name__}: {first}; run it again with --debug to see where"))
-    return Exit.UNEXPECTED
+    print_error(UserError(f"unexpected {type(error).__name__}: {first}; run it again with --debug to see where"))
+    return ExitCode.UNEXPECTED_ERROR
 
 
 @app.callback()
-def _common(
+def _global_options(
     debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback; anywhere on the line.")] = False,
 ) -> None:
     """`main` looks for --debug itself, wherever it stands; here it is for the help."""
 
 
-def check_output(path: Path, *, suffix: str = "", force: bool = True) -> None:
+def check_output_path(path: Path, *, suffix: str = "", force: bool = True) -> None:
     """Make sure that a file may be written, before work is put into it.
 
     Raises:
@@ -161,24 +163,24 @@ def check_output(path: Path, *, suffix: str = "", force: bool = True) -> None:
         raise UserError(f"{path}: is there already; name another file, or replace it with --force")
 
 
-def image_source(data_dir: Path | None) -> Source:
+def image_source(data_dir: Path | None) -> DataSource:
     """Where the images are looked for."""
-    from fmnist_search.data.loading import Source
-    from fmnist_search.workspace import image_cache
+    from fmnist_search.data.loading import DataSource
+    from fmnist_search.workspace import image_cache_folder
 
-    return Source(image_cache(), data_dir)
+    return DataSource(image_cache_folder(), data_dir)
 
 
-def recipe_named(name: str) -> Recipe:
+def load_recipe(name: str) -> Recipe:
     """The recipe of a file, a preset or a family.
 
     Raises:
         UserError: there is none, or the file has mistakes.
     """
     from fmnist_search.config.toml_files import read_recipe
-    from fmnist_search.models.presets import preset_named
+    from fmnist_search.models.presets import get_preset
 
-    return read_recipe(name) if is_recipe_file(name) else preset_named(name).recipe
+    return read_recipe(name) if is_recipe_file(name) else get_preset(name).recipe
 
 
 def is_recipe_file(name: str) -> bool:
@@ -186,15 +188,15 @@ def is_recipe_file(name: str) -> bool:
     return name.endswith(".toml") or "/" in name or Path(name).is_file()
 
 
-def found_runs(
-    given: list[str], study: str | None, tracking_uri: str | None, workdir: str | None
-) -> tuple[Home, list[str]]:
+def resolve_runs(
+    run_names: list[str], study: str | None, tracking_uri: str | None, workdir: str | None
+) -> tuple[Workspace, list[str]]:
     """Where runs are kept, and the ids of those that were named."""
-    from fmnist_search.tracking.stored_runs import is_number, run_of
+    from fmnist_search.tracking.stored_runs import is_trial_number, resolve_run_id
     from fmnist_search.workflows.study.api import latest_study
-    from fmnist_search.workspace import Home
+    from fmnist_search.workspace import Workspace
 
-    home = Home.find(tracking_uri, workdir)
-    if study is None and any(map(is_number, given)):
+    home = Workspace.resolve(tracking_uri, workdir)
+    if study is None and any(map(is_trial_number, run_names)):
         study = latest_study(tracking_uri=tracking_uri, workdir=workdir)
-    return home, [run_of(home, name, study or "") for name in given]
+    return home, [resolve_run_id(home, name, study or "") for name in run_names]

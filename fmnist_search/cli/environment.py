@@ -8,26 +8,26 @@ from typing import Annotated
 
 import typer
 
-from fmnist_search.cli.app import AsJson, DataDir, TrackingUri, Workdir, app, image_source
-from fmnist_search.recipe.datasets import DATASETS, DEFAULT_DATASET, dataset_named
+from fmnist_search.cli.app import DataDirOption, JsonOption, TrackingUriOption, WorkdirOption, app, image_source
+from fmnist_search.recipe.datasets import DATASETS, DEFAULT_DATASET, get_dataset
 
 
 @app.command()
 def ui(
     port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 5000,
-    tracking_uri: TrackingUri = None,
-    workdir: Workdir = None,
+    tracking_uri: TrackingUriOption = None,
+    workdir: WorkdirOption = None,
 ) -> None:
     """Open the MLflow UI on this folder's store."""
-    from fmnist_search.cli.output import out
-    from fmnist_search.tracking.store import Tracking
+    from fmnist_search.cli.output import stdout
+    from fmnist_search.tracking.store import MlflowStore
     from fmnist_search.workflows.study.api import latest_run
-    from fmnist_search.workspace import tracking_uri as resolve
+    from fmnist_search.workspace import resolve_tracking_uri as resolve
 
     uri = resolve(tracking_uri)
     run_id = latest_run(tracking_uri=tracking_uri, workdir=workdir)
     server = uri if uri.startswith("http") else f"http://127.0.0.1:{port}"
-    out.print(Tracking(uri, "fmnist-search").runs_page(server, run_id))
+    stdout.print(MlflowStore(uri, "fmnist-search").runs_page_url(server, run_id))
     if uri.startswith("http"):
         return
     sys.stdout.flush()
@@ -42,29 +42,29 @@ def ui(
 @app.command()
 def sync(
     forget: Annotated[bool, typer.Option("--forget", help="Drop what MLflow refused.")] = False,
-    tracking_uri: TrackingUri = None,
-    workdir: Workdir = None,
-    as_json: AsJson = False,
+    tracking_uri: TrackingUriOption = None,
+    workdir: WorkdirOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Send MLflow what it missed while it was out of reach.
 
     Every process that searches does so by itself; this is for what the last of them had to leave.
     """
-    from fmnist_search.cli.output import out, show_json
+    from fmnist_search.cli.output import show_json, stdout
     from fmnist_search.workflows.study.api import sync as send
 
     events = send(forget=forget, tracking_uri=tracking_uri, workdir=workdir)
     if as_json:
         show_json({"events": events})
     else:
-        out.print(f"MLflow has everything; {events} events were sent" if events else "MLflow has everything")
+        stdout.print(f"MLflow has everything; {events} events were sent" if events else "MLflow has everything")
 
 
 @app.command()
 def data(
     dataset: Annotated[str, typer.Argument(help=f"{', '.join(DATASETS)}.")] = DEFAULT_DATASET,
-    data_dir: DataDir = None,
-    as_json: AsJson = False,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Find the images of a dataset, or download them, and check every byte.
 
@@ -74,31 +74,31 @@ def data(
 
       fmnist-search data mnist
     """
-    from fmnist_search.cli.output import out, show_json
-    from fmnist_search.data.loading import verify
+    from fmnist_search.cli.output import show_json, stdout
+    from fmnist_search.data.loading import verify_files
 
-    known = dataset_named(dataset)
+    known = get_dataset(dataset)
     source = image_source(data_dir)
-    files = verify(dataset, source)
+    files = verify_files(dataset, source)
     place = data_dir or source.cache / dataset
     if as_json:
         found = {"dataset": dataset, "place": str(place), "digest": known.digest, "bytes": files}
         show_json({**found, "classes": known.classes})
     else:
-        out.print(f"{dataset}: {len(files)} files, {sum(files.values()):,} bytes, verified, in {place}")
+        stdout.print(f"{dataset}: {len(files)} files, {sum(files.values()):,} bytes, verified, in {place}")
 
 
 @app.command()
-def doctor(tracking_uri: TrackingUri = None, workdir: Workdir = None, as_json: AsJson = False) -> None:
+def doctor(tracking_uri: TrackingUriOption = None, workdir: WorkdirOption = None, as_json: JsonOption = False) -> None:
     """Check what a search needs, from versions to stores."""
     from fmnist_search.cli import output
-    from fmnist_search.workflows.doctor import checkup
+    from fmnist_search.workflows.doctor import run_checks
 
-    checks = checkup(tracking_uri, workdir)
+    checks = run_checks(tracking_uri, workdir)
     if as_json:
         output.show_json(checks)
     else:
         rows = [["ok" if check.ok else "FAILED", check.subject, check.finding] for check in checks]
-        output.show_table(output.table(["", "what", "finding"], rows))
+        output.print_table(output.make_table(["", "what", "finding"], rows))
     if not all(check.ok for check in checks):
-        raise typer.Exit(output.Exit.UNEXPECTED)
+        raise typer.Exit(output.ExitCode.UNEXPECTED_ERROR)

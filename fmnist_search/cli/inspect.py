@@ -7,46 +7,60 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fmnist_search.cli.app import AsJson, Pruner, Sampler, Set, StudyName, TrackingUri, Workdir, app
+from fmnist_search.cli.app import (
+    JsonOption,
+    PrunerOption,
+    SamplerOption,
+    SetOption,
+    StudyArgument,
+    TrackingUriOption,
+    WorkdirOption,
+    app,
+)
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
     from fmnist_search.config.study_config import StudyConfig
-    from fmnist_search.results.study import Overhead, StudySummary, TrialRow
+    from fmnist_search.results.study import Overhead, StudySummary, TrialRecord
 
 
 @app.command()
 def status(
-    study: StudyName = None, tracking_uri: TrackingUri = None, workdir: Workdir = None, as_json: AsJson = False
+    study: StudyArgument = None,
+    tracking_uri: TrackingUriOption = None,
+    workdir: WorkdirOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """How a study stands: its trials, its best, its champion."""
-    from fmnist_search.cli.output import out, percent, show_json
-    from fmnist_search.results.study import State
-    from fmnist_search.workflows.study.api import unsent
+    from fmnist_search.cli.output import format_percent, show_json, stdout
+    from fmnist_search.results.study import TrialState
+    from fmnist_search.workflows.study.api import outbox_status
 
-    summary = _summary(study, tracking_uri, workdir)
+    summary = _load_summary(study, tracking_uri, workdir)
     if as_json:
-        show_json({**{state.value: summary.count(state) for state in State}, **_plain_summary(summary)})
+        show_json({**{state.value: summary.count(state) for state in TrialState}, **_summary_to_dict(summary)})
         return
-    counts = ", ".join(f"{summary.count(state)} {state.value}" for state in State if summary.count(state))
-    out.print(f"{summary.name}: {summary.question}", markup=False)
-    out.print(f"trials: {counts or 'none'}; {summary.ended_by.value}")
+    counts = ", ".join(f"{summary.count(state)} {state.value}" for state in TrialState if summary.count(state))
+    stdout.print(f"{summary.name}: {summary.question}", markup=False)
+    stdout.print(f"trials: {counts or 'none'}; {summary.ended_by.value}")
     if summary.best:
-        out.print(f"best: trial {summary.best.number} ({summary.best.recipe.label}) at {percent(summary.best.value)}")
+        stdout.print(
+            f"best: trial {summary.best.number} ({summary.best.recipe.label}) at {format_percent(summary.best.value)}"
+        )
     if champion := summary.champion:
-        test = percent(champion.test.value)
-        out.print(f"champion: {champion.recipe.label}, {champion.confirmed}, {test} on the test images")
+        test = format_percent(champion.test.value)
+        stdout.print(f"champion: {champion.recipe.label}, {champion.confirmed}, {test} on the test images")
     if overhead := summary.overhead:
-        out.print(f"beside training, a trial takes {_overhead(overhead)}")
+        stdout.print(f"beside training, a trial takes {_format_overhead(overhead)}")
     for line in summary.edges:
-        out.print(f"at an edge: {line}", markup=False)
-    left = unsent(tracking_uri=tracking_uri, workdir=workdir)
-    if left.waiting or left.refused:
-        count = f"{left.waiting} events wait to be sent and {sum(left.refused.values())} were refused"
-        out.print(f"MLflow has not got everything: {count}; see `fmnist-search sync`")
+        stdout.print(f"at an edge: {line}", markup=False)
+    left = outbox_status(tracking_uri=tracking_uri, workdir=workdir)
+    if left.pending or left.rejected:
+        count = f"{left.pending} events wait to be sent and {sum(left.rejected.values())} were refused"
+        stdout.print(f"MLflow has not got everything: {count}; see `fmnist-search sync`")
 
 
-def _overhead(overhead: Overhead) -> str:
+def _format_overhead(overhead: Overhead) -> str:
     parts = {"build": overhead.build, "capture": overhead.capture, "sampling": overhead.sampling}
     split = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in parts.items() if seconds)
     return f"{overhead.seconds * 1000:.0f} ms ({split}); {overhead.tracking * 1000:.0f} ms of tracking run beside it"
@@ -54,27 +68,27 @@ def _overhead(overhead: Overhead) -> str:
 
 @app.command()
 def leaderboard(
-    study: StudyName = None,
+    study: StudyArgument = None,
     top: Annotated[int, typer.Option(help="How many rows.", min=1)] = 10,
-    tracking_uri: TrackingUri = None,
-    workdir: Workdir = None,
-    as_json: AsJson = False,
+    tracking_uri: TrackingUriOption = None,
+    workdir: WorkdirOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """The best completed trials of a study."""
     from fmnist_search.cli import output
-    from fmnist_search.search.suggest import searched
-    from fmnist_search.workflows.study.api import config_of
+    from fmnist_search.search.suggest import varying_names
+    from fmnist_search.workflows.study.api import load_study_config
 
-    summary = _summary(study, tracking_uri, workdir)
-    rows = summary.leaders[:top]
+    summary = _load_summary(study, tracking_uri, workdir)
+    rows = summary.ranked_trials[:top]
     if as_json:
         output.show_json(rows)
         return
-    config = config_of(summary.name, tracking_uri=tracking_uri, workdir=workdir)
-    output.show_table(output.leaderboard(rows, searched(config.space)))
+    config = load_study_config(summary.name, tracking_uri=tracking_uri, workdir=workdir)
+    output.print_table(output.leaderboard_table(rows, varying_names(config.space)))
 
 
-def _summary(study: str | None, tracking_uri: str | None, workdir: str | None) -> StudySummary:
+def _load_summary(study: str | None, tracking_uri: str | None, workdir: str | None) -> StudySummary:
     from fmnist_search.workflows.study.api import latest_study
     from fmnist_search.workflows.study.api import status as read
 
@@ -82,7 +96,7 @@ def _summary(study: str | None, tracking_uri: str | None, workdir: str | None) -
     return read(name, tracking_uri=tracking_uri, workdir=workdir)
 
 
-def _plain_summary(summary: StudySummary) -> dict[str, Any]:
+def _summary_to_dict(summary: StudySummary) -> dict[str, Any]:
     return {
         "study": summary.name,
         "question": summary.question,
@@ -100,9 +114,9 @@ def show(
     trial: Annotated[str, typer.Argument(help="Number of a trial, or `best`.")] = "best",
     study: Annotated[str | None, typer.Option(help="Name of a study; by default the latest.")] = None,
     recipe: Annotated[bool, typer.Option("--recipe", help="Print its recipe as TOML and nothing else.")] = False,
-    tracking_uri: TrackingUri = None,
-    workdir: Workdir = None,
-    as_json: AsJson = False,
+    tracking_uri: TrackingUriOption = None,
+    workdir: WorkdirOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """A trial: its recipe, its curve, where to find it.
 
@@ -114,26 +128,26 @@ def show(
     """
     from fmnist_search.cli import output
     from fmnist_search.config.toml_files import recipe_to_toml
-    from fmnist_search.search.suggest import searched
-    from fmnist_search.workflows.study.api import config_of, page_of
+    from fmnist_search.search.suggest import varying_names
+    from fmnist_search.workflows.study.api import load_study_config, run_url
 
-    summary = _summary(study, tracking_uri, workdir)
-    row = _row(summary, trial)
+    summary = _load_summary(study, tracking_uri, workdir)
+    row = _find_trial(summary, trial)
     if recipe:
-        output.out.print(recipe_to_toml(row.recipe), markup=False, end="")
+        output.stdout.print(recipe_to_toml(row.recipe), markup=False, end="")
         return
-    page = page_of(row.run_id, tracking_uri=tracking_uri, workdir=workdir) if row.run_id else None
+    page = run_url(row.run_id, tracking_uri=tracking_uri, workdir=workdir) if row.run_id else None
     if as_json:
-        output.show_json({"study": summary.name, **output.plain_row(row), "page": page})
+        output.show_json({"study": summary.name, **output.trial_to_dict(row), "page": page})
         return
-    names = searched(config_of(summary.name, tracking_uri=tracking_uri, workdir=workdir).space)
-    output.show_trial(row, names)
+    names = varying_names(load_study_config(summary.name, tracking_uri=tracking_uri, workdir=workdir).space)
+    output.print_trial(row, names)
     if page:
-        output.out.print(f"\nsee it at {page} (while `fmnist-search ui` runs)", markup=False)
-        output.out.print(f"train it again with `fmnist-search train --from-run {row.run_id}`", markup=False)
+        output.stdout.print(f"\nsee it at {page} (while `fmnist-search ui` runs)", markup=False)
+        output.stdout.print(f"train it again with `fmnist-search train --from-run {row.run_id}`", markup=False)
 
 
-def _row(summary: StudySummary, trial: str) -> TrialRow:
+def _find_trial(summary: StudySummary, trial: str) -> TrialRecord:
     if trial == "best":
         if summary.best is None:
             raise UserError(f"study {summary.name!r}: no trial has completed; name one by its number", exit_code=3)
@@ -148,7 +162,10 @@ def _row(summary: StudySummary, trial: str) -> TrialRow:
 
 @app.command()
 def importance(
-    study: StudyName = None, tracking_uri: TrackingUri = None, workdir: Workdir = None, as_json: AsJson = False
+    study: StudyArgument = None,
+    tracking_uri: TrackingUriOption = None,
+    workdir: WorkdirOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Which hyperparameters decide whether a trial is among the best."""
     from fmnist_search.cli import output
@@ -158,83 +175,93 @@ def importance(
     name = study or latest_study(tracking_uri=tracking_uri, workdir=workdir)
     found = measure(name, tracking_uri=tracking_uri, workdir=workdir)
     if as_json:
-        output.show_json({"study": name, "trials": found.trials, "importances": found.shares})
+        output.show_json({"study": name, "trials": found.trials, "importances": found.by_name})
         return
-    rows = [[key, f"{share:.1%}", "█" * round(40 * share)] for key, share in found.shares.items()]
-    output.out.print(f"{name}: PED-ANOVA over {found.trials} completed trials; pruned ones do not enter", markup=False)
-    output.show_table(output.table(["hyperparameter", "share", ""], rows))
+    rows = [[key, f"{share:.1%}", "█" * round(40 * share)] for key, share in found.by_name.items()]
+    output.stdout.print(
+        f"{name}: PED-ANOVA over {found.trials} completed trials; pruned ones do not enter", markup=False
+    )
+    output.print_table(output.make_table(["hyperparameter", "share", ""], rows))
 
 
 @app.command()
 def space(
     study: Annotated[Path, typer.Argument(help="Study file.")],
-    sampler: Sampler = None,
-    pruner: Pruner = None,
-    settings: Set = None,
-    as_json: AsJson = False,
+    sampler: SamplerOption = None,
+    pruner: PrunerOption = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """What a study file searches, overrides applied: domains, their sizes, and what depends on what."""
     from fmnist_search.cli import output
-    from fmnist_search.config.conditional_space import size
+    from fmnist_search.config.conditional_space import space_size
     from fmnist_search.config.study_config import StudyConfig
     from fmnist_search.config.toml_files import parse_assignment
-    from fmnist_search.search.samplers import drawn_at_random
+    from fmnist_search.search.samplers import independently_sampled
 
     options = {"sampler": sampler, "pruner": pruner}
     overrides = {key: value for key, value in options.items() if value is not None}
     config = StudyConfig.load(study, overrides | dict(map(parse_assignment, settings or [])))
-    rows = _space_rows(config)
-    total = size(config.space)
-    at_random = drawn_at_random(config.sampler, config.space)
+    rows = _variable_rows(config)
+    total = space_size(config.space)
+    at_random = independently_sampled(config.sampler, config.space)
     if as_json:
-        found = {"recipes": total.recipes, "endless": total.endless, "drawn_at_random": at_random}
+        found = {"recipes": total.recipe_count, "endless": total.unbounded, "drawn_at_random": at_random}
         output.show_json({"study": config.name, "space": rows, **found})
         return
     body = [
-        [row["family"], row["hyperparameter"], row["domain"], _text(row["values"], "endless"), _where(row["where"])]
+        [
+            row["family"],
+            row["hyperparameter"],
+            row["domain"],
+            _format_count(row["values"], "endless"),
+            _format_conditions(row["where"]),
+        ]
         for row in rows
     ]
-    output.show_table(output.table(["family", "hyperparameter", "domain", "values", "only where"], body))
-    times = f", times endless values of {', '.join(total.endless)}" if total.endless else ""
-    output.out.print(f"\n{total.recipes:,} recipes{times}", markup=False)
+    output.print_table(output.make_table(["family", "hyperparameter", "domain", "values", "only where"], body))
+    times = f", times endless values of {', '.join(total.unbounded)}" if total.unbounded else ""
+    output.stdout.print(f"\n{total.recipe_count:,} recipes{times}", markup=False)
     if at_random:
-        output.out.print(f"{config.sampler.name} leaves to chance: {', '.join(at_random)}", markup=False)
+        output.stdout.print(f"{config.sampler.name} leaves to chance: {', '.join(at_random)}", markup=False)
 
 
-def _space_rows(config: StudyConfig) -> list[dict[str, Any]]:
+def _variable_rows(config: StudyConfig) -> list[dict[str, Any]]:
     """What varies in each family, and once what varies in all."""
-    from fmnist_search.config.conditional_space import count, variables
+    from fmnist_search.config.conditional_space import conditional_hyperparameters, value_count
 
     return [
         {
             "family": family if variable.name.startswith("model.") else "all",
             "hyperparameter": variable.name,
             "domain": str(variable.domain),
-            "values": count(variable.domain),
-            "where": dict(variable.depends_on),
+            "values": value_count(variable.domain),
+            "where": dict(variable.conditions),
         }
         for number, family in enumerate(config.space.families)
-        for variable in variables(config.space, family)
+        for variable in conditional_hyperparameters(config.space, family)
         if number == 0 or variable.name.startswith("model.")
     ]
 
 
-def _where(gates: Any) -> str:
-    from fmnist_search.recipe.recipe import text_of
+def _format_conditions(conditions: Any) -> str:
+    from fmnist_search.recipe.recipe import format_value
 
-    return "; ".join(f"{gate} = {', '.join(map(text_of, wanted))}" for gate, wanted in gates.items())
-
-
-studies = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Study files, and the studies that were run.")
-app.add_typer(studies, name="studies")
+    return "; ".join(f"{gate} = {', '.join(map(format_value, wanted))}" for gate, wanted in conditions.items())
 
 
-@studies.command("list")
+studies_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Study files, and the studies that were run."
+)
+app.add_typer(studies_app, name="studies")
+
+
+@studies_app.command("list")
 def list_studies(
     folder: Annotated[Path, typer.Argument(help="Folder of study files.")] = Path("studies"),
-    tracking_uri: TrackingUri = None,
-    workdir: Workdir = None,
-    as_json: AsJson = False,
+    tracking_uri: TrackingUriOption = None,
+    workdir: WorkdirOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """The study files of a folder and the studies that were run, each with its question."""
     from fmnist_search.cli import output
@@ -247,23 +274,24 @@ def list_studies(
         try:
             files[str(path)] = StudyConfig.load(path)
         except UserError as error:
-            output.talk.print(f"{path}: is no valid study; `fmnist-search studies check {path}`", markup=False)
-            output.talk.print(f"  {error.lines[0]}", markup=False)
+            output.stderr.print(f"{path}: is no valid study; `fmnist-search studies check {path}`", markup=False)
+            output.stderr.print(f"  {error.lines[0]}", markup=False)
     known = {config.name for config in files.values()}
-    rows = [_listed(stored.get(c.name), c.name, c.question, path, c.builds_on) for path, c in files.items()]
-    rows += [_listed(s, s.name, s.question) for s in stored.values() if s.name not in known]
+    rows = [_study_to_dict(stored.get(c.name), c.name, c.question, path, c.builds_on) for path, c in files.items()]
+    rows += [_study_to_dict(s, s.name, s.question) for s in stored.values() if s.name not in known]
     if as_json:
         output.show_json(rows)
         return
     body = [
-        [row["study"], row["builds_on"] or "-", _text(row["trials"]), output.percent(row["best"]), row["file"] or "-",
+        [row["study"], row["builds_on"] or "-", _format_count(row["trials"]), output.format_percent(row["best"]),
+         row["file"] or "-",
          row["question"]]
         for row in rows
     ]  # fmt: skip
-    output.show_table(output.table(["study", "builds on", "trials", "best", "file", "question"], body))
+    output.print_table(output.make_table(["study", "builds on", "trials", "best", "file", "question"], body))
 
 
-def _listed(
+def _study_to_dict(
     summary: StudySummary | None, name: str, question: str, file: str | None = None, builds_on: str = ""
 ) -> dict[str, Any]:
     return {
@@ -276,15 +304,17 @@ def _listed(
     }
 
 
-def _text(count: int | None, without: str = "-") -> str:
-    return without if count is None else str(count)
+def _format_count(count: int | None, default: str = "-") -> str:
+    return default if count is None else str(count)
 
 
-@studies.command("check")
-def check_studies(files: Annotated[list[Path], typer.Argument(help="Study files.")], as_json: AsJson = False) -> None:
+@studies_app.command("check")
+def check_studies(
+    files: Annotated[list[Path], typer.Argument(help="Study files.")], as_json: JsonOption = False
+) -> None:
     """Check study files; every mistake is a line."""
-    from fmnist_search.cli.output import out, show_json
-    from fmnist_search.config.conditional_space import size
+    from fmnist_search.cli.output import show_json, stdout
+    from fmnist_search.config.conditional_space import space_size
     from fmnist_search.config.study_config import StudyConfig
 
     problems: list[str] = []
@@ -295,18 +325,20 @@ def check_studies(files: Annotated[list[Path], typer.Argument(help="Study files.
         except UserError as error:
             problems += error.lines
             continue
-        found = size(config.space)
-        checked.append({"file": str(path), "study": config.name, "recipes": found.recipes, "endless": found.endless})
+        found = space_size(config.space)
+        checked.append(
+            {"file": str(path), "study": config.name, "recipes": found.recipe_count, "endless": found.unbounded}
+        )
         if not as_json:
-            times = f" times endless values of {', '.join(found.endless)}" if found.endless else ""
-            out.print(f"{path}: fine; {config.name}, {found.recipes:,} recipes{times}", markup=False)
+            times = f" times endless values of {', '.join(found.unbounded)}" if found.unbounded else ""
+            stdout.print(f"{path}: fine; {config.name}, {found.recipe_count:,} recipes{times}", markup=False)
     if as_json:
         show_json({"checked": checked, "problems": problems})
     if problems:
         raise UserError(*problems)
 
 
-@studies.command("schema")
+@studies_app.command("schema")
 def print_schema() -> None:
     """The JSON Schema of study files, for editors that complete and check TOML."""
     import json
@@ -316,9 +348,9 @@ def print_schema() -> None:
     typer.echo(json.dumps(study_schema(), indent=2))
 
 
-@studies.command("keys")
+@studies_app.command("keys")
 def print_keys() -> None:
     """Every key of a study file with its default and meaning, as Markdown."""
-    from fmnist_search.config.schema import study_keys
+    from fmnist_search.config.schema import study_keys_page
 
-    typer.echo(study_keys(), nl=False)
+    typer.echo(study_keys_page(), nl=False)

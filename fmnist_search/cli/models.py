@@ -9,34 +9,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmnist_search.cli.app import (
-    AsJson,
-    DataDir,
-    Device,
-    Force,
-    OfStudy,
-    StudyName,
-    TrackingUri,
-    Workdir,
+    DataDirOption,
+    DeviceOption,
+    ForceOption,
+    JsonOption,
+    StudyArgument,
+    StudyOption,
+    TrackingUriOption,
+    WorkdirOption,
     app,
-    check_output,
-    found_runs,
+    check_output_path,
     image_source,
+    resolve_runs,
 )
-from fmnist_search.cli.search import close
+from fmnist_search.cli.search import print_summary
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
-    from fmnist_search.registry.evaluation import Comparison, Judged
+    from fmnist_search.registry.evaluation import ModelComparison, TestScore
     from fmnist_search.results.study import Accuracy
-    from fmnist_search.workflows.ensemble import Pooled
+    from fmnist_search.workflows.ensemble import EnsembleResult
 
-CHECKED = 100
+EXPORT_CHECK_IMAGES = 100
 """Training images on which an exported file is compared with its model."""
 
 
 @app.command()
 def promote(
-    study: StudyName = None,
+    study: StudyArgument = None,
     recipes: Annotated[int | None, typer.Option(help="How many of the best recipes.", min=1)] = None,
     seeds: Annotated[int | None, typer.Option(help="Fresh seeds for each.", min=1)] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of each training.", min=1)] = None,
@@ -46,10 +46,10 @@ def promote(
     model_name: Annotated[
         str | None, typer.Option(help="Registered model; by default the study's.", show_default=False)
     ] = None,
-    tracking_uri: TrackingUri = None,
-    workdir: Workdir = None,
-    data_dir: DataDir = None,
-    as_json: AsJson = False,
+    tracking_uri: TrackingUriOption = None,
+    workdir: WorkdirOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Confirm a study's best recipes and register the best model.
 
@@ -62,13 +62,13 @@ def promote(
 
       fmnist-search promote quick --recipes 3 --seeds 3 --ensemble 3
     """
-    from fmnist_search.cli.output import TrainingDisplay, show_json
+    from fmnist_search.cli.output import TrainingProgressDisplay, show_json
     from fmnist_search.config.study_config import StudyConfig
     from fmnist_search.workflows.study import api as studies
 
     home = {"tracking_uri": tracking_uri, "workdir": workdir}
     name = study or studies.latest_study(**home)
-    config = studies.config_of(name, **home)
+    config = studies.load_study_config(name, **home)
     given = {"recipes": recipes, "seeds": seeds, "epochs": epochs, "ensemble": ensemble, "model_name": model_name}
     changes = {key: value for key, value in given.items() if value is not None}
     if not config.finalists.recipes and not recipes:
@@ -76,27 +76,27 @@ def promote(
     settings = StudyConfig.from_dict(
         {**config.model_dump(), "finalists": {**dict(config.finalists), **changes}}
     ).finalists
-    summary = studies.promote(name, settings=settings, **home, data_dir=data_dir, listener=TrainingDisplay())
+    summary = studies.promote(name, settings=settings, **home, data_dir=data_dir, callback=TrainingProgressDisplay())
     if as_json:
         show_json(summary.champion)
-    close(summary, f"fmnist-search promote {name!r}", quiet=as_json, searched=False)
+    print_summary(summary, f"fmnist-search promote {name!r}", quiet=as_json, after_search=False)
 
 
 @app.command()
 def ensemble(
     runs: Annotated[list[str], typer.Argument(help="Ids of runs in MLflow, or numbers of trials.", metavar="RUN...")],
-    study: OfStudy = None,
+    study: StudyOption = None,
     register: Annotated[
         bool, typer.Option("--register", help="Test it once and register it, as promote does.")
     ] = False,
     model_name: Annotated[
         str | None, typer.Option(help="Registered model; by default a promotion's.", show_default=False)
     ] = None,
-    device: Device = None,
-    tracking_uri: TrackingUri = None,
-    workdir: Workdir = None,
-    data_dir: DataDir = None,
-    as_json: AsJson = False,
+    device: DeviceOption = None,
+    tracking_uri: TrackingUriOption = None,
+    workdir: WorkdirOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Average the probabilities of several trained runs, and say how good that is on their validation images.
 
@@ -109,51 +109,54 @@ def ensemble(
 
       fmnist-search ensemble 4f1c... 9b20... --register --model-name team
     """
-    from fmnist_search.cli.output import TrainingDisplay
+    from fmnist_search.cli.output import TrainingProgressDisplay
     from fmnist_search.training.autotune import resolve_execution
     from fmnist_search.workflows import ensemble
 
     if model_name and not register:
         raise UserError("--model-name: names what is registered; add --register")
-    home, run_ids = found_runs(runs, study, tracking_uri, workdir)
-    made = ensemble.ensemble(
+    home, run_ids = resolve_runs(runs, study, tracking_uri, workdir)
+    made = ensemble.build_ensemble(
         home,
         run_ids,
         image_source(data_dir),
-        TrainingDisplay(),
+        TrainingProgressDisplay(),
         device=resolve_execution(device or "auto").device,
-        registering=register,
+        should_register=register,
         model_name=model_name,
     )
-    _show_ensemble(made, as_json)
+    _print_ensemble(made, as_json)
 
 
-def _show_ensemble(made: Pooled, as_json: bool) -> None:
+def _print_ensemble(result: EnsembleResult, as_json: bool) -> None:
     from fmnist_search.cli import output
 
-    whole, registered = made.evaluation, made.registered
+    whole, registered = result.evaluation, result.registered
     if as_json:
         members = [
             {"run_id": m.run.run_id, "name": m.run.name, "accuracy": m.evaluation.accuracy, "loss": m.evaluation.loss}
-            for m in made.members
+            for m in result.members
         ]
-        figures = {"accuracy": whole.accuracy, "loss": whole.loss, "validation_images": made.images}
-        version = {**vars(registered), "test": _plain_accuracy(registered.test)} if registered else None
-        output.show_json({"run_id": made.run_id, **figures, "members": members, "registered": version})
+        figures = {"accuracy": whole.accuracy, "loss": whole.loss, "validation_images": result.validation_images}
+        version = {**vars(registered), "test": _accuracy_to_dict(registered.test)} if registered else None
+        output.show_json({"run_id": result.run_id, **figures, "members": members, "registered": version})
         return
-    rows = [(member.run.name, member.run.run_id, member.evaluation) for member in made.members]
-    rows.append(("ensemble", made.run_id, whole))
+    rows = [(member.run.name, member.run.run_id, member.evaluation) for member in result.members]
+    rows.append(("ensemble", result.run_id, whole))
     body = [[name, run_id, f"{each.accuracy:.2%}", f"{each.loss:.4f}"] for name, run_id, each in rows]
-    output.show_table(output.table(["", "run", "val_accuracy", "val_loss"], body))
-    gain = whole.accuracy - max(member.evaluation.accuracy for member in made.members)
-    told = f"{whole.accuracy:.2%} on {made.images:,} validation images, {100 * gain:+.2f} points over its best member"
+    output.print_table(output.make_table(["", "run", "val_accuracy", "val_loss"], body))
+    gain = whole.accuracy - max(member.evaluation.accuracy for member in result.members)
+    told = (
+        f"{whole.accuracy:.2%} on {result.validation_images:,} validation images, "
+        f"{100 * gain:+.2f} points over its best member"
+    )
     if registered:
-        output.talk.print(f"{registered.model} {registered.verdict}", markup=False)
+        output.stderr.print(f"{registered.model} {registered.verdict}", markup=False)
         address = f"models:/{registered.model}/{registered.version} ({registered.alias})"
         told += f"; {registered.test.value:.2%} on the test images, registered as {address}"
     else:
         told += "; add --register to test and register it"
-    output.out.print(f"ensemble of {len(made.members)}: {told}", markup=False)
+    output.stdout.print(f"ensemble of {len(result.members)}: {told}", markup=False)
 
 
 @app.command()
@@ -165,9 +168,9 @@ def evaluate(
         str | None, typer.Argument(help="Another model, to say which of the two is better.", show_default=False)
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Look at the test images again, and record that.")] = False,
-    tracking_uri: TrackingUri = None,
-    data_dir: DataDir = None,
-    as_json: AsJson = False,
+    tracking_uri: TrackingUriOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """A registered model's accuracy on the test images, or which of two is better.
 
@@ -185,52 +188,58 @@ def evaluate(
     from fmnist_search.registry import evaluation
     from fmnist_search.registry.packaging import DEFAULT_MODEL
 
-    client = _client(tracking_uri)
+    client = _connect_client(tracking_uri)
     test = partial(read_test_set, source=image_source(data_dir))
     if other is None:
-        judged = evaluation.judge(client, model or DEFAULT_MODEL, test, again=again)
+        judged = evaluation.evaluate_model(client, model or DEFAULT_MODEL, test, again=again)
         if as_json:
-            output.show_json(_plain(judged))
+            output.show_json(_test_score_to_dict(judged))
         else:
-            output.out.print(_said(judged), markup=False)
+            output.stdout.print(_format_test_score(judged), markup=False)
         return
-    found = evaluation.compare(client, model or DEFAULT_MODEL, other, test, again=again)
+    found = evaluation.compare_models(client, model or DEFAULT_MODEL, other, test, again=again)
     if as_json:
         counts = {name: getattr(found, name) for name in ("both", "only_first", "only_second", "neither", "p_value")}
         better = found.better.model if found.better else None
-        output.show_json({"models": [_plain(found.first), _plain(found.second)], **counts, "better": better})
+        output.show_json(
+            {
+                "models": [_test_score_to_dict(found.first), _test_score_to_dict(found.second)],
+                **counts,
+                "better": better,
+            }
+        )
     else:
-        _show_comparison(found)
+        _print_comparison(found)
 
 
-def _plain(judged: Judged) -> dict[str, Any]:
-    return {"model": judged.model, **_plain_accuracy(judged.accuracy), "evaluations": judged.evaluations}
+def _test_score_to_dict(score: TestScore) -> dict[str, Any]:
+    return {"model": score.model, **_accuracy_to_dict(score.accuracy), "evaluations": score.evaluations}
 
 
-def _plain_accuracy(accuracy: Accuracy) -> dict[str, Any]:
+def _accuracy_to_dict(accuracy: Accuracy) -> dict[str, Any]:
     return {**vars(accuracy), "accuracy": accuracy.value}
 
 
-def _said(judged: Judged) -> str:
-    accuracy, evaluations = judged.accuracy, judged.evaluations
+def _format_test_score(score: TestScore) -> str:
+    accuracy, evaluations = score.accuracy, score.evaluations
     return (
-        f"{judged.model}: {accuracy.value:.2%} of {accuracy.images:,} test images "
+        f"{score.model}: {accuracy.value:.2%} of {accuracy.images:,} test images "
         f"(95 % interval {accuracy.low:.2%} to {accuracy.high:.2%}); tested {evaluations} time{'s' * (evaluations > 1)}"
     )
 
 
-def _show_comparison(found: Comparison) -> None:
+def _print_comparison(comparison: ModelComparison) -> None:
     from fmnist_search.cli import output
 
-    for judged in (found.first, found.second):
-        output.out.print(_said(judged), markup=False)
+    for judged in (comparison.first, comparison.second):
+        output.stdout.print(_format_test_score(judged), markup=False)
     rows = [
-        ["first right", f"{found.both:,}", f"{found.only_first:,}"],
-        ["first wrong", f"{found.only_second:,}", f"{found.neither:,}"],
+        ["first right", f"{comparison.both:,}", f"{comparison.only_first:,}"],
+        ["first wrong", f"{comparison.only_second:,}", f"{comparison.neither:,}"],
     ]
-    output.show_table(output.table(["", "second right", "second wrong"], rows))
-    verdict = f"{found.better.model} is better" if found.better else "they cannot be told apart"
-    output.out.print(f"{verdict}: McNemar's exact test gives p = {found.p_value:.2g}", markup=False)
+    output.print_table(output.make_table(["", "second right", "second wrong"], rows))
+    verdict = f"{comparison.better.model} is better" if comparison.better else "they cannot be told apart"
+    output.stdout.print(f"{verdict}: McNemar's exact test gives p = {comparison.p_value:.2g}", markup=False)
 
 
 @app.command()
@@ -239,10 +248,10 @@ def export(
         str | None, typer.Argument(help="MLflow address of a model; by default the champion.", show_default=False)
     ] = None,
     onnx: Annotated[Path | None, typer.Option(help="ONNX file to write.", show_default=False)] = None,
-    force: Force = False,
-    tracking_uri: TrackingUri = None,
-    data_dir: DataDir = None,
-    as_json: AsJson = False,
+    force: ForceOption = False,
+    tracking_uri: TrackingUriOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a registered model as a file for other runtimes.
 
@@ -256,31 +265,33 @@ def export(
       fmnist-search export models:/fmnist-search/3 --onnx third.onnx --force
     """
     from fmnist_search.cli import output
-    from fmnist_search.data.loading import training_pool
+    from fmnist_search.data.loading import read_training_set
     from fmnist_search.registry.onnx import TOLERANCE, check_installed, export_onnx
     from fmnist_search.registry.packaging import DEFAULT_MODEL
 
     if onnx is None:
         raise UserError("export: say where to, with --onnx FILE")
-    check_output(onnx, force=force)
+    check_output_path(onnx, force=force)
     check_installed()
-    _client(tracking_uri)
+    _connect_client(tracking_uri)
     address = model or DEFAULT_MODEL
     source = image_source(data_dir)
-    off = export_onnx(address, onnx, lambda dataset: training_pool(dataset, source).pixels[:CHECKED].numpy())
+    off = export_onnx(
+        address, onnx, lambda dataset: read_training_set(dataset, source).pixels[:EXPORT_CHECK_IMAGES].numpy()
+    )
     if as_json:
         found = {"model": address, "file": str(onnx), "bytes": onnx.stat().st_size}
         output.show_json({**found, "largest_difference": off, "tolerance": TOLERANCE})
         return
-    output.out.print(
+    output.stdout.print(
         f"{onnx}: {address}, {onnx.stat().st_size:,} bytes; ONNX Runtime gives the same probabilities to {off:.1g} on "
-        f"{CHECKED} training images and as many random ones",
+        f"{EXPORT_CHECK_IMAGES} training images and as many random ones",
         markup=False,
     )
 
 
-def _client(tracking_uri: str | None) -> Any:
+def _connect_client(tracking_uri: str | None) -> Any:
     from fmnist_search.tracking.store import connect
-    from fmnist_search.workspace import tracking_uri as resolve
+    from fmnist_search.workspace import resolve_tracking_uri as resolve
 
     return connect(resolve(tracking_uri))

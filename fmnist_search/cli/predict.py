@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fmnist_search.cli.app import AsJson, DataDir, TrackingUri, app, check_output, image_source
+from fmnist_search.cli.app import DataDirOption, JsonOption, TrackingUriOption, app, check_output_path, image_source
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
     from fmnist_search.registry.packaging import LoadedModel
 
-PREDICT_AT_ONCE = 1_000
+PREDICTION_BATCH_SIZE = 1_000
 """Images that are held and asked about together, however many there are."""
-GRID_LIMIT = 100
+MAX_GRID_IMAGES = 100
 """Images that a picture of predictions shows."""
 
 
@@ -40,9 +40,9 @@ def predict(
         Path | None,
         typer.Option(help="Draw the pictures with their classes to this PNG, mistakes in red.", show_default=False),
     ] = None,
-    tracking_uri: TrackingUri = None,
-    data_dir: DataDir = None,
-    as_json: AsJson = False,
+    tracking_uri: TrackingUriOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what is on pictures, or on test images.
 
@@ -63,80 +63,88 @@ def predict(
     import numpy as np
 
     from fmnist_search.cli import output
-    from fmnist_search.cli.image_files import read_pictures
+    from fmnist_search.cli.image_files import read_image_files
 
-    numbers = [*(test_image or []), *_range(test_images)]
+    numbers = [*(test_image or []), *_parse_range(test_images)]
     if not images and not numbers:
         raise UserError("predict: give a picture, --test-image NUMBER or --test-images A:B")
     if grid:
-        check_output(grid, suffix=".png")
-    say = partial(output.talk.print, markup=False)
-    given = read_pictures(images or [], resize=resize, invert=invert, say=say)
-    loaded = _load(model, tracking_uri)
+        check_output_path(grid, suffix=".png")
+    say = partial(output.stderr.print, markup=False)
+    given = read_image_files(images or [], resize=resize, invert=invert, on_message=say)
+    loaded = _load_model(model, tracking_uri)
     named = ((picture.name, picture.pixels, None) for picture in given)
-    asked = itertools.chain(named, _test_images(numbers, loaded, data_dir))
+    asked = itertools.chain(named, _load_test_images(numbers, loaded, data_dir))
     rows: list[dict[str, Any]] = []
     drawn: list[tuple[Any, Any]] = []
-    while batch := list(itertools.islice(asked, PREDICT_AT_ONCE)):
+    while batch := list(itertools.islice(asked, PREDICTION_BATCH_SIZE)):
         names, pixels, truths = zip(*batch, strict=True)
         probabilities = loaded.probabilities(np.stack(pixels))
-        rows += [_row(*row, loaded.classes, top) for row in zip(names, truths, probabilities, strict=True)]
-        drawn += list(zip(pixels, probabilities, strict=True))[: max(GRID_LIMIT - len(drawn), 0)] if grid else []
+        rows += [
+            _prediction_to_dict(*row, loaded.classes, top) for row in zip(names, truths, probabilities, strict=True)
+        ]
+        drawn += list(zip(pixels, probabilities, strict=True))[: max(MAX_GRID_IMAGES - len(drawn), 0)] if grid else []
     if grid and drawn:
-        _draw_grid(grid, drawn, [row["true"] for row in rows], loaded.classes, loaded.uri)
+        _save_grid(grid, drawn, [row["true"] for row in rows], loaded.classes, loaded.uri)
         if len(rows) > len(drawn):
             say(f"{grid}: shows the first {len(drawn)} of {len(rows):,}")
     if as_json:
         output.show_json(rows)
         return
     columns = ["image", "class", "probability", *(["then"] if top > 1 else []), *(["true class"] if numbers else [])]
-    output.show_table(output.table(columns, ([_cell(row, column) for column in columns] for row in rows)))
+    output.print_table(output.make_table(columns, ([_format_cell(row, column) for column in columns] for row in rows)))
 
 
-def _range(given: str | None) -> range:
+def _parse_range(text: str | None) -> range:
     """The numbers of test images from A to before B, given as A:B."""
-    if given is None:
+    if text is None:
         return range(0)
-    first, _, end = given.partition(":")
+    first, _, end = text.partition(":")
     if not (first.isdecimal() and end.isdecimal() and int(first) < int(end)):
-        raise UserError(f"--test-images {given}: is no range of numbers; write A:B, such as 0:25 for the first 25")
+        raise UserError(f"--test-images {text}: is no range of numbers; write A:B, such as 0:25 for the first 25")
     return range(int(first), int(end))
 
 
-def _draw_grid(
-    path: Path, drawn: list[tuple[Any, Any]], truths: list[str | None], classes: tuple[str, ...], title: str
+def _save_grid(
+    path: Path, predictions: list[tuple[Any, Any]], true_classes: list[str | None], classes: tuple[str, ...], title: str
 ) -> None:
-    """Pixels and probabilities as a picture; `truths` are the true classes of these images, as far as known."""
+    """Pixels and probabilities as a picture; `true_classes` are the true classes of these images, as far as known."""
     import numpy as np
     import torch
 
     from fmnist_search.reporting.style import save_png
-    from fmnist_search.reporting.training_plots import UNKNOWN, predictions_figure
+    from fmnist_search.reporting.training_plots import UNKNOWN_LABEL, predictions_figure
 
-    pixels, probabilities = (torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True))
-    labels = torch.tensor([UNKNOWN if true is None else classes.index(true) for true in truths[: len(drawn)]])
+    pixels, probabilities = (torch.from_numpy(np.stack(part)) for part in zip(*predictions, strict=True))
+    labels = torch.tensor(
+        [UNKNOWN_LABEL if true is None else classes.index(true) for true in true_classes[: len(predictions)]]
+    )
     save_png(predictions_figure(pixels, probabilities, labels, classes, title), path)
 
 
-def _test_images(numbers: list[int], model: LoadedModel, data_dir: Path | None) -> list[tuple[str, Any, str | None]]:
+def _load_test_images(
+    indices: list[int], model: LoadedModel, data_dir: Path | None
+) -> list[tuple[str, Any, str | None]]:
     """Test images of a model's dataset by number, each with its name and its class."""
     from fmnist_search.data.loading import read_test_set
 
-    if not numbers:
+    if not indices:
         return []
     test = read_test_set(model.dataset, image_source(data_dir))
-    if beyond := [number for number in numbers if number >= len(test)]:
+    if beyond := [number for number in indices if number >= len(test)]:
         raise UserError(f"test image {beyond[0]}: there are {len(test):,}; take one from 0 to {len(test) - 1}")
-    return [(f"test image {n}", test.pixels[n].numpy(), model.classes[int(test.labels[n])]) for n in numbers]
+    return [(f"test image {n}", test.pixels[n].numpy(), model.classes[int(test.labels[n])]) for n in indices]
 
 
-def _row(name: str, truth: str | None, probabilities: Any, classes: tuple[str, ...], top: int) -> dict[str, Any]:
+def _prediction_to_dict(
+    name: str, true_class: str | None, probabilities: Any, classes: tuple[str, ...], top: int
+) -> dict[str, Any]:
     best = probabilities.argsort()[::-1][:top]
     ranked = [{"class": classes[place], "probability": float(probabilities[place])} for place in best]
-    return {"image": name, **ranked[0], "true": truth, "top": ranked}
+    return {"image": name, **ranked[0], "true": true_class, "top": ranked}
 
 
-def _cell(row: dict[str, Any], column: str) -> str:
+def _format_cell(row: dict[str, Any], column: str) -> str:
     match column:
         case "probability":
             return f"{row['probability']:.1%}"
@@ -147,11 +155,11 @@ def _cell(row: dict[str, Any], column: str) -> str:
     return str(row[column])
 
 
-def _load(model: str | None, tracking_uri: str | None) -> LoadedModel:
+def _load_model(model: str | None, tracking_uri: str | None) -> LoadedModel:
     from fmnist_search.registry.evaluation import load_classifier
     from fmnist_search.registry.packaging import DEFAULT_MODEL
     from fmnist_search.tracking.store import connect
-    from fmnist_search.workspace import tracking_uri as resolve
+    from fmnist_search.workspace import resolve_tracking_uri as resolve
 
     connect(resolve(tracking_uri))
     return load_classifier(model or DEFAULT_MODEL)

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fmnist_search.cli.app import AsJson, Set, app
+from fmnist_search.cli.app import JsonOption, SetOption, app
 
 if TYPE_CHECKING:
     from fmnist_search.models.presets import Preset
     from fmnist_search.reporting.model_summary import ModelSummary
 
-models = typer.Typer(rich_markup_mode=None)
-app.add_typer(models, name="models")
+models_app = typer.Typer(rich_markup_mode=None)
+app.add_typer(models_app, name="models")
 
 
-@models.callback(invoke_without_command=True)
-def list_presets(context: typer.Context, as_json: AsJson = False) -> None:
+@models_app.callback(invoke_without_command=True)
+def list_presets(context: typer.Context, as_json: JsonOption = False) -> None:
     """The networks that come with this program: published ones as presets, with their size and accuracy.
 
     Registered models are looked at with `evaluate`, `predict` and the MLflow UI.
@@ -36,35 +36,35 @@ def list_presets(context: typer.Context, as_json: AsJson = False) -> None:
     from fmnist_search.recipe.recipe import FAMILIES
     from fmnist_search.reporting.model_summary import summarize
 
-    rows = [_row(preset, summarize(preset.recipe.model)) for preset in PRESETS.values()]
+    rows = [_preset_to_dict(preset, summarize(preset.recipe.model)) for preset in PRESETS.values()]
     if as_json:
         output.show_json(rows)
         return
     columns = ["preset", "family", "parameters", "mult_adds", "published", "notes"]
     body = [[f"{row[name]:,}" if isinstance(row[name], int) else row[name] for name in columns] for row in rows]
-    output.show_table(output.table(columns, body))
-    output.out.print(f"\nfamilies that a study can search: {', '.join(FAMILIES)}", markup=False)
+    output.print_table(output.make_table(columns, body))
+    output.stdout.print(f"\nfamilies that a study can search: {', '.join(FAMILIES)}", markup=False)
 
 
-def _row(preset: Preset, summary: ModelSummary) -> dict[str, Any]:
+def _preset_to_dict(preset: Preset, summary: ModelSummary) -> dict[str, Any]:
     return {
         "preset": preset.name,
         "family": preset.recipe.model.family,
         "parameters": summary.parameters,
         "mult_adds": summary.mult_adds,
-        "published": preset.published,
+        "published": preset.published_accuracy,
         "notes": preset.notes,
     }
 
 
-@models.command("show")
+@models_app.command("show")
 def show_preset(
     name: Annotated[str, typer.Argument(help="A preset, or a family.")],
-    settings: Set = None,
+    settings: SetOption = None,
     recipe: Annotated[
         bool, typer.Option("--recipe", help="Print network and training as a recipe file and nothing else.")
     ] = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """A network layer by layer: shapes, parameters and multiply-adds of one image.
 
@@ -78,51 +78,56 @@ def show_preset(
 
     from fmnist_search.cli import output
     from fmnist_search.config.toml_files import parse_assignment
-    from fmnist_search.models.classifier import check
-    from fmnist_search.models.presets import preset_named
+    from fmnist_search.models.classifier import check_size
+    from fmnist_search.models.presets import get_preset
     from fmnist_search.reporting.model_summary import summarize
 
-    preset = preset_named(name)
+    preset = get_preset(name)
     changes = dict(map(parse_assignment, settings or []))
     preset = replace(preset, recipe=preset.recipe.replace(changes))
     if recipe:
-        check(preset.recipe.model)
-        output.out.print(_file(preset), markup=False, end="")
+        check_size(preset.recipe.model)
+        output.stdout.print(_preset_to_toml(preset), markup=False, end="")
         return
     summary = summarize(preset.recipe.model)
     if as_json:
-        values = {key: value for key, value in preset.recipe.flat().items() if key.startswith("model.")}
-        row = {**_row(preset, summary), "changed": changes, "hyperparameters": values, "layers": summary.layers}
+        values = {key: value for key, value in preset.recipe.to_flat_dict().items() if key.startswith("model.")}
+        row = {
+            **_preset_to_dict(preset, summary),
+            "changed": changes,
+            "hyperparameters": values,
+            "layers": summary.layers,
+        }
         output.show_json(row)
         return
-    output.out.print(summary.text, markup=False)
-    output.out.print(f"{name}: {preset.recipe.label}, {summary.parameters:,} parameters", markup=False)
+    output.stdout.print(summary.text, markup=False)
+    output.stdout.print(f"{name}: {preset.recipe.label}, {summary.parameters:,} parameters", markup=False)
     published = "published of the unchanged preset" if changes else "published"
-    for said, text in ((published, preset.published), ("notes", preset.notes)):
+    for said, text in ((published, preset.published_accuracy), ("notes", preset.notes)):
         if text:
-            output.out.print(f"{said}: {text}", markup=False)
+            output.stdout.print(f"{said}: {text}", markup=False)
 
 
-@models.command("recipes")
+@models_app.command("recipes")
 def write_recipes(folder: Annotated[Path, typer.Argument(help="Folder to write to.")]) -> None:
     """Write the recipe file of every preset into a folder."""
     from fmnist_search.models.presets import PRESETS
 
     folder.mkdir(parents=True, exist_ok=True)
     for preset in PRESETS.values():
-        (folder / f"{preset.name}.toml").write_text(_file(preset))
+        (folder / f"{preset.name}.toml").write_text(_preset_to_toml(preset))
 
 
-def _file(preset: Preset) -> str:
+def _preset_to_toml(preset: Preset) -> str:
     """A recipe file: what differs from the defaults, below what the author reports."""
     from fmnist_search.config.toml_files import recipe_to_toml
 
-    said = {"published": preset.published, "notes": preset.notes}
+    said = {"published": preset.published_accuracy, "notes": preset.notes}
     head = [f"# {preset.name}", *(f"# {key}: {text}" for key, text in said.items() if text)]
     return "\n".join([*head, "", recipe_to_toml(preset.recipe, brief=True)])
 
 
-@models.command("page")
+@models_app.command("page")
 def print_page() -> None:
     """Every preset and family, as Markdown."""
     from fmnist_search.config.schema import presets_page

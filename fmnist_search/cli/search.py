@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmnist_search.cli.app import (
-    AsJson,
-    DataDir,
-    Deterministic,
-    Device,
-    Engine,
-    Pruner,
-    Sampler,
-    Set,
-    Threads,
-    TrackingUri,
-    Workdir,
-    Workers,
+    DataDirOption,
+    DeterministicOption,
+    DeviceOption,
+    EngineOption,
+    JsonOption,
+    PrunerOption,
+    SamplerOption,
+    SetOption,
+    ThreadsOption,
+    TrackingUriOption,
+    WorkdirOption,
+    WorkersOption,
     app,
 )
 
@@ -35,25 +35,25 @@ def search(
     name: Annotated[str | None, typer.Option(help="Another name for the study.", show_default=False)] = None,
     trials: Annotated[int | None, typer.Option(help="Trials in all.", show_default=False)] = None,
     minutes: Annotated[float | None, typer.Option(help="Minutes of searching in all.", show_default=False)] = None,
-    sampler: Sampler = None,
-    pruner: Pruner = None,
+    sampler: SamplerOption = None,
+    pruner: PrunerOption = None,
     start: Annotated[
         list[str] | None,
         typer.Option(help="Try this first: a recipe file, preset:NAME, study:NAME or champion.", show_default=False),
     ] = None,
-    device: Device = None,
-    workers: Workers = None,
-    threads: Threads = None,
-    engine: Engine = None,
-    deterministic: Deterministic = None,
-    settings: Set = None,
+    device: DeviceOption = None,
+    workers: WorkersOption = None,
+    threads: ThreadsOption = None,
+    engine: EngineOption = None,
+    deterministic: DeterministicOption = None,
+    settings: SetOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Put an earlier study of this name aside.")] = False,
     no_tracking: Annotated[bool, typer.Option("--no-tracking", help="Leave nothing in MLflow; no champion.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
-    tracking_uri: TrackingUri = None,
-    workdir: Workdir = None,
-    data_dir: DataDir = None,
-    as_json: AsJson = False,
+    tracking_uri: TrackingUriOption = None,
+    workdir: WorkdirOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Run a study, or go on with it; then find its champion.
 
@@ -91,12 +91,12 @@ def search(
     overrides |= dict(map(parse_assignment, settings or []))
     config = StudyConfig.load(study, overrides)
     if dry_run:
-        _show_preview(config, as_json)
+        _print_preview(config, as_json)
         return
-    from fmnist_search.cli.output import StudyDisplay, show_json
+    from fmnist_search.cli.output import StudyProgressDisplay, show_json
     from fmnist_search.workflows.study.api import run_study
 
-    with StudyDisplay(config) as display:
+    with StudyProgressDisplay(config) as display:
         summary = run_study(
             config,
             tracking_uri=tracking_uri,
@@ -104,77 +104,77 @@ def search(
             data_dir=data_dir,
             fresh=fresh,
             tracked=not no_tracking,
-            listener=display,
+            callback=display,
         )
     if as_json:
         show_json(summary)
-    close(summary, f"fmnist-search search {study}", quiet=as_json)
+    print_summary(summary, f"fmnist-search search {study}", quiet=as_json)
 
 
-def _show_preview(config: StudyConfig, as_json: bool) -> None:
+def _print_preview(config: StudyConfig, as_json: bool) -> None:
     from fmnist_search.cli import output
     from fmnist_search.recipe.recipe import short_names
-    from fmnist_search.search.suggest import searched
+    from fmnist_search.search.suggest import varying_names
     from fmnist_search.workflows.study.api import preview
 
     shown = preview(config)
     if as_json:
         recipes = [
-            {"recipe": recipe.flat(), "parameters": summary.parameters, "mult_adds": summary.mult_adds}
+            {"recipe": recipe.to_flat_dict(), "parameters": summary.parameters, "mult_adds": summary.mult_adds}
             for recipe, summary in shown.recipes
         ]
         output.show_json({"study": config.model_dump(exclude_none=True), "recipes": recipes, "seconds": shown.seconds})
         return
-    output.out.print(config.to_toml(), markup=False)
-    names = searched(config.space)
+    output.stdout.print(config.to_toml(), markup=False)
+    names = varying_names(config.space)
     rows = [
-        [recipe.label, f"{s.parameters:,}", f"{s.mult_adds / 1e6:.1f} M", *_values(recipe.flat(), names)]
+        [recipe.label, f"{s.parameters:,}", f"{s.mult_adds / 1e6:.1f} M", *_format_values(recipe.to_flat_dict(), names)]
         for recipe, s in shown.recipes
     ]
     short = short_names(names)
-    output.show_table(output.table(["network", "parameters", "multiply-adds", *short], rows, "The first recipes"))
+    output.print_table(output.make_table(["network", "parameters", "multiply-adds", *short], rows, "The first recipes"))
     if shown.seconds is not None:
-        output.out.print(
-            f"\nabout {output.minutes(shown.seconds)} of training if nothing is pruned; nothing was started"
+        output.stdout.print(
+            f"\nabout {output.format_duration(shown.seconds)} of training if nothing is pruned; nothing was started"
         )
 
 
-def _values(flat: dict[str, Any], names: list[str]) -> list[str]:
-    from fmnist_search.recipe.recipe import short_text
+def _format_values(flat: dict[str, Any], names: list[str]) -> list[str]:
+    from fmnist_search.recipe.recipe import format_value_short
 
-    return [short_text(flat[name]) if name in flat else "-" for name in names]
+    return [format_value_short(flat[name]) if name in flat else "-" for name in names]
 
 
-def close(summary: StudySummary, command: str, *, quiet: bool, searched: bool = True) -> None:
+def print_summary(summary: StudySummary, command: str, *, quiet: bool, after_search: bool = True) -> None:
     """The last lines of a search: what was found, where to look, what to do next; and the exit code."""
-    from fmnist_search.cli.output import Exit, out, percent, talk
-    from fmnist_search.results.study import Ending, State
+    from fmnist_search.cli.output import ExitCode, format_percent, stderr, stdout
+    from fmnist_search.results.study import StopReason, TrialState
 
-    if summary.ended_by is Ending.INTERRUPTED:
+    if summary.ended_by is StopReason.INTERRUPTED:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `mlflow run` sends one after the other; we are leaving
-        talk.print(f"interrupted; nothing is lost: `{command}` goes on from here")
-        raise typer.Exit(Exit.INTERRUPTED)
-    if summary.ended_by is Ending.FAILURES:
-        failed = [row for row in summary.trials if row.state is State.FAILED]
-        talk.print(f"error: {len(failed)} trials failed, the last because {failed[-1].reason}; see budget.failures")
-        raise typer.Exit(Exit.TOO_MANY_FAILURES)
+        stderr.print(f"interrupted; nothing is lost: `{command}` goes on from here")
+        raise typer.Exit(ExitCode.INTERRUPTED)
+    if summary.ended_by is StopReason.FAILURES:
+        failed = [row for row in summary.trials if row.state is TrialState.FAILED]
+        stderr.print(f"error: {len(failed)} trials failed, the last because {failed[-1].reason}; see budget.failures")
+        raise typer.Exit(ExitCode.TOO_MANY_FAILURES)
     if summary.best is None:
-        talk.print(f"error: no trial of {summary.name!r} has completed; give it more trials or minutes")
-        raise typer.Exit(Exit.NOTHING_COMPLETED)
-    if searched:
+        stderr.print(f"error: no trial of {summary.name!r} has completed; give it more trials or minutes")
+        raise typer.Exit(ExitCode.NOTHING_COMPLETED)
+    if after_search:
         new = f"{summary.new_trials} new trials" if summary.new_trials else "nothing left to do"
-        talk.print(f"{summary.name}: {new}; {summary.ended_by.value}")
+        stderr.print(f"{summary.name}: {new}; {summary.ended_by.value}")
         for line in summary.edges:
-            talk.print(f"{summary.name}: {line}")
-    best = f"best trial {summary.best.number} ({summary.best.recipe.label}) at {percent(summary.best.value)}"
+            stderr.print(f"{summary.name}: {line}")
+    best = f"best trial {summary.best.number} ({summary.best.recipe.label}) at {format_percent(summary.best.value)}"
     if champion := summary.champion:
         if champion.verdict:
-            talk.print(f"{summary.name}: {champion.model} {champion.verdict}")
+            stderr.print(f"{summary.name}: {champion.model} {champion.verdict}")
         label = f"{f'ensemble of {champion.members}, ' if champion.members > 1 else ''}{champion.recipe.label}"
         best += (
-            f"; {label} confirmed at {champion.confirmed}, {percent(champion.test.value)} on the test "
+            f"; {label} confirmed at {champion.confirmed}, {format_percent(champion.test.value)} on the test "
             f"images, registered as models:/{champion.model}/{champion.version} ({champion.alias})"
         )
-    last = talk if quiet else out
+    last = stderr if quiet else stdout
     browse = "browse it with `fmnist-search ui`, next" if summary.run_id else "next"
     last.print(f"{summary.name}: {best}; {browse} `fmnist-search leaderboard`")

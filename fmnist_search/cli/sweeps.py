@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmnist_search.cli.app import (
-    AsJson,
-    DataDir,
-    Device,
-    Engine,
-    Set,
-    Threads,
-    TrackingUri,
-    Workdir,
-    Workers,
+    DataDirOption,
+    DeviceOption,
+    EngineOption,
+    JsonOption,
+    SetOption,
+    ThreadsOption,
+    TrackingUriOption,
+    WorkdirOption,
+    WorkersOption,
     app,
-    check_output,
-    recipe_named,
+    check_output_path,
+    load_recipe,
 )
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
-    from fmnist_search.results.study import RateResult
+    from fmnist_search.results.study import LearningRateResult
 
 
 @app.command("sweep-lr")
@@ -33,17 +33,17 @@ def sweep_lr(
     factors: Annotated[str, typer.Option(help="Times the recipe's own rate.", metavar="A,B,...")] = "1,2,4,8",
     seeds: Annotated[int, typer.Option(help="Seeds at each rate.", min=1)] = 2,
     epochs: Annotated[int | None, typer.Option(help="Epochs.", show_default=False)] = None,
-    settings: Set = None,
+    settings: SetOption = None,
     output: Annotated[Path, typer.Option(help="The picture, a PNG.", metavar="FILE")] = Path("sweep.png"),
     force: Annotated[bool, typer.Option("--force", help="Replace a picture that is there.")] = False,
-    device: Device = None,
-    threads: Threads = None,
-    workers: Workers = None,
-    engine: Engine = None,
-    tracking_uri: TrackingUri = None,
-    workdir: Workdir = None,
-    data_dir: DataDir = None,
-    as_json: AsJson = False,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    workers: WorkersOption = None,
+    engine: EngineOption = None,
+    tracking_uri: TrackingUriOption = None,
+    workdir: WorkdirOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Train networks at several learning rates, and draw which they bear.
 
@@ -56,47 +56,49 @@ def sweep_lr(
 
       fmnist-search sweep-lr wide-conv wide-conv-bn --factors 1,2,4,8 --epochs 3
     """
-    from fmnist_search.cli.output import Exit, Speaker, out, show_json, show_table, table
+    from fmnist_search.cli.output import ExitCode, MessagePrinter, make_table, print_table, show_json, stdout
     from fmnist_search.config.toml_files import parse_assignment
     from fmnist_search.reporting.style import save_png
-    from fmnist_search.results.study import State, spread_text
+    from fmnist_search.results.study import TrialState, format_mean_std
     from fmnist_search.workflows.lr_sweep import sweep_learning_rate
 
-    check_output(output, suffix=".png", force=force)
+    check_output_path(output, suffix=".png", force=force)
     overrides = dict(map(parse_assignment, settings or [])) | ({"epochs": epochs} if epochs else {})
-    named = {name: recipe_named(name).replace(overrides) for name in recipes}
+    named = {name: load_recipe(name).replace(overrides) for name in recipes}
     conditions = {"device": device, "threads": threads, "workers": workers, "engine": engine}
     sweep = sweep_learning_rate(
         named,
-        _numbers(factors),
+        _parse_factors(factors),
         seeds,
         tracking_uri=tracking_uri,
         workdir=workdir,
         data_dir=data_dir,
-        listener=Speaker(),
+        callback=MessagePrinter(),
         **{key: value for key, value in conditions.items() if value is not None},  # type: ignore[arg-type]
     )
     save_png(sweep.figure, output)
     if as_json:
-        show_json({"run_id": sweep.run_id, "picture": str(output), "rates": [_plain(rate) for rate in sweep.rates]})
+        show_json(
+            {"run_id": sweep.run_id, "picture": str(output), "rates": [_rate_to_dict(rate) for rate in sweep.rates]}
+        )
     else:
         rows = [
             [
                 rate.network,
                 f"{rate.factor:g}x",
                 f"{rate.learning_rate:.4g}",
-                spread_text(rate.accuracies) if rate.accuracies else "-",
+                format_mean_std(rate.accuracies) if rate.accuracies else "-",
                 ", ".join(sorted({result.state.value for result in rate.results})),
             ]
             for rate in sweep.rates
         ]
-        show_table(table(["network", "factor", "learning_rate", "val_accuracy", "ended"], rows))
-        out.print(f"\n{output}; run {sweep.run_id}, see it with `fmnist-search ui`", markup=False)
-    if any(result.state is State.INTERRUPTED for rate in sweep.rates for result in rate.results):
-        raise typer.Exit(Exit.INTERRUPTED)
+        print_table(make_table(["network", "factor", "learning_rate", "val_accuracy", "ended"], rows))
+        stdout.print(f"\n{output}; run {sweep.run_id}, see it with `fmnist-search ui`", markup=False)
+    if any(result.state is TrialState.INTERRUPTED for rate in sweep.rates for result in rate.results):
+        raise typer.Exit(ExitCode.INTERRUPTED)
 
 
-def _plain(rate: RateResult) -> dict[str, Any]:
+def _rate_to_dict(rate: LearningRateResult) -> dict[str, Any]:
     return {
         "network": rate.network,
         "factor": rate.factor,
@@ -107,11 +109,11 @@ def _plain(rate: RateResult) -> dict[str, Any]:
     }
 
 
-def _numbers(given: str) -> list[float]:
+def _parse_factors(factors_text: str) -> list[float]:
     try:
-        factors = [float(text) for text in given.split(",")]
+        factors = [float(text) for text in factors_text.split(",")]
     except ValueError:
         factors = []
     if not factors or min(factors) <= 0 or len(set(factors)) < len(factors):
-        raise UserError(f"--factors {given}: are no different positive numbers; write such as 1,2,4,8")
+        raise UserError(f"--factors {factors_text}: are no different positive numbers; write such as 1,2,4,8")
     return factors

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmnist_search.cli.app import (
-    AsJson,
-    DataDir,
-    Device,
-    Engine,
-    Set,
-    Threads,
-    TrackingUri,
-    Workdir,
-    Workers,
+    DataDirOption,
+    DeviceOption,
+    EngineOption,
+    JsonOption,
+    SetOption,
+    ThreadsOption,
+    TrackingUriOption,
+    WorkdirOption,
+    WorkersOption,
     app,
     is_recipe_file,
-    recipe_named,
+    load_recipe,
 )
 from fmnist_search.errors import UserError
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fmnist_search.recipe.recipe import Recipe
     from fmnist_search.results.study import TrialResult
 
-PRESET = "preset "
+PRESET_PREFIX = "preset "
 
 
 @app.command()
@@ -43,12 +43,12 @@ def train(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs.", show_default=False)] = None,
     seeds: Annotated[int, typer.Option(help="Train from so many seeds, side by side.", min=1)] = 1,
-    device: Device = None,
-    threads: Threads = None,
-    workers: Workers = None,
-    engine: Engine = None,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    workers: WorkersOption = None,
+    engine: EngineOption = None,
     precision: Annotated[str | None, typer.Option(help="float32, bfloat16, or auto for a probe.")] = None,
-    settings: Set = None,
+    settings: SetOption = None,
     output: Annotated[
         Path | None,
         typer.Option(help="Folder for a copy of weights, epochs and recipe.", metavar="FOLDER", show_default=False),
@@ -59,10 +59,10 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show every value, where it comes from and the network, and do nothing.")
     ] = False,
-    tracking_uri: TrackingUri = None,
-    workdir: Workdir = None,
-    data_dir: DataDir = None,
-    as_json: AsJson = False,
+    tracking_uri: TrackingUriOption = None,
+    workdir: WorkdirOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Train one recipe without a study, on record in MLflow.
 
@@ -90,132 +90,136 @@ def train(
         raise UserError("train: give one of these: a recipe file, a preset, --from-run RUN_ID, --resume RUN_ID")
     if resume:
         refused = [f"--set {key}" for key in overrides if key != "epochs"] + [f"--{key}" for key in given]
-        _refuse_changes(refused + ["--seeds"] * (seeds > 1) + ["--dry-run"] * dry_run)
+        _reject_resume_options(refused + ["--seeds"] * (seeds > 1) + ["--dry-run"] * dry_run)
         _train_one(resume, {"epochs": overrides.get("epochs"), **places, **files}, as_json)
         return
-    base, whence = _base(recipe or preset, from_run, tracking_uri)
+    base, whence = _resolve_recipe(recipe or preset, from_run, tracking_uri)
     chosen = base.replace(overrides)
-    origins = _origins(base, chosen, whence, [*overrides, *(["precision"] if precision else [])])
+    origins = _value_origins(base, chosen, whence, [*overrides, *(["precision"] if precision else [])])
     options: dict[str, Any] = {"origins": origins}
-    if whence.startswith(PRESET):
-        options["name"] = whence.removeprefix(PRESET)
+    if whence.startswith(PRESET_PREFIX):
+        options["name"] = whence.removeprefix(PRESET_PREFIX)
     if dry_run:
-        _show_recipe(chosen, origins, as_json)
+        _print_recipe(chosen, origins, as_json)
     elif seeds > 1:
         if files:
             raise UserError(f"--{next(iter(files))}: is for one training; leave it or --seeds out")
-        _train_several(chosen, seeds, {**options, **places, **given}, as_json)
+        _train_seeds(chosen, seeds, {**options, **places, **given}, as_json)
     else:
         if workers:
             raise UserError("--workers: is for several trainings; give --seeds as well, or leave it out")
         _train_one(chosen, {**options, **places, **given, **files}, as_json)
 
 
-def _base(named: str | None, from_run: str | None, tracking_uri: str | None) -> tuple[Recipe, str]:
+def _resolve_recipe(recipe_name: str | None, from_run: str | None, tracking_uri: str | None) -> tuple[Recipe, str]:
     """The recipe that is to be trained before anything is overridden, and what it is called."""
-    from fmnist_search.tracking.store import Tracking
-    from fmnist_search.workspace import tracking_uri as resolve
+    from fmnist_search.tracking.store import MlflowStore
+    from fmnist_search.workspace import resolve_tracking_uri as resolve
 
     if from_run:
-        return Tracking(resolve(tracking_uri), "fmnist-search").recipe_of(from_run), f"run {from_run}"
-    assert named
-    return recipe_named(named), named if is_recipe_file(named) else f"{PRESET}{named}"
+        return MlflowStore(resolve(tracking_uri), "fmnist-search").load_recipe(from_run), f"run {from_run}"
+    assert recipe_name
+    return load_recipe(recipe_name), recipe_name if is_recipe_file(recipe_name) else f"{PRESET_PREFIX}{recipe_name}"
 
 
-def _origins(base: Recipe, chosen: Recipe, name: str, overridden: Collection[str]) -> dict[str, str]:
+def _value_origins(base: Recipe, recipe: Recipe, name: str, overridden_keys: Collection[str]) -> dict[str, str]:
     """Where each value comes from, by dotted name; what the base does not change of its family's usual is a default."""
     from fmnist_search.config.origins import COMMAND_LINE, DEFAULT
     from fmnist_search.recipe.recipe import Recipe
 
-    usual, given = Recipe(model=type(chosen.model)()).flat(), base.flat()
+    usual, given = Recipe(model=type(recipe.model)()).to_flat_dict(), base.to_flat_dict()
     return {
-        key: COMMAND_LINE if key in overridden else name if given.get(key) == value != usual[key] else DEFAULT
-        for key, value in chosen.flat().items()
+        key: COMMAND_LINE if key in overridden_keys else name if given.get(key) == value != usual[key] else DEFAULT
+        for key, value in recipe.to_flat_dict().items()
     }
 
 
-def _refuse_changes(changes: Sequence[str]) -> None:
+def _reject_resume_options(options: Sequence[str]) -> None:
     """What goes on keeps its recipe and its conditions."""
-    if changes:
+    if options:
         raise UserError(
-            f"--resume: a training that goes on keeps its recipe and conditions; leave out {', '.join(changes)}, or "
+            f"--resume: a training that goes on keeps its recipe and conditions; leave out {', '.join(options)}, or "
             "train the recipe anew with --from-run"
         )
 
 
-def _show_recipe(chosen: Recipe, origins: dict[str, str], as_json: bool) -> None:
+def _print_recipe(recipe: Recipe, origins: dict[str, str], as_json: bool) -> None:
     from fmnist_search.cli import output
-    from fmnist_search.recipe.recipe import text_of
+    from fmnist_search.recipe.recipe import format_value
     from fmnist_search.reporting.model_summary import summarize
 
-    summary = summarize(chosen.model)
-    flat = chosen.flat()
+    summary = summarize(recipe.model)
+    flat = recipe.to_flat_dict()
     if as_json:
         values = {key: {"value": value, "origin": origins[key]} for key, value in flat.items()}
         output.show_json({"recipe": values, "parameters": summary.parameters, "mult_adds": summary.mult_adds})
         return
-    rows = [[key, text_of(value), origins[key]] for key, value in flat.items()]
-    output.show_table(output.table(["hyperparameter", "value", "origin"], rows))
-    output.out.print(f"\n{summary.text}\n\nnothing was started", markup=False)
+    rows = [[key, format_value(value), origins[key]] for key, value in flat.items()]
+    output.print_table(output.make_table(["hyperparameter", "value", "origin"], rows))
+    output.stdout.print(f"\n{summary.text}\n\nnothing was started", markup=False)
 
 
-def _train_one(what: Recipe | str, options: dict[str, Any], as_json: bool) -> None:
+def _train_one(recipe_or_run_id: Recipe | str, options: dict[str, Any], as_json: bool) -> None:
     """Train a recipe, or go on with a run of that id."""
-    from fmnist_search.cli.output import Exit, TrainingDisplay, out, percent, show_json, talk
-    from fmnist_search.results.study import State
+    from fmnist_search.cli.output import ExitCode, TrainingProgressDisplay, format_percent, show_json, stderr, stdout
+    from fmnist_search.results.study import TrialState
     from fmnist_search.workflows import single_training
 
-    display = TrainingDisplay()
-    name = f"run {what}" if isinstance(what, str) else options.get("name", what.label)
-    options = {**options, "listener": display, "watch": display.watch}
-    if isinstance(what, str):
-        result, run_id = single_training.resume(what, **options)
+    display = TrainingProgressDisplay()
+    name = (
+        f"run {recipe_or_run_id}" if isinstance(recipe_or_run_id, str) else options.get("name", recipe_or_run_id.label)
+    )
+    options = {**options, "listener": display, "watch": display.progress_callback}
+    if isinstance(recipe_or_run_id, str):
+        result, run_id = single_training.resume(recipe_or_run_id, **options)
     else:
-        result, run_id = single_training.train(what, **options)
+        result, run_id = single_training.train(recipe_or_run_id, **options)
     if as_json:
-        show_json(_plain(result, run_id))
-    if result.state is State.FAILED:
-        raise UserError(f"train: {result.reason}; the run {run_id} has the details", exit_code=Exit.NOTHING_COMPLETED)
-    if result.state is State.INTERRUPTED:
+        show_json(_result_to_dict(result, run_id))
+    if result.state is TrialState.FAILED:
+        raise UserError(
+            f"train: {result.reason}; the run {run_id} has the details", exit_code=ExitCode.NOTHING_COMPLETED
+        )
+    if result.state is TrialState.INTERRUPTED:
         done = len(result.epochs)
         further = f"; `fmnist-search train --resume {run_id}` goes on" if done else ""
-        talk.print(f"interrupted after {done} epoch{'s' * (done != 1)}; run {run_id}{further}", markup=False)
-        raise typer.Exit(Exit.INTERRUPTED)
+        stderr.print(f"interrupted after {done} epoch{'s' * (done != 1)}; run {run_id}{further}", markup=False)
+        raise typer.Exit(ExitCode.INTERRUPTED)
     if not as_json:
-        reached = "trained" if result.value is None else f"{percent(result.value)} on validation"
+        reached = "trained" if result.value is None else f"{format_percent(result.value)} on validation"
         if result.best_epoch and result.best_epoch < len(result.epochs):
-            reached += f" (its best epoch, {result.best_epoch}, {percent(result.best_val_accuracy)})"
+            reached += f" (its best epoch, {result.best_epoch}, {format_percent(result.best_val_accuracy)})"
         ended = f", {result.reason}" if result.reason else ""
-        out.print(f"{name}: {reached}{ended}; run {run_id}, see it with `fmnist-search ui`", markup=False)
+        stdout.print(f"{name}: {reached}{ended}; run {run_id}, see it with `fmnist-search ui`", markup=False)
 
 
-def _train_several(recipe: Recipe, seeds: int, options: dict[str, Any], as_json: bool) -> None:
-    from fmnist_search.cli.output import Exit, Speaker, out, show_json, talk
-    from fmnist_search.results.study import State, mean_and_deviation
+def _train_seeds(recipe: Recipe, seeds: int, options: dict[str, Any], as_json: bool) -> None:
+    from fmnist_search.cli.output import ExitCode, MessagePrinter, show_json, stderr, stdout
+    from fmnist_search.results.study import TrialState, mean_and_std
     from fmnist_search.workflows import single_training
 
-    several = single_training.train_seeds(recipe, seeds, **options, listener=Speaker())
-    trained = zip(several.results, several.runs, strict=True)
+    several = single_training.train_seeds(recipe, seeds, **options, callback=MessagePrinter())
+    trained = zip(several.results, several.run_ids, strict=True)
     if as_json:
-        mean, deviation = mean_and_deviation(several.accuracies) if several.accuracies else (None, None)
-        runs = [_plain(result, run_id) for result, run_id in trained]
+        mean, deviation = mean_and_std(several.accuracies) if several.accuracies else (None, None)
+        runs = [_result_to_dict(result, run_id) for result, run_id in trained]
         show_json({"run_id": several.run_id, "mean": mean, "deviation": deviation, "runs": runs})
     states = {result.state for result in several.results}
-    if State.INTERRUPTED in states:
-        talk.print(f"interrupted; the run {several.run_id} holds what was done", markup=False)
-        raise typer.Exit(Exit.INTERRUPTED)
-    if failed := [result.reason for result in several.results if result.state is State.FAILED]:
+    if TrialState.INTERRUPTED in states:
+        stderr.print(f"interrupted; the run {several.run_id} holds what was done", markup=False)
+        raise typer.Exit(ExitCode.INTERRUPTED)
+    if failed := [result.reason for result in several.results if result.state is TrialState.FAILED]:
         raise UserError(
             f"train: {len(failed)} of {seeds} trainings failed, the last because {failed[-1]}; the run "
             f"{several.run_id} has the details",
-            exit_code=Exit.NOTHING_COMPLETED,
+            exit_code=ExitCode.NOTHING_COMPLETED,
         )
     if not as_json:
         name = options.get("name", recipe.label)
-        out.print(f"{name}: {several} on validation; run {several.run_id}, see it with `fmnist-search ui`")
+        stdout.print(f"{name}: {several} on validation; run {several.run_id}, see it with `fmnist-search ui`")
 
 
-def _plain(result: TrialResult, run_id: str | None) -> dict[str, Any]:
+def _result_to_dict(result: TrialResult, run_id: str | None) -> dict[str, Any]:
     return {
         "run_id": run_id,
         "state": result.state,

@@ -16,16 +16,18 @@ class Origins:
     by_key: dict[str, str] = field(default_factory=dict, compare=False)
 
 
-def origins(resolved: Mapping[str, Any], file: Mapping[str, Any], overridden: Mapping[str, Any], name: str) -> Origins:
+def find_origins(
+    resolved: Mapping[str, Any], file: Mapping[str, Any], overridden: Mapping[str, Any], name: str
+) -> Origins:
     """The origin of every leaf of the resolved tables, by dotted key.
 
     `file` holds the tables that stand in the file of that `name`, `overridden` the same after what the command line
     had to say.
     """
-    before, after = dict(_leaves(file)), dict(_leaves(overridden))
+    before, after = dict(_flatten(file)), dict(_flatten(overridden))
     found = {}
-    for key in dict(_leaves(resolved)):
-        given = _given(key, after)
+    for key in dict(_flatten(resolved)):
+        given = _deciding_key(key, after)
         if given is None:
             found[key] = DEFAULT
         else:
@@ -33,15 +35,15 @@ def origins(resolved: Mapping[str, Any], file: Mapping[str, Any], overridden: Ma
     return Origins(found)
 
 
-def _leaves(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tables.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
 
-def _given(key: str, leaves: Mapping[str, Any]) -> str | None:
+def _deciding_key(key: str, leaves: Mapping[str, Any]) -> str | None:
     """The leaf that decides a key: itself, or the table's short form, `sampler = "tpe"` for `sampler.name`."""
     short = key.removesuffix(".name")
     return next((name for name in (key, short) if name in leaves), None)

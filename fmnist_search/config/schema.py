@@ -12,9 +12,9 @@ from fmnist_search.config.sections import Pruner, Sampler, Section
 from fmnist_search.config.space import NOT_SEARCHABLE, shared_hyperparameters
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.models.presets import PRESETS
-from fmnist_search.recipe.datasets import DEFAULT_DATASET, dataset_named
+from fmnist_search.recipe.datasets import DEFAULT_DATASET, get_dataset
 from fmnist_search.recipe.hyperparameters import Hyperparameter, hyperparameters
-from fmnist_search.recipe.recipe import FAMILIES, Data, text_of
+from fmnist_search.recipe.recipe import FAMILIES, Data, format_value
 
 if TYPE_CHECKING:
     from fmnist_search.reporting.model_summary import ModelSummary
@@ -36,7 +36,7 @@ def study_schema() -> Schema:
     """The JSON Schema (draft 2020-12) of study files."""
     properties: Schema = {}
     for name, field in StudyConfig.model_fields.items():
-        properties[name] = _property(name, field)
+        properties[name] = _property_schema(name, field)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "fmnist-search study",
@@ -47,15 +47,17 @@ def study_schema() -> Schema:
     }
 
 
-def _property(name: str, field: FieldInfo) -> Schema:
+def _property_schema(name: str, field: FieldInfo) -> Schema:
     if name == "data":
-        return _table(_scalars(hyperparameters(Data)))
+        return _object_schema(_scalars_schema(hyperparameters(Data)))
     if name == "space":
-        return _space()
+        return _space_schema()
     if name in VARIANTS:
-        names = [_name_of(variant) for variant in VARIANTS[name]]
+        names = [_variant_name(variant) for variant in VARIANTS[name]]
         chosen = type(field.default)
-        return {"oneOf": [{"enum": names}, *(_variant(section, section is chosen) for section in VARIANTS[name])]}
+        return {
+            "oneOf": [{"enum": names}, *(_variant_schema(section, section is chosen) for section in VARIANTS[name])]
+        }
     annotation = field.annotation
     if isinstance(annotation, type) and issubclass(annotation, Section):
         schema = annotation.model_json_schema()
@@ -64,62 +66,62 @@ def _property(name: str, field: FieldInfo) -> Schema:
     return {key: value for key, value in one.items() if key != "title"}
 
 
-def _variant(section: type[Section], is_default: bool) -> Schema:
+def _variant_schema(section: type[Section], is_default: bool) -> Schema:
     schema = section.model_json_schema()
     schema.pop("title")
     return schema if is_default else {**schema, "required": ["name"]}
 
 
-def _space() -> Schema:
+def _space_schema() -> Schema:
     families = list(FAMILIES)
     shared = {name: spec for name, spec in shared_hyperparameters().items() if name not in NOT_SEARCHABLE}
     one_of = {"enum": families}
-    common = {"family": {"anyOf": [one_of, {"type": "array", "items": one_of}]}, **_domains(shared)}
-    own = {name: _table(_domains(hyperparameters(FAMILIES[name]))) for name in families}
-    return _table({"common": _table(common), **own})
+    common = {"family": {"anyOf": [one_of, {"type": "array", "items": one_of}]}, **_domains_schema(shared)}
+    own = {name: _object_schema(_domains_schema(hyperparameters(FAMILIES[name]))) for name in families}
+    return _object_schema({"common": _object_schema(common), **own})
 
 
-def _domains(specs: Mapping[str, Hyperparameter]) -> Schema:
+def _domains_schema(specs: Mapping[str, Hyperparameter]) -> Schema:
     """Domains by dotted name, as the nested tables that TOML makes of it."""
     tables: Schema = {}
     for name, spec in specs.items():
         group, dot, last = name.rpartition(".")
         if dot:
-            tables.setdefault(group, _table({}))["properties"][last] = _domain(spec)
+            tables.setdefault(group, _object_schema({}))["properties"][last] = _domain_schema(spec)
         else:
-            tables[name] = _domain(spec)
+            tables[name] = _domain_schema(spec)
     return tables
 
 
-def _domain(spec: Hyperparameter) -> Schema:
-    one = _scalar(spec)
+def _domain_schema(spec: Hyperparameter) -> Schema:
+    one = _scalar_schema(spec)
     meaning = {"description": one.pop("description")}
     forms = [one, {"type": "array", "items": one, "minItems": 1, "uniqueItems": True}]
     if spec.kind in (int, float) and spec.choices is None:
         step = {"type": JSON_TYPES[spec.kind], "exclusiveMinimum": 0}
-        bounds = _table({"low": one, "high": one, "log": {"type": "boolean"}, "step": step})
+        bounds = _object_schema({"low": one, "high": one, "log": {"type": "boolean"}, "step": step})
         forms.append({**bounds, "required": ["low", "high"]})
     return {**meaning, "anyOf": forms}
 
 
-def _scalars(specs: Mapping[str, Hyperparameter]) -> Schema:
-    return {name: _scalar(spec) | {"default": spec.default} for name, spec in specs.items()}
+def _scalars_schema(specs: Mapping[str, Hyperparameter]) -> Schema:
+    return {name: _scalar_schema(spec) | {"default": spec.default} for name, spec in specs.items()}
 
 
-def _scalar(spec: Hyperparameter) -> Schema:
+def _scalar_schema(spec: Hyperparameter) -> Schema:
     if spec.choices is not None:
-        return {"enum": list(dict.fromkeys([*spec.choices, spec.default])), "description": spec.meaning}
+        return {"enum": list(dict.fromkeys([*spec.choices, spec.default])), "description": spec.description}
     limits = {"minimum": spec.low, "exclusiveMinimum": spec.above, "maximum": spec.high}
     given = {key: value for key, value in limits.items() if value is not None}
     kind = "number" if spec.share_of else JSON_TYPES[spec.kind]
     one: Schema = {"type": kind, **given}
-    if given and not _within(spec):
+    if given and not _default_is_within_limits(spec):
         # A default beside the limits (0 for "all of them") is allowed too.
         one = {"anyOf": [one, {"const": spec.default}]}
-    return {**one, "description": spec.meaning}
+    return {**one, "description": spec.description}
 
 
-def _within(spec: Hyperparameter) -> bool:
+def _default_is_within_limits(spec: Hyperparameter) -> bool:
     default = spec.default
     if isinstance(default, str):
         return True
@@ -130,74 +132,77 @@ def _within(spec: Hyperparameter) -> bool:
     )
 
 
-def _table(properties: Schema) -> Schema:
+def _object_schema(properties: Schema) -> Schema:
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
 # -------------------------------------------------------------------------------------------- the page
 
 
-def study_keys() -> str:
+def study_keys_page() -> str:
     """Every key of a study file with its default and meaning, as a Markdown page."""
     parts = [
         "# Every key of a study file",
         "Generated by `make docs` from the code that reads study files. [studies.md](studies.md) teaches writing one; "
         "`fmnist-search studies check FILE` checks one; editors check and complete them by "
         "[studies/schema.json](../studies/schema.json).",
-        "## The study\n\n" + _fields(StudyConfig, {"name", "question", "builds_on", "experiment", "seed"}),
-        "## [data]\n\n" + _specs(hyperparameters(Data)),
+        "## The study\n\n" + _fields_table(StudyConfig, {"name", "question", "builds_on", "experiment", "seed"}),
+        "## [data]\n\n" + _hyperparameters_table(hyperparameters(Data)),
     ]
     for name, field in StudyConfig.model_fields.items():
         annotation = field.annotation
         if name in VARIANTS:
-            chosen = _name_of(type(field.default))
+            chosen = _variant_name(type(field.default))
             parts.append(f'## [{name}]\n\nBy default `{chosen}`. A bare name does too: `{name} = "{chosen}"`.')
             parts += [
-                f'### {name} = "{_name_of(section)}"\n\n{_docs(section)}\n\n{_fields(section)}'.rstrip()
+                f'### {name} = "{_variant_name(section)}"\n\n{_docstring(section)}\n\n{_fields_table(section)}'.rstrip()
                 for section in VARIANTS[name]
             ]
         elif isinstance(annotation, type) and issubclass(annotation, Section):
-            parts.append(f"## [{name}]\n\n{_docs(annotation)}\n\n{_fields(annotation)}")
+            parts.append(f"## [{name}]\n\n{_docstring(annotation)}\n\n{_fields_table(annotation)}")
     shared = {name: spec for name, spec in shared_hyperparameters().items() if name not in NOT_SEARCHABLE}
     parts.append(
         "## [space.common]\n\nWhat recipes of every family have. A list chooses, a table "
         "`{ low = .., high = .., log = true }` (or `step = ..`) ranges, a scalar pins; what is not named keeps its "
-        f"default. `family` lists the families: {', '.join(f'`{name}`' for name in FAMILIES)}.\n\n" + _specs(shared)
+        f"default. `family` lists the families: {', '.join(f'`{name}`' for name in FAMILIES)}.\n\n"
+        + _hyperparameters_table(shared)
     )
-    parts += [f"## [space.{name}]\n\n{_specs(hyperparameters(family))}" for name, family in FAMILIES.items()]
+    parts += [
+        f"## [space.{name}]\n\n{_hyperparameters_table(hyperparameters(family))}" for name, family in FAMILIES.items()
+    ]
     return "\n\n".join(parts) + "\n"
 
 
-def _docs(section: type[Section]) -> str:
+def _docstring(section: type[Section]) -> str:
     lines = (section.__doc__ or "").strip().splitlines()
     return "\n".join(line.strip() for line in lines)
 
 
-def _fields(section: type[Section], only: set[str] | None = None) -> str:
+def _fields_table(section: type[Section], only: set[str] | None = None) -> str:
     rows = [
-        [f"`{name}`", _default(field), _meaning(section, name, field)]
+        [f"`{name}`", _format_default(field), _field_description(section, name, field)]
         for name, field in section.model_fields.items()
         if (only is None or name in only) and not (name == "name" and section is not StudyConfig)
     ]
     return _markdown_table(["key", "default", "meaning"], rows) if rows else ""
 
 
-def _meaning(section: type[Section], name: str, field: FieldInfo) -> str:
+def _field_description(section: type[Section], name: str, field: FieldInfo) -> str:
     schema = section.model_json_schema()["properties"].get(name, {}) if section is not StudyConfig else {}
     choices = f"; one of {', '.join(map(str, schema['enum']))}" if "enum" in schema else ""
     return (field.description or name.replace("_", " ")) + choices
 
 
-def _default(field: FieldInfo) -> str:
+def _format_default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     if field.default is None or field.default in ("", ()):
         return "none"
-    return f"`{text_of(field.default)}`"
+    return f"`{format_value(field.default)}`"
 
 
-def _specs(specs: Mapping[str, Hyperparameter]) -> str:
-    rows = [[f"`{name}`", f"`{text_of(s.default)}`", s.meaning, s.expectation()] for name, s in specs.items()]
+def _hyperparameters_table(specs: Mapping[str, Hyperparameter]) -> str:
+    rows = [[f"`{name}`", f"`{format_value(s.default)}`", s.description, s.expected()] for name, s in specs.items()]
     return _markdown_table(["key", "default", "meaning", "values"], rows)
 
 
@@ -206,30 +211,30 @@ def _markdown_table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _name_of(section: type[Section]) -> str:
+def _variant_name(section: type[Section]) -> str:
     return str(section.model_fields["name"].default)
 
 
 # ----------------------------------------------------------------------------------------- the presets
 
 
-def _elsewhere() -> str:
+def _other_datasets_note() -> str:
     """Which presets their authors trained on another dataset."""
     others = [preset for preset in PRESETS.values() if preset.recipe.data.dataset != DEFAULT_DATASET]
-    named = ", ".join(f"`{preset.name}` ({dataset_named(preset.recipe.data.dataset).title})" for preset in others)
-    remedy = f"`--set data.dataset={DEFAULT_DATASET}` trains them on {dataset_named(DEFAULT_DATASET).title}"
+    named = ", ".join(f"`{preset.name}` ({get_dataset(preset.recipe.data.dataset).title})" for preset in others)
+    remedy = f"`--set data.dataset={DEFAULT_DATASET}` trains them on {get_dataset(DEFAULT_DATASET).title}"
     return f"Trained on another dataset, as their recipes say: {named}; {remedy}."
 
 
-def presets_page(sizes: Mapping[str, ModelSummary]) -> str:
-    """Every preset and every family as a Markdown page; `sizes` are the presets' summaries by name."""
+def presets_page(summaries: Mapping[str, ModelSummary]) -> str:
+    """Every preset and every family as a Markdown page; `summaries` are the presets' summaries by name."""
     rows = [
         [
             f"[`{name}`](../studies/recipes/{name}.toml)",
             f"`{preset.recipe.model.family}`",
-            f"{sizes[name].parameters:,}",
-            f"{sizes[name].mult_adds:,}",
-            preset.published,
+            f"{summaries[name].parameters:,}",
+            f"{summaries[name].mult_adds:,}",
+            preset.published_accuracy,
             preset.notes,
         ]
         for name, preset in PRESETS.items()
@@ -253,7 +258,7 @@ def presets_page(sizes: Mapping[str, ModelSummary]) -> str:
         "image. Accuracies are the authors' own, in percent of the 10,000 test images of Fashion-MNIST unless said "
         "otherwise; the authors had no validation images but where it is said, while every recipe here holds some "
         "back. What an author does not say is assumed: Adam at a rate of 1e-3, batches of 128, 10 epochs. "
-        f"{_elsewhere()}\n\n"
+        f"{_other_datasets_note()}\n\n"
         "What they reach when they are trained here stands in [reference-results.md](reference-results.md).\n\n"
         + _markdown_table(["preset", "family", "parameters", "multiply-adds", "published", "notes"], rows),
         "## Families\n\n"

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt,
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.datasets import DEFAULT_DATASET
 
-NAME = r"^\w[\w .+@-]{0,199}$"
+NAME_PATTERN = r"^\w[\w .+@-]{0,199}$"
 """Names become folders and stand in addresses."""
 
 
@@ -62,7 +62,7 @@ class Grid(Section):
     name: Literal["grid"] = "grid"
 
 
-class Rungs(Section):
+class RungPruner(Section):
     """A pruner that compares trials at rungs."""
 
     min_epochs: int | None = Field(
@@ -76,7 +76,7 @@ class Rungs(Section):
         return self.min_epochs or (2 if epochs > 3 else 1)
 
 
-class Quantile(Section):
+class QuantilePruner(Section):
     """A pruner that compares a trial with all others at the same epoch."""
 
     startup_trials: int = Field(5, ge=0, description="completed trials before it prunes")
@@ -88,25 +88,25 @@ class Quantile(Section):
         return self.warmup_epochs + 1
 
 
-class Halving(Rungs):
+class Halving(RungPruner):
     """Asynchronous successive halving: at each rung the best 1/reduction_factor go on."""
 
     name: Literal["halving"] = "halving"
 
 
-class Hyperband(Rungs):
+class Hyperband(RungPruner):
     """Successive halving in brackets that begin to prune at different epochs."""
 
     name: Literal["hyperband"] = "hyperband"
 
 
-class Median(Quantile):
+class Median(QuantilePruner):
     """Ends a trial whose best value so far is below the median of the others at the same epoch."""
 
     name: Literal["median"] = "median"
 
 
-class Percentile(Quantile):
+class Percentile(QuantilePruner):
     """Ends a trial whose best value so far is not among the best `percentile` of the others at the same epoch."""
 
     name: Literal["percentile"] = "percentile"
@@ -150,7 +150,7 @@ class NoPruner(Section):
         return 0
 
 
-def _named_or(default: str) -> BeforeValidator:
+def _expand_bare_name(default: str) -> BeforeValidator:
     """A bare name stands for its table, and a table without a name for the default's."""
 
     def expand(value: object) -> object:
@@ -161,11 +161,11 @@ def _named_or(default: str) -> BeforeValidator:
     return BeforeValidator(expand)
 
 
-Sampler = Annotated[Tpe | Random | Gp | Cmaes | Qmc | Grid, Field(discriminator="name"), _named_or("tpe")]
+Sampler = Annotated[Tpe | Random | Gp | Cmaes | Qmc | Grid, Field(discriminator="name"), _expand_bare_name("tpe")]
 Pruner = Annotated[
     Halving | Hyperband | Median | Percentile | Patience | OneEpoch | NoPruner,
     Field(discriminator="name"),
-    _named_or("halving"),
+    _expand_bare_name("halving"),
 ]
 
 
@@ -182,14 +182,14 @@ class Budget(Section):
     failures: int = Field(10, ge=1, description="failed trials after which the study stops")
 
     @model_validator(mode="after")
-    def _is_a_share(self) -> Budget:
+    def _check_target(self) -> Budget:
         if self.target is not None and self.target > 1:
             remedy = f"; {self.target:g} % is {self.target / 100:g}" if self.target <= 100 else ""
             raise UserError(f"budget.target: {self.target:g} is no accuracy, which lies between 0 and 1{remedy}")
         return self
 
     @property
-    def is_sure_to_end(self) -> bool:
+    def is_finite(self) -> bool:
         """Whether it is sure to be spent some day."""
         return any(limit is not None for limit in (self.trials, self.minutes, self.total_epochs, self.patience))
 
@@ -208,7 +208,7 @@ class Start(Section):
 
     @field_validator("recipes", mode="before")
     @classmethod
-    def _listed(cls, given: object) -> object:
+    def _to_tuple(cls, given: object) -> object:
         return tuple(given) if isinstance(given, list) else given
 
 
@@ -231,12 +231,12 @@ class Finalists(Section):
     )
     model_name: str = Field(
         "fmnist-search",
-        pattern=NAME,
+        pattern=NAME_PATTERN,
         description=f"registered model; by default `fmnist-search-DATASET` where the dataset is not {DEFAULT_DATASET}",
     )
 
     @model_validator(mode="after")
-    def _has_members_enough(self) -> Finalists:
+    def _check_ensemble_size(self) -> Finalists:
         if self.ensemble == 1:
             raise UserError("finalists.ensemble: 1 is no ensemble; give 2 or more, or 0 to take the best alone")
         if self.recipes and self.ensemble > self.recipes * self.seeds:
@@ -246,7 +246,7 @@ class Finalists(Section):
             )
         return self
 
-    def of(self, dataset: str) -> Finalists:
+    def for_dataset(self, dataset: str) -> Finalists:
         """The same for a study of this dataset, whose models compare with none of another.
 
         So they are registered apart, unless the study names the model itself.
@@ -256,7 +256,7 @@ class Finalists(Section):
         return self.model_copy(update={"model_name": f"{self.model_name}-{dataset}"})
 
 
-def _number_or_auto(given: object) -> object:
+def _check_workers(given: object) -> object:
     if given == "auto" or (isinstance(given, int) and not isinstance(given, bool) and given > 0):
         return given
     raise UserError(f"execution.workers: {given!r} is no number of trials at a time; give 1 or more, or 'auto'")
@@ -266,7 +266,7 @@ class ExecutionSettings(Section):
     """How trials run; decided once a study and kept for those that follow."""
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    workers: Annotated[Literal["auto"] | PositiveInt, BeforeValidator(_number_or_auto)] = Field(
+    workers: Annotated[Literal["auto"] | PositiveInt, BeforeValidator(_check_workers)] = Field(
         "auto", description="trials at a time; auto takes what cores, memory or the card hold"
     )
     threads: int = Field(0, ge=0, description="intra-op threads of a trial on a CPU; 0 takes one")

@@ -15,26 +15,26 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fmnist_search.errors import UserError, nearest
+from fmnist_search.errors import UserError, did_you_mean
 from fmnist_search.models import classifier as _families  # noqa: F401 - registers the families that a space may name
 from fmnist_search.recipe.hyperparameters import Hyperparameter, Value, hyperparameters
-from fmnist_search.recipe.recipe import FAMILIES, Data, family_named, known_hyperparameters, text_of
+from fmnist_search.recipe.recipe import FAMILIES, Data, format_value, get_family, recipe_hyperparameters
 
 
 @dataclass(frozen=True)
-class Pin:
+class Fixed:
     """A hyperparameter that is the same in every trial."""
 
     value: Value
 
     def __str__(self) -> str:
-        return text_of(self.value)
+        return format_value(self.value)
 
-    def holds(self, value: Value) -> bool:
+    def contains(self, value: Value) -> bool:
         """Whether the domain has this value."""
         return value == self.value
 
-    def plain(self) -> Any:
+    def to_toml_value(self) -> Any:
         """As a study file writes it."""
         return self.value
 
@@ -46,20 +46,20 @@ class Choice:
     values: tuple[Value, ...]
 
     def __str__(self) -> str:
-        return ", ".join(map(text_of, self.values))
+        return ", ".join(map(format_value, self.values))
 
-    def holds(self, value: Value) -> bool:
+    def contains(self, value: Value) -> bool:
         """Whether the domain has this value."""
         return value in self.values
 
-    def plain(self) -> Any:
+    def to_toml_value(self) -> Any:
         """As a study file writes it."""
         return list(self.values)
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both included; evenly in their logarithm with `log`, in steps with `step`."""
+    """Numbers from `low` to `high`, both included; evenly in their logarithm with `log`, in steps with `train_step`."""
 
     low: float
     high: float
@@ -70,14 +70,14 @@ class Range:
         how = ", log" if self.log else f", step {self.step}" if self.step else ""
         return f"{self.low} to {self.high}{how}"
 
-    def holds(self, value: Value) -> bool:
+    def contains(self, value: Value) -> bool:
         """Whether the domain has this value."""
         if isinstance(value, str) or not self.low <= value <= self.high:
             return False
         steps = (value - self.low) / self.step if self.step else 0.0
         return abs(steps - round(steps)) < 1e-8
 
-    def place(self, value: float) -> float:
+    def relative_position(self, value: float) -> float:
         """Where a value lies, 0 at `low` and 1 at `high`; minus infinity where it has no logarithm and needs one."""
         if not self.log:
             return (value - self.low) / (self.high - self.low)
@@ -90,22 +90,22 @@ class Range:
             and (other.log, other.step) == (self.log, self.step)
             and other.low <= self.low
             and self.high <= other.high
-            and other.holds(self.low)
+            and other.contains(self.low)
         )
 
-    def plain(self) -> Any:
+    def to_toml_value(self) -> Any:
         """As a study file writes it."""
         options = {"log": self.log or None, "step": self.step}
         return {"low": self.low, "high": self.high, **{k: v for k, v in options.items() if v is not None}}
 
 
-Domain = Pin | Choice | Range
+Domain = Fixed | Choice | Range
 
 
-def ends(domain: Domain) -> tuple[Value, ...]:
+def bounds(domain: Domain) -> tuple[Value, ...]:
     """The values of a pin or a choice, the first and last of a range."""
     match domain:
-        case Pin(value):
+        case Fixed(value):
             return (value,)
         case Choice(values):
             return values
@@ -138,11 +138,11 @@ class Space:
         """All domains of one family's recipes."""
         return {**self.by_family.get(family, {}), **self.common}
 
-    def plain(self) -> dict[str, Any]:
+    def to_toml_table(self) -> dict[str, Any]:
         """The `[space]` table that gives this space back."""
-        tables = {"common": {"family": list(self.families), **_nested(self.common)}}
+        tables = {"common": {"family": list(self.families), **_nest_domains(self.common)}}
         for family, domains in self.by_family.items():
-            tables[family] = _nested({name.removeprefix("model."): d for name, d in domains.items()})
+            tables[family] = _nest_domains({name.removeprefix("model."): d for name, d in domains.items()})
         return tables
 
 
@@ -160,7 +160,7 @@ def parse_space(table: object) -> Space:
     tables: dict[str, Mapping[str, Any]] = {}
     for name, content in table.items():
         if name != "common" and name not in FAMILIES:
-            problems.append(f"space.{name}: no such family; {nearest(name, ['common', *FAMILIES])}")
+            problems.append(f"space.{name}: no such family; {did_you_mean(name, ['common', *FAMILIES])}")
         elif not isinstance(content, Mapping):
             problems.append(f"space.{name}: {content!r} is no table; write [space.{name}] above its keys")
         else:
@@ -190,7 +190,7 @@ def _parse_families(given: object, problems: list[str]) -> tuple[str, ...]:
             raise UserError("space.common.family: an empty list chooses nothing; name at least one family")
         if len({str(name) for name in names}) < len(names):
             raise UserError(f"space.common.family: {names} names a family twice; name each once")
-        return tuple(family_named(name).family for name in names)
+        return tuple(get_family(name).family for name in names)
     except UserError as error:
         problems.extend(line.replace("model.family", "space.common.family") for line in error.lines)
         return ()
@@ -200,11 +200,11 @@ def _parse_domains(
     where: str, table: Mapping[str, Any], known: Mapping[str, Hyperparameter], problems: list[str]
 ) -> dict[str, Domain]:
     domains = {}
-    for name, content in _named(table, known):
+    for name, content in _flatten_domains(table, known):
         if name in NOT_SEARCHABLE:
             problems.append(f"{where}.{name}: is the same in all trials of a study; set {NOT_SEARCHABLE[name]}")
         elif name not in known:
-            problems.append(f"{where}.{name}: unknown hyperparameter; {_advice(name, known)}")
+            problems.append(f"{where}.{name}: unknown hyperparameter; {_suggestion(name, known)}")
         else:
             try:
                 domains[name] = _parse_domain(content, known[name])
@@ -213,30 +213,30 @@ def _parse_domains(
     return domains
 
 
-def _advice(name: str, known: Mapping[str, Hyperparameter]) -> str:
+def _suggestion(name: str, known: Mapping[str, Hyperparameter]) -> str:
     """Where a hyperparameter belongs that stands in the wrong table, or the nearest name of the right one."""
     owners = [family for family in FAMILIES if f"model.{name}" in hyperparameters(FAMILIES[family], "model.")]
     if owners:
         return f"it belongs to {' or '.join(f'[space.{owner}]' for owner in owners)}"
     if any(f"{other}.".startswith(f"{name}.") for other in shared_hyperparameters()):
         return "it belongs to [space.common]"
-    return nearest(name, known)
+    return did_you_mean(name, known)
 
 
 def shared_hyperparameters() -> dict[str, Hyperparameter]:
     """The hyperparameters that recipes of every family have, by dotted name."""
     any_family = next(iter(FAMILIES.values()))
-    return {n: h for n, h in known_hyperparameters(any_family).items() if not n.startswith("model.")}
+    return {n: h for n, h in recipe_hyperparameters(any_family).items() if not n.startswith("model.")}
 
 
-def _named(
+def _flatten_domains(
     table: Mapping[str, Any], known: Mapping[str, Hyperparameter], prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
     """Dotted names with what stands under them; a table is a domain where its name is known, else a group."""
     for key, content in table.items():
         name = prefix + key
         if isinstance(content, Mapping) and any(other.startswith(f"{name}.") for other in known):
-            yield from _named(content, known, f"{name}.")
+            yield from _flatten_domains(content, known, f"{name}.")
         else:
             yield name, content
 
@@ -251,16 +251,16 @@ def _parse_domain(content: object, spec: Hyperparameter) -> Domain:
         return Choice(values)
     if isinstance(content, Mapping):
         return _parse_range(content, spec)
-    return Pin(spec.parse(content))
+    return Fixed(spec.parse(content))
 
 
 def _parse_range(content: Mapping[str, Any], spec: Hyperparameter) -> Range:
     unknown = content.keys() - {"low", "high", "log", "step"}
     if unknown:
         name = min(unknown)
-        raise UserError(f"unknown key {name!r} of a range; {nearest(name, ['low', 'high', 'log', 'step'])}")
+        raise UserError(f"unknown key {name!r} of a range; {did_you_mean(name, ['low', 'high', 'log', 'step'])}")
     if spec.kind not in (int, float) or spec.choices is not None:
-        raise UserError(f"a range needs numbers; {spec.expectation()}")
+        raise UserError(f"a range needs numbers; {spec.expected()}")
     missing = {"low", "high"} - content.keys()
     if missing:
         raise UserError(f"a range needs low and high; {min(missing)} is missing")
@@ -285,7 +285,7 @@ def _is_step(step: object, spec: Hyperparameter, log: bool) -> bool:
     return isinstance(step, allowed) and not isinstance(step, bool) and math.isfinite(step) and step > 0 and not log
 
 
-def _nested(domains: Mapping[str, Domain]) -> dict[str, Any]:
+def _nest_domains(domains: Mapping[str, Domain]) -> dict[str, Any]:
     """Domains under dotted names as nested tables."""
     tables: dict[str, Any] = {}
     for name, domain in domains.items():
@@ -293,5 +293,5 @@ def _nested(domains: Mapping[str, Domain]) -> dict[str, Any]:
         table = tables
         for group in groups:
             table = table.setdefault(group, {})
-        table[last] = domain.plain()
+        table[last] = domain.to_toml_value()
     return tables

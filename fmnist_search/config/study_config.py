@@ -24,10 +24,10 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from fmnist_search.config.conditional_space import ranges_of_all, size, values
-from fmnist_search.config.origins import Origins, origins
+from fmnist_search.config.conditional_space import domain_values, space_size, unconditional_ranges
+from fmnist_search.config.origins import Origins, find_origins
 from fmnist_search.config.sections import (
-    NAME,
+    NAME_PATTERN,
     Budget,
     Cmaes,
     ExecutionSettings,
@@ -41,13 +41,13 @@ from fmnist_search.config.sections import (
     Start,
     Tpe,
 )
-from fmnist_search.config.space import Domain, Pin, Space, ends, parse_space, shared_hyperparameters
+from fmnist_search.config.space import Domain, Fixed, Space, bounds, parse_space, shared_hyperparameters
 from fmnist_search.config.toml_files import read_toml
-from fmnist_search.errors import UserError, nearest
+from fmnist_search.errors import UserError, did_you_mean
 from fmnist_search.recipe.hyperparameters import hyperparameters
-from fmnist_search.recipe.recipe import FAMILIES, Data, Recipe, family_named, text_of
+from fmnist_search.recipe.recipe import FAMILIES, Data, Recipe, format_value, get_family
 
-LARGEST_GRID = 10_000
+MAX_GRID_SIZE = 10_000
 """Recipes of a grid search: more of them no study will ever train."""
 
 
@@ -62,7 +62,7 @@ def _parse_data(table: object) -> Data:
 class StudyConfig(Section):
     """A study: its question, what it searches, what it may spend, how its champion is found."""
 
-    name: str = Field(pattern=NAME, description="under which it is found and continued")
+    name: str = Field(pattern=NAME_PATTERN, description="under which it is found and continued")
     question: str = Field("", description="what it is to find out")
     builds_on: str = Field("", description="the study whose answer it takes as its ground")
     experiment: str = Field("fmnist-search", min_length=1, description="experiment in MLflow")
@@ -72,22 +72,22 @@ class StudyConfig(Section):
     pruner: Pruner = Halving()
     budget: Budget
     start: Start = Start()
-    space: Annotated[Space, PlainValidator(parse_space), PlainSerializer(Space.plain)]
+    space: Annotated[Space, PlainValidator(parse_space), PlainSerializer(Space.to_toml_table)]
     finalists: Finalists = Field(Finalists(), validate_default=True)
     execution: ExecutionSettings = ExecutionSettings()
-    _remarks: tuple[str, ...] = PrivateAttr(())
+    _warnings: tuple[str, ...] = PrivateAttr(())
     _origins: Origins = PrivateAttr(default_factory=Origins)
 
     @field_validator("finalists")
     @classmethod
-    def _of_the_dataset(cls, finalists: Finalists, before: ValidationInfo) -> Finalists:
+    def _set_model_name(cls, finalists: Finalists, before: ValidationInfo) -> Finalists:
         data = before.data.get("data")  # none where it is wrong itself
-        return finalists.of(data.dataset) if data else finalists
+        return finalists.for_dataset(data.dataset) if data else finalists
 
     @model_validator(mode="after")
-    def _fits_the_data(self) -> StudyConfig:
-        domain = self.space.common.get("batch_size", Pin(Recipe().batch_size))
-        largest = max(float(value) for value in ends(domain))
+    def _check_data(self) -> StudyConfig:
+        domain = self.space.common.get("batch_size", Fixed(Recipe().batch_size))
+        largest = max(float(value) for value in bounds(domain))
         if largest > self.data.training_count:
             raise UserError(
                 f"space.common.batch_size: {largest:g} is larger than the {self.data.training_count} training images; "
@@ -98,13 +98,13 @@ class StudyConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _ends_some_day(self) -> StudyConfig:
-        if not self.budget.is_sure_to_end and not isinstance(self.sampler, Grid):
+    def _check_budget(self) -> StudyConfig:
+        if not self.budget.is_finite and not isinstance(self.sampler, Grid):
             raise UserError("budget: a study needs an end; give trials, minutes or both")
         return self
 
     @model_validator(mode="after")
-    def _pruner_fits_the_epochs(self) -> StudyConfig:
+    def _check_pruner(self) -> StudyConfig:
         epochs, rung = self.budget.epochs, self.pruner.first_rung(self.budget.epochs)
         if rung >= epochs and (epochs > 1 or isinstance(self.pruner, OneEpoch)):
             raise UserError(
@@ -123,16 +123,16 @@ class StudyConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _sampler_takes_the_space(self) -> StudyConfig:
+    def _check_sampler(self) -> StudyConfig:
         if isinstance(self.sampler, Grid):
-            if endless := [name for name, domain in self.domains() if values(domain) is None]:
+            if endless := [name for name, domain in self.domains() if domain_values(domain) is None]:
                 raise UserError(*(f"{name}: a grid has no end of it; give a list or a step" for name in endless))
-            if (count := size(self.space).recipes) > LARGEST_GRID:
+            if (count := space_size(self.space).recipe_count) > MAX_GRID_SIZE:
                 raise UserError(
-                    f"sampler: a grid of {count:,} recipes; narrow the space to {LARGEST_GRID:,} at most, or take "
+                    f"sampler: a grid of {count:,} recipes; narrow the space to {MAX_GRID_SIZE:,} at most, or take "
                     "another sampler"
                 )
-        if isinstance(self.sampler, Cmaes) and not ranges_of_all(self.space):
+        if isinstance(self.sampler, Cmaes) and not unconditional_ranges(self.space):
             raise UserError(
                 "sampler: 'cmaes' moves along ranges that every recipe has, and this space holds none; give one as "
                 "{ low = .., high = .. }, or take 'tpe'"
@@ -155,13 +155,13 @@ class StudyConfig(Section):
             UserError: no such file, not TOML, or mistakes in it: one line each, with file, key and remedy.
         """
         try:
-            tables = _beside(read_toml(path), Path(path).parent)
+            tables = _resolve_recipe_paths(read_toml(path), Path(path).parent)
             chosen = {key: tables.get(key) for key in ("sampler", "pruner")}
             written = copy.deepcopy(tables)
-            overridden = _override(tables, overrides or {})
+            overridden = _apply_overrides(tables, overrides or {})
             config = cls.from_dict(overridden)
-            config._remarks = tuple(_left_behind(chosen, config))
-            config._origins = origins(config._plain(), written, overridden, str(path))
+            config._warnings = tuple(_unused_settings(chosen, config))
+            config._origins = find_origins(config._to_tables(), written, overridden, str(path))
             return config
         except UserError as error:
             raise UserError(
@@ -178,12 +178,14 @@ class StudyConfig(Section):
         try:
             return cls.model_validate(tables)
         except ValidationError as error:
-            raise UserError(*dict.fromkeys(line for details in error.errors() for line in _lines(details))) from None
+            raise UserError(
+                *dict.fromkeys(line for details in error.errors() for line in _error_lines(details))
+            ) from None
 
     @property
-    def remarks(self) -> tuple[str, ...]:
+    def warnings(self) -> tuple[str, ...]:
         """What a user might not expect of how file and overrides came together, in a line each."""
-        return self._remarks
+        return self._warnings
 
     @property
     def origins(self) -> dict[str, str]:
@@ -192,15 +194,15 @@ class StudyConfig(Section):
 
     def to_toml(self) -> str:
         """The resolved study file: every value spelled out. Loading it gives an equal study."""
-        return tomli_w.dumps(self._plain())
+        return tomli_w.dumps(self._to_tables())
 
-    def _plain(self) -> dict[str, Any]:
+    def _to_tables(self) -> dict[str, Any]:
         return self.model_dump(exclude_none=True)
 
-    def identity(self) -> dict[str, str]:
+    def comparability_key(self) -> dict[str, str]:
         """What must stay the same while a study lives, by key: otherwise its trials could not be compared."""
         identity = {"seed": str(self.seed), "budget.epochs": str(self.budget.epochs)}
-        identity |= {f"data.{name}": text_of(value) for name, value in vars(self.data).items()}
+        identity |= {f"data.{name}": format_value(value) for name, value in vars(self.data).items()}
         identity["space.common.family"] = ", ".join(self.space.families)
         identity |= {f"space.common.{name}": str(domain) for name, domain in self.space.common.items()}
         for family, domains in self.space.by_family.items():
@@ -211,25 +213,25 @@ class StudyConfig(Section):
 # --------------------------------------------------------------------------------------- its errors
 
 
-def _lines(details: ErrorDetails) -> list[str]:
+def _error_lines(details: ErrorDetails) -> list[str]:
     """One mistake that pydantic found, as lines of ours."""
     cause = details.get("ctx", {}).get("error")
     if isinstance(cause, UserError):
         return list(cause.lines)
     location = [str(part) for part in details["loc"]]
-    beside = _keys_beside(location)
+    beside = _sibling_keys(location)
     if len(location) > 1 and location[0] in ("sampler", "pruner"):
         del location[1]  # the variant's name, which pydantic puts between
     key = ".".join(location) or "study"
     kind, given = details["type"], details["input"]
     if kind == "extra_forbidden":
-        return [f"{key}: unknown key; {nearest(location[-1], beside)}"]
+        return [f"{key}: unknown key; {did_you_mean(location[-1], beside)}"]
     if kind == "missing":
         return [f"{key}: is missing; every study file needs it"]
     if kind == "union_tag_invalid":
         context = details["ctx"]
         names = [name.strip(" '") for name in str(context["expected_tags"]).split(",")]
-        return [f"{key}: no {key} {context['tag']!r}; {nearest(str(context['tag']), names)}"]
+        return [f"{key}: no {key} {context['tag']!r}; {did_you_mean(str(context['tag']), names)}"]
     if kind == "string_pattern_mismatch":
         return [f"{key}: {given!r} is no usable name; use letters, digits, spaces and . _ + @ -"]
     if kind in ("model_type", "model_attributes_type"):
@@ -238,7 +240,7 @@ def _lines(details: ErrorDetails) -> list[str]:
     return [f"{key}: {message}" if isinstance(given, Mapping) else f"{key}: {given!r} {message}"]
 
 
-def _keys_beside(location: list[str]) -> list[str]:
+def _sibling_keys(location: list[str]) -> list[str]:
     """The keys that a study file knows where an unknown one stood."""
     fields = StudyConfig.model_fields
     if len(location) == 1:
@@ -249,24 +251,24 @@ def _keys_beside(location: list[str]) -> list[str]:
     return [name for variant in chosen or variants for name in getattr(variant, "model_fields", ())]
 
 
-def _override(tables: dict[str, Any], overrides: Mapping[str, object]) -> dict[str, Any]:
+def _apply_overrides(tables: dict[str, Any], overrides: Mapping[str, object]) -> dict[str, Any]:
     """The tables with other values; the family first, since it says whose hyperparameters the others are."""
     for name in sorted(overrides, key=lambda name: name != "model.family"):
         value = overrides[name]
         if name.split(".")[0] in StudyConfig.model_fields:
-            _assign(tables, name.split("."), value)
+            _set_value(tables, name.split("."), value)
         elif name == "model.family":
-            _pin_family(tables, value)
+            _fix_family(tables, value)
         elif name.startswith("model."):
-            _pin_model(tables, name, value)
+            _fix_model_hyperparameter(tables, name, value)
         elif name in shared_hyperparameters():
-            _pin(_table(tables, "space", "common"), name, value)
+            _fix_hyperparameter(_get_or_create_table(tables, "space", "common"), name, value)
         else:
-            raise UserError(f"--set {name}: unknown name; {_override_advice(name)}")
+            raise UserError(f"--set {name}: unknown name; {_override_suggestion(name)}")
     return tables
 
 
-def _beside(tables: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _resolve_recipe_paths(tables: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The tables, with the recipe files that they name found from the study file's folder."""
     start = tables.get("start")
     if isinstance(start, dict) and isinstance(start.get("recipes"), list):
@@ -279,45 +281,45 @@ def is_recipe_file(entry: object) -> bool:
     return isinstance(entry, str) and entry != "champion" and not entry.startswith(("study:", "preset:"))
 
 
-def _left_behind(chosen: Mapping[str, Any], config: StudyConfig) -> Iterator[str]:
+def _unused_settings(chosen: Mapping[str, Any], config: StudyConfig) -> Iterator[str]:
     """Settings of a sampler or pruner that an override has put another one in the place of."""
     for key, table in chosen.items():
         now = getattr(config, key).name
-        if isinstance(table, dict) and (before := _chosen_name(key, table)) != now:
+        if isinstance(table, dict) and (before := _selected_name(key, table)) != now:
             settings = [f"{key}.{name}" for name in table if name != "name"]
             if settings:
                 yield f"{', '.join(settings)} belongs to {before!r} and does nothing for {now!r}"
 
 
-def _chosen_name(key: str, table: Mapping[str, Any]) -> object:
+def _selected_name(key: str, table: Mapping[str, Any]) -> object:
     """Which sampler or pruner a table is about: one without a name is about the default."""
     return table.get("name", StudyConfig.model_fields[key].default.name)
 
 
-def _override_advice(name: str) -> str:
+def _override_suggestion(name: str) -> str:
     """The nearest name, or the nearest table where it is the table's that is misspelt."""
     shared = shared_hyperparameters()
     group, dot, last = name.partition(".")
     parts = {part for other in shared for part in other.split(".")}
     if dot and not {group, last} & parts:
-        return nearest(group, StudyConfig.model_fields)
-    return nearest(name, [*shared, *StudyConfig.model_fields])
+        return did_you_mean(group, StudyConfig.model_fields)
+    return did_you_mean(name, [*shared, *StudyConfig.model_fields])
 
 
-def _assign(tables: dict[str, Any], path: list[str], value: object) -> None:
+def _set_value(tables: dict[str, Any], path: list[str], value: object) -> None:
     *groups, last = path
     given = tables.get(last)
-    if path in (["sampler"], ["pruner"]) and isinstance(given, dict) and _chosen_name(last, given) == value:
+    if path in (["sampler"], ["pruner"]) and isinstance(given, dict) and _selected_name(last, given) == value:
         return  # its settings stay
     for group in groups:
         inner = tables.get(group)
         if isinstance(inner, str) and group in ("sampler", "pruner"):
             tables[group] = {"name": inner}
-        tables = _table(tables, group)
+        tables = _get_or_create_table(tables, group)
     tables[last] = value
 
 
-def _table(tables: dict[str, Any], *path: str) -> dict[str, Any]:
+def _get_or_create_table(tables: dict[str, Any], *path: str) -> dict[str, Any]:
     """The table of that path, made where it is missing.
 
     Raises:
@@ -332,31 +334,31 @@ def _table(tables: dict[str, Any], *path: str) -> dict[str, Any]:
     return tables
 
 
-def _pin_family(tables: dict[str, Any], value: object) -> None:
+def _fix_family(tables: dict[str, Any], value: object) -> None:
     """Search these families alone: the tables of the others go."""
-    space = _table(tables, "space")
-    _table(space, "common")["family"] = value
+    space = _get_or_create_table(tables, "space")
+    _get_or_create_table(space, "common")["family"] = value
     kept = value if isinstance(value, list) else [value]
     for other in FAMILIES.keys() & space.keys():
         if other not in kept:
             del space[other]
 
 
-def _pin_model(tables: dict[str, Any], name: str, value: object) -> None:
+def _fix_model_hyperparameter(tables: dict[str, Any], name: str, value: object) -> None:
     """Pin a hyperparameter in every family of the study that has it."""
-    space = _table(tables, "space")
+    space = _get_or_create_table(tables, "space")
     default = [family for family in space if family in FAMILIES] or ["cnn"]
-    searched = _table(tables, "space", "common").get("family", default)
-    families = [family_named(family) for family in (searched if isinstance(searched, list) else [searched])]
+    searched = _get_or_create_table(tables, "space", "common").get("family", default)
+    families = [get_family(family) for family in (searched if isinstance(searched, list) else [searched])]
     having = [family for family in families if name in hyperparameters(family, "model.")]
     if not having:
         known = [key for family in families for key in hyperparameters(family, "model.")]
-        raise UserError(f"--set {name}: unknown name; {nearest(name, known)}")
+        raise UserError(f"--set {name}: unknown name; {did_you_mean(name, known)}")
     for family in having:
-        _table(tables, "space", family.family)[name.removeprefix("model.")] = value
+        _get_or_create_table(tables, "space", family.family)[name.removeprefix("model.")] = value
 
 
-def _pin(table: dict[str, Any], name: str, value: object) -> None:
+def _fix_hyperparameter(table: dict[str, Any], name: str, value: object) -> None:
     """Pin a dotted name, whatever domain the file gives it and however it spells it."""
     group, _, last = name.rpartition(".")
     if group and isinstance(table.get(group), dict):

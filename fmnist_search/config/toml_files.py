@@ -33,17 +33,17 @@ def recipe_from_toml(text: str) -> Recipe:
 def recipe_to_toml(recipe: Recipe, *, brief: bool = False) -> str:
     """A recipe as TOML, every value spelled out or, in brief, those that are not defaults; reading it gives it back."""
     tables = recipe.to_dict()
-    return tomli_w.dumps(_differing(tables, Recipe(model=type(recipe.model)()).to_dict()) if brief else tables)
+    return tomli_w.dumps(_non_defaults(tables, Recipe(model=type(recipe.model)()).to_dict()) if brief else tables)
 
 
-def _differing(tables: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+def _non_defaults(tables: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """What of nested tables is not as usual; a family is always named."""
     found = {}
     for name, value in tables.items():
         if isinstance(value, Mapping):
-            if inner := _differing(value, usual[name]):
+            if inner := _non_defaults(value, defaults[name]):
                 found[name] = inner
-        elif value != usual[name] or name == "family":
+        elif value != defaults[name] or name == "family":
             found[name] = value
     return found
 

@@ -23,20 +23,20 @@ import torch
 
 from fmnist_search.data.loading import Images
 from fmnist_search.errors import UserError
-from fmnist_search.execution.worker_main import READY, STOP, Line, serve
+from fmnist_search.execution.worker_main import READY, STOP, Channel, worker_loop
 from fmnist_search.recipe.recipe import Data, Execution, Recipe
 from fmnist_search.results.study import Decision, EpochReport, TrialResult
 
-WORKER_MEMORY = 1_200 * 2**20
+WORKER_MEMORY_BYTES = 1_200 * 2**20
 """Bytes that a worker process may need: torch, the images, and the standard network at large batches."""
-MOST_STREAMS = 6
-LAUNCH_BOUND_SECONDS = 200e-6
+MAX_STREAMS = 6
+MIN_STEP_SECONDS = 200e-6
 """What a captured step of a small network takes on an H200-class card, however few bytes it moves."""
-PATIENT_STARTS = 3
+MAX_FAILED_STARTS = 3
 """Replacements in a row that may die while they load their libraries."""
-PATIENCE = 5.0
+JOIN_TIMEOUT = 5.0
 """Seconds that a worker gets to leave by itself."""
-THREAD = "training"
+THREAD_NAME = "training"
 """What a worker's thread is called."""
 
 
@@ -48,17 +48,17 @@ class Job(Protocol):
     worker: int
     """The number of the worker that runs it."""
 
-    def report(self, report: EpochReport) -> Decision:
+    def on_epoch(self, report: EpochReport) -> Decision:
         """Take in an epoch, and say whether the training goes on."""
 
-    def end(self, result: TrialResult, seconds: float) -> None:
+    def on_result(self, result: TrialResult, seconds: float) -> None:
         """Take in the result; `seconds` passed since its worker became free for it."""
 
-    def lost(self, reason: str) -> None:
+    def on_worker_lost(self, reason: str) -> None:
         """The worker has died over it."""
 
 
-class Crew:
+class WorkerPool:
     """Workers that run jobs, as many at a time as there are of them.
 
     One alone is a thread of this process: it starts at once, and dies with it. Processes take seconds to start, so
@@ -68,31 +68,31 @@ class Crew:
     def __init__(self, execution: Execution, size: int):
         self.execution = execution
         self._in_threads = size == 1 or torch.device(execution.device).type != "cpu"
-        self._gallery: dict[Data, Images] = {}
-        self._has_worked = False
-        self._stillborn = 0
-        self._workers = [self._hired() for _ in range(size)]
+        self._images: dict[Data, Images] = {}
+        self._has_received = False
+        self._failed_starts = 0
+        self._workers = [self._spawn() for _ in range(size)]
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._send_away()
+        self._shutdown()
 
-    def _send_away(self) -> None:
+    def _shutdown(self) -> None:
         for worker in self._workers:
-            worker.dismiss()
+            worker.request_stop()
         for worker in self._workers:
-            worker.leave()
+            worker.join()
 
-    def settle(self, execution: Execution) -> None:
+    def configure(self, execution: Execution) -> None:
         """How jobs are run from now on, none having been begun; other threads than at first take other processes."""
         if execution.threads != self.execution.threads and not self._in_threads:
-            self._send_away()
-            size, _ = fitting(self.size, execution)
+            self._shutdown()
+            size, _ = worker_count(self.size, execution)
             self._in_threads = size == 1
             self.execution = execution
-            self._workers = [self._hired() for _ in range(size)]
+            self._workers = [self._spawn() for _ in range(size)]
         self.execution = execution
 
     def wait_until_ready(self) -> None:
@@ -101,8 +101,8 @@ class Crew:
         Raises:
             UserError: worker processes cannot be started.
         """
-        while not all(worker.was_ready for worker in self._workers):
-            self._hear()
+        while not all(worker.has_started for worker in self._workers):
+            self._receive()
 
     @property
     def size(self) -> int:
@@ -118,148 +118,148 @@ class Crew:
             UserError: worker processes cannot be started.
         """
         for worker in self._workers:
-            worker.wait_no_longer()
+            worker.mark_free()
         while True:
             free = [worker for worker in self._workers if worker.is_free]
             for worker in free:
                 job = next_job()
                 if job is None:
                     break
-                self._begin(worker, job)
+                self._submit(worker, job)
             else:
                 free = []
             if free and not any(worker.job for worker in self._workers):
                 return
-            self._hear()
+            self._receive()
             for worker in free:
                 if worker.is_free:  # there was nothing for it, which is no job's fault
-                    worker.wait_no_longer()
+                    worker.mark_free()
 
     def stop(self) -> None:
         """End the worker processes in the middle of what they do; threads end with their epoch."""
         for worker in self._workers:
             worker.kill()
 
-    def _hired(self) -> Worker:
+    def _spawn(self) -> Worker:
         if self._in_threads:
-            return ThreadWorker(self._gallery)
+            return ThreadWorker(self._images)
         return ProcessWorker(self.execution.threads)
 
-    def _begin(self, worker: Worker, job: Job) -> None:
+    def _submit(self, worker: Worker, job: Job) -> None:
         if self._in_threads:
-            self._gallery[job.recipe.data] = job.images
+            self._images[job.recipe.data] = job.images
         job.worker = self._workers.index(worker)
         try:
-            worker.begin(job, self.execution)
+            worker.submit(job, self.execution)
         except OSError:
             self._replace(worker)
 
-    def _hear(self) -> None:
-        lines = {worker.line.connection: worker for worker in self._workers}
+    def _receive(self) -> None:
+        lines = {worker.channel.connection: worker for worker in self._workers}
         for connection in wait(list(lines)):
             worker = lines[connection]  # type: ignore[index]
-            if worker.hear():
-                self._has_worked = True
+            if worker.handle_message():
+                self._has_received = True
             else:
                 self._replace(worker)
 
     def _replace(self, worker: Worker) -> None:
-        reason = worker.leave()
-        self._stillborn = 0 if worker.was_ready else self._stillborn + 1
-        if self._stillborn > (PATIENT_STARTS if self._has_worked else 0):
+        reason = worker.join()
+        self._failed_starts = 0 if worker.has_started else self._failed_starts + 1
+        if self._failed_starts > (MAX_FAILED_STARTS if self._has_received else 0):
             raise UserError(
                 f"workers: a worker process could not start ({reason}); see what it says above, or take --workers 1"
             )
-        self._workers[self._workers.index(worker)] = self._hired()
+        self._workers[self._workers.index(worker)] = self._spawn()
         if worker.job:
-            worker.job.lost(f"its worker process {reason}")
+            worker.job.on_worker_lost(f"its worker process {reason}")
 
 
 def is_training() -> bool:
     """Whether a thread of this process trains, be it for nobody any more: it would end with its epoch."""
-    return any(thread.name == THREAD for thread in threading.enumerate())
+    return any(thread.name == THREAD_NAME for thread in threading.enumerate())
 
 
 class Worker:
     """One worker, seen from the study: the near end of its line."""
 
-    def __init__(self, line: Line):
-        self.line = line
+    def __init__(self, channel: Channel):
+        self.channel = channel
         self.job: Job | None = None
-        self.was_ready = False
+        self.has_started = False
         self._free_since = 0.0
-        self._told: Execution | None = None
+        self._sent_execution: Execution | None = None
 
     @property
     def is_free(self) -> bool:
         """Whether it waits for a job."""
-        return self.was_ready and self.job is None
+        return self.has_started and self.job is None
 
-    def wait_no_longer(self) -> None:
+    def mark_free(self) -> None:
         """Its next job is on the way from now on."""
         self._free_since = time.monotonic()
 
-    def begin(self, job: Job, execution: Execution) -> None:
+    def submit(self, job: Job, execution: Execution) -> None:
         """Send it a training, and how it is run."""
         self.job = job
-        if execution != self._told:
-            self.line.send(execution)
-            self._told = execution
-        self.line.send(job.recipe)
+        if execution != self._sent_execution:
+            self.channel.send(execution)
+            self._sent_execution = execution
+        self.channel.send(job.recipe)
 
-    def hear(self) -> bool:
+    def handle_message(self) -> bool:
         """Take its next message to whom it concerns; False where none will come. What a job raises is not caught."""
         try:
-            message = self.line.receive()
+            message = self.channel.receive()
         except (EOFError, OSError):
             return False
         if message == READY:
-            self.was_ready = True
-            self.wait_no_longer()
+            self.has_started = True
+            self.mark_free()
             return True
         assert self.job is not None
         if isinstance(message, EpochReport):
-            decision = self.job.report(message)
+            decision = self.job.on_epoch(message)
             with contextlib.suppress(OSError):  # it has died: the next time there is nothing to hear
-                self.line.send(decision)
+                self.channel.send(decision)
             return True
         job, self.job = self.job, None
         seconds = time.monotonic() - self._free_since
-        self.wait_no_longer()
-        job.end(message, seconds)
+        self.mark_free()
+        job.on_result(message, seconds)
         return True
 
-    def dismiss(self) -> None:
+    def request_stop(self) -> None:
         """Ask it to leave."""
         with contextlib.suppress(OSError):
-            self.line.send(STOP)
+            self.channel.send(STOP)
 
     def kill(self) -> None:
         """Make it leave."""
 
-    def leave(self) -> str:
+    def join(self) -> str:
         """Wait until it has left; how it did."""
-        self.line.close()
+        self.channel.close()
         return "ended"
 
 
 class ThreadWorker(Worker):
     """A thread of this process."""
 
-    def __init__(self, gallery: dict[Data, Images]):
+    def __init__(self, images: dict[Data, Images]):
         near, far = multiprocessing.Pipe()
-        super().__init__(Line(near))
-        self._thread = threading.Thread(target=serve, args=(Line(far), gallery), name=THREAD, daemon=True)
+        super().__init__(Channel(near))
+        self._thread = threading.Thread(target=worker_loop, args=(Channel(far), images), name=THREAD_NAME, daemon=True)
         self._thread.start()
 
-    def leave(self) -> str:
+    def join(self) -> str:
         """Wait until it has left; in the middle of a training only at the end of the process, which it would abort.
 
         CPython ends what is left of its daemon threads as they come back from a library, and C++ does not survive that.
         """
-        self.line.close()
+        self.channel.close()
         if self.job is None:
-            self._thread.join(PATIENCE)
+            self._thread.join(JOIN_TIMEOUT)
         else:
             atexit.register(self._thread.join)
         return "ended"
@@ -270,27 +270,27 @@ class ProcessWorker(Worker):
 
     def __init__(self, threads: int):
         near, far = multiprocessing.Pipe()
-        super().__init__(Line(near))
-        self._known: set[Data] = set()
+        super().__init__(Channel(near))
+        self._sent_data: set[Data] = set()
         module = f"{__package__}.worker_main"
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, str(far.fileno())],
             pass_fds=[far.fileno()],
             process_group=0,
-            env=_environment(threads),
+            env=_worker_environment(threads),
             stdin=subprocess.DEVNULL,
         )
         far.close()
 
-    def begin(self, job: Job, execution: Execution) -> None:
+    def submit(self, job: Job, execution: Execution) -> None:
         """Send it a training, and how it is run; the images before it if it does not have them."""
         self.job = job
-        if job.recipe.data not in self._known:
-            self.line.send((job.recipe.data, job.images))
-            self._known.add(job.recipe.data)
-        super().begin(job, execution)
+        if job.recipe.data not in self._sent_data:
+            self.channel.send((job.recipe.data, job.images))
+            self._sent_data.add(job.recipe.data)
+        super().submit(job, execution)
 
-    def dismiss(self) -> None:
+    def request_stop(self) -> None:
         """Send it away: it holds nothing that is worth a goodbye."""
         self.kill()
 
@@ -298,11 +298,11 @@ class ProcessWorker(Worker):
         """End it."""
         self._process.kill()
 
-    def leave(self) -> str:
+    def join(self) -> str:
         """Wait until it has left; how it did."""
-        self.line.close()
+        self.channel.close()
         try:
-            code = self._process.wait(PATIENCE)
+            code = self._process.wait(JOIN_TIMEOUT)
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
@@ -312,7 +312,7 @@ class ProcessWorker(Worker):
         return f"was killed ({name}{', perhaps for want of memory' if -code == signal.SIGKILL else ''})"
 
 
-def _environment(threads: int) -> dict[str, str]:
+def _worker_environment(threads: int) -> dict[str, str]:
     """This process's, with its import path and the number of threads, which libraries read as they are loaded."""
     paths = os.pathsep.join(path for path in sys.path if path)
     return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(max(threads, 1))}
@@ -321,38 +321,38 @@ def _environment(threads: int) -> dict[str, str]:
 # ----------------------------------------------------------------------------------- how many
 
 
-def fitting(wanted: int | str, execution: Execution, step_bytes: Sequence[int] = ()) -> tuple[int, str]:
+def worker_count(requested: int | str, execution: Execution, step_bytes: Sequence[int] = ()) -> tuple[int, str]:
     """How many workers run at a time, and a line that says why where it is not what was asked for.
 
     "auto" takes what fits: on a CPU as many as there are cores for their threads and memory for their processes; on a
     GPU, one for the plain loop, and for captured graphs so many that steps of `step_bytes` keep the card busy.
     """
     if torch.device(execution.device).type != "cpu":
-        return _on_device(wanted, execution, step_bytes)
+        return _device_worker_count(requested, execution, step_bytes)
     import joblib
     import psutil  # neither is there on a bare machine on which the engine is measured
 
     cores, threads = joblib.cpu_count(), max(execution.threads, 1)
     memory = psutil.virtual_memory().available
-    fits = max(1, min(cores // threads, memory // WORKER_MEMORY))
-    if wanted == "auto":
+    fits = max(1, min(cores // threads, memory // WORKER_MEMORY_BYTES))
+    if requested == "auto":
         return fits, ""
-    if int(wanted) > fits:
+    if int(requested) > fits:
         has = f"{cores} cores and {memory / 2**30:.1f} GiB of free memory"
-        each = f"{threads} thread{'s' * (threads > 1)} and {WORKER_MEMORY / 2**30:.1f} GiB each"
-        return fits, f"execution.workers: {wanted} with {each} is more than {has}; {fits} at a time"
-    return int(wanted), ""
+        each = f"{threads} thread{'s' * (threads > 1)} and {WORKER_MEMORY_BYTES / 2**30:.1f} GiB each"
+        return fits, f"execution.workers: {requested} with {each} is more than {has}; {fits} at a time"
+    return int(requested), ""
 
 
-def _on_device(wanted: int | str, execution: Execution, step_bytes: Sequence[int]) -> tuple[int, str]:
-    if wanted != "auto":
-        return int(wanted), ""
+def _device_worker_count(requested: int | str, execution: Execution, step_bytes: Sequence[int]) -> tuple[int, str]:
+    if requested != "auto":
+        return int(requested), ""
     if execution.engine != "graph" or not step_bytes:
         return 1, ""
     properties = torch.cuda.get_device_properties(torch.device(execution.device))
     bandwidth = properties.memory_clock_rate * 1e3 * 2 * properties.memory_bus_width / 8
     typical = sorted(step_bytes)[len(step_bytes) // 2]
-    count = min(MOST_STREAMS, 1 + round(LAUNCH_BOUND_SECONDS * bandwidth / max(typical, 1)))
+    count = min(MAX_STREAMS, 1 + round(MIN_STEP_SECONDS * bandwidth / max(typical, 1)))
     return (
         count,
         f"{count} trials at a time: a typical step moves {typical / 1e6:.0f} MB at {bandwidth / 1e12:.1f} TB/s",

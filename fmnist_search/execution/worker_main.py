@@ -1,7 +1,7 @@
 """The far end of a worker: trains what it is sent, reports each epoch, and does what it is answered.
 
-A process of its own runs `python -m fmnist_search.execution.worker_main`, a thread calls `serve`; both look alike to
-the pool that sends the recipes. Nothing but the core is imported here, so that a process is there in seconds.
+A process of its own runs `python -m fmnist_search.execution.worker_main`, a thread calls `worker_loop`; both look
+alike to the pool that sends the recipes. Nothing but the core is imported here, so that a process is there in seconds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ READY = "ready"
 STOP = "stop"
 
 
-class Line:
+class Channel:
     """One end of the talk between a study and a worker.
 
     Tensors go as plain pickles: torch's own way of sending them needs the sender to be alive when they are unpacked.
@@ -47,15 +47,15 @@ class Line:
         self.connection.close()
 
 
-def serve(line: Line, gallery: MutableMapping[Data, Images]) -> None:
+def worker_loop(channel: Channel, images_by_data: MutableMapping[Data, Images]) -> None:
     """Train recipe after recipe until told to stop, or until nobody is there.
 
     What a recipe needs comes before it: how it is run, and its images unless the gallery holds them.
     """
 
     def observe(report: EpochReport) -> Decision:
-        line.send(report)
-        answer = line.receive()
+        channel.send(report)
+        answer = channel.receive()
         if not isinstance(answer, Decision):  # told to stop: nobody waits for the rest
             raise EOFError
         return answer
@@ -63,21 +63,21 @@ def serve(line: Line, gallery: MutableMapping[Data, Images]) -> None:
     importlib.import_module("torch._dynamo")  # the first optimizer would load it, while a trial waits
     execution = Execution()
     try:
-        line.send(READY)
-        while (message := line.receive()) != STOP:
+        channel.send(READY)
+        while (message := channel.receive()) != STOP:
             match message:
                 case Execution():
                     execution = message
-                    _take_own_stream(torch.device(execution.device))
+                    use_private_stream(torch.device(execution.device))
                 case Recipe():
-                    line.send(run_trial(message, gallery[message.data], execution, observe))
+                    channel.send(run_trial(message, images_by_data[message.data], execution, observe))
                 case (data, images):
-                    gallery[data] = images
+                    images_by_data[data] = images
     except (EOFError, OSError):
         return
 
 
-def _take_own_stream(device: torch.device) -> None:
+def use_private_stream(device: torch.device) -> None:
     """Threads on one stream would wait for each other."""
     if device.type == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
@@ -87,7 +87,7 @@ def main() -> None:
     """A worker process, given the number of its end of the connection."""
     # Whoever presses Ctrl-C asks the study, which lets running epochs end; when it is gone, so is the connection.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    serve(Line(Connection(int(sys.argv[1]))), {})
+    worker_loop(Channel(Connection(int(sys.argv[1]))), {})
 
 
 if __name__ == "__main__":

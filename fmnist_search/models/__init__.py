@@ -1,6 +1,6 @@
 """Families of networks, one file each, and the `Classifier` around them.
 
-To add a family: a file here with a dataclass of its hyperparameters under `@architecture("name")`, and one import
+To add a family: a file here with a dataclass of its hyperparameters under `@register_family("name")`, and one import
 line below. Study files, recipes, the search and the registry-driven tests know it from then on.
 """
 

@@ -10,38 +10,38 @@ from fmnist_search.errors import UserError
 from fmnist_search.recipe.hyperparameters import Value, hyperparameter
 from fmnist_search.recipe.recipe import Architecture
 
-SIDE = 28
+IMAGE_SIZE = 28
 MAX_DEPTH = 5
-KERNELS = (1, 3, 5, 7, 9, 11)
+KERNEL_SIZES = (1, 3, 5, 7, 9, 11)
 """Kernel sizes: odd ones, whose padding is the same on both sides."""
 
 
-def _width(block: int) -> int:
+def _width_field(block: int) -> int:
     return hyperparameter(0, f"channels of block {block}; 0 takes the default", low=1, high=4096)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
-class Blocks(Architecture):
+class BlockArchitecture(Architecture):
     """`depth` blocks. Widths of blocks beyond it are 0: there is no such block."""
 
     default_widths: ClassVar[tuple[int, ...]]
 
     depth: int = hyperparameter(2, "number of blocks", low=1, high=MAX_DEPTH)
-    width_1: int = _width(1)
-    width_2: int = _width(2)
-    width_3: int = _width(3)
-    width_4: int = _width(4)
-    width_5: int = _width(5)
+    width_1: int = _width_field(1)
+    width_2: int = _width_field(2)
+    width_3: int = _width_field(3)
+    width_4: int = _width_field(4)
+    width_5: int = _width_field(5)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.fill("width", self.default_widths)
+        self.fill_defaults("width", self.default_widths)
 
-    def fill(self, stem: str, defaults: tuple[int, ...]) -> None:
+    def fill_defaults(self, prefix: str, defaults: tuple[int, ...]) -> None:
         """Give blocks that are there their default where nothing was said, and 0 to those that are not."""
         for block, default in enumerate(defaults, start=1):
-            given = getattr(self, f"{stem}_{block}")
-            object.__setattr__(self, f"{stem}_{block}", (given or default) if block <= self.depth else 0)
+            given = getattr(self, f"{prefix}_{block}")
+            object.__setattr__(self, f"{prefix}_{block}", (given or default) if block <= self.depth else 0)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -49,37 +49,37 @@ class Blocks(Architecture):
         return tuple(getattr(self, f"width_{block}") for block in range(1, self.depth + 1))
 
     @classmethod
-    def in_use(cls, name: str, values: Mapping[str, Value]) -> bool:
+    def is_active(cls, name: str, values: Mapping[str, Value]) -> bool:
         """Widths matter up to `depth`."""
         stem, _, block = name.rpartition("_")
         return stem != "width" or int(block) <= int(values.get("depth", MAX_DEPTH))
 
 
-def pooled_side(side: int, pool_size: int, block: int) -> int:
+def pooled_size(size: int, pool_size: int, block: int) -> int:
     """The side of an image after the pool of a block.
 
     Raises:
         UserError: nothing is left of it.
     """
-    if side < pool_size:
+    if size < pool_size:
         fewer = f"model.depth = {block - 1} or " if block > 1 else ""
         raise UserError(
-            f"model.pool_size: pooling by {pool_size} leaves nothing of the image after block {block} (side {side}); "
+            f"model.pool_size: pooling by {pool_size} leaves nothing of the image after block {block} (side {size}); "
             f"take {fewer}a smaller model.pool_size"
         )
-    return side // pool_size
+    return size // pool_size
 
 
-def convolved_side(side: int, kernel: int, block: int) -> int:
+def convolved_size(size: int, kernel: int, block: int) -> int:
     """The side of an image after a convolution without padding.
 
     Raises:
         UserError: the kernel does not fit in.
     """
-    if side < kernel:
+    if size < kernel:
         fewer = f"model.depth = {block - 1}, " if block > 1 else ""
         raise UserError(
-            f"model.kernel: a kernel of {kernel} leaves nothing of the image in block {block} (side {side}); "
+            f"model.kernel: a kernel of {kernel} leaves nothing of the image in block {block} (side {size}); "
             f"take {fewer}a smaller model.kernel or model.padding = 'same'"
         )
-    return side - kernel + 1
+    return size - kernel + 1

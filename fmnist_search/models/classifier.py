@@ -11,7 +11,7 @@ from torch.nn import functional
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.recipe import Architecture
 
-CLASSES = 10
+NUM_CLASSES = 10
 MAX_PARAMETERS = 50_000_000
 """Networks above this are refused: at 28x28 they are mistakes, and 200 MB of weights a trial."""
 
@@ -21,32 +21,32 @@ class Classifier(nn.Module):
 
     Takes (N, 28, 28) pixels of 0..255, any dtype, and gives (N, classes) logits. Mean and deviation are numbers, or
     (28, 28) where each pixel has its own. In evaluation mode the logits are those of the mean of the probabilities over
-    the `test_time` views of an image, one of `recipe.TEST_TIME_VIEWS`; in training mode an image is seen as it is.
+    the `test_time` views of an image, one of `make_recipe.TEST_TIME_VIEWS`; in training mode an image is seen as it is.
     """
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, network: nn.Module, mean: float | Tensor, deviation: float | Tensor, test_time: str = "none"):
+    def __init__(self, network: nn.Module, mean: float | Tensor, std: float | Tensor, test_time: str = "none"):
         super().__init__()
         self.network = network
         self.test_time = test_time
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).clone())
-        self.register_buffer("deviation", torch.as_tensor(deviation, dtype=torch.float32).clone())
+        self.register_buffer("deviation", torch.as_tensor(std, dtype=torch.float32).clone())
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits of such pixels."""
         pixels = pixels.to(self.mean.dtype)
         if self.training or self.test_time == "none":
             return self._logits(pixels)
-        return pooled([self._logits(view) for view in views(pixels, self.test_time)])
+        return average_probabilities([self._logits(view) for view in test_time_views(pixels, self.test_time)])
 
     def _logits(self, pixels: Tensor) -> Tensor:
         logits: Tensor = self.network(((pixels - self.mean) / self.deviation).unsqueeze(1))
         return logits
 
 
-def views(pixels: Tensor, test_time: str) -> list[Tensor]:
+def test_time_views(pixels: Tensor, test_time: str) -> list[Tensor]:
     """The images (N, H, W) as they are, and as test-time augmentation shows them besides.
 
     "flip" adds the mirror image, "shift" one pixel up, down, left and right, "flip+shift" these of both; what a shift
@@ -75,10 +75,10 @@ class Ensemble(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits (N, classes) whose softmax is the mean of the members' softmax."""
-        return pooled([member(pixels) for member in self.members])
+        return average_probabilities([member(pixels) for member in self.members])
 
 
-def pooled(logits: Sequence[Tensor]) -> Tensor:
+def average_probabilities(logits: Sequence[Tensor]) -> Tensor:
     """Logits (N, classes) whose softmax is the mean of the softmax of each of these."""
     return torch.stack([functional.log_softmax(each.float(), dim=1) for each in logits]).logsumexp(0)
 
@@ -86,19 +86,19 @@ def pooled(logits: Sequence[Tensor]) -> Tensor:
 def build(
     architecture: Architecture,
     mean: float | Tensor = 0.0,
-    deviation: float | Tensor = 1.0,
+    std: float | Tensor = 1.0,
     test_time: str = "none",
 ) -> Classifier:
     """A fresh network of this architecture on the CPU; initial weights come from torch's global generator.
 
     Raises:
-        UserError: it cannot be built; see `check`.
+        UserError: it cannot be built; see `check_size`.
     """
-    check(architecture)
-    return Classifier(architecture.network(CLASSES), mean, deviation, test_time)
+    check_size(architecture)
+    return Classifier(architecture.build_network(NUM_CLASSES), mean, std, test_time)
 
 
-def check(architecture: Architecture) -> None:
+def check_size(architecture: Architecture) -> None:
     """Refuse a network before it is built: on the meta device nothing is allocated.
 
     Raises:
@@ -115,5 +115,5 @@ def check(architecture: Architecture) -> None:
 def count_parameters(architecture: Architecture) -> int:
     """Number of trainable parameters, without building the network."""
     with torch.device("meta"):
-        network = architecture.network(CLASSES)
+        network = architecture.build_network(NUM_CLASSES)
     return sum(parameter.numel() for parameter in network.parameters())

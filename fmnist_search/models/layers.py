@@ -15,24 +15,24 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
 }
 
-NEVER_FALLING = ("relu", "leaky_relu", "elu")
+MONOTONIC_ACTIVATIONS = ("relu", "leaky_relu", "elu")
 """Activations that keep the order of what they are given; a PReLU may learn not to."""
 
 
-def activation(name: str) -> nn.Module:
+def make_activation(name: str) -> nn.Module:
     """A fresh activation of that name; one a layer, since PReLU has weights of its own."""
     return ACTIVATIONS[name]()
 
 
-def activated_and_pooled(name: str, pool_size: int) -> list[nn.Module]:
+def activation_and_pool(name: str, pool_size: int) -> list[nn.Module]:
     """An activation and a maximum pool; a pool of 1 is none.
 
     The maximum commutes with an activation that never falls, which then has less to do.
     """
     if pool_size == 1:
-        return [activation(name)]
+        return [make_activation(name)]
     pool = nn.MaxPool2d(pool_size)
-    return [pool, activation(name)] if name in NEVER_FALLING else [activation(name), pool]
+    return [pool, make_activation(name)] if name in MONOTONIC_ACTIVATIONS else [make_activation(name), pool]
 
 
 class Dropout(nn.Module):

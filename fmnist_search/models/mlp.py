@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fmnist_search.models.layers import ACTIVATIONS, Dropout, activation
-from fmnist_search.models.presets import EPOCHS, PLAIN_SGD, RATE, preset
+from fmnist_search.models.layers import ACTIVATIONS, Dropout, make_activation
+from fmnist_search.models.presets import EPOCHS, LEARNING_RATE, PLAIN_SGD, register_preset
 from fmnist_search.recipe.hyperparameters import Value, hyperparameter, hyperparameters
-from fmnist_search.recipe.recipe import Architecture, architecture
+from fmnist_search.recipe.recipe import Architecture, register_family
 
-PIXELS = 28 * 28
+NUM_PIXELS = 28 * 28
 
 
-@architecture("mlp")
+@register_family("mlp")
 @dataclass(frozen=True)
 class Mlp(Architecture):
     """Hyperparameters of an `mlp`: `depth` hidden layers of one width, or of ever fewer units."""
@@ -31,7 +31,7 @@ class Mlp(Architecture):
         super().__post_init__()
         # Equal networks are equal recipes, whatever was said of layers that are not there.
         for name, spec in hyperparameters(type(self)).items():
-            if not self.in_use(name, vars(self)):
+            if not self.is_active(name, vars(self)):
                 object.__setattr__(self, name, spec.default)
 
     @property
@@ -40,47 +40,48 @@ class Mlp(Architecture):
         return tuple(max(self.width // self.shrink**layer, 1) for layer in range(self.depth))
 
     @classmethod
-    def in_use(cls, name: str, values: Mapping[str, Value]) -> bool:
+    def is_active(cls, name: str, values: Mapping[str, Value]) -> bool:
         """All but `depth` and the dropout of the pixels describe hidden layers."""
         if name in ("depth", "input_dropout"):
             return True
         return int(values.get("depth", 2)) > (name == "shrink")
 
-    def network(self, classes: int) -> nn.Module:
+    def build_network(self, num_classes: int) -> nn.Module:
         """Flatten, hidden layers, logits."""
         layers: list[nn.Module] = [nn.Flatten()]
         if self.input_dropout:
             layers.append(Dropout(self.input_dropout))
-        inputs = PIXELS
+        inputs = NUM_PIXELS
         for width in self.widths:
-            layers += [nn.Linear(inputs, width), activation(self.activation)]
+            layers += [nn.Linear(inputs, width), make_activation(self.activation)]
             if self.dropout:
                 layers.append(Dropout(self.dropout))
             inputs = width
-        return nn.Sequential(*layers, nn.Linear(inputs, classes))
+        return nn.Sequential(*layers, nn.Linear(inputs, num_classes))
 
 
-preset("logistic", Mlp(depth=0), {"batch_size": 128, "epochs": 5}, published="about 85")
-preset(
+register_preset("logistic", Mlp(depth=0), {"batch_size": 128, "epochs": 5}, published_accuracy="about 85")
+register_preset(
     "mlp-512",
     Mlp(width=512),
     {**PLAIN_SGD, "batch_size": 64, "epochs": 100, "data.validation": 0.2, "normalisation": "unit"},
-    published="83.8 (validation 84.3)",
+    published_accuracy="83.8 (validation 84.3)",
     parameters=669_706,
 )
-preset(
+register_preset(
     "mlp-256",
     Mlp(width=256),
     {"batch_size": 128},
-    published="about 89 (training 99: it overfits)",
-    assumed=(RATE, EPOCHS),
-    unsaid="on request dropout (--set model.input_dropout=0.2 --set model.dropout=0.5) or a penalty on the norms of "
+    published_accuracy="about 89 (training 99: it overfits)",
+    assumed_names=(LEARNING_RATE, EPOCHS),
+    deviations="on request dropout (--set model.input_dropout=0.2 --set model.dropout=0.5) or a penalty on the norms "
+    "of "
     "the weight matrices (--set optimizer.penalty=0.001, say)",
 )
-preset(
+register_preset(
     "mlp-pyramid",
     Mlp(depth=3, width=256, shrink=2),
     {**PLAIN_SGD, "data.dataset": "mnist", "optimizer.learning_rate": 0.1, "batch_size": 32, "epochs": 5},
-    published="97.1 on MNIST for one of two networks",
+    published_accuracy="97.1 on MNIST for one of two networks",
     parameters=242_762,
 )

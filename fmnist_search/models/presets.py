@@ -1,6 +1,6 @@
 """Published networks by name: what they are, how their authors trained them, and what that reached.
 
-Each family registers its own with `preset`, in the file of the family.
+Each family registers its own with `register_preset`, in the file of the family.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fmnist_search.errors import UserError, nearest
+from fmnist_search.errors import UserError, did_you_mean
 from fmnist_search.recipe.recipe import FAMILIES, Architecture, Averaging, Optimizer, Recipe
 
 
@@ -16,54 +16,55 @@ from fmnist_search.recipe.recipe import FAMILIES, Architecture, Averaging, Optim
 class Preset:
     """A published network with its author's training.
 
-    `recipe` holds both; of it, `assumed` names what the author does not say. `published` is the author's accuracy, in
-    percent of the test images where nothing else is said, and `parameters` the author's count, None where there is
-    none. `unsaid` is what of the author's training the recipe leaves out, and how to ask for it.
+    `recipe` holds both; of it, `assumed_names` names what the author does not say. `published_accuracy` is the
+    author's accuracy, in percent of the test images where nothing else is said, and `parameters` the author's count,
+    None where there is none. `deviations` is what of the author's training the recipe leaves out, and how to ask for
+    it.
     """
 
     name: str
     recipe: Recipe
-    published: str
+    published_accuracy: str
     parameters: int | None = None
-    assumed: tuple[str, ...] = ()
-    unsaid: str = ""
+    assumed_names: tuple[str, ...] = ()
+    deviations: str = ""
 
     @property
     def notes(self) -> str:
         """What is assumed and what is left out, in a line."""
-        assumed = f"assumed: {', '.join(self.assumed)}" if self.assumed else ""
-        return "; ".join(part for part in (assumed, self.unsaid) if part)
+        assumed = f"assumed: {', '.join(self.assumed_names)}" if self.assumed_names else ""
+        return "; ".join(part for part in (assumed, self.deviations) if part)
 
 
 PRESETS: dict[str, Preset] = {}
 
 
-def preset(
+def register_preset(
     name: str,
     model: Architecture,
     training: Mapping[str, object],
     *,
-    published: str,
+    published_accuracy: str,
     parameters: int | None = None,
-    assumed: tuple[str, ...] = (),
-    unsaid: str = "",
+    assumed_names: tuple[str, ...] = (),
+    deviations: str = "",
 ) -> None:
     """Register a published network.
 
     `training` holds what its author says of the training, by dotted name, over a plain Adam at 1e-3 for 10 epochs.
     """
     recipe = Recipe(model=model, optimizer=PLAIN_ADAM, averaging=Averaging(horizon=0.0), epochs=10).replace(training)
-    PRESETS[name] = Preset(name, recipe, published, parameters, assumed, unsaid)
+    PRESETS[name] = Preset(name, recipe, published_accuracy, parameters, assumed_names, deviations)
 
 
 PLAIN_ADAM = Optimizer(name="adam", learning_rate=1e-3, weight_decay=0.0)
 """What is assumed where an author is silent; 10 epochs are the other part of it."""
 
 PLAIN_SGD = {"optimizer.name": "sgd", "optimizer.momentum": 0.0, "optimizer.nesterov": False}
-RATE, EPOCHS, BATCH = "optimizer.learning_rate", "epochs", "batch_size"
+LEARNING_RATE, EPOCHS, BATCH_SIZE = "optimizer.learning_rate", "epochs", "batch_size"
 
 
-def preset_named(name: str) -> Preset:
+def get_preset(name: str) -> Preset:
     """The preset of that name, or one that is a family at its defaults.
 
     Raises:
@@ -72,5 +73,5 @@ def preset_named(name: str) -> Preset:
     if name in PRESETS:
         return PRESETS[name]
     if name in FAMILIES:
-        return Preset(name, Recipe(model=FAMILIES[name]()), published="")
-    raise UserError(f"{name!r}: no such preset or family; {nearest(name, {*PRESETS, *FAMILIES})}")
+        return Preset(name, Recipe(model=FAMILIES[name]()), published_accuracy="")
+    raise UserError(f"{name!r}: no such preset or family; {did_you_mean(name, {*PRESETS, *FAMILIES})}")

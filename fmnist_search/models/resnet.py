@@ -19,16 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from fmnist_search.errors import UserError
-from fmnist_search.models.layers import ACTIVATIONS, BatchNorm, Dropout, GlobalAverage, activation
-from fmnist_search.models.presets import EPOCHS, RATE, preset
+from fmnist_search.models.layers import ACTIVATIONS, BatchNorm, Dropout, GlobalAverage, make_activation
+from fmnist_search.models.presets import EPOCHS, LEARNING_RATE, register_preset
 from fmnist_search.recipe.hyperparameters import hyperparameter
-from fmnist_search.recipe.recipe import Architecture, architecture
+from fmnist_search.recipe.recipe import Architecture, register_family
 
-OF_THIS_SIZE = ("conv1.", "fc.")
+REPLACED_LAYERS = ("conv1.", "fc.")
 """Layers of torchvision's network that are others here: it sees three colours and tells a thousand classes."""
 
 
-@architecture("resnet")
+@register_family("resnet")
 @dataclass(frozen=True)
 class ResNet(Architecture):
     """Hyperparameters of a `resnet`. The defaults make the ResNet-20 of the CIFAR experiments."""
@@ -47,14 +47,14 @@ class ResNet(Architecture):
         """Channels of the stages."""
         return tuple(self.width * 2**stage for stage in range(self.stages))
 
-    def network(self, classes: int) -> nn.Module:
+    def build_network(self, num_classes: int) -> nn.Module:
         """Stem, stages, logits."""
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         layers["conv1"] = nn.Conv2d(
             1, self.width, self.stem_kernel, self.stem_stride, padding=self.stem_kernel // 2, bias=False
         )
         layers["bn1"] = BatchNorm(self.width)
-        layers["relu"] = activation(self.activation)
+        layers["relu"] = make_activation(self.activation)
         if self.stem_pool > 1:
             layers["maxpool"] = nn.MaxPool2d(3, self.stem_pool, padding=1)
         for stage, (inputs, outputs) in enumerate(itertools.pairwise((self.width, *self.widths)), start=1):
@@ -64,17 +64,17 @@ class ResNet(Architecture):
         layers["avgpool"] = GlobalAverage()
         if self.dropout:
             layers["dropout"] = Dropout(self.dropout)
-        layers["fc"] = nn.Linear(self.widths[-1], classes)
+        layers["fc"] = nn.Linear(self.widths[-1], num_classes)
         return nn.Sequential(layers)
 
-    def pretrained(self) -> Mapping[str, Tensor]:
+    def pretrained_weights(self) -> Mapping[str, Tensor]:
         """ImageNet weights of torchvision's ResNet-18, all but those of its first and last layer."""
         if (self.stages, self.blocks, self.width) != (4, 2, 64):
             raise UserError(
                 "initial_weights: the ImageNet weights are those of a resnet with stages = 4, blocks = 2, width = 64; "
                 "take these (the preset resnet18), or other initial weights"
             )
-        return {name: value for name, value in _imagenet().items() if not name.startswith(OF_THIS_SIZE)}
+        return {name: value for name, value in _imagenet_weights().items() if not name.startswith(REPLACED_LAYERS)}
 
 
 class Residual(nn.Module):
@@ -84,10 +84,10 @@ class Residual(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         self.bn1 = BatchNorm(outputs)
-        self.relu1 = activation(activation_name)
+        self.relu1 = make_activation(activation_name)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.bn2 = BatchNorm(outputs)
-        self.relu2 = activation(activation_name)
+        self.relu2 = make_activation(activation_name)
         self.downsample: nn.Module | None = None
         if stride > 1 or inputs != outputs:
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), BatchNorm(outputs))
@@ -100,7 +100,7 @@ class Residual(nn.Module):
         return out
 
 
-def _imagenet() -> Mapping[str, Tensor]:
+def _imagenet_weights() -> Mapping[str, Tensor]:
     from torchvision.models import ResNet18_Weights
 
     weights = ResNet18_Weights.IMAGENET1K_V1
@@ -115,12 +115,12 @@ def _imagenet() -> Mapping[str, Tensor]:
     return state
 
 
-preset(
+register_preset(
     "resnet18",
     ResNet(stages=4, blocks=2, width=64, stem_kernel=7, stem_stride=2, stem_pool=2),
     {"batch_size": 64},
-    published="none",
+    published_accuracy="none",
     parameters=11_175_370,
-    assumed=("optimizer.name", RATE, EPOCHS),
-    unsaid="with ImageNet weights on request: initial_weights = 'imagenet'",
+    assumed_names=("optimizer.name", LEARNING_RATE, EPOCHS),
+    deviations="with ImageNet weights on request: initial_weights = 'imagenet'",
 )

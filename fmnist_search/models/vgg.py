@@ -12,12 +12,12 @@ from torch import nn
 from fmnist_search.models.blocks import MAX_DEPTH
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.layers import ACTIVATIONS
-from fmnist_search.models.presets import BATCH, RATE, preset
+from fmnist_search.models.presets import BATCH_SIZE, LEARNING_RATE, register_preset
 from fmnist_search.recipe.hyperparameters import hyperparameter
-from fmnist_search.recipe.recipe import Architecture, architecture
+from fmnist_search.recipe.recipe import Architecture, register_family
 
 
-@architecture("vgg")
+@register_family("vgg")
 @dataclass(frozen=True)
 class Vgg(Architecture):
     """Hyperparameters of a `vgg`: convolutions 3 x 3 with batch normalisation, maximum pools of 2 between blocks."""
@@ -33,7 +33,7 @@ class Vgg(Architecture):
         """Channels of the blocks."""
         return tuple(self.width * 2**block for block in range(self.depth))
 
-    def network(self, classes: int) -> nn.Module:
+    def build_network(self, num_classes: int) -> nn.Module:
         """The `cnn` of these widths."""
         widths = {f"width_{block}": width for block, width in enumerate(self.widths, start=1)}
         return Cnn(
@@ -42,17 +42,19 @@ class Vgg(Architecture):
             activation=self.activation,
             dropout=self.dropout,
             **widths,  # type: ignore[arg-type]
-        ).network(classes)
+        ).build_network(num_classes)
 
 
-TRAINING = {"optimizer.weight_decay": 1e-6, "epochs": 50}
+TRAINING_SETTINGS = {"optimizer.weight_decay": 1e-6, "epochs": 50}
 
-preset("vgg", Vgg(), TRAINING, published="about 93, loss 0.27", assumed=(RATE, BATCH))
-preset(
+register_preset(
+    "vgg", Vgg(), TRAINING_SETTINGS, published_accuracy="about 93, loss 0.27", assumed_names=(LEARNING_RATE, BATCH_SIZE)
+)
+register_preset(
     "vgg-augmented",
     Vgg(),
-    {**TRAINING, "augmentation.rotation": 10.0, "augmentation.shift": 3, "augmentation.flip": 0.5},
-    published="93.5 to 94.0; the mean of six 94.59, loss 0.151",
-    assumed=(RATE, BATCH),
-    unsaid="its author shifts by 10 %, which is 2.8 pixels",
+    {**TRAINING_SETTINGS, "augmentation.rotation": 10.0, "augmentation.shift": 3, "augmentation.flip": 0.5},
+    published_accuracy="93.5 to 94.0; the mean of six 94.59, loss 0.151",
+    assumed_names=(LEARNING_RATE, BATCH_SIZE),
+    deviations="its author shifts by 10 %, which is 2.8 pixels",
 )

@@ -9,9 +9,9 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fmnist_search.errors import UserError, nearest
+from fmnist_search.errors import UserError, did_you_mean
 
-FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+FILE_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 """Images and labels to learn from, images and labels to test: every dataset of the format names them so."""
 
 
@@ -19,8 +19,8 @@ FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3
 class Dataset:
     """What is known about a dataset; its images show `subject`, the thing itself light on dark ground.
 
-    `digests` are the SHA-256 of its unpacked files by name or, where it is `packed`, of those files' `.gz` as they
-    were published. `download` is the address below which those lie, for a person to fetch them from.
+    `digests` are the SHA-256 of its unpacked files by name or, where it is `compressed`, of those files' `.gz` as they
+    were published. `download_url` is the address below which those lie, for a person to fetch them from.
     """
 
     name: str
@@ -29,19 +29,19 @@ class Dataset:
     classes: tuple[str, ...]
     licence: str
     torchvision_class: str
-    download: str
+    download_url: str
     digests: Mapping[str, str]
-    packed: bool = False
+    compressed: bool = False
     system_package: str = ""
 
     @property
     def digest(self) -> str:
         """One SHA-256 over the four."""
-        return hashlib.sha256("".join(self.digests[name] for name in FILES).encode()).hexdigest()
+        return hashlib.sha256("".join(self.digests[name] for name in FILE_NAMES).encode()).hexdigest()
 
 
 def _digests(*sums: str) -> dict[str, str]:
-    return dict(zip(FILES, sums, strict=True))
+    return dict(zip(FILE_NAMES, sums, strict=True))
 
 
 FASHION_MNIST = Dataset(
@@ -62,7 +62,7 @@ FASHION_MNIST = Dataset(
     ),
     licence="© 2017 Zalando SE, MIT licence",
     torchvision_class="FashionMNIST",
-    download="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    download_url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     digests=_digests(
         "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
         "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -80,7 +80,7 @@ MNIST = Dataset(
     licence="© Yann LeCun and Corinna Cortes, CC BY-SA 3.0",
     torchvision_class="MNIST",
     # The copy that torchvision tries first; the authors' own page is http://yann.lecun.com/exdb/mnist/.
-    download="https://ossci-datasets.s3.amazonaws.com/mnist/",
+    download_url="https://ossci-datasets.s3.amazonaws.com/mnist/",
     digests=_digests(
         "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
         "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -97,14 +97,14 @@ KMNIST = Dataset(
     licence="the KMNIST Dataset (created by CODH), adapted from the Kuzushiji Dataset (created by NIJL and others), "
     "doi:10.20676/00000341, CC BY-SA 4.0",
     torchvision_class="KMNIST",
-    download="http://codh.rois.ac.jp/kmnist/dataset/kmnist/",
+    download_url="http://codh.rois.ac.jp/kmnist/dataset/kmnist/",
     digests=_digests(
         "51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4",
         "e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17",
         "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5",
         "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c",
     ),
-    packed=True,  # several projects quote the sums of these, and none those of what is in them
+    compressed=True,  # several projects quote the sums of these, and none those of what is in them
 )
 
 DATASETS = {dataset.name: dataset for dataset in (FASHION_MNIST, MNIST, KMNIST)}
@@ -112,17 +112,17 @@ DEFAULT_DATASET = FASHION_MNIST.name
 """What a recipe learns that does not say it, and a model whose record was written before there were others."""
 
 
-def dataset_named(name: str) -> Dataset:
+def get_dataset(name: str) -> Dataset:
     """The dataset of that name.
 
     Raises:
         UserError: there is none; names the nearest.
     """
     if name not in DATASETS:
-        raise UserError(f"dataset {name!r}: is not known; {nearest(name, DATASETS)}")
+        raise UserError(f"dataset {name!r}: is not known; {did_you_mean(name, DATASETS)}")
     return DATASETS[name]
 
 
-def named_by(digest: str) -> Dataset | None:
+def dataset_with_digest(digest: str) -> Dataset | None:
     """The dataset that has this digest, or one file with it; None where it is of no known one."""
     return next((known for known in DATASETS.values() if digest in (known.digest, *known.digests.values())), None)

@@ -17,10 +17,10 @@ from fmnist_search.errors import UserError
 Value = bool | int | float | str
 """What a hyperparameter may be: always a scalar, so that every column of a comparison is one."""
 
-LARGEST_SEED = 2**63 - 1
+MAX_SEED = 2**63 - 1
 """The largest integer that TOML, SQL and torch all take."""
 
-_NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+_TYPE_DESCRIPTIONS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Hyperparameter:
     name: str
     kind: type
     default: Value
-    meaning: str
+    description: str
     low: float | None = None
     above: float | None = None
     high: float | None = None
@@ -48,13 +48,13 @@ class Hyperparameter:
         if self.share_of and isinstance(value, float) and 0 < value < 1:
             value = round(value * self.share_of)
         if type(value) is not self.kind:
-            raise UserError(f"{self.name}: {value!r} is not {_NOUNS[self.kind]}; {self.expectation()}")
+            raise UserError(f"{self.name}: {value!r} is not {_TYPE_DESCRIPTIONS[self.kind]}; {self.expected()}")
         assert isinstance(value, bool | int | float | str)
         if value != self.default and not self._allows(value):
-            raise UserError(f"{self.name}: {value!r} is out of bounds; {self.expectation()}")
+            raise UserError(f"{self.name}: {value!r} is out of bounds; {self.expected()}")
         return value
 
-    def expectation(self) -> str:
+    def expected(self) -> str:
         """What would be right, as the end of an error message."""
         if self.choices is not None:
             return f"choose from {', '.join(map(str, self.choices))}"
@@ -66,7 +66,7 @@ class Hyperparameter:
             if limit is not None
         ]
         share = ", or a share of all between 0 and 1" if self.share_of else ""
-        return f"give {_NOUNS[self.kind]} {' and '.join(bounds)}".rstrip() + share
+        return f"give {_TYPE_DESCRIPTIONS[self.kind]} {' and '.join(bounds)}".rstrip() + share
 
     def _allows(self, value: Value) -> bool:
         if self.choices is not None:
@@ -91,7 +91,7 @@ def _as_float(value: float) -> float:
 
 def hyperparameter(
     default: Value,
-    meaning: str,
+    description: str,
     *,
     low: float | None = None,
     above: float | None = None,
@@ -104,27 +104,27 @@ def hyperparameter(
     With `share_of`, a number between 0 and 1 stands for that share of it.
     """
     limits = {"low": low, "above": above, "high": high, "choices": choices, "share_of": share_of}
-    return field(default=default, metadata={"meaning": meaning, "limits": limits})
+    return field(default=default, metadata={"meaning": description, "limits": limits})
 
 
-def hyperparameters(table: type, prefix: str = "") -> dict[str, Hyperparameter]:
+def hyperparameters(group: type, prefix: str = "") -> dict[str, Hyperparameter]:
     """The hyperparameters of one dataclass by dotted name, in the order in which it declares them."""
-    return {spec.name: spec for spec in _specs(table, prefix)}
+    return {spec.name: spec for spec in _collect(group, prefix)}
 
 
 @functools.cache  # asked for with every recipe that is made, and type hints are slow to resolve
-def _specs(table: type, prefix: str) -> tuple[Hyperparameter, ...]:
-    types = get_type_hints(table)
+def _collect(group: type, prefix: str) -> tuple[Hyperparameter, ...]:
+    types = get_type_hints(group)
     return tuple(
         Hyperparameter(
             prefix + f.name, types[f.name], cast(Value, f.default), f.metadata["meaning"], **f.metadata["limits"]
         )
-        for f in dataclasses.fields(table)
+        for f in dataclasses.fields(group)
         if "limits" in f.metadata
     )
 
 
-class Table:
+class HyperparameterGroup:
     """A group of hyperparameters that checks its own values; `prefix` is its place in a recipe."""
 
     prefix: ClassVar[str] = ""

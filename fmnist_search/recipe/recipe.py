@@ -2,7 +2,7 @@
 
 A `Recipe` holds everything that determines a training run. The search samples one, the engine consumes one,
 MLflow's parameters are its flat form. This module knows neither torch nor any file format: a family of networks
-registers its own hyperparameters here through `architecture`, and `config.py` reads and writes TOML.
+registers its own hyperparameters here through `register_family`, and `config.py` reads and writes TOML.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from fmnist_search.errors import UserError, nearest
+from fmnist_search.errors import UserError, did_you_mean
 from fmnist_search.recipe.datasets import DATASETS, DEFAULT_DATASET
 from fmnist_search.recipe.hyperparameters import (
-    LARGEST_SEED,
+    MAX_SEED,
     Hyperparameter,
-    Table,
+    HyperparameterGroup,
     Value,
     hyperparameter,
     hyperparameters,
@@ -29,7 +29,7 @@ from fmnist_search.recipe.hyperparameters import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-TRAINING_POOL = 60_000
+TRAINING_SET_SIZE = 60_000
 """Images that the datasets of this format offer for training and validation together."""
 
 INITIAL_WEIGHTS = (
@@ -56,14 +56,14 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Architecture(Table, abc.ABC):
-    """A family's hyperparameters, and how they become a network. One file in `models/` each."""
+class Architecture(HyperparameterGroup, abc.ABC):
+    """A family's hyperparameters, and how they become a network. One file in `models_app/` each."""
 
     family: ClassVar[str]
     prefix: ClassVar[str] = "model."
 
     @abc.abstractmethod
-    def network(self, classes: int) -> nn.Module:
+    def build_network(self, num_classes: int) -> nn.Module:
         """The network from normalised images (N, 1, 28, 28) to logits (N, classes)."""
 
     @property
@@ -71,7 +71,7 @@ class Architecture(Table, abc.ABC):
     def widths(self) -> tuple[int, ...]:
         """Channels or units, layer by layer: the name under which people recognise a network."""
 
-    def pretrained(self) -> Mapping[str, Tensor]:
+    def pretrained_weights(self) -> Mapping[str, Tensor]:
         """Weights of the network, or of some of its layers, that were trained on ImageNet, by name.
 
         Raises:
@@ -83,7 +83,7 @@ class Architecture(Table, abc.ABC):
         )
 
     @classmethod
-    def in_use(cls, name: str, values: Mapping[str, Value]) -> bool:
+    def is_active(cls, name: str, values: Mapping[str, Value]) -> bool:
         """Whether the field `name` matters, given the fields declared before it (a block that is not there)."""
         return True
 
@@ -93,7 +93,7 @@ FAMILIES: dict[str, type[Architecture]] = {}
 Family = TypeVar("Family", bound=type[Architecture])
 
 
-def architecture(name: str) -> Callable[[Family], Family]:
+def register_family(name: str) -> Callable[[Family], Family]:
     """Class decorator: registers a family under the name that study files and recipes use."""
 
     def register(cls: Family) -> Family:
@@ -104,10 +104,10 @@ def architecture(name: str) -> Callable[[Family], Family]:
     return register
 
 
-def family_named(name: object) -> type[Architecture]:
+def get_family(name: object) -> type[Architecture]:
     """The family of that name; UserError with the nearest known name where there is none."""
     if not isinstance(name, str) or name not in FAMILIES:
-        raise UserError(f"model.family: no family {name!r}; {nearest(str(name), FAMILIES)}")
+        raise UserError(f"model.family: no family {name!r}; {did_you_mean(str(name), FAMILIES)}")
     return FAMILIES[name]
 
 
@@ -115,7 +115,7 @@ def family_named(name: object) -> type[Architecture]:
 
 
 @dataclass(frozen=True)
-class Data(Table):
+class Data(HyperparameterGroup):
     """Which images a recipe trains on and is judged by. The split's rule stands in `data.py`."""
 
     prefix: ClassVar[str] = "data."
@@ -125,14 +125,14 @@ class Data(Table):
         10_848,
         "images held back for validation, or their share",
         low=0,
-        high=TRAINING_POOL - 100,
-        share_of=TRAINING_POOL,
+        high=TRAINING_SET_SIZE - 100,
+        share_of=TRAINING_SET_SIZE,
     )
-    seed: int = hyperparameter(0, "seed of the split", low=0, high=LARGEST_SEED)
+    seed: int = hyperparameter(0, "seed of the split", low=0, high=MAX_SEED)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        available = TRAINING_POOL - self.validation
+        available = TRAINING_SET_SIZE - self.validation
         if self.train_images > available:
             raise UserError(
                 f"data.train_images: {self.train_images} is more than the {available} that validation leaves; "
@@ -142,11 +142,11 @@ class Data(Table):
     @property
     def training_count(self) -> int:
         """How many images are trained on."""
-        return self.train_images or TRAINING_POOL - self.validation
+        return self.train_images or TRAINING_SET_SIZE - self.validation
 
 
 @dataclass(frozen=True)
-class Optimizer(Table):
+class Optimizer(HyperparameterGroup):
     """The update rule."""
 
     prefix: ClassVar[str] = "optimizer."
@@ -164,7 +164,7 @@ class Optimizer(Table):
 
 
 @dataclass(frozen=True)
-class Schedule(Table):
+class Schedule(HyperparameterGroup):
     """The learning rate over the steps of a training."""
 
     prefix: ClassVar[str] = "schedule."
@@ -173,7 +173,7 @@ class Schedule(Table):
 
 
 @dataclass(frozen=True)
-class Averaging(Table):
+class Averaging(HyperparameterGroup):
     """Exponential moving average of the weights, which is what gets evaluated."""
 
     prefix: ClassVar[str] = "averaging."
@@ -181,7 +181,7 @@ class Averaging(Table):
 
 
 @dataclass(frozen=True)
-class Augmentation(Table):
+class Augmentation(HyperparameterGroup):
     """Random changes of each training image, drawn per image and epoch, in this order."""
 
     prefix: ClassVar[str] = "augmentation."
@@ -200,13 +200,13 @@ class Augmentation(Table):
     )
 
     @property
-    def mixes(self) -> bool:
+    def mixes_images(self) -> bool:
         """Whether an image, and its label with it, is mixed with another."""
         return bool(self.mixup or self.cutmix)
 
 
 @dataclass(frozen=True)
-class Recipe(Table):
+class Recipe(HyperparameterGroup):
     """Everything that determines a training run. Equal recipes give equal numbers on equal machines."""
 
     model: Architecture = field(default_factory=lambda: FAMILIES["cnn"]())
@@ -216,7 +216,7 @@ class Recipe(Table):
     augmentation: Augmentation = field(default_factory=Augmentation)
     data: Data = field(default_factory=Data)
     epochs: int = hyperparameter(9, "passes over the training images", low=1, high=10_000)
-    batch_size: int = hyperparameter(128, "images a step", low=2, high=TRAINING_POOL)
+    batch_size: int = hyperparameter(128, "images a step", low=2, high=TRAINING_SET_SIZE)
     initial_weights: str = hyperparameter(
         "default", "how weights are drawn before training; imagenet has them trained", choices=INITIAL_WEIGHTS
     )
@@ -236,7 +236,7 @@ class Recipe(Table):
     test_time: str = hyperparameter(
         "none", "views of an image whose probabilities a trained network averages", choices=TEST_TIME_VIEWS
     )
-    seed: int = hyperparameter(0, "seed of initial weights, order and augmentation", low=0, high=LARGEST_SEED)
+    seed: int = hyperparameter(0, "seed of initial weights, order and augmentation", low=0, high=MAX_SEED)
     schema_version: int = hyperparameter(SCHEMA_VERSION, "version of this form", choices=(SCHEMA_VERSION,))
 
     def __post_init__(self) -> None:
@@ -254,8 +254,8 @@ class Recipe(Table):
 
     def to_dict(self) -> dict[str, Any]:
         """Nested tables of scalars, as a TOML file shows them; scalars first, `model` with its family."""
-        scalars = {f.name: getattr(self, f.name) for f in _scalar_fields()}
-        tables = {name: dataclasses.asdict(getattr(self, name)) for name in _TABLES}
+        scalars = {f.name: getattr(self, f.name) for f in _hyperparameter_fields()}
+        tables = {name: dataclasses.asdict(getattr(self, name)) for name in _GROUPS}
         model = {"family": self.model.family, **dataclasses.asdict(self.model)}
         return {**scalars, "model": model, **tables}
 
@@ -266,11 +266,11 @@ class Recipe(Table):
         Raises:
             UserError: unknown names, wrong types, values out of bounds: one line per mistake.
         """
-        return cls().replace(values_of(tables))
+        return cls().replace(flatten_tables(tables))
 
-    def flat(self) -> dict[str, Value]:
+    def to_flat_dict(self) -> dict[str, Value]:
         """Every hyperparameter under its dotted name: `model.depth`, `optimizer.learning_rate`, `batch_size`."""
-        return values_of(self.to_dict())
+        return flatten_tables(self.to_dict())
 
     def replace(self, changes: Mapping[str, object]) -> Recipe:
         """This recipe with other values, given by dotted name. Another family starts from its own defaults.
@@ -278,11 +278,11 @@ class Recipe(Table):
         Raises:
             UserError: one line per mistake.
         """
-        family = family_named(changes.get("model.family", self.model.family))
-        known = known_hyperparameters(family)
+        family = get_family(changes.get("model.family", self.model.family))
+        known = recipe_hyperparameters(family)
         values: dict[str, object] = {
             name: value
-            for name, value in self.flat().items()
+            for name, value in self.to_flat_dict().items()
             if not name.startswith("model.") or family is type(self.model)
         }
         values.update(changes)
@@ -291,7 +291,7 @@ class Recipe(Table):
         tables: dict[str, dict[str, Any]] = {"": {}}
         for name, value in values.items():
             if name not in known:
-                problems.append(f"{name}: unknown hyperparameter; {nearest(name, known)}")
+                problems.append(f"{name}: unknown hyperparameter; {did_you_mean(name, known)}")
                 continue
             try:
                 parsed = known[name].parse(value)
@@ -302,12 +302,12 @@ class Recipe(Table):
             tables.setdefault(table, {})[attribute] = parsed
         if problems:
             raise UserError(*problems)
-        parts: dict[str, Any] = {name: table(**tables.get(name, {})) for name, table in _TABLES.items()}
+        parts: dict[str, Any] = {name: table(**tables.get(name, {})) for name, table in _GROUPS.items()}
         return Recipe(model=family(**tables.get("model", {})), **parts, **tables[""])
 
-    def key(self) -> str:
+    def seed_independent_key(self) -> str:
         """A digest that two recipes share exactly when they differ in nothing but the seed."""
-        values = {name: value for name, value in self.flat().items() if name != "seed"}
+        values = {name: value for name, value in self.to_flat_dict().items() if name != "seed"}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
     @property
@@ -321,7 +321,7 @@ class Recipe(Table):
         return "-".join(map(str, self.model.widths))
 
 
-_TABLES: dict[str, type[Table]] = {
+_GROUPS: dict[str, type[HyperparameterGroup]] = {
     "optimizer": Optimizer,
     "schedule": Schedule,
     "averaging": Averaging,
@@ -330,36 +330,36 @@ _TABLES: dict[str, type[Table]] = {
 }
 
 
-def _scalar_fields() -> list[dataclasses.Field[Any]]:
+def _hyperparameter_fields() -> list[dataclasses.Field[Any]]:
     return [f for f in dataclasses.fields(Recipe) if "limits" in f.metadata]
 
 
-def values_of(tables: Mapping[str, Any]) -> dict[str, Any]:
+def flatten_tables(tables: Mapping[str, Any]) -> dict[str, Any]:
     """The scalars of nested tables by dotted name."""
-    return dict(_leaves(tables))
+    return dict(_flatten(tables))
 
 
-def _leaves(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in tables.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 
 
-def known_hyperparameters(family: type[Architecture]) -> dict[str, Hyperparameter]:
+def recipe_hyperparameters(family: type[Architecture]) -> dict[str, Hyperparameter]:
     """All that a recipe of this family holds, the family's name apart, by dotted name, model first."""
     known = dict(hyperparameters(family, "model."))
-    for name, table in _TABLES.items():
+    for name, table in _GROUPS.items():
         known |= hyperparameters(table, f"{name}.")
     return known | hyperparameters(Recipe)
 
 
-def in_use(name: str, family: type[Architecture], values: Mapping[str, Value]) -> bool:
+def is_active(name: str, family: type[Architecture], values: Mapping[str, Value]) -> bool:
     """Whether a hyperparameter has any effect, given the values (by dotted name) that are already chosen."""
     if name.startswith("model."):
         model = {k.removeprefix("model."): v for k, v in values.items() if k.startswith("model.")}
-        return family.in_use(name.removeprefix("model."), model)
+        return family.is_active(name.removeprefix("model."), model)
     if name == "optimizer.nesterov":
         return values.get("optimizer.name") == "sgd"
     if name == "schedule.warmup":
@@ -367,14 +367,14 @@ def in_use(name: str, family: type[Architecture], values: Mapping[str, Value]) -
     return True
 
 
-def text_of(value: Value) -> str:
+def format_value(value: Value) -> str:
     """The canonical text of a value: the same value always reads the same, and reads back equal."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def short_text(value: Value) -> str:
+def format_value_short(value: Value) -> str:
     """A value for people: floats in four digits."""
-    return f"{value:.4g}" if isinstance(value, float) else text_of(value)
+    return f"{value:.4g}" if isinstance(value, float) else format_value(value)
 
 
 def short_names(names: Sequence[str]) -> list[str]:

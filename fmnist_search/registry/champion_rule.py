@@ -14,19 +14,19 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fmnist_search.recipe.datasets import named_by
+from fmnist_search.recipe.datasets import dataset_with_digest
 
-ERRORS = 2
+STANDARD_ERRORS_REQUIRED = 2
 """A difference counts when it is larger than so many of its standard errors."""
 
 
-def pack(flags: npt.NDArray[np.bool_]) -> str:
+def pack_bits(bits: npt.NDArray[np.bool_]) -> str:
     """A bit for each flag, in their order, packed and as base64."""
-    return base64.b64encode(np.packbits(flags).tobytes()).decode()
+    return base64.b64encode(np.packbits(bits).tobytes()).decode()
 
 
-def unpack(text: str, count: int) -> npt.NDArray[np.bool_]:
-    """So many flags of a text that `pack` made.
+def unpack_bits(text: str, count: int) -> npt.NDArray[np.bool_]:
+    """So many flags of a text that `pack_bits` made.
 
     Raises:
         ValueError: it is no such text, or of another number of flags.
@@ -38,20 +38,20 @@ def unpack(text: str, count: int) -> npt.NDArray[np.bool_]:
 
 
 @dataclass(frozen=True)
-class Hits:
+class CorrectnessRecord:
     """Which validation images were classified right: bool (trainings, images), a row for each fresh seed.
 
     The trainings have seen the training part alone. The digests name the data and the images that were held back.
     """
 
-    right: npt.NDArray[np.bool_]
+    correct: npt.NDArray[np.bool_]
     dataset_digest: str
     split_digest: str
 
     @property
     def accuracies(self) -> tuple[float, ...]:
         """The accuracy of each training."""
-        return tuple(float(share) for share in self.right.mean(1))
+        return tuple(float(share) for share in self.correct.mean(1))
 
     def to_json(self) -> str:
         """A text of about an eighth of a byte an image and training, a third on top for base64."""
@@ -59,14 +59,14 @@ class Hits:
             {
                 "dataset_digest": self.dataset_digest,
                 "split_digest": self.split_digest,
-                "images": self.right.shape[1],
+                "images": self.correct.shape[1],
                 "bits": "base64 of numpy.packbits, an image a bit, 1 where it was classified right",
-                "right": [pack(row) for row in self.right],
+                "right": [pack_bits(row) for row in self.correct],
             }
         )
 
     @classmethod
-    def from_json(cls, text: str) -> Hits:
+    def from_json(cls, text: str) -> CorrectnessRecord:
         """What `to_json` wrote.
 
         Raises:
@@ -77,43 +77,43 @@ class Hits:
             images = int(stored["images"])
             if images < 1 or not stored["right"]:
                 raise ValueError("there are no images in it")
-            right = np.stack([unpack(row, images) for row in stored["right"]])
+            right = np.stack([unpack_bits(row, images) for row in stored["right"]])
             return cls(right, str(stored["dataset_digest"]), str(stored["split_digest"]))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"no record of validation images: {error}") from error
 
 
 @dataclass(frozen=True)
-class Figures:
+class ValidationScore:
     """What is known of a model's accuracy on validation images, confirmed on `seeds` fresh seeds.
 
     `hits` is its record image by image, where there is one.
     """
 
     mean: float
-    deviation: float
+    std: float
     seeds: int
     images: int
     dataset_digest: str
     split_digest: str
-    hits: Hits | None = None
+    correctness: CorrectnessRecord | None = None
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether a model takes the champion's place, and why in words; `rule` is how the two were compared.
+class ComparisonResult:
+    """Whether a model takes the champion's place, and why in words; `method` is how the two were compared.
 
     `difference` of the mean accuracies and its standard error are None where nothing could be compared.
     """
 
-    wins: bool
-    rule: str
+    is_better: bool
+    method: str
     reason: str
     difference: float | None = None
-    error: float | None = None
+    standard_error: float | None = None
 
 
-def compare(ours: Figures, theirs: Figures | None) -> Verdict:
+def compare_with_champion(candidate: ValidationScore, champion: ValidationScore | None) -> ComparisonResult:
     """The rule for a new champion: on the same data and split, better by more than two standard errors.
 
     Image by image, with d the difference of the mean correctness over seeds, s the deviation of the accuracies over
@@ -123,55 +123,65 @@ def compare(ours: Figures, theirs: Figures | None) -> Verdict:
     least that of N independent images, over the root of n. One without figures of ours is never beaten: there is
     nothing to compare.
     """
-    if theirs is None:
-        return Verdict(False, "none", "it has no confirmed figures to compare with")
+    if champion is None:
+        return ComparisonResult(False, "none", "it has no confirmed figures to compare with")
     for what, mine, its in (
-        ("data", ours.dataset_digest, theirs.dataset_digest),
-        ("validation images", ours.split_digest, theirs.split_digest),
+        ("data", candidate.dataset_digest, champion.dataset_digest),
+        ("validation images", candidate.split_digest, champion.split_digest),
     ):
         if mine != its:
-            told = f"it was judged on other {what} ({_known_as(its)}, here {_known_as(mine)}), so nothing compares"
-            return Verdict(False, "none", told)
-    if ours.hits and theirs.hits and ours.hits.right.shape[1] == theirs.hits.right.shape[1]:
-        rule, (difference, error) = "paired", _paired(ours.hits.right, theirs.hits.right)
-        how = f"image by image on the same {ours.hits.right.shape[1]:,} validation images"
+            told = (
+                f"it was judged on other {what} ({_dataset_title(its)}, here {_dataset_title(mine)}), "
+                f"so nothing compares"
+            )
+            return ComparisonResult(False, "none", told)
+    if (
+        candidate.correctness
+        and champion.correctness
+        and candidate.correctness.correct.shape[1] == champion.correctness.correct.shape[1]
+    ):
+        rule, (difference, error) = (
+            "paired",
+            _paired_difference(candidate.correctness.correct, champion.correctness.correct),
+        )
+        how = f"image by image on the same {candidate.correctness.correct.shape[1]:,} validation images"
     else:
-        rule, difference = "unpaired", ours.mean - theirs.mean
-        error = math.sqrt(_squared_error(ours) + _squared_error(theirs))
+        rule, difference = "unpaired", candidate.mean - champion.mean
+        error = math.sqrt(_mean_variance(candidate) + _mean_variance(champion))
         how = "by the confirmed means alone"
-    wins = difference > ERRORS * error
+    wins = difference > STANDARD_ERRORS_REQUIRED * error
     reason = (
         f"{abs(difference) * 100:.2f} points {'below' if difference < 0 else 'above'} it, {how}; the rule asks for "
-        f"more than two standard errors of the difference, {ERRORS * error * 100:.2f}"
+        f"more than two standard errors of the difference, {STANDARD_ERRORS_REQUIRED * error * 100:.2f}"
     )
-    return Verdict(wins, rule, reason, difference, error)
+    return ComparisonResult(wins, rule, reason, difference, error)
 
 
-def _known_as(digest: str) -> str:
+def _dataset_title(digest: str) -> str:
     """The name of a dataset, or the beginning of a digest that is of none."""
-    dataset = named_by(digest)
+    dataset = dataset_with_digest(digest)
     return dataset.title if dataset else f"digest {digest[:8]}"
 
 
-def _paired(ours: npt.NDArray[np.bool_], theirs: npt.NDArray[np.bool_]) -> tuple[float, float]:
+def _paired_difference(candidate: npt.NDArray[np.bool_], champion: npt.NDArray[np.bool_]) -> tuple[float, float]:
     """Difference of the accuracies and its standard error."""
-    differences = ours.mean(0) - theirs.mean(0)
+    differences = candidate.mean(0) - champion.mean(0)
     images = len(differences)
     spread = float(differences.var(ddof=1)) / images if images > 1 else 0.0
-    error = math.sqrt(spread + sum(_seeds_error(side.mean(1), images) for side in (ours, theirs)))
+    error = math.sqrt(spread + sum(_seed_variance(side.mean(1), images) for side in (candidate, champion)))
     return float(differences.mean()), error
 
 
-def _seeds_error(accuracies: npt.NDArray[np.float64], images: int) -> float:
+def _seed_variance(accuracies: npt.NDArray[np.float64], images: int) -> float:
     if len(accuracies) == 1:
-        return _independent(float(accuracies[0]), images)
+        return _binomial_variance(float(accuracies[0]), images)
     return float(accuracies.var(ddof=1)) / len(accuracies)
 
 
-def _squared_error(figures: Figures) -> float:
-    return max(figures.deviation**2, _independent(figures.mean, figures.images)) / figures.seeds
+def _mean_variance(score: ValidationScore) -> float:
+    return max(score.std**2, _binomial_variance(score.mean, score.images)) / score.seeds
 
 
-def _independent(accuracy: float, images: int) -> float:
+def _binomial_variance(accuracy: float, images: int) -> float:
     """Variance of an accuracy that is counted over so many independent images."""
     return accuracy * (1 - accuracy) / images

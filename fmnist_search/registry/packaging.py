@@ -29,14 +29,14 @@ from torch import Tensor, nn
 
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import Classifier, Ensemble
-from fmnist_search.recipe.datasets import DEFAULT_DATASET, dataset_named
+from fmnist_search.recipe.datasets import DEFAULT_DATASET, get_dataset
 
 DEFAULT_MODEL = "models:/fmnist-search@champion"
-SIDE = 28
-PREDICT_CHUNK = 1_000
+IMAGE_SIZE = 28
+PREDICT_BATCH_SIZE = 1_000
 
 
-class Exported(nn.Module):
+class ProbabilityModel(nn.Module):
     """What is exported: a classifier or an ensemble that ends in probabilities."""
 
     def __init__(self, classifier: Classifier | Ensemble):
@@ -48,35 +48,35 @@ class Exported(nn.Module):
         return torch.softmax(self.classifier(pixels), dim=1)
 
 
-def package(classifier: Classifier | Ensemble, run_id: str, dataset: str, tags: Mapping[str, str]) -> str:
+def log_model(classifier: Classifier | Ensemble, run_id: str, dataset: str, tags: Mapping[str, str]) -> str:
     """Log the classifier as a model of a run, which must be closed or closing: MLflow ends it as FINISHED.
 
     Which dataset it was trained on, and the names of its classes, go with it wherever it is copied.
 
     Returns the model's address. Call it in the main thread: MLflow's logging of models has no run id of its own.
     """
-    model = Exported(copy.deepcopy(classifier).cpu().eval()).eval()
+    model = ProbabilityModel(copy.deepcopy(classifier).cpu().eval()).eval()
     with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # from inside torch.export and MLflow, about their own deprecations
         logged = Model.log(
             artifact_path=None,
             name="model",
-            flavor=_Flavor,
+            flavor=_CpuPytorchFlavor,
             flavor_name="pytorch",
             pytorch_model=model,
             tags={"dataset": dataset, **tags},
-            metadata={"dataset": dataset, "classes": list(dataset_named(dataset).classes)},
+            metadata={"dataset": dataset, "classes": list(get_dataset(dataset).classes)},
             validate_serving_input=False,
             serialization_format="pt2",
             signature=_signature(classifier),
             # Two images: an example of one would freeze the batch size into the graph.
-            input_example=np.zeros((2, SIDE, SIDE), np.float32),
+            input_example=np.zeros((2, IMAGE_SIZE, IMAGE_SIZE), np.float32),
             pip_requirements=[f"{name}=={metadata.version(name)}" for name in ("mlflow", "torch", "numpy")],
         )
     return str(logged.model_uri)
 
 
-class _Flavor:
+class _CpuPytorchFlavor:
     """MLflow's pytorch flavor, pinned to the CPU: MLflow cannot move a pt2 model, and tries where it sees a GPU."""
 
     @staticmethod
@@ -88,9 +88,9 @@ class _Flavor:
 
 def _signature(classifier: Classifier | Ensemble) -> ModelSignature:
     with torch.inference_mode():
-        classes = classifier.cpu()(torch.zeros(2, SIDE, SIDE)).shape[1]
+        classes = classifier.cpu()(torch.zeros(2, IMAGE_SIZE, IMAGE_SIZE)).shape[1]
     return ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, SIDE, SIDE))]),
+        inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, IMAGE_SIZE, IMAGE_SIZE))]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, classes))]),
     )
 
@@ -103,7 +103,7 @@ class LoadedModel:
 
     def __init__(self, uri: str, model: Any):
         self.uri = uri
-        self.dataset, self.classes = _learned(model.metadata.metadata)
+        self.dataset, self.classes = dataset_metadata(model.metadata.metadata)
         self._model = model
 
     def probabilities(self, pixels: npt.ArrayLike | Tensor) -> npt.NDArray[np.float32]:
@@ -113,7 +113,10 @@ class LoadedModel:
             UserError: the images have another shape.
         """
         images = as_model_input(pixels)
-        parts = [self._model.predict(images[at : at + PREDICT_CHUNK]) for at in range(0, len(images), PREDICT_CHUNK)]
+        parts = [
+            self._model.predict(images[at : at + PREDICT_BATCH_SIZE])
+            for at in range(0, len(images), PREDICT_BATCH_SIZE)
+        ]
         return np.concatenate([np.asarray(part, np.float32) for part in parts])
 
     def predict(self, pixels: npt.ArrayLike | Tensor) -> npt.NDArray[np.int64]:
@@ -122,22 +125,22 @@ class LoadedModel:
         return classes
 
 
-def _learned(metadata: Mapping[str, Any] | None) -> tuple[str, tuple[str, ...]]:
+def dataset_metadata(metadata: Mapping[str, Any] | None) -> tuple[str, tuple[str, ...]]:
     """The dataset and the classes of a model, of what was packed with it; old ones and those of others say nothing."""
     match metadata:
         case {"dataset": str(dataset), "classes": [*classes]}:
             return dataset, tuple(map(str, classes))
-    return DEFAULT_DATASET, dataset_named(DEFAULT_DATASET).classes
+    return DEFAULT_DATASET, get_dataset(DEFAULT_DATASET).classes
 
 
-def dataset_of(uri: str) -> str:
+def read_dataset_name(uri: str) -> str:
     """The dataset of a model by its MLflow address, without loading its weights.
 
     Raises:
         UserError: there is no such model.
     """
-    with _reading(uri):
-        return _learned(mlflow.models.get_model_info(uri).metadata)[0]
+    with _model_errors(uri):
+        return dataset_metadata(mlflow.models.get_model_info(uri).metadata)[0]
 
 
 def as_model_input(pixels: npt.ArrayLike | Tensor) -> npt.NDArray[np.float32]:
@@ -151,7 +154,7 @@ def as_model_input(pixels: npt.ArrayLike | Tensor) -> npt.NDArray[np.float32]:
         images = images[:, 0]
     if images.ndim == 2:
         images = images[None]
-    if images.ndim != 3 or images.shape[1:] != (SIDE, SIDE) or not len(images):
+    if images.ndim != 3 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE) or not len(images):
         raise UserError(f"images: shape {np.shape(pixels)} is not (N, 28, 28); resize them to 28 by 28 grey pixels")
     if np.issubdtype(images.dtype, np.floating) and images.max() <= 1:
         warnings.warn("all pixels lie within 0..1, but the model expects 0..255: multiply by 255", stacklevel=3)
@@ -167,13 +170,13 @@ def load_model(uri: str = DEFAULT_MODEL, tracking_uri: str | None = None) -> Loa
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     if tracking_uri:
         mlflow.set_tracking_uri(tracking_uri)
-    with _reading(uri), tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with _model_errors(uri), tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return LoadedModel(uri, mlflow.pyfunc.load_model(uri, dst_path=folder))
 
 
 @contextlib.contextmanager
-def _reading(uri: str) -> Iterator[None]:
+def _model_errors(uri: str) -> Iterator[None]:
     """Says of a model that cannot be read what to do."""
     try:
         yield

@@ -8,21 +8,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fmnist_search.recipe.datasets import Dataset, dataset_named
-from fmnist_search.recipe.recipe import Recipe, short_text
-from fmnist_search.results.study import Accuracy, Confirmed
+from fmnist_search.recipe.datasets import Dataset, get_dataset
+from fmnist_search.recipe.recipe import Recipe, format_value_short
+from fmnist_search.results.study import Accuracy, ConfirmedScore
 
 
 @dataclass(frozen=True)
-class Origin:
+class Selection:
     """Where a model comes from, in words: how it was chosen, its accuracy on validation, and how that was found."""
 
-    told: str
+    description: str
     accuracy: str
-    found: str
+    accuracy_source: str
 
 
-def from_study(study: str, recipes: Sequence[Recipe], confirmed: Confirmed, candidates: Sequence[Confirmed]) -> Origin:
+def selection_from_study(
+    study: str, recipes: Sequence[Recipe], confirmed: ConfirmedScore, candidates: Sequence[ConfirmedScore]
+) -> Selection:
     """A study's finalist, or an ensemble of them; `candidates` are all finalists, the best mean first."""
     sentences = [
         f"From trial {confirmed.trial} of the study {study!r}. The finalists, trained again from fresh seeds: "
@@ -38,28 +40,28 @@ def from_study(study: str, recipes: Sequence[Recipe], confirmed: Confirmed, cand
             "The model was trained once more, on training and validation images together: its confirmed figure is of "
             "the trainings before that."
         )
-    return Origin(" ".join(sentences), str(confirmed), "on n fresh seeds with their deviation")
+    return Selection(" ".join(sentences), str(confirmed), "on n fresh seeds with their deviation")
 
 
-def from_runs(members: Sequence[tuple[str, Recipe, float]], accuracy: float) -> Origin:
+def selection_from_runs(members: Sequence[tuple[str, Recipe, float]], accuracy: float) -> Selection:
     """An ensemble of runs that somebody named: each member's run, recipe and own accuracy on the validation images."""
     rows = [[f"`{run_id}`", recipe.label, str(recipe.seed), f"{own:.2%}"] for run_id, recipe, own in members]
     told = (
         "An ensemble of runs that were named one by one; nothing was trained for it. Each member has the weights that "
         "its run has kept, those of its best epoch. No member was trained on the validation images, yet its weights, "
         "and perhaps the members themselves, were chosen by them: the ensemble's accuracy there may be a little too "
-        "good, that on the test images is not.\n\n" + _table([["run", "network", "seed", "validation"], *rows])
+        "good, that on the test images is not.\n\n" + _markdown_table([["run", "network", "seed", "validation"], *rows])
     )
-    return Origin(told, f"{accuracy:.2%}", "which also chose the members' weights")
+    return Selection(told, f"{accuracy:.2%}", "which also chose the members' weights")
 
 
 @dataclass(frozen=True)
-class Card:
+class ModelCard:
     """What a model card tells. An ensemble has several recipes; `comparison` is the sentence about the champion."""
 
     model: str
     recipes: tuple[Recipe, ...]
-    origin: Origin
+    selection: Selection
     test: Accuracy
     validation_images: int
     dataset_digest: str
@@ -69,26 +71,26 @@ class Card:
     def to_markdown(self) -> str:
         """The whole card."""
         sections = {
-            "Figures": self._figures(),
-            "How it was chosen": f"{self.origin.told}\n\n{self.comparison}",
-            "Data": self._data(),
-            "Use": self._use(),
+            "Figures": self._accuracy_table(),
+            "How it was chosen": f"{self.selection.description}\n\n{self.comparison}",
+            "Data": self._data_section(),
+            "Use": self._usage_section(),
             "Licences": f"The images are {self._dataset.title}, {self._dataset.licence}; fmnist-search, which trained "
             "the model on them, is under the MIT licence.",
             "Recipe" if len(self.recipes) == 1 else "Recipe of the first member": _recipe_table(self.recipes[0]),
         }
         body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
-        return f"# {self._title()}\n\n{self._what()}\n\n{body}\n"
+        return f"# {self._title()}\n\n{self._overview()}\n\n{body}\n"
 
     @property
     def _dataset(self) -> Dataset:
-        return dataset_named(self.recipes[0].data.dataset)
+        return get_dataset(self.recipes[0].data.dataset)
 
     def _title(self) -> str:
         first = self.recipes[0].label
         return first if len(self.recipes) == 1 else f"Ensemble of {len(self.recipes)}, first {first}"
 
-    def _what(self) -> str:
+    def _overview(self) -> str:
         dataset = self._dataset
         what = f"A classifier of {dataset.title}: ten classes of {dataset.subject} on grey images of 28 by 28 pixels."
         if len(self.recipes) > 1:
@@ -96,14 +98,14 @@ class Card:
             what += f" It averages the probabilities of {len(self.recipes)} networks: {members}."
         return what
 
-    def _figures(self) -> str:
+    def _accuracy_table(self) -> str:
         test = self.test
-        return _table(
+        return _markdown_table(
             [
                 ["images", "accuracy"],
                 [
-                    f"{self.validation_images:,} for validation, {self.origin.found}",
-                    self.origin.accuracy,
+                    f"{self.validation_images:,} for validation, {self.selection.accuracy_source}",
+                    self.selection.accuracy,
                 ],
                 [
                     f"{test.images:,} for the test, looked at once",
@@ -112,7 +114,7 @@ class Card:
             ]
         )
 
-    def _data(self) -> str:
+    def _data_section(self) -> str:
         counts = sorted({recipe.data.training_count for recipe in self.recipes})
         trained_on = " or ".join(f"{count:,}" for count in counts)
         return (
@@ -121,7 +123,7 @@ class Card:
             f"`{self.split_digest}`."
         )
 
-    def _use(self) -> str:
+    def _usage_section(self) -> str:
         address = f"models:/{self.model}@champion"
         dataset = self._dataset
         return (
@@ -136,10 +138,10 @@ class Card:
 
 
 def _recipe_table(recipe: Recipe) -> str:
-    rows = [[f"`{name}`", short_text(value)] for name, value in recipe.flat().items()]
-    return _table([["hyperparameter", "value"], *rows])
+    rows = [[f"`{name}`", format_value_short(value)] for name, value in recipe.to_flat_dict().items()]
+    return _markdown_table([["hyperparameter", "value"], *rows])
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
     head, *body = rows
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *body])

@@ -17,12 +17,12 @@ COLUMN_WIDTH = 17
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerSummary:
     """A layer that has none inside it: its name, kind, shape of what it puts out for one image, parameters and work."""
 
     name: str
     kind: str
-    output: tuple[int, ...]
+    output_shape: tuple[int, ...]
     parameters: int
     mult_adds: int
 
@@ -38,7 +38,7 @@ class ModelSummary:
     parameters: int
     mult_adds: int
     activation_bytes: int
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerSummary, ...]
 
 
 def summarize(architecture: Architecture) -> ModelSummary:
@@ -54,8 +54,8 @@ def summarize(architecture: Architecture) -> ModelSummary:
         verbose=0,
     )
     layers = tuple(
-        Layer(
-            _path(layer),
+        LayerSummary(
+            _layer_path(layer),
             layer.class_name,
             tuple(layer.output_size[1:]),
             layer.num_params,
@@ -70,7 +70,7 @@ def summarize(architecture: Architecture) -> ModelSummary:
     )
 
 
-def _path(layer: Any) -> str:
+def _layer_path(layer: Any) -> str:
     """A layer's name with those of the modules around it, the outermost apart: `network.layer1.0.conv1`."""
     above = layer.parent_info
-    return layer.var_name if above is None or above.parent_info is None else f"{_path(above)}.{layer.var_name}"
+    return layer.var_name if above is None or above.parent_info is None else f"{_layer_path(above)}.{layer.var_name}"

@@ -14,23 +14,31 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fmnist_search.config.sections import Budget
 from fmnist_search.config.space import Choice, Domain, Range
-from fmnist_search.recipe.datasets import dataset_named
+from fmnist_search.recipe.datasets import get_dataset
 from fmnist_search.recipe.hyperparameters import Value
-from fmnist_search.recipe.recipe import FAMILIES, Recipe, in_use, short_names, short_text
-from fmnist_search.results.study import Champion, EpochReport, Importances, State, StudySummary, TrialRow, leaders_of
+from fmnist_search.recipe.recipe import FAMILIES, Recipe, format_value_short, is_active, short_names
+from fmnist_search.results.study import (
+    Champion,
+    EpochReport,
+    Importances,
+    StudySummary,
+    TrialRecord,
+    TrialState,
+    rank_trials,
+)
 from fmnist_search.training.evaluation import class_scores
 
-LEADERS_SHOWN = 10
-IMPORTANCES_SHOWN = 5
-NEAR_END = 0.05
+MAX_LEADERS = 10
+MAX_IMPORTANCES = 5
+BOUNDARY_FRACTION = 0.05
 """Share of a range within which a value lies at its end."""
-ORDERED_CHOICES = 3
+MIN_ORDERED_CHOICES = 3
 """Of two values every one is at an end, which says nothing."""
 
 Cell = Value | None
 
-_SPECIAL = re.compile(r"([\\`*\[\]<>|~&$]|(?<!\w)_|_(?!\w))")
-_STARTS = re.compile(r"^(\d*)([#+\-=.)])")
+_SPECIAL_CHARACTERS = re.compile(r"([\\`*\[\]<>|~&$]|(?<!\w)_|_(?!\w))")
+_BLOCK_START = re.compile(r"^(\d*)([#+\-=.)])")
 
 
 # --------------------------------------------------------------------------------- of a whole study
@@ -49,13 +57,18 @@ def study_note(
     `searched` names the hyperparameters of the leaders' table. `space` has each domain, or its text, under its key in
     the study file; only of a domain can be told whether a value lies at its end.
     """
-    parts = [f"# {_plain(summary.name)}", _plain(summary.question), _outcome(summary), _spent(summary)]
+    parts = [
+        f"# {_escape_markdown(summary.name)}",
+        _escape_markdown(summary.question),
+        _outcome(summary),
+        _trial_counts(summary),
+    ]
     if budget:
         parts.append(_budget_table(summary, budget))
     if found := _findings(summary, importances):
-        parts.append("## Found out\n\n" + "\n".join(f"- {_plain(line)}" for line in found))
-    if summary.leaders:
-        parts += ["## Leaders", _leaders_table(summary.leaders[:LEADERS_SHOWN], searched)]
+        parts.append("## Found out\n\n" + "\n".join(f"- {_escape_markdown(line)}" for line in found))
+    if summary.ranked_trials:
+        parts += ["## Leaders", _leaders_table(summary.ranked_trials[:MAX_LEADERS], searched)]
     parts += ["## Space", _space_table(summary, space)]
     parts.append("## Next\n\n" + "\n".join(f"    {command}" for command in _next_commands(summary)))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -71,20 +84,21 @@ def _outcome(summary: StudySummary) -> str:
             f"**Chosen**: trial {champion.confirmed.trial} ({champion.recipe.label}), confirmed at "
             f"{champion.confirmed} on fresh seeds; {champion.test.value:.2%} on the test images "
             f"(95 % interval {champion.test.low:.2%} to {champion.test.high:.2%}), looked at once. "
-            f"Its model was trained for {_training_of(champion.recipe)}. Registered as {_code(champion.model)} "
-            f"version {champion.version}, alias {_code(champion.alias)}."
+            f"Its model was trained for {_describe_training(champion.recipe)}. Registered as "
+            f"{_inline_code(champion.model)} "
+            f"version {champion.version}, alias {_inline_code(champion.alias)}."
         )
     return "\n\n".join(lines)
 
 
-def _training_of(recipe: Recipe) -> str:
+def _describe_training(recipe: Recipe) -> str:
     epochs = "1 epoch" if recipe.epochs == 1 else f"{recipe.epochs} epochs"
-    images = f"{recipe.data.training_count:,} images of {dataset_named(recipe.data.dataset).title}"
+    images = f"{recipe.data.training_count:,} images of {get_dataset(recipe.data.dataset).title}"
     return f"{epochs} on {images}, schedule {recipe.schedule.name}"
 
 
-def _spent(summary: StudySummary) -> str:
-    counts = ", ".join(f"{summary.count(state)} {state.value}" for state in State if summary.count(state))
+def _trial_counts(summary: StudySummary) -> str:
+    counts = ", ".join(f"{summary.count(state)} {state.value}" for state in TrialState if summary.count(state))
     minutes = sum(row.seconds for row in summary.trials) / 60
     return f"Trials: {counts or 'none'}, in {minutes:.1f} minutes of training. {summary.ended_by.value.capitalize()}."
 
@@ -96,45 +110,52 @@ def _budget_table(summary: StudySummary, budget: Budget) -> str:
         ("trials", str(len(counted)), budget.trials),
         ("epochs of all trials", str(epochs), budget.total_epochs),
         ("minutes of searching", f"{summary.searched_seconds / 60:.1f}", budget.minutes),
-        ("failed trials", str(summary.count(State.FAILED)), budget.failures),
+        ("failed trials", str(summary.count(TrialState.FAILED)), budget.failures),
     ]
-    return _table([["budget", "spent", "of"], *([name, spent, _limit(limit)] for name, spent, limit in rows)])
+    return _markdown_table(
+        [["budget", "spent", "of"], *([name, spent, _format_limit(limit)] for name, spent, limit in rows)]
+    )
 
 
-def _limit(limit: float | None) -> str:
-    return "no limit" if limit is None else short_text(limit)
+def _format_limit(limit: float | None) -> str:
+    return "no limit" if limit is None else format_value_short(limit)
 
 
 def _findings(summary: StudySummary, importances: Importances | None) -> list[str]:
     lines = list(summary.edges)
-    if importances and importances.shares:
-        first = list(importances.shares.items())[:IMPORTANCES_SHOWN]
+    if importances and importances.by_name:
+        first = list(importances.by_name.items())[:MAX_IMPORTANCES]
         shares = ", ".join(f"{name} {share:.0%}" for name, share in first)
         lines.insert(0, f"what decides, by PED-ANOVA over {importances.trials} completed trials: {shares}")
     return lines
 
 
-def _leaders_table(rows: Sequence[TrialRow], searched: Sequence[str]) -> str:
+def _leaders_table(trials: Sequence[TrialRecord], searched: Sequence[str]) -> str:
     names = [name for name in searched if not name.startswith("model.width_")]  # the network's name says its widths
     head = ["trial", "network", "validation accuracy", *short_names(names)]
     body = [
-        [str(row.number), row.recipe.label, f"{row.value:.2%}", *(_text(cell) for cell in _values(row.recipe, names))]
-        for row in rows
+        [
+            str(row.number),
+            row.recipe.label,
+            f"{row.value:.2%}",
+            *(_format_cell(cell) for cell in _recipe_values(row.recipe, names)),
+        ]
+        for row in trials
     ]
-    return _table([head, *body])
+    return _markdown_table([head, *body])
 
 
 def _space_table(summary: StudySummary, space: Mapping[str, Domain | str]) -> str:
     """Each domain beside the winners' values, with a mark where they lie at its end."""
-    winners = _winners(summary.best, summary.champion)
+    winners = _winning_recipes(summary.best, summary.champion)
     body = [
-        [_code(key), str(domain), *(_value_in(domain, key, recipe) for recipe in winners.values())]
+        [_inline_code(key), str(domain), *(_format_domain_value(domain, key, recipe) for recipe in winners.values())]
         for key, domain in space.items()
     ]
-    return _table([["hyperparameter", "domain", *winners], *body])
+    return _markdown_table([["hyperparameter", "domain", *winners], *body])
 
 
-def _winners(best: TrialRow | None, champion: Champion | None) -> dict[str, Recipe]:
+def _winning_recipes(best: TrialRecord | None, champion: Champion | None) -> dict[str, Recipe]:
     chosen = champion.confirmed.trial if champion else None
     winners = {}
     if best:
@@ -145,25 +166,27 @@ def _winners(best: TrialRow | None, champion: Champion | None) -> dict[str, Reci
     return winners
 
 
-def _value_in(domain: Domain | str, key: str, recipe: Recipe) -> str:
+def _format_domain_value(domain: Domain | str, key: str, recipe: Recipe) -> str:
     _, table, name = key.split(".", 2)
     family = recipe.model.family
     if table not in ("common", family):
         return "-"
     dotted = f"model.{name}" if table == family or name == "family" else name
-    (value,) = _values(recipe, [dotted])
-    end = _end_of(domain, value)
-    return f"{_text(value)} ({end})" if end else _text(value)
+    (value,) = _recipe_values(recipe, [dotted])
+    end = _boundary_of(domain, value)
+    return f"{_format_cell(value)} ({end})" if end else _format_cell(value)
 
 
-def _end_of(domain: Domain | str, value: Cell) -> str | None:
+def _boundary_of(domain: Domain | str, value: Cell) -> str | None:
     if value is None or isinstance(value, str | bool):
         return None
     match domain:
         case Range():
-            place = domain.place(value)
-            return "lower end" if place <= NEAR_END else "upper end" if place >= 1 - NEAR_END else None
-        case Choice(values) if len(values) >= ORDERED_CHOICES:
+            place = domain.relative_position(value)
+            return (
+                "lower end" if place <= BOUNDARY_FRACTION else "upper end" if place >= 1 - BOUNDARY_FRACTION else None
+            )
+        case Choice(values) if len(values) >= MIN_ORDERED_CHOICES:
             numbers = [choice for choice in values if isinstance(choice, int | float)]
             return "smallest" if value <= min(numbers) else "largest" if value >= max(numbers) else None
     return None
@@ -180,14 +203,14 @@ def _next_commands(summary: StudySummary) -> list[str]:
 # ------------------------------------------------------------------------------- tables for machines
 
 
-def leaderboard_columns(rows: Sequence[TrialRow], searched: Sequence[str]) -> dict[str, list[Cell]]:
+def leaderboard_columns(trials: Sequence[TrialRecord], searched: Sequence[str]) -> dict[str, list[Cell]]:
     """All trials as columns, the completed ones first and of these the best; numbers stay numbers.
 
     Trials that were answered from an equal one are left out; None stands for what a trial does not have.
     """
-    leaders = leaders_of(rows)
+    leaders = rank_trials(trials)
     known = {row.number for row in leaders}
-    others = [row for row in rows if row.duplicate_of is None and row.number not in known]
+    others = [row for row in trials if row.duplicate_of is None and row.number not in known]
     ordered = [*leaders, *sorted(others, key=lambda row: row.number)]
     columns: dict[str, list[Cell]] = {
         "rank": [*range(1, len(leaders) + 1), *([None] * len(others))],
@@ -199,14 +222,14 @@ def leaderboard_columns(rows: Sequence[TrialRow], searched: Sequence[str]) -> di
         "epochs": [row.epochs for row in ordered],
         "seconds": [row.seconds for row in ordered],
     }
-    values = [_values(row.recipe, searched) for row in ordered]
+    values = [_recipe_values(row.recipe, searched) for row in ordered]
     columns |= {name: [cells[place] for cells in values] for place, name in enumerate(searched)}
     return {**columns, "run_id": [row.run_id for row in ordered]}
 
 
-def leaderboard_csv(rows: Sequence[TrialRow], searched: Sequence[str]) -> str:
+def leaderboard_csv(trials: Sequence[TrialRecord], searched: Sequence[str]) -> str:
     """The same as CSV."""
-    columns = leaderboard_columns(rows, searched)
+    columns = leaderboard_columns(trials, searched)
     return _csv([list(columns), *map(list, zip(*columns.values(), strict=True))])
 
 
@@ -230,11 +253,11 @@ def class_scores_csv(confusion: Sequence[Sequence[int]], classes: Sequence[str])
     return _csv([["class", "precision", "recall", "f1", "support"], *body])
 
 
-def _values(recipe: Recipe, names: Sequence[str]) -> list[Cell]:
+def _recipe_values(recipe: Recipe, names: Sequence[str]) -> list[Cell]:
     """A recipe's values; None for what its network does not have."""
-    flat = recipe.flat()
+    flat = recipe.to_flat_dict()
     family = FAMILIES[recipe.model.family]
-    return [flat[name] if name in flat and in_use(name, family, flat) else None for name in names]
+    return [flat[name] if name in flat and is_active(name, family, flat) else None for name in names]
 
 
 def _csv(rows: Iterable[Sequence[Cell]]) -> str:
@@ -246,21 +269,21 @@ def _csv(rows: Iterable[Sequence[Cell]]) -> str:
 # ---------------------------------------------------------------------------------------- Markdown
 
 
-def _text(value: Cell) -> str:
-    return "-" if value is None else short_text(value)
+def _format_cell(value: Cell) -> str:
+    return "-" if value is None else format_value_short(value)
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
     head, *body = rows
     lines = [head, ["---"] * len(head), *body]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _plain(text: str) -> str:
+def _escape_markdown(text: str) -> str:
     """A text as one line that Markdown shows as it is."""
-    return _STARTS.sub(r"\1\\\2", _SPECIAL.sub(r"\\\1", " ".join(text.split())))
+    return _BLOCK_START.sub(r"\1\\\2", _SPECIAL_CHARACTERS.sub(r"\\\1", " ".join(text.split())))
 
 
-def _code(text: str) -> str:
+def _inline_code(text: str) -> str:
     """A name in the type of code, in a table too."""
     return f"`{text}`"

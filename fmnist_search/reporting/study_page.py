@@ -1,7 +1,7 @@
 """The charts of a study as one page to explore: zoom, pick, and hover to see which trial it is.
 
 The page holds its own copy of plotly.js, once, and needs no network. plotly is the extra `plots`: without it, ask
-`available` and make no page. Knows neither MLflow nor Optuna.
+`is_plotly_installed` and make no page. Knows neither MLflow nor Optuna.
 """
 
 from __future__ import annotations
@@ -16,50 +16,50 @@ from typing import Any
 from fmnist_search.config.space import Space
 from fmnist_search.reporting.chart_data import (
     BLUE,
-    COLORS,
     COSTS,
-    FEW_TICKS,
     GREY,
-    INK,
-    MANY_TICKS,
+    MAX_TICKS,
+    MAX_TICKS_SMALL,
     RED,
+    STATE_COLORS,
+    TEXT_COLOR,
     Axis,
     Chart,
     Cost,
     StudyView,
     best_so_far,
+    display_range,
     pareto_front,
     surface_points,
-    window,
 )
-from fmnist_search.results.study import Importances, State, TrialRow
+from fmnist_search.results.study import Importances, TrialRecord, TrialState
 
-PANELS_A_ROW = 4
-CELLS = 20
+PANELS_PER_ROW = 4
+GRID_CELLS = 20
 """A surface is drawn on so many cells each way, whatever the number of trials."""
-ABSENT = -0.1
+ABSENT_POSITION = -0.1
 """Where trials without a hyperparameter stand on its axis."""
-HOVER = "%{text}<extra></extra>"
+HOVER_TEMPLATE = "%{text}<extra></extra>"
 
 
-def available() -> bool:
+def is_plotly_installed() -> bool:
     """Whether plotly is installed."""
     return importlib.util.find_spec("plotly") is not None
 
 
 def study_page(
-    name: str, question: str, rows: Sequence[TrialRow], space: Space, importances: Importances | None = None
+    name: str, question: str, trials: Sequence[TrialRecord], space: Space, importances: Importances | None = None
 ) -> str:
-    """One HTML page with every chart for which there is something to show, whole in itself; `rows` are all trials.
+    """One HTML page with every chart for which there is something to show, whole in itself; `trials` are all trials.
 
     Raises:
-        ImportError: plotly is not installed; ask `available` first.
+        ImportError: plotly is not installed; ask `is_plotly_installed` first.
     """
     from plotly.offline import get_plotlyjs
 
-    view = StudyView(rows, space, importances)
-    texts = {row.number: _text(view, row) for row in view.rows}
-    sections = [_section(chart, _PAINTERS[key](view, chart, texts)) for key, chart in view.charts.items()]
+    view = StudyView(trials, space, importances)
+    texts = {row.number: _hover_text(view, row) for row in view.trials}
+    sections = [_html_section(chart, _RENDERERS[key](view, chart, texts)) for key, chart in view.charts.items()]
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -74,87 +74,88 @@ def study_page(
 
 
 _STYLE = (
-    f"body {{ font-family: sans-serif; color: {INK}; max-width: 1100px; margin: 1em auto; padding: 0 1em }} "
+    f"body {{ font-family: sans-serif; color: {TEXT_COLOR}; max-width: 1100px; margin: 1em auto; padding: 0 1em }} "
     f"h2 {{ margin: 1.5em 0 0 }} .note {{ color: {GREY}; margin: 0.2em 0 0 }}"
 )
 
 
-def _section(chart: Chart, figure: Any) -> str:
+def _html_section(chart: Chart, figure: Any) -> str:
     figure.update_layout(template="plotly_white", margin={"l": 80, "r": 20, "t": 30, "b": 50})
     figure.update_traces(selector={"type": "parcoords"}, domain={"y": [0, 0.86]})  # its labels stand slanted above it
     drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
     return f'<section><h2>{escape(chart.title)}</h2><p class="note">{escape(chart.note)}</p>{drawn}</section>'
 
 
-def _text(view: StudyView, row: TrialRow) -> str:
+def _hover_text(view: StudyView, trial: TrialRecord) -> str:
     """What is said of a trial where the pointer is on it."""
-    values = [f"{axis.label} = {axis.text(row)}" for axis in view.axes if row.number in axis.values]
-    return "<br>".join([_short_text(row), *values])
+    values = [f"{axis.label} = {axis.format_value(trial)}" for axis in view.axes if trial.number in axis.values]
+    return "<br>".join([_short_hover_text(trial), *values])
 
 
-def _short_text(row: TrialRow) -> str:
+def _short_hover_text(trial: TrialRecord) -> str:
     """The same for charts that show a trial many times."""
-    value = "no value" if row.value is None else f"{row.value:.2%}"
-    return f"<b>trial {row.number}</b>: {row.recipe.label}<br>{value}, {row.state.value}"
+    value = "no value" if trial.value is None else f"{trial.value:.2%}"
+    return f"<b>trial {trial.number}</b>: {trial.recipe.label}<br>{value}, {trial.state.value}"
 
 
 # ----------------------------------------------------------------------------- how a search went
 
 
 def _history(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
-    figure = _figure("trial")
-    for state, color in COLORS.items():
-        own = [row for row in chart.entered if row.state is state and row.value is not None]
-        _points(figure, state.value, color, own, [row.number for row in own], texts)
-    steps = best_so_far(chart.entered)
+    figure = _new_figure("trial")
+    for state, color in STATE_COLORS.items():
+        own = [row for row in chart.trials if row.state is state and row.value is not None]
+        _add_points(figure, state.value, color, own, [row.number for row in own], texts)
+    steps = best_so_far(chart.trials)
     if steps:
-        ends = [*steps, (max(row.number for row in view.rows), steps[-1][1])]
-        line = {"color": INK, "shape": "hv", "width": 1.5}
-        _line(figure, "best so far", [x for x, _ in ends], [y for _, y in ends], line)
-    _percent_axis(figure, [row.value for row in chart.entered if row.state is not State.FAILED])
+        ends = [*steps, (max(row.number for row in view.trials), steps[-1][1])]
+        line = {"color": TEXT_COLOR, "shape": "hv", "width": 1.5}
+        _add_line(figure, "best so far", [x for x, _ in ends], [y for _, y in ends], line)
+    _set_percent_axis(figure, [row.value for row in chart.trials if row.state is not TrialState.FAILED])
     return figure
 
 
 def _learning_curves(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
-    figure = _figure("epoch")
-    for state, color in reversed(COLORS.items()):
+    figure = _new_figure("epoch")
+    for state, color in reversed(STATE_COLORS.items()):
         x: list[int | None] = []
         y: list[float | None] = []
         said: list[str] = []
-        for row in chart.entered:
+        for row in chart.trials:
             if row.state is state:
                 x += [*range(1, len(row.curve) + 1), None]
                 y += [*row.curve, None]
-                said += [_short_text(row)] * (len(row.curve) + 1)
+                said += [_short_hover_text(row)] * (len(row.curve) + 1)
         if x:
-            faint = 0.7 if state is State.COMPLETED else 0.35
+            faint = 0.7 if state is TrialState.COMPLETED else 0.35
             figure.add_scatter(
-                x=x, y=y, text=said, name=state.value, hovertemplate=HOVER, mode="lines+markers", opacity=faint,
+                x=x, y=y, text=said, name=state.value, hovertemplate=HOVER_TEMPLATE, mode="lines+markers",
+                opacity=faint,
                 line={"color": color, "width": 1.3}, marker={"size": 4},
             )  # fmt: skip
     if view.completed:
         best = max(view.completed, key=lambda row: (row.value or 0.0, -row.number))
         epochs = list(range(1, len(best.curve) + 1))
-        _line(figure, f"trial {best.number}", epochs, list(best.curve), {"color": INK, "width": 2.5})
-    _percent_axis(figure, [value for row in chart.entered for value in row.curve])
+        _add_line(figure, f"trial {best.number}", epochs, list(best.curve), {"color": TEXT_COLOR, "width": 2.5})
+    _set_percent_axis(figure, [value for row in chart.trials for value in row.curve])
     return figure
 
 
 def _timeline(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
-    figure = _figure("minutes since the study began", "trial")
+    figure = _new_figure("minutes since the study began", "trial")
     bars, pauses = view.timeline
-    for state, color in COLORS.items():
-        own = [bar for bar in bars if bar.row.state is state]
+    for state, color in STATE_COLORS.items():
+        own = [bar for bar in bars if bar.trial.state is state]
         if own:
             figure.add_bar(
                 orientation="h",
                 name=state.value,
-                y=[bar.row.number for bar in own],
-                base=[bar.began / 60 for bar in own],
-                x=[(bar.ended - bar.began) / 60 for bar in own],
-                text=[texts[bar.row.number] for bar in own],
+                y=[bar.trial.number for bar in own],
+                base=[bar.start / 60 for bar in own],
+                x=[(bar.end - bar.start) / 60 for bar in own],
+                text=[texts[bar.trial.number] for bar in own],
                 textposition="none",
-                hovertemplate=HOVER,
+                hovertemplate=HOVER_TEMPLATE,
                 marker={"color": color},
             )
     for moment in pauses:
@@ -168,8 +169,8 @@ def _timeline(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
 
 def _importances(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
     assert view.importances is not None
-    shares = view.importances.shares
-    figure = _figure("share of the importance", "")
+    shares = view.importances.by_name
+    figure = _new_figure("share of the importance", "")
     figure.add_bar(
         orientation="h", x=list(shares.values()), y=list(shares), marker={"color": BLUE},
         hovertemplate="%{y}: %{x:.1%}<extra></extra>",
@@ -184,24 +185,24 @@ def _importances(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
 
 def _parallel_coordinates(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
     """Lines that can be brushed; plotly has no hover for them."""
-    values = [row.value or 0.0 for row in chart.entered]
-    low, high = _spread(values)
+    values = [row.value or 0.0 for row in chart.trials]
+    low, high = _axis_range(values)
     dimensions: list[dict[str, Any]] = []
     for axis in chart.axes:
-        places = [axis.place(row) for row in chart.entered]
+        places = [axis.position(row) for row in chart.trials]
         missing = None in places
-        ticks = ([(ABSENT, "none")] if missing else []) + axis.ticks()
+        ticks = ([(ABSENT_POSITION, "none")] if missing else []) + axis.ticks()
         dimensions.append(
             {
                 "label": axis.label,
-                "values": [ABSENT if place is None else place for place in places],
-                "range": [ABSENT if missing else 0, 1],
+                "values": [ABSENT_POSITION if place is None else place for place in places],
+                "range": [ABSENT_POSITION if missing else 0, 1],
                 "tickvals": [place for place, _ in ticks],
                 "ticktext": [text for _, text in ticks],
             }
         )
     dimensions.append({"label": "accuracy", "values": values, "range": [low, high], "tickformat": ".1%"})
-    figure = _figure("")
+    figure = _new_figure("")
     figure.add_parcoords(
         dimensions=dimensions,
         labelangle=-25,
@@ -216,22 +217,22 @@ def _parallel_coordinates(view: StudyView, chart: Chart, texts: dict[int, str]) 
 def _slices(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
     from plotly.subplots import make_subplots
 
-    columns = min(len(chart.axes), PANELS_A_ROW)
+    columns = min(len(chart.axes), PANELS_PER_ROW)
     lines = -(-len(chart.axes) // columns)
     figure = make_subplots(
         rows=lines, cols=columns, shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.25 / lines
     )
-    numbers = [row.number for row in chart.entered]
+    numbers = [row.number for row in chart.trials]
     colors = {"colorscale": "Cividis", "reversescale": True, "cmin": min(numbers), "cmax": max(numbers)}
     for number, axis in enumerate(chart.axes):
-        there = [row for row in chart.entered if row.number in axis.values]
+        there = [row for row in chart.trials if row.number in axis.values]
         line, column = divmod(number, columns)
         figure.add_scatter(
-            x=[axis.place(row, 0.3) for row in there],
+            x=[axis.position(row, 0.3) for row in there],
             y=[row.value for row in there],
-            text=[f"{_short_text(row)}<br>{axis.label} = {axis.text(row)}" for row in there],
+            text=[f"{_short_hover_text(row)}<br>{axis.label} = {axis.format_value(row)}" for row in there],
             mode="markers",
-            hovertemplate=HOVER,
+            hovertemplate=HOVER_TEMPLATE,
             showlegend=False,
             marker={
                 **colors, "color": [row.number for row in there], "size": 6,
@@ -241,8 +242,8 @@ def _slices(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
             row=line + 1,
             col=column + 1,
         )  # fmt: skip
-        figure.update_xaxes(**_place_axis(axis, axis.label, FEW_TICKS), row=line + 1, col=column + 1)
-    low, high = _spread([row.value or 0.0 for row in chart.entered])
+        figure.update_xaxes(**_axis_layout(axis, axis.label, MAX_TICKS_SMALL), row=line + 1, col=column + 1)
+    low, high = _axis_range([row.value or 0.0 for row in chart.trials])
     figure.update_yaxes(tickformat=".1%", range=[low, high])
     figure.update_layout(height=120 + 230 * lines)
     return figure
@@ -250,59 +251,61 @@ def _slices(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
 
 def _contour(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
     x, y = chart.axes
-    values = [row.value or 0.0 for row in chart.entered]
-    low, high = _spread(values)
-    figure = _figure(x.name, y.name)
-    if cells := _cells([(a, b, min(max(value, low), high)) for a, b, value in surface_points(chart)]):
+    values = [row.value or 0.0 for row in chart.trials]
+    low, high = _axis_range(values)
+    figure = _new_figure(x.name, y.name)
+    if cells := _grid_means([(a, b, min(max(value, low), high)) for a, b, value in surface_points(chart)]):
         across, up = (sorted({cell[side] for cell in cells}) for side in (0, 1))
         figure.add_contour(
             x=across, y=up, z=[[cells.get((a, b)) for a in across] for b in up], connectgaps=True, showscale=False,
             colorscale="Viridis", reversescale=True, zmin=low, zmax=high, hoverinfo="skip", line={"width": 0},
         )  # fmt: skip
     figure.add_scatter(
-        x=[x.place(row) for row in chart.entered],
-        y=[y.place(row) for row in chart.entered],
-        text=[texts[row.number] for row in chart.entered],
+        x=[x.position(row) for row in chart.trials],
+        y=[y.position(row) for row in chart.trials],
+        text=[texts[row.number] for row in chart.trials],
         mode="markers",
-        hovertemplate=HOVER,
+        hovertemplate=HOVER_TEMPLATE,
         marker={
             "color": values, "colorscale": "Viridis", "reversescale": True, "cmin": low, "cmax": high, "size": 9,
             "line": {"color": "white", "width": 1}, "showscale": True, "colorbar": {"tickformat": ".1%"},
         },
     )  # fmt: skip
-    figure.update_xaxes(**_place_axis(x, x.name))
-    figure.update_yaxes(**_place_axis(y, y.name))
+    figure.update_xaxes(**_axis_layout(x, x.name))
+    figure.update_yaxes(**_axis_layout(y, y.name))
     return figure
 
 
-def _cells(surface: Sequence[tuple[float, float, float]]) -> dict[tuple[float, float], float]:
+def _grid_means(surface: Sequence[tuple[float, float, float]]) -> dict[tuple[float, float], float]:
     """The mean of the points in each cell."""
     found: dict[tuple[float, float], list[float]] = {}
     for across, up, value in surface:
-        found.setdefault((round(across * CELLS) / CELLS, round(up * CELLS) / CELLS), []).append(value)
+        found.setdefault((round(across * GRID_CELLS) / GRID_CELLS, round(up * GRID_CELLS) / GRID_CELLS), []).append(
+            value
+        )
     return {cell: statistics.fmean(values) for cell, values in found.items()}
 
 
 # ------------------------------------------------------------------------------- what it costs
 
 
-def _accuracy_against(view: StudyView, chart: Chart, texts: dict[int, str], *, cost: Cost) -> Any:
-    figure = _figure(cost.label)
-    rows = chart.entered
-    costs = [cost.of(row) for row in rows]
+def _accuracy_versus_cost(view: StudyView, chart: Chart, texts: dict[int, str], *, cost: Cost) -> Any:
+    figure = _new_figure(cost.label)
+    rows = chart.trials
+    costs = [cost.value_of(row) for row in rows]
     points = [(spent, row.value or 0.0) for spent, row in zip(costs, rows, strict=True)]
-    _points(figure, "completed", BLUE, rows, costs, texts)
+    _add_points(figure, "completed", BLUE, rows, costs, texts)
     front = [points[place] for place in pareto_front(points)]
-    _line(figure, "Pareto front", [x for x, _ in front], [y for _, y in front], {"color": RED, "shape": "hv"})
+    _add_line(figure, "Pareto front", [x for x, _ in front], [y for _, y in front], {"color": RED, "shape": "hv"})
     if max(costs) > 4 * min(costs):
         figure.update_xaxes(type="log")
-    _percent_axis(figure, [value for _, value in points])
+    _set_percent_axis(figure, [value for _, value in points])
     return figure
 
 
-Painter = Callable[[StudyView, Chart, dict[int, str]], Any]
+Renderer = Callable[[StudyView, Chart, dict[int, str]], Any]
 
-_PAINTERS: dict[str, Painter] = {
+_RENDERERS: dict[str, Renderer] = {
     "history": _history,
     "importances": _importances,
     "parallel_coordinates": _parallel_coordinates,
@@ -310,46 +313,47 @@ _PAINTERS: dict[str, Painter] = {
     "contour": _contour,
     "learning_curves": _learning_curves,
     "timeline": _timeline,
-    **{name: functools.partial(_accuracy_against, cost=cost) for name, cost in COSTS.items()},
+    **{name: functools.partial(_accuracy_versus_cost, cost=cost) for name, cost in COSTS.items()},
 }
 
 
 # ---------------------------------------------------------------------------- what all share
 
 
-def _figure(across: str, up: str = "validation accuracy") -> Any:
+def _new_figure(x_title: str, y_title: str = "validation accuracy") -> Any:
     from plotly.graph_objects import Figure
 
-    return Figure(layout={"xaxis": {"title": across}, "yaxis": {"title": up}, "height": 460})
+    return Figure(layout={"xaxis": {"title": x_title}, "yaxis": {"title": y_title}, "height": 460})
 
 
-def _points(
-    figure: Any, name: str, color: str, rows: Sequence[TrialRow], x: Sequence[float], texts: dict[int, str]
+def _add_points(
+    figure: Any, name: str, color: str, trials: Sequence[TrialRecord], x: Sequence[float], texts: dict[int, str]
 ) -> None:
-    if rows:
+    if trials:
         figure.add_scatter(
-            x=list(x), y=[row.value for row in rows], text=[texts[row.number] for row in rows],
-            name=name, mode="markers", hovertemplate=HOVER, marker={"color": color, "size": 7, "opacity": 0.75},
+            x=list(x), y=[row.value for row in trials], text=[texts[row.number] for row in trials],
+            name=name, mode="markers", hovertemplate=HOVER_TEMPLATE,
+            marker={"color": color, "size": 7, "opacity": 0.75},
         )  # fmt: skip
 
 
-def _line(figure: Any, name: str, x: Sequence[float], y: Sequence[float], line: dict[str, Any]) -> None:
+def _add_line(figure: Any, name: str, x: Sequence[float], y: Sequence[float], line: dict[str, Any]) -> None:
     """A line that leaves the pointer to the trials below it."""
     figure.add_scatter(x=list(x), y=list(y), name=name, mode="lines", line=line, hoverinfo="skip")
 
 
-def _percent_axis(figure: Any, values: Sequence[float | None]) -> None:
-    low, high = _spread([value for value in values if value is not None])
+def _set_percent_axis(figure: Any, values: Sequence[float | None]) -> None:
+    low, high = _axis_range([value for value in values if value is not None])
     figure.update_yaxes(tickformat=".1%", range=[low, high])
 
 
-def _spread(values: Sequence[float]) -> tuple[float, float]:
+def _axis_range(values: Sequence[float]) -> tuple[float, float]:
     """The window of the values with a margin; what lies outside is a double click away."""
-    low, high = window(values)
+    low, high = display_range(values)
     margin = 0.06 * (high - low) or 0.01
     return low - margin, high + margin
 
 
-def _place_axis(axis: Axis, title: str, most: int = MANY_TICKS) -> dict[str, Any]:
-    places, texts = zip(*axis.ticks(most), strict=True)
+def _axis_layout(axis: Axis, title: str, max_ticks: int = MAX_TICKS) -> dict[str, Any]:
+    places, texts = zip(*axis.ticks(max_ticks), strict=True)
     return {"title": title, "tickvals": places, "ticktext": texts, "tickangle": 0, "range": [-0.12, 1.12]}

@@ -14,75 +14,82 @@ from typing import TYPE_CHECKING, Any
 from fmnist_search.config.space import Space
 from fmnist_search.reporting.chart_data import (
     BLUE,
-    COLORS,
     COSTS,
-    FEW_TICKS,
     GREY,
-    INK,
-    MANY_TICKS,
+    MAX_TICKS,
+    MAX_TICKS_SMALL,
     RED,
+    STATE_COLORS,
+    TEXT_COLOR,
     Axis,
     Chart,
     Cost,
     StudyView,
     best_so_far,
+    display_range,
     pareto_front,
     surface_points,
-    window,
 )
-from fmnist_search.reporting.style import coordinates, laid_out_by_hand, page, percents, tidy, whole_numbers
-from fmnist_search.results.study import Importances, State, TrialRow
+from fmnist_search.reporting.style import (
+    manual_layout,
+    percent_formatter,
+    split_coordinates,
+    style_axes,
+    titled_figure,
+    use_integer_ticks,
+)
+from fmnist_search.results.study import Importances, TrialRecord, TrialState
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-VALUES = "viridis_r"
+VALUE_COLORMAP = "viridis_r"
 """The best is dark, so that it stands out on white."""
-MOST_PANELS, MOST_LINES_APART, PANELS_A_ROW = 12, 10, 4
-NAMED_POINTS = 8
+MAX_SLICE_PANELS, MAX_PARALLEL_AXES, PANELS_PER_ROW = 12, 10, 4
+MAX_LABELED_POINTS = 8
 
 
 def study_figures(
-    rows: Sequence[TrialRow], space: Space, importances: Importances | None = None
+    trials: Sequence[TrialRecord], space: Space, importances: Importances | None = None
 ) -> dict[str, Callable[[], Figure]]:
     """The pictures of a study by name, each drawn when it is called; only those for which there is something to show.
 
-    `rows` are all trials that ended. The contour, and the order of hyperparameters, need importances.
+    `trials` are all trials that ended. The contour, and the order of hyperparameters, need importances.
     """
-    view = StudyView(rows, space, importances)
-    return {name: functools.partial(_PAINTERS[name], view, chart) for name, chart in view.charts.items()}
+    view = StudyView(trials, space, importances)
+    return {name: functools.partial(_RENDERERS[name], view, chart) for name, chart in view.charts.items()}
 
 
 # ----------------------------------------------------------------------------- how a search went
 
 
 def _history(view: StudyView, chart: Chart) -> Figure:
-    figure, axes = _canvas(chart)
-    shown = [row.value for row in chart.entered if row.state is not State.FAILED and row.value is not None]
-    floor = _percent_axis(axes, shown)
-    for state, alpha in ((State.INTERRUPTED, 0.6), (State.PRUNED, 0.35), (State.COMPLETED, 1.0)):
-        own = [(row.number, row.value) for row in chart.entered if row.state is state and row.value is not None]
+    figure, axes = _single_axes_figure(chart)
+    shown = [row.value for row in chart.trials if row.state is not TrialState.FAILED and row.value is not None]
+    floor = _set_percent_axis(axes, shown)
+    for state, alpha in ((TrialState.INTERRUPTED, 0.6), (TrialState.PRUNED, 0.35), (TrialState.COMPLETED, 1.0)):
+        own = [(row.number, row.value) for row in chart.trials if row.state is state and row.value is not None]
         inside = [(number, value) for number, value in own if value >= floor]
         below = [number for number, value in own if value < floor]
         if own:
-            axes.scatter(*coordinates(inside), s=28, color=COLORS[state], alpha=alpha, label=state.value)
-            _on_the_floor(axes, below, "v", COLORS[state], f"{state.value}, below the axis")
-    _on_the_floor(axes, [row.number for row in chart.entered if row.state is State.FAILED], "x", RED, "failed")
-    steps = best_so_far(chart.entered)
+            axes.scatter(*split_coordinates(inside), s=28, color=STATE_COLORS[state], alpha=alpha, label=state.value)
+            _mark_at_bottom(axes, below, "v", STATE_COLORS[state], f"{state.value}, below the axis")
+    _mark_at_bottom(axes, [row.number for row in chart.trials if row.state is TrialState.FAILED], "x", RED, "failed")
+    steps = best_so_far(chart.trials)
     if steps:
-        last = max(row.number for row in view.rows)
-        numbers, best = coordinates([*steps, (last, steps[-1][1])])
-        axes.step(numbers, best, where="post", color=INK, linewidth=1.5, label="best so far", zorder=1)
+        last = max(row.number for row in view.trials)
+        numbers, best = split_coordinates([*steps, (last, steps[-1][1])])
+        axes.step(numbers, best, where="post", color=TEXT_COLOR, linewidth=1.5, label="best so far", zorder=1)
     axes.set_xlabel("trial")
     axes.set_ylabel("validation accuracy")
-    whole_numbers(axes.xaxis)
-    _legend(figure)
+    use_integer_ticks(axes.xaxis)
+    _add_legend(figure)
     return figure
 
 
-def _on_the_floor(axes: Axes, numbers: Sequence[float], marker: str, color: str, label: str) -> None:
+def _mark_at_bottom(axes: Axes, numbers: Sequence[float], marker: str, color: str, label: str) -> None:
     """Marks at the lower edge, whatever the axis shows."""
     if numbers:
         floor = axes.get_xaxis_transform()
@@ -101,35 +108,41 @@ def _on_the_floor(axes: Axes, numbers: Sequence[float], marker: str, color: str,
 def _learning_curves(view: StudyView, chart: Chart) -> Figure:
     from matplotlib.collections import LineCollection
 
-    figure, axes = _canvas(chart)
-    norm = _value_norm([row.value for row in chart.entered if row.state is State.COMPLETED and row.value is not None])
-    _percent_axis(axes, [value for row in chart.entered for value in row.curve])
-    for state in (State.INTERRUPTED, State.FAILED, State.PRUNED, State.COMPLETED):
-        rows = sorted((row for row in chart.entered if row.state is state), key=lambda row: row.value or 0.0)
+    figure, axes = _single_axes_figure(chart)
+    norm = _value_norm(
+        [row.value for row in chart.trials if row.state is TrialState.COMPLETED and row.value is not None]
+    )
+    _set_percent_axis(axes, [value for row in chart.trials for value in row.curve])
+    for state in (TrialState.INTERRUPTED, TrialState.FAILED, TrialState.PRUNED, TrialState.COMPLETED):
+        rows = sorted((row for row in chart.trials if row.state is state), key=lambda row: row.value or 0.0)
         lines = [list(enumerate(row.curve, start=1)) for row in rows]
-        if state is State.COMPLETED and rows:
+        if state is TrialState.COMPLETED and rows:
             values = [row.value or 0.0 for row in rows]
-            drawn = LineCollection(lines, cmap=VALUES, norm=norm, array=values, linewidths=1.4, label=state.value)
+            drawn = LineCollection(
+                lines, cmap=VALUE_COLORMAP, norm=norm, array=values, linewidths=1.4, label=state.value
+            )
             figure.colorbar(
-                axes.add_collection(drawn), ax=axes, label="last epoch of completed trials", format=percents()
+                axes.add_collection(drawn), ax=axes, label="last epoch of completed trials", format=percent_formatter()
             )
         elif rows:
             axes.add_collection(
-                LineCollection(lines, colors=COLORS[state], linewidths=1, alpha=0.35, label=state.value)
+                LineCollection(lines, colors=STATE_COLORS[state], linewidths=1, alpha=0.35, label=state.value)
             )
         ends = [line[-1] for line in lines]
-        if state is not State.COMPLETED and ends:
-            axes.scatter(*coordinates(ends), s=10, color=COLORS[state], alpha=0.5)
+        if state is not TrialState.COMPLETED and ends:
+            axes.scatter(*split_coordinates(ends), s=10, color=STATE_COLORS[state], alpha=0.5)
     if view.completed:
         best = max(view.completed, key=lambda row: (row.value or 0.0, -row.number))
         epochs = range(1, len(best.curve) + 1)
-        axes.plot(epochs, best.curve, color=INK, linewidth=2, marker="o", markersize=4, label=f"trial {best.number}")
-    longest = max(len(row.curve) for row in chart.entered)
+        axes.plot(
+            epochs, best.curve, color=TEXT_COLOR, linewidth=2, marker="o", markersize=4, label=f"trial {best.number}"
+        )
+    longest = max(len(row.curve) for row in chart.trials)
     axes.set_xlim(1 - 0.03 * longest, longest + 0.03 * longest)
-    whole_numbers(axes.xaxis)
+    use_integer_ticks(axes.xaxis)
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation accuracy")
-    _legend(figure)
+    _add_legend(figure)
     return figure
 
 
@@ -137,15 +150,15 @@ def _timeline(view: StudyView, chart: Chart) -> Figure:
     from matplotlib.collections import PolyCollection
 
     bars, pauses = view.timeline
-    figure, axes = _canvas(chart)
-    end = max(bar.ended for bar in bars)
+    figure, axes = _single_axes_figure(chart)
+    end = max(bar.end for bar in bars)
     unit, name = (60.0, "minutes") if end < 3 * 3600 else (3600.0, "hours")
-    for state, color in COLORS.items():
-        own = [bar for bar in bars if bar.row.state is state]
+    for state, color in STATE_COLORS.items():
+        own = [bar for bar in bars if bar.trial.state is state]
         boxes = [
             [
-                (x, bar.row.number + y)
-                for x, y in _corners(bar.began / unit, max(bar.ended, bar.began + end / 500) / unit)
+                (x, bar.trial.number + y)
+                for x, y in _bar_corners(bar.start / unit, max(bar.end, bar.start + end / 500) / unit)
             ]
             for bar in own
         ]
@@ -157,16 +170,16 @@ def _timeline(view: StudyView, chart: Chart) -> Figure:
         label = "the study was paused" if number == 0 else None
         axes.axvline(moment / unit, color=GREY, linestyle=":", linewidth=1, label=label)
     axes.set_xlim(0, max(end, 1) / unit * 1.01)
-    numbers = [bar.row.number for bar in bars]
+    numbers = [bar.trial.number for bar in bars]
     axes.set_ylim(max(numbers) + 0.8, min(numbers) - 0.8)
-    whole_numbers(axes.yaxis)
+    use_integer_ticks(axes.yaxis)
     axes.set_xlabel(f"{name} since the study began")
     axes.set_ylabel("trial")
-    _legend(figure)
+    _add_legend(figure)
     return figure
 
 
-def _corners(left: float, right: float) -> list[tuple[float, float]]:
+def _bar_corners(left: float, right: float) -> list[tuple[float, float]]:
     return [(left, -0.4), (right, -0.4), (right, 0.4), (left, 0.4)]
 
 
@@ -175,14 +188,14 @@ def _corners(left: float, right: float) -> list[tuple[float, float]]:
 
 def _importances(view: StudyView, chart: Chart) -> Figure:
     assert view.importances is not None
-    shares = view.importances.shares
-    figure, axes = _canvas(chart, height=max(2.2, 1.3 + 0.3 * len(shares)))
+    shares = view.importances.by_name
+    figure, axes = _single_axes_figure(chart, height=max(2.2, 1.3 + 0.3 * len(shares)))
     axes.barh(list(shares), list(shares.values()), color=BLUE, height=0.7)
     for place, share in enumerate(shares.values()):
-        axes.text(share, place, f" {share:.1%}", va="center", fontsize=8, color=INK)
+        axes.text(share, place, f" {share:.1%}", va="center", fontsize=8, color=TEXT_COLOR)
     axes.set_ylim(len(shares) - 0.5, -0.5)
     axes.set_xlim(0, max(max(shares.values()) * 1.12, 0.01))
-    axes.xaxis.set_major_formatter(percents())
+    axes.xaxis.set_major_formatter(percent_formatter())
     axes.set_xlabel("share of the importance")
     axes.tick_params(axis="y", length=0)
     return figure
@@ -191,30 +204,30 @@ def _importances(view: StudyView, chart: Chart) -> Figure:
 def _parallel_coordinates(view: StudyView, chart: Chart) -> Figure:
     from matplotlib.collections import LineCollection
 
-    shown, note = chart.first(MOST_LINES_APART)
-    figure, axes = _canvas(chart, note=note)
-    rows = sorted(chart.entered, key=lambda row: row.value or 0.0)
+    shown, note = chart.first_axes(MAX_PARALLEL_AXES)
+    figure, axes = _single_axes_figure(chart, note=note)
+    rows = sorted(chart.trials, key=lambda row: row.value or 0.0)
     values = [row.value or 0.0 for row in rows]
     norm = _value_norm(values)
     absent = -0.1
     lines = [
-        [*((x, absent if (place := axis.place(row, 0.05)) is None else place) for x, axis in enumerate(shown)),
+        [*((x, absent if (place := axis.position(row, 0.05)) is None else place) for x, axis in enumerate(shown)),
          (len(shown), min(max(float(norm(value)), 0.0), 1.0))]
         for row, value in zip(rows, values, strict=True)
     ]  # fmt: skip
     drawn = LineCollection(
-        lines, cmap=VALUES, norm=norm, array=values, linewidths=1.2, alpha=min(0.85, max(0.35, 50 / len(rows)))
+        lines, cmap=VALUE_COLORMAP, norm=norm, array=values, linewidths=1.2, alpha=min(0.85, max(0.35, 50 / len(rows)))
     )
     axes.add_collection(drawn)
     for x, axis in enumerate(shown):
-        missing = any(axis.place(row) is None for row in rows)
-        _upright(axes, x, axis.ticks() + ([(absent, "none")] if missing else []))
+        missing = any(axis.position(row) is None for row in rows)
+        _draw_parallel_axis(axes, x, axis.ticks() + ([(absent, "none")] if missing else []))
     low, high = norm.vmin or 0.0, norm.vmax or 1.0
-    _upright(axes, len(shown), [(step / 4, f"{low + step / 4 * (high - low):.1%}") for step in range(5)])
+    _draw_parallel_axis(axes, len(shown), [(step / 4, f"{low + step / 4 * (high - low):.1%}") for step in range(5)])
     axes.set_xlim(-0.35, len(shown) + 0.35)
-    axes.set_ylim(-0.14 if any(axis.place(row) is None for axis in shown for row in rows) else -0.07, 1.07)
+    axes.set_ylim(-0.14 if any(axis.position(row) is None for axis in shown for row in rows) else -0.07, 1.07)
     axes.set_xticks(
-        range(len(shown) + 1), [*(_folded(axis.label) for axis in shown), "validation\naccuracy"], fontsize=8
+        range(len(shown) + 1), [*(_wrap_label(axis.label) for axis in shown), "validation\naccuracy"], fontsize=8
     )
     axes.tick_params(axis="x", length=0)
     axes.set_yticks([])
@@ -223,29 +236,29 @@ def _parallel_coordinates(view: StudyView, chart: Chart) -> Figure:
     return figure
 
 
-def _upright(axes: Axes, x: float, ticks: Sequence[tuple[float, str]]) -> None:
+def _draw_parallel_axis(axes: Axes, x: float, ticks: Sequence[tuple[float, str]]) -> None:
     """An axis of its own, with its texts at its left."""
-    axes.plot([x, x], [0, 1], color=INK, linewidth=0.8, zorder=3)
+    axes.plot([x, x], [0, 1], color=TEXT_COLOR, linewidth=0.8, zorder=3)
     for place, text in ticks:
-        axes.plot([x - 0.02, x + 0.02], [place, place], color=INK, linewidth=0.8, zorder=3)
+        axes.plot([x - 0.02, x + 0.02], [place, place], color=TEXT_COLOR, linewidth=0.8, zorder=3)
         box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "alpha": 0.75, "edgecolor": "none"}
-        axes.text(x - 0.04, place, text, ha="right", va="center", fontsize=7, color=INK, bbox=box, zorder=4)
+        axes.text(x - 0.04, place, text, ha="right", va="center", fontsize=7, color=TEXT_COLOR, bbox=box, zorder=4)
 
 
 def _slices(view: StudyView, chart: Chart) -> Figure:
-    shown, note = chart.first(MOST_PANELS)
-    values = [row.value for row in chart.entered if row.value is not None]
-    below = sum(value < window(values)[0] for value in values)
-    columns = min(len(shown), PANELS_A_ROW)
+    shown, note = chart.first_axes(MAX_SLICE_PANELS)
+    values = [row.value for row in chart.trials if row.value is not None]
+    below = sum(value < display_range(values)[0] for value in values)
+    columns = min(len(shown), PANELS_PER_ROW)
     lines = math.ceil(len(shown) / columns)
     note = f"{note}; {below} lie below the axis" if below else note
-    figure = page(chart.title, note, max(2 * columns + 1.5, 8.2), lines * (2 if columns > 2 else 3))
-    panels, beside = _panels(figure, lines, columns)
-    numbers = [row.number for row in chart.entered]
+    figure = titled_figure(chart.title, note, max(2 * columns + 1.5, 8.2), lines * (2 if columns > 2 else 3))
+    panels, beside = _slice_panels(figure, lines, columns)
+    numbers = [row.number for row in chart.trials]
     for panel in panels[len(shown) :]:
         panel.set_visible(False)
     for panel, axis in zip(panels, shown, strict=False):
-        there = [(row, x) for row in chart.entered if (x := axis.place(row, 0.3)) is not None]
+        there = [(row, x) for row in chart.trials if (x := axis.position(row, 0.3)) is not None]
         drawn = panel.scatter(
             [x for _, x in there],
             [row.value or 0.0 for row, _ in there],
@@ -256,33 +269,33 @@ def _slices(view: StudyView, chart: Chart) -> Figure:
             s=16,
             alpha=0.85,
         )
-        _place_axis(panel.xaxis, axis, FEW_TICKS)
+        _set_ticks(panel.xaxis, axis, MAX_TICKS_SMALL)
         panel.set_xlim(-0.12, 1.12)
         panel.set_xlabel(axis.label, fontsize=8)
         panel.tick_params(labelsize=7)
-        tidy(panel)
-    _percent_axis(panels[0], values)
+        style_axes(panel)
+    _set_percent_axis(panels[0], values)
     panels[0].set_ylabel("validation accuracy", fontsize=8)
     figure.colorbar(drawn, cax=beside).ax.tick_params(labelsize=7)
     beside.set_title("trial", fontsize=8)
     return figure
 
 
-def _panels(figure: Figure, lines: int, columns: int) -> tuple[list[Axes], Axes]:
+def _slice_panels(figure: Figure, row_count: int, column_count: int) -> tuple[list[Axes], Axes]:
     """Panels of one vertical axis, and at their right a place for the colours."""
     width, height = figure.get_size_inches()
-    top = laid_out_by_hand(figure) - 0.1 / height
+    top = manual_layout(figure) - 0.1 / height
     bottom, left, right = 0.45 / height, 0.75 / width, 1 - 0.75 / width
     grid = {"left": left, "right": right, "bottom": bottom, "top": top, "wspace": 0.12, "hspace": 0.35}
-    panels = figure.subplots(lines, columns, sharey=True, squeeze=False, gridspec_kw=grid)
+    panels = figure.subplots(row_count, column_count, sharey=True, squeeze=False, gridspec_kw=grid)
     tall = min(top - bottom - 0.2 / height, 4 / height)
     return list(panels.flat), figure.add_axes((right + 0.2 / width, bottom, 0.12 / width, tall))
 
 
 def _contour(view: StudyView, chart: Chart) -> Figure:
-    figure, axes = _canvas(chart)
+    figure, axes = _single_axes_figure(chart)
     x, y = chart.axes
-    values = [row.value for row in chart.entered if row.value is not None]
+    values = [row.value for row in chart.trials if row.value is not None]
     norm = _value_norm(values)
     surface = surface_points(chart)
     if surface:
@@ -291,14 +304,14 @@ def _contour(view: StudyView, chart: Chart) -> Figure:
         inside = [min(max(height, low), high) for height in heights]
         levels = [low + (high - low) * step / 12 for step in range(13)]
         with contextlib.suppress(RuntimeError):  # the places lie on one line
-            axes.tricontourf(across, up, inside, levels=levels, cmap=VALUES, norm=norm)
-    points = [(x.place(row), y.place(row)) for row in chart.entered]
+            axes.tricontourf(across, up, inside, levels=levels, cmap=VALUE_COLORMAP, norm=norm)
+    points = [(x.position(row), y.position(row)) for row in chart.trials]
     drawn = axes.scatter(
-        *coordinates(points), c=values, cmap=VALUES, norm=norm, s=34, edgecolors="white", linewidths=0.7
+        *split_coordinates(points), c=values, cmap=VALUE_COLORMAP, norm=norm, s=34, edgecolors="white", linewidths=0.7
     )
-    figure.colorbar(drawn, ax=axes, label="validation accuracy", format=percents())
+    figure.colorbar(drawn, ax=axes, label="validation accuracy", format=percent_formatter())
     for side, axis in ((axes.xaxis, x), (axes.yaxis, y)):
-        _place_axis(side, axis)
+        _set_ticks(side, axis)
     axes.set_xlim(-0.05, 1.05)
     axes.set_ylim(-0.05, 1.05)
     axes.set_xlabel(x.name)
@@ -309,35 +322,35 @@ def _contour(view: StudyView, chart: Chart) -> Figure:
 # ------------------------------------------------------------------------------- what it costs
 
 
-def _accuracy_against(view: StudyView, chart: Chart, *, cost: Cost) -> Figure:
-    figure, axes = _canvas(chart)
-    rows = chart.entered
-    points = [(cost.of(row), row.value or 0.0) for row in rows]
-    floor = _percent_axis(axes, [value for _, value in points])
+def _accuracy_versus_cost(view: StudyView, chart: Chart, *, cost: Cost) -> Figure:
+    figure, axes = _single_axes_figure(chart)
+    rows = chart.trials
+    points = [(cost.value_of(row), row.value or 0.0) for row in rows]
+    floor = _set_percent_axis(axes, [value for _, value in points])
     inside = [point for point in points if point[1] >= floor]
-    axes.scatter(*coordinates(inside), s=28, color=BLUE, alpha=0.55, label="completed")
-    _on_the_floor(axes, [cost for cost, value in points if value < floor], "v", BLUE, "completed, below the axis")
+    axes.scatter(*split_coordinates(inside), s=28, color=BLUE, alpha=0.55, label="completed")
+    _mark_at_bottom(axes, [cost for cost, value in points if value < floor], "v", BLUE, "completed, below the axis")
     front = [place for place in pareto_front(points) if points[place][1] >= floor]
     axes.step(
-        *coordinates([points[place] for place in front]),
+        *split_coordinates([points[place] for place in front]),
         where="post", color=RED, marker="o", markersize=6, linewidth=1.3, label="Pareto front, by trial",
     )  # fmt: skip
-    for place in front[-NAMED_POINTS:]:
+    for place in front[-MAX_LABELED_POINTS:]:
         axes.annotate(
             str(rows[place].number), points[place], xytext=(-4, 5), textcoords="offset points",
-            ha="right", fontsize=8, color=INK,
+            ha="right", fontsize=8, color=TEXT_COLOR,
         )  # fmt: skip
     costs = [cost for cost, _ in points]
     if max(costs) > 4 * min(costs):
         axes.set_xscale("log")
-    _cost_axis(axes, min(costs), max(costs))
+    _format_cost_axis(axes, min(costs), max(costs))
     axes.set_xlabel(cost.label)
     axes.set_ylabel("validation accuracy")
-    _legend(figure)
+    _add_legend(figure)
     return figure
 
 
-def _cost_axis(axes: Axes, low: float, high: float) -> None:
+def _format_cost_axis(axes: Axes, low: float, high: float) -> None:
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     if axes.get_xscale() == "log":
@@ -346,7 +359,7 @@ def _cost_axis(axes: Axes, low: float, high: float) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-_PAINTERS: dict[str, Callable[[StudyView, Chart], Figure]] = {
+_RENDERERS: dict[str, Callable[[StudyView, Chart], Figure]] = {
     "history": _history,
     "importances": _importances,
     "parallel_coordinates": _parallel_coordinates,
@@ -354,45 +367,45 @@ _PAINTERS: dict[str, Callable[[StudyView, Chart], Figure]] = {
     "contour": _contour,
     "learning_curves": _learning_curves,
     "timeline": _timeline,
-    **{name: functools.partial(_accuracy_against, cost=cost) for name, cost in COSTS.items()},
+    **{name: functools.partial(_accuracy_versus_cost, cost=cost) for name, cost in COSTS.items()},
 }
 
 
 # ------------------------------------------------------------------------------ what they share
 
 
-def _canvas(chart: Chart, *, height: float = 4.6, note: str = "") -> tuple[Figure, Axes]:
-    figure = page(chart.title, note or chart.note, 8.2, height)
+def _single_axes_figure(chart: Chart, *, height: float = 4.6, note: str = "") -> tuple[Figure, Axes]:
+    figure = titled_figure(chart.title, note or chart.note, 8.2, height)
     axes = figure.subplots()
-    tidy(axes)
+    style_axes(axes)
     return figure, axes
 
 
-def _legend(figure: Figure) -> None:
+def _add_legend(figure: Figure) -> None:
     """Below the axes, where it hides nothing."""
     figure.legend(loc="outside lower center", ncols=6, fontsize=8, frameon=False)
 
 
-def _percent_axis(axes: Axes, values: Sequence[float]) -> float:
+def _set_percent_axis(axes: Axes, values: Sequence[float]) -> float:
     """The values' own window as the vertical axis; gives its lower end."""
-    low, high = window(values)
+    low, high = display_range(values)
     margin = 0.06 * (high - low) or 0.01
     axes.set_ylim(low - margin, high + margin)
-    axes.yaxis.set_major_formatter(percents())
+    axes.yaxis.set_major_formatter(percent_formatter())
     return low
 
 
 def _value_norm(values: Sequence[float]) -> Normalize:
     from matplotlib.colors import Normalize
 
-    low, high = window(values)
+    low, high = display_range(values)
     return Normalize(low if high > low else low - 0.01, high)
 
 
-def _place_axis(side: Any, axis: Axis, most: int = MANY_TICKS) -> None:
-    places, texts = zip(*axis.ticks(most), strict=True)
-    side.set_ticks(places, texts)
+def _set_ticks(axis_object: Any, axis: Axis, max_ticks: int = MAX_TICKS) -> None:
+    places, texts = zip(*axis.ticks(max_ticks), strict=True)
+    axis_object.set_ticks(places, texts)
 
 
-def _folded(name: str) -> str:
+def _wrap_label(name: str) -> str:
     return name.replace(".", ".\n").replace("_", "_\n") if len(name) > 10 else name

@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmnist_search.errors import UserError
-from fmnist_search.files import whole
-from fmnist_search.reporting.chart_data import GREY, INK
+from fmnist_search.files import atomic_write
+from fmnist_search.reporting.chart_data import GREY, TEXT_COLOR
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DPI = 110
-TITLE_LINE, NOTE_LINE = 0.22, 0.16
+TITLE_LINE_HEIGHT, NOTE_LINE_HEIGHT = 0.22, 0.16
 """Inches for a line of the title, and of what stands below it."""
 
 
-def as_png(figure: Figure) -> bytes:
+def figure_to_png(figure: Figure) -> bytes:
     """The bytes of a PNG file."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
@@ -39,30 +39,30 @@ def save_png(figure: Figure, path: Path) -> None:
         UserError: it cannot be written.
     """
     try:
-        with whole(path) as file:
-            file.write(as_png(figure))
+        with atomic_write(path) as file:
+            file.write(figure_to_png(figure))
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); name another place") from None
 
 
-def page(title: str, note: str, width: float, height: float) -> Figure:
+def titled_figure(title: str, note: str, width: float, height: float) -> Figure:
     """A title, below it in small what is shown, and so many inches below both for axes."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     titles, notes = (textwrap.wrap(text, int(width * a_inch)) for text, a_inch in ((title, 10.5), (note, 15)))
-    head = 0.14 + TITLE_LINE * len(titles) + NOTE_LINE * len(notes)
+    head = 0.14 + TITLE_LINE_HEIGHT * len(titles) + NOTE_LINE_HEIGHT * len(notes)
     whole = head + height
     figure = Figure(figsize=(width, whole), dpi=DPI)
     figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.06, rect=(0, 0, 1, height / whole)))
-    left, below = 0.08 / width, 0.08 + TITLE_LINE * len(titles)
+    left, below = 0.08 / width, 0.08 + TITLE_LINE_HEIGHT * len(titles)
     write = functools.partial(figure.text, left, va="top", parse_math=False)
-    write(1 - 0.08 / whole, "\n".join(titles), fontsize=12, weight="bold", color=INK)
+    write(1 - 0.08 / whole, "\n".join(titles), fontsize=12, weight="bold", color=TEXT_COLOR)
     write(1 - below / whole, "\n".join(notes), fontsize=9, color=GREY)
     return figure
 
 
-def laid_out_by_hand(figure: Figure) -> float:
+def manual_layout(figure: Figure) -> float:
     """Leave the layout to known margins, below the returned height: to find them, a dozen panels take the longest."""
     engine = figure.get_layout_engine()
     assert engine is not None
@@ -71,7 +71,7 @@ def laid_out_by_hand(figure: Figure) -> float:
     return top
 
 
-def tidy(axes: Axes) -> None:
+def style_axes(axes: Axes) -> None:
     """Axes with a faint grid, and no frame at the top and at the right."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -79,20 +79,20 @@ def tidy(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def percents() -> Any:
+def percent_formatter() -> Any:
     """Formats shares as percents."""
     from matplotlib.ticker import PercentFormatter
 
     return PercentFormatter(1.0)
 
 
-def whole_numbers(side: Any) -> None:
+def use_integer_ticks(axis: Any) -> None:
     """Let an axis of matplotlib have ticks at whole numbers alone."""
     from matplotlib.ticker import MaxNLocator
 
-    side.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
+    axis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
 
 
-def coordinates(pairs: Sequence[tuple[Any, ...]]) -> tuple[list[Any], list[Any]]:
+def split_coordinates(points: Sequence[tuple[Any, ...]]) -> tuple[list[Any], list[Any]]:
     """Places across and places up of such pairs."""
-    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    return [pair[0] for pair in points], [pair[1] for pair in points]

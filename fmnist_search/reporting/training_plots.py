@@ -8,21 +8,28 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from fmnist_search.errors import UserError
-from fmnist_search.reporting.chart_data import BLUE, GREY, INK, ORANGE, RED
-from fmnist_search.reporting.style import coordinates, laid_out_by_hand, page, percents, tidy, whole_numbers
-from fmnist_search.results.study import EpochReport, RateResult, State
-from fmnist_search.training.evaluation import Calibration, Mistake
+from fmnist_search.reporting.chart_data import BLUE, GREY, ORANGE, RED, TEXT_COLOR
+from fmnist_search.reporting.style import (
+    manual_layout,
+    percent_formatter,
+    split_coordinates,
+    style_axes,
+    titled_figure,
+    use_integer_ticks,
+)
+from fmnist_search.results.study import EpochReport, LearningRateResult, TrialState
+from fmnist_search.training.evaluation import Calibration, Misclassification
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-SIDE = 28
-UNKNOWN = -1
+IMAGE_SIZE = 28
+UNKNOWN_LABEL = -1
 """The label of an image whose true class is not known."""
-MOST_FILTERS = 64
-FILTERS_A_ROW = 8
-IMAGES_A_ROW, IMAGES_A_WIDE_ROW = 5, 10
+MAX_FILTERS = 64
+FILTERS_PER_ROW = 8
+IMAGES_PER_ROW, IMAGES_PER_WIDE_ROW = 5, 10
 """Of a gallery, and of one that would have more rows than columns."""
 
 
@@ -51,7 +58,7 @@ def confusion_figure(
                 color = "white" if shares[y][x] > 0.5 else "black"
                 axes.text(x, y, text, ha="center", va="center", fontsize=7, color=color)
     label = "share of the true class" + (", cells in percent" if normalised else "")
-    figure.colorbar(picture, ax=axes, label=label, format=percents())
+    figure.colorbar(picture, ax=axes, label=label, format=percent_formatter())
     return figure
 
 
@@ -66,7 +73,7 @@ def training_figure(epochs: Sequence[EpochReport], title: str) -> Figure:
     validated = any(report.val_loss is not None for report in epochs)
     told = "" if validated else "; nothing was held back for validation"
     count = "1 epoch" if len(epochs) == 1 else f"{len(epochs)} epochs"
-    figure = page(title, count + told, 3.4 * panels, 3.2)
+    figure = titled_figure(title, count + told, 3.4 * panels, 3.2)
     every = figure.subplots(1, panels, squeeze=False)[0]
     numbers = [report.epoch for report in epochs]
     losses, accuracies = every[0], every[1]
@@ -77,58 +84,58 @@ def training_figure(epochs: Sequence[EpochReport], title: str) -> Figure:
         axes.plot(numbers, train, color=ORANGE, marker="s", markersize=3.5, label="training")
         pairs = [(number, value) for number, value in zip(numbers, val, strict=True) if value is not None]
         if pairs:
-            axes.plot(*coordinates(pairs), color=BLUE, marker="o", markersize=3.5, label="validation")
+            axes.plot(*split_coordinates(pairs), color=BLUE, marker="o", markersize=3.5, label="validation")
         axes.set_ylabel(name)
         axes.legend(fontsize=8, frameon=False)
-    accuracies.yaxis.set_major_formatter(percents())
+    accuracies.yaxis.set_major_formatter(percent_formatter())
     if varies:
-        every[2].plot(numbers, rates, color=INK, marker="o", markersize=3.5)
+        every[2].plot(numbers, rates, color=TEXT_COLOR, marker="o", markersize=3.5)
         every[2].set_ylabel("learning rate")
         every[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     for axes in every:
         axes.set_xlabel("epoch")
-        whole_numbers(axes.xaxis)
-        tidy(axes)
+        use_integer_ticks(axes.xaxis)
+        style_axes(axes)
     return figure
 
 
-def sweep_figure(rates: Sequence[RateResult], title: str) -> Figure:
+def sweep_figure(rates: Sequence[LearningRateResult], title: str) -> Figure:
     """Networks trained at several learning rates, a line of panels for each: curves, and where they end.
 
     Of the seeds of a rate the curves show the mean, the panels at the right each one and the mean as well.
     """
     networks = list(dict.fromkeys(rate.network for rate in rates))
     seeds = max(len(rate.results) for rate in rates)
-    broken = sum(result.state is not State.COMPLETED for rate in rates for result in rate.results)
+    broken = sum(result.state is not TrialState.COMPLETED for rate in rates for result in rate.results)
     note = f"validation accuracy, {seeds} seed{'s' * (seeds > 1)} a rate"
     note += f"; {broken} of all trainings did not complete" if broken else ""
-    figure = page(title, note, 9.0, 3.0 * len(networks))
+    figure = titled_figure(title, note, 9.0, 3.0 * len(networks))
     panels = figure.subplots(len(networks), 2, squeeze=False, sharey=True)
     for network, (curves, ends) in zip(networks, panels, strict=True):
         own = [rate for rate in rates if rate.network == network]
         for place, rate in enumerate(own):
-            color = _shade(place, len(own))
+            color = _rate_color(place, len(own))
             if curve := rate.mean_curve:
                 label = f"{rate.factor:g}x: {rate.learning_rate:.3g}"
                 curves.plot(range(1, len(curve) + 1), curve, color=color, marker="o", markersize=3, label=label)
             ends.plot([rate.learning_rate] * len(rate.accuracies), rate.accuracies, "o", color=color, markersize=4)
         means = [(rate.learning_rate, fmean(rate.accuracies)) for rate in own if rate.accuracies]
-        ends.plot(*coordinates(means), color=GREY, linewidth=1, zorder=1)
+        ends.plot(*split_coordinates(means), color=GREY, linewidth=1, zorder=1)
         ends.set_xscale("log")
         ends.set_xticks([rate.learning_rate for rate in own], [f"{rate.learning_rate:.3g}" for rate in own])
         ends.minorticks_off()
         curves.set_ylabel(network)
-        curves.yaxis.set_major_formatter(percents())
+        curves.yaxis.set_major_formatter(percent_formatter())
         curves.legend(fontsize=8, frameon=False)
         curves.set_xlabel("epoch")
         ends.set_xlabel("learning rate")
-        whole_numbers(curves.xaxis)
+        use_integer_ticks(curves.xaxis)
         for axes in (curves, ends):
-            tidy(axes)
+            style_axes(axes)
     return figure
 
 
-def _shade(place: int, count: int) -> str:
+def _rate_color(place: int, count: int) -> str:
     """From faint to strong, the higher the rate."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
@@ -136,17 +143,19 @@ def _shade(place: int, count: int) -> str:
     return to_hex(colormaps["viridis_r"](0.15 + 0.85 * place / max(count - 1, 1)))
 
 
-def mistakes_figure(pixels: Tensor, mistakes: Sequence[Mistake], classes: Sequence[str], title: str) -> Figure:
+def mistakes_figure(
+    pixels: Tensor, mistakes: Sequence[Misclassification], classes: Sequence[str], title: str
+) -> Figure:
     """The images of the most confident mistakes: what they show, what they were taken for, and how surely.
 
     `pixels` are all images (N, 28, 28) uint8, which the mistakes index.
     """
     captions = [
-        (f"{classes[mistake.true]}\nas {classes[mistake.predicted]}, {mistake.probability:.1%}", INK)
+        (f"{classes[mistake.true]}\nas {classes[mistake.predicted]}, {mistake.probability:.1%}", TEXT_COLOR)
         for mistake in mistakes
     ]
     note = "true class, predicted class and its probability; the most confident first" if mistakes else "no mistakes"
-    return _gallery([pixels[mistake.index] for mistake in mistakes], captions, title, note)
+    return _image_grid([pixels[mistake.index] for mistake in mistakes], captions, title, note)
 
 
 def predictions_figure(
@@ -159,21 +168,21 @@ def predictions_figure(
     best, predicted = probabilities.cpu().max(dim=1)
     captions = []
     for probability, guess, label in zip(best.tolist(), predicted.tolist(), labels.tolist(), strict=True):
-        wrong = label not in (guess, UNKNOWN)
+        wrong = label not in (guess, UNKNOWN_LABEL)
         second = f"\nis {classes[label]}" if wrong else ""
-        captions.append((f"{classes[guess]}, {probability:.1%}{second}", RED if wrong else INK))
-    known = int((labels != UNKNOWN).sum())
+        captions.append((f"{classes[guess]}, {probability:.1%}{second}", RED if wrong else TEXT_COLOR))
+    known = int((labels != UNKNOWN_LABEL).sum())
     hits = int((predicted == labels.cpu()).sum())
     note = f"{hits} of {known} right; a mistake says its true class" if known else "predicted class and its probability"
-    return _gallery(list(pixels), captions, title, note)
+    return _image_grid(list(pixels), captions, title, note)
 
 
 def calibration_figure(calibration: Calibration, title: str) -> Figure:
     """The reliability curve: accuracy against confidence, and below it how many images are how confident."""
     images = sum(bin_.images for bin_ in calibration.bins)
     bins = len(calibration.bins)
-    figure = page(
-        f"{title}: expected calibration error {calibration.error:.2%}",
+    figure = titled_figure(
+        f"{title}: expected calibration error {calibration.expected_error:.2%}",
         f"{images:,} images in {bins} bins of equal width; on the diagonal, confidence is what it says",
         6.4,
         5,
@@ -184,9 +193,9 @@ def calibration_figure(calibration: Calibration, title: str) -> Figure:
     for bin_ in filled:
         curve.plot([bin_.confidence] * 2, [bin_.confidence, bin_.accuracy], color=ORANGE, linewidth=3, alpha=0.6)
     points = [(bin_.confidence, bin_.accuracy) for bin_ in filled]
-    curve.plot(*coordinates(points), color=BLUE, marker="o", markersize=4, label="accuracy")
+    curve.plot(*split_coordinates(points), color=BLUE, marker="o", markersize=4, label="accuracy")
     curve.set_ylabel("accuracy")
-    curve.yaxis.set_major_formatter(percents())
+    curve.yaxis.set_major_formatter(percent_formatter())
     curve.set_ylim(-0.02, 1.02)
     curve.legend(fontsize=8, frameon=False, loc="upper left")
     width = 1 / bins
@@ -196,9 +205,9 @@ def calibration_figure(calibration: Calibration, title: str) -> Figure:
     counts.set_ylabel("images")
     counts.set_xlabel("confidence: the probability of the predicted class")
     counts.set_xlim(0, 1)
-    counts.xaxis.set_major_formatter(percents())
+    counts.xaxis.set_major_formatter(percent_formatter())
     for axes in (curve, counts):
-        tidy(axes)
+        style_axes(axes)
     return figure
 
 
@@ -213,18 +222,18 @@ def filters_figure(weights: Mapping[str, Tensor], title: str) -> Figure:
     """
     name, layer = next((name, tensor) for name, tensor in weights.items() if tensor.ndim > 1)
     layer = layer.detach().float().cpu()
-    if layer.ndim == 2 and layer.shape[1] == SIDE**2:
-        layer = layer.reshape(-1, 1, SIDE, SIDE)
+    if layer.ndim == 2 and layer.shape[1] == IMAGE_SIZE**2:
+        layer = layer.reshape(-1, 1, IMAGE_SIZE, IMAGE_SIZE)
     if layer.ndim != 4 or layer.shape[1] != 1:
         shape = "x".join(map(str, layer.shape))
         raise UserError(f"{title}: its first layer, {name} of {shape}, has no filters to look at; take another network")
     count, (height, width) = len(layer), layer.shape[2:]
-    shown = layer[:MOST_FILTERS, 0].numpy()
-    which = f"the first {MOST_FILTERS} of {count}" if count > MOST_FILTERS else f"all {count}"
-    columns = min(count, FILTERS_A_ROW)
+    shown = layer[:MAX_FILTERS, 0].numpy()
+    which = f"the first {MAX_FILTERS} of {count}" if count > MAX_FILTERS else f"all {count}"
+    columns = min(count, FILTERS_PER_ROW)
     lines = math.ceil(len(shown) / columns)
     note = f"first layer: {which} filters of {width} x {height}; white is 0"
-    figure = page(title, note, 6.4, max(0.68 * lines, 1.6))
+    figure = titled_figure(title, note, 6.4, max(0.68 * lines, 1.6))
     axes = figure.subplots()
     reach = float(abs(shown).max()) or 1.0
     for place, kernel in enumerate(shown):
@@ -237,12 +246,12 @@ def filters_figure(weights: Mapping[str, Tensor], title: str) -> Figure:
     return figure
 
 
-def _gallery(images: Sequence[Tensor], captions: Sequence[tuple[str, str]], title: str, note: str) -> Figure:
-    widest = IMAGES_A_ROW if len(images) <= IMAGES_A_ROW**2 else IMAGES_A_WIDE_ROW
+def _image_grid(images: Sequence[Tensor], captions: Sequence[tuple[str, str]], title: str, note: str) -> Figure:
+    widest = IMAGES_PER_ROW if len(images) <= IMAGES_PER_ROW**2 else IMAGES_PER_WIDE_ROW
     columns = min(max(len(images), 3), widest)
     lines = max(math.ceil(len(images) / columns), 1)
-    figure = page(title, note, 1.75 * columns, 1.85 * lines)
-    top = laid_out_by_hand(figure) - 0.3 / figure.get_figheight()
+    figure = titled_figure(title, note, 1.75 * columns, 1.85 * lines)
+    top = manual_layout(figure) - 0.3 / figure.get_figheight()
     grid = {"left": 0.01, "right": 0.99, "bottom": 0.01, "top": top, "wspace": 0.05, "hspace": 0.35}
     panels = figure.subplots(lines, columns, squeeze=False, gridspec_kw=grid)
     for panel in panels.flat:

@@ -41,7 +41,7 @@ class EpochReport:
 
 
 @dataclass(frozen=True)
-class Preparation:
+class SetupInfo:
     """What came before a training's first step: seconds to build network and optimizer, and to capture a graph."""
 
     build_seconds: float = 0.0
@@ -65,11 +65,11 @@ class Overhead:
     tracking: float = 0.0
 
 
-Observer = Callable[[EpochReport], Decision]
+Stopper = Callable[[EpochReport], Decision]
 """Sees each epoch of a trial and says whether it goes on: the extension point that users get."""
 
 
-class State(Enum):
+class TrialState(Enum):
     """How a trial ended."""
 
     COMPLETED = "completed"
@@ -84,12 +84,12 @@ class TrialResult:
 
     `value` is the last epoch's validation accuracy, `best_epoch` the one whose weights were kept; `confusion`
     counts validation images of the last epoch, rows true and columns predicted; `weights` are the kept averaged
-    weights on the CPU, `last_weights` those of the last epoch; `preparation` is what came before the first step;
+    weights on the CPU, `last_weights` those of the last epoch; `setup` is what came before the first step;
     `reason` says in one line why it ended early (out of patience it has completed), and `error` holds the traceback of
     a failure.
     """
 
-    state: State
+    state: TrialState
     epochs: tuple[EpochReport, ...]
     seconds: float
     parameters: int = 0
@@ -97,7 +97,7 @@ class TrialResult:
     confusion: tuple[tuple[int, ...], ...] | None = None
     reason: str | None = None
     error: str | None = None
-    preparation: Preparation = field(default=Preparation(), repr=False, compare=False)
+    setup: SetupInfo = field(default=SetupInfo(), repr=False, compare=False)
     weights: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
     last_weights: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
@@ -128,16 +128,16 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class TrialRow:
+class TrialRecord:
     """One trial of a study, as a table shows it; `value` of a pruned one is the last that it reported.
 
-    `curve` holds the validation accuracy after each epoch. One that `comes_again` lost its worker and is tried anew
+    `curve` holds the validation accuracy after each epoch. One that `will_retry` lost its worker and is tried anew
     as another trial. `parameters` counts those of its network, 0 where they are not known; `began_at` and `ended_at`
     are Unix seconds: when it ran is no part of what it is, so rows that differ in nothing else are equal.
     """
 
     number: int
-    state: State
+    state: TrialState
     value: float | None
     epochs: int
     recipe: Recipe
@@ -155,11 +155,11 @@ class TrialRow:
     @property
     def is_final(self) -> bool:
         """Whether it counts against a budget: one that comes again does not."""
-        return not self.comes_again and self.state is not State.INTERRUPTED
+        return not self.comes_again and self.state is not TrialState.INTERRUPTED
 
 
 @dataclass(frozen=True)
-class Confirmed:
+class ConfirmedScore:
     """A recipe trained from several fresh seeds: an honest estimate, since none of them was selected."""
 
     trial: int
@@ -169,31 +169,31 @@ class Confirmed:
     @property
     def mean(self) -> float:
         """Mean validation accuracy at the last epoch."""
-        return mean_and_deviation(self.accuracies)[0]
+        return mean_and_std(self.accuracies)[0]
 
     @property
-    def deviation(self) -> float:
+    def std(self) -> float:
         """Standard deviation over the seeds; 0 for a single one."""
-        return mean_and_deviation(self.accuracies)[1]
+        return mean_and_std(self.accuracies)[1]
 
     def __str__(self) -> str:
-        return spread_text(self.accuracies)
+        return format_mean_std(self.accuracies)
 
 
-def mean_and_deviation(accuracies: Sequence[float]) -> tuple[float, float]:
+def mean_and_std(accuracies: Sequence[float]) -> tuple[float, float]:
     """Mean and standard deviation of one accuracy or more; the deviation of a single one is 0."""
     return statistics.fmean(accuracies), statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
 
 
-def spread_text(accuracies: Sequence[float]) -> str:
+def format_mean_std(accuracies: Sequence[float]) -> str:
     """The same for people, with how many there are."""
-    mean, deviation = mean_and_deviation(accuracies)
+    mean, deviation = mean_and_std(accuracies)
     spread = f" ± {deviation:.2%}" if len(accuracies) > 1 else ""
     return f"{mean:.2%}{spread} (n = {len(accuracies)})"
 
 
 @dataclass(frozen=True)
-class RateResult:
+class LearningRateResult:
     """A network trained at one learning rate of a sweep, `factor` times its own, from several seeds."""
 
     network: str
@@ -209,14 +209,14 @@ class RateResult:
     @property
     def mean_curve(self) -> tuple[float, ...]:
         """Mean validation accuracy after each epoch, of those that completed."""
-        done = [result.epochs for result in self.results if result.state is State.COMPLETED]
+        done = [result.epochs for result in self.results if result.state is TrialState.COMPLETED]
         curves = [[report.val_accuracy or 0.0 for report in epochs] for epochs in done]
         return tuple(map(statistics.fmean, zip(*curves, strict=False)))
 
 
 def completed_accuracies(results: Sequence[TrialResult]) -> tuple[float, ...]:
     """Validation accuracies at the last epoch, of those that completed and have one."""
-    done = [result.value for result in results if result.state is State.COMPLETED]
+    done = [result.value for result in results if result.state is TrialState.COMPLETED]
     return tuple(value for value in done if value is not None)
 
 
@@ -227,7 +227,7 @@ class Champion:
     `verdict` says in words why it is champion or challenger; an ensemble has `members`, and the recipe is the first's.
     """
 
-    confirmed: Confirmed
+    confirmed: ConfirmedScore
     recipe: Recipe
     test: Accuracy
     model: str
@@ -237,7 +237,7 @@ class Champion:
     members: int = 1
 
 
-class Ending(Enum):
+class StopReason(Enum):
     """Why a study starts no further trial, or that it would."""
 
     TARGET = "its target accuracy is reached"
@@ -248,12 +248,12 @@ class Ending(Enum):
     FAILURES = "too many trials failed"
     EXHAUSTED = "its space is exhausted"
     INTERRUPTED = "it was interrupted"
-    OPEN = "its budget is not spent"
+    NOT_STOPPED = "its budget is not spent"
 
     @property
     def is_final(self) -> bool:
         """Whether the search came to its end, so that a champion can be found."""
-        return self not in (Ending.FAILURES, Ending.INTERRUPTED, Ending.OPEN)
+        return self not in (StopReason.FAILURES, StopReason.INTERRUPTED, StopReason.NOT_STOPPED)
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ class Importances:
     Where a study searches several families, what belongs to one carries its name: `cnn.depth`.
     """
 
-    shares: dict[str, float]
+    by_name: dict[str, float]
     trials: int
 
 
@@ -272,14 +272,14 @@ class StudySummary:
     """A study as it stands: every trial, what ended this run of it, and what came of it.
 
     `new_trials` counts the trials of this run of the study, `seconds` is how long it took, and `searched_seconds` how
-    long it has searched in all its runs; `edges` says in a line each which domains the best trials would leave;
-    `overhead` is a trial's on average.
+    long it has searched in all its runs; `boundary_warnings` says in a line each which domains the best trials would
+    leave; `overhead` is a trial's on average.
     """
 
     name: str
     question: str
-    trials: tuple[TrialRow, ...]
-    ended_by: Ending
+    trials: tuple[TrialRecord, ...]
+    ended_by: StopReason
     new_trials: int
     seconds: float
     run_id: str | None = None
@@ -288,22 +288,22 @@ class StudySummary:
     overhead: Overhead | None = None
     searched_seconds: float = 0.0
 
-    def count(self, state: State) -> int:
+    def count(self, state: TrialState) -> int:
         """Trials that ended so; those answered from an earlier equal one do not count."""
         return sum(row.state is state for row in self.trials if row.duplicate_of is None)
 
     @property
-    def leaders(self) -> list[TrialRow]:
+    def ranked_trials(self) -> list[TrialRecord]:
         """Completed trials, the best first; of equal ones the earlier first."""
-        return leaders_of(self.trials)
+        return rank_trials(self.trials)
 
     @property
-    def best(self) -> TrialRow | None:
+    def best(self) -> TrialRecord | None:
         """The completed trial with the highest value."""
-        return next(iter(self.leaders), None)
+        return next(iter(self.ranked_trials), None)
 
 
-def mean_overhead(trials: Sequence[TrialRow], tracking_seconds: float) -> Overhead | None:
+def mean_overhead(trials: Sequence[TrialRecord], tracking_seconds: float) -> Overhead | None:
     """What a trial took on average beside training and validation; None where no trial was trained."""
     measured = [row.overhead for row in trials if row.overhead.seconds]
     if not measured:
@@ -317,51 +317,51 @@ def mean_overhead(trials: Sequence[TrialRow], tracking_seconds: float) -> Overhe
     )
 
 
-def leaders_of(trials: Sequence[TrialRow]) -> list[TrialRow]:
+def rank_trials(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     """The completed of these trials, the best first; of equal ones the earlier first."""
-    done = [row for row in trials if row.state is State.COMPLETED and row.duplicate_of is None]
+    done = [row for row in trials if row.state is TrialState.COMPLETED and row.duplicate_of is None]
     return sorted(done, key=lambda row: (-(row.value or 0.0), row.number))
 
 
-class Listener(Protocol):
+class StudyCallback(Protocol):
     """Hears what a study does while it does it; the console is one."""
 
-    def say(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         """Something worth a line."""
 
-    def study_opened(self, rows: Sequence[TrialRow], seconds: float) -> None:
+    def on_study_start(self, rows: Sequence[TrialRecord], seconds: float) -> None:
         """A study begins, or goes on after these trials and so many seconds of searching."""
 
-    def training_started(self, name: str, recipe: Recipe) -> None:
+    def on_training_start(self, name: str, recipe: Recipe) -> None:
         """A trial, or a finalist's training, begins; others may run at the same time."""
 
-    def epoch_ended(self, name: str, report: EpochReport) -> None:
+    def on_epoch_end(self, name: str, report: EpochReport) -> None:
         """An epoch of the training of that name."""
 
-    def training_ended(self, name: str) -> None:
+    def on_training_end(self, name: str) -> None:
         """The training of that name is over, however it ended."""
 
-    def trial_ended(self, row: TrialRow) -> None:
+    def on_trial_end(self, row: TrialRecord) -> None:
         """A trial of the search is over."""
 
 
-class Silence:
+class NullStudyCallback:
     """The listener of those who do not want one."""
 
-    def say(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         """Say nothing."""
 
-    def study_opened(self, rows: Sequence[TrialRow], seconds: float) -> None:
+    def on_study_start(self, rows: Sequence[TrialRecord], seconds: float) -> None:
         """Say nothing."""
 
-    def training_started(self, name: str, recipe: Recipe) -> None:
+    def on_training_start(self, name: str, recipe: Recipe) -> None:
         """Say nothing."""
 
-    def epoch_ended(self, name: str, report: EpochReport) -> None:
+    def on_epoch_end(self, name: str, report: EpochReport) -> None:
         """Say nothing."""
 
-    def training_ended(self, name: str) -> None:
+    def on_training_end(self, name: str) -> None:
         """Say nothing."""
 
-    def trial_ended(self, row: TrialRow) -> None:
+    def on_trial_end(self, row: TrialRecord) -> None:
         """Say nothing."""

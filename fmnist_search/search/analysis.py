@@ -10,19 +10,19 @@ from optuna.trial import TrialState
 from fmnist_search.config.space import Choice, Domain, Range, Space
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.hyperparameters import Hyperparameter, Value
-from fmnist_search.recipe.recipe import FAMILIES, in_use, known_hyperparameters
-from fmnist_search.results.study import Importances, TrialRow
+from fmnist_search.recipe.recipe import FAMILIES, is_active, recipe_hyperparameters
+from fmnist_search.results.study import Importances, TrialRecord
 
-BEST = 5
+BEST_TRIALS = 5
 """So many of the best trials must agree before an edge is worth a word."""
-NEAR = 0.05
+BOUNDARY_FRACTION = 0.05
 """Share of a range that counts as its edge."""
-ORDERED_CHOICES = 3
+MIN_ORDERED_CHOICES = 3
 """Of fewer values, five trials take the same end too often by chance."""
 
-FEWEST_TRIALS = 8
+MIN_TRIALS = 8
 """Completed trials without which importances are mere luck."""
-TOP_SHARE, FEWEST_ON_TOP = 0.1, 4
+TOP_QUANTILE, MIN_TOP_TRIALS = 0.1, 4
 """PED-ANOVA compares the best tenth with all; of small studies more, or there were too few to compare."""
 
 
@@ -33,50 +33,56 @@ def importances(study: optuna.Study) -> Importances:
         UserError: too few trials have completed.
     """
     completed = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
-    if completed < FEWEST_TRIALS:
+    if completed < MIN_TRIALS:
         raise UserError(
             f"study {study.study_name!r}: {completed} completed trials are too few to tell importances, which need "
-            f"{FEWEST_TRIALS}; search on with more trials, or with the pruner 'none'",
+            f"{MIN_TRIALS}; search on with more trials, or with the pruner 'none'",
             exit_code=3,
         )
-    top = max(TOP_SHARE, FEWEST_ON_TOP / completed)
+    top = max(TOP_QUANTILE, MIN_TOP_TRIALS / completed)
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=top)
     shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return Importances(dict(shares), completed)
 
 
-def edges(rows: Sequence[TrialRow], space: Space) -> tuple[str, ...]:
+def boundary_warnings(rows: Sequence[TrialRecord], space: Space) -> tuple[str, ...]:
     """One line for each domain at whose end the best trials lie; `rows` are completed trials, the best first.
 
     An end that no study file could move (no dropout, a fifth block) is none.
     """
-    best = rows[:BEST]
-    if len(best) < BEST:
+    best = rows[:BEST_TRIALS]
+    if len(best) < BEST_TRIALS:
         return ()
     lines = []
     family = best[0].recipe.model.family
-    flats = [row.recipe.flat() for row in best]
+    flats = [row.recipe.to_flat_dict() for row in best]
     alike = all(row.recipe.model.family == family for row in best)  # families share names, but no domains
-    for name, spec in known_hyperparameters(FAMILIES[family]).items():
+    for name, spec in recipe_hyperparameters(FAMILIES[family]).items():
         domain = space.domains(family).get(name) if alike or not name.startswith("model.") else None
-        if domain and all(in_use(name, FAMILIES[family], flat) for flat in flats):
-            lines += _edge(name, spec, domain, [flat[name] for flat in flats])
+        if domain and all(is_active(name, FAMILIES[family], flat) for flat in flats):
+            lines += _boundary_warning(name, spec, domain, [flat[name] for flat in flats])
     return tuple(lines)
 
 
-def _edge(name: str, spec: Hyperparameter, domain: Domain, values: Sequence[Value]) -> list[str]:
+def _boundary_warning(name: str, spec: Hyperparameter, domain: Domain, values: Sequence[Value]) -> list[str]:
     numbers = [value for value in values if isinstance(value, int | float)]
     match domain:
         case Range(low, high) if len(numbers) == len(values):
-            places = [domain.place(number) for number in numbers]
-            if max(places) <= NEAR and low != spec.low:
-                return [f"{name}: the best {BEST} lie within {NEAR:.0%} of its lower bound, {low}; widen it"]
-            if min(places) >= 1 - NEAR and high != spec.high:
-                return [f"{name}: the best {BEST} lie within {NEAR:.0%} of its upper bound, {high}; widen it"]
-        case Choice(choices) if spec.choices is None and len(choices) >= ORDERED_CHOICES and len(set(numbers)) == 1:
+            places = [domain.relative_position(number) for number in numbers]
+            if max(places) <= BOUNDARY_FRACTION and low != spec.low:
+                return [
+                    f"{name}: the best {BEST_TRIALS} lie within {BOUNDARY_FRACTION:.0%} of its lower bound, {low}; "
+                    f"widen it"
+                ]
+            if min(places) >= 1 - BOUNDARY_FRACTION and high != spec.high:
+                return [
+                    f"{name}: the best {BEST_TRIALS} lie within {BOUNDARY_FRACTION:.0%} of its upper bound, {high}; "
+                    f"widen it"
+                ]
+        case Choice(choices) if spec.choices is None and len(choices) >= MIN_ORDERED_CHOICES and len(set(numbers)) == 1:
             ordered = [choice for choice in choices if isinstance(choice, int | float)]
             if numbers[0] == min(ordered) != spec.low:
-                return [f"{name}: the best {BEST} all take its smallest value, {numbers[0]}; offer smaller ones"]
+                return [f"{name}: the best {BEST_TRIALS} all take its smallest value, {numbers[0]}; offer smaller ones"]
             if numbers[0] == max(ordered) != spec.high:
-                return [f"{name}: the best {BEST} all take its largest value, {numbers[0]}; offer larger ones"]
+                return [f"{name}: the best {BEST_TRIALS} all take its largest value, {numbers[0]}; offer larger ones"]
     return []

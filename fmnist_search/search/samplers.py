@@ -47,24 +47,24 @@ def make_sampler(settings: Sampler, seed: int, space: Space) -> optuna.samplers.
         UserError: it needs a package that is not installed.
     """
     if isinstance(settings, Grid):
-        return GridOfRecipes(space, seed)
+        return ConditionalGridSampler(space, seed)
     if isinstance(settings, Cmaes) and importlib.util.find_spec("cmaes") is None:
         raise UserError(
             "sampler: 'cmaes' needs the package cmaes; install it with `pip install 'fmnist-search[cmaes]'`"
         )
-    return _SeededByTrial(settings, seed, space)
+    return PerTrialSampler(settings, seed, space)
 
 
-def drawn_at_random(settings: Sampler, space: Space) -> list[str]:
+def independently_sampled(settings: Sampler, space: Space) -> list[str]:
     """Optuna's names of what this sampler leaves to chance: what it cannot take, said so that nobody wonders."""
     if isinstance(settings, Gp | Cmaes):
-        taken = {name for group in _groups(settings, space) for name in group}
+        taken = {name for group in _relative_groups(settings, space) for name in group}
         everything = {name for group in distribution_groups(space) for name in group}
         return sorted(everything - taken)
     return []
 
 
-def _groups(settings: Sampler, space: Space) -> list[Distributions]:
+def _relative_groups(settings: Sampler, space: Space) -> list[Distributions]:
     """What a sampler draws together. What no group holds it draws one by one, at random."""
     groups = distribution_groups(space)
     always_there = groups[0]
@@ -82,14 +82,14 @@ def _groups(settings: Sampler, space: Space) -> list[Distributions]:
 
 
 @contextlib.contextmanager
-def _experiments_are_meant() -> Iterator[None]:
+def _ignore_experimental_warnings() -> Iterator[None]:
     """Optuna warns of what it calls experimental each time that it is made."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield
 
 
-class _SeededByTrial(optuna.samplers.BaseSampler):
+class PerTrialSampler(optuna.samplers.BaseSampler):
     """A fresh sampler for each trial, seeded by the study's seed and the trial's number, asked for our own groups.
 
     Optuna seeds a sampler once a process: after a restart it would repeat its first draws, and two workers that
@@ -100,12 +100,12 @@ class _SeededByTrial(optuna.samplers.BaseSampler):
     def __init__(self, settings: Sampler, seed: int, space: Space):
         self._settings = settings
         self._seed = seed
-        self._groups = _groups(settings, space)
-        self._number = -1
-        self._current = self._made(seed)
+        self._groups = _relative_groups(settings, space)
+        self._trial_number = -1
+        self._current_sampler = self._make_sampler(seed)
 
-    def _made(self, seed: int) -> optuna.samplers.BaseSampler:
-        with _experiments_are_meant():
+    def _make_sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        with _ignore_experimental_warnings():
             return self._sampler(seed)
 
     def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
@@ -129,20 +129,22 @@ class _SeededByTrial(optuna.samplers.BaseSampler):
             case _:
                 return optuna.samplers.RandomSampler(seed=seed)
 
-    def _of(self, trial: FrozenTrial) -> optuna.samplers.BaseSampler:
-        if trial.number != self._number:
+    def _sampler_for(self, trial: FrozenTrial) -> optuna.samplers.BaseSampler:
+        if trial.number != self._trial_number:
             digest = hashlib.sha256(f"sampler/{self._seed}/{trial.number}".encode()).digest()
-            self._number = trial.number
-            self._current = self._made(int.from_bytes(digest[:4], "big"))
-        return self._current
+            self._trial_number = trial.number
+            self._current_sampler = self._make_sampler(int.from_bytes(digest[:4], "big"))
+        return self._current_sampler
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> Distributions:
+        """Return the distributions of all groups."""
         return {name: distribution for group in self._groups for name, distribution in group.items()}
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Distributions) -> dict[str, Any]:
+        """Sample each group on its own."""
         if trial.system_attrs.get("fixed_params"):
             return {}  # it was queued: what it was not given, if anything, is drawn one by one
-        sampler = self._of(trial)
+        sampler = self._sampler_for(trial)
         drawn: dict[str, Any] = {}
         for group in self._groups:
             if group:
@@ -152,18 +154,21 @@ class _SeededByTrial(optuna.samplers.BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        return self._of(trial).sample_independent(study, trial, param_name, param_distribution)
+        """Sample one hyperparameter outside all groups."""
+        return self._sampler_for(trial).sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        self._of(trial).before_trial(study, trial)
+        """Pass the call on to this trial's sampler."""
+        self._sampler_for(trial).before_trial(study, trial)
 
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
-        self._of(trial).after_trial(study, trial, state, values)
+        """Pass the call on to this trial's sampler."""
+        self._sampler_for(trial).after_trial(study, trial, state, values)
 
 
-class GridOfRecipes(optuna.samplers.BaseSampler):
+class ConditionalGridSampler(optuna.samplers.BaseSampler):
     """Every recipe of a space once, in an order of the seed's.
 
     Optuna's own grid takes no hyperparameter that only some recipes have.
@@ -172,28 +177,28 @@ class GridOfRecipes(optuna.samplers.BaseSampler):
     def __init__(self, space: Space, seed: int):
         self._points = list(grid_points(space))
         random.Random(seed).shuffle(self._points)
-        self._chosen: dict[int, Mapping[str, Value]] = {}
+        self._chosen_points: dict[int, Mapping[str, Value]] = {}
 
     def is_exhausted(self, study: optuna.Study) -> bool:
         """Whether every recipe was taken; one that failed or runs was."""
-        return self._next(study, -1) is None
+        return self._next_point(study, -1) is None
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Choose the trial's recipe. A grid that is used up begins again, answered from what is known."""
         # Here, and not when it is asked for a value: then it is shown no more than the trials of one bracket.
-        self._chosen = {trial.number: self._next(study, trial.number) or self._points[0]}
+        self._chosen_points = {trial.number: self._next_point(study, trial.number) or self._points[0]}
 
-    def _next(self, study: optuna.Study, asking: int) -> Mapping[str, Value] | None:
+    def _next_point(self, study: optuna.Study, trial_number: int) -> Mapping[str, Value] | None:
         trials = study.get_trials(deepcopy=False)
-        taken = {_point(trial.params) for trial in trials if trial.number != asking}
-        taken |= {_point(trial.system_attrs.get("fixed_params", {})) for trial in trials}
-        return next((point for point in self._points if _point(point) not in taken), None)
+        taken = {_point_key(trial.params) for trial in trials if trial.number != trial_number}
+        taken |= {_point_key(trial.system_attrs.get("fixed_params", {})) for trial in trials}
+        return next((point for point in self._points if _point_key(point) not in taken), None)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """The value that the trial's recipe has."""
-        point = self._chosen[trial.number]
+        point = self._chosen_points[trial.number]
         if param_name in point:
             return point[param_name]
         return optuna.samplers.RandomSampler(seed=trial.number).sample_independent(
@@ -209,7 +214,7 @@ class GridOfRecipes(optuna.samplers.BaseSampler):
         return {}
 
 
-def _point(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+def _point_key(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(params.items()))
 
 
@@ -218,11 +223,11 @@ def _point(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
 
 def make_pruner(settings: Pruner, epochs: int) -> optuna.pruners.BasePruner:
     """The pruner of that name for trials of so many epochs, which count from 1."""
-    with _experiments_are_meant():
-        return _pruner(settings, epochs)
+    with _ignore_experimental_warnings():
+        return _build_pruner(settings, epochs)
 
 
-def _pruner(settings: Pruner, epochs: int) -> optuna.pruners.BasePruner:
+def _build_pruner(settings: Pruner, epochs: int) -> optuna.pruners.BasePruner:
     match settings:
         case Halving():
             return optuna.pruners.SuccessiveHalvingPruner(
@@ -254,12 +259,12 @@ def _pruner(settings: Pruner, epochs: int) -> optuna.pruners.BasePruner:
         case Patience():
             return optuna.pruners.PatientPruner(None, settings.epochs, settings.min_delta)
         case OneEpoch():
-            return _EndOfCandidates(settings.epochs)
+            return OneEpochPruner(settings.epochs)
         case _:
             return optuna.pruners.NopPruner()
 
 
-def heed_pruner(trials: Sequence[FrozenTrial], settings: Pruner, epoch: int, last_epoch: int) -> bool:
+def pruner_applies(trials: Sequence[FrozenTrial], settings: Pruner, epoch: int, last_epoch: int) -> bool:
     """Whether the pruner's word counts: not after the last epoch, and at rungs not among the first trials.
 
     It is asked all the same, since successive halving notes a trial's standing only when it is asked.
@@ -273,13 +278,16 @@ def heed_pruner(trials: Sequence[FrozenTrial], settings: Pruner, epoch: int, las
     return results >= settings.startup_trials
 
 
-SURVIVOR_OF = "survivor_of"
+SURVIVOR_OF_ATTRIBUTE = "survivor_of"
 """Attribute of a trial that trains in full what was one of the best candidates."""
 
 
-class _EndOfCandidates(optuna.pruners.BasePruner):
+class OneEpochPruner(optuna.pruners.BasePruner):
+    """Prunes each candidate after `epochs`; what survives is trained in a trial of its own."""
+
     def __init__(self, epochs: int):
         self._epochs = epochs
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        return SURVIVOR_OF not in trial.user_attrs and (trial.last_step or 0) >= self._epochs
+        """Return whether the trial is a candidate that has had its epochs."""
+        return SURVIVOR_OF_ATTRIBUTE not in trial.user_attrs and (trial.last_step or 0) >= self._epochs

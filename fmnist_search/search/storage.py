@@ -13,9 +13,9 @@ from filelock import FileLock
 from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist_search.errors import UserError
-from fmnist_search.workspace import sqlite_file
+from fmnist_search.workspace import sqlite_path
 
-BUSY_TIMEOUT = 60
+BUSY_TIMEOUT_SECONDS = 60
 """Seconds that a writer waits for its turn."""
 
 
@@ -25,7 +25,7 @@ def open_storage(url: str, *, create: bool = True) -> optuna.storages.RDBStorage
     Raises:
         UserError: it cannot be reached or written, or is missing and not to be made.
     """
-    database = sqlite_file(url)
+    database = sqlite_path(url)
     if database and not create and not database.exists():
         raise UserError(f"{database.parent}: holds no study yet; run `fmnist-search search studies/quick.toml` first")
     try:
@@ -34,12 +34,12 @@ def open_storage(url: str, *, create: bool = True) -> optuna.storages.RDBStorage
             # Two processes that make the tables at once would trip over each other.
             lock = database.with_suffix(".lock")
             lock.touch()  # fails at once where nothing can be written; FileLock would wait
-            with FileLock(lock, timeout=BUSY_TIMEOUT):
-                _prepare(database)
+            with FileLock(lock, timeout=BUSY_TIMEOUT_SECONDS):
+                _enable_wal(database)
                 quoted = str(database).replace("%", "%25").replace("?", "%3F")
-                engine = {"connect_args": {"timeout": BUSY_TIMEOUT, "factory": _Connection}}
-                return _closed_at_the_end(optuna.storages.RDBStorage(f"sqlite:///{quoted}", engine_kwargs=engine))
-        return _closed_at_the_end(optuna.storages.RDBStorage(url))
+                engine = {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS, "factory": _Connection}}
+                return _close_at_exit(optuna.storages.RDBStorage(f"sqlite:///{quoted}", engine_kwargs=engine))
+        return _close_at_exit(optuna.storages.RDBStorage(url))
     except (OSError, sqlite3.Error, SQLAlchemyError, ImportError, RuntimeError) as error:
         shown = database or sqlalchemy.make_url(url).render_as_string()
         raise UserError(
@@ -48,7 +48,7 @@ def open_storage(url: str, *, create: bool = True) -> optuna.storages.RDBStorage
         ) from error
 
 
-def _closed_at_the_end(storage: optuna.storages.RDBStorage) -> optuna.storages.RDBStorage:
+def _close_at_exit(storage: optuna.storages.RDBStorage) -> optuna.storages.RDBStorage:
     """Close its connections with the process: the last one that is closed brings all into SQLite's one file."""
     weakref.finalize(storage, storage.engine.dispose)
     return storage
@@ -65,9 +65,9 @@ class _Connection(sqlite3.Connection):
         self.execute("PRAGMA synchronous=NORMAL")
 
 
-def _prepare(database: Path) -> None:
+def _enable_wal(database: Path) -> None:
     """Write-ahead logging is set once: it stays in the file."""
-    connection = sqlite3.connect(database, timeout=BUSY_TIMEOUT)
+    connection = sqlite3.connect(database, timeout=BUSY_TIMEOUT_SECONDS)
     try:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("BEGIN IMMEDIATE")  # fails here, in one clear place, where the file cannot be written

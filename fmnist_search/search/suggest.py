@@ -9,13 +9,13 @@ from typing import cast
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from fmnist_search.config.conditional_space import points, variables
-from fmnist_search.config.space import NOT_SEARCHABLE, Choice, Domain, Pin, Range, Space, ends
+from fmnist_search.config.conditional_space import conditional_hyperparameters, enumerate_points
+from fmnist_search.config.space import NOT_SEARCHABLE, Choice, Domain, Fixed, Range, Space, bounds
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.recipe.hyperparameters import Value
-from fmnist_search.recipe.recipe import FAMILIES, Recipe, in_use, known_hyperparameters, text_of
+from fmnist_search.recipe.recipe import FAMILIES, Recipe, format_value, is_active, recipe_hyperparameters
 
-FAMILY = "model.family"
+FAMILY_NAME = "model.family"
 
 
 def base_recipe(config: StudyConfig, precision: str) -> Recipe:
@@ -25,24 +25,24 @@ def base_recipe(config: StudyConfig, precision: str) -> Recipe:
     return Recipe().replace({**data, "epochs": config.budget.epochs, "precision": precision, "batch_size": batch_size})
 
 
-def sample(trial: optuna.Trial, space: Space, base: Recipe, seed: int) -> Recipe:
+def suggest_recipe(trial: optuna.Trial, space: Space, base: Recipe, seed: int) -> Recipe:
     """Draw a recipe. What depends on another value (the width of a third block) is asked for only where it matters."""
-    family = str(_draw(trial, FAMILY, _one_of(space.families)))
+    family = str(_suggest(trial, FAMILY_NAME, _family_domain(space.families)))
     domains = space.domains(family)
-    start = base.replace({FAMILY: family})
-    values = start.flat()
-    for name, spec in known_hyperparameters(FAMILIES[family]).items():
-        pinned = isinstance(domains.get(name), Pin)
-        if name in domains and (pinned or in_use(name, FAMILIES[family], values)):
-            values[name] = spec.parse(_draw(trial, optuna_name(space, family, name), domains[name]))
+    start = base.replace({FAMILY_NAME: family})
+    values = start.to_flat_dict()
+    for name, spec in recipe_hyperparameters(FAMILIES[family]).items():
+        pinned = isinstance(domains.get(name), Fixed)
+        if name in domains and (pinned or is_active(name, FAMILIES[family], values)):
+            values[name] = spec.parse(_suggest(trial, optuna_param_name(space, family, name), domains[name]))
     return start.replace({**values, "seed": seed})
 
 
-def _one_of(families: tuple[str, ...]) -> Domain:
-    return Choice(families) if len(families) > 1 else Pin(families[0])
+def _family_domain(families: tuple[str, ...]) -> Domain:
+    return Choice(families) if len(families) > 1 else Fixed(families[0])
 
 
-def optuna_name(space: Space, family: str, name: str) -> str:
+def optuna_param_name(space: Space, family: str, name: str) -> str:
     """A hyperparameter's name in Optuna: its dotted one, with the family's where several families may share it."""
     if len(space.families) > 1 and name.startswith("model."):
         return f"{family}.{name.removeprefix('model.')}"
@@ -56,19 +56,19 @@ def distribution_groups(space: Space) -> list[dict[str, BaseDistribution]]:
     """
     groups: dict[object, dict[str, BaseDistribution]] = {(): {}}
     if len(space.families) > 1:
-        groups[()][FAMILY] = CategoricalDistribution(space.families)
+        groups[()][FAMILY_NAME] = CategoricalDistribution(space.families)
     for family in space.families:
-        for variable in variables(space, family):
+        for variable in conditional_hyperparameters(space, family):
             own = len(space.families) > 1 and variable.name.startswith("model.")
-            gates = tuple(sorted((gate, wanted) for gate, wanted in variable.depends_on.items()))
+            gates = tuple(sorted((gate, wanted) for gate, wanted in variable.conditions.items()))
             group = groups.setdefault((family, *gates) if own else gates, {})
-            group[optuna_name(space, family, variable.name)] = _distribution(variable.domain)
+            group[optuna_param_name(space, family, variable.name)] = _to_distribution(variable.domain)
     return [{name: d for name, d in group.items() if not d.single()} for group in groups.values()]
 
 
-def _distribution(domain: Domain) -> BaseDistribution:
+def _to_distribution(domain: Domain) -> BaseDistribution:
     match domain:
-        case Pin(value):
+        case Fixed(value):
             return CategoricalDistribution((value,))
         case Choice(values):
             return CategoricalDistribution(values)
@@ -81,17 +81,17 @@ def _distribution(domain: Domain) -> BaseDistribution:
 def grid_points(space: Space) -> Iterator[dict[str, Value]]:
     """Every recipe of a space as Optuna's parameters; its domains must all have an end."""
     for family in space.families:
-        head: dict[str, Value] = {FAMILY: family} if len(space.families) > 1 else {}
-        for point in points(space, family):
-            yield head | {optuna_name(space, family, name): value for name, value in point.items()}
+        head: dict[str, Value] = {FAMILY_NAME: family} if len(space.families) > 1 else {}
+        for point in enumerate_points(space, family):
+            yield head | {optuna_param_name(space, family, name): value for name, value in point.items()}
 
 
-def searchable(given: Mapping[str, Value]) -> dict[str, Value]:
+def searchable_values(given: Mapping[str, Value]) -> dict[str, Value]:
     """The values, by dotted name, that a study may search: not those that it decides for all its trials."""
     return {name: value for name, value in given.items() if name not in NOT_SEARCHABLE and name != "schema_version"}
 
 
-def parameters_of(space: Space, base: Recipe, given: Mapping[str, Value]) -> tuple[dict[str, Value], list[str]]:
+def to_optuna_params(space: Space, base: Recipe, given: Mapping[str, Value]) -> tuple[dict[str, Value], list[str]]:
     """Optuna's parameters that give these values, by dotted name, and what of them the space does not hold.
 
     Values that a study decides for all its trials (images, epochs, seed) are none of a space's.
@@ -99,68 +99,68 @@ def parameters_of(space: Space, base: Recipe, given: Mapping[str, Value]) -> tup
     Raises:
         UserError: the values are no recipe's.
     """
-    family = _family_of(space, given)
-    own = searchable(given)
+    family = _select_family(space, given)
+    own = searchable_values(given)
     domains = space.domains(family)
-    pins = {name: domain.value for name, domain in domains.items() if isinstance(domain, Pin)}
-    whole = base.replace({FAMILY: family, **pins, **own})
+    pins = {name: domain.value for name, domain in domains.items() if isinstance(domain, Fixed)}
+    whole = base.replace({FAMILY_NAME: family, **pins, **own})
     if family not in space.families:
-        return {}, [f"{FAMILY} = {family}, and the space has {', '.join(space.families)}"]
-    wanted = whole.flat()
-    drawn = {name: value for name, value in own.items() if not isinstance(domains.get(name, Pin(0)), Pin)}
-    reached = base.replace({FAMILY: family, **pins, **drawn}).flat()
+        return {}, [f"{FAMILY_NAME} = {family}, and the space has {', '.join(space.families)}"]
+    wanted = whole.to_flat_dict()
+    drawn = {name: value for name, value in own.items() if not isinstance(domains.get(name, Fixed(0)), Fixed)}
+    reached = base.replace({FAMILY_NAME: family, **pins, **drawn}).to_flat_dict()
     names_a_family = any(name.startswith("model.") for name in given)
-    params: dict[str, Value] = {FAMILY: family} if names_a_family and len(space.families) > 1 else {}
+    params: dict[str, Value] = {FAMILY_NAME: family} if names_a_family and len(space.families) > 1 else {}
     outside = []
-    for name, spec in known_hyperparameters(FAMILIES[family]).items():
-        if name not in own or not in_use(name, FAMILIES[family], wanted):
+    for name, spec in recipe_hyperparameters(FAMILIES[family]).items():
+        if name not in own or not is_active(name, FAMILIES[family], wanted):
             continue
-        domain = domains[name] if name in drawn else Pin(reached[name])
-        if domain.holds(wanted[name]):
+        domain = domains[name] if name in drawn else Fixed(reached[name])
+        if domain.contains(wanted[name]):
             chosen = wanted[name]
-        elif domain.holds(spec.default) and whole.replace({name: spec.default}) == whole:
+        elif domain.contains(spec.default) and whole.replace({name: spec.default}) == whole:
             chosen = spec.default  # 0 stands in a space for the default width of a block, and no recipe says 0
         else:
-            outside.append(f"{name} = {text_of(wanted[name])}, and the space has {domain}")
+            outside.append(f"{name} = {format_value(wanted[name])}, and the space has {domain}")
             continue
         if name in drawn:
-            params[optuna_name(space, family, name)] = chosen
+            params[optuna_param_name(space, family, name)] = chosen
     return params, outside
 
 
-def draw_around(space: Space, base: Recipe, given: Mapping[str, Value], seed: int) -> Recipe:
+def sample_with_fixed(space: Space, base: Recipe, given: Mapping[str, Value], seed: int) -> Recipe:
     """A recipe with these values, whether the space holds them or not; what is not given is drawn by the seed."""
-    family = _family_of(space, given)
-    pins = {name: Pin(value) for name, value in searchable(given).items()}
+    family = _select_family(space, given)
+    pins = {name: Fixed(value) for name, value in searchable_values(given).items()}
     common = {name: pin for name, pin in pins.items() if not name.startswith("model.")}
     own = {name: pin for name, pin in pins.items() if name.startswith("model.")}
     around = Space((family,), {**space.common, **common}, {family: {**space.by_family.get(family, {}), **own}})
     scratch = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    return sample(scratch.ask(), around, base, seed)
+    return suggest_recipe(scratch.ask(), around, base, seed)
 
 
-def _family_of(space: Space, given: Mapping[str, Value]) -> str:
+def _select_family(space: Space, given: Mapping[str, Value]) -> str:
     """The family that is given, or the first of the space that has every hyperparameter that is."""
-    if FAMILY in given:
-        return str(given[FAMILY])
+    if FAMILY_NAME in given:
+        return str(given[FAMILY_NAME])
     own = {name for name in given if name.startswith("model.")}
-    having = (family for family in space.families if own <= known_hyperparameters(FAMILIES[family]).keys())
+    having = (family for family in space.families if own <= recipe_hyperparameters(FAMILIES[family]).keys())
     return next(having, space.families[0])
 
 
-def searched(space: Space) -> list[str]:
+def varying_names(space: Space) -> list[str]:
     """Dotted names of everything that may differ between trials, in the order of a recipe."""
-    names = [FAMILY] if len(space.families) > 1 else []
+    names = [FAMILY_NAME] if len(space.families) > 1 else []
     for family in space.families:
-        names += [name for name in known_hyperparameters(FAMILIES[family]) if _varies(name, space, family)]
+        names += [name for name in recipe_hyperparameters(FAMILIES[family]) if _varies(name, space, family)]
     return list(dict.fromkeys(names))
 
 
-def constants(space: Space, base: Recipe) -> dict[str, Value]:
+def constant_values(space: Space, base: Recipe) -> dict[str, Value]:
     """Dotted names and values of everything that is the same in all trials of a study."""
-    varying = {*searched(space), "seed"}
-    pins = {n: ends(d)[0] for n, d in space.domains(space.families[0]).items() if len(ends(d)) == 1}
-    flat = base.replace({FAMILY: space.families[0], **pins}).flat()
+    varying = {*varying_names(space), "seed"}
+    pins = {n: bounds(d)[0] for n, d in space.domains(space.families[0]).items() if len(bounds(d)) == 1}
+    flat = base.replace({FAMILY_NAME: space.families[0], **pins}).to_flat_dict()
     if len(space.families) > 1:
         flat = {name: value for name, value in flat.items() if not name.startswith("model.")}
     return {name: value for name, value in flat.items() if name not in varying}
@@ -169,13 +169,15 @@ def constants(space: Space, base: Recipe) -> dict[str, Value]:
 def _varies(name: str, space: Space, family: str) -> bool:
     """Whether trials differ in a hyperparameter: it is drawn, or it belongs to a block that not all of them have."""
     domains = space.domains(family)
-    if name in domains and not isinstance(domains[name], Pin):
+    if name in domains and not isinstance(domains[name], Fixed):
         return True
     if not name.startswith("model."):
         return False
-    gates = {n: ends(d) for n, d in domains.items() if n.startswith("model.")}
-    first = {FAMILY: family, **{gate: values[0] for gate, values in gates.items()}}
-    values = {Recipe().replace({**first, gate: end}).flat()[name] for gate, ends in gates.items() for end in ends}
+    gates = {n: bounds(d) for n, d in domains.items() if n.startswith("model.")}
+    first = {FAMILY_NAME: family, **{gate: values[0] for gate, values in gates.items()}}
+    values = {
+        Recipe().replace({**first, gate: end}).to_flat_dict()[name] for gate, ends in gates.items() for end in ends
+    }
     return len(values) > 1
 
 
@@ -185,9 +187,9 @@ def trial_seed(study_seed: int, number: int) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def _draw(trial: optuna.Trial, name: str, domain: Domain) -> Value:
+def _suggest(trial: optuna.Trial, name: str, domain: Domain) -> Value:
     match domain:
-        case Pin(value):
+        case Fixed(value):
             return value
         case Choice(values):
             return cast(Value, trial.suggest_categorical(name, values))

@@ -10,14 +10,22 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.results.study import Accuracy, Champion, Confirmed, Overhead, State, TrialResult, TrialRow
+from fmnist_search.results.study import (
+    Accuracy,
+    Champion,
+    ConfirmedScore,
+    Overhead,
+    TrialRecord,
+    TrialResult,
+    TrialState,
+)
 
-RECIPE = "recipe"
-OUTCOME = "outcome"
+RECIPE_ATTRIBUTE = "recipe"
+OUTCOME_ATTRIBUTE = "outcome"
 """Attributes of a trial."""
 
 
-def outcome_of(result: TrialResult, run_id: str, overhead: Overhead, *, comes_again: bool) -> dict[str, Any]:
+def outcome_attribute(result: TrialResult, run_id: str, overhead: Overhead, *, will_retry: bool) -> dict[str, Any]:
     """How a trial ended, to be kept beside what Optuna keeps of it."""
     return {
         "state": result.state.value,
@@ -27,67 +35,67 @@ def outcome_of(result: TrialResult, run_id: str, overhead: Overhead, *, comes_ag
         "parameters": result.parameters,
         "run_id": run_id,
         "overhead": dataclasses.asdict(overhead),
-        "comes_again": comes_again,
+        "comes_again": will_retry,
     }
 
 
-def outcome_of_duplicate(known: TrialRow) -> dict[str, Any]:
+def duplicate_outcome_attribute(original: TrialRecord) -> dict[str, Any]:
     """How a trial ended that an earlier equal one has answered."""
     return {
-        "state": known.state.value,
-        "reason": f"equals trial {known.number}",
-        "epochs": known.epochs,
+        "state": original.state.value,
+        "reason": f"equals trial {original.number}",
+        "epochs": original.epochs,
         "seconds": 0.0,
-        "parameters": known.parameters,
-        "run_id": known.run_id,
+        "parameters": original.parameters,
+        "run_id": original.run_id,
     }
 
 
 def has_ended(trial: FrozenTrial) -> bool:
     """Whether it is known what the trial trained and what came of it."""
-    return RECIPE in trial.user_attrs and OUTCOME in trial.user_attrs
+    return RECIPE_ATTRIBUTE in trial.user_attrs and OUTCOME_ATTRIBUTE in trial.user_attrs
 
 
-def row_of(trial: FrozenTrial) -> TrialRow:
+def trial_record(trial: FrozenTrial) -> TrialRecord:
     """A trial that has ended, as the rest of the house knows it."""
-    outcome = trial.user_attrs[OUTCOME]
+    outcome = trial.user_attrs[OUTCOME_ATTRIBUTE]
     value = trial.value
     if value is None and trial.intermediate_values:
         value = trial.intermediate_values[max(trial.intermediate_values)]
-    return TrialRow(
+    return TrialRecord(
         number=trial.number,
-        state=State(outcome["state"]),
+        state=TrialState(outcome["state"]),
         value=value,
         epochs=outcome["epochs"],
-        recipe=Recipe().replace(trial.user_attrs[RECIPE]),
+        recipe=Recipe().replace(trial.user_attrs[RECIPE_ATTRIBUTE]),
         seconds=outcome["seconds"],
         reason=outcome["reason"],
         duplicate_of=trial.user_attrs.get("duplicate_of"),
         run_id=outcome["run_id"],
         curve=tuple(trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values)),
         overhead=Overhead(**outcome.get("overhead", {})),
-        comes_again=outcome.get("comes_again", outcome["state"] == State.INTERRUPTED.value),
+        comes_again=outcome.get("comes_again", outcome["state"] == TrialState.INTERRUPTED.value),
         parameters=outcome.get("parameters", 0),
-        began_at=_unix(trial.datetime_start),
-        ended_at=_unix(trial.datetime_complete),
+        began_at=_to_unix_seconds(trial.datetime_start),
+        ended_at=_to_unix_seconds(trial.datetime_complete),
     )
 
 
-def _unix(local: datetime | None) -> float | None:
+def _to_unix_seconds(local: datetime | None) -> float | None:
     """Optuna keeps times of this machine's clock, without a zone."""
     return local.timestamp() if local else None
 
 
-def champion_to(champion: Champion) -> dict[str, Any]:
+def champion_to_dict(champion: Champion) -> dict[str, Any]:
     """A champion in plain values."""
     confirmed = champion.confirmed
     return {
         "confirmed": {
             "trial": confirmed.trial,
-            "recipe": confirmed.recipe.flat(),
+            "recipe": confirmed.recipe.to_flat_dict(),
             "accuracies": list(confirmed.accuracies),
         },
-        "recipe": champion.recipe.flat(),
+        "recipe": champion.recipe.to_flat_dict(),
         "test": dataclasses.asdict(champion.test),
         "model": champion.model,
         "version": champion.version,
@@ -97,11 +105,13 @@ def champion_to(champion: Champion) -> dict[str, Any]:
     }
 
 
-def champion_from(stored: Mapping[str, Any]) -> Champion:
+def champion_from_dict(stored: Mapping[str, Any]) -> Champion:
     """The champion of such values; those of earlier versions lack some."""
     confirmed = stored["confirmed"]
     return Champion(
-        confirmed=Confirmed(confirmed["trial"], Recipe().replace(confirmed["recipe"]), tuple(confirmed["accuracies"])),
+        confirmed=ConfirmedScore(
+            confirmed["trial"], Recipe().replace(confirmed["recipe"]), tuple(confirmed["accuracies"])
+        ),
         recipe=Recipe().replace(stored["recipe"]),
         test=Accuracy(**stored["test"]),
         model=stored["model"],

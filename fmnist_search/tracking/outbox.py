@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-BUSY_SECONDS = 60.0
+BUSY_TIMEOUT_SECONDS = 60.0
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -34,136 +34,145 @@ CREATE TABLE IF NOT EXISTS runs (address TEXT PRIMARY KEY, run_id TEXT NOT NULL)
 class Event:
     """Something to write to a run of MLflow.
 
-    `run` is the run's address, `kind` says what `body` holds, `content` the bytes of a file. What can come `later`
-    goes when nothing else is left. One that was `tried` may have reached the store already.
+    `run_key` is the run's address, `kind` says what `body` holds, `content` the bytes of a file. What can come
+    `deferred` goes when nothing else is left. One that was `attempted` may have reached the store already.
     """
 
-    run: str
+    run_key: str
     kind: str
     body: Mapping[str, Any] = field(default_factory=dict)
     content: bytes | None = None
-    later: bool = False
+    deferred: bool = False
     number: int = 0
-    tried: bool = False
+    attempted: bool = False
 
 
-class Refused(Exception):
+class EventRejected(Exception):
     """The store is there and will never take this event."""
 
 
-class OutOfReach(Exception):
+class StoreUnavailable(Exception):
     """The store cannot be reached, or takes nothing at the moment."""
 
 
 class Outbox:
     """The events for one store, in their order; every method may be called from any thread."""
 
-    def __init__(self, path: Path, store: str):
+    def __init__(self, path: Path, store_uri: str):
         self.path = path
-        self.store = store
+        self.store_uri = store_uri
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._guard = threading.Lock()
-        self._database = sqlite3.connect(path, BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        self._sending = FileLock(path.with_suffix(".lock"), thread_local=False)
+        self._lock = threading.Lock()
+        self._connection = sqlite3.connect(path, BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False)
+        self._sender_lock = FileLock(path.with_suffix(".lock"), thread_local=False)
         with FileLock(path.with_suffix(".made.lock")):  # two processes that make the tables at once would trip
-            self._do("PRAGMA journal_mode=WAL")
-            with self._guard:
-                self._database.executescript(SCHEMA)
+            self._execute("PRAGMA journal_mode=WAL")
+            with self._lock:
+                self._connection.executescript(SCHEMA)
         # A killed process loses nothing by this; a machine that loses its power may lose the last moments.
-        self._do("PRAGMA synchronous=NORMAL")
+        self._execute("PRAGMA synchronous=NORMAL")
 
     def close(self) -> None:
         """Let go of the file, which shrinks once it is empty."""
-        self._sending.release()
+        self._sender_lock.release()
         # Another process may be at it, and it may be closed already.
         with contextlib.suppress(sqlite3.OperationalError, sqlite3.ProgrammingError):
-            if not self._do("SELECT COUNT(*) FROM events").fetchone()[0]:
-                self._do("VACUUM")
-        self._database.close()
+            if not self._execute("SELECT COUNT(*) FROM events").fetchone()[0]:
+                self._execute("VACUUM")
+        self._connection.close()
 
     def put(self, event: Event) -> int:
         """Keep an event; gives its number."""
-        values = (self.store, event.run, event.kind, json.dumps(dict(event.body)), event.content, event.later)
-        added = self._do(
+        values = (
+            self.store_uri,
+            event.run_key,
+            event.kind,
+            json.dumps(dict(event.body)),
+            event.content,
+            event.deferred,
+        )
+        added = self._execute(
             "INSERT INTO events (store, run, kind, body, content, later) VALUES (?, ?, ?, ?, ?, ?)", *values
         )
         assert added.lastrowid is not None
         return added.lastrowid
 
-    def first(self) -> Event | None:
+    def next_event(self) -> Event | None:
         """The event that is to go next, marked as tried; None when there is none."""
-        found = self._do(
+        found = self._execute(
             "SELECT number, run, kind, body, content, later, tried FROM events "
             "WHERE store = ? AND refused IS NULL ORDER BY later, number LIMIT 1",
-            self.store,
+            self.store_uri,
         ).fetchone()
         if found is None:
             return None
         number, run, kind, body, content, later, tried = found
         if not tried:
-            self._do("UPDATE events SET tried = 1 WHERE number = ?", number)
+            self._execute("UPDATE events SET tried = 1 WHERE number = ?", number)
         return Event(run, kind, json.loads(body), content, bool(later), number, bool(tried))
 
-    def amended(self, event: Event, **more: object) -> Event:
+    def update_body(self, event: Event, **extra: object) -> Event:
         """The event with more in its body, for good."""
-        body = {**event.body, **more}
-        self._do("UPDATE events SET body = ? WHERE number = ?", json.dumps(body), event.number)
+        body = {**event.body, **extra}
+        self._execute("UPDATE events SET body = ? WHERE number = ?", json.dumps(body), event.number)
         return dataclasses.replace(event, body=body)
 
-    def done(self, event: Event) -> None:
+    def mark_delivered(self, event: Event) -> None:
         """The store has it."""
-        self._do("DELETE FROM events WHERE number = ?", event.number)
+        self._execute("DELETE FROM events WHERE number = ?", event.number)
 
-    def refuse(self, event: Event, reason: str) -> None:
+    def reject(self, event: Event, reason: str) -> None:
         """The store will never take it: it is kept aside, with all that belongs to its run."""
-        self._do("UPDATE events SET refused = ? WHERE store = ? AND run = ?", reason, self.store, event.run)
+        self._execute(
+            "UPDATE events SET refused = ? WHERE store = ? AND run = ?", reason, self.store_uri, event.run_key
+        )
 
-    def try_again(self) -> None:
+    def retry_rejected(self) -> None:
         """Take back what was put aside."""
-        self._do("UPDATE events SET refused = NULL WHERE store = ?", self.store)
+        self._execute("UPDATE events SET refused = NULL WHERE store = ?", self.store_uri)
 
-    def forget_refused(self) -> None:
+    def discard_rejected(self) -> None:
         """Drop what was put aside."""
-        self._do("DELETE FROM events WHERE store = ? AND refused IS NOT NULL", self.store)
+        self._execute("DELETE FROM events WHERE store = ? AND refused IS NOT NULL", self.store_uri)
 
-    def waiting(self, up_to: int | None = None) -> int:
+    def pending_count(self, last_number: int | None = None) -> int:
         """How many events the store has still to get, of those up to a number."""
-        limit = 2**62 if up_to is None else up_to
+        limit = 2**62 if last_number is None else last_number
         query = "SELECT COUNT(*) FROM events WHERE store = ? AND refused IS NULL AND number <= ?"
-        return int(self._do(query, self.store, limit).fetchone()[0])
+        return int(self._execute(query, self.store_uri, limit).fetchone()[0])
 
     @property
-    def last(self) -> int:
+    def last_number(self) -> int:
         """The number of the last event that was put in; 0 where none waits."""
-        return int(self._do("SELECT MAX(number) FROM events WHERE store = ?", self.store).fetchone()[0] or 0)
+        return int(self._execute("SELECT MAX(number) FROM events WHERE store = ?", self.store_uri).fetchone()[0] or 0)
 
-    def refused(self) -> dict[str, int]:
+    def rejected_counts(self) -> dict[str, int]:
         """How many events are put aside, by reason."""
         query = "SELECT refused, COUNT(*) FROM events WHERE store = ? AND refused IS NOT NULL GROUP BY refused"
-        return dict(self._do(query, self.store).fetchall())
+        return dict(self._execute(query, self.store_uri).fetchall())
 
     # ------------------------------------------------------------------------------------------- runs
 
-    def run_id(self, address: str) -> str | None:
+    def run_id(self, run_key: str) -> str | None:
         """The run behind an address; None before it was made."""
-        found = self._do("SELECT run_id FROM runs WHERE address = ?", address).fetchone()
+        found = self._execute("SELECT run_id FROM runs WHERE address = ?", run_key).fetchone()
         return str(found[0]) if found else None
 
-    def opened(self, address: str, run_id: str) -> None:
+    def remember_run(self, run_key: str, run_id: str) -> None:
         """Remember which run an address has got."""
-        self._do("INSERT OR REPLACE INTO runs VALUES (?, ?)", address, run_id)
+        self._execute("INSERT OR REPLACE INTO runs VALUES (?, ?)", run_key, run_id)
 
     # ---------------------------------------------------------------------------------------- sending
 
-    def may_send(self) -> bool:
+    def try_lock(self) -> bool:
         """Whether this process is the one that sends; it is from now on, where no other is."""
-        if not self._sending.is_locked:
+        if not self._sender_lock.is_locked:
             try:
-                self._sending.acquire(timeout=0)
+                self._sender_lock.acquire(timeout=0)
             except Timeout:
                 return False
         return True
 
-    def _do(self, statement: str, *values: object) -> sqlite3.Cursor:
-        with self._guard:
-            return self._database.execute(statement, values)
+    def _execute(self, statement: str, *values: object) -> sqlite3.Cursor:
+        with self._lock:
+            return self._connection.execute(statement, values)

@@ -43,14 +43,14 @@ def provenance_tags() -> dict[str, str]:
         "command": command_line()[:COMMAND_LIMIT],
         "code_version": VERSION,
     }
-    commit = _git("rev-parse", "HEAD")
+    commit = _run_git("rev-parse", "HEAD")
     if commit:
         tags[MLFLOW_GIT_COMMIT] = commit
-        tags["code_version"] += f"+{commit[:12]}" + (".dirty" if _git("status", "--porcelain", "-uno") else "")
+        tags["code_version"] += f"+{commit[:12]}" + (".dirty" if _run_git("status", "--porcelain", "-uno") else "")
     return tags
 
 
-def _git(*arguments: str) -> str:
+def _run_git(*arguments: str) -> str:
     """What git says of the folder that this package stands in; nothing where it is no checkout of ours."""
     root = Path(__file__).parent.parent.parent
     if not (root / ".git").exists():

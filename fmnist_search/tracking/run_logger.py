@@ -13,135 +13,143 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from fmnist_search.config.toml_files import recipe_to_toml
 from fmnist_search.data.loading import Images
-from fmnist_search.recipe.recipe import FAMILIES, Recipe, known_hyperparameters, text_of
-from fmnist_search.results.study import EpochReport, Overhead, State, TrialResult, TrialRow
+from fmnist_search.recipe.recipe import FAMILIES, Recipe, format_value, recipe_hyperparameters
+from fmnist_search.results.study import EpochReport, Overhead, TrialRecord, TrialResult, TrialState
 from fmnist_search.tracking.outbox import Event, Outbox
-from fmnist_search.tracking.sender import END
-from fmnist_search.workspace import Home
+from fmnist_search.tracking.sender import END_KIND
+from fmnist_search.workspace import Workspace
 
-STATUS = {
-    State.COMPLETED: "FINISHED",
-    State.PRUNED: "KILLED",
-    State.INTERRUPTED: "KILLED",
-    State.FAILED: "FAILED",
+RUN_STATUS = {
+    TrialState.COMPLETED: "FINISHED",
+    TrialState.PRUNED: "KILLED",
+    TrialState.INTERRUPTED: "KILLED",
+    TrialState.FAILED: "FAILED",
 }
 NOTE_LIMIT = 7_500
 """MLflow cuts a tag at 8,000 characters without a word; a longer note says itself where it goes on."""
 
 RECIPE_FILE = "recipe.toml"
-ADDRESS = "address"
+RUN_KEY_TAG = "address"
 """The tag by which a run is found before it is made a second time."""
 
 
-class Post(Protocol):
+class EventSink(Protocol):
     """Whoever brings events to the store."""
 
     def send(self, event: Event) -> None:
         """Keep an event, and deliver it after all that was sent before."""
 
-    def run_id(self, address: str) -> str | None:
+    def run_id(self, run_key: str) -> str | None:
         """The run behind an address; None before it was made."""
 
-    def opened(self, address: str, run_id: str) -> None:
+    def remember_run(self, run_key: str, run_id: str) -> None:
         """Remember which run an address has got."""
 
 
-class Run:
+class RunLogger:
     """A run of MLflow, by its address, which is its id where that was known from the start."""
 
-    def __init__(self, post: Post, address: str):
-        self.address = address
-        self._post = post
+    def __init__(self, sink: EventSink, run_key: str):
+        self.run_key = run_key
+        self._sink = sink
 
     @classmethod
-    def known(cls, post: Post, run_id: str) -> Run:
+    def existing(cls, sink: EventSink, run_id: str) -> RunLogger:
         """A run that is there already."""
-        post.opened(run_id, run_id)
-        return cls(post, run_id)
+        sink.remember_run(run_id, run_id)
+        return cls(sink, run_id)
 
     @property
     def run_id(self) -> str | None:
         """Its id; None before the store has it."""
-        return self._post.run_id(self.address)
+        return self._sink.run_id(self.run_key)
 
-    def tags(self, tags: Mapping[str, str]) -> None:
+    def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set several tags at once."""
         self._send("batch", tags={key: value[:NOTE_LIMIT] for key, value in tags.items()})
 
-    def parameters(self, values: Mapping[str, object]) -> None:
+    def log_params(self, values: Mapping[str, object]) -> None:
         """Log what does not change, leaving alone what the run already holds (`mlflow run` logs its own)."""
         self._send("parameters", values={key: str(value) for key, value in values.items()})
 
-    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+    def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log several figures at once."""
-        self._send("batch", metrics=_points(values, step))
+        self._send("batch", metrics=_metric_points(values, step))
 
-    def note(self, markdown: str) -> None:
+    def set_note(self, markdown: str) -> None:
         """The text that the run shows first; whole as `report.md`."""
-        self.text("report.md", markdown)
+        self.log_text("report.md", markdown)
         if len(markdown) > NOTE_LIMIT:
             markdown = f"{markdown[:NOTE_LIMIT]}\n\n... the rest stands in the artifact report.md\n"
         self._send("batch", tags={MLFLOW_RUN_NOTE: markdown})
 
-    def text(self, path: str, content: str) -> None:
+    def log_text(self, path: str, content: str) -> None:
         """Store a text as an artifact."""
-        self.file(path, content.encode())
+        self.log_artifact(path, content.encode())
 
-    def file(self, path: str, content: bytes) -> None:
+    def log_artifact(self, path: str, content: bytes) -> None:
         """Store an artifact."""
-        self._post.send(Event(self.address, "file", {"path": path}, content))
+        self._sink.send(Event(self.run_key, "file", {"path": path}, content))
 
-    def drawing(self, path: str, artist: str, of: Mapping[str, Any]) -> None:
+    def render_later(self, path: str, renderer: str, data: Mapping[str, Any]) -> None:
         """Store what an artist makes of some figures, when there is nothing else to send."""
-        self._post.send(Event(self.address, "drawing", {"path": path, "artist": artist, "of": dict(of)}, later=True))
+        self._sink.send(
+            Event(self.run_key, "drawing", {"path": path, "artist": renderer, "of": dict(data)}, deferred=True)
+        )
 
-    def table(self, path: str, columns: Mapping[str, Sequence[object]]) -> None:
+    def log_table(self, path: str, columns: Mapping[str, Sequence[object]]) -> None:
         """Store a table that MLflow shows as one; an earlier one of that path is replaced."""
         rows = [list(row) for row in zip(*columns.values(), strict=True)]
-        self.text(path, json.dumps({"columns": list(columns), "data": rows}))
+        self.log_text(path, json.dumps({"columns": list(columns), "data": rows}))
         self._send("batch", tags={"mlflow.loggedArtifacts": json.dumps([{"path": path, "type": "table"}])})
 
-    def dataset(self, images: Images, data: Mapping[str, object]) -> None:
+    def log_dataset(self, images: Images, data: Mapping[str, object]) -> None:
         """Record which images it learns from; MLflow's digest holds 36 characters, the tags the full ones."""
         source = json.dumps({"name": data["dataset"], **data})
         profile = json.dumps({"train": len(images.train), "validation": len(images.validation)})
         self._send("dataset", name=data["dataset"], digest=images.digest[:32], source=source, profile=profile)
         digests = {"dataset_digest": images.digest, "split_digest": images.split_digest}
-        self.tags({"dataset": str(data["dataset"]), **digests})
+        self.set_tags({"dataset": str(data["dataset"]), **digests})
 
     def end(self, status: str, state: str) -> None:
         """Close the run; the tag tells the truth where `mlflow run` sets its own status."""
-        self.tags({"state": state})
-        self._send(END, status=status, at=_now(), step=0)
+        self.set_tags({"state": state})
+        self._send(END_KIND, status=status, at=_now_ms(), step=0)
 
     def _send(self, kind: str, **body: object) -> None:
-        self._post.send(Event(self.address, kind, body))
+        self._sink.send(Event(self.run_key, kind, body))
 
 
-class TrainingRun(Run):
+class TrainingRunLogger(RunLogger):
     """The run of one training: an epoch is one batch, and the parameters go with the first."""
 
-    def __init__(self, post: Post, address: str, recipe: Recipe, parameters: Sequence[str]):
-        super().__init__(post, address)
-        self._parameters = _row(recipe, parameters)
-        self._held: list[Point] = []
-        self.text(RECIPE_FILE, recipe_to_toml(recipe))
+    def __init__(self, sink: EventSink, run_key: str, recipe: Recipe, parameter_names: Sequence[str]):
+        super().__init__(sink, run_key)
+        self._pending_parameters = _parameter_values(recipe, parameter_names)
+        self._pending_metrics: list[MetricPoint] = []
+        self.log_text(RECIPE_FILE, recipe_to_toml(recipe))
 
     @classmethod
-    def begun(
-        cls, post: Post, name: str, recipe: Recipe, parameters: Sequence[str], tags: Mapping[str, str], parent: Run
-    ) -> TrainingRun:
+    def start(
+        cls,
+        sink: EventSink,
+        name: str,
+        recipe: Recipe,
+        parameter_names: Sequence[str],
+        tags: Mapping[str, str],
+        parent: RunLogger,
+    ) -> TrainingRunLogger:
         """A new run for one training, below its study's; `parameters` names what it logs.
 
         The parent's run is known, and with the training's name and time it makes the address.
         """
-        at = _now()
+        at = _now_ms()
         address = f"{parent.run_id}/{name}@{at}"
-        every = {**training_tags(recipe, tags), MLFLOW_PARENT_RUN_ID: str(parent.run_id), ADDRESS: address}
-        post.send(Event(address, "open", {"parent": parent.run_id, "name": name, "tags": every, "at": at}))
-        return cls(post, address, recipe, parameters)
+        every = {**training_tags(recipe, tags), MLFLOW_PARENT_RUN_ID: str(parent.run_id), RUN_KEY_TAG: address}
+        sink.send(Event(address, "open", {"parent": parent.run_id, "name": name, "tags": every, "at": at}))
+        return cls(sink, address, recipe, parameter_names)
 
-    def epoch(self, report: EpochReport, last: bool) -> None:
+    def log_epoch(self, report: EpochReport, is_last: bool) -> None:
         """Log an epoch that has just ended; the last one waits for the figures of the whole training."""
         figures = {
             "train/loss": report.train_loss,
@@ -151,10 +159,12 @@ class TrainingRun(Run):
             "time/epoch_seconds": report.seconds,
             "optimizer/learning_rate": report.learning_rate,
         }
-        self._held += _points({key: value for key, value in figures.items() if value is not None}, report.epoch)
-        if not last:
-            self._send("batch", metrics=self._held, parameters=self._parameters)
-            self._held, self._parameters = [], {}
+        self._pending_metrics += _metric_points(
+            {key: value for key, value in figures.items() if value is not None}, report.epoch
+        )
+        if not is_last:
+            self._send("batch", metrics=self._pending_metrics, parameters=self._pending_parameters)
+            self._pending_metrics, self._pending_parameters = [], {}
 
     def finish(self, result: TrialResult, overhead: Overhead, tags: Mapping[str, str]) -> None:
         """Log how it ended and close the run."""
@@ -173,26 +183,26 @@ class TrainingRun(Run):
             "state": result.state.value,
             "reason": (result.reason or "")[:NOTE_LIMIT],
             "epochs": str(len(result.epochs)),
-            "engine": result.preparation.engine,
+            "engine": result.setup.engine,
         }
-        points = self._held + _points(figures, len(result.epochs))
-        self._send("batch", metrics=points, parameters=self._parameters, tags=ends)
-        self._send(END, status=STATUS[result.state], at=_now(), step=len(result.epochs))
+        points = self._pending_metrics + _metric_points(figures, len(result.epochs))
+        self._send("batch", metrics=points, parameters=self._pending_parameters, tags=ends)
+        self._send(END_KIND, status=RUN_STATUS[result.state], at=_now_ms(), step=len(result.epochs))
 
 
-def is_address(text: str | None) -> bool:
+def is_run_key(text: str | None) -> bool:
     """Whether it is the address of a run rather than its id."""
     return text is not None and "/" in text
 
 
-def with_runs(home: Home, rows: Sequence[TrialRow]) -> list[TrialRow]:
+def resolve_run_ids(workspace: Workspace, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     """The same trials; one that was told before MLflow had its run was known by the run's address until now."""
-    if not any(is_address(row.run_id) for row in rows):
-        return list(rows)
-    with closing(Outbox(home.outbox, home.tracking_uri)) as outbox:
+    if not any(is_run_key(row.run_id) for row in trials):
+        return list(trials)
+    with closing(Outbox(workspace.outbox_path, workspace.tracking_uri)) as outbox:
         return [
-            dataclasses.replace(row, run_id=outbox.run_id(row.run_id)) if row.run_id and is_address(row.run_id) else row
-            for row in rows
+            dataclasses.replace(row, run_id=outbox.run_id(row.run_id)) if row.run_id and is_run_key(row.run_id) else row
+            for row in trials
         ]
 
 
@@ -201,26 +211,26 @@ def training_tags(recipe: Recipe, tags: Mapping[str, str]) -> dict[str, str]:
     return {"family": recipe.model.family, "dataset": recipe.data.dataset, "state": "running", **tags}
 
 
-def _row(recipe: Recipe, names: Sequence[str]) -> dict[str, str]:
+def _parameter_values(recipe: Recipe, names: Sequence[str]) -> dict[str, str]:
     """The named hyperparameters and the widths; what another family has and this one lacks is 0, or - for a text."""
-    flat = recipe.flat()
+    flat = recipe.to_flat_dict()
     absent = {
-        name: text_of("-" if spec.kind is str else 0)
+        name: format_value("-" if spec.kind is str else 0)
         for family in FAMILIES.values()
-        for name, spec in known_hyperparameters(family).items()
+        for name, spec in recipe_hyperparameters(family).items()
     }
-    row = {name: text_of(flat[name]) if name in flat else absent[name] for name in names}
+    row = {name: format_value(flat[name]) if name in flat else absent[name] for name in names}
     return {**row, "model.widths": recipe.widths or "-"}
 
 
-Point = tuple[str, float, int, int]
+MetricPoint = tuple[str, float, int, int]
 """Key, value, time in milliseconds, step: a point sent twice with one time is stored once."""
 
 
-def _points(values: Mapping[str, float], step: int) -> list[Point]:
-    at = _now()
+def _metric_points(values: Mapping[str, float], step: int) -> list[MetricPoint]:
+    at = _now_ms()
     return [(key, float(value), at, step) for key, value in values.items()]
 
 
-def _now() -> int:
+def _now_ms() -> int:
     return int(time.time() * 1000)

@@ -27,25 +27,32 @@ from sqlalchemy.exc import SQLAlchemyError
 from fmnist_search.config.toml_files import recipe_from_toml
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.tracking.outbox import Event, Outbox, OutOfReach, Refused
+from fmnist_search.tracking.outbox import Event, EventRejected, Outbox, StoreUnavailable
 from fmnist_search.tracking.provenance import provenance_tags
-from fmnist_search.tracking.run_logger import ADDRESS, RECIPE_FILE, Post, Run, TrainingRun, training_tags
-from fmnist_search.tracking.ui import runs_page, view_of_trials
-from fmnist_search.workspace import sqlite_file
+from fmnist_search.tracking.run_logger import (
+    RECIPE_FILE,
+    RUN_KEY_TAG,
+    EventSink,
+    RunLogger,
+    TrainingRunLogger,
+    training_tags,
+)
+from fmnist_search.tracking.ui import runs_page_url, trials_view_tags
+from fmnist_search.workspace import sqlite_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STORE_ERRORS: tuple[type[Exception], ...] = (MlflowException, SQLAlchemyError, requests.RequestException)
 STORE_OR_DISK_ERRORS: tuple[type[Exception], ...] = (*STORE_ERRORS, OSError)
-PROBE_SECONDS, CALL_SECONDS = 5, 30
-IN_VAIN = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_CONFLICT"}
+PROBE_TIMEOUT_SECONDS, CALL_TIMEOUT_SECONDS = 5, 30
+PERMANENT_ERRORS = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_CONFLICT"}
 """What MLflow answers when it will never take an event, however often it is sent."""
-PASSING = {401, 403, 408, 425, 429}
+TRANSIENT_STATUS = {401, 403, 408, 425, 429}
 """HTTP answers of the 400s that another time, or another password, may change."""
 
 
-class Tracking:
+class MlflowStore:
     """One MLflow store, and the experiment of it that our runs belong to."""
 
     def __init__(self, uri: str, experiment: str):
@@ -58,67 +65,71 @@ class Tracking:
         self.experiment = experiment
         self.client = connect(uri)
 
-    def study_run(self, study: str, known_run_id: str | None) -> str:
+    def get_or_create_study_run(self, study: str, existing_run_id: str | None) -> str:
         """The run of a study: the one it had, one that `mlflow run` made for it, or a new one; gives its id.
 
         Where the study has a run and `mlflow run` made another, that other becomes its child, and a pointer to it.
         """
         given = os.environ.get("MLFLOW_RUN_ID")
-        run_id = known_run_id if known_run_id and self._exists(known_run_id) else None
+        run_id = existing_run_id if existing_run_id and self._run_exists(existing_run_id) else None
         if run_id is None:
-            run_id = given or self._create(study, {"study": study, "kind": "study"})
+            run_id = given or self._create_run(study, {"study": study, "kind": "study"})
         elif given and given != run_id:
-            self._point(given, study, run_id)
-        self._tag(run_id, {"study": study, "kind": "study", "state": "running", **provenance_tags()})
+            self._link_to_study_run(given, study, run_id)
+        self._set_tags(run_id, {"study": study, "kind": "study", "state": "running", **provenance_tags()})
         self.client.update_run(run_id, status="RUNNING", name=study)
         return run_id
 
-    def save_view(self, run_id: str, hyperparameters: Sequence[str]) -> None:
+    def save_trials_view(self, run_id: str, hyperparameters: Sequence[str]) -> None:
         """Have the UI show at once what trials are about, in the experiment of a study's run."""
         experiment_id = self.client.get_run(run_id).info.experiment_id
-        for key, value in view_of_trials(hyperparameters).items():
+        for key, value in trials_view_tags(hyperparameters).items():
             self.client.set_experiment_tag(experiment_id, key, value)
 
-    def runs_page(self, server: str, run_id: str | None) -> str:
+    def runs_page_url(self, server: str, run_id: str | None) -> str:
         """The address, on a server of the UI, of the experiment that a run belongs to; without a run, of ours."""
-        experiment_id = (run_id and self.experiment_of(run_id)) or self.experiment_id
-        return runs_page(server, experiment_id, self.client.get_experiment(experiment_id).tags)
+        experiment_id = (run_id and self.find_experiment_id(run_id)) or self.experiment_id
+        return runs_page_url(server, experiment_id, self.client.get_experiment(experiment_id).tags)
 
-    def training_run(self, post: Post, name: str, recipe: Recipe, tags: Mapping[str, str]) -> TrainingRun:
+    def start_training_run(
+        self, sink: EventSink, name: str, recipe: Recipe, tags: Mapping[str, str]
+    ) -> TrainingRunLogger:
         """A run for a training without a study; one that `mlflow run` started takes the run that was made for it."""
         every = {**training_tags(recipe, tags), **provenance_tags()}
-        run_id, parameters = self._given_or_new(name, every), list(recipe.flat())
+        run_id, parameters = self._use_or_create_run(name, every), list(recipe.to_flat_dict())
         if os.environ.get("MLFLOW_RUN_ID"):
             held = self.client.get_run(run_id).data.params
             parameters = [name for name in parameters if name not in held]
-        post.opened(run_id, run_id)
-        return TrainingRun(post, run_id, recipe, parameters)
+        sink.remember_run(run_id, run_id)
+        return TrainingRunLogger(sink, run_id, recipe, parameters)
 
-    def group_run(self, name: str, tags: Mapping[str, str]) -> str:
+    def create_parent_run(self, name: str, tags: Mapping[str, str]) -> str:
         """The id of a run above several trainings without a study: one that `mlflow run` made, or a new one."""
-        return self._given_or_new(name, {"state": "running", **tags, **provenance_tags()})
+        return self._use_or_create_run(name, {"state": "running", **tags, **provenance_tags()})
 
-    def _given_or_new(self, name: str, tags: Mapping[str, str]) -> str:
+    def _use_or_create_run(self, name: str, tags: Mapping[str, str]) -> str:
         given = os.environ.get("MLFLOW_RUN_ID")
         if not given:
-            return self._create(name, tags)
+            return self._create_run(name, tags)
         self.client.update_run(given, name=name)
-        self._tag(given, tags)
+        self._set_tags(given, tags)
         return given
 
-    def run_beside(self, other: str, post: Post, name: str, tags: Mapping[str, str]) -> Run:
+    def sibling_run(self, other_run_id: str, sink: EventSink, name: str, tags: Mapping[str, str]) -> RunLogger:
         """A run that trains nothing, in the experiment of another."""
         every = {"state": "running", **tags, **provenance_tags()}
-        experiment_id = self.client.get_run(other).info.experiment_id
-        return Run.known(post, str(self.client.create_run(experiment_id, run_name=name, tags=every).info.run_id))
+        experiment_id = self.client.get_run(other_run_id).info.experiment_id
+        return RunLogger.existing(
+            sink, str(self.client.create_run(experiment_id, run_name=name, tags=every).info.run_id)
+        )
 
-    def recipe_of(self, run_id: str) -> Recipe:
+    def load_recipe(self, run_id: str) -> Recipe:
         """The recipe of a run that trained one.
 
         Raises:
             UserError: there is no such run, or it has no recipe.
         """
-        if not self._exists(run_id):
+        if not self._run_exists(run_id):
             raise UserError(f"run {run_id!r}: does not exist in {self.uri}; copy its id from the MLflow UI")
         try:
             return recipe_from_toml(mlflow.artifacts.load_text(f"runs:/{run_id}/{RECIPE_FILE}"))
@@ -140,85 +151,85 @@ class Tracking:
             )
         if found:
             return str(found.experiment_id)
-        database = sqlite_file(self.uri)
+        database = sqlite_path(self.uri)
         place = str(database.parent / "mlruns" / self.experiment) if database else None
         return str(self.client.create_experiment(self.experiment, artifact_location=place))
 
-    def experiment_of(self, run_id: str) -> str | None:
+    def find_experiment_id(self, run_id: str) -> str | None:
         """The id of the experiment that a run belongs to; None where there is no such run."""
-        return str(self.client.get_run(run_id).info.experiment_id) if self._exists(run_id) else None
+        return str(self.client.get_run(run_id).info.experiment_id) if self._run_exists(run_id) else None
 
-    def _exists(self, run_id: str) -> bool:
+    def _run_exists(self, run_id: str) -> bool:
         try:
             return str(self.client.get_run(run_id).info.lifecycle_stage) == "active"
         except MlflowException:
             return False
 
-    def _create(self, name: str, tags: Mapping[str, str]) -> str:
+    def _create_run(self, name: str, tags: Mapping[str, str]) -> str:
         return str(self.client.create_run(self.experiment_id, run_name=name, tags=dict(tags)).info.run_id)
 
-    def _tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+    def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
-    def _point(self, run_id: str, study: str, study_run_id: str) -> None:
+    def _link_to_study_run(self, run_id: str, study: str, study_run_id: str) -> None:
         """Make the run that `mlflow run` created say where its study is."""
         note = f"Continues the study {study!r}: its trials are below the run {study_run_id}."
-        self._tag(run_id, {MLFLOW_PARENT_RUN_ID: study_run_id, MLFLOW_RUN_NOTE: note, "study": study})
+        self._set_tags(run_id, {MLFLOW_PARENT_RUN_ID: study_run_id, MLFLOW_RUN_NOTE: note, "study": study})
         self.client.set_terminated(run_id, "FINISHED")
 
 
 # ------------------------------------------------------------------------------------------- the courier
 
-Artist = Callable[[Mapping[str, Any]], "str | Figure"]
+Renderer = Callable[[Mapping[str, Any]], "str | Figure"]
 """Makes a text or a picture of figures that were kept until there was time for it."""
 
 
-class Courier:
+class MlflowWriter:
     """Writes events to a store, each so that it may come twice."""
 
-    def __init__(self, client: MlflowClient, outbox: Outbox, artists: Mapping[str, Artist]):
+    def __init__(self, client: MlflowClient, outbox: Outbox, renderers: Mapping[str, Renderer]):
         self._client = client
         self._outbox = outbox
-        self._artists = artists
-        self._experiments: dict[str, str] = {}
+        self._renderers = renderers
+        self._experiment_ids: dict[str, str] = {}
 
     def __call__(self, event: Event) -> None:
         """Write an event.
 
         Raises:
-            OutOfReach: the store does not take it now.
+            StoreUnavailable: the store does not take it now.
             Refused: the store will never take it.
         """
-        with _told_apart():
+        with classified_errors():
             if event.kind == "open":
-                self._open(event)
+                self._create_run(event)
                 return
-            run_id = self._outbox.run_id(event.run)
+            run_id = self._outbox.run_id(event.run_key)
             if run_id is None:
-                raise Refused("its run could not be made")
-            self._write(run_id, event)
+                raise EventRejected("its run could not be made")
+            self._write_to_run(run_id, event)
 
-    def _open(self, event: Event) -> None:
-        if self._outbox.run_id(event.run):
+    def _create_run(self, event: Event) -> None:
+        if self._outbox.run_id(event.run_key):
             return
         body = event.body
-        experiment_id = self._experiment_of(body["parent"])
-        run_id = self._made_before(experiment_id, event.run) if event.tried else None
+        experiment_id = self._find_experiment_id(body["parent"])
+        run_id = self._find_created_run(experiment_id, event.run_key) if event.attempted else None
         if run_id is None:
             made = self._client.create_run(experiment_id, body["at"], body["tags"], body["name"])
             run_id = str(made.info.run_id)
-        self._outbox.opened(event.run, run_id)
+        self._outbox.remember_run(event.run_key, run_id)
 
-    def _experiment_of(self, run_id: str) -> str:
-        if run_id not in self._experiments:
-            self._experiments[run_id] = str(self._client.get_run(run_id).info.experiment_id)
-        return self._experiments[run_id]
+    def _find_experiment_id(self, run_id: str) -> str:
+        if run_id not in self._experiment_ids:
+            self._experiment_ids[run_id] = str(self._client.get_run(run_id).info.experiment_id)
+        return self._experiment_ids[run_id]
 
-    def _made_before(self, experiment_id: str, address: str) -> str | None:
-        found = self._client.search_runs([experiment_id], f"tags.{ADDRESS} = '{address}'", ViewType.ALL, 1)
+    def _find_created_run(self, experiment_id: str, run_key: str) -> str | None:
+        found = self._client.search_runs([experiment_id], f"tags.{RUN_KEY_TAG} = '{run_key}'", ViewType.ALL, 1)
         return str(found[0].info.run_id) if found else None
 
-    def _write(self, run_id: str, event: Event) -> None:
+    def _write_to_run(self, run_id: str, event: Event) -> None:
         body = event.body
         match event.kind:
             case "batch":
@@ -233,9 +244,9 @@ class Courier:
                 new = [Param(key, value) for key, value in body["values"].items() if key not in held]
                 self._client.log_batch(run_id, params=new)
             case "file":
-                self._file(run_id, body["path"], event.content or b"")
+                self._log_file(run_id, body["path"], event.content or b"")
             case "drawing":
-                self._drawing(run_id, body["path"], self._artists[body["artist"]](body["of"]))
+                self._log_rendered(run_id, body["path"], self._renderers[body["artist"]](body["of"]))
             case "dataset":
                 dataset = Dataset(body["name"], body["digest"], "local", body["source"], profile=body["profile"])
                 tag = InputTag(MLFLOW_DATASET_CONTEXT, "training")
@@ -245,15 +256,15 @@ class Courier:
                 self._client.log_batch(run_id, [spent])
                 self._client.set_terminated(run_id, body["status"], body["at"])
             case unknown:
-                raise Refused(f"an event of the kind {unknown!r}, which this version does not know")
+                raise EventRejected(f"an event of the kind {unknown!r}, which this version does not know")
 
-    def _drawing(self, run_id: str, path: str, drawn: str | Figure) -> None:
-        if isinstance(drawn, str):
-            self._client.log_text(run_id, drawn, path)
+    def _log_rendered(self, run_id: str, path: str, rendered: str | Figure) -> None:
+        if isinstance(rendered, str):
+            self._client.log_text(run_id, rendered, path)
         else:
-            self._client.log_figure(run_id, drawn, path)
+            self._client.log_figure(run_id, rendered, path)
 
-    def _file(self, run_id: str, path: str, content: bytes) -> None:
+    def _log_file(self, run_id: str, path: str, content: bytes) -> None:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, Path(path).name)
             file.write_bytes(content)
@@ -261,19 +272,19 @@ class Courier:
 
 
 @contextlib.contextmanager
-def _told_apart() -> Iterator[None]:
+def classified_errors() -> Iterator[None]:
     """Tells what may pass from what is in vain, of all that a store throws."""
     try:
         yield
     except requests.HTTPError as error:
         status = error.response.status_code if error.response is not None else 500
-        kind = Refused if 400 <= status < 500 and status not in PASSING else OutOfReach
+        kind = EventRejected if 400 <= status < 500 and status not in TRANSIENT_STATUS else StoreUnavailable
         raise kind(_first_line(error)) from error
     except MlflowException as error:
-        kind = Refused if error.error_code in IN_VAIN else OutOfReach
+        kind = EventRejected if error.error_code in PERMANENT_ERRORS else StoreUnavailable
         raise kind(_first_line(error)) from error
     except STORE_OR_DISK_ERRORS as error:
-        raise OutOfReach(_first_line(error)) from error
+        raise StoreUnavailable(_first_line(error)) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -295,7 +306,7 @@ def connect(uri: str) -> MlflowClient:
             "sqlite:///mlflow.db, into which `mlflow migrate-filestore --source FOLDER --target sqlite:///mlflow.db` "
             "brings what it holds"
         )
-    with reaching(uri, OSError), impatient(PROBE_SECONDS, retries=0):
+    with store_errors(uri, OSError), short_timeouts(PROBE_TIMEOUT_SECONDS, retries=0):
         mlflow.set_tracking_uri(uri)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
@@ -303,15 +314,15 @@ def connect(uri: str) -> MlflowClient:
 
 
 @contextlib.contextmanager
-def reaching(uri: str, *also: type[OSError]) -> Iterator[None]:
-    """Turns what a store throws, and `also` such errors, into one line: out of reach, not writable, too old."""
-    _quiet_libraries()
-    database = sqlite_file(uri)
+def store_errors(uri: str, *extra_errors: type[OSError]) -> Iterator[None]:
+    """Turns what a store throws, and `extra_errors` such errors, into one line: out of reach, not writable, too old."""
+    _silence_library_logs()
+    database = sqlite_path(uri)
     if database and not database.parent.is_dir():
         raise UserError(f"tracking {uri}: there is no folder {database.parent}; make it, or name another place")
     try:
         yield
-    except (*STORE_ERRORS, *also) as error:
+    except (*STORE_ERRORS, *extra_errors) as error:
         detail = _first_line(error)
         if "out-of-date database schema" in detail:
             raise UserError(
@@ -330,7 +341,7 @@ def reaching(uri: str, *also: type[OSError]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def impatient(seconds: int = CALL_SECONDS, *, retries: int = 1) -> Iterator[None]:
+def short_timeouts(seconds: int = CALL_TIMEOUT_SECONDS, *, retries: int = 1) -> Iterator[None]:
     """Calls that answer or fail within seconds: with MLflow's defaults a closed port hangs for over a minute."""
     names = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries), "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}
     before = {name: os.environ.get(name) for name in names}
@@ -345,7 +356,7 @@ def impatient(seconds: int = CALL_SECONDS, *, retries: int = 1) -> Iterator[None
                 os.environ[name] = value
 
 
-def _quiet_libraries() -> None:
+def _silence_library_logs() -> None:
     """A new store logs each of its migrations, and one that fails a traceback; nobody asked."""
     for name in ("alembic", "mlflow.store", "mlflow.tracking", "mlflow.system_metrics"):
         logging.getLogger(name).setLevel(logging.WARNING)

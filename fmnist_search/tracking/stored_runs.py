@@ -17,13 +17,13 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import Classifier
-from fmnist_search.recipe.recipe import Execution, Recipe, text_of
-from fmnist_search.search.study_store import Ledger
-from fmnist_search.tracking.run_logger import with_runs
-from fmnist_search.tracking.store import Tracking
+from fmnist_search.recipe.recipe import Execution, Recipe, format_value
+from fmnist_search.search.study_store import StudyStore
+from fmnist_search.tracking.run_logger import resolve_run_ids
+from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.training.autotune import resolve_execution
-from fmnist_search.training.checkpoint import classifier_with, read_state
-from fmnist_search.workspace import Home
+from fmnist_search.training.checkpoint import classifier_from_weights, state_from_bytes
+from fmnist_search.workspace import Workspace
 
 ENVIRONMENT_FILE = "environment.json"
 WEIGHTS_FILE = "weights.pt"
@@ -49,36 +49,39 @@ class TrainedRun:
     study: str | None
 
 
-def run_of(home: Home, given: str, study: str) -> str:
+def resolve_run_id(workspace: Workspace, run_or_trial: str, study: str) -> str:
     """The id of a run that is named by its id, or by its trial's number in a study.
 
     Raises:
         UserError: the study, or its trial, is not there, or the trial has no run.
     """
-    if not is_number(given):
-        return given
-    rows = {row.number: row for row in with_runs(home, Ledger.find(home.storage_url, study).rows())}
-    row = rows.get(int(given))
+    if not is_trial_number(run_or_trial):
+        return run_or_trial
+    rows = {
+        row.number: row
+        for row in resolve_run_ids(workspace, StudyStore.load(workspace.storage_url, study).trial_records())
+    }
+    row = rows.get(int(run_or_trial))
     if row is None:
         known = f"give a number from 0 to {max(rows)}, or a run's id" if rows else "none has ended yet"
-        raise UserError(f"trial {given}: study {study!r} has no such trial that ended; {known}")
+        raise UserError(f"trial {run_or_trial}: study {study!r} has no such trial that ended; {known}")
     if not row.run_id:
-        raise UserError(f"trial {given}: of study {study!r} has no run in MLflow; name another")
+        raise UserError(f"trial {run_or_trial}: of study {study!r} has no run in MLflow; name another")
     return row.run_id
 
 
-def is_number(given: str) -> bool:
+def is_trial_number(text: str) -> bool:
     """Whether this names a trial: a run's id has 32 characters."""
-    return given.isdecimal() and len(given) < 32
+    return text.isdecimal() and len(text) < 32
 
 
-def read_run(tracking: Tracking, run_id: str) -> TrainedRun:
+def read_run(tracking: MlflowStore, run_id: str) -> TrainedRun:
     """A training's run.
 
     Raises:
         UserError: there is no such run, or it trained nothing.
     """
-    recipe = None if _is_study(tracking, run_id) else tracking.recipe_of(run_id)
+    recipe = None if _is_study(tracking, run_id) else tracking.load_recipe(run_id)
     run = tracking.client.get_run(run_id)
     tags, metrics = run.data.tags, run.data.metrics
     if recipe is None:
@@ -101,7 +104,7 @@ def read_run(tracking: Tracking, run_id: str) -> TrainedRun:
     )
 
 
-def _is_study(tracking: Tracking, run_id: str) -> bool:
+def _is_study(tracking: MlflowStore, run_id: str) -> bool:
     try:
         run: Run = tracking.client.get_run(run_id)
     except MlflowException:
@@ -109,7 +112,7 @@ def _is_study(tracking: Tracking, run_id: str) -> bool:
     return run.data.tags.get("kind") == "study"
 
 
-def kept_classifier(home: Home, tracking: Tracking, run: TrainedRun) -> Classifier:
+def load_stored_classifier(workspace: Workspace, tracking: MlflowStore, run: TrainedRun) -> Classifier:
     """A run's network with the weights that were kept of it, in evaluation mode on the CPU.
 
     Of a single training they are an artifact of its run; of a trial that completed, a file of this home.
@@ -118,23 +121,23 @@ def kept_classifier(home: Home, tracking: Tracking, run: TrainedRun) -> Classifi
         UserError: none were kept, or what was kept is damaged or another network's.
     """
     name = f"run {run.run_id!r}: its kept weights"
-    content = _artifact(tracking, run.run_id, WEIGHTS_FILE) or _weights_of_trial(home, run)
+    content = _read_artifact(tracking, run.run_id, WEIGHTS_FILE) or _read_trial_weights(workspace, run)
     if content is None:
         raise UserError(
             f"run {run.run_id!r}: no weights of it are kept here; train it again with `fmnist-search train --from-run "
             f"{run.run_id}` and name that run"
         )
-    return classifier_with(run.recipe, read_state(content, name), name)
+    return classifier_from_weights(run.recipe, state_from_bytes(content, name), name)
 
 
-def _artifact(tracking: Tracking, run_id: str, path: str) -> bytes | None:
+def _read_artifact(tracking: MlflowStore, run_id: str, path: str) -> bytes | None:
     if not any(item.path == path for item in tracking.client.list_artifacts(run_id)):
         return None
     with tempfile.TemporaryDirectory() as folder:
         return Path(tracking.client.download_artifacts(run_id, path, folder)).read_bytes()
 
 
-def _weights_of_trial(home: Home, run: TrainedRun) -> bytes | None:
+def _read_trial_weights(workspace: Workspace, run: TrainedRun) -> bytes | None:
     """What a study has kept of the trial behind a run.
 
     The trial is looked for by its run: once a study was put aside by --fresh, its numbers are those of other trials.
@@ -142,18 +145,18 @@ def _weights_of_trial(home: Home, run: TrainedRun) -> bytes | None:
     if run.study is None:
         return None
     try:
-        names = [name for name in Ledger.names(home.storage_url) if name.startswith(run.study)]
+        names = [name for name in StudyStore.study_names(workspace.storage_url) if name.startswith(run.study)]
     except UserError:  # no study was ever run here
         return None
     for study in names:
-        for row in with_runs(home, Ledger.find(home.storage_url, study).rows()):
-            path = home.weights(study, row.number)
+        for row in resolve_run_ids(workspace, StudyStore.load(workspace.storage_url, study).trial_records()):
+            path = workspace.weights_path(study, row.number)
             if row.run_id == run.run_id and path.is_file():
                 return path.read_bytes()
     return None
 
 
-def environment_of(run: TrainedRun) -> dict[str, Any]:
+def load_environment(run: TrainedRun) -> dict[str, Any]:
     """Under what a run was trained: its own record, or that of the study it belongs to.
 
     Raises:
@@ -169,14 +172,14 @@ def environment_of(run: TrainedRun) -> dict[str, Any]:
     raise UserError(f"run {run.run_id!r}: has no {ENVIRONMENT_FILE}, nor has its study; it cannot be trained alike")
 
 
-def execution_in(stored: Mapping[str, Any], run_id: str) -> Execution:
+def execution_from_environment(environment: Mapping[str, Any], run_id: str) -> Execution:
     """How a run was trained, from the record of its environment; a field that is not there takes its default.
 
     Raises:
         UserError: it cannot be had here.
     """
     fields = {field.name for field in dataclasses.fields(Execution)}
-    execution = Execution(**{name: value for name, value in stored.items() if name in fields})
+    execution = Execution(**{name: value for name, value in environment.items() if name in fields})
     try:
         resolve_execution(execution.device, engine=execution.engine)
     except UserError:
@@ -187,13 +190,13 @@ def execution_in(stored: Mapping[str, Any], run_id: str) -> Execution:
     return execution
 
 
-def differing(recipes: Sequence[Recipe]) -> list[str]:
+def differing_hyperparameters(recipes: Sequence[Recipe]) -> list[str]:
     """The hyperparameters in which these recipes differ, in the order of a recipe; one that a family lacks differs."""
-    texts = [hyperparameters(recipe) for recipe in recipes]
+    texts = [hyperparameter_texts(recipe) for recipe in recipes]
     names = dict.fromkeys(name for each in texts for name in each)
     return [name for name in names if len({each.get(name) for each in texts}) > 1]
 
 
-def hyperparameters(recipe: Recipe) -> Mapping[str, str]:
+def hyperparameter_texts(recipe: Recipe) -> Mapping[str, str]:
     """A recipe's hyperparameters as texts, by dotted name."""
-    return {name: text_of(value) for name, value in recipe.flat().items()}
+    return {name: format_value(value) for name, value in recipe.to_flat_dict().items()}

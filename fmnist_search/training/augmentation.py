@@ -15,24 +15,24 @@ from torch.nn import functional
 from fmnist_search.recipe.recipe import Augmentation
 
 # Random erasing after Zhong et al. (arXiv 1708.04896), with the defaults of torchvision.transforms.RandomErasing.
-ERASED_AREA = (0.02, 0.33)
-ERASED_RATIO = (0.3, 3.3)
+ERASING_AREA_RANGE = (0.02, 0.33)
+ERASING_RATIO_RANGE = (0.3, 3.3)
 
 
-def augment(pixels: Tensor, augmentation: Augmentation, fill: int, generator: torch.Generator) -> Tensor:
-    """Changed copies of (N, H, W) uint8 pixels; erased rectangles get `fill`, the mean of the training pixels."""
+def augment(pixels: Tensor, augmentation: Augmentation, fill_value: int, generator: torch.Generator) -> Tensor:
+    """Changed copies of (N, H, W) uint8 pixels; erased rectangles get `fill_value`, the mean of the training pixels."""
     count, height, width = pixels.shape
     if augmentation.rotation:
         pixels = rotate(pixels, augmentation.rotation * (2 * _uniform(count, generator) - 1))
     if augmentation.shift:
-        down, right = _offsets(count, augmentation.shift, generator)
+        down, right = _random_offsets(count, augmentation.shift, generator)
         pixels = shift(pixels, down, right)
     if augmentation.flip:
-        pixels = flip(pixels, _coins(count, augmentation.flip, generator))
+        pixels = flip(pixels, _random_bools(count, augmentation.flip, generator))
     if augmentation.erasing:
-        erased = _coins(count, augmentation.erasing, generator)
-        top, left, rows, columns = _rectangles(count, height, width, generator)
-        pixels = erase(pixels, top, left, rows * erased, columns * erased, fill)
+        erased = _random_bools(count, augmentation.erasing, generator)
+        top, left, rows, columns = _random_rectangles(count, height, width, generator)
+        pixels = erase(pixels, top, left, rows * erased, columns * erased, fill_value)
     return pixels
 
 
@@ -44,13 +44,13 @@ def mix(pixels: Tensor, augmentation: Augmentation, generator: torch.Generator) 
     into the other; where a recipe has both, a fair coin an image decides. Labels are to be mixed by the same shares.
     """
     if not augmentation.cutmix:
-        kept = _blends(pixels, augmentation.mixup, generator)
+        kept = _mixup_weights(pixels, augmentation.mixup, generator)
     elif not augmentation.mixup:
-        kept = _outside_patches(pixels, augmentation.cutmix, generator)
+        kept = _cutmix_weights(pixels, augmentation.cutmix, generator)
     else:
-        blended = _coins(len(pixels), 0.5, generator)[:, None, None]
-        blends = _blends(pixels, augmentation.mixup, generator)
-        kept = torch.where(blended, blends, _outside_patches(pixels, augmentation.cutmix, generator))
+        blended = _random_bools(len(pixels), 0.5, generator)[:, None, None]
+        blends = _mixup_weights(pixels, augmentation.mixup, generator)
+        kept = torch.where(blended, blends, _cutmix_weights(pixels, augmentation.cutmix, generator))
     own = pixels.float()
     return torch.lerp(own.roll(1, 0), own, kept), kept.mean((1, 2))
 
@@ -81,13 +81,13 @@ def shift(pixels: Tensor, down: Tensor, right: Tensor) -> Tensor:
 
 
 def flip(pixels: Tensor, flipped: Tensor) -> Tensor:
-    """The images for which `flipped` (N,) bool is true, mirrored left to right."""
+    """The images for which `flip_bit` (N,) bool is true, mirrored left to right."""
     return torch.where(flipped[:, None, None], pixels.flip(-1), pixels)
 
 
-def erase(pixels: Tensor, top: Tensor, left: Tensor, rows: Tensor, columns: Tensor, fill: int) -> Tensor:
-    """Each image with one rectangle, given by (N,) int64 each, set to `fill`; no rows erase nothing."""
-    return pixels.masked_fill(_inside(top, left, rows, columns, *pixels.shape[1:]), fill)
+def erase(pixels: Tensor, top: Tensor, left: Tensor, rows: Tensor, columns: Tensor, fill_value: int) -> Tensor:
+    """Each image with one rectangle, given by (N,) int64 each, set to `fill_value`; no rows erase nothing."""
+    return pixels.masked_fill(_rectangle_masks(top, left, rows, columns, *pixels.shape[1:]), fill_value)
 
 
 def symmetric_beta(count: int, alpha: float, generator: torch.Generator) -> Tensor:
@@ -103,7 +103,7 @@ def symmetric_beta(count: int, alpha: float, generator: torch.Generator) -> Tens
     return (1 + torch.sqrt(reach) * cosine / torch.sqrt(torch.exp(log_radius) + reach * cosine**2)) / 2
 
 
-def _inside(top: Tensor, left: Tensor, rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
+def _rectangle_masks(top: Tensor, left: Tensor, rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
     """Which pixels (N, height, width) lie in the rectangles."""
     y = torch.arange(height, device=top.device)
     x = torch.arange(width, device=top.device)
@@ -116,23 +116,23 @@ def _uniform(count: int, generator: torch.Generator) -> Tensor:
     return torch.rand(count, generator=generator, device=generator.device)
 
 
-def _coins(count: int, probability: float, generator: torch.Generator) -> Tensor:
+def _random_bools(count: int, probability: float, generator: torch.Generator) -> Tensor:
     return _uniform(count, generator) < probability
 
 
-def _offsets(count: int, largest: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    both = torch.randint(-largest, largest + 1, (2, count), generator=generator, device=generator.device)
+def _random_offsets(count: int, limit: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    both = torch.randint(-limit, limit + 1, (2, count), generator=generator, device=generator.device)
     return both[0], both[1]
 
 
-def _rectangles(count: int, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+def _random_rectangles(count: int, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, ...]:
     """Top, left, rows, columns: area uniform, ratio log-uniform, cut where they would leave the image.
 
     torchvision draws again until a rectangle fits; that depends on values, so ours are shortened instead.
     """
-    low, high = ERASED_AREA
+    low, high = ERASING_AREA_RANGE
     area = (low + (high - low) * _uniform(count, generator)) * height * width
-    narrow, wide = map(math.log, ERASED_RATIO)
+    narrow, wide = map(math.log, ERASING_RATIO_RANGE)
     ratio = torch.exp(narrow + (wide - narrow) * _uniform(count, generator))
     rows = torch.sqrt(area * ratio).round().long().clamp(1, height - 1)
     columns = torch.sqrt(area / ratio).round().long().clamp(1, width - 1)
@@ -141,12 +141,12 @@ def _rectangles(count: int, height: int, width: int, generator: torch.Generator)
     return top, left, rows, columns
 
 
-def _blends(pixels: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
+def _mixup_weights(pixels: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
     """How much of each image mixup keeps, (N, 1, 1)."""
     return symmetric_beta(len(pixels), alpha, generator)[:, None, None]
 
 
-def _outside_patches(pixels: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
+def _cutmix_weights(pixels: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
     """1 where CutMix keeps an image's own pixels and 0 in its patch, (N, H, W).
 
     Patches have the image's ratio and an area from Beta(alpha, alpha), and are centred anywhere; one that would leave
@@ -157,4 +157,4 @@ def _outside_patches(pixels: Tensor, alpha: float, generator: torch.Generator) -
     rows, columns = (side * height).long(), (side * width).long()
     top = (_uniform(count, generator) * height).long() - rows // 2
     left = (_uniform(count, generator) * width).long() - columns // 2
-    return (~_inside(top, left, rows, columns, height, width)).float()
+    return (~_rectangle_masks(top, left, rows, columns, height, width)).float()

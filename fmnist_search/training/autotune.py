@@ -28,10 +28,10 @@ PROBE_BATCH = 32
 PROBE_MULT_ADDS = 7_470_000
 """Multiply-adds of the default cnn for one image."""
 PROBE_ROUNDS = 6
-PROBE_GAIN = 1.1
+PROBE_MIN_SPEEDUP = 1.1
 """Another way than the one that is expected to win is taken only where it is faster by more than a probe's noise."""
 PRECISIONS = ("float32", "bfloat16")
-PLAIN = ("float32", "contiguous")
+BASELINE = ("float32", "contiguous")
 EXPECTED_FORMAT = "channels_last"
 
 
@@ -60,44 +60,44 @@ def resolve_execution(
 # --------------------------------------------------------------------------------------- set so
 
 
-_settling = threading.Lock()
-_inside = 0
-_before: tuple[int, bool, bool, bool] = (0, False, False, False)
+_settings_lock = threading.Lock()
+_active_count = 0
+_saved_settings: tuple[int, bool, bool, bool] = (0, False, False, False)
 
 
 @contextlib.contextmanager
-def settled(execution: Execution) -> Iterator[None]:
+def torch_settings(execution: Execution) -> Iterator[None]:
     """Torch set as the execution says, and set back when the last of those inside leaves; trials run inside it.
 
     These are settings of the whole process. Threads that train side by side share one execution.
     """
-    global _inside, _before
-    with _settling:
-        if not _inside:
-            _before = _settings()
-            _apply(
-                execution.threads or _before[0],
+    global _active_count, _saved_settings
+    with _settings_lock:
+        if not _active_count:
+            _saved_settings = _current_settings()
+            _apply_settings(
+                execution.threads or _saved_settings[0],
                 benchmark=False,
                 deterministic_convolutions=True,
-                deterministic=execution.deterministic or _before[3],
+                deterministic=execution.deterministic or _saved_settings[3],
             )
             if execution.allocator == "retaining":
-                _retain_memory()
-        _inside += 1
+                _retain_freed_memory()
+        _active_count += 1
     if execution.threads:
         torch.set_num_threads(execution.threads)  # counts for the calling thread
     try:
         yield
     finally:
-        with _settling:
-            _inside -= 1
-            if not _inside:
-                _apply(*_before)
+        with _settings_lock:
+            _active_count -= 1
+            if not _active_count:
+                _apply_settings(*_saved_settings)
                 if execution.allocator == "retaining":
-                    _return_memory()
+                    _release_freed_memory()
 
 
-def _settings() -> tuple[int, bool, bool, bool]:
+def _current_settings() -> tuple[int, bool, bool, bool]:
     return (
         torch.get_num_threads(),
         torch.backends.cudnn.benchmark,
@@ -106,7 +106,7 @@ def _settings() -> tuple[int, bool, bool, bool]:
     )
 
 
-def _apply(threads: int, benchmark: bool, deterministic_convolutions: bool, deterministic: bool) -> None:
+def _apply_settings(threads: int, benchmark: bool, deterministic_convolutions: bool, deterministic: bool) -> None:
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = benchmark
     torch.backends.cudnn.deterministic = deterministic_convolutions
@@ -119,17 +119,17 @@ def _apply(threads: int, benchmark: bool, deterministic_convolutions: bool, dete
 # glibc gives large tensors back to the system as they are freed, and every step pays for their pages anew. Numbers
 # and defaults are those of malloc.h.
 _MMAP_MAX, _TOP_PAD, _TRIM_THRESHOLD = -4, -2, -1
-_RETAINING = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 * 2**20}
-_USUAL = {_MMAP_MAX: 65_536, _TRIM_THRESHOLD: 128 * 1024, _TOP_PAD: 128 * 1024}
+_RETAINING_OPTIONS = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 * 2**20}
+_DEFAULT_OPTIONS = {_MMAP_MAX: 65_536, _TRIM_THRESHOLD: 128 * 1024, _TOP_PAD: 128 * 1024}
 
 
-def _retain_memory() -> None:
-    for option, value in _RETAINING.items():
+def _retain_freed_memory() -> None:
+    for option, value in _RETAINING_OPTIONS.items():
         ctypes.CDLL(None).mallopt(option, value)
 
 
-def _return_memory() -> None:
-    for option, value in _USUAL.items():
+def _release_freed_memory() -> None:
+    for option, value in _DEFAULT_OPTIONS.items():
         ctypes.CDLL(None).mallopt(option, value)
     ctypes.CDLL(None).malloc_trim(0)
 
@@ -152,7 +152,7 @@ def tune(execution: Execution, precision: str = "auto") -> tuple[Execution, str]
         formats = MEMORY_FORMATS
     ways = list(itertools.product(precisions, formats))
     chosen = _fastest(_step_seconds(execution, ways)) if len(ways) > 1 else ways[0]
-    return dataclasses.replace(execution, memory_format=chosen[1], allocator=_allocator(device)), chosen[0]
+    return dataclasses.replace(execution, memory_format=chosen[1], allocator=_choose_allocator(device)), chosen[0]
 
 
 def _fastest(seconds: dict[tuple[str, str], float]) -> tuple[str, str]:
@@ -160,22 +160,22 @@ def _fastest(seconds: dict[tuple[str, str], float]) -> tuple[str, str]:
 
     def handicapped(way: tuple[str, str]) -> float:
         precision, memory_format = way
-        unexpected = (memory_format != EXPECTED_FORMAT) + (precision != PLAIN[0])
-        return seconds[way] * PROBE_GAIN**unexpected
+        unexpected = (memory_format != EXPECTED_FORMAT) + (precision != BASELINE[0])
+        return seconds[way] * PROBE_MIN_SPEEDUP**unexpected
 
     return min(seconds, key=handicapped)
 
 
-def _allocator(device: torch.device) -> str:
+def _choose_allocator(device: torch.device) -> str:
     if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
         return "default"
     usual = _allocation_seconds()
-    _retain_memory()
+    _retain_freed_memory()
     try:
         retaining = _allocation_seconds()
     finally:
-        _return_memory()
-    return "retaining" if retaining * PROBE_GAIN < usual else "default"
+        _release_freed_memory()
+    return "retaining" if retaining * PROBE_MIN_SPEEDUP < usual else "default"
 
 
 def _allocation_seconds() -> float:
@@ -188,39 +188,39 @@ def _allocation_seconds() -> float:
     return min(samples[1:])
 
 
-def measure_rate(execution: Execution, precision: str) -> float:
+def measure_throughput(execution: Execution, precision: str) -> float:
     """Multiply-adds a second in a training step of the standard network, backward pass counted as two forward ones."""
     way = (precision, execution.memory_format)
     return 3 * PROBE_BATCH * PROBE_MULT_ADDS / _step_seconds(execution, [way])[way]
 
 
-def _step_seconds(execution: Execution, ways: Sequence[tuple[str, str]]) -> dict[tuple[str, str], float]:
+def _step_seconds(execution: Execution, candidates: Sequence[tuple[str, str]]) -> dict[tuple[str, str], float]:
     """Seconds of a step of the standard network, the best of several; the ways take turns, so that noise hits all."""
     device = torch.device(execution.device)
     pixels = torch.zeros(PROBE_BATCH, 28, 28, device=device)
     labels = torch.zeros(PROBE_BATCH, dtype=torch.int64, device=device)
-    samples: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
-    with settled(execution), torch.random.fork_rng(devices=[]):
-        models = {way: in_format(build(FAMILIES["cnn"]()).to(device), way[1]) for way in ways}
+    samples: dict[tuple[str, str], list[float]] = {way: [] for way in candidates}
+    with torch_settings(execution), torch.random.fork_rng(devices=[]):
+        models = {way: to_memory_format(build(FAMILIES["cnn"]()).to(device), way[1]) for way in candidates}
         for _ in range(PROBE_ROUNDS):
             for way, model in models.items():
-                samples[way].append(_seconds(lambda m=model, p=way[0]: _step(m, pixels, labels, p)))  # type: ignore[misc]
+                samples[way].append(_elapsed_seconds(lambda m=model, p=way[0]: _training_step(m, pixels, labels, p)))  # type: ignore[misc]
     return {way: min(times[1:]) for way, times in samples.items()}
 
 
-def in_format(model: Classifier, memory_format: str) -> Classifier:
+def to_memory_format(model: Classifier, memory_format: str) -> Classifier:
     """The model with its weights laid out so; what flows through it follows them."""
     layouts = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
     return model.to(memory_format=layouts[memory_format])
 
 
-def _seconds(act: Callable[[], None]) -> float:
+def _elapsed_seconds(action: Callable[[], None]) -> float:
     started = time.perf_counter()
-    act()
+    action()
     return time.perf_counter() - started
 
 
-def _step(model: Classifier, pixels: Tensor, labels: Tensor, precision: str) -> None:
+def _training_step(model: Classifier, pixels: Tensor, labels: Tensor, precision: str) -> None:
     with autocast(pixels.device, precision):
         logits = model(pixels)
     torch.autograd.backward(functional.cross_entropy(logits.float(), labels))

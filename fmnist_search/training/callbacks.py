@@ -10,100 +10,100 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fmnist_search.data.loading import SIDE, Images
+from fmnist_search.data.loading import IMAGE_SIZE, Images
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.recipe import Execution, Recipe
 from fmnist_search.reporting.training_plots import confusion_figure
-from fmnist_search.training.checkpoint import classifier_with, read_state, save_state
-from fmnist_search.training.engine import Epoch
-from fmnist_search.training.trial import Companion
+from fmnist_search.training.checkpoint import classifier_from_weights, save_state, state_from_bytes
+from fmnist_search.training.engine import EpochResult
+from fmnist_search.training.trial import TrainingCallback
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
-STATE_FILE = "state.pt"
+CHECKPOINT_FILE = "state.pt"
 
 
-class Company:
+class CallbackList:
     """Several companions as one."""
 
-    def __init__(self, companions: Sequence[Companion]):
-        self._companions = companions
+    def __init__(self, callbacks: Sequence[TrainingCallback]):
+        self._callbacks = callbacks
 
-    def epoch_done(self, epoch: Epoch, state: dict[str, Any]) -> None:
+    def on_epoch_end(self, epoch: EpochResult, state: dict[str, Any]) -> None:
         """Told to all."""
-        for companion in self._companions:
-            companion.epoch_done(epoch, state)
+        for companion in self._callbacks:
+            companion.on_epoch_end(epoch, state)
 
 
 # -------------------------------------------------------------------------------------- what is kept
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A training as it was kept: `state` is what `run_trial` goes on from, `images` are their two digests."""
+class Checkpoint:
+    """A training as it was kept: `state` is what `run_trial` goes on from, `image_digests` are their two digests."""
 
     recipe: Recipe
     execution: Mapping[str, Any]
-    images: list[str]
+    image_digests: list[str]
     state: Mapping[str, Any]
 
     @property
-    def epochs(self) -> int:
+    def epochs_done(self) -> int:
         """How many it has had."""
         return len(self.state["epochs"])
 
 
-class Keeper:
+class CheckpointWriter:
     """Writes a training's state to a folder after every epoch: a killed one has lost the epoch it was in."""
 
     def __init__(self, folder: Path, recipe: Recipe, images: Images, execution: Execution):
-        self.has_kept = False
-        self._path = folder / STATE_FILE
+        self.has_checkpoint = False
+        self._path = folder / CHECKPOINT_FILE
         digests = [images.digest, images.split_digest]
-        self._about = {"recipe": recipe.flat(), "execution": vars(execution), "images": digests}
+        self._metadata = {"recipe": recipe.to_flat_dict(), "execution": vars(execution), "images": digests}
 
-    def epoch_done(self, epoch: Epoch, state: dict[str, Any]) -> None:
+    def on_epoch_end(self, epoch: EpochResult, state: dict[str, Any]) -> None:
         """Keep it."""
-        save_state(self._path, {**self._about, "state": state})
-        self.has_kept = True
+        save_state(self._path, {**self._metadata, "state": state})
+        self.has_checkpoint = True
 
-    def kept(self) -> Kept:
+    def last_checkpoint(self) -> Checkpoint:
         """What was kept last."""
-        return _read(self._path)
+        return _read_checkpoint(self._path)
 
 
-def kept_state(folder: Path, run_id: str) -> Kept:
+def load_checkpoint(folder: Path, run_id: str) -> Checkpoint:
     """What a training has kept.
 
     Raises:
         UserError: nothing is kept of it here, or it is damaged.
     """
-    path = folder / STATE_FILE
+    path = folder / CHECKPOINT_FILE
     if not path.is_file():
         raise UserError(
             f"run {run_id!r}: {path} is not there, so it cannot go on; only single trainings can, and where they were "
             f"trained: take `fmnist-search train --from-run {run_id}` to train its recipe anew"
         )
-    return _read(path)
+    return _read_checkpoint(path)
 
 
-def _read(path: Path) -> Kept:
-    found = read_state(path.read_bytes(), str(path))
+def _read_checkpoint(path: Path) -> Checkpoint:
+    found = state_from_bytes(path.read_bytes(), str(path))
     try:
         recipe = Recipe().replace(found["recipe"])
-        kept = Kept(recipe, dict(found["execution"]), list(found["images"]), dict(found["state"]))
+        kept = Checkpoint(recipe, dict(found["execution"]), list(found["images"]), dict(found["state"]))
         weights = kept.state["training"]["averaged"]
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{path}: is no state of a training; take another copy of it") from None
-    classifier_with(recipe, weights, str(path))
+    classifier_from_weights(recipe, weights, str(path))
     return kept
 
 
 # --------------------------------------------------------------------------------------- TensorBoard
 
 
-class Board:
+class TensorBoardWriter:
     """TensorBoard's files of a training: scalars and the confusion matrix of every epoch, and the network's graph."""
 
     def __init__(self, folder: Path, classes: Sequence[str]):
@@ -113,10 +113,10 @@ class Board:
             UserError: the extra is not installed, or the folder cannot be written.
         """
         self._classes = classes
-        self._writer = _writer(folder)
+        self._writer = _open_summary_writer(folder)
         self._has_graph = False
 
-    def epoch_done(self, epoch: Epoch, state: dict[str, Any]) -> None:
+    def on_epoch_end(self, epoch: EpochResult, state: dict[str, Any]) -> None:
         """Write what is known of it."""
         report = epoch.report
         figures = {
@@ -139,11 +139,11 @@ class Board:
             device = next(epoch.classifier.parameters()).device
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # TensorBoard's graphs rest on torch.jit.trace, which is deprecated
-                self._writer.add_graph(epoch.classifier, torch.zeros(2, SIDE, SIDE, device=device))
+                self._writer.add_graph(epoch.classifier, torch.zeros(2, IMAGE_SIZE, IMAGE_SIZE, device=device))
         self._writer.flush()
 
 
-def _writer(folder: Path) -> SummaryWriter:
+def _open_summary_writer(folder: Path) -> SummaryWriter:
     try:
         from torch.utils.tensorboard import SummaryWriter  # an extra, and a second to load
     except ImportError:

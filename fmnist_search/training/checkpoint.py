@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fmnist_search.errors import UserError
-from fmnist_search.files import whole
-from fmnist_search.models.blocks import SIDE
+from fmnist_search.files import atomic_write
+from fmnist_search.models.blocks import IMAGE_SIZE
 from fmnist_search.models.classifier import Classifier, build
 from fmnist_search.recipe.recipe import Recipe
 
@@ -20,18 +20,18 @@ from fmnist_search.recipe.recipe import Recipe
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Keep weights, or whatever a training goes on from, for `torch.load`; its folder is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as file:
+    with atomic_write(path) as file:
         torch.save(state, file)
 
 
-def state_bytes(state: Mapping[str, Any]) -> bytes:
+def state_to_bytes(state: Mapping[str, Any]) -> bytes:
     """The same as bytes."""
     stream = io.BytesIO()
     torch.save(state, stream)
     return stream.getvalue()
 
 
-def read_state(content: bytes, name: str) -> dict[str, Any]:
+def state_from_bytes(content: bytes, name: str) -> dict[str, Any]:
     """What `save_state` kept, on the CPU; `name` is what an error calls it.
 
     Tensors and plain values alone are read (`weights_only` of torch.load): no code in a file ever runs.
@@ -49,23 +49,23 @@ def read_state(content: bytes, name: str) -> dict[str, Any]:
     return state
 
 
-def classifier_with(recipe: Recipe, weights: Mapping[str, Tensor], name: str = "weights") -> Classifier:
+def classifier_from_weights(recipe: Recipe, weights: Mapping[str, Tensor], name: str = "weights") -> Classifier:
     """A recipe's network with such weights, in evaluation mode on the CPU; its normalisation is among them.
 
     Raises:
         UserError: they are another network's.
     """
-    each_pixel = (SIDE, SIDE) if recipe.normalisation == "per-pixel" else ()
+    each_pixel = (IMAGE_SIZE, IMAGE_SIZE) if recipe.normalisation == "per-pixel" else ()
     classifier = build(recipe.model, torch.zeros(each_pixel), torch.ones(each_pixel), recipe.test_time)
     ours = {key: tuple(tensor.shape) for key, tensor in classifier.state_dict().items()}
     theirs = {key: tuple(getattr(tensor, "shape", ())) for key, tensor in weights.items()}
     if ours != theirs:
         off = next(key for key in [*ours, *theirs] if ours.get(key) != theirs.get(key))
-        shapes = f"{off} is {_shape(theirs.get(off))} there and {_shape(ours.get(off))} in {recipe.label}"
+        shapes = f"{off} is {_format_shape(theirs.get(off))} there and {_format_shape(ours.get(off))} in {recipe.label}"
         raise UserError(f"{name}: are the weights of another network ({shapes}); give the recipe they belong to")
     classifier.load_state_dict(weights)
     return classifier.eval()
 
 
-def _shape(shape: tuple[int, ...] | None) -> str:
+def _format_shape(shape: tuple[int, ...] | None) -> str:
     return "missing" if shape is None else "x".join(map(str, shape)) or "a number"

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from fmnist_search.training.engine import Training
+    from fmnist_search.training.engine import TrainingState
 
-WARM_UP = 3
+WARMUP_STEPS = 3
 """Steps before a capture, in which libraries choose their kernels and workspaces."""
-STEPS_A_GRAPH = 4
+STEPS_PER_GRAPH = 4
 """Steps that one replay runs: the host then makes fewer than a call a millisecond."""
 
-_alone = threading.Lock()
+capture_lock = threading.Lock()
 """Held by whoever captures, or waits for the whole device."""
 
 
@@ -32,66 +32,66 @@ class CaptureError(Exception):
     """A training whose steps cannot be captured."""
 
 
-class DeviceSteps:
+class DeviceLoop:
     """The steps of a training with everything that differs between them read from tensors on its device.
 
     Run as they stand, on any device, they give the plain loop's result.
     """
 
-    def __init__(self, training: Training):
+    def __init__(self, training: TrainingState):
         self.training = training
-        device, sizes = training.device, training.sizes
-        self._size = sizes[0]
-        self._whole = sum(size == self._size for size in sizes)
+        device, sizes = training.device, training.batch_sizes
+        self._batch_size = sizes[0]
+        self._full_batches = sum(size == self._batch_size for size in sizes)
         self._order = torch.zeros(len(training.images.train), dtype=torch.int64, device=device)
-        self._places = torch.arange(self._size, device=device)
+        self._batch_positions = torch.arange(self._batch_size, device=device)
         self._step = torch.zeros(1, dtype=torch.int64, device=device)
         self._offset = torch.zeros(1, dtype=torch.int64, device=device)
-        shares = [training.averaged.share(step) for step in range(1, len(training.rates) + 1)]
-        self._rates = torch.tensor(training.rates, dtype=torch.float32, device=device)
-        self._shares = torch.tensor(shares, dtype=torch.float32, device=device)
-        self._rate = torch.zeros((), dtype=torch.float32, device=device)
+        shares = [training.averaged.update_weight(step) for step in range(1, len(training.learning_rates) + 1)]
+        self._learning_rates = torch.tensor(training.learning_rates, dtype=torch.float32, device=device)
+        self._average_weights = torch.tensor(shares, dtype=torch.float32, device=device)
+        self._learning_rate = torch.zeros((), dtype=torch.float32, device=device)
         for group in training.optimizer.param_groups:
-            group["lr"] = self._rate
+            group["lr"] = self._learning_rate
             if "capturable" in group:
                 group["capturable"] = device.type == "cuda"
         # Torch warns of steps that are not captured; those of the warm-up, and the last of an epoch, are meant.
         training.optimizer._warned_capturable_if_run_uncaptured = True
 
-    def run(self, order: Tensor, first: int) -> None:
-        """One pass over the training images in this order; `first` counts the steps before it."""
+    def run(self, order: Tensor, first_step: int) -> None:
+        """One pass over the training images in this order; `first_step` counts the steps before it."""
         self._order.copy_(order)
-        self._step.fill_(first)
+        self._step.fill_(first_step)
         self._offset.zero_()
-        self._run_whole_batches(self._whole)
-        for size in self.training.sizes[self._whole :]:
-            self._advance(order[len(order) - size :])
+        self._run_full_batches(self._full_batches)
+        for size in self.training.batch_sizes[self._full_batches :]:
+            self._train_step(order[len(order) - size :])
 
     def close(self) -> None:
         """Nothing is held."""
 
-    def _run_whole_batches(self, count: int) -> None:
+    def _run_full_batches(self, count: int) -> None:
         for _ in range(count):
-            self._advance_whole()
+            self._train_full_batch()
 
-    def _advance_whole(self) -> None:
-        self._advance(self._order[self._offset + self._places])
-        self._offset.add_(self._size)
+    def _train_full_batch(self) -> None:
+        self._train_step(self._order[self._offset + self._batch_positions])
+        self._offset.add_(self._batch_size)
 
-    def _advance(self, chosen: Tensor) -> None:
+    def _train_step(self, indices: Tensor) -> None:
         """One step on these images; it reads the rate and the share of its number, and counts it."""
         training = self.training
-        training.backward(chosen)
-        self._rate.copy_(self._rates[self._step].squeeze(0))
+        training.backward(indices)
+        self._learning_rate.copy_(self._learning_rates[self._step].squeeze(0))
         training.optimizer.step()
-        training.averaged.update_by(self._shares[self._step].squeeze(0))
+        training.averaged.update_with_weight(self._average_weights[self._step].squeeze(0))
         self._step.add_(1)
 
 
-class CapturedSteps(DeviceSteps):
+class CudaGraphLoop(DeviceLoop):
     """The same, recorded once in a CUDA graph on a stream of the training's own, and replayed."""
 
-    def __init__(self, training: Training):
+    def __init__(self, training: TrainingState):
         """Warm up, put everything back as it was, and capture.
 
         Raises:
@@ -101,11 +101,11 @@ class CapturedSteps(DeviceSteps):
         super().__init__(training)
         self._stream = torch.cuda.Stream(training.device)  # type: ignore[no-untyped-call]
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._steps_a_graph = min(STEPS_A_GRAPH, self._whole)
+        self._steps_per_graph = min(STEPS_PER_GRAPH, self._full_batches)
         try:
-            with self._on_own_stream():
-                self._undone(lambda: super(CapturedSteps, self)._run_whole_batches(WARM_UP))
-                self._graph = self._captured()
+            with self._use_private_stream():
+                self._restoring(lambda: super(CudaGraphLoop, self)._run_full_batches(WARMUP_STEPS))
+                self._graph = self._capture()
         except torch.OutOfMemoryError:
             self.close()
             raise
@@ -113,61 +113,61 @@ class CapturedSteps(DeviceSteps):
             self.close()
             raise CaptureError(next(iter(str(error).splitlines()), type(error).__name__)) from error
 
-    def run(self, order: Tensor, first: int) -> None:
-        """One pass over the training images in this order; `first` counts the steps before it."""
-        with self._on_own_stream():
-            super().run(order, first)
+    def run(self, order: Tensor, first_step: int) -> None:
+        """One pass over the training images in this order; `first_step` counts the steps before it."""
+        with self._use_private_stream():
+            super().run(order, first_step)
 
     def close(self) -> None:
         """Give back the graph and what it holds, once its last replay is through."""
         self._stream.synchronize()
         if self._graph is not None:
-            with _alone:
+            with capture_lock:
                 self._graph.reset()
             self._graph = None
 
-    def _run_whole_batches(self, count: int) -> None:
+    def _run_full_batches(self, count: int) -> None:
         assert self._graph is not None
-        replays, rest = divmod(count, self._steps_a_graph)
+        replays, rest = divmod(count, self._steps_per_graph)
         for _ in range(replays):
             self._graph.replay()
-        super()._run_whole_batches(rest)
+        super()._run_full_batches(rest)
 
-    def _captured(self) -> torch.cuda.CUDAGraph:
+    def _capture(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.training.generator)
         self.training.optimizer.zero_grad(set_to_none=True)
-        with _alone:
+        with capture_lock:
             torch.cuda.synchronize(self.training.device)
             graph.capture_begin(capture_error_mode="thread_local")
             try:
-                for _ in range(self._steps_a_graph):
-                    self._advance_whole()
+                for _ in range(self._steps_per_graph):
+                    self._train_full_batch()
             finally:
                 graph.capture_end()
         return graph
 
-    def _undone(self, act: Callable[[], object]) -> None:
+    def _restoring(self, action: Callable[[], object]) -> None:
         """Do something to the training and take it back: weights, statistics, averages, optimizer, generator."""
         training = self.training
         changing = [*training.model.state_dict().values(), *training.averaged.model.state_dict().values()]
-        changing += _remembered(training)  # by a training that goes on; a fresh one remembers nothing yet
+        changing += optimizer_tensors(training)  # by a training that goes on; a fresh one remembers nothing yet
         before = [tensor.detach().clone() for tensor in changing]
         known = {id(tensor) for tensor in changing}
         drawn = training.generator.get_state()
-        act()
+        action()
         with torch.no_grad():
             for tensor, value in zip(changing, before, strict=True):
                 tensor.copy_(value)
-            for value in _remembered(training):
+            for value in optimizer_tensors(training):
                 if id(value) not in known:
                     value.zero_()  # what an optimizer remembers before its first step
         training.generator.set_state(drawn)
-        for counter in (training.totals, self._step, self._offset):
+        for counter in (training.epoch_totals, self._step, self._offset):
             counter.zero_()
 
     @contextlib.contextmanager
-    def _on_own_stream(self) -> Iterator[None]:
+    def _use_private_stream(self) -> Iterator[None]:
         """Everything launched here waits for what was launched outside, and the other way round."""
         outside = torch.cuda.current_stream(self.training.device)
         self._stream.wait_stream(outside)
@@ -177,14 +177,14 @@ class CapturedSteps(DeviceSteps):
         outside.wait_stream(self._stream)
 
 
-def _remembered(training: Training) -> list[Tensor]:
+def optimizer_tensors(training: TrainingState) -> list[Tensor]:
     """What the optimizer has learned of its steps so far."""
     states = training.optimizer.state.values()
     return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
 
-def release() -> None:
+def empty_gpu_cache() -> None:
     """Give unused memory of the GPU back, if one is in use, without breaking a capture of another thread."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        with _alone:
+        with capture_lock:
             torch.cuda.empty_cache()

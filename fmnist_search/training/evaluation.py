@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fmnist_search.data.loading import Labelled
+from fmnist_search.data.loading import LabelledImages
 from fmnist_search.models.classifier import Classifier, Ensemble
 from fmnist_search.results.study import Accuracy
 
 # Both divide the 10,848 validation images, so that a chunk has one static shape. On a CPU activations stay in the
 # cache, on a GPU a few large launches win.
-CPU_CHUNK = 226
-GPU_CHUNK = 3_616
+CPU_BATCH_SIZE = 226
+GPU_BATCH_SIZE = 3_616
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ClassScore:
 
 
 @dataclass(frozen=True)
-class Bin:
+class CalibrationBin:
     """The images whose confidence lies above `low` and not above `high`: how many, their means of both.
 
     `confidence` and `accuracy` are 0 where there are no images.
@@ -60,12 +60,12 @@ class Bin:
 class Calibration:
     """Whether confidence is what it says: bins of equal width, and the expected calibration error in 0..1."""
 
-    bins: tuple[Bin, ...]
-    error: float
+    bins: tuple[CalibrationBin, ...]
+    expected_error: float
 
 
 @dataclass(frozen=True)
-class Mistake:
+class Misclassification:
     """An image, by its place, that was taken for another class, and the probability that class was given."""
 
     index: int
@@ -74,20 +74,20 @@ class Mistake:
     probability: float
 
 
-def evaluate(classifier: Classifier | Ensemble, images: Labelled, precision: str = "float32") -> Evaluation:
+def evaluate(classifier: Classifier | Ensemble, images: LabelledImages, precision: str = "float32") -> Evaluation:
     """Judge a classifier that is in evaluation mode on images of its own device; synchronises at the end alone."""
-    return evaluation_of(predict_logits(classifier, images.pixels, precision), images.labels)
+    return evaluate_logits(predict_logits(classifier, images.pixels, precision), images.labels)
 
 
-def evaluation_of(logits: Tensor, labels: Tensor) -> Evaluation:
+def evaluate_logits(logits: Tensor, labels: Tensor) -> Evaluation:
     """How good such logits (N, classes) are for these labels (N,); synchronises at the end alone."""
     loss = functional.cross_entropy(logits, labels)
-    confusion = confusion_of(logits, labels)
+    confusion = confusion_matrix(logits, labels)
     hits = sum(row[label] for label, row in enumerate(confusion))
     return Evaluation(loss.item(), hits / len(labels), confusion)
 
 
-def confusion_of(scores: Tensor, labels: Tensor) -> tuple[tuple[int, ...], ...]:
+def confusion_matrix(scores: Tensor, labels: Tensor) -> tuple[tuple[int, ...], ...]:
     """Counts of images, rows true and columns predicted, of scores (N, classes); synchronises."""
     classes = scores.shape[1]
     cells = torch.bincount(labels * classes + scores.argmax(1), minlength=classes**2)
@@ -97,7 +97,7 @@ def confusion_of(scores: Tensor, labels: Tensor) -> tuple[tuple[int, ...], ...]:
 @torch.inference_mode()
 def predict_logits(classifier: Classifier | Ensemble, pixels: Tensor, precision: str = "float32") -> Tensor:
     """Float32 logits (N, classes) of (N, 28, 28) pixels, chunk by chunk."""
-    chunk = CPU_CHUNK if pixels.device.type == "cpu" else GPU_CHUNK
+    chunk = CPU_BATCH_SIZE if pixels.device.type == "cpu" else GPU_BATCH_SIZE
     with autocast(pixels.device, precision):
         return torch.cat([classifier(part).float() for part in torch.split(pixels, chunk)])
 
@@ -107,16 +107,16 @@ def class_scores(confusion: Sequence[Sequence[int]]) -> tuple[ClassScore, ...]:
     predicted = [sum(column) for column in zip(*confusion, strict=True)]
     return tuple(
         ClassScore(
-            precision=_share(row[label], predicted[label]),
-            recall=_share(row[label], sum(row)),
-            f1=_share(2 * row[label], sum(row) + predicted[label]),
+            precision=_ratio(row[label], predicted[label]),
+            recall=_ratio(row[label], sum(row)),
+            f1=_ratio(2 * row[label], sum(row) + predicted[label]),
             support=sum(row),
         )
         for label, row in enumerate(confusion)
     )
 
 
-def _share(part: int, whole: int) -> float:
+def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
@@ -137,10 +137,10 @@ def calibration(probabilities: Tensor, labels: Tensor, bins: int = 15) -> Calibr
     error = ((confidences - accuracies).abs() * counts).sum() / len(labels)
     columns = (edges[:-1], edges[1:], counts, confidences, accuracies)
     rows = zip(*(column.tolist() for column in columns), strict=True)
-    return Calibration(tuple(Bin(*row) for row in rows), error.item())
+    return Calibration(tuple(CalibrationBin(*row) for row in rows), error.item())
 
 
-def mistakes(probabilities: Tensor, labels: Tensor, most: int = 25) -> tuple[Mistake, ...]:
+def misclassifications(probabilities: Tensor, labels: Tensor, limit: int = 25) -> tuple[Misclassification, ...]:
     """The mistakes made with the most confidence, of (N, classes) probabilities and (N,) labels.
 
     The most confident comes first; of equal ones the earlier image.
@@ -148,9 +148,9 @@ def mistakes(probabilities: Tensor, labels: Tensor, most: int = 25) -> tuple[Mis
     probability, predicted = probabilities.cpu().max(dim=1)
     labels = labels.cpu()
     wrong = (predicted != labels).nonzero().flatten()
-    order = wrong[probability[wrong].argsort(descending=True, stable=True)][:most]
+    order = wrong[probability[wrong].argsort(descending=True, stable=True)][:limit]
     columns = (order, labels[order], predicted[order], probability[order])
-    return tuple(Mistake(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
+    return tuple(Misclassification(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

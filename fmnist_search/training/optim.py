@@ -17,8 +17,8 @@ Model = TypeVar("Model", bound=nn.Module)
 ADAM_BETA2 = 0.999
 
 # One-cycle after Smith (arXiv 1708.07120), with the start and end divisors of torch's OneCycleLR.
-START_DIVISOR = 25.0
-END_DIVISOR = 1e4
+DIV_FACTOR = 25.0
+FINAL_DIV_FACTOR = 1e4
 
 
 def make_optimizer(model: nn.Module, settings: recipes.Optimizer) -> torch.optim.Optimizer:
@@ -49,7 +49,7 @@ def sum_of_norms(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def learning_rates(recipe: recipes.Recipe, steps: int) -> list[float]:
     """The rate of each of a training's steps; every curve's highest value is `optimizer.learning_rate`."""
-    curve = _CURVES[recipe.schedule.name]
+    curve = _SCHEDULES[recipe.schedule.name]
     peak = recipe.optimizer.learning_rate
     return [peak * curve(step / max(steps - 1, 1), recipe.schedule.warmup) for step in range(steps)]
 
@@ -59,22 +59,22 @@ def _constant(_: float, __: float) -> float:
 
 
 def _cosine(progress: float, _: float) -> float:
-    return _between(1.0, 0.0, progress)
+    return _cosine_interpolation(1.0, 0.0, progress)
 
 
 def _one_cycle(progress: float, warmup: float) -> float:
-    start = 1 / START_DIVISOR
+    start = 1 / DIV_FACTOR
     if progress < warmup:
-        return _between(start, 1.0, progress / warmup)
-    return _between(1.0, start / END_DIVISOR, (progress - warmup) / (1 - warmup))
+        return _cosine_interpolation(start, 1.0, progress / warmup)
+    return _cosine_interpolation(1.0, start / FINAL_DIV_FACTOR, (progress - warmup) / (1 - warmup))
 
 
-def _between(start: float, end: float, progress: float) -> float:
+def _cosine_interpolation(start: float, end: float, progress: float) -> float:
     """Half a cosine from start to end."""
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
-_CURVES: dict[str, Callable[[float, float], float]] = {
+_SCHEDULES: dict[str, Callable[[float, float], float]] = {
     "constant": _constant,
     "cosine": _cosine,
     "one-cycle": _one_cycle,
@@ -84,9 +84,9 @@ _CURVES: dict[str, Callable[[float, float], float]] = {
 class AveragedWeights(Generic[Model]):
     """Exponential moving average of a model's parameters and of its BatchNorm statistics.
 
-    `model` is a copy in evaluation mode that holds the averages, `steps` counts what it has taken in. The memory grows
-    with the steps until it reaches the horizon (as in TensorFlow's ExponentialMovingAverage with `num_updates`), so
-    that the initial weights are soon forgotten. A horizon of no steps copies the weights.
+    `model` is a copy in evaluation mode that holds the averages, `step_counts` counts what it has taken in. The memory
+    grows with the steps until it reaches the horizon (as in TensorFlow's ExponentialMovingAverage with `num_updates`),
+    so that the initial weights are soon forgotten. A horizon of no steps copies the weights.
     """
 
     def __init__(self, model: Model, horizon_steps: float):
@@ -100,16 +100,16 @@ class AveragedWeights(Generic[Model]):
     def update(self) -> None:
         """Take in the model's present weights."""
         self.steps += 1
-        torch._foreach_lerp_(self._averages, self._sources, self.share(self.steps))
+        torch._foreach_lerp_(self._averages, self._sources, self.update_weight(self.steps))
 
     @torch.no_grad()
-    def update_by(self, share: torch.Tensor) -> None:
+    def update_with_weight(self, weight: torch.Tensor) -> None:
         """The same with the share of the present weights read from the device, which a captured step needs."""
         moves = torch._foreach_sub(self._sources, self._averages)
-        torch._foreach_mul_(moves, share)
+        torch._foreach_mul_(moves, weight)
         torch._foreach_add_(self._averages, moves)
 
-    def share(self, step: int) -> float:
+    def update_weight(self, step: int) -> float:
         """How much of the averages the weights after a step make up, steps counted from 1."""
         return 1 - min(self._decay, (1 + step) / (10 + step))
 

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 
-from fmnist_search.data.loading import Source, verify
+from fmnist_search.data.loading import DataSource, verify_files
 from fmnist_search.errors import UserError
-from fmnist_search.execution.pool import fitting
+from fmnist_search.execution.pool import worker_count
 from fmnist_search.recipe.datasets import DEFAULT_DATASET
 from fmnist_search.search.storage import open_storage
 from fmnist_search.tracking.store import connect
 from fmnist_search.training.autotune import resolve_execution, tune
-from fmnist_search.workspace import Home, image_cache
+from fmnist_search.workspace import Workspace, image_cache_folder
 
 
 @dataclass(frozen=True)
-class Check:
+class CheckResult:
     """One finding."""
 
     subject: str
@@ -27,33 +27,33 @@ class Check:
     finding: str
 
 
-def checkup(tracking_uri: str | None = None, workdir: str | None = None) -> list[Check]:
+def run_checks(tracking_uri: str | None = None, workdir: str | None = None) -> list[CheckResult]:
     """All findings; what a check finds wrong is a finding, never an error."""
-    home = Home.find(tracking_uri, workdir)
+    home = Workspace.resolve(tracking_uri, workdir)
     return [
-        _check("python", platform.python_version),
-        *(_check(name, partial(metadata.version, name)) for name in ("torch", "torchvision", "mlflow", "optuna")),
-        _check("device", _device),
-        _check("images", _images),
-        _check("MLflow store", lambda: (connect(home.tracking_uri), home.tracking_uri)[1]),
-        _check("our own files", lambda: (open_storage(home.storage_url), str(home.folder))[1]),
+        _run_check("python", platform.python_version),
+        *(_run_check(name, partial(metadata.version, name)) for name in ("torch", "torchvision", "mlflow", "optuna")),
+        _run_check("device", _describe_device),
+        _run_check("images", _describe_images),
+        _run_check("MLflow store", lambda: (connect(home.tracking_uri), home.tracking_uri)[1]),
+        _run_check("our own files", lambda: (open_storage(home.storage_url), str(home.folder))[1]),
     ]
 
 
-def _check(subject: str, look: Callable[[], str]) -> Check:
+def _run_check(subject: str, check: Callable[[], str]) -> CheckResult:
     try:
-        return Check(subject, True, look())
+        return CheckResult(subject, True, check())
     except (UserError, metadata.PackageNotFoundError) as error:
-        return Check(subject, False, str(error))
+        return CheckResult(subject, False, str(error))
 
 
-def _device() -> str:
+def _describe_device() -> str:
     execution, precision = tune(resolve_execution(threads=1))
-    workers, _ = fitting("auto", execution)
+    workers, _ = worker_count("auto", execution)
     how = f"{precision}, {execution.memory_format}, {execution.allocator} allocator"
     return f"{execution.device}, {workers} trials at a time, fastest with {how}"
 
 
-def _images() -> str:
-    source = Source(image_cache())
-    return f"{sum(verify(DEFAULT_DATASET, source).values()):,} bytes, verified, in {source.cache}"
+def _describe_images() -> str:
+    source = DataSource(image_cache_folder())
+    return f"{sum(verify_files(DEFAULT_DATASET, source).values()):,} bytes, verified, in {source.cache}"

@@ -27,27 +27,27 @@ from mlflow.store.entities import PagedList
 from mlflow.tracking._tracking_service.utils import _get_store
 
 from fmnist_search.errors import UserError
-from fmnist_search.results.study import TrialRow, leaders_of
-from fmnist_search.search.study_store import Ledger
-from fmnist_search.tracking.store import connect, reaching
-from fmnist_search.workspace import Home, sqlite_file
+from fmnist_search.results.study import TrialRecord, rank_trials
+from fmnist_search.search.study_store import StudyStore
+from fmnist_search.tracking.store import connect, store_errors
+from fmnist_search.workspace import Workspace, sqlite_path
 
-YOUNG_SECONDS = 3600.0
+MIN_AGE_SECONDS = 3600.0
 """What was written so lately may belong to something that is not yet at its end."""
 
-PUT_ASIDE = re.compile(r" until \d{4}-\d\d-\d\d \d\d\.\d\d\.\d\d\.\d{6}$")
+ARCHIVED_NAME = re.compile(r" until \d{4}-\d\d-\d\d \d\d\.\d\d\.\d\d\.\d{6}$")
 """How the name of a study ends that --fresh has put aside."""
-UNFINISHED = re.compile(r"tmp[a-z0-9_]{8}|.*\.part")
+TEMPORARY_FILE = re.compile(r"tmp[a-z0-9_]{8}|.*\.part")
 """Names of files that are moved to their places when they are whole."""
-SINGLE, ENSEMBLES = "single trainings", "ensembles of runs"
-TRAININGS = "train"
+SINGLE_TRAININGS, ENSEMBLES = "single trainings", "ensembles of runs"
+TRAININGS_FOLDER = "train"
 """The folder of the weights of single trainings, one below it for each run."""
 
 REMOVABLE_KINDS = ("trial", "training")
 """Runs of finalists and of studies are left to `mlflow gc`: versions and studies, perhaps of others, lean on them."""
 
 
-class Group(Enum):
+class GarbageKind(Enum):
     """Why something is left over."""
 
     ASIDE = "weights of studies that were put aside"
@@ -60,39 +60,42 @@ class Group(Enum):
 
 
 @dataclass(frozen=True)
-class Leftover:
+class GarbageItem:
     """One file, model or run: where it belongs, its name (a path or an id) and its size.
 
-    `stamp` tells a file from another that has taken its place meanwhile.
+    `file_stamp` tells a file from another that has taken its place meanwhile.
     """
 
-    group: Group
-    place: str
+    kind: GarbageKind
+    owner: str
     name: str
-    bytes: int
-    stamp: tuple[int, ...] = ()
+    size_bytes: int
+    file_stamp: tuple[int, ...] = ()
 
 
-def leftovers(home: Home, cache: Path, keep: int) -> list[Leftover]:
+def find_garbage(workspace: Workspace, cache: Path, keep: int) -> list[GarbageItem]:
     """All that nothing needs, by group; of each study the weights of the `keep` best trials are needed.
 
     Raises:
         UserError: the MLflow store is out of reach.
     """
-    with reaching(home.tracking_uri):
-        client = connect(home.tracking_uri)
+    with store_errors(workspace.tracking_uri):
+        client = connect(workspace.tracking_uri)
         deleted = _deleted_runs(client)
         found = [
-            *_weights(home, keep, {str(run.info.run_id) for run in deleted}),
-            *_unfinished(home.folder / "weights", cache),
-            *_models(client),
-            *(Leftover(Group.RUNS, _study(run), run.info.run_id, _size(run.info.artifact_uri)) for run in deleted),
+            *_unneeded_weights(workspace, keep, {str(run.info.run_id) for run in deleted}),
+            *_incomplete_files(workspace.folder / "weights", cache),
+            *_unregistered_models(client),
+            *(
+                GarbageItem(GarbageKind.RUNS, _study_name(run), run.info.run_id, _artifact_bytes(run.info.artifact_uri))
+                for run in deleted
+            ),
         ]
-    order = list(Group)
-    return sorted(found, key=lambda item: (order.index(item.group), item.place, item.name))
+    order = list(GarbageKind)
+    return sorted(found, key=lambda item: (order.index(item.kind), item.owner, item.name))
 
 
-def remove(home: Home, cache: Path, keep: int, listed: Collection[Leftover]) -> list[Leftover]:
+def remove_garbage(workspace: Workspace, cache: Path, keep: int, items: Collection[GarbageItem]) -> list[GarbageItem]:
     """Remove what was listed and is still left over; gives what was removed.
 
     On a server's store, MLflow's own are left to the server's `mlflow gc`.
@@ -100,120 +103,122 @@ def remove(home: Home, cache: Path, keep: int, listed: Collection[Leftover]) -> 
     Raises:
         UserError: the MLflow store is out of reach.
     """
-    still = set(leftovers(home, cache, keep))
-    removed = [item for item in listed if item in still and _removed(home, item)]
-    emptied = (Group.ASIDE, Group.GONE, Group.DELETED)
-    for folder in {Path(item.name).parent for item in removed if item.group in emptied}:
+    still = set(find_garbage(workspace, cache, keep))
+    removed = [item for item in items if item in still and _remove_item(workspace, item)]
+    emptied = (GarbageKind.ASIDE, GarbageKind.GONE, GarbageKind.DELETED)
+    for folder in {Path(item.name).parent for item in removed if item.kind in emptied}:
         with contextlib.suppress(OSError):  # something is left in it
             folder.rmdir()
     return removed
 
 
-def of_mlflow(item: Leftover) -> bool:
+def belongs_to_mlflow(item: GarbageItem) -> bool:
     """Whether it is MLflow's to remove."""
-    return item.group in (Group.MODELS, Group.RUNS)
+    return item.kind in (GarbageKind.MODELS, GarbageKind.RUNS)
 
 
-def is_ours_to_remove(home: Home, item: Leftover) -> bool:
+def is_removable(workspace: Workspace, item: GarbageItem) -> bool:
     """Whether it can be removed from here: files, and what stands in a store that is a file of this machine."""
-    return not of_mlflow(item) or sqlite_file(home.tracking_uri) is not None
+    return not belongs_to_mlflow(item) or sqlite_path(workspace.tracking_uri) is not None
 
 
 # --------------------------------------------------------------------------------------- our files
 
 
-def _weights(home: Home, keep: int, deleted_runs: Collection[str]) -> Iterator[Leftover]:
-    weights = home.folder / "weights"
+def _unneeded_weights(workspace: Workspace, keep: int, deleted_runs: Collection[str]) -> Iterator[GarbageItem]:
+    weights = workspace.folder / "weights"
     if not weights.is_dir():
         return
-    database = sqlite_file(home.storage_url)
+    database = sqlite_path(workspace.storage_url)
     try:
-        studies = set(Ledger.names(home.storage_url)) if database is None or database.exists() else set()
+        studies = set(StudyStore.study_names(workspace.storage_url)) if database is None or database.exists() else set()
     except UserError:  # it cannot be read: who knows what it needs
         return
-    aside = {name: PUT_ASIDE.sub("", name) for name in studies if PUT_ASIDE.search(name)}
+    aside = {name: ARCHIVED_NAME.sub("", name) for name in studies if ARCHIVED_NAME.search(name)}
     # While a study is put aside, its weights still stand under the name that the new one takes.
     moving = {name for renamed, name in aside.items() if not (weights / renamed).exists()}
     for folder in sorted(weights.iterdir()):
         if not folder.is_dir() or folder.name in moving:
             continue
-        if folder.name == TRAININGS:
+        if folder.name == TRAININGS_FOLDER:
             for run_id in deleted_runs:
-                yield from _files(Group.DELETED, SINGLE, (folder / run_id).glob("*.pt"))
-        needed = _needed(home, folder.name, keep) if folder.name in studies else set()
+                yield from _old_files(GarbageKind.DELETED, SINGLE_TRAININGS, (folder / run_id).glob("*.pt"))
+        needed = _needed_weights(workspace, folder.name, keep) if folder.name in studies else set()
         if needed is None:
             continue
-        group = Group.BEATEN if folder.name in studies else Group.GONE
-        group = Group.ASIDE if PUT_ASIDE.search(folder.name) else group
-        yield from _files(group, folder.name, (path for path in folder.glob("*.pt") if path not in needed))
+        group = GarbageKind.BEATEN if folder.name in studies else GarbageKind.GONE
+        group = GarbageKind.ASIDE if ARCHIVED_NAME.search(folder.name) else group
+        yield from _old_files(group, folder.name, (path for path in folder.glob("*.pt") if path not in needed))
 
 
-def _needed(home: Home, study: str, keep: int) -> set[Path] | None:
+def _needed_weights(workspace: Workspace, study: str, keep: int) -> set[Path] | None:
     """The weights that a study keeps: of its best trials, its champion's, and of all that have not ended.
 
     None where it cannot be read, so that everything may be needed.
     """
-    if PUT_ASIDE.search(study):
+    if ARCHIVED_NAME.search(study):
         return set()
     try:
-        ledger = Ledger.find(home.storage_url, study)
-        rows, champion = ledger.rows(), ledger.champion
+        ledger = StudyStore.load(workspace.storage_url, study)
+        rows, champion = ledger.trial_records(), ledger.champion
     except UserError:
         return None
-    kept = {row.number for row in _best(rows, max(keep, ledger.config.finalists.recipes))}
+    kept = {row.number for row in _best_records(rows, max(keep, ledger.config.finalists.recipes))}
     kept |= {champion[1].confirmed.trial} if champion else set()
-    beaten = {home.weights(study, row.number) for row in rows if row.number not in kept}
-    return set((home.folder / "weights" / study).glob("*.pt")) - beaten
+    beaten = {workspace.weights_path(study, row.number) for row in rows if row.number not in kept}
+    return set((workspace.folder / "weights" / study).glob("*.pt")) - beaten
 
 
-def _best(rows: list[TrialRow], count: int) -> list[TrialRow]:
+def _best_records(records: list[TrialRecord], count: int) -> list[TrialRecord]:
     """The best completed trials, as many as it takes to have `count` recipes among them."""
-    leaders, recipes = leaders_of(rows), dict[str, None]()
+    leaders, recipes = rank_trials(records), dict[str, None]()
     for place, row in enumerate(leaders):
-        if len(recipes | {row.recipe.key(): None}) > count:
+        if len(recipes | {row.recipe.seed_independent_key(): None}) > count:
             return leaders[:place]
-        recipes[row.recipe.key()] = None
+        recipes[row.recipe.seed_independent_key()] = None
     return leaders
 
 
-def _unfinished(*folders: Path) -> Iterator[Leftover]:
+def _incomplete_files(*folders: Path) -> Iterator[GarbageItem]:
     for folder in folders:
-        yield from _files(
-            Group.UNFINISHED, str(folder), (path for path in folder.rglob("*") if UNFINISHED.fullmatch(path.name))
+        yield from _old_files(
+            GarbageKind.UNFINISHED,
+            str(folder),
+            (path for path in folder.rglob("*") if TEMPORARY_FILE.fullmatch(path.name)),
         )
 
 
-def _files(group: Group, place: str, paths: Iterator[Path]) -> Iterator[Leftover]:
+def _old_files(kind: GarbageKind, owner: str, paths: Iterator[Path]) -> Iterator[GarbageItem]:
     for path in paths:
         try:
             known = path.stat()
         except FileNotFoundError:  # somebody was faster
             continue
-        if path.is_file() and time.time() - known.st_mtime > YOUNG_SECONDS:
-            yield Leftover(group, place, str(path), known.st_size, _stamp(known))
+        if path.is_file() and time.time() - known.st_mtime > MIN_AGE_SECONDS:
+            yield GarbageItem(kind, owner, str(path), known.st_size, _file_stamp(known))
 
 
-def _stamp(known: os.stat_result) -> tuple[int, ...]:
-    return known.st_ino, known.st_mtime_ns, known.st_size
+def _file_stamp(stat: os.stat_result) -> tuple[int, ...]:
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 # ------------------------------------------------------------------------------------------ MLflow
 
 
-def _models(client: MlflowClient) -> Iterator[Leftover]:
+def _unregistered_models(client: MlflowClient) -> Iterator[GarbageItem]:
     """Models of ours that no version of any registered model comes from."""
-    versions = _all(client.search_model_versions)
+    versions = _all_pages(client.search_model_versions)
     sources = {str(version.source) for version in versions}
     runs = {version.run_id for version in versions}
-    experiments = [experiment.experiment_id for experiment in _all(client.search_experiments)]
-    for model in _all(partial(client.search_logged_models, experiment_ids=experiments)):
+    experiments = [experiment.experiment_id for experiment in _all_pages(client.search_experiments)]
+    for model in _all_pages(partial(client.search_logged_models, experiment_ids=experiments)):
         known = model.source_run_id in runs or any(model.model_id in source for source in sources)
-        old = time.time() - model.creation_timestamp / 1000 > YOUNG_SECONDS
-        if not known and old and (place := _place_of_model(client, model)):
-            yield Leftover(Group.MODELS, place, model.model_id, _size(model.artifact_location))
+        old = time.time() - model.creation_timestamp / 1000 > MIN_AGE_SECONDS
+        if not known and old and (place := _model_owner(client, model)):
+            yield GarbageItem(GarbageKind.MODELS, place, model.model_id, _artifact_bytes(model.artifact_location))
 
 
-def _place_of_model(client: MlflowClient, model: LoggedModel) -> str | None:
+def _model_owner(client: MlflowClient, model: LoggedModel) -> str | None:
     """The study whose finalist it is, or that it is an ensemble of runs; None for a model that is not ours."""
     try:
         tags = client.get_run(model.source_run_id).data.tags if model.source_run_id else {}
@@ -226,9 +231,9 @@ def _place_of_model(client: MlflowClient, model: LoggedModel) -> str | None:
 
 def _deleted_runs(client: MlflowClient) -> list[Run]:
     """Deleted runs of ours that are at their end, and that no version or model comes from."""
-    experiments = [e.experiment_id for e in _all(partial(client.search_experiments, view_type=ViewType.ALL))]
-    deleted = _all(partial(client.search_runs, experiments, run_view_type=ViewType.DELETED_ONLY))
-    registered = {version.run_id for version in _all(client.search_model_versions)} if deleted else set()
+    experiments = [e.experiment_id for e in _all_pages(partial(client.search_experiments, view_type=ViewType.ALL))]
+    deleted = _all_pages(partial(client.search_runs, experiments, run_view_type=ViewType.DELETED_ONLY))
+    registered = {version.run_id for version in _all_pages(client.search_model_versions)} if deleted else set()
     return [
         run
         for run in deleted
@@ -240,11 +245,11 @@ def _deleted_runs(client: MlflowClient) -> list[Run]:
     ]
 
 
-def _study(run: Run) -> str:
-    return str(run.data.tags.get("study", SINGLE))
+def _study_name(run: Run) -> str:
+    return str(run.data.tags.get("study", SINGLE_TRAININGS))
 
 
-def _all(search: Callable[..., PagedList[Any]]) -> list[Any]:
+def _all_pages(search: Callable[..., PagedList[Any]]) -> list[Any]:
     page = search()
     found = list(page)
     while page.token:
@@ -253,7 +258,7 @@ def _all(search: Callable[..., PagedList[Any]]) -> list[Any]:
     return found
 
 
-def _size(uri: str) -> int:
+def _artifact_bytes(uri: str) -> int:
     """Bytes of a folder of artifacts; 0 where it cannot be looked into."""
     try:
         return _bytes_below(get_artifact_repository(uri), None)
@@ -271,15 +276,15 @@ def _bytes_below(repository: ArtifactRepository, path: str | None) -> int:
 # ---------------------------------------------------------------------------------------- removing
 
 
-def _removed(home: Home, item: Leftover) -> bool:
-    if not is_ours_to_remove(home, item):
+def _remove_item(workspace: Workspace, item: GarbageItem) -> bool:
+    if not is_removable(workspace, item):
         return False
     try:
-        if item.group is Group.MODELS:
-            _remove_model(home, item.name)
-        elif item.group is Group.RUNS:
-            _remove_run(home, item.name)
-        elif _stamp(Path(item.name).stat()) == item.stamp:
+        if item.kind is GarbageKind.MODELS:
+            _remove_model(workspace, item.name)
+        elif item.kind is GarbageKind.RUNS:
+            _remove_run(workspace, item.name)
+        elif _file_stamp(Path(item.name).stat()) == item.file_stamp:
             Path(item.name).unlink()
         else:
             return False
@@ -294,16 +299,16 @@ def _removed(home: Home, item: Leftover) -> bool:
 # experiment and model of the store, whosever they are.
 
 
-def _remove_model(home: Home, model_id: str) -> None:
-    store = _get_store(home.tracking_uri)  # type: ignore[no-untyped-call]
+def _remove_model(workspace: Workspace, model_id: str) -> None:
+    store = _get_store(workspace.tracking_uri)  # type: ignore[no-untyped-call]
     model = store.get_logged_model(model_id)
     store.delete_logged_model(model_id)
     get_artifact_repository(model.artifact_location).delete_artifacts()  # type: ignore[no-untyped-call]
     store._hard_delete_logged_model(model_id)
 
 
-def _remove_run(home: Home, run_id: str) -> None:
-    store = _get_store(home.tracking_uri)  # type: ignore[no-untyped-call]
+def _remove_run(workspace: Workspace, run_id: str) -> None:
+    store = _get_store(workspace.tracking_uri)  # type: ignore[no-untyped-call]
     run = store.get_run(run_id)
     if run.info.lifecycle_stage != LifecycleStage.DELETED:  # somebody has restored it
         raise MlflowException(f"run {run_id} is not deleted")

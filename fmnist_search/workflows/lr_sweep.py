@@ -8,28 +8,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fmnist_search.errors import UserError
-from fmnist_search.models.classifier import check
+from fmnist_search.models.classifier import check_size
 from fmnist_search.recipe.hyperparameters import hyperparameters
-from fmnist_search.recipe.recipe import Optimizer, Recipe, short_text
-from fmnist_search.reporting.style import as_png
+from fmnist_search.recipe.recipe import Optimizer, Recipe, format_value_short
+from fmnist_search.reporting.style import figure_to_png
 from fmnist_search.reporting.training_plots import sweep_figure
-from fmnist_search.results.study import Listener, RateResult, spread_text
+from fmnist_search.results.study import LearningRateResult, StudyCallback, format_mean_std
 from fmnist_search.training.autotune import resolve_execution
-from fmnist_search.workflows.single_training import workshop
-from fmnist_search.workspace import Home
+from fmnist_search.workflows.single_training import open_training_session
+from fmnist_search.workspace import Workspace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RATE = "optimizer.learning_rate"
-PICTURE_FILE = "sweep.png"
+LEARNING_RATE = "optimizer.learning_rate"
+PLOT_FILE = "sweep.png"
 
 
 @dataclass(frozen=True)
-class Sweep:
+class LearningRateSweep:
     """What came of it, in the order of networks and rates, and the picture, which the run holds too."""
 
-    rates: tuple[RateResult, ...]
+    rates: tuple[LearningRateResult, ...]
     figure: Figure
     run_id: str
 
@@ -47,8 +47,8 @@ def sweep_learning_rate(
     engine: str = "plain",
     workers: int | str = "auto",
     experiment: str = "fmnist-search",
-    listener: Listener | None = None,
-) -> Sweep:
+    callback: StudyCallback | None = None,
+) -> LearningRateSweep:
     """Train each recipe, by its name, at so many times its learning rate, from its seed and those that follow.
 
     All run side by side, each in a run of its own below a common one, which holds a table and one picture.
@@ -58,11 +58,11 @@ def sweep_learning_rate(
             device, or a store out of reach.
     """
     for name, recipe in recipes.items():
-        check(recipe.model)
+        check_size(recipe.model)
         if not recipe.data.validation:
             raise UserError(f"data.validation: {name} holds no images back, and a sweep judges on them; give some")
     wanted = [
-        (name, factor, recipe.replace({RATE: _rate(recipe, factor)}))
+        (name, factor, recipe.replace({LEARNING_RATE: _scaled_learning_rate(recipe, factor)}))
         for name, recipe in recipes.items()
         for factor in factors
     ]
@@ -73,37 +73,39 @@ def sweep_learning_rate(
     ]
     execution = resolve_execution(device, threads or 1, engine)
     title = f"sweep-lr {', '.join(recipes)}"
-    home = Home.find(tracking_uri, workdir)
+    home = Workspace.resolve(tracking_uri, workdir)
     with (
-        workshop(home, data_dir, execution, experiment, listener) as shop,
-        shop.group(title, {"sweep": RATE}) as above,
+        open_training_session(home, data_dir, execution, experiment, callback) as shop,
+        shop.open_group_run(title, {"sweep": LEARNING_RATE}) as above,
     ):
-        done = [result for result, _ in shop.several(trainings, above, workers)]
+        done = [result for result, _ in shop.run_several(trainings, above, workers)]
         rates = tuple(
-            RateResult(name, factor, recipe.optimizer.learning_rate, tuple(done[at * seeds : (at + 1) * seeds]))
+            LearningRateResult(name, factor, recipe.optimizer.learning_rate, tuple(done[at * seeds : (at + 1) * seeds]))
             for at, (name, factor, recipe) in enumerate(wanted)
         )
         figure = sweep_figure(rates, title)
-        above.file(PICTURE_FILE, as_png(figure))
-        above.table("sweep.json", _columns(rates))
-    return Sweep(rates, figure, above.address)
+        above.log_artifact(PLOT_FILE, figure_to_png(figure))
+        above.log_table("sweep.json", _columns(rates))
+    return LearningRateSweep(rates, figure, above.run_key)
 
 
-def _rate(recipe: Recipe, factor: float) -> float:
-    limit = hyperparameters(Optimizer, Optimizer.prefix)[RATE]
+def _scaled_learning_rate(recipe: Recipe, factor: float) -> float:
+    limit = hyperparameters(Optimizer, Optimizer.prefix)[LEARNING_RATE]
     rate = recipe.optimizer.learning_rate * factor
     try:
         limit.parse(rate)
     except UserError:
-        raise UserError(f"--factors {factor:g}: makes {RATE} {short_text(rate)}; {limit.expectation()}") from None
+        raise UserError(
+            f"--factors {factor:g}: makes {LEARNING_RATE} {format_value_short(rate)}; {limit.expected()}"
+        ) from None
     return rate
 
 
-def _columns(rates: Sequence[RateResult]) -> dict[str, list[object]]:
+def _columns(rates: Sequence[LearningRateResult]) -> dict[str, list[object]]:
     return {
         "network": [rate.network for rate in rates],
         "factor": [rate.factor for rate in rates],
         "learning_rate": [rate.learning_rate for rate in rates],
-        "val_accuracy": [spread_text(rate.accuracies) if rate.accuracies else "-" for rate in rates],
+        "val_accuracy": [format_mean_std(rate.accuracies) if rate.accuracies else "-" for rate in rates],
         "ended": [", ".join(sorted({result.state.value for result in rate.results})) for rate in rates],
     }

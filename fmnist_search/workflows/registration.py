@@ -7,40 +7,40 @@ from dataclasses import dataclass
 
 from mlflow import MlflowClient
 
-from fmnist_search.data.loading import Source
+from fmnist_search.data.loading import DataSource
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import Classifier, Ensemble
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.registry import versions
-from fmnist_search.registry.champion_rule import Figures, pack
-from fmnist_search.registry.evaluation import RIGHT
-from fmnist_search.registry.packaging import package
-from fmnist_search.reporting.model_card import Card, Origin
+from fmnist_search.registry.champion_rule import ValidationScore, pack_bits
+from fmnist_search.registry.evaluation import TEST_CORRECT_TAG
+from fmnist_search.registry.packaging import log_model
+from fmnist_search.reporting.model_card import ModelCard, Selection
 from fmnist_search.results.study import Accuracy
-from fmnist_search.tracking.run_logger import Run
-from fmnist_search.tracking.training_artifacts import show_network
-from fmnist_search.workflows.jobs import Desk, see_off
-from fmnist_search.workflows.study.finalists import Tested, test_once
+from fmnist_search.tracking.run_logger import RunLogger
+from fmnist_search.tracking.training_artifacts import log_evaluation_plots
+from fmnist_search.workflows.jobs import JobContext, flush_tracking
+from fmnist_search.workflows.study.finalists import TestEvaluation, evaluate_on_test_set
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A model that is to be registered: its network with the recipes of its members, and what is known of it.
 
-    `figures` are those on validation images, with their record image by image; `tags` are what its version says of
-    itself beside them.
+    `validation_score` are those on validation images, with their record image by image; `tags` are what its version
+    says of itself beside them.
     """
 
     classifier: Classifier | Ensemble
     recipes: tuple[Recipe, ...]
     classes: Sequence[str]
-    figures: Figures
-    origin: Origin
+    validation_score: ValidationScore
+    selection: Selection
     tags: Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Registered:
+class RegisteredVersion:
     """The version that a candidate has become, its accuracy on the test images, and what came of the comparison."""
 
     model: str
@@ -50,83 +50,89 @@ class Registered:
     test: Accuracy
 
 
-def make_way(client: MlflowClient, name: str, experiment_id: str) -> None:
+def prepare_name(client: MlflowClient, name: str, experiment_id: str) -> None:
     """See that a model can be registered under that name, and clear away what died on its way there.
 
     Raises:
         UserError: the name is taken.
     """
-    versions.check_name(client, name)
-    versions.clear_away(client, name, experiment_id)
+    versions.check_model_name(client, name)
+    versions.delete_orphans(client, name, experiment_id)
 
 
 def register(
-    client: MlflowClient, name: str, candidate: Candidate, run: Run, desk: Desk, source: Source, again: str
-) -> Registered:
+    client: MlflowClient,
+    name: str,
+    candidate: Candidate,
+    run: RunLogger,
+    context: JobContext,
+    source: DataSource,
+    retry_command: str,
+) -> RegisteredVersion:
     """Test a candidate once, put that on record in its run, register it from there, and decide who is champion.
 
-    `again` is the command that does all this again. Call it in the main thread, as `package` asks.
+    `retry_command` is the command that does all this again. Call it in the main thread, as `log_model` asks.
 
     Raises:
         UserError: no whole copy of the test images, MLflow is out of reach, or it has refused the run.
     """
-    tested = test_once(candidate.classifier, candidate.recipes[0].data.dataset, source)
-    card = _card(name, candidate, tested.accuracy).to_markdown()
-    _record(run, candidate, tested, card)
-    run_id = _settled(run, desk, again)
-    uri = package(candidate.classifier, run_id, candidate.recipes[0].data.dataset, versions.on_the_way(name))
-    version = versions.register(client, name, uri, run_id, _tags(candidate, tested), card)
-    claim = versions.claim_alias(client, name, version)
-    return Registered(name, version, claim.alias, claim.told, tested.accuracy)
+    tested = evaluate_on_test_set(candidate.classifier, candidate.recipes[0].data.dataset, source)
+    card = _model_card(name, candidate, tested.accuracy).to_markdown()
+    _log_test_evaluation(run, candidate, tested, card)
+    run_id = _flushed_run_id(run, context, retry_command)
+    uri = log_model(candidate.classifier, run_id, candidate.recipes[0].data.dataset, versions.pending_tags(name))
+    version = versions.register_version(client, name, uri, run_id, _version_tags(candidate, tested), card)
+    claim = versions.decide_alias(client, name, version)
+    return RegisteredVersion(name, version, claim.alias, claim.reason, tested.accuracy)
 
 
-def _record(run: Run, candidate: Candidate, tested: Tested, card: str) -> None:
+def _log_test_evaluation(run: RunLogger, candidate: Candidate, test_evaluation: TestEvaluation, card: str) -> None:
     """What the version's run keeps: it stands there before the version does."""
-    test, hits = tested.accuracy, candidate.figures.hits
-    run.metrics({"test/accuracy": test.value, "test/accuracy_low": test.low, "test/accuracy_high": test.high})
+    test, hits = test_evaluation.accuracy, candidate.validation_score.correctness
+    run.log_metrics({"test/accuracy": test.value, "test/accuracy_low": test.low, "test/accuracy_high": test.high})
     if hits:
-        run.text(versions.HITS_FILE, hits.to_json())
-    run.text(versions.CARD_FILE, card)
+        run.log_text(versions.CORRECTNESS_FILE, hits.to_json())
+    run.log_text(versions.MODEL_CARD_FILE, card)
     title = f"{candidate.recipes[0].label}: {test.value:.2%} of {test.images:,} test images"
-    show_network(run, tested.probabilities, tested.images, candidate.classes, "test", title)
+    log_evaluation_plots(run, test_evaluation.probabilities, test_evaluation.images, candidate.classes, "test", title)
 
 
-def _settled(run: Run, desk: Desk, again: str) -> str:
+def _flushed_run_id(run: RunLogger, context: JobContext, retry_command: str) -> str:
     """The id of a run once MLflow has everything of it.
 
     Raises:
         UserError: MLflow is out of reach, or has refused the run.
     """
-    if not see_off(desk):
-        raise UserError(f"no model can be registered while MLflow is out of reach; start it, then `{again}`")
+    if not flush_tracking(context):
+        raise UserError(f"no model can be registered while MLflow is out of reach; start it, then `{retry_command}`")
     if run.run_id is None:
-        raise UserError(f"MLflow has refused the run {run.address}; see `fmnist-search sync`, then `{again}`")
+        raise UserError(f"MLflow has refused the run {run.run_key}; see `fmnist-search sync`, then `{retry_command}`")
     return run.run_id
 
 
-def _tags(candidate: Candidate, tested: Tested) -> dict[str, str]:
+def _version_tags(candidate: Candidate, test_evaluation: TestEvaluation) -> dict[str, str]:
     return {
         **candidate.tags,
         "network": candidate.recipes[0].label,
         "dataset": candidate.recipes[0].data.dataset,
         "members": "; ".join(f"{recipe.label} seed {recipe.seed}" for recipe in candidate.recipes),
-        **versions.tags_of(candidate.figures),
-        "test_hits": str(tested.accuracy.hits),
-        "test_images": str(tested.accuracy.images),
+        **versions.score_tags(candidate.validation_score),
+        "test_hits": str(test_evaluation.accuracy.hits),
+        "test_images": str(test_evaluation.accuracy.images),
         "test_evaluations": "1",
-        RIGHT: pack(tested.right),
+        TEST_CORRECT_TAG: pack_bits(test_evaluation.correct),
     }
 
 
-def _card(name: str, candidate: Candidate, test: Accuracy) -> Card:
-    figures = candidate.figures
-    return Card(
+def _model_card(name: str, candidate: Candidate, test: Accuracy) -> ModelCard:
+    figures = candidate.validation_score
+    return ModelCard(
         model=name,
         recipes=candidate.recipes,
-        origin=candidate.origin,
+        selection=candidate.selection,
         test=test,
         validation_images=figures.images,
         dataset_digest=figures.dataset_digest,
         split_digest=figures.split_digest,
-        comparison=versions.UNDECIDED,
+        comparison=versions.UNDECIDED_NOTE,
     )

@@ -18,40 +18,46 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from fmnist_search.config.toml_files import recipe_to_toml
-from fmnist_search.data.loading import Source, prepare
+from fmnist_search.data.loading import DataSource, load_images
 from fmnist_search.errors import UserError
-from fmnist_search.recipe.recipe import Execution, text_of
-from fmnist_search.results.study import Decision, EpochReport, Listener, State, TrialResult
+from fmnist_search.recipe.recipe import Execution, format_value
+from fmnist_search.results.study import Decision, EpochReport, StudyCallback, TrialResult, TrialState
 from fmnist_search.tracking.provenance import environment, provenance_tags
 from fmnist_search.tracking.run_logger import RECIPE_FILE
-from fmnist_search.tracking.store import Tracking, reaching
-from fmnist_search.tracking.stored_runs import ENVIRONMENT_FILE, TrainedRun, environment_of, execution_in, read_run
+from fmnist_search.tracking.store import MlflowStore, store_errors
+from fmnist_search.tracking.stored_runs import (
+    ENVIRONMENT_FILE,
+    TrainedRun,
+    execution_from_environment,
+    load_environment,
+    read_run,
+)
 from fmnist_search.training.trial import run_trial
-from fmnist_search.workspace import Home, image_cache
+from fmnist_search.workspace import Workspace, image_cache_folder
 
-FIGURES = {"train/loss": "train_loss", "val/loss": "val_loss", "val/accuracy": "val_accuracy"}
+COMPARED_METRICS = {"train/loss": "train_loss", "val/loss": "val_loss", "val/accuracy": "val_accuracy"}
 """What is compared: metrics, and where an epoch's report holds them."""
 
-REPRODUCES = "reproduces"
+REPRODUCES_TAG = "reproduces"
 """Tag of a run: the run that it trained again."""
 
 
 @dataclass(frozen=True)
-class EpochPair:
+class EpochComparison:
     """The figures of one epoch, by metric: as they were, and as they are; None where there was or is none."""
 
     epoch: int
-    figures: Mapping[str, tuple[float | None, float | None]]
+    metrics: Mapping[str, tuple[float | None, float | None]]
 
     @property
-    def is_same(self) -> bool:
+    def is_identical(self) -> bool:
         """Whether all are the same doubles."""
-        return all(was == now for was, now in self.figures.values())
+        return all(was == now for was, now in self.metrics.values())
 
     @property
     def differences(self) -> dict[str, float | None]:
         """By how much each figure that is not the same differs; None where one of the two is missing."""
-        pairs = self.figures.items()
+        pairs = self.metrics.items()
         return {name: None if was is None or now is None else now - was for name, (was, now) in pairs if was != now}
 
 
@@ -64,127 +70,144 @@ class Reproduction:
 
     original: TrainedRun
     execution: Execution
-    epochs: tuple[EpochPair, ...]
-    changed: Mapping[str, tuple[str, str]]
+    epochs: tuple[EpochComparison, ...]
+    environment_changes: Mapping[str, tuple[str, str]]
     reason: str | None
     run_id: str | None
 
     @property
-    def is_same(self) -> bool:
+    def is_identical(self) -> bool:
         """Whether every epoch is the same, bit for bit."""
-        return self.reason is None and all(pair.is_same for pair in self.epochs)
+        return self.reason is None and all(pair.is_identical for pair in self.epochs)
 
 
 def reproduce(
-    home: Home, run_id: str, *, listener: Listener, data_dir: str | Path | None = None, record: bool = True
+    workspace: Workspace,
+    run_id: str,
+    *,
+    callback: StudyCallback,
+    data_dir: str | Path | None = None,
+    record: bool = True,
 ) -> Reproduction:
     """Train a run's recipe again as it was trained, for as many epochs as are on record, and compare.
 
     Raises:
         UserError: no such run, nothing in it to compare with, no record of its conditions, or they cannot be had here.
     """
-    with reaching(home.tracking_uri):
-        tracking = Tracking(home.tracking_uri, "fmnist-search")
+    with store_errors(workspace.tracking_uri):
+        tracking = MlflowStore(workspace.tracking_uri, "fmnist-search")
         original = read_run(tracking, run_id)
         if original.state == "running":
             raise UserError(f"run {run_id!r}: is not at its end; wait for it, or take a run that is")
-        before = environment_of(original)
-        history = _history(tracking, run_id)
+        before = load_environment(original)
+        history = _metric_history(tracking, run_id)
     if not history:
         raise UserError(f"run {run_id!r}: has no epoch on record, so there is nothing to compare with; take another")
-    execution = execution_in(before, run_id)
-    result, moments = _trained(original, execution, len(history), listener, data_dir)
+    execution = execution_from_environment(before, run_id)
+    result, moments = _retrain(original, execution, len(history), callback, data_dir)
     reports = {report.epoch: report for report in result.epochs}
-    pairs = tuple(EpochPair(epoch, _pair(figures, reports.get(epoch))) for epoch, figures in history.items())
+    pairs = tuple(
+        EpochComparison(epoch, _compare_epoch(figures, reports.get(epoch))) for epoch, figures in history.items()
+    )
     done = Reproduction(
         original=original,
         execution=execution,
         epochs=pairs,
-        changed=_changed(before, environment(execution)),
-        reason=result.reason if result.state is State.FAILED else None,
+        environment_changes=_environment_changes(before, environment(execution)),
+        reason=result.reason if result.state is TrialState.FAILED else None,
         run_id=None,
     )
     if not record:
         return done
-    with reaching(home.tracking_uri):
-        return dataclasses.replace(done, run_id=_recorded(tracking, done, result, moments))
+    with store_errors(workspace.tracking_uri):
+        return dataclasses.replace(done, run_id=_log_run(tracking, done, result, moments))
 
 
-def _trained(
-    original: TrainedRun, execution: Execution, epochs: int, listener: Listener, data_dir: str | Path | None
+def _retrain(
+    original: TrainedRun, execution: Execution, epochs: int, callback: StudyCallback, data_dir: str | Path | None
 ) -> tuple[TrialResult, list[float]]:
     """The training, ended after so many epochs (the original may have been pruned there), and when each was over."""
     recipe, name = original.recipe, f"{original.name}, again"
-    images = prepare(recipe.data, Source(image_cache(), Path(data_dir) if data_dir else None), execution.device)
+    images = load_images(
+        recipe.data, DataSource(image_cache_folder(), Path(data_dir) if data_dir else None), execution.device
+    )
     moments: list[float] = []
 
     def observe(report: EpochReport) -> Decision:
         moments.append(time.time())
-        listener.epoch_ended(name, report)
+        callback.on_epoch_end(name, report)
         return Decision.PRUNE if report.epoch >= epochs else Decision.CONTINUE
 
-    listener.training_started(name, recipe)
+    callback.on_training_start(name, recipe)
     result = run_trial(recipe, images, execution, observe)
-    listener.training_ended(name)
+    callback.on_training_end(name)
     return result, moments
 
 
-def _history(tracking: Tracking, run_id: str) -> dict[int, dict[str, float]]:
+def _metric_history(mlflow_store: MlflowStore, run_id: str) -> dict[int, dict[str, float]]:
     """The figures on record, by epoch."""
     found: dict[int, dict[str, float]] = {}
-    for name in FIGURES:
-        for point in tracking.client.get_metric_history(run_id, name):
+    for name in COMPARED_METRICS:
+        for point in mlflow_store.client.get_metric_history(run_id, name):
             found.setdefault(point.step, {})[name] = point.value
     return dict(sorted(found.items()))
 
 
-def _pair(was: Mapping[str, float], report: EpochReport | None) -> dict[str, tuple[float | None, float | None]]:
-    now = _figures(report) if report else {}
-    return {name: (was.get(name), now.get(name)) for name in FIGURES if name in was or name in now}
+def _compare_epoch(
+    original: Mapping[str, float], report: EpochReport | None
+) -> dict[str, tuple[float | None, float | None]]:
+    now = _epoch_metrics(report) if report else {}
+    return {name: (original.get(name), now.get(name)) for name in COMPARED_METRICS if name in original or name in now}
 
 
-def _figures(report: EpochReport) -> dict[str, float]:
-    values = {name: getattr(report, field) for name, field in FIGURES.items()}
+def _epoch_metrics(report: EpochReport) -> dict[str, float]:
+    values = {name: getattr(report, field) for name, field in COMPARED_METRICS.items()}
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+def _environment_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """What of an environment is not as it was, each with both its values."""
-    was, is_now = _texts(before), _texts(now)
+    was, is_now = _flatten_texts(before), _flatten_texts(now)
     names = dict.fromkeys([*was, *is_now])
     return {n: (was.get(n, "-"), is_now.get(n, "-")) for n in names if was.get(n) != is_now.get(n)}
 
 
-def _texts(stored: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def _flatten_texts(stored: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     texts: dict[str, str] = {}
     for name, value in stored.items():
-        texts |= _texts(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: text_of(value)}
+        texts |= (
+            _flatten_texts(value, f"{prefix}{name}.")
+            if isinstance(value, Mapping)
+            else {prefix + name: format_value(value)}
+        )
     return texts
 
 
-def _recorded(tracking: Tracking, done: Reproduction, result: TrialResult, moments: list[float]) -> str:
+def _log_run(
+    mlflow_store: MlflowStore, reproduction: Reproduction, result: TrialResult, epoch_times: list[float]
+) -> str:
     """A run of its own that points to the one it trained again."""
-    original, recipe = done.original, done.original.recipe
+    original, recipe = reproduction.original, reproduction.original.recipe
     tags = {
         "kind": "training",
         "family": recipe.model.family,
-        "device": done.execution.device,
-        "engine": result.preparation.engine,
+        "device": reproduction.execution.device,
+        "engine": result.setup.engine,
         "state": result.state.value,
         "epochs": str(len(result.epochs)),
         **provenance_tags(),
-        REPRODUCES: original.run_id,
-        "same": text_of(done.is_same),
+        REPRODUCES_TAG: original.run_id,
+        "same": format_value(reproduction.is_identical),
     }
-    client = tracking.client
+    client = mlflow_store.client
     run = client.create_run(original.experiment_id, run_name=f"again {original.name}", tags=tags)
     run_id = str(run.info.run_id)
     metrics = [
         Metric(name, value, int(moment * 1000), report.epoch)
-        for report, moment in zip(result.epochs, moments, strict=True)
-        for name, value in _figures(report).items()
+        for report, moment in zip(result.epochs, epoch_times, strict=True)
+        for name, value in _epoch_metrics(report).items()
     ]
-    params = [Param(name, text_of(value)) for name, value in recipe.flat().items()]
+    params = [Param(name, format_value(value)) for name, value in recipe.to_flat_dict().items()]
     summary = {"model/parameters": result.parameters, "time/trial_seconds": result.seconds}
     if result.best_val_accuracy is not None:
         summary["best/val_accuracy"] = result.best_val_accuracy
@@ -192,8 +215,8 @@ def _recorded(tracking: Tracking, done: Reproduction, result: TrialResult, momen
     metrics += [Metric(name, float(value), now, len(result.epochs)) for name, value in summary.items()]
     for at in range(0, len(metrics), MAX_METRICS_PER_BATCH):
         client.log_batch(run_id, metrics[at : at + MAX_METRICS_PER_BATCH])
-    client.log_batch(run_id, params=params, tags=[RunTag("reason", done.reason or "")])
+    client.log_batch(run_id, params=params, tags=[RunTag("reason", reproduction.reason or "")])
     client.log_text(run_id, recipe_to_toml(recipe), RECIPE_FILE)
-    client.log_text(run_id, json.dumps(environment(done.execution), indent=2), ENVIRONMENT_FILE)
-    client.set_terminated(run_id, "FAILED" if result.state is State.FAILED else "FINISHED")
+    client.log_text(run_id, json.dumps(environment(reproduction.execution), indent=2), ENVIRONMENT_FILE)
+    client.set_terminated(run_id, "FAILED" if result.state is TrialState.FAILED else "FINISHED")
     return run_id

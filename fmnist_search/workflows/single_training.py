@@ -15,50 +15,59 @@ from typing import Any
 from torch import Tensor
 
 from fmnist_search.config.toml_files import recipe_to_toml
-from fmnist_search.data.loading import Images, Source, prepare
+from fmnist_search.data.loading import DataSource, Images, load_images
 from fmnist_search.errors import UserError
-from fmnist_search.execution.pool import Crew, fitting
-from fmnist_search.files import whole
-from fmnist_search.models.classifier import check
+from fmnist_search.execution.pool import WorkerPool, worker_count
+from fmnist_search.files import atomic_write
+from fmnist_search.models.classifier import check_size
 from fmnist_search.recipe.recipe import Execution, Recipe
 from fmnist_search.reporting.study_note import epochs_csv, origins_csv
 from fmnist_search.results.study import (
     EpochReport,
-    Listener,
-    Observer,
-    Silence,
-    State,
+    NullStudyCallback,
+    Stopper,
+    StudyCallback,
     TrialResult,
+    TrialState,
     completed_accuracies,
-    mean_and_deviation,
-    spread_text,
+    format_mean_std,
+    mean_and_std,
 )
 from fmnist_search.tracking.provenance import environment
-from fmnist_search.tracking.run_logger import RECIPE_FILE, Run, TrainingRun
-from fmnist_search.tracking.store import Tracking, reaching
-from fmnist_search.tracking.stored_runs import ENVIRONMENT_FILE, execution_in
-from fmnist_search.tracking.training_artifacts import show_training
+from fmnist_search.tracking.run_logger import RECIPE_FILE, RunLogger, TrainingRunLogger
+from fmnist_search.tracking.store import MlflowStore, store_errors
+from fmnist_search.tracking.stored_runs import ENVIRONMENT_FILE, execution_from_environment
+from fmnist_search.tracking.training_artifacts import log_training_plots
 from fmnist_search.training.autotune import resolve_execution, tune
-from fmnist_search.training.callbacks import Board, Company, Keeper, kept_state
-from fmnist_search.training.checkpoint import state_bytes
-from fmnist_search.training.engine import Watch
-from fmnist_search.training.trial import Companion, run_trial, watch_nothing
-from fmnist_search.workflows.jobs import Desk, Interruption, Queued, Tracked, see_off, sending, side_by_side, unbegun
-from fmnist_search.workspace import Home, image_cache
+from fmnist_search.training.callbacks import CallbackList, CheckpointWriter, TensorBoardWriter, load_checkpoint
+from fmnist_search.training.checkpoint import state_to_bytes
+from fmnist_search.training.engine import ProgressCallback
+from fmnist_search.training.trial import TrainingCallback, never_stop, run_trial
+from fmnist_search.workflows.jobs import (
+    InterruptHandler,
+    JobContext,
+    RetryingJob,
+    TrackedJob,
+    flush_tracking,
+    not_started,
+    open_sender,
+    run_jobs,
+)
+from fmnist_search.workspace import Workspace, image_cache_folder
 
 BEST_FILE, LAST_FILE, EPOCHS_FILE = "weights.pt", "last_weights.pt", "epochs.csv"
 ORIGINS_FILE = "recipe_origins.csv"
-RESUMES = "resumes"
+RESUMES_TAG = "resumes"
 """Tag of a run: the run that it took up again."""
 
 
 @dataclass(frozen=True)
-class Several:
+class SeedResults:
     """The same recipe from several seeds, each with its result and the id of its run; `run_id` is above them."""
 
     recipes: tuple[Recipe, ...]
     results: tuple[TrialResult, ...]
-    runs: tuple[str | None, ...]
+    run_ids: tuple[str | None, ...]
     run_id: str
 
     @property
@@ -67,7 +76,7 @@ class Several:
         return completed_accuracies(self.results)
 
     def __str__(self) -> str:
-        return spread_text(self.accuracies) if self.accuracies else "no validation accuracy"
+        return format_mean_std(self.accuracies) if self.accuracies else "no validation accuracy"
 
 
 def train(
@@ -82,9 +91,9 @@ def train(
     engine: str = "plain",
     precision: str | None = None,
     experiment: str = "fmnist-search",
-    observer: Observer = watch_nothing,
-    listener: Listener | None = None,
-    watch: Watch | None = None,
+    stopper: Stopper = never_stop,
+    callback: StudyCallback | None = None,
+    progress_callback: ProgressCallback | None = None,
     origins: Mapping[str, str] | None = None,
     output: Path | None = None,
     tensorboard: Path | None = None,
@@ -92,28 +101,30 @@ def train(
     """Train one recipe without a study, on record in MLflow; gives the result and the run's id.
 
     `precision` overrides the recipe's, "auto" by a probe of this machine. The observer sees every epoch and may end
-    the training; `watch` sees how an epoch gets on. `origins` says where each value of the recipe comes from, by dotted
-    name. The run, called after its network or by `name`, keeps the best and the last weights as plain state files and
-    the epochs as CSV; the state from which `resume` goes on is written to our own folder (see `Home.training`) after
-    every epoch. The same files and the recipe are copied to the folder `output`; TensorBoard's go to the folder
-    `tensorboard`.
+    the training; `progress_callback` sees how an epoch gets on. `find_origins` says where each value of the recipe
+    comes from, by dotted name. The run, called after its network or by `name`, keeps the best and the last weights as
+    plain state files and the epochs as CSV; the state from which `resume` goes on is written to our own folder (see
+    `Workspace.training`) after every epoch. The same files and the recipe are copied to the folder `output`;
+    TensorBoard's go to the folder `tensorboard`.
 
     Raises:
         UserError: a network that cannot be built, no images, no such device, or a store out of reach.
     """
-    check(recipe.model)
+    check_size(recipe.model)
     _check_output(output)
     # Nothing is tried out that changes a number, the number format apart, which the recipe holds: trained again, it is
     # equal.
     execution = resolve_execution(device, threads, engine)
-    recipe = _in_precision(recipe, precision, execution)
-    with workshop(Home.find(tracking_uri, workdir), data_dir, execution, experiment, listener) as shop:
-        images = shop.images(recipe)
-        board = [Board(tensorboard, images.classes)] if tensorboard else []
-        training = shop.begin(f"train {name or recipe.label}", recipe, images, {}, observer)
+    recipe = _with_precision(recipe, precision, execution)
+    with open_training_session(
+        Workspace.resolve(tracking_uri, workdir), data_dir, execution, experiment, callback
+    ) as shop:
+        images = shop.load_images(recipe)
+        board = [TensorBoardWriter(tensorboard, images.classes)] if tensorboard else []
+        training = shop.make_job(f"train {name or recipe.label}", recipe, images, {}, stopper)
         if origins:
-            training.run.text(ORIGINS_FILE, origins_csv(origins))
-        return shop.trained(training, board, watch, output), training.run.address
+            training.run.log_text(ORIGINS_FILE, origins_csv(origins))
+        return shop.run_single(training, board, progress_callback, output), training.run.run_key
 
 
 def resume(
@@ -124,9 +135,9 @@ def resume(
     workdir: str | None = None,
     data_dir: str | Path | None = None,
     experiment: str = "fmnist-search",
-    observer: Observer = watch_nothing,
-    listener: Listener | None = None,
-    watch: Watch | None = None,
+    stopper: Stopper = never_stop,
+    callback: StudyCallback | None = None,
+    progress_callback: ProgressCallback | None = None,
     output: Path | None = None,
     tensorboard: Path | None = None,
 ) -> tuple[TrialResult, str]:
@@ -140,34 +151,37 @@ def resume(
             another device than there are.
     """
     _check_output(output)
-    home = Home.find(tracking_uri, workdir)
-    kept = kept_state(home.training(run_id), run_id)
+    home = Workspace.resolve(tracking_uri, workdir)
+    kept = load_checkpoint(home.training_folder(run_id), run_id)
     recipe = kept.recipe.replace({"epochs": epochs}) if epochs else kept.recipe
-    if recipe.epochs <= kept.epochs:
+    if recipe.epochs <= kept.epochs_done:
         raise UserError(
-            f"epochs: {recipe.epochs} are not more than the {kept.epochs} that run {run_id!r} has; say how many it "
+            f"epochs: {recipe.epochs} are not more than the {kept.epochs_done} that run {run_id!r} has; say how "
+            f"many it "
             "shall have in all, with --epochs"
         )
-    execution = execution_in(kept.execution, run_id)
-    with workshop(home, data_dir, execution, experiment, listener) as shop:
-        if shop.tracking.recipe_of(run_id) != kept.recipe:
-            raise UserError(f"run {run_id!r}: what {home.training(run_id)} keeps is another training's; take it away")
-        images = shop.images(recipe)
-        if [images.digest, images.split_digest] != kept.images:
+    execution = execution_from_environment(kept.execution, run_id)
+    with open_training_session(home, data_dir, execution, experiment, callback) as shop:
+        if shop.mlflow_store.load_recipe(run_id) != kept.recipe:
+            raise UserError(
+                f"run {run_id!r}: what {home.training_folder(run_id)} keeps is another training's; take it away"
+            )
+        images = shop.load_images(recipe)
+        if [images.digest, images.split_digest] != kept.image_digests:
             raise UserError(
                 f"run {run_id!r}: was trained on other images than {recipe.data.dataset} gives now; train its recipe "
                 f"anew with --from-run {run_id}"
             )
         if recipe.schedule.name != "constant" and recipe.epochs != kept.recipe.epochs:
-            shop.desk.listener.say(
+            shop.context.callback.on_message(
                 f"schedule.name: {recipe.schedule.name} was drawn over {kept.recipe.epochs} epochs until now, and over "
                 f"{recipe.epochs} from here on"
             )
-        board = [Board(tensorboard, images.classes)] if tensorboard else []
-        name = f"train {recipe.label}, on from epoch {kept.epochs}"
-        training = shop.begin(name, recipe, images, {RESUMES: run_id}, observer)
-        training.catch_up([EpochReport(**report) for report in kept.state["epochs"]])
-        return shop.trained(training, board, watch, output, kept.state), training.run.address
+        board = [TensorBoardWriter(tensorboard, images.classes)] if tensorboard else []
+        name = f"train {recipe.label}, on from epoch {kept.epochs_done}"
+        training = shop.make_job(name, recipe, images, {RESUMES_TAG: run_id}, stopper)
+        training.replay_epochs([EpochReport(**report) for report in kept.state["epochs"]])
+        return shop.run_single(training, board, progress_callback, output, kept.state), training.run.run_key
 
 
 def train_seeds(
@@ -184,9 +198,9 @@ def train_seeds(
     precision: str | None = None,
     workers: int | str = "auto",
     experiment: str = "fmnist-search",
-    listener: Listener | None = None,
+    callback: StudyCallback | None = None,
     origins: Mapping[str, str] | None = None,
-) -> Several:
+) -> SeedResults:
     """Train one recipe from its seed and those that follow, side by side, each in a run below a common one.
 
     On a CPU each has a thread of its own unless more are asked for. Their common run holds mean and deviation of the
@@ -195,199 +209,221 @@ def train_seeds(
     Raises:
         UserError: a network that cannot be built, no images, no such device, or a store out of reach.
     """
-    check(recipe.model)
+    check_size(recipe.model)
     execution = resolve_execution(device, threads or 1, engine)
-    recipe = _in_precision(recipe, precision, execution)
+    recipe = _with_precision(recipe, precision, execution)
     recipes = [recipe.replace({"seed": recipe.seed + number}) for number in range(seeds)]
     trainings = [(f"seed {each.seed} {name or each.label}", each) for each in recipes]
-    home = Home.find(tracking_uri, workdir)
+    home = Workspace.resolve(tracking_uri, workdir)
     with (
-        workshop(home, data_dir, execution, experiment, listener) as shop,
-        shop.group(f"train {name or recipe.label}, {seeds} seeds", {"family": recipe.model.family}) as above,
+        open_training_session(home, data_dir, execution, experiment, callback) as shop,
+        shop.open_group_run(f"train {name or recipe.label}, {seeds} seeds", {"family": recipe.model.family}) as above,
     ):
         if origins:
-            above.text(ORIGINS_FILE, origins_csv(origins))
-        done = shop.several(trainings, above, workers)
+            above.log_text(ORIGINS_FILE, origins_csv(origins))
+        done = shop.run_several(trainings, above, workers)
         results, runs = zip(*done, strict=True)
-        several = Several(tuple(recipes), results, runs, above.address)
-        _sum_up(above, several)
+        several = SeedResults(tuple(recipes), results, runs, above.run_key)
+        _log_seed_results(above, several)
     return several
 
 
-def _in_precision(recipe: Recipe, precision: str | None, execution: Execution) -> Recipe:
+def _with_precision(recipe: Recipe, precision: str | None, execution: Execution) -> Recipe:
     """The recipe with another number format where one is asked for, "auto" by a probe of this machine."""
     if precision is None:
         return recipe
     return recipe.replace({"precision": tune(execution)[1] if precision == "auto" else precision})
 
 
-def _sum_up(above: Run, several: Several) -> None:
-    results = several.results
+def _log_seed_results(parent: RunLogger, seed_results: SeedResults) -> None:
+    results = seed_results.results
     columns: dict[str, list[object]] = {
-        "seed": [recipe.seed for recipe in several.recipes],
+        "seed": [recipe.seed for recipe in seed_results.recipes],
         "state": [result.state.value for result in results],
         "val_accuracy": [result.value for result in results],
         "best_val_accuracy": [result.best_val_accuracy for result in results],
-        "run_id": list(several.runs),
+        "run_id": list(seed_results.run_ids),
     }
-    above.table("seeds.json", columns)
-    above.note(f"# {several.recipes[0].label}\n\nValidation accuracy: {several}\n")
-    if several.accuracies:
-        mean, deviation = mean_and_deviation(several.accuracies)
-        above.metrics({"seeds/val_accuracy_mean": mean, "seeds/val_accuracy_deviation": deviation})
+    parent.log_table("seeds.json", columns)
+    parent.set_note(f"# {seed_results.recipes[0].label}\n\nValidation accuracy: {seed_results}\n")
+    if seed_results.accuracies:
+        mean, deviation = mean_and_std(seed_results.accuracies)
+        parent.log_metrics({"seeds/val_accuracy_mean": mean, "seeds/val_accuracy_deviation": deviation})
 
 
 # ---------------------------------------------------------------------------------------- the workshop
 
 
-class Single(Tracked):
+class SingleJob(TrackedJob):
     """A training in this process, alone."""
 
-    def catch_up(self, reports: Sequence[EpochReport]) -> None:
+    def replay_epochs(self, reports: Sequence[EpochReport]) -> None:
         """Take in the epochs that it had before it was taken up again."""
         for report in reports:
-            self._epochs.append(report)
-            self.run.epoch(report, last=False)
+            self._reports.append(report)
+            self.run.log_epoch(report, is_last=False)
 
 
-class Member(Queued):
+class SeedJob(RetryingJob):
     """One of several trainings, whose weights are kept."""
 
-    def end(self, result: TrialResult, seconds: float) -> None:
+    def on_result(self, result: TrialResult, seconds: float) -> None:
         """Take in the result."""
-        super().end(result, seconds)
-        if result.state is State.COMPLETED and result.weights and result.last_weights:
-            files = _files({BEST_FILE: result.weights, LAST_FILE: result.last_weights}, result)
+        super().on_result(result, seconds)
+        if result.state is TrialState.COMPLETED and result.weights and result.last_weights:
+            files = _artifact_files({BEST_FILE: result.weights, LAST_FILE: result.last_weights}, result)
             for path, content in files.items():
-                self.run.file(path, content)
+                self.run.log_artifact(path, content)
 
 
 @dataclass
-class Workshop:
+class TrainingSession:
     """What trainings without a study share: where they are recorded, how they are run, and who listens."""
 
-    home: Home
-    source: Source
-    tracking: Tracking
+    workspace: Workspace
+    source: DataSource
+    mlflow_store: MlflowStore
     execution: Execution
-    desk: Desk
+    context: JobContext
 
-    def images(self, recipe: Recipe) -> Images:
+    def load_images(self, recipe: Recipe) -> Images:
         """The images of a recipe, on the device."""
-        return prepare(recipe.data, self.source, self.execution.device)
+        return load_images(recipe.data, self.source, self.execution.device)
 
-    def begin(self, name: str, recipe: Recipe, images: Images, tags: Mapping[str, str], observer: Observer) -> Single:
+    def make_job(
+        self, name: str, recipe: Recipe, images: Images, tags: Mapping[str, str], stopper: Stopper
+    ) -> SingleJob:
         """Open the run of a single training."""
         every = {"kind": "training", "device": self.execution.device, **tags}
-        run = self.tracking.training_run(self.desk.sender, name, recipe, every)
-        run.dataset(images, vars(recipe.data))
-        run.text(ENVIRONMENT_FILE, json.dumps(environment(self.execution), indent=2))
-        return Single(name, recipe, images, run, self.desk, observer)
+        run = self.mlflow_store.start_training_run(self.context.sender, name, recipe, every)
+        run.log_dataset(images, vars(recipe.data))
+        run.log_text(ENVIRONMENT_FILE, json.dumps(environment(self.execution), indent=2))
+        return SingleJob(name, recipe, images, run, self.context, stopper)
 
-    def trained(
+    def run_single(
         self,
-        training: Single,
-        board: Sequence[Board],
-        watch: Watch | None,
+        job: SingleJob,
+        tensorboard_writers: Sequence[TensorBoardWriter],
+        progress_callback: ProgressCallback | None,
         output: Path | None,
-        start: Mapping[str, Any] | None = None,
+        resume_from: Mapping[str, Any] | None = None,
     ) -> TrialResult:
         """Run it to its end, and keep what is to be kept of it."""
-        keeper = Keeper(self.home.training(training.run.address), training.recipe, training.images, self.execution)
-        result = _run_here(training, self.execution, Company([keeper, *board]), watch, start)
-        if keeper.has_kept:
-            state = keeper.kept().state
+        keeper = CheckpointWriter(
+            self.workspace.training_folder(job.run.run_key), job.recipe, job.images, self.execution
+        )
+        result = _run_inline(
+            job, self.execution, CallbackList([keeper, *tensorboard_writers]), progress_callback, resume_from
+        )
+        if keeper.has_checkpoint:
+            state = keeper.last_checkpoint().state
             weights = {BEST_FILE: state["weights"], LAST_FILE: state["training"]["averaged"]}
-            files = _files(weights, result)
+            files = _artifact_files(weights, result)
             for path, content in files.items():
-                training.run.file(path, content)
+                job.run.log_artifact(path, content)
             if output:
-                _copy({RECIPE_FILE: recipe_to_toml(training.recipe).encode(), **files}, output)
-            of = (training.name, training.recipe, result.epochs, weights[LAST_FILE], training.images)
-            self.desk.sender.when_idle(partial(show_training, training.run, *of))
-        see_off(self.desk)
+                _write_files({RECIPE_FILE: recipe_to_toml(job.recipe).encode(), **files}, output)
+            of = (job.name, job.recipe, result.epochs, weights[LAST_FILE], job.images)
+            self.context.sender.run_when_idle(partial(log_training_plots, job.run, *of))
+        flush_tracking(self.context)
         return result
 
     @contextlib.contextmanager
-    def group(self, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
+    def open_group_run(self, name: str, tags: Mapping[str, str]) -> Iterator[RunLogger]:
         """The run above several trainings, which closes it well."""
-        run_id = self.tracking.group_run(name, {"kind": "group", "device": self.execution.device, **tags})
-        run = Run.known(self.desk.sender, run_id)
-        run.text(ENVIRONMENT_FILE, json.dumps(environment(self.execution), indent=2))
+        run_id = self.mlflow_store.create_parent_run(name, {"kind": "group", "device": self.execution.device, **tags})
+        run = RunLogger.existing(self.context.sender, run_id)
+        run.log_text(ENVIRONMENT_FILE, json.dumps(environment(self.execution), indent=2))
         try:
             yield run
         except BaseException:
             run.end("FAILED", "failed")
             raise
-        whole = not self.desk.interruption.requested
+        whole = not self.context.interrupt_handler.requested
         run.end("FINISHED" if whole else "KILLED", "completed" if whole else "interrupted")
-        see_off(self.desk)
+        flush_tracking(self.context)
 
-    def several(
-        self, trainings: Sequence[tuple[str, Recipe]], above: Run, workers: int | str = "auto"
+    def run_several(
+        self, named_recipes: Sequence[tuple[str, Recipe]], parent: RunLogger, workers: int | str = "auto"
     ) -> list[tuple[TrialResult, str | None]]:
-        """Run several recipes, each in a run of its own below `above`; gives results and ids of runs, in order."""
-        count, remark = fitting(workers, self.execution)
+        """Run several recipes, each in a run of its own below `parent`; gives results and ids of runs, in order."""
+        count, remark = worker_count(workers, self.execution)
         if remark:
-            self.desk.listener.say(remark)
-        images = {recipe.data: self.images(recipe) for _, recipe in trainings}
+            self.context.callback.on_message(remark)
+        images = {recipe.data: self.load_images(recipe) for _, recipe in named_recipes}
         tags = {"kind": "training", "device": self.execution.device}
 
-        def begin(name: str, recipe: Recipe, again: Callable[[], None] | None) -> Member:
-            run = TrainingRun.begun(self.desk.sender, name, recipe, list(recipe.flat()), tags, above)
-            return Member(name, recipe, images[recipe.data], run, self.desk, again)
+        def begin(name: str, recipe: Recipe, again: Callable[[], None] | None) -> SeedJob:
+            run = TrainingRunLogger.start(self.context.sender, name, recipe, list(recipe.to_flat_dict()), tags, parent)
+            return SeedJob(name, recipe, images[recipe.data], run, self.context, again)
 
-        with Crew(self.execution, min(count, len(trainings))) as crew:
-            done = side_by_side(trainings, crew, self.desk, begin)
-        see_off(self.desk)  # from here on the runs have ids
+        with WorkerPool(self.execution, min(count, len(named_recipes))) as crew:
+            done = run_jobs(named_recipes, crew, self.context, begin)
+        flush_tracking(self.context)  # from here on the runs have ids
         return [
-            (member.result, member.run.run_id) if member and member.result else (unbegun("interrupted"), None)
+            (member.result, member.run.run_id) if member and member.result else (not_started("interrupted"), None)
             for member in done
         ]
 
 
 @contextlib.contextmanager
-def workshop(
-    home: Home, data_dir: str | Path | None, execution: Execution, experiment: str, listener: Listener | None
-) -> Iterator[Workshop]:
+def open_training_session(
+    workspace: Workspace,
+    data_dir: str | Path | None,
+    execution: Execution,
+    experiment: str,
+    callback: StudyCallback | None,
+) -> Iterator[TrainingSession]:
     """Everything that trainings without a study need while they run: signals caught, a store that answers.
 
     Raises:
         UserError: the store is out of reach.
     """
-    source = Source(image_cache(), Path(data_dir) if data_dir else None)
-    listener = listener or Silence()
-    interruption = Interruption()
-    with interruption.watching(), reaching(home.tracking_uri):
-        tracking = Tracking(home.tracking_uri, experiment)
-        with sending(home, tracking, listener) as sender:
-            yield Workshop(home, source, tracking, execution, Desk(sender, listener, interruption))
+    source = DataSource(image_cache_folder(), Path(data_dir) if data_dir else None)
+    callback = callback or NullStudyCallback()
+    interruption = InterruptHandler()
+    with interruption.handle_signals(), store_errors(workspace.tracking_uri):
+        tracking = MlflowStore(workspace.tracking_uri, experiment)
+        with open_sender(workspace, tracking, callback) as sender:
+            yield TrainingSession(workspace, source, tracking, execution, JobContext(sender, callback, interruption))
 
 
-def _run_here(
-    job: Single, execution: Execution, companion: Companion, watch: Watch | None, start: Mapping[str, Any] | None
+def _run_inline(
+    job: SingleJob,
+    execution: Execution,
+    training_callback: TrainingCallback,
+    progress_callback: ProgressCallback | None,
+    resume_from: Mapping[str, Any] | None,
 ) -> TrialResult:
     started = time.monotonic()
     try:
-        result = run_trial(job.recipe, job.images, execution, job.report, start=start, companion=companion, watch=watch)
+        result = run_trial(
+            job.recipe,
+            job.images,
+            execution,
+            job.on_epoch,
+            resume_from=resume_from,
+            training_callback=training_callback,
+            progress_callback=progress_callback,
+        )
     except KeyboardInterrupt:
-        result = job.broken_off(State.INTERRUPTED, "interrupted in the middle of an epoch")
+        result = job.partial_result(TrialState.INTERRUPTED, "interrupted in the middle of an epoch")
     except Exception:
-        job.close(TrialResult(State.FAILED, (), 0.0, reason="the training stopped on an error"))
+        job.close(TrialResult(TrialState.FAILED, (), 0.0, reason="the training stopped on an error"))
         raise
-    job.end(result, time.monotonic() - started)
+    job.on_result(result, time.monotonic() - started)
     return result
 
 
-def _files(weights: Mapping[str, Mapping[str, Tensor]], result: TrialResult) -> dict[str, bytes]:
+def _artifact_files(weights: Mapping[str, Mapping[str, Tensor]], result: TrialResult) -> dict[str, bytes]:
     """What is kept of a training: weights as plain state files, and its epochs as a table."""
-    states = {name: state_bytes(state) for name, state in weights.items()}
+    states = {name: state_to_bytes(state) for name, state in weights.items()}
     return {**states, EPOCHS_FILE: epochs_csv(result.epochs).encode()}
 
 
-def _copy(files: Mapping[str, bytes], folder: Path) -> None:
+def _write_files(files: Mapping[str, bytes], folder: Path) -> None:
     for name, content in files.items():
-        with whole(folder / name) as file:
+        with atomic_write(folder / name) as file:
             file.write(content)
 
 

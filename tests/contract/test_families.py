@@ -17,24 +17,24 @@ from torch.nn import functional
 
 from fmnist_search.data.loading import Images
 from fmnist_search.errors import UserError
-from fmnist_search.models.classifier import CLASSES, MAX_PARAMETERS, Classifier, build, count_parameters
+from fmnist_search.models.classifier import MAX_PARAMETERS, NUM_CLASSES, Classifier, build, count_parameters
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.recipe.hyperparameters import hyperparameters
-from fmnist_search.recipe.recipe import FAMILIES, Architecture, Optimizer, family_named
+from fmnist_search.recipe.recipe import FAMILIES, Architecture, Optimizer, get_family
 from fmnist_search.training.evaluation import autocast
 from fmnist_search.training.optim import make_optimizer
-from tests.support.strategies import allowed, architectures
+from tests.support.strategies import architectures, hyperparameter_values
 
-SMALL = 12
+MAX_WIDTH = 12
 """The largest whole number drawn for a width: enough for every shape of network, and fast."""
 
-families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
 
-def built(architecture: Architecture, images: Images, seed: int = 0) -> Classifier:
+def build_seeded(architecture: Architecture, images: Images, seed: int = 0) -> Classifier:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build(architecture, images.mean, images.deviation)
+        return build(architecture, images.mean, images.std)
 
 
 def loss_of(model: Classifier, images: Images, count: int) -> Tensor:
@@ -44,44 +44,44 @@ def loss_of(model: Classifier, images: Images, count: int) -> Tensor:
 # ------------------------------------------------------------------------------------------ shape
 
 
-@families
+@each_family
 @settings(max_examples=15)
 @given(data=st.data())
 def test_one_image_or_many_become_finite_logits(
     family: type[Architecture], images: Images, data: st.DataObject
 ) -> None:
-    model = built(data.draw(architectures(family, SMALL)), images).eval()
+    model = build_seeded(data.draw(architectures(family, MAX_WIDTH)), images).eval()
     with torch.no_grad():
         many, one = model(images.train.pixels[:5]), model(images.train.pixels[:1])
-    assert (many.shape, one.shape, many.dtype) == ((5, CLASSES), (1, CLASSES), torch.float32)
+    assert (many.shape, one.shape, many.dtype) == ((5, NUM_CLASSES), (1, NUM_CLASSES), torch.float32)
     assert many.isfinite().all()
     # No image's logits depend on the company it is in.
     torch.testing.assert_close(one, many[:1], rtol=1e-4, atol=1e-4)
 
 
-@families
+@each_family
 def test_pixels_of_any_type_give_the_same_logits(family: type[Architecture], images: Images) -> None:
-    model = built(family(), images).eval()
+    model = build_seeded(family(), images).eval()
     pixels = images.train.pixels[:4]
     assert torch.equal(model(pixels.float()), model(pixels))
     assert torch.equal(model(pixels.long()), model(pixels))
 
 
-@families
+@each_family
 def test_the_network_sees_normalised_images(family: type[Architecture], images: Images) -> None:
-    model = built(family(), images).eval()
+    model = build_seeded(family(), images).eval()
     pixels = images.train.pixels[:4]
-    normalised = ((pixels.float() - images.mean) / images.deviation).unsqueeze(1)
+    normalised = ((pixels.float() - images.mean) / images.std).unsqueeze(1)
     torch.testing.assert_close(model(pixels), model.network(normalised))
 
 
-@families
+@each_family
 @settings(max_examples=15)
 @given(data=st.data())
 def test_bfloat16_gives_finite_logits_and_gradients(
     family: type[Architecture], images: Images, data: st.DataObject
 ) -> None:
-    model = built(data.draw(architectures(family, SMALL)), images)
+    model = build_seeded(data.draw(architectures(family, MAX_WIDTH)), images)
     with autocast(torch.device("cpu"), "bfloat16"):
         logits = model(images.train.pixels[:8])
     functional.cross_entropy(logits.float(), images.train.labels[:8]).backward()
@@ -91,14 +91,14 @@ def test_bfloat16_gives_finite_logits_and_gradients(
 # ------------------------------------------------------------------------------------- parameters
 
 
-@families
+@each_family
 @settings(max_examples=25)
 @given(data=st.data())
 def test_parameters_are_counted_without_building(
     family: type[Architecture], images: Images, data: st.DataObject
 ) -> None:
-    architecture = data.draw(architectures(family, SMALL))
-    assert count_parameters(architecture) == sum(p.numel() for p in built(architecture, images).parameters())
+    architecture = data.draw(architectures(family, MAX_WIDTH))
+    assert count_parameters(architecture) == sum(p.numel() for p in build_seeded(architecture, images).parameters())
 
 
 def test_the_default_cnn_has_the_parameters_that_pencil_and_paper_give() -> None:
@@ -108,31 +108,31 @@ def test_the_default_cnn_has_the_parameters_that_pencil_and_paper_give() -> None
     assert count_parameters(Cnn()) == convolutions + norms + head == 94_186
 
 
-@families
+@each_family
 @settings(max_examples=15)
 @given(data=st.data())
 def test_a_gradient_reaches_every_parameter(family: type[Architecture], images: Images, data: st.DataObject) -> None:
-    model = built(data.draw(architectures(family, SMALL)), images)
+    model = build_seeded(data.draw(architectures(family, MAX_WIDTH)), images)
     loss_of(model, images, 16).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
-@families
+@each_family
 def test_by_default_no_gradient_is_all_zero(family: type[Architecture], images: Images) -> None:
-    model = built(family(), images)
+    model = build_seeded(family(), images)
     loss_of(model, images, 64).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-LIGHTER: dict[str, dict[str, int]] = {"vgg": {"width": 8}, "resnet": {"blocks": 1}}
+SMALLER_DEFAULTS: dict[str, dict[str, int]] = {"vgg": {"width": 8}, "resnet": {"blocks": 1}}
 """Families whose default network takes its time."""
 
 
-@families
+@each_family
 def test_it_can_learn_64_images_by_heart(family: type[Architecture], images: Images) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = build(family(**LIGHTER.get(family.family, {})), images.mean, images.deviation)
+        model = build(family(**SMALLER_DEFAULTS.get(family.family, {})), images.mean, images.std)
         optimizer = make_optimizer(model, Optimizer(learning_rate=5e-3, weight_decay=0.0))
         for step in itertools.count():
             assert step < 80, "still wrong about some of 64 images"
@@ -148,22 +148,22 @@ def test_it_can_learn_64_images_by_heart(family: type[Architecture], images: Ima
 # ----------------------------------------------------------------------------------------- values
 
 
-@families
+@each_family
 @settings(max_examples=10)
 @given(data=st.data())
 def test_the_seed_decides_the_initial_weights(family: type[Architecture], images: Images, data: st.DataObject) -> None:
-    architecture = data.draw(architectures(family, SMALL))
-    once, again, other = (built(architecture, images, seed).state_dict() for seed in (0, 0, 1))
+    architecture = data.draw(architectures(family, MAX_WIDTH))
+    once, again, other = (build_seeded(architecture, images, seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(value, again[name]) for name, value in once.items())
     assert any(not torch.equal(value, other[name]) for name, value in once.items())
 
 
-@families
+@each_family
 @settings(max_examples=10)
 @given(data=st.data())
 def test_weights_survive_a_file(family: type[Architecture], images: Images, data: st.DataObject) -> None:
-    architecture = data.draw(architectures(family, SMALL))
-    model = built(architecture, images)
+    architecture = data.draw(architectures(family, MAX_WIDTH))
+    model = build_seeded(architecture, images)
     loss_of(model, images, 8).backward()
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
@@ -173,15 +173,15 @@ def test_weights_survive_a_file(family: type[Architecture], images: Images, data
     assert_same_network(again, model, images)
 
 
-@families
+@each_family
 @settings(max_examples=10)
 @given(data=st.data())
 def test_weights_load_from_a_plain_dictionary_too(
     family: type[Architecture], images: Images, data: st.DataObject
 ) -> None:
     # Formats without pickles know names and tensors, and nothing of what torch hides beside them.
-    architecture = data.draw(architectures(family, SMALL))
-    model = built(architecture, images)
+    architecture = data.draw(architectures(family, MAX_WIDTH))
+    model = build_seeded(architecture, images)
     loss_of(model, images, 8).backward()
     again = build(architecture)
     again.load_state_dict(dict(model.state_dict()))
@@ -194,23 +194,27 @@ def assert_same_network(one: Classifier, other: Classifier, images: Images) -> N
         assert torch.equal(copy.deepcopy(one).eval()(pixels), copy.deepcopy(other).eval()(pixels))
 
 
-@families
+@each_family
 @settings(max_examples=30)
 @given(data=st.data())
 def test_what_is_not_in_use_changes_nothing(family: type[Architecture], data: st.DataObject) -> None:
-    architecture = data.draw(architectures(family, SMALL))
+    architecture = data.draw(architectures(family, MAX_WIDTH))
     specs = hyperparameters(family)
     values = {name: getattr(architecture, name) for name in specs}
-    idle = {name: data.draw(allowed(spec, SMALL)) for name, spec in specs.items() if not family.in_use(name, values)}
+    idle = {
+        name: data.draw(hyperparameter_values(spec, MAX_WIDTH))
+        for name, spec in specs.items()
+        if not family.is_active(name, values)
+    }
     other = family(**values | idle)
-    assert str(other.network(CLASSES)) == str(architecture.network(CLASSES))
+    assert str(other.build_network(NUM_CLASSES)) == str(architecture.build_network(NUM_CLASSES))
     assert other.widths == architecture.widths
 
 
 # ------------------------------------------------------------------------------------------ export
 
 
-class Probabilities(nn.Module):
+class ProbabilityModule(nn.Module):
     """What leaves the house: a classifier that answers with probabilities."""
 
     def __init__(self, classifier: Classifier):
@@ -221,13 +225,13 @@ class Probabilities(nn.Module):
         return self.classifier(pixels).softmax(1)
 
 
-@families
+@each_family
 @settings(max_examples=3)
 @given(data=st.data())
 def test_it_exports_for_batches_of_any_size(family: type[Architecture], images: Images, data: st.DataObject) -> None:
-    model = built(data.draw(st.just(family()) | architectures(family, SMALL)), images)
+    model = build_seeded(data.draw(st.just(family()) | architectures(family, MAX_WIDTH)), images)
     loss_of(model, images, 32).backward()
-    leaving = Probabilities(copy.deepcopy(model).cpu().eval())
+    leaving = ProbabilityModule(copy.deepcopy(model).cpu().eval())
     example = (images.train.pixels[:2].float(),)
     exported = torch.export.export(leaving, example, dynamic_shapes=({0: torch.export.Dim("batch")},))
     for count in (1, 2, 3, 50):
@@ -241,7 +245,7 @@ def test_it_exports_for_batches_of_any_size(family: type[Architecture], images: 
 
 def test_the_families_that_study_files_name_are_registered() -> None:
     assert {"cnn", "mlp"} <= FAMILIES.keys()
-    assert all(family_named(name).family == name for name in FAMILIES)
+    assert all(get_family(name).family == name for name in FAMILIES)
 
 
 def test_one_name_is_of_one_type_in_every_family() -> None:
@@ -253,7 +257,7 @@ def test_one_name_is_of_one_type_in_every_family() -> None:
     assert {name: found for name, found in kinds.items() if len(found) > 1} == {}
 
 
-@families
+@each_family
 def test_a_network_that_is_too_large_is_refused_unbuilt(family: type[Architecture]) -> None:
     giant = family()
     for name, spec in hyperparameters(family).items():

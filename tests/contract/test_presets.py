@@ -17,25 +17,25 @@ from torch.nn import functional
 from fmnist_search.config.toml_files import read_recipe, recipe_from_toml, recipe_to_toml
 from fmnist_search.data.loading import Images
 from fmnist_search.errors import UserError
-from fmnist_search.models.classifier import CLASSES, build, check, count_parameters
+from fmnist_search.models.classifier import NUM_CLASSES, build, check_size, count_parameters
 from fmnist_search.models.convnet import ConvNet
-from fmnist_search.models.initialization import SCHEMES, set_initial_weights
-from fmnist_search.models.presets import PRESETS, Preset, preset_named
+from fmnist_search.models.initialization import INITIALIZERS, set_initial_weights
+from fmnist_search.models.presets import PRESETS, Preset, get_preset
 from fmnist_search.models.resnet import ResNet
 from fmnist_search.recipe.recipe import FAMILIES, INITIAL_WEIGHTS, Optimizer, Recipe
 from fmnist_search.reporting.model_summary import summarize
-from fmnist_search.training.engine import _fresh
+from fmnist_search.training.engine import initial_classifier
 from fmnist_search.training.optim import make_optimizer
 from tests.support.strategies import recipes
 
-RECIPES = Path(__file__).parents[2] / "studies" / "recipes"
-LARGE = 1_000_000
-TORCHVISION = ("conv1.", "fc.")
+RECIPES_FOLDER = Path(__file__).parents[2] / "studies" / "recipes"
+LARGE_PARAMETER_COUNT = 1_000_000
+TORCHVISION_PREFIXES = ("conv1.", "fc.")
 
 # What the authors themselves say, and what their descriptions come to: literals, so that no code checks itself.
 # Convolutions before a normalisation need no bias; "about 1 M" is all that its author says.
-VGG = 9 * (64 + 64 * 64 + 64 * 128 + 128**2 + 128 * 256 + 256**2) + 2 * 2 * (64 + 128 + 256) + 257 * 10
-PUBLISHED = {
+VGG_PARAMETER_COUNT = 9 * (64 + 64 * 64 + 64 * 128 + 128**2 + 128 * 256 + 256**2) + 2 * 2 * (64 + 128 + 256) + 257 * 10
+PUBLISHED_PARAMETER_COUNTS = {
     "logistic": 784 * 10 + 10,
     "mlp-512": 669_706,
     "mlp-256": (784 + 1) * 256 + (256 + 1) * 256 + (256 + 1) * 10,
@@ -47,35 +47,37 @@ PUBLISHED = {
     "tiny-conv": 39_358,
     "wide-conv": 25_993_898,
     "wide-conv-bn": 25_994_986,
-    "vgg": VGG,
-    "vgg-augmented": VGG,
+    "vgg": VGG_PARAMETER_COUNT,
+    "vgg-augmented": VGG_PARAMETER_COUNT,
     "resnet18": 11_175_370,
 }
 
-presets = pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
-small_presets = pytest.mark.parametrize(
+each_preset = pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+each_small_preset = pytest.mark.parametrize(
     "preset",
     [
-        pytest.param(preset, id=name, marks=[pytest.mark.slow] * (PUBLISHED[name] >= LARGE))
+        pytest.param(
+            preset, id=name, marks=[pytest.mark.slow] * (PUBLISHED_PARAMETER_COUNTS[name] >= LARGE_PARAMETER_COUNT)
+        )
         for name, preset in PRESETS.items()
     ],
 )
 
 
-@presets
+@each_preset
 def test_it_has_the_parameters_that_were_published(preset: Preset) -> None:
-    assert count_parameters(preset.recipe.model) == PUBLISHED[preset.name]
-    assert preset.parameters in (None, PUBLISHED[preset.name])
+    assert count_parameters(preset.recipe.model) == PUBLISHED_PARAMETER_COUNTS[preset.name]
+    assert preset.parameters in (None, PUBLISHED_PARAMETER_COUNTS[preset.name])
 
 
 def test_the_presets_are_these() -> None:
-    assert PRESETS.keys() == PUBLISHED.keys()
-    assert all(preset_named(name) is preset for name, preset in PRESETS.items())
+    assert PRESETS.keys() == PUBLISHED_PARAMETER_COUNTS.keys()
+    assert all(get_preset(name) is preset for name, preset in PRESETS.items())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_stands_for_its_defaults_and_a_preset_of_its_name_is_no_other(family: str) -> None:
-    assert preset_named(family).recipe.model == FAMILIES[family]()
+    assert get_preset(family).recipe.model == FAMILIES[family]()
 
 
 @pytest.mark.parametrize(("kernel", "side"), [(3, 5), (5, 4), (1, 7)])
@@ -86,7 +88,7 @@ def test_the_first_dense_layer_of_a_convnet_follows_the_kernel(kernel: int, side
 
 
 # Letters for layers: a pool of the maximum stands before a ReLU, which is the same function and less work.
-ORDERS = {
+LAYER_ORDERS = {
     "logistic": "FL",
     "mlp-pyramid": "FLRLRLRL",
     "simple-cnn": "CMRB CMRB C FL",
@@ -99,36 +101,38 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize("name", LAYER_ORDERS)
 def test_its_layers_stand_in_the_published_order(name: str) -> None:
     layers = "".join(layer.kind[0] for layer in summarize(PRESETS[name].recipe.model).layers)
-    assert layers == ORDERS[name].replace(" ", "")
+    assert layers == LAYER_ORDERS[name].replace(" ", "")
 
 
-@small_presets
+@each_small_preset
 def test_images_become_logits_and_a_gradient_reaches_every_parameter(preset: Preset, images: Images) -> None:
-    model = build(preset.recipe.model, images.mean, images.deviation)
+    model = build(preset.recipe.model, images.mean, images.std)
     with torch.no_grad():
         one = copy.deepcopy(model).eval()(images.train.pixels[:1])
-    assert one.shape == (1, CLASSES)
+    assert one.shape == (1, NUM_CLASSES)
     logits = model(images.train.pixels[:8])
-    assert logits.shape == (8, CLASSES)
+    assert logits.shape == (8, NUM_CLASSES)
     functional.cross_entropy(logits, images.train.labels[:8]).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
-@small_presets
+@each_small_preset
 def test_the_seed_decides_its_weights(preset: Preset, images: Images) -> None:
     before = torch.get_rng_state()
-    once, again, other = (_fresh(preset.recipe.replace({"seed": seed}), images).state_dict() for seed in (3, 3, 4))
+    once, again, other = (
+        initial_classifier(preset.recipe.replace({"seed": seed}), images).state_dict() for seed in (3, 3, 4)
+    )
     assert all(torch.equal(value, again[name]) for name, value in once.items())
     assert any(not torch.equal(value, other[name]) for name, value in once.items())
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@small_presets
+@each_small_preset
 def test_exported_it_says_the_same(preset: Preset, images: Images) -> None:
-    model = build(preset.recipe.model, images.mean, images.deviation).eval()
+    model = build(preset.recipe.model, images.mean, images.std).eval()
     batch = torch.export.Dim("batch")
     pixels = images.validation.pixels[:7].float()
     exported = torch.export.export(model, (pixels[:2],), dynamic_shapes=({0: batch},))
@@ -139,11 +143,13 @@ def test_exported_it_says_the_same(preset: Preset, images: Images) -> None:
         torch.testing.assert_close(torch.export.load(file).module()(pixels), model(pixels), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name, count in PUBLISHED.items() if count < LARGE])
+@pytest.mark.parametrize(
+    "name", [name for name, count in PUBLISHED_PARAMETER_COUNTS.items() if count < LARGE_PARAMETER_COUNT]
+)
 def test_it_can_learn_64_images_by_heart(name: str, images: Images) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = build(PRESETS[name].recipe.model, images.mean, images.deviation)
+        model = build(PRESETS[name].recipe.model, images.mean, images.std)
         optimizer = make_optimizer(model, Optimizer(learning_rate=5e-3, weight_decay=0.0))
         for step in itertools.count():
             assert step < 400, "still wrong about some of 64 images"
@@ -159,13 +165,13 @@ def test_it_can_learn_64_images_by_heart(name: str, images: Images) -> None:
 # ---------------------------------------------------------------------------------------- recipes
 
 
-@presets
+@each_preset
 def test_its_recipe_file_gives_its_recipe(preset: Preset) -> None:
-    assert read_recipe(RECIPES / f"{preset.name}.toml") == preset.recipe, "is stale: run `make docs`"
+    assert read_recipe(RECIPES_FOLDER / f"{preset.name}.toml") == preset.recipe, "is stale: run `make docs`"
 
 
 def test_every_recipe_file_is_a_preset_s() -> None:
-    assert {path.stem for path in RECIPES.glob("*.toml")} == PRESETS.keys()
+    assert {path.stem for path in RECIPES_FOLDER.glob("*.toml")} == PRESETS.keys()
 
 
 @given(recipes())
@@ -182,9 +188,9 @@ def test_a_recipe_in_brief_reads_back_equal(recipe: Recipe) -> None:
 def test_resnet18_is_torchvision_s_but_for_its_ends() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        theirs = torchvision.models.resnet18(num_classes=CLASSES)
+        theirs = torchvision.models.resnet18(num_classes=NUM_CLASSES)
         theirs.conv1 = torch.nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
-        ours = PRESETS["resnet18"].recipe.model.network(CLASSES)
+        ours = PRESETS["resnet18"].recipe.model.build_network(NUM_CLASSES)
         ours.load_state_dict(theirs.state_dict())
         pixels = torch.randn(3, 1, 28, 28)
     for mode in (False, True):
@@ -194,13 +200,13 @@ def test_resnet18_is_torchvision_s_but_for_its_ends() -> None:
 def test_imagenet_weights_are_taken_for_all_but_the_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     # The weights themselves are a download; torchvision's own network has the same names and shapes.
     state = torchvision.models.resnet18().state_dict()
-    monkeypatch.setattr("fmnist_search.models.resnet._imagenet", lambda: state)
+    monkeypatch.setattr("fmnist_search.models.resnet._imagenet_weights", lambda: state)
     recipe = PRESETS["resnet18"].recipe.replace({"initial_weights": "imagenet"})
-    network = recipe.model.network(CLASSES)
+    network = recipe.model.build_network(NUM_CLASSES)
     before = copy.deepcopy(network.state_dict())
     set_initial_weights(network, recipe)
     for name, value in network.state_dict().items():
-        wanted = before if name.startswith(TORCHVISION) else state
+        wanted = before if name.startswith(TORCHVISION_PREFIXES) else state
         assert torch.equal(value, wanted[name]), name
 
 
@@ -210,7 +216,7 @@ def test_imagenet_weights_that_cannot_be_had_are_one_line(monkeypatch: pytest.Mo
     (tmp_path / "hub" / "checkpoints").parent.mkdir()
     (tmp_path / "hub" / "checkpoints").write_text("")
     with pytest.raises(UserError) as caught:
-        PRESETS["resnet18"].recipe.model.pretrained()
+        PRESETS["resnet18"].recipe.model.pretrained_weights()
     (line,) = caught.value.lines
     assert line.startswith("initial_weights: the ImageNet weights cannot be had")
     assert f"resnet18-f37072fd.pth into {tmp_path}" in line
@@ -220,7 +226,7 @@ def test_imagenet_weights_that_cannot_be_had_are_one_line(monkeypatch: pytest.Mo
 def test_other_networks_have_no_imagenet_weights(family: str) -> None:
     recipe = Recipe(model=FAMILIES[family](), initial_weights="imagenet")
     with pytest.raises(UserError, match=r"^initial_weights: .*resnet18") as caught:
-        set_initial_weights(recipe.model.network(CLASSES), recipe)
+        set_initial_weights(recipe.model.build_network(NUM_CLASSES), recipe)
     assert len(caught.value.lines) == 1
 
 
@@ -228,14 +234,15 @@ def test_other_networks_have_no_imagenet_weights(family: str) -> None:
 
 
 def test_every_scheme_has_a_name() -> None:
-    assert {"default", "imagenet", *SCHEMES} == set(INITIAL_WEIGHTS)
+    assert {"default", "imagenet", *INITIALIZERS} == set(INITIAL_WEIGHTS)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", INITIALIZERS)
 def test_a_scheme_draws_weights_by_the_seed_and_spares_normalisation(scheme: str, images: Images) -> None:
     recipe = Recipe(model=ConvNet(norm="batch"), initial_weights=scheme)
     usual, one, again = (
-        _fresh(r, images).state_dict() for r in (recipe.replace({"initial_weights": "default"}), *[recipe] * 2)
+        initial_classifier(r, images).state_dict()
+        for r in (recipe.replace({"initial_weights": "default"}), *[recipe] * 2)
     )
     changed = {name for name, value in one.items() if not torch.equal(value, usual[name])}
     layers = {name for name, value in usual.items() if value.ndim > 1}
@@ -252,7 +259,7 @@ def test_a_scheme_draws_weights_by_the_seed_and_spares_normalisation(scheme: str
 
 def test_by_default_weights_are_left_as_they_are() -> None:
     recipe = Recipe(model=ResNet(blocks=1))
-    network = recipe.model.network(CLASSES)
+    network = recipe.model.build_network(NUM_CLASSES)
     before = copy.deepcopy(network.state_dict())
     drawn = torch.get_rng_state()
     set_initial_weights(network, recipe)
@@ -273,9 +280,9 @@ def test_by_default_weights_are_left_as_they_are() -> None:
 )
 def test_a_network_that_leaves_nothing_of_the_image_says_where(model: ConvNet, expected: str | None) -> None:
     if expected is None:
-        check(model)
+        check_size(model)
         return
     with pytest.raises(UserError) as caught:
-        check(model)
+        check_size(model)
     (line,) = caught.value.lines
     assert expected in line

@@ -15,7 +15,7 @@ from typing import Any, get_args
 import optuna
 import pytest
 
-from fmnist_search.config.conditional_space import size
+from fmnist_search.config.conditional_space import space_size
 from fmnist_search.config.sections import (
     Gp,
     Halving,
@@ -33,24 +33,24 @@ from fmnist_search.config.sections import (
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.recipe import Execution, Recipe
-from fmnist_search.results.study import EpochReport, State, TrialResult, TrialRow
-from fmnist_search.search.samplers import drawn_at_random
+from fmnist_search.results.study import EpochReport, TrialRecord, TrialResult, TrialState
+from fmnist_search.search.samplers import independently_sampled
 from fmnist_search.search.storage import open_storage
-from fmnist_search.search.study_store import Conditions, Ledger
-from tests.support.studies import study
+from fmnist_search.search.study_store import StudyRuntime, StudyStore
+from tests.support.studies import make_study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 # Whoever adds a sampler or a pruner to the study file adds it here.
 SAMPLERS = [settings() for settings in get_args(get_args(Sampler)[0])]
 PRUNERS = [settings() for settings in get_args(get_args(Pruner)[0])]
-COMPARING = [settings for settings in PRUNERS if settings.name not in ("none", "patience", "one-epoch")]
+COMPARING_PRUNERS = [settings for settings in PRUNERS if settings.name not in ("none", "patience", "one-epoch")]
 EPOCHS = 6
 TRIALS = 16
 
-every_sampler = pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda settings: settings.name)
-every_pruner = pytest.mark.parametrize("pruner", PRUNERS, ids=lambda settings: settings.name)
-every_comparing_pruner = pytest.mark.parametrize("pruner", COMPARING, ids=lambda settings: settings.name)
+each_sampler = pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda settings: settings.name)
+each_pruner = pytest.mark.parametrize("pruner", PRUNERS, ids=lambda settings: settings.name)
+each_comparing_pruner = pytest.mark.parametrize("pruner", COMPARING_PRUNERS, ids=lambda settings: settings.name)
 
 SPACE: dict[str, Any] = {
     "common": {
@@ -60,129 +60,131 @@ SPACE: dict[str, Any] = {
     },
     "cnn": {"depth": [1, 2, 3], "width_1": [8, 16], "width_2": [16, 32], "width_3": {"low": 32, "high": 64}},
 }
-FINITE = {
+FINITE_SPACE = {
     "common": {"batch_size": [64, 128], "label_smoothing": {"low": 0.0, "high": 0.2, "step": 0.1}},
     "cnn": {"depth": [1, 2, 3], "width_2": [16, 32], "width_3": [32, 48, 64]},
 }
 
 
-def configured(sampler: Any, pruner: Any, seed: int = 1, trials: int = TRIALS) -> StudyConfig:
-    space = FINITE if sampler.name == "grid" else SPACE
+def make_config(sampler: Any, pruner: Any, seed: int = 1, trials: int = TRIALS) -> StudyConfig:
+    space = FINITE_SPACE if sampler.name == "grid" else SPACE
     budget = {"trials": trials, "epochs": EPOCHS}
     tables = {
         key: settings.model_dump(exclude_none=True) for key, settings in {"sampler": sampler, "pruner": pruner}.items()
     }
-    return study(space, **tables, seed=seed, budget=budget)
+    return make_study(space, **tables, seed=seed, budget=budget)
 
 
-def opened(config: StudyConfig, storage: optuna.storages.BaseStorage | None = None) -> Ledger:
+def open_store(config: StudyConfig, storage: optuna.storages.BaseStorage | None = None) -> StudyStore:
     """The study of this storage, with strategies as fresh as after a restart."""
     storage = storage or optuna.storages.InMemoryStorage()
     found = optuna.create_study(storage=storage, study_name="toy", direction="maximize", load_if_exists=True)
-    ledger = Ledger(found, config)
-    ledger.conditions = Conditions(Execution(), "float32")
+    ledger = StudyStore(found, config)
+    ledger.runtime = StudyRuntime(Execution(), "float32")
     return ledger
 
 
-def quality(recipe: Recipe) -> float:
+def final_accuracy(recipe: Recipe) -> float:
     """A problem with one best learning rate, and a little to gain from width and depth."""
     miss = math.log10(recipe.optimizer.learning_rate / 1e-2)
     return 0.9 - 0.2 * miss**2 - 0.3 * recipe.label_smoothing + sum(recipe.model.widths) / 5000
 
 
-def curve(recipe: Recipe) -> list[float]:
+def learning_curve(recipe: Recipe) -> list[float]:
     """Learning curves that cross: deeper networks begin lower."""
     depth = len(recipe.model.widths)
-    return [quality(recipe) * (1 - (0.1 + depth / 10) ** epoch) for epoch in range(1, EPOCHS + 1)]
+    return [final_accuracy(recipe) * (1 - (0.1 + depth / 10) ** epoch) for epoch in range(1, EPOCHS + 1)]
 
 
-def play(ledger: Ledger, count: int, curve_of: Callable[[Recipe], list[float]] = curve) -> None:
+def run_trials(study_store: StudyStore, count: int, curve_of: Callable[[Recipe], list[float]] = learning_curve) -> None:
     """Run trials whose curves are known."""
     for _ in range(count):
-        if ledger.is_exhausted:
+        if study_store.is_exhausted:
             return
-        trial, recipe = ledger.ask()
+        trial, recipe = study_store.ask()
         reports: list[EpochReport] = []
-        state = State.COMPLETED
+        state = TrialState.COMPLETED
         for epoch, value in enumerate(curve_of(recipe), start=1):
             reports.append(EpochReport(epoch, 1.0, value, 1.0, value, 0.01, 1.0))
-            if ledger.should_prune(trial, reports[-1]):
-                state = State.PRUNED
+            if study_store.should_prune(trial, reports[-1]):
+                state = TrialState.PRUNED
                 break
-        ledger.tell(trial, TrialResult(state, tuple(reports), float(len(reports))), "")
+        study_store.tell(trial, TrialResult(state, tuple(reports), float(len(reports))), "")
 
 
 @functools.cache
-def played_before(sampler: Any, pruner: Any) -> list[TrialRow]:
+def cached_search(sampler: Any, pruner: Any) -> list[TrialRecord]:
     """A search that several tests look at."""
-    return played(sampler, pruner)
+    return run_search(sampler, pruner)
 
 
-def played(sampler: Any, pruner: Any, seed: int = 1, count: int = TRIALS) -> list[TrialRow]:
-    ledger = opened(configured(sampler, pruner, seed, count))
-    play(ledger, count)
-    return ledger.rows()
+def run_search(sampler: Any, pruner: Any, seed: int = 1, count: int = TRIALS) -> list[TrialRecord]:
+    ledger = open_store(make_config(sampler, pruner, seed, count))
+    run_trials(ledger, count)
+    return ledger.trial_records()
 
 
 # ------------------------------------------------------------------------------ every pair of them
 
 
-@every_pruner
-@every_sampler
+@each_pruner
+@each_sampler
 def test_one_seed_gives_one_search(sampler: Any, pruner: Any) -> None:
-    once, again = played_before(sampler, pruner), played(sampler, pruner)
+    once, again = cached_search(sampler, pruner), run_search(sampler, pruner)
     assert once == again
     assert len(once) == TRIALS
 
 
-@every_pruner
-@every_sampler
+@each_pruner
+@each_sampler
 def test_a_search_goes_on_after_a_restart_as_if_there_had_been_none(sampler: Any, pruner: Any) -> None:
     storage = optuna.storages.InMemoryStorage()
-    config = configured(sampler, pruner)
+    config = make_config(sampler, pruner)
     for count in (4, 8, 4):  # once among the first draws, once when the sampler has begun to learn
-        play(opened(config, storage), count)
-    assert opened(config, storage).rows() == played_before(sampler, pruner)
+        run_trials(open_store(config, storage), count)
+    assert open_store(config, storage).trial_records() == cached_search(sampler, pruner)
 
 
 # ----------------------------------------------------------------------------------- every sampler
 
 
-@every_sampler
+@each_sampler
 def test_another_seed_gives_another_search(sampler: Any) -> None:
-    searches = [[row.recipe.key() for row in played(sampler, NoPruner(), seed, 5)] for seed in range(4)]
+    searches = [
+        [row.recipe.seed_independent_key() for row in run_search(sampler, NoPruner(), seed, 5)] for seed in range(4)
+    ]
     for one, other in itertools.combinations(searches, 2):
         assert one != other
 
 
-@every_sampler
+@each_sampler
 def test_a_search_is_the_same_in_a_database(sampler: Any, tmp_path: Path) -> None:
-    ledger = opened(configured(sampler, Halving()), open_storage(f"sqlite:///{tmp_path / 'optuna.db'}"))
-    play(ledger, TRIALS)
-    assert ledger.rows() == played_before(sampler, Halving())
+    ledger = open_store(make_config(sampler, Halving()), open_storage(f"sqlite:///{tmp_path / 'optuna.db'}"))
+    run_trials(ledger, TRIALS)
+    assert ledger.trial_records() == cached_search(sampler, Halving())
 
 
-@every_sampler
+@each_sampler
 def test_workers_that_start_together_do_not_draw_alike(sampler: Any) -> None:
     # Each has a cold sampler of the same seed and takes the next trial before the others have ended.
     storage = optuna.storages.InMemoryStorage()
-    config = configured(sampler, NoPruner())
-    keys = {opened(config, storage).ask()[1].key() for _ in range(6)}
+    config = make_config(sampler, NoPruner())
+    keys = {open_store(config, storage).ask()[1].seed_independent_key() for _ in range(6)}
     assert len(keys) == 6
 
 
-@every_sampler
+@each_sampler
 def test_every_recipe_lies_in_the_space(sampler: Any) -> None:
-    for row in played_before(sampler, Halving()):
-        flat = row.recipe.flat()
-        for name, domain in configured(sampler, NoPruner()).space.domains("cnn").items():
-            assert flat[name] == 0 or domain.holds(flat[name])
+    for row in cached_search(sampler, Halving()):
+        flat = row.recipe.to_flat_dict()
+        for name, domain in make_config(sampler, NoPruner()).space.domains("cnn").items():
+            assert flat[name] == 0 or domain.contains(flat[name])
 
 
 @pytest.mark.parametrize("sampler", [Tpe(), Gp()], ids=lambda settings: settings.name)
 def test_what_learns_beats_chance(sampler: Any) -> None:
     values = [
-        statistics.fmean(row.value or 0.0 for seed in range(3) for row in played(one, NoPruner(), seed, 30)[15:])
+        statistics.fmean(row.value or 0.0 for seed in range(3) for row in run_search(one, NoPruner(), seed, 30)[15:])
         for one in (sampler, Random())
     ]
     # Drawn at random, a value has a deviation of about 0.09 here, and each mean is one of 45.
@@ -190,7 +192,7 @@ def test_what_learns_beats_chance(sampler: Any) -> None:
 
 
 def test_tpe_draws_at_random_until_it_has_its_startup_trials() -> None:
-    patient, eager = (played(Tpe(startup_trials=count), NoPruner(), 1, 12) for count in (10, 5))
+    patient, eager = (run_search(Tpe(startup_trials=count), NoPruner(), 1, 12) for count in (10, 5))
     assert patient[:5] == eager[:5]
     assert patient[6:] != eager[6:]
 
@@ -203,42 +205,44 @@ def test_tpe_learns_of_what_only_some_recipes_have() -> None:
 
     widths = []
     for seed in range(3):
-        ledger = opened(configured(Tpe(), NoPruner(), seed, 60))
-        play(ledger, 50, by_third_width)
-        widths += [recipe.widths[2] for row in ledger.rows()[30:] if len((recipe := row.recipe.model).widths) > 2]
+        ledger = open_store(make_config(Tpe(), NoPruner(), seed, 60))
+        run_trials(ledger, 50, by_third_width)
+        widths += [
+            recipe.widths[2] for row in ledger.trial_records()[30:] if len((recipe := row.recipe.model).widths) > 2
+        ]
     assert len(widths) > 40
     assert statistics.fmean(widths) > 56  # at random it would be 48
 
 
-@every_sampler
+@each_sampler
 def test_what_a_sampler_leaves_to_chance_is_known(sampler: Any) -> None:
-    left = drawn_at_random(sampler, study(SPACE).space)
+    left = independently_sampled(sampler, make_study(SPACE).space)
     conditional = {"model.width_2", "model.width_3"}
     choices = {"batch_size", "model.depth", "model.width_1"}
     assert set(left) == {"gp": conditional, "cmaes": conditional | choices}.get(sampler.name, set())
 
 
 def test_a_grid_takes_every_recipe_once_and_then_says_so() -> None:
-    config = configured(next(s for s in SAMPLERS if s.name == "grid"), NoPruner())
-    count = size(config.space).recipes
+    config = make_config(next(s for s in SAMPLERS if s.name == "grid"), NoPruner())
+    count = space_size(config.space).recipe_count
     assert count == 2 * 3 * (1 + 2 + 2 * 3)
-    ledger = opened(config)
-    play(ledger, 10 * count)
-    assert len(ledger.rows()) == count
-    assert len({row.recipe.key() for row in ledger.rows()}) == count
+    ledger = open_store(config)
+    run_trials(ledger, 10 * count)
+    assert len(ledger.trial_records()) == count
+    assert len({row.recipe.seed_independent_key() for row in ledger.trial_records()}) == count
     assert ledger.is_exhausted
 
 
 def test_a_grid_does_not_take_a_recipe_that_runs_or_failed() -> None:
-    config = configured(next(s for s in SAMPLERS if s.name == "grid"), NoPruner())
-    ledger = opened(config)
-    running = ledger.ask()[1].key()
+    config = make_config(next(s for s in SAMPLERS if s.name == "grid"), NoPruner())
+    ledger = open_store(config)
+    running = ledger.ask()[1].seed_independent_key()
     trial, failed = ledger.ask()
-    ledger.tell(trial, TrialResult(State.FAILED, (), 0.0, reason="out of memory"), "")
-    play(ledger, 1000)
-    keys = [row.recipe.key() for row in ledger.rows()]
+    ledger.tell(trial, TrialResult(TrialState.FAILED, (), 0.0, reason="out of memory"), "")
+    run_trials(ledger, 1000)
+    keys = [row.recipe.seed_independent_key() for row in ledger.trial_records()]
     assert running not in keys
-    assert keys.count(failed.key()) == 1
+    assert keys.count(failed.seed_independent_key()) == 1
 
 
 def test_strategies_are_made_and_asked_without_warnings() -> None:
@@ -255,10 +259,10 @@ def test_strategies_are_made_and_asked_without_warnings() -> None:
 # ------------------------------------------------------------------------------------ every pruner
 
 
-@every_comparing_pruner
-@every_sampler
+@each_comparing_pruner
+@each_sampler
 def test_nothing_is_pruned_after_its_last_epoch(sampler: Any, pruner: Any) -> None:
-    pruned = [row for row in played(sampler, pruner, 2, 30) if row.state is State.PRUNED]
+    pruned = [row for row in run_search(sampler, pruner, 2, 30) if row.state is TrialState.PRUNED]
     assert all(row.epochs < EPOCHS for row in pruned)
     assert pruned
 
@@ -280,68 +284,68 @@ def test_nothing_is_pruned_after_its_last_epoch(sampler: Any, pruner: Any) -> No
 )
 def test_nothing_is_pruned_before_the_first_rung(pruner: Any, rung: int) -> None:
     assert pruner.first_rung(EPOCHS) == rung
-    reached = race(pruner, [0.9 - number / 1000 for number in range(30)], falling=True)
+    reached = epochs_reached(pruner, [0.9 - number / 1000 for number in range(30)], falling=True)
     assert min(reached) == rung
 
 
-def race(pruner: Any, levels: list[float], *, falling: bool = False) -> list[int]:
+def epochs_reached(pruner: Any, accuracies: list[float], *, falling: bool = False) -> list[int]:
     """The epochs that trials reach whose curves are flat or fall a little, one after another."""
-    upcoming = iter(levels)
-    ledger = opened(configured(Random(), pruner, trials=len(levels) + 1))
+    upcoming = iter(accuracies)
+    ledger = open_store(make_config(Random(), pruner, trials=len(accuracies) + 1))
 
     def next_curve(_: Recipe) -> list[float]:
         level = next(upcoming)
         return [level - falling * epoch / 10_000 for epoch in range(EPOCHS)]
 
-    play(ledger, len(levels), next_curve)
-    return [row.epochs for row in ledger.rows()]
+    run_trials(ledger, len(accuracies), next_curve)
+    return [row.epochs for row in ledger.trial_records()]
 
 
-SPARED = 7
+STARTUP_TRIALS = 7
 # Halving counts the trial that it is asked about, the others those that have completed before it.
-SPARING = pytest.mark.parametrize(
+each_startup_pruner = pytest.mark.parametrize(
     "pruner",
     [
-        Halving(min_epochs=1, startup_trials=SPARED + 1),
-        Median(startup_trials=SPARED),
-        Percentile(startup_trials=SPARED),
+        Halving(min_epochs=1, startup_trials=STARTUP_TRIALS + 1),
+        Median(startup_trials=STARTUP_TRIALS),
+        Percentile(startup_trials=STARTUP_TRIALS),
     ],
     ids=lambda settings: settings.name,
 )
 
 
-@SPARING
+@each_startup_pruner
 def test_the_first_are_spared_however_bad_they_are(pruner: Any) -> None:
     falling = [0.9 - number / 1000 for number in range(30)]
-    assert race(pruner, falling) == [EPOCHS] * SPARED + [1] * (30 - SPARED)
+    assert epochs_reached(pruner, falling) == [EPOCHS] * STARTUP_TRIALS + [1] * (30 - STARTUP_TRIALS)
 
 
-@every_comparing_pruner
+@each_comparing_pruner
 def test_what_is_better_than_all_before_it_is_never_pruned(pruner: Any) -> None:
-    assert race(pruner, [0.5 + number / 1000 for number in range(30)]) == [EPOCHS] * 30
+    assert epochs_reached(pruner, [0.5 + number / 1000 for number in range(30)]) == [EPOCHS] * 30
 
 
-@SPARING
+@each_startup_pruner
 def test_a_good_trial_among_bad_ones_trains_to_its_end(pruner: Any) -> None:
     levels = [0.8 + number / 1000 if number % 4 == 0 else 0.3 - number / 1000 for number in range(24)]
-    reached = race(pruner, levels)
+    reached = epochs_reached(pruner, levels)
     assert set(reached[::4]) == {EPOCHS}
-    assert {reached[number] for number in range(SPARED + 1, 24) if number % 4} == {1}
+    assert {reached[number] for number in range(STARTUP_TRIALS + 1, 24) if number % 4} == {1}
 
 
 def test_hyperband_gives_some_trials_more_time_than_others() -> None:
-    reached = race(Hyperband(min_epochs=1), [0.9 - number / 1000 for number in range(40)])
+    reached = epochs_reached(Hyperband(min_epochs=1), [0.9 - number / 1000 for number in range(40)])
     assert set(reached) == {1, 3, EPOCHS}  # the first rungs of its two brackets, and the first trial of each
     assert reached.count(EPOCHS) == 2
 
 
 def test_patience_ends_what_does_not_improve_whatever_the_others_do() -> None:
-    assert race(Patience(epochs=1), [0.9, 0.5], falling=True) == [3, 3]
-    assert race(Patience(epochs=1, min_delta=0.5), [0.9, 0.5], falling=True) == [EPOCHS] * 2
+    assert epochs_reached(Patience(epochs=1), [0.9, 0.5], falling=True) == [3, 3]
+    assert epochs_reached(Patience(epochs=1, min_delta=0.5), [0.9, 0.5], falling=True) == [EPOCHS] * 2
 
 
 def test_without_a_pruner_every_trial_trains_to_its_end() -> None:
-    assert race(NoPruner(), [0.9 - number / 1000 for number in range(30)]) == [EPOCHS] * 30
+    assert epochs_reached(NoPruner(), [0.9 - number / 1000 for number in range(30)]) == [EPOCHS] * 30
 
 
 # ------------------------------------------------------------------------------- the one-epoch rule
@@ -349,42 +353,42 @@ def test_without_a_pruner_every_trial_trains_to_its_end() -> None:
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_the_best_candidates_are_trained_in_full_the_best_first(epochs: int) -> None:
-    rows = played(Random(), OneEpoch(survivors=3, epochs=epochs))
+    rows = run_search(Random(), OneEpoch(survivors=3, epochs=epochs))
     candidates, survivors = rows[: TRIALS - 3], rows[TRIALS - 3 :]
-    assert all((row.state, row.epochs) == (State.PRUNED, epochs) for row in candidates)
-    assert all((row.state, row.epochs) == (State.COMPLETED, EPOCHS) for row in survivors)
+    assert all((row.state, row.epochs) == (TrialState.PRUNED, epochs) for row in candidates)
+    assert all((row.state, row.epochs) == (TrialState.COMPLETED, EPOCHS) for row in survivors)
     best = sorted(candidates, key=lambda row: -(row.value or 0.0))[:3]
     assert [row.recipe for row in survivors] == [row.recipe for row in best]  # their seeds too
 
 
 def test_a_larger_budget_brings_more_candidates_before_other_survivors() -> None:
     storage = optuna.storages.InMemoryStorage()
-    play(opened(configured(Random(), OneEpoch(survivors=2), trials=10), storage), 10)
-    ledger = opened(configured(Random(), OneEpoch(survivors=2), trials=20), storage)
-    play(ledger, 10)
-    states = [row.state for row in ledger.rows()]
-    assert states == ([State.PRUNED] * 8 + [State.COMPLETED] * 2) * 2
+    run_trials(open_store(make_config(Random(), OneEpoch(survivors=2), trials=10), storage), 10)
+    ledger = open_store(make_config(Random(), OneEpoch(survivors=2), trials=20), storage)
+    run_trials(ledger, 10)
+    states = [row.state for row in ledger.trial_records()]
+    assert states == ([TrialState.PRUNED] * 8 + [TrialState.COMPLETED] * 2) * 2
 
 
 def test_a_grid_that_is_used_up_has_its_survivors_all_the_same() -> None:
     grid = next(s for s in SAMPLERS if s.name == "grid")
-    config = configured(grid, OneEpoch(survivors=3), trials=1000)
-    count = size(config.space).recipes
-    ledger = opened(config)
-    play(ledger, count + 3)
-    assert [row.state for row in ledger.rows()] == [State.PRUNED] * count + [State.COMPLETED] * 3
+    config = make_config(grid, OneEpoch(survivors=3), trials=1000)
+    count = space_size(config.space).recipe_count
+    ledger = open_store(config)
+    run_trials(ledger, count + 3)
+    assert [row.state for row in ledger.trial_records()] == [TrialState.PRUNED] * count + [TrialState.COMPLETED] * 3
 
 
 # ------------------------------------------------------------------------------- what does not fit
 
-ENDLESS = {"common": {"optimizer": {"learning_rate": {"low": 1e-3, "high": 1e-1}}}}
+CONTINUOUS_SPACE = {"common": {"optimizer": {"learning_rate": {"low": 1e-3, "high": 1e-1}}}}
 
 
 @pytest.mark.parametrize(
     ("tables", "message"),
     [
         (
-            {"sampler": "grid", "space": ENDLESS},
+            {"sampler": "grid", "space": CONTINUOUS_SPACE},
             "space.common.optimizer.learning_rate: a grid has no end of it; give a list or a step",
         ),
         (
@@ -425,5 +429,5 @@ ENDLESS = {"common": {"optimizer": {"learning_rate": {"low": 1e-3, "high": 1e-1}
 def test_what_does_not_fit_is_one_clear_line(tables: dict[str, Any], message: str) -> None:
     whole = {"budget": {"trials": TRIALS, "epochs": EPOCHS}, "space": SPACE, **tables}
     with pytest.raises(UserError) as caught:
-        study(**whole)
+        make_study(**whole)
     assert caught.value.lines == (message,)

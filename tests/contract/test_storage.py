@@ -17,7 +17,7 @@ from fmnist_search.search.storage import open_storage
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def refusal(url: str) -> str:
+def storage_error(url: str) -> str:
     with pytest.raises(UserError) as caught:
         open_storage(url)
     (line,) = caught.value.lines
@@ -76,24 +76,24 @@ def test_a_folder_may_have_any_name(name: str, tmp_path: Path) -> None:
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "optuna.db"
     path.write_text("Dear diary, " * 1_000)
-    assert str(path) in refusal(f"sqlite:///{path}")
+    assert str(path) in storage_error(f"sqlite:///{path}")
     assert path.read_text().startswith("Dear diary")
 
 
 def test_a_folder_in_its_place_is_refused(tmp_path: Path) -> None:
-    assert str(tmp_path) in refusal(f"sqlite:///{tmp_path}")
+    assert str(tmp_path) in storage_error(f"sqlite:///{tmp_path}")
 
 
 def test_a_place_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file" / "optuna.db", tmp_path / "file" / "folder" / "optuna.db"):
-        assert str(place) in refusal(f"sqlite:///{place}")
+        assert str(place) in storage_error(f"sqlite:///{place}")
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a place where nobody may write, root included")
 def test_a_place_that_cannot_be_written_is_refused() -> None:
-    assert "/proc/optuna.db" in refusal("sqlite:////proc/optuna.db")
-    assert "/proc/folder/optuna.db" in refusal("sqlite:////proc/folder/optuna.db")
+    assert "/proc/optuna.db" in storage_error("sqlite:////proc/optuna.db")
+    assert "/proc/folder/optuna.db" in storage_error("sqlite:////proc/folder/optuna.db")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -103,7 +103,7 @@ def test_a_file_that_may_only_be_read_is_refused(tmp_path: Path) -> None:
     path.chmod(0o400)
     tmp_path.chmod(0o500)
     try:
-        assert str(path) in refusal(f"sqlite:///{path}")
+        assert str(path) in storage_error(f"sqlite:///{path}")
     finally:
         tmp_path.chmod(0o700)
 
@@ -115,18 +115,18 @@ def test_a_database_of_a_later_optuna_is_refused(tmp_path: Path) -> None:
     connection.execute("UPDATE alembic_version SET version_num = 'v99.0.0'")
     connection.commit()
     connection.close()
-    assert str(path) in refusal(f"sqlite:///{path}")
+    assert str(path) in storage_error(f"sqlite:///{path}")
 
 
 def test_a_password_is_not_shown() -> None:
-    line = refusal("postgresql+nodriver://me:secret@127.0.0.1:1/optuna")
+    line = storage_error("postgresql+nodriver://me:secret@127.0.0.1:1/optuna")
     assert "127.0.0.1" in line
     assert "secret" not in line
 
 
 # ------------------------------------------------------------------------------------ several at once
 
-OPEN_AS_TOLD = """
+OPEN_ON_SIGNAL_SCRIPT = """
 import sys
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.search.study_store import Ledger
@@ -142,7 +142,7 @@ for url in sys.stdin:
 def test_two_processes_may_open_the_same_new_storage_at_once(tmp_path: Path) -> None:
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", OPEN_AS_TOLD],
+            [sys.executable, "-c", OPEN_ON_SIGNAL_SCRIPT],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

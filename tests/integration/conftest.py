@@ -26,7 +26,7 @@ from fmnist_search.training.autotune import tune
 from fmnist_search.workflows import ensemble, jobs, registration, single_training
 from fmnist_search.workflows.study import promotion, run_logging, session
 
-TINY = """
+TINY_STUDY = """
 # Does a search run from end to end?
 name = "tiny"
 question = "Does a search run from end to end?"
@@ -70,10 +70,10 @@ workers = 1                # each test has processes enough; test_workers.py is 
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CommandResult:
     """What a command left: its exit code and the two streams."""
 
-    code: int
+    exit_code: int
     stdout: str
     stderr: str
 
@@ -86,21 +86,21 @@ class Outcome:
         return [line for line in self.stderr.splitlines() if line.startswith("error:")]
 
 
-Command = Callable[..., Outcome]
+RunCommand = Callable[..., CommandResult]
 
 
-def environment(**changes: str) -> dict[str, str]:
+def clean_environment(**changes: str) -> dict[str, str]:
     """The environment of a user who has set nothing of ours."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "FMNIST_"))}
     return {**kept, **changes}
 
 
-def run(folder: Path, *arguments: object, **changes: str) -> Outcome:
+def run_command(folder: Path, *arguments: object, **changes: str) -> CommandResult:
     """The command line in a folder, within this process: its own imports would take longer than most commands."""
     before, here = dict(os.environ), Path.cwd()
     stdout, stderr = io.StringIO(), io.StringIO()
     os.environ.clear()
-    os.environ.update(environment(**changes))
+    os.environ.update(clean_environment(**changes))
     os.chdir(folder)
     code: object = 0
     try:
@@ -113,20 +113,20 @@ def run(folder: Path, *arguments: object, **changes: str) -> Outcome:
         os.environ.clear()
         os.environ.update(before)
     assert isinstance(code, int)
-    return Outcome(code, stdout.getvalue(), stderr.getvalue())
+    return CommandResult(code, stdout.getvalue(), stderr.getvalue())
 
 
-def start(folder: Path, *arguments: object, **changes: str) -> subprocess.Popen[str]:
+def start_command(folder: Path, *arguments: object, **changes: str) -> subprocess.Popen[str]:
     """`python -m fmnist_search` as a process of its own, to be watched and signalled."""
-    return started(folder, "-m", "fmnist_search", *map(str, arguments), **changes)
+    return start_python(folder, "-m", "fmnist_search", *map(str, arguments), **changes)
 
 
-def started(folder: Path, *arguments: str, **changes: str) -> subprocess.Popen[str]:
+def start_python(folder: Path, *arguments: str, **changes: str) -> subprocess.Popen[str]:
     """Python as a process of its own, to be watched and signalled."""
     return subprocess.Popen(
         [sys.executable, *arguments],
         cwd=folder,
-        env=environment(**changes),
+        env=clean_environment(**changes),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -166,15 +166,17 @@ def tables_made_once() -> Iterator[None]:
             yield
 
 
-DRAWERS = {
+RENDERER_NAMES = {
     run_logging: ("study_figures", "study_page"),
     promotion: ("show_training",),
     registration: ("show_network",),
     single_training: ("show_training",),
     ensemble: ("show_network",),
 }
-DRAWN = [(module, name, getattr(module, name)) for module, names in DRAWERS.items() for name in names]
-DRAW_CONFUSION = jobs.ARTISTS["confusion"]
+ORIGINAL_RENDERERS = [
+    (module, name, getattr(module, name)) for module, names in RENDERER_NAMES.items() for name in names
+]
+CONFUSION_RENDERER = jobs.RENDERERS["confusion"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -183,10 +185,10 @@ def undrawn() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_logging, "study_figures", lambda *_: {})
         patch.setattr(run_logging, "study_page", lambda *_: "")
-        for module, names in DRAWERS.items():
+        for module, names in RENDERER_NAMES.items():
             for name in names if module is not run_logging else ():
                 patch.setattr(module, name, lambda *_: None)
-        patch.setitem(jobs.ARTISTS, "confusion", lambda _: Figure(figsize=(1, 1)))
+        patch.setitem(jobs.RENDERERS, "confusion", lambda _: Figure(figsize=(1, 1)))
         yield
 
 
@@ -194,18 +196,18 @@ def undrawn() -> Iterator[None]:
 def drawn(undrawn: None) -> Iterator[None]:
     """Studies of this module have their pictures."""
     with pytest.MonkeyPatch.context() as patch:
-        for module, name, draw in DRAWN:
+        for module, name, draw in ORIGINAL_RENDERERS:
             patch.setattr(module, name, draw)
-        patch.setitem(jobs.ARTISTS, "confusion", DRAW_CONFUSION)
+        patch.setitem(jobs.RENDERERS, "confusion", CONFUSION_RENDERER)
         yield
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Command:
+def command(tmp_path: Path) -> RunCommand:
     """The command line in a folder of the test's own."""
 
-    def in_folder(*arguments: object, **changes: str) -> Outcome:
-        return run(tmp_path, *arguments, **changes)
+    def in_folder(*arguments: object, **changes: str) -> CommandResult:
+        return run_command(tmp_path, *arguments, **changes)
 
     return in_folder
 
@@ -214,30 +216,30 @@ def command(tmp_path: Path) -> Command:
 def tiny(tmp_path: Path) -> Path:
     """A study file that runs in seconds."""
     path = tmp_path / "tiny.toml"
-    path.write_text(TINY)
+    path.write_text(TINY_STUDY)
     return path
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedStudy:
     """A folder in which the tiny study has run to its end."""
 
     folder: Path
-    outcome: Outcome
+    result: CommandResult
 
     @property
     def tracking_uri(self) -> str:
         return f"sqlite:///{self.folder / 'mlflow.db'}"
 
-    def run(self, *arguments: object, **changes: str) -> Outcome:
-        return run(self.folder, *arguments, **changes)
+    def run(self, *arguments: object, **changes: str) -> CommandResult:
+        return run_command(self.folder, *arguments, **changes)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
     """The tiny study, run once for a module by the command line."""
     folder = tmp_path_factory.mktemp("finished")
-    (folder / "tiny.toml").write_text(TINY)
-    outcome = run(folder, "search", "tiny.toml")
-    assert outcome.code == 0, outcome.stderr
-    return Finished(folder, outcome)
+    (folder / "tiny.toml").write_text(TINY_STUDY)
+    outcome = run_command(folder, "search", "tiny.toml")
+    assert outcome.exit_code == 0, outcome.stderr
+    return FinishedStudy(folder, outcome)

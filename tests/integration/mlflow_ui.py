@@ -16,13 +16,13 @@ from mlflow.entities import Run
 from playwright.sync_api import Browser, FrameLocator, Locator, Page, TimeoutError, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
-PATIENCE = 30_000
+TIMEOUT_MS = 30_000
 """Milliseconds, for machines that do something else as well."""
 
-ASSISTANT_SEEN = "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1"
+ASSISTANT_SEEN_KEY = "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1"
 """What a browser keeps that has seen the assistant, which otherwise opens over a third of the page."""
 
-ROWS = """() => {
+ROWS_SCRIPT = """() => {
     const rows = {};
     for (const cell of document.querySelectorAll("[role=row][row-index] [role=gridcell][col-id]")) {
         const row = rows[cell.closest("[row-index]").getAttribute("row-index")] ??= {};
@@ -33,7 +33,7 @@ ROWS = """() => {
 }"""
 
 
-CURVES = """steps => {
+CURVES_SCRIPT = """steps => {
     const curves = document.querySelector(".js-plotly-plot")?.data ?? [];
     const drawn = Object.fromEntries(curves.map(curve => [curve.name, [...curve.x]]));
     const names = Object.keys(steps);
@@ -43,7 +43,7 @@ CURVES = """steps => {
 
 
 @contextlib.contextmanager
-def browser() -> Iterator[Browser]:
+def launch_browser() -> Iterator[Browser]:
     """Chromium without a window."""
     assert CHROMIUM
     sandbox = [] if os.geteuid() else ["--no-sandbox"]  # root has none
@@ -54,7 +54,7 @@ def browser() -> Iterator[Browser]:
         yield launched
 
 
-def steps_of(runs: Iterable[Run]) -> dict[str, list[int]]:
+def epoch_steps(runs: Iterable[Run]) -> dict[str, list[int]]:
     """The epochs of each training among these runs, by its name."""
     trained = {run.info.run_name: run.data.tags["epochs"] for run in runs if "epochs" in run.data.tags}
     return {str(name): list(range(1, int(epochs) + 1)) for name, epochs in trained.items()}
@@ -63,44 +63,44 @@ def steps_of(runs: Iterable[Run]) -> dict[str, list[int]]:
 class MlflowUi:
     """The UI, as somebody uses it who was told the address of the runs by `fmnist-search ui`."""
 
-    def __init__(self, page: Page, address: str):
+    def __init__(self, page: Page, url: str):
         self.page = page
-        self._address = address
-        self._server, _, runs = address.partition("#/")
+        self._url = url
+        self._server, _, runs = url.partition("#/")
         self._experiment = runs.partition("/runs")[0]
-        page.set_default_timeout(PATIENCE)
-        page.add_init_script(f"localStorage.setItem('{ASSISTANT_SEEN}', 'true')")
+        page.set_default_timeout(TIMEOUT_MS)
+        page.add_init_script(f"localStorage.setItem('{ASSISTANT_SEEN_KEY}', 'true')")
 
     # ------------------------------------------------------------------------------------- many runs
 
     def open_runs(self, *, charts: bool = False) -> None:
         """The list of runs, or the charts beside it."""
-        self._open(self._address + ("&compareRunsMode=CHART" if charts else ""))
+        self._open(self._url + ("&compareRunsMode=CHART" if charts else ""))
         self.page.get_by_role("gridcell").get_by_role("link").first.wait_for()
 
     def expand(self, study: str) -> None:
         """Show the runs below a study's."""
         before = len(self.rows())
         self._row(study).get_by_role("button").first.click()
-        self.page.wait_for_function(f"({ROWS})().length > {before}")
+        self.page.wait_for_function(f"({ROWS_SCRIPT})().length > {before}")
 
     def sort_by(self, column: str) -> None:
         """Sort by a column, ascending."""
         header = self.page.get_by_role("columnheader", name=column, exact=True).last
-        self._ask(header.click)
+        self._wait_for_search(header.click)
         if "orderByAsc=true" not in self.page.url:
-            self._ask(header.click)
+            self._wait_for_search(header.click)
 
     def search(self, text: str) -> None:
         """Type into the search box, and wait for the answer."""
         box = self.page.get_by_test_id("search-box")
         box.fill(text)
         box.press("Enter")
-        if not self._is_asked(text):  # a list of suggestions was open, and has taken the key
+        if not self._has_search_filter(text):  # a list of suggestions was open, and has taken the key
             box.press("Enter")
-            assert self._is_asked(text)
+            assert self._has_search_filter(text)
 
-    def _is_asked(self, text: str) -> bool:
+    def _has_search_filter(self, text: str) -> bool:
         asked = "new URLSearchParams(location.hash.split('?')[1]).get('searchFilter')"
         with contextlib.suppress(TimeoutError):
             self.page.wait_for_function(f"text => {asked} === text", arg=text, timeout=2_000)
@@ -109,11 +109,11 @@ class MlflowUi:
 
     def rows(self) -> list[Mapping[str, str]]:
         """The rows of the list, from top to bottom, each by the names of its columns."""
-        return list(self.page.evaluate(ROWS))
+        return list(self.page.evaluate(ROWS_SCRIPT))
 
     def wait_for_names(self, names: Sequence[str]) -> None:
         """Wait until the list shows these runs, in this order, and no others."""
-        shown = f"({ROWS})().map(row => row['Run Name'])"
+        shown = f"({ROWS_SCRIPT})().map(row => row['Run Name'])"
         self.page.wait_for_function(f"names => JSON.stringify({shown}) === JSON.stringify(names)", arg=list(names))
 
     def find_chart(self, metric: str) -> None:
@@ -124,22 +124,22 @@ class MlflowUi:
 
     def wait_for_curves(self, steps: Mapping[str, Sequence[int]]) -> None:
         """Wait until the first chart has a curve with these steps for each of these runs, and no others."""
-        self.page.wait_for_function(CURVES, arg={name: list(at) for name, at in steps.items()})
+        self.page.wait_for_function(CURVES_SCRIPT, arg={name: list(at) for name, at in steps.items()})
 
     def enlarge_chart(self) -> None:
         """Show the first chart alone, over all of the page."""
         self.page.locator("[data-component-id=fullscreen_button_chartcard]").first.click()
         self.page.get_by_role("dialog").locator(".js-plotly-plot").wait_for()
 
-    def compare(self, names: Sequence[str]) -> None:
+    def compare_runs(self, names: Sequence[str]) -> None:
         """Tick runs of the list and open the page that compares them."""
         for name in names:
             self._row(name).get_by_role("checkbox").first.check()
         self.page.get_by_role("button", name="Compare").click()
         self.page.get_by_role("tab", name="Parallel Coordinates Plot").wait_for()
-        self.traces()
+        self.chart_traces()
 
-    def choose(self, kind: str, name: str) -> None:
+    def add_axis(self, kind: str, name: str) -> None:
         """Add one of the Parameters or of the Metrics to the parallel coordinates."""
         place = ("Parameters", "Metrics").index(kind)
         self.page.get_by_role("tabpanel").get_by_role("combobox").nth(place).click()
@@ -155,16 +155,16 @@ class MlflowUi:
         self.page.keyboard.press("Escape")
         listed.wait_for(state="hidden")
 
-    def traces(self) -> list[dict[str, Any]]:
+    def chart_traces(self) -> list[dict[str, Any]]:
         """What the first chart of the page has drawn, as Plotly keeps it."""
         drawn = self.page.locator(".js-plotly-plot").first
         drawn.wait_for()
         return list(drawn.evaluate("chart => JSON.parse(JSON.stringify(chart.data))"))
 
-    def _ask(self, act: Callable[[], None]) -> None:
+    def _wait_for_search(self, action: Callable[[], None]) -> None:
         """Do what makes the UI search for runs, and wait for the answer."""
         with self.page.expect_response(lambda answer: "runs/search" in answer.url):
-            act()
+            action()
 
     def _row(self, name: str) -> Locator:
         """The part of a run's row that stays in place: its box, its expander, its name."""
@@ -185,14 +185,14 @@ class MlflowUi:
         self._open(f"{self._server}#/{self._experiment}/runs/{run_id}/artifacts/{path}?workflowType=machine_learning")
         self.page.get_by_text(f"/artifacts/{path}").wait_for()
 
-    def picture(self) -> tuple[int, int]:
+    def image_size(self) -> tuple[int, int]:
         """Width and height of the artifact that is shown, once it is there as a picture."""
         shown = "document.querySelector('main .image-outer-container img, main img')"
         self.page.wait_for_function(f"{shown}?.naturalWidth > 0")
         width, height = self.page.evaluate(f"[{shown}.naturalWidth, {shown}.naturalHeight]")
         return int(width), int(height)
 
-    def wait_for_page_of_charts(self) -> FrameLocator:
+    def wait_for_plotly_page(self) -> FrameLocator:
         """The artifact that is shown, once it is there as a page with a chart of Plotly."""
         inner = self.page.frame_locator("iframe")
         inner.locator(".js-plotly-plot .main-svg").first.wait_for()
@@ -206,7 +206,7 @@ class MlflowUi:
         self._open(f"{self._server}#/models/{name}{part}?workflowType=machine_learning")
         self.page.get_by_role("heading", name=f"Version {version}" if version else name).wait_for()
 
-    def picture_of_page(self) -> bytes:
+    def stable_screenshot(self) -> bytes:
         """The page as a PNG, once it looks the same for a second."""
         picture, same = self.page.screenshot(), 0
         while same < 4:
@@ -215,6 +215,6 @@ class MlflowUi:
             same = same + 1 if picture == before else 0
         return picture
 
-    def _open(self, address: str) -> None:
+    def _open(self, url: str) -> None:
         self.page.goto("about:blank")  # of two pages that differ behind the # alone, Chromium would load one
-        self.page.goto(address)
+        self.page.goto(url)

@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.integration.conftest import environment
+from tests.integration.conftest import clean_environment
 
 
 def free_port() -> int:
@@ -54,7 +54,7 @@ class MlflowServer:
                 self._command,
                 cwd=self._folder,
                 # The jobs of its own are about language models, and keep a core busy.
-                env=environment(**{"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **self._changes}),
+                env=clean_environment(**{"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **self._changes}),
                 start_new_session=True,
                 stdout=log,
                 stderr=log,
@@ -71,7 +71,7 @@ class MlflowServer:
 
 
 @contextlib.contextmanager
-def running(server: MlflowServer) -> Iterator[MlflowServer]:
+def running_server(server: MlflowServer) -> Iterator[MlflowServer]:
     """The server, running, until this is over."""
     try:
         server.start()
@@ -81,10 +81,10 @@ def running(server: MlflowServer) -> Iterator[MlflowServer]:
 
 
 @contextlib.contextmanager
-def browsable(folder: Path) -> Iterator[str]:
+def running_ui(folder: Path) -> Iterator[str]:
     """`fmnist-search ui` on the store of a folder, answering; gives the address that it prints."""
     port = free_port()
-    with _command(folder, "fmnist_search", "ui", "--port", port) as ui:
+    with _running_module(folder, "fmnist_search", "ui", "--port", port) as ui:
         assert ui.stdout is not None
         address = ui.stdout.readline().strip()
         wait_for(f"http://127.0.0.1:{port}/health")
@@ -92,23 +92,23 @@ def browsable(folder: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def served(folder: Path, model: str) -> Iterator[str]:
+def serving_model(folder: Path, model: str) -> Iterator[str]:
     """`mlflow models serve` of a model in the store of a folder, answering; gives the address to post to."""
     port = free_port()
-    with _command(folder, "mlflow", "models", "serve", "-m", model, "--env-manager", "local", "--port", port):
+    with _running_module(folder, "mlflow", "models", "serve", "-m", model, "--env-manager", "local", "--port", port):
         wait_for(f"http://127.0.0.1:{port}/health")
         yield f"http://127.0.0.1:{port}/invocations"
 
 
 @contextlib.contextmanager
-def _command(folder: Path, module: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+def _running_module(folder: Path, module: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
     """`python -m` in a folder, with the commands of this environment in reach, until this is over."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     with (folder / "server.log").open("a") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", module, *map(str, arguments)],
             cwd=folder,
-            env=environment(PATH=path, MLFLOW_TRACKING_URI=f"sqlite:///{folder / 'mlflow.db'}"),
+            env=clean_environment(PATH=path, MLFLOW_TRACKING_URI=f"sqlite:///{folder / 'mlflow.db'}"),
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,

@@ -7,7 +7,7 @@ import io
 from matplotlib.figure import Figure
 
 
-def drawn(figure: Figure) -> bytes:
+def render_png(figure: Figure) -> bytes:
     """The picture as a file; what overlaps beyond repair is warned of, and a warning is an error there."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
@@ -15,6 +15,6 @@ def drawn(figure: Figure) -> bytes:
     return picture.getvalue()
 
 
-def texts(figure: Figure) -> str:
+def figure_texts(figure: Figure) -> str:
     """What stands on the picture beside its axes."""
     return "\n".join(text.get_text() for text in figure.texts)

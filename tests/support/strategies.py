@@ -6,12 +6,12 @@ from hypothesis import reject
 from hypothesis import strategies as st
 
 from fmnist_search.errors import UserError
-from fmnist_search.models.classifier import check
+from fmnist_search.models.classifier import check_size
 from fmnist_search.recipe.hyperparameters import Hyperparameter, Value, hyperparameters
-from fmnist_search.recipe.recipe import FAMILIES, TRAINING_POOL, Architecture, Recipe, known_hyperparameters
+from fmnist_search.recipe.recipe import FAMILIES, TRAINING_SET_SIZE, Architecture, Recipe, recipe_hyperparameters
 
 
-def allowed(spec: Hyperparameter, largest: int | None = None) -> st.SearchStrategy[Value]:
+def hyperparameter_values(spec: Hyperparameter, largest: int | None = None) -> st.SearchStrategy[Value]:
     """The values of one hyperparameter; `largest` keeps whole numbers small where networks are built from them."""
     if spec.choices is not None:
         return st.sampled_from((spec.default, *spec.choices))
@@ -32,16 +32,18 @@ def allowed(spec: Hyperparameter, largest: int | None = None) -> st.SearchStrate
 def architectures(draw: st.DrawFn, family: type[Architecture], largest: int | None = None) -> Architecture:
     """Hyperparameters of one family that make a network."""
     specs = hyperparameters(family)
-    chosen = draw(st.fixed_dictionaries({}, optional={name: allowed(spec, largest) for name, spec in specs.items()}))
+    chosen = draw(
+        st.fixed_dictionaries({}, optional={name: hyperparameter_values(spec, largest) for name, spec in specs.items()})
+    )
     if largest is not None:
         # A field left to its default may be large: only a drawn one is known to be small.
         chosen = {
-            name: draw(allowed(spec, largest)) if spec.kind is int else chosen.get(name, spec.default)
+            name: draw(hyperparameter_values(spec, largest)) if spec.kind is int else chosen.get(name, spec.default)
             for name, spec in specs.items()
         }
     try:
         architecture = family(**chosen)
-        check(architecture)
+        check_size(architecture)
     except UserError:
         reject()
     return architecture
@@ -51,18 +53,18 @@ def architectures(draw: st.DrawFn, family: type[Architecture], largest: int | No
 def recipes(draw: st.DrawFn) -> Recipe:
     """Recipes of every family, any of their fields changed or left alone."""
     family = FAMILIES[draw(st.sampled_from(sorted(FAMILIES)))]
-    known = known_hyperparameters(family)
+    known = recipe_hyperparameters(family)
     changes: dict[str, object] = draw(
-        st.fixed_dictionaries({}, optional={name: allowed(spec) for name, spec in known.items()})
+        st.fixed_dictionaries({}, optional={name: hyperparameter_values(spec) for name, spec in known.items()})
     )
     # These three limit each other; drawn blindly, most combinations would be thrown away.
-    validation = draw(st.integers(0, TRAINING_POOL - 100))
-    training = draw(st.just(0) | st.integers(100, TRAINING_POOL - validation))
+    validation = draw(st.integers(0, TRAINING_SET_SIZE - 100))
+    training = draw(st.just(0) | st.integers(100, TRAINING_SET_SIZE - validation))
     changes |= {
         "model.family": family.family,
         "data.validation": validation,
         "data.train_images": training,
-        "batch_size": draw(st.integers(2, training or TRAINING_POOL - validation)),
+        "batch_size": draw(st.integers(2, training or TRAINING_SET_SIZE - validation)),
     }
     try:
         return Recipe().replace(changes)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from fmnist_search.config.space import NOT_SEARCHABLE
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.recipe.hyperparameters import Hyperparameter, hyperparameters
-from fmnist_search.recipe.recipe import FAMILIES, known_hyperparameters
-from tests.support.strategies import allowed
+from fmnist_search.recipe.recipe import FAMILIES, recipe_hyperparameters
+from tests.support.strategies import hyperparameter_values
 
 SMALL_SPACE: dict[str, Any] = {
     "common": {"batch_size": [64, 128], "optimizer": {"learning_rate": {"low": 1e-3, "high": 1e-1, "log": True}}},
@@ -20,26 +20,26 @@ SMALL_SPACE: dict[str, Any] = {
 }
 
 
-def study(space: dict[str, Any] | None = None, **tables: Any) -> StudyConfig:
+def make_study(space: dict[str, Any] | None = None, **tables: Any) -> StudyConfig:
     """A valid study with another space or other tables."""
     whole = {"name": "small", "budget": {"trials": 20, "epochs": 3}, "space": space or SMALL_SPACE, **tables}
     return StudyConfig.from_dict(whole)
 
 
-SHARED = {
+SHARED_HYPERPARAMETERS = {
     name: spec
-    for name, spec in known_hyperparameters(FAMILIES["cnn"]).items()
+    for name, spec in recipe_hyperparameters(FAMILIES["cnn"]).items()
     if not name.startswith("model.") and name not in NOT_SEARCHABLE
 }
 # Every batch size of these fits into the images of a study that says nothing about them.
-SHARED["batch_size"] = dataclasses.replace(SHARED["batch_size"], high=1_000)
+SHARED_HYPERPARAMETERS["batch_size"] = dataclasses.replace(SHARED_HYPERPARAMETERS["batch_size"], high=1_000)
 
 
 @st.composite
 def space_tables(draw: st.DrawFn, largest: float = math.inf) -> dict[str, Any]:
     """`[space]` tables over any families and hyperparameters, with pins, choices and ranges up to `largest`."""
     families = draw(st.lists(st.sampled_from(sorted(FAMILIES)), min_size=1, unique=True))
-    tables = {"common": {"family": families, **draw(_domains(SHARED, largest))}}
+    tables = {"common": {"family": families, **draw(_domains(SHARED_HYPERPARAMETERS, largest))}}
     for family in families:
         own = {name.removeprefix("model."): spec for name, spec in hyperparameters(FAMILIES[family], "model.").items()}
         tables[family] = draw(_domains(own, largest))
@@ -64,7 +64,7 @@ def _values(spec: Hyperparameter, largest: float) -> st.SearchStrategy[Any]:
         if spec.kind is int:
             return st.integers(int(spec.low or 0), int(high))
         return st.floats(spec.low if spec.above is None else spec.above + 1e-6, high, allow_subnormal=False)
-    return allowed(spec)
+    return hyperparameter_values(spec)
 
 
 @st.composite

@@ -10,33 +10,33 @@ from pathlib import Path
 
 import numpy as np
 
-from fmnist_search.recipe.datasets import FILES, Dataset
+from fmnist_search.recipe.datasets import FILE_NAMES, Dataset
 
-CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay")
-SQUARE = 6
+CLASS_NAMES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay")
+SQUARE_SIZE = 6
 
 
-def made_files(images: int = 3_000, tests: int = 300, seed: int = 0) -> dict[str, bytes]:
+def make_dataset_files(train_count: int = 3_000, test_count: int = 300, seed: int = 0) -> dict[str, bytes]:
     """The four files of a dataset, unpacked: as many images to learn from and to test, the classes in equal shares."""
     generator = np.random.default_rng(seed)
     contents: list[bytes] = []
-    for count in (images, tests):
-        labels = generator.permutation(np.arange(count, dtype=np.uint8) % len(CLASSES))
+    for count in (train_count, test_count):
+        labels = generator.permutation(np.arange(count, dtype=np.uint8) % len(CLASS_NAMES))
         pixels = generator.integers(0, 60, (count, 28, 28), np.uint8)
         for image, label in zip(pixels, labels, strict=True):
             row, column = divmod(int(label), 4)
-            image[row * 9 : row * 9 + SQUARE, column * 7 : column * 7 + SQUARE] = 255
+            image[row * 9 : row * 9 + SQUARE_SIZE, column * 7 : column * 7 + SQUARE_SIZE] = 255
         contents.append(struct.pack(">4I", 0x0803, *pixels.shape) + pixels.tobytes())
         contents.append(struct.pack(">2I", 0x0801, count) + labels.tobytes())
-    return dict(zip(FILES, contents, strict=True))
+    return dict(zip(FILE_NAMES, contents, strict=True))
 
 
-def packed(files: Mapping[str, bytes], level: int = 9) -> dict[str, bytes]:
+def gzip_files(files: Mapping[str, bytes], level: int = 9) -> dict[str, bytes]:
     """The same files as somebody would publish them; another level gives other bytes of the same content."""
     return {f"{name}.gz": gzip.compress(content, level, mtime=0) for name, content in files.items()}
 
 
-def write(folder: Path, files: Mapping[str, bytes]) -> Path:
+def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
     """The folder, with these files in it."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -44,17 +44,17 @@ def write(folder: Path, files: Mapping[str, bytes]) -> Path:
     return folder
 
 
-def dataset_of(files: Mapping[str, bytes], name: str = "made") -> Dataset:
+def make_dataset(files: Mapping[str, bytes], name: str = "made") -> Dataset:
     """What is known about a dataset of these files, packed or not."""
     is_packed = all(file.endswith(".gz") for file in files)
     return Dataset(
         name=name,
         title=name.title(),
         subject="animals",
-        classes=CLASSES,
+        classes=CLASS_NAMES,
         licence="nobody's",
         torchvision_class="KMNIST",
-        download=f"https://example.org/{name}/",
+        download_url=f"https://example.org/{name}/",
         digests={file.removesuffix(".gz"): hashlib.sha256(content).hexdigest() for file, content in files.items()},
-        packed=is_packed,
+        compressed=is_packed,
     )

@@ -9,29 +9,38 @@ from collections.abc import Sequence
 import optuna
 
 from fmnist_search.config.study_config import StudyConfig
-from fmnist_search.results.study import Importances, State, TrialRow
-from fmnist_search.search.suggest import base_recipe, sample, trial_seed
+from fmnist_search.results.study import Importances, TrialRecord, TrialState
+from fmnist_search.search.suggest import base_recipe, suggest_recipe, trial_seed
 
-ENDINGS = (State.COMPLETED, State.COMPLETED, State.COMPLETED, State.PRUNED, State.FAILED, State.INTERRUPTED)
+DEFAULT_STATES = (
+    TrialState.COMPLETED,
+    TrialState.COMPLETED,
+    TrialState.COMPLETED,
+    TrialState.PRUNED,
+    TrialState.FAILED,
+    TrialState.INTERRUPTED,
+)
 
 
-def rows_of(config: StudyConfig, count: int, endings: Sequence[State] = ENDINGS, seed: int = 0) -> list[TrialRow]:
+def make_trials(
+    config: StudyConfig, count: int, states: Sequence[TrialState] = DEFAULT_STATES, seed: int = 0
+) -> list[TrialRecord]:
     """So many trials whose endings come in turns; each runs a little after the one before."""
     luck = random.Random(seed)
     search = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     base = base_recipe(config, "float32")
     rows = []
     for number in range(count):
-        recipe = sample(search.ask(), config.space, base, trial_seed(seed, number))
-        state = endings[number % len(endings)]
+        recipe = suggest_recipe(search.ask(), config.space, base, trial_seed(seed, number))
+        state = states[number % len(states)]
         best = 0.92 - 0.02 * abs(math.log10(recipe.optimizer.learning_rate / 4e-3)) + luck.gauss(0, 0.003)
-        epochs = {State.COMPLETED: base.epochs, State.FAILED: 0}.get(state, 1)
+        epochs = {TrialState.COMPLETED: base.epochs, TrialState.FAILED: 0}.get(state, 1)
         curve = tuple(best - 0.1 / epoch for epoch in range(1, epochs + 1))
         parameters = 1000 * sum(recipe.model.widths)
         seconds = 0.5 + epochs * parameters / 1e5
         began = 1.7e9 + 2.0 * number + (3600 if number > count / 2 else 0)  # the study was paused in the middle
         rows.append(
-            TrialRow(
+            TrialRecord(
                 number,
                 state,
                 curve[-1] if curve else None,
@@ -47,7 +56,7 @@ def rows_of(config: StudyConfig, count: int, endings: Sequence[State] = ENDINGS,
     return rows
 
 
-def shares_of(names: Sequence[str], trials: int) -> Importances:
+def make_importances(names: Sequence[str], trials: int) -> Importances:
     """Importances that fall from name to name."""
     weights = [2.0**-place for place in range(1, len(names) + 1)]
     return Importances({name: weight / sum(weights) for name, weight in zip(names, weights, strict=True)}, trials)

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import fmnist_search
-from fmnist_search.data.loading import Source
+from fmnist_search.data.loading import DataSource
 
 PACKAGE = Path(fmnist_search.__file__).parent
-MAY_READ_THE_TEST_SET = {
+ALLOWED_TEST_SET_READERS = {
     "data.loading",
     "workflows.study.finalists",
     "workflows.ensemble",
@@ -22,8 +22,8 @@ MAY_READ_THE_TEST_SET = {
     "cli.models",
     "cli.predict",
 }
-DOORS = {"read_test_set", "TEST_IMAGES", "TEST_LABELS"}
-FOREIGN = (
+TEST_SET_ACCESSORS = {"read_test_set", "TEST_IMAGES", "TEST_LABELS"}
+FORBIDDEN_PACKAGES = (
     *("mlflow", "optuna", "pydantic", "typer", "torchinfo", "rich", "platformdirs"),
     *("sqlalchemy", "tomli_w", "matplotlib"),
 )
@@ -46,22 +46,22 @@ def names_in(code: str) -> set[str]:
     return names
 
 
-def rooms_that_mention(wanted: set[str]) -> set[str]:
+def modules_that_mention(names: set[str]) -> set[str]:
     return {
         ".".join(file.relative_to(PACKAGE).with_suffix("").parts)
         for file in PACKAGE.rglob("*.py")
-        if wanted & names_in(file.read_text())
+        if names & names_in(file.read_text())
     }
 
 
 def test_only_the_rooms_on_the_list_read_the_test_images() -> None:
-    readers = rooms_that_mention({"read_test_set"})
+    readers = modules_that_mention({"read_test_set"})
     assert "data.loading" in readers, "the door is gone or has another name: this test no longer guards it"
-    assert readers <= MAY_READ_THE_TEST_SET
+    assert readers <= ALLOWED_TEST_SET_READERS
 
 
 def test_the_test_images_have_no_second_door() -> None:
-    assert rooms_that_mention(DOORS - {"read_test_set"}) == {"data.loading"}
+    assert modules_that_mention(TEST_SET_ACCESSORS - {"read_test_set"}) == {"data.loading"}
 
 
 @pytest.mark.parametrize(
@@ -81,11 +81,11 @@ def test_prose_is_no_reading() -> None:
     assert "read_test_set" not in names_in('"""Never `read_test_set` here."""\n# read_test_set\n')
 
 
-def test_the_core_runs_a_trial_where_only_torch_is_installed(source: Source, images: object) -> None:
+def test_the_core_runs_a_trial_where_only_torch_is_installed(source: DataSource, images: object) -> None:
     # `images` is asked for so that the cache is filled: without platformdirs the program below cannot find it.
     program = textwrap.dedent(f"""
         import sys
-        for name in {FOREIGN!r}:
+        for name in {FORBIDDEN_PACKAGES!r}:
             sys.modules[name] = None
         from pathlib import Path
         from fmnist_search.data.loading import Source, prepare

@@ -17,14 +17,14 @@ from fmnist_search.config.schema import VARIANTS
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA = yaml.safe_load((ROOT / "conda.yaml").read_text())
-PINS = [Requirement(line) for line in CONDA["dependencies"][-1]["pip"]]
+PINNED_REQUIREMENTS = [Requirement(line) for line in CONDA["dependencies"][-1]["pip"]]
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
 def test_each_pin_of_conda_is_exact_and_lies_in_the_range_of_pyproject() -> None:
     ranges = {requirement.name: requirement for requirement in map(Requirement, PROJECT["dependencies"])}
-    assert {pin.name for pin in PINS} == set(ranges)
-    for pin in PINS:
+    assert {pin.name for pin in PINNED_REQUIREMENTS} == set(ranges)
+    for pin in PINNED_REQUIREMENTS:
         (specifier,) = pin.specifier
         assert specifier.operator == "=="
         assert ranges[pin.name].specifier.contains(specifier.version), pin

@@ -14,11 +14,11 @@ import typer
 import fmnist_search
 from fmnist_search.cli import app
 
-PUBLIC = ["Recipe", "StudyConfig", "load_model", "run_study", "train"]
-HEAVY = ["torch", "torchvision", "mlflow", "optuna", "matplotlib", "numpy"]
+PUBLIC_NAMES = ["Recipe", "StudyConfig", "load_model", "run_study", "train"]
+HEAVY_PACKAGES = ["torch", "torchvision", "mlflow", "optuna", "matplotlib", "numpy"]
 
 
-def python(code: str, *arguments: str) -> str:
+def run_python(code: str, *arguments: str) -> str:
     """What a fresh interpreter prints."""
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -29,11 +29,11 @@ def python(code: str, *arguments: str) -> str:
 
 
 def test_the_public_names_are_these_five() -> None:
-    assert fmnist_search.__all__ == PUBLIC
-    assert set(PUBLIC) <= set(dir(fmnist_search))
+    assert fmnist_search.__all__ == PUBLIC_NAMES
+    assert set(PUBLIC_NAMES) <= set(dir(fmnist_search))
     namespace: dict[str, Any] = {}
     exec("from fmnist_search import *", namespace)
-    assert sorted(name for name in namespace if not name.startswith("__")) == sorted(PUBLIC)
+    assert sorted(name for name in namespace if not name.startswith("__")) == sorted(PUBLIC_NAMES)
 
 
 def test_each_public_name_is_what_it_should_be() -> None:
@@ -52,7 +52,7 @@ def test_each_public_name_is_what_it_should_be() -> None:
         assert fmnist_search.train is train
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize("name", PUBLIC_NAMES)
 def test_each_public_name_says_what_it_is_for(name: str) -> None:
     value = getattr(fmnist_search, name)
     assert inspect.isclass(value) is name[0].isupper()
@@ -65,7 +65,7 @@ def test_another_name_is_an_attribute_error() -> None:
 
 
 # Torch and MLflow are loaded once, our own modules anew for every order.
-IMPORT_IN_ORDERS = """
+IMPORT_ORDER_SCRIPT = """
 import json, sys
 for order in json.loads(sys.argv[1]):
     for module in [name for name in sys.modules if name.partition(".")[0] == "fmnist_search"]:
@@ -79,18 +79,18 @@ for order in json.loads(sys.argv[1]):
 
 
 def test_public_names_are_importable_again_and_again_in_any_order() -> None:
-    orders = [PUBLIC[first:] + PUBLIC[:first] for first in range(len(PUBLIC))]
+    orders = [PUBLIC_NAMES[first:] + PUBLIC_NAMES[:first] for first in range(len(PUBLIC_NAMES))]
     orders += [order[::-1] for order in orders]
     kinds = {"Recipe": "type", "StudyConfig": "ModelMetaclass"}
     expected = [f"{name} {kinds.get(name, 'function')}" for order in orders for name in order * 2]
-    assert python(IMPORT_IN_ORDERS, json.dumps(orders)).splitlines() == expected
+    assert run_python(IMPORT_ORDER_SCRIPT, json.dumps(orders)).splitlines() == expected
 
 
 def test_the_version_is_known_without_importing_anything_heavy() -> None:
     code = (
         "import sys; sys.modules.update(dict.fromkeys(sys.argv[1:])); import fmnist_search as p; print(p.__version__)"
     )
-    assert python(code, *HEAVY).strip() == fmnist_search.__version__
+    assert run_python(code, *HEAVY_PACKAGES).strip() == fmnist_search.__version__
 
 
 # --------------------------------------------------------------------------------------- the help
@@ -98,7 +98,7 @@ def test_the_version_is_known_without_importing_anything_heavy() -> None:
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 # None in sys.modules makes an import fail.
-HELP_WITHOUT = """
+HELP_SCRIPT = """
 import contextlib, io, json, runpy, sys
 sys.modules.update(dict.fromkeys(json.loads(sys.argv[1])))
 shown = {}
@@ -120,7 +120,7 @@ def helps() -> dict[str, tuple[int | None, str]]:
     """Exit code and text of every --help, where nothing heavy can be imported."""
     commands = [[], *([name] for name in COMMANDS)]
     parsed: dict[str, tuple[int | None, str]] = json.loads(
-        python(HELP_WITHOUT, json.dumps(HEAVY), json.dumps(commands))
+        run_python(HELP_SCRIPT, json.dumps(HEAVY_PACKAGES), json.dumps(commands))
     )
     return parsed
 

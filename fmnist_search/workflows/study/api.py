@@ -12,36 +12,36 @@ from pathlib import Path
 from fmnist_search.config.sections import Finalists
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
-from fmnist_search.execution.pool import fitting
+from fmnist_search.execution.pool import worker_count
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.model_summary import ModelSummary
 from fmnist_search.results.study import (
     Champion,
-    Ending,
     Importances,
-    Listener,
-    Observer,
-    Silence,
+    NullStudyCallback,
+    Stopper,
+    StopReason,
+    StudyCallback,
     StudySummary,
     mean_overhead,
 )
-from fmnist_search.search.analysis import edges
-from fmnist_search.search.preview import sketches
-from fmnist_search.search.study_store import Ledger
+from fmnist_search.search.analysis import boundary_warnings
+from fmnist_search.search.preview import preview_recipes
+from fmnist_search.search.study_store import StudyStore
 from fmnist_search.tracking.outbox import Outbox
-from fmnist_search.tracking.run_logger import with_runs
-from fmnist_search.tracking.store import Tracking, reaching
-from fmnist_search.tracking.ui import run_page
-from fmnist_search.training.autotune import measure_rate
-from fmnist_search.training.trial import watch_nothing
-from fmnist_search.workflows.jobs import sending
-from fmnist_search.workflows.study.search_loop import spent
-from fmnist_search.workflows.study.session import conditions_of, execution_of, open_session
-from fmnist_search.workspace import Home
+from fmnist_search.tracking.run_logger import resolve_run_ids
+from fmnist_search.tracking.store import MlflowStore, store_errors
+from fmnist_search.tracking.ui import run_page_url
+from fmnist_search.training.autotune import measure_throughput
+from fmnist_search.training.trial import never_stop
+from fmnist_search.workflows.jobs import open_sender
+from fmnist_search.workflows.study.search_loop import reached_limit
+from fmnist_search.workflows.study.session import open_session, resolve_runtime, study_execution
+from fmnist_search.workspace import Workspace
 
-SYNC_PATIENCE = 15.0
+SYNC_TIMEOUT = 15.0
 """Seconds to wait for a store that has gone."""
-BACKWARD_PASSES = 3
+FORWARD_PASSES_PER_STEP = 3
 """A training step costs about as much as three forward passes."""
 
 
@@ -53,8 +53,8 @@ def run_study(
     data_dir: str | Path | None = None,
     fresh: bool = False,
     tracked: bool = True,
-    observer: Observer = watch_nothing,
-    listener: Listener | None = None,
+    stopper: Stopper = never_stop,
+    callback: StudyCallback | None = None,
 ) -> StudySummary:
     """Run a study to the end of its budget, or go on with it where it stopped, and find its champion.
 
@@ -65,18 +65,20 @@ def run_study(
     Raises:
         UserError: no images, no such device, a store out of reach, or a stored study that searches something else.
     """
-    home = Home.find(tracking_uri, workdir)
+    home = Workspace.resolve(tracking_uri, workdir)
     with open_session(
-        home, config, data_dir, listener or Silence(), fresh=fresh, searching=True, tracked=tracked
+        home, config, data_dir, callback or NullStudyCallback(), fresh=fresh, for_search=True, tracked=tracked
     ) as session:
-        session.introduce()
-        ledger = session.ledger
-        started, before = time.monotonic(), len(ledger.rows())
-        ending = session.search(observer)
-        champion = session.find_champion(config.finalists, again=False) if ending.is_final else None
-        if session.desk.interruption.requested:
-            ending = Ending.INTERRUPTED
-        summary = _summary(home, ledger, ending, len(ledger.rows()) - before, time.monotonic() - started, champion)
+        session.enqueue_starts()
+        ledger = session.study_store
+        started, before = time.monotonic(), len(ledger.trial_records())
+        ending = session.search(stopper)
+        champion = session.promote_best(config.finalists, force=False) if ending.is_final else None
+        if session.context.interrupt_handler.requested:
+            ending = StopReason.INTERRUPTED
+        summary = _summarize_study(
+            home, ledger, ending, len(ledger.trial_records()) - before, time.monotonic() - started, champion
+        )
         session.close(summary)
     return summary
 
@@ -88,7 +90,7 @@ def promote(
     tracking_uri: str | None = None,
     workdir: str | None = None,
     data_dir: str | Path | None = None,
-    listener: Listener | None = None,
+    callback: StudyCallback | None = None,
 ) -> StudySummary:
     """Confirm the best recipes of a study anew, and register the chosen one's model.
 
@@ -97,15 +99,15 @@ def promote(
     Raises:
         UserError: there is no such study, or it has no completed trial.
     """
-    home = Home.find(tracking_uri, workdir)
-    ledger = Ledger.find(home.storage_url, name)
-    if _summary(home, ledger, Ending.OPEN).best is None:
+    home = Workspace.resolve(tracking_uri, workdir)
+    ledger = StudyStore.load(home.storage_url, name)
+    if _summarize_study(home, ledger, StopReason.NOT_STOPPED).best is None:
         raise UserError(f"study {name!r}: has no completed trial to promote; search on first", exit_code=3)
-    with open_session(home, ledger.config, data_dir, listener or Silence()) as session:
+    with open_session(home, ledger.config, data_dir, callback or NullStudyCallback()) as session:
         config = ledger.config
-        champion = session.find_champion((settings or config.finalists).of(config.data.dataset), again=True)
-        ending = Ending.INTERRUPTED if session.desk.interruption.requested else _state_of(ledger)
-        summary = _summary(home, ledger, ending, champion=champion)
+        champion = session.promote_best((settings or config.finalists).for_dataset(config.data.dataset), force=True)
+        ending = StopReason.INTERRUPTED if session.context.interrupt_handler.requested else _current_stop_reason(ledger)
+        summary = _summarize_study(home, ledger, ending, champion=champion)
         session.close(summary)
     return summary
 
@@ -126,17 +128,17 @@ def preview(config: StudyConfig, count: int = 5) -> Preview:
     Raises:
         UserError: a drawn network is refused, or there is no such device.
     """
-    conditions = conditions_of(config, execution_of(config))
-    drawn = list(sketches(config, conditions.precision, count))
+    conditions = resolve_runtime(config, study_execution(config))
+    drawn = list(preview_recipes(config, conditions.precision, count))
     recipes = tuple((sketch.recipe, sketch.summary) for sketch in drawn)
     limit = config.budget.minutes * 60 if config.budget.minutes else None
     if config.budget.trials is None:
         return Preview(recipes, limit)
-    workers, _ = fitting(config.execution.workers, conditions.execution, [sketch.step_bytes for sketch in drawn])
+    workers, _ = worker_count(config.execution.workers, conditions.execution, [sketch.step_bytes for sketch in drawn])
     mult_adds = statistics.fmean(sketch.summary.mult_adds for sketch in drawn)
-    passes = BACKWARD_PASSES * config.data.training_count + config.data.validation
+    passes = FORWARD_PASSES_PER_STEP * config.data.training_count + config.data.validation
     epochs = config.budget.trials * config.budget.epochs
-    seconds = epochs * passes * mult_adds / measure_rate(conditions.execution, conditions.precision) / workers
+    seconds = epochs * passes * mult_adds / measure_throughput(conditions.execution, conditions.precision) / workers
     return Preview(recipes, min(seconds, limit or seconds))
 
 
@@ -146,26 +148,26 @@ def status(name: str, *, tracking_uri: str | None = None, workdir: str | None = 
     Raises:
         UserError: there is no such study.
     """
-    home = Home.find(tracking_uri, workdir)
-    ledger = Ledger.find(home.storage_url, name)
-    return _summary(home, ledger, _state_of(ledger))
+    home = Workspace.resolve(tracking_uri, workdir)
+    ledger = StudyStore.load(home.storage_url, name)
+    return _summarize_study(home, ledger, _current_stop_reason(ledger))
 
 
 @dataclass(frozen=True)
-class Unsent:
+class OutboxStatus:
     """Events on their way to MLflow: how many wait, and how many it refused, by reason."""
 
-    waiting: int
-    refused: dict[str, int]
+    pending: int
+    rejected: dict[str, int]
 
 
-def unsent(*, tracking_uri: str | None = None, workdir: str | None = None) -> Unsent:
+def outbox_status(*, tracking_uri: str | None = None, workdir: str | None = None) -> OutboxStatus:
     """What MLflow has not got of the record."""
-    home = Home.find(tracking_uri, workdir)
-    if not home.outbox.exists():
-        return Unsent(0, {})
-    with closing(Outbox(home.outbox, home.tracking_uri)) as outbox:
-        return Unsent(outbox.waiting(), outbox.refused())
+    home = Workspace.resolve(tracking_uri, workdir)
+    if not home.outbox_path.exists():
+        return OutboxStatus(0, {})
+    with closing(Outbox(home.outbox_path, home.tracking_uri)) as outbox:
+        return OutboxStatus(outbox.pending_count(), outbox.rejected_counts())
 
 
 def sync(
@@ -181,20 +183,20 @@ def sync(
     Raises:
         UserError: MLflow is out of reach, or refuses some of it.
     """
-    home = Home.find(tracking_uri, workdir)
-    if not home.outbox.exists():
+    home = Workspace.resolve(tracking_uri, workdir)
+    if not home.outbox_path.exists():
         return 0
-    with reaching(home.tracking_uri):
-        tracking = Tracking(home.tracking_uri, "fmnist-search")
-        with closing(Outbox(home.outbox, home.tracking_uri)) as outbox:
+    with store_errors(home.tracking_uri):
+        tracking = MlflowStore(home.tracking_uri, "fmnist-search")
+        with closing(Outbox(home.outbox_path, home.tracking_uri)) as outbox:
             if forget:
-                outbox.forget_refused()
+                outbox.discard_rejected()
             else:
-                outbox.try_again()
-            events = outbox.waiting()
-            with sending(home, tracking, Silence()) as sender:
-                arrived = sender.flush(SYNC_PATIENCE)
-            refused = outbox.refused()
+                outbox.retry_rejected()
+            events = outbox.pending_count()
+            with open_sender(home, tracking, NullStudyCallback()) as sender:
+                arrived = sender.flush(SYNC_TIMEOUT)
+            refused = outbox.rejected_counts()
     if not arrived:
         raise UserError("sync: MLflow has gone out of reach; nothing is lost, run it again")
     if refused:
@@ -207,37 +209,37 @@ def sync(
 
 def importance(name: str, *, tracking_uri: str | None = None, workdir: str | None = None) -> Importances:
     """Which hyperparameters of a study decide; UserError where it is not there, or too few of its trials completed."""
-    return Ledger.find(Home.find(tracking_uri, workdir).storage_url, name).importances()
+    return StudyStore.load(Workspace.resolve(tracking_uri, workdir).storage_url, name).importances()
 
 
 def all_studies(*, tracking_uri: str | None = None, workdir: str | None = None) -> list[StudySummary]:
     """Every study of a folder as it stands; none where nothing was ever run there."""
-    url = Home.find(tracking_uri, workdir).storage_url
+    url = Workspace.resolve(tracking_uri, workdir).storage_url
     try:
-        names = Ledger.names(url)
+        names = StudyStore.study_names(url)
     except UserError:
         return []
     return [status(name, tracking_uri=tracking_uri, workdir=workdir) for name in names]
 
 
-def page_of(run_id: str, *, tracking_uri: str | None = None, workdir: str | None = None) -> str | None:
+def run_url(run_id: str, *, tracking_uri: str | None = None, workdir: str | None = None) -> str | None:
     """The address of a run's page in the MLflow UI; None where the store does not know the run."""
-    uri = Home.find(tracking_uri, workdir).tracking_uri
-    with reaching(uri):
-        experiment = Tracking(uri, "fmnist-search").experiment_of(run_id)
+    uri = Workspace.resolve(tracking_uri, workdir).tracking_uri
+    with store_errors(uri):
+        experiment = MlflowStore(uri, "fmnist-search").find_experiment_id(run_id)
     server = uri if uri.startswith("http") else "http://127.0.0.1:5000"
-    return run_page(server, experiment, run_id) if experiment else None
+    return run_page_url(server, experiment, run_id) if experiment else None
 
 
-def config_of(name: str, *, tracking_uri: str | None = None, workdir: str | None = None) -> StudyConfig:
+def load_study_config(name: str, *, tracking_uri: str | None = None, workdir: str | None = None) -> StudyConfig:
     """The configuration with which a study last ran; UserError where there is no such study."""
-    return Ledger.find(Home.find(tracking_uri, workdir).storage_url, name).config
+    return StudyStore.load(Workspace.resolve(tracking_uri, workdir).storage_url, name).config
 
 
 def latest_study(*, tracking_uri: str | None = None, workdir: str | None = None) -> str:
     """The name of the study that was begun last; UserError where there is none."""
-    home = Home.find(tracking_uri, workdir)
-    names = Ledger.names(home.storage_url)
+    home = Workspace.resolve(tracking_uri, workdir)
+    names = StudyStore.study_names(home.storage_url)
     if not names:
         raise UserError(f"{home.folder}: holds no study yet; run `fmnist-search search studies/quick.toml` first")
     return names[-1]
@@ -245,38 +247,38 @@ def latest_study(*, tracking_uri: str | None = None, workdir: str | None = None)
 
 def latest_run(*, tracking_uri: str | None = None, workdir: str | None = None) -> str | None:
     """The MLflow run of the study that was begun last; None where there is no study."""
-    url = Home.find(tracking_uri, workdir).storage_url
+    url = Workspace.resolve(tracking_uri, workdir).storage_url
     try:
-        return Ledger.find(url, Ledger.names(url)[-1]).run_id
+        return StudyStore.load(url, StudyStore.study_names(url)[-1]).run_id
     except (UserError, IndexError):
         return None
 
 
-def _summary(
-    home: Home,
-    ledger: Ledger,
-    ending: Ending,
+def _summarize_study(
+    workspace: Workspace,
+    study_store: StudyStore,
+    stop_reason: StopReason,
     new_trials: int = 0,
     seconds: float = 0.0,
     champion: Champion | None = None,
 ) -> StudySummary:
-    known, rows = ledger.champion, with_runs(home, ledger.rows())
+    known, rows = study_store.champion, resolve_run_ids(workspace, study_store.trial_records())
     summary = StudySummary(
-        name=ledger.config.name,
-        question=ledger.config.question,
+        name=study_store.config.name,
+        question=study_store.config.question,
         trials=tuple(rows),
-        ended_by=ending,
+        ended_by=stop_reason,
         new_trials=new_trials,
         seconds=seconds,
-        run_id=ledger.run_id,
+        run_id=study_store.run_id,
         champion=champion or (known[1] if known else None),
-        overhead=mean_overhead(rows, ledger.tracking_seconds),
-        searched_seconds=ledger.searched_seconds,
+        overhead=mean_overhead(rows, study_store.tracking_seconds),
+        searched_seconds=study_store.searched_seconds,
     )
-    return dataclasses.replace(summary, edges=edges(summary.leaders, ledger.config.space))
+    return dataclasses.replace(summary, edges=boundary_warnings(summary.ranked_trials, study_store.config.space))
 
 
-def _state_of(ledger: Ledger) -> Ending:
+def _current_stop_reason(study_store: StudyStore) -> StopReason:
     """Whether a study that does not run has reached a limit."""
-    ending = spent(ledger.config, ledger.rows(), ledger.searched_seconds)
-    return ending or (Ending.EXHAUSTED if ledger.is_exhausted else Ending.OPEN)
+    ending = reached_limit(study_store.config, study_store.trial_records(), study_store.searched_seconds)
+    return ending or (StopReason.EXHAUSTED if study_store.is_exhausted else StopReason.NOT_STOPPED)

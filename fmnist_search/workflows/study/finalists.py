@@ -18,32 +18,33 @@ import torch
 from torch import Tensor
 
 from fmnist_search.config.sections import Finalists
-from fmnist_search.data.loading import Images, Labelled, Source, read_test_set
+from fmnist_search.data.loading import DataSource, Images, LabelledImages, read_test_set
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import Classifier, Ensemble
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.registry.champion_rule import Hits
-from fmnist_search.results.study import Accuracy, Confirmed, State, TrialResult, TrialRow
-from fmnist_search.training.checkpoint import classifier_with
+from fmnist_search.registry.champion_rule import CorrectnessRecord
+from fmnist_search.results.study import Accuracy, ConfirmedScore, TrialRecord, TrialResult, TrialState
+from fmnist_search.training.checkpoint import classifier_from_weights
 from fmnist_search.training.evaluation import predict_logits, wilson
 
-Train = Callable[[Sequence[tuple[str, Recipe]]], Sequence[TrialResult]]
+TrainRecipes = Callable[[Sequence[tuple[str, Recipe]]], Sequence[TrialResult]]
 """Runs recipes, each under a name, and keeps the record; an interrupted one comes back as such."""
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SelectedModel:
     """The winner of the finalists: its confirmed figures, and the model itself with its members' recipes.
 
-    `hits` are the validation images that its confirming trainings got right, never those of a refit; `candidates` are
-    all finalists with their figures, the best mean first. An ensemble's confirmed figures are the ensemble's own.
+    `correctness` are the validation images that its confirming trainings got right, never those of a refit;
+    `candidates` are all finalists with their figures, the best mean first. An ensemble's confirmed figures are the
+    ensemble's own.
     """
 
-    confirmed: Confirmed
+    confirmed: ConfirmedScore
     recipes: tuple[Recipe, ...]
     classifier: Classifier | Ensemble
-    hits: Hits
-    candidates: tuple[Confirmed, ...]
+    correctness: CorrectnessRecord
+    candidates: tuple[ConfirmedScore, ...]
 
     @property
     def recipe(self) -> Recipe:
@@ -52,16 +53,16 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class _Confirmation:
+class _ConfirmedFinalist:
     """A finalist that completed from every seed."""
 
-    confirmed: Confirmed
+    confirmed: ConfirmedScore
     results: tuple[TrialResult, ...]
 
 
-def find_champion(
-    leaders: Sequence[TrialRow], settings: Finalists, seed: int, train: Train, images: Images
-) -> Chosen | None:
+def select_model(
+    leaders: Sequence[TrialRecord], settings: Finalists, seed: int, train: TrainRecipes, images: Images
+) -> SelectedModel | None:
     """Confirm the leaders, choose the best mean or the ensemble of the best, and give its model.
 
     None when it was interrupted. `images` are the study's: every finalist holds the same back for validation.
@@ -69,25 +70,30 @@ def find_champion(
     Raises:
         UserError: too few recipes for the ensemble, or too few of them could be trained.
     """
-    _check_ensemble(settings, len(leaders), exit_code=2)
-    seeds = fresh_seeds(seed, settings.seeds)
-    confirmations = _confirm(leaders, settings, seeds, train)
+    _check_ensemble_size(settings, len(leaders), exit_code=2)
+    seeds = confirmation_seeds(seed, settings.seeds)
+    confirmations = _confirm_leaders(leaders, settings, seeds, train)
     if confirmations is None:
         return None
     if not confirmations:
         raise UserError("finalists: every one of them failed; see the reasons in their runs", exit_code=4)
-    _check_ensemble(settings, len(confirmations), exit_code=4)
+    _check_ensemble_size(settings, len(confirmations), exit_code=4)
     ranked = sorted(confirmations, key=lambda confirmation: -confirmation.confirmed.mean)
-    teams = seats(max(settings.ensemble, 1), len(ranked), len(seeds))
-    right = np.stack([_right(_team([_trained(ranked, seat) for seat in team]), images.validation) for team in teams])
-    hits = Hits(right, images.digest, images.split_digest)
+    teams = ensemble_assignments(max(settings.ensemble, 1), len(ranked), len(seeds))
+    right = np.stack(
+        [
+            _correctness(_combined([_member_classifier(ranked, seat) for seat in team]), images.validation)
+            for team in teams
+        ]
+    )
+    hits = CorrectnessRecord(right, images.digest, images.split_digest)
     confirmed = ranked[0].confirmed
     if settings.ensemble:
-        confirmed = Confirmed(confirmed.trial, confirmed.recipe, hits.accuracies)
+        confirmed = ConfirmedScore(confirmed.trial, confirmed.recipe, hits.accuracies)
     candidates = tuple(confirmation.confirmed for confirmation in ranked)
     recipes = [candidates[place].recipe.replace({"seed": seeds[number]}) for place, number in teams[0]]
     if settings.refit == "none":
-        classifiers = [_trained(ranked, seat) for seat in teams[0]]
+        classifiers = [_member_classifier(ranked, seat) for seat in teams[0]]
     else:
         recipes = [recipe.replace({"data.validation": 0, "data.train_images": 0}) for recipe in recipes]
         results = train(
@@ -96,19 +102,19 @@ def find_champion(
                 for (place, number), recipe in zip(teams[0], recipes, strict=True)
             ]
         )
-        if any(result.state is State.INTERRUPTED for result in results):
+        if any(result.state is TrialState.INTERRUPTED for result in results):
             return None
-        if failed := [result.reason for result in results if result.state is not State.COMPLETED]:
+        if failed := [result.reason for result in results if result.state is not TrialState.COMPLETED]:
             raise UserError(f"finalists: the chosen recipe failed on all images ({failed[0]})", exit_code=4)
-        classifiers = [trained(recipe, result) for recipe, result in zip(recipes, results, strict=True)]
-    return Chosen(confirmed, tuple(recipes), _team(classifiers), hits, candidates)
+        classifiers = [trained_classifier(recipe, result) for recipe, result in zip(recipes, results, strict=True)]
+    return SelectedModel(confirmed, tuple(recipes), _combined(classifiers), hits, candidates)
 
 
-def _confirm(
-    leaders: Sequence[TrialRow], settings: Finalists, seeds: Sequence[int], train: Train
-) -> list[_Confirmation] | None:
+def _confirm_leaders(
+    leaders: Sequence[TrialRecord], settings: Finalists, seeds: Sequence[int], train: TrainRecipes
+) -> list[_ConfirmedFinalist] | None:
     """The leaders that completed from every fresh seed, in their order; None when it was interrupted."""
-    finals = [final_recipe(row.recipe, settings) for row in leaders]
+    finals = [finalist_recipe(row.recipe, settings) for row in leaders]
     trained = train(
         [
             (f"finalist {row.number:03d} seed {number} {recipe.label}", recipe.replace({"seed": fresh}))
@@ -116,51 +122,53 @@ def _confirm(
             for number, fresh in enumerate(seeds, start=1)
         ]
     )
-    if any(result.state is State.INTERRUPTED for result in trained):
+    if any(result.state is TrialState.INTERRUPTED for result in trained):
         return None
     confirmations = []
     for place, (row, recipe) in enumerate(zip(leaders, finals, strict=True)):
         results = tuple(trained[place * len(seeds) : (place + 1) * len(seeds)])
         accuracies = tuple(result.value for result in results if result.value is not None)
-        if len(accuracies) == len(results) and all(result.state is State.COMPLETED for result in results):
-            confirmations.append(_Confirmation(Confirmed(row.number, recipe, accuracies), results))
+        if len(accuracies) == len(results) and all(result.state is TrialState.COMPLETED for result in results):
+            confirmations.append(_ConfirmedFinalist(ConfirmedScore(row.number, recipe, accuracies), results))
     return confirmations
 
 
-def _check_ensemble(settings: Finalists, recipes: int, exit_code: int) -> None:
-    if settings.ensemble > recipes * settings.seeds:
+def _check_ensemble_size(settings: Finalists, recipe_count: int, exit_code: int) -> None:
+    if settings.ensemble > recipe_count * settings.seeds:
         raise UserError(
-            f"finalists.ensemble: {settings.ensemble} members are more than the {recipes * settings.seeds} finalists "
-            f"there are, {recipes} distinct recipes with {settings.seeds} seeds each; take fewer members or more seeds",
+            f"finalists.ensemble: {settings.ensemble} members are more than the {recipe_count * settings.seeds} "
+            f"finalists "
+            f"there are, {recipe_count} distinct recipes with {settings.seeds} seeds each; take fewer members or "
+            f"more seeds",
             exit_code=exit_code,
         )
 
 
-def seats(members: int, recipes: int, seeds: int) -> list[list[tuple[int, int]]]:
+def ensemble_assignments(member_count: int, recipe_count: int, seed_count: int) -> list[list[tuple[int, int]]]:
     """Which trainings make a model of so many members, as (place of the recipe, number of the seed).
 
     The members are dealt out over the recipes, the best first; once every recipe has one, the next round takes
     another seed. There are as many such teams as the seeds allow, with no training in two of them, so that the teams'
     accuracies tell how much seeds matter. The first team is the model.
     """
-    rounds = math.ceil(members / recipes)
+    rounds = math.ceil(member_count / recipe_count)
     return [
-        [(member % recipes, team * rounds + member // recipes) for member in range(members)]
-        for team in range(seeds // rounds)
+        [(member % recipe_count, team * rounds + member // recipe_count) for member in range(member_count)]
+        for team in range(seed_count // rounds)
     ]
 
 
-def _trained(ranked: Sequence[_Confirmation], seat: tuple[int, int]) -> Classifier:
-    place, number = seat
-    return trained(ranked[place].confirmed.recipe, ranked[place].results[number])
+def _member_classifier(ranked: Sequence[_ConfirmedFinalist], assignment: tuple[int, int]) -> Classifier:
+    place, number = assignment
+    return trained_classifier(ranked[place].confirmed.recipe, ranked[place].results[number])
 
 
-def _team(members: Sequence[Classifier]) -> Classifier | Ensemble:
+def _combined(members: Sequence[Classifier]) -> Classifier | Ensemble:
     """One model: the only member itself, or the ensemble of several."""
     return members[0] if len(members) == 1 else Ensemble(members).eval()
 
 
-def _right(model: Classifier | Ensemble, images: Labelled) -> npt.NDArray[np.bool_]:
+def _correctness(model: Classifier | Ensemble, images: LabelledImages) -> npt.NDArray[np.bool_]:
     """Which of the images a model gets right, in float32; the layout halves the time that a CPU takes."""
     model = model.to(images.pixels.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     predicted = predict_logits(model, images.pixels).argmax(1)
@@ -168,7 +176,7 @@ def _right(model: Classifier | Ensemble, images: Labelled) -> npt.NDArray[np.boo
     return right
 
 
-def final_recipe(recipe: Recipe, settings: Finalists) -> Recipe:
+def finalist_recipe(recipe: Recipe, settings: Finalists) -> Recipe:
     """A recipe of the search as its finalists train it: annealed, longer, to the end, judged by the last weights."""
     changes: dict[str, object] = {"schedule.name": settings.schedule, "epochs": settings.epochs, "patience": 0}
     if settings.images == "all":
@@ -176,27 +184,27 @@ def final_recipe(recipe: Recipe, settings: Finalists) -> Recipe:
     return recipe.replace(changes)
 
 
-def fresh_seeds(study_seed: int, count: int) -> list[int]:
+def confirmation_seeds(study_seed: int, count: int) -> list[int]:
     """Seeds that no trial of the study has used, the same for every finalist."""
     digests = [hashlib.sha256(f"finalist/{study_seed}/{number}".encode()).digest() for number in range(count)]
     return [int.from_bytes(digest[:4], "big") >> 1 for digest in digests]
 
 
-def fingerprint(leaders: Sequence[TrialRow], settings: Finalists) -> str:
+def selection_key(leaders: Sequence[TrialRecord], settings: Finalists) -> str:
     """Names a choice: where it is the same, training the finalists again would tell nothing new."""
-    parts = [settings.model_dump_json(), *(row.recipe.key() for row in leaders)]
+    parts = [settings.model_dump_json(), *(row.recipe.seed_independent_key() for row in leaders)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
-class Tested:
+class TestEvaluation:
     """The one look at the test images: probabilities (N, classes) of each of them."""
 
     probabilities: Tensor
-    images: Labelled
+    images: LabelledImages
 
     @property
-    def right(self) -> npt.NDArray[np.bool_]:
+    def correct(self) -> npt.NDArray[np.bool_]:
         """Which of them were classified right."""
         right: npt.NDArray[np.bool_] = (self.probabilities.argmax(1) == self.images.labels).numpy()
         return right
@@ -204,16 +212,16 @@ class Tested:
     @property
     def accuracy(self) -> Accuracy:
         """The share of those, with its interval."""
-        return wilson(int(self.right.sum()), len(self.images))
+        return wilson(int(self.correct.sum()), len(self.images))
 
 
-def test_once(classifier: Classifier | Ensemble, dataset: str, source: Source) -> Tested:
+def evaluate_on_test_set(classifier: Classifier | Ensemble, dataset: str, source: DataSource) -> TestEvaluation:
     """The chosen weights on the test images, in float32 on the CPU as the exported model computes."""
     images = read_test_set(dataset, source)
-    return Tested(predict_logits(classifier.eval(), images.pixels).softmax(1), images)
+    return TestEvaluation(predict_logits(classifier.eval(), images.pixels).softmax(1), images)
 
 
-def trained(recipe: Recipe, result: TrialResult) -> Classifier:
+def trained_classifier(recipe: Recipe, result: TrialResult) -> Classifier:
     """The network with the weights of the last epoch: mean and deviation are among them."""
     assert result.last_weights is not None
-    return classifier_with(recipe, result.last_weights)
+    return classifier_from_weights(recipe, result.last_weights)

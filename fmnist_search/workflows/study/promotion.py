@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from fmnist_search.config.sections import Finalists
-from fmnist_search.data.loading import Images, Source, prepare
-from fmnist_search.execution.pool import Crew
+from fmnist_search.data.loading import DataSource, Images, load_images
+from fmnist_search.execution.pool import WorkerPool
 from fmnist_search.recipe.recipe import Data, Recipe
-from fmnist_search.registry.champion_rule import Figures
-from fmnist_search.reporting.model_card import from_study
-from fmnist_search.results.study import Champion, State, TrialResult, TrialRow
-from fmnist_search.tracking.run_logger import Run, TrainingRun
-from fmnist_search.tracking.store import Tracking
-from fmnist_search.tracking.training_artifacts import show_training
-from fmnist_search.workflows.jobs import Desk, Queued, Tracked, side_by_side, unbegun
-from fmnist_search.workflows.registration import Candidate, make_way, register
+from fmnist_search.registry.champion_rule import ValidationScore
+from fmnist_search.reporting.model_card import selection_from_study
+from fmnist_search.results.study import Champion, TrialRecord, TrialResult, TrialState
+from fmnist_search.tracking.run_logger import RunLogger, TrainingRunLogger
+from fmnist_search.tracking.store import MlflowStore
+from fmnist_search.tracking.training_artifacts import log_training_plots
+from fmnist_search.workflows.jobs import JobContext, RetryingJob, TrackedJob, not_started, run_jobs
+from fmnist_search.workflows.registration import Candidate, prepare_name, register
 from fmnist_search.workflows.study import finalists
 
 
@@ -29,30 +29,30 @@ class Promotion:
     study: str
     seed: int
     settings: Finalists
-    source: Source
-    tracking: Tracking
-    study_run: Run
+    source: DataSource
+    mlflow_store: MlflowStore
+    study_run: RunLogger
     images: Images
-    crew: Crew
-    desk: Desk
-    runs: list[Tracked] = field(init=False, default_factory=list)
-    prepared: dict[Data, Images] = field(init=False, default_factory=dict)
+    pool: WorkerPool
+    context: JobContext
+    jobs: list[TrackedJob] = field(init=False, default_factory=list)
+    images_by_data: dict[Data, Images] = field(init=False, default_factory=dict)
 
-    def run(self, leaders: Sequence[TrialRow]) -> Champion | None:
+    def run(self, leaders: Sequence[TrialRecord]) -> Champion | None:
         """Confirm, choose, refit, test once, register; None when it was interrupted, with nothing registered.
 
         Raises:
             UserError: the model's name is taken, or too few of the finalists could be trained.
         """
-        client, name = self.tracking.client, self.settings.model_name
-        make_way(client, name, client.get_run(self.study_run.address).info.experiment_id)
-        self.prepared[leaders[0].recipe.data] = self.images
-        chosen = finalists.find_champion(leaders, self.settings, self.seed, self._train, self.images)
-        if chosen is None or self.desk.interruption.requested:
+        client, name = self.mlflow_store.client, self.settings.model_name
+        prepare_name(client, name, client.get_run(self.study_run.run_key).info.experiment_id)
+        self.images_by_data[leaders[0].recipe.data] = self.images
+        chosen = finalists.select_model(leaders, self.settings, self.seed, self._train, self.images)
+        if chosen is None or self.context.interrupt_handler.requested:
             return None
-        run = next(training.run for training in self.runs if training.recipe == chosen.recipe)
+        run = next(training.run for training in self.jobs if training.recipe == chosen.recipe)
         again = f"fmnist-search promote {shlex.quote(self.study)}"
-        made = register(client, name, self._candidate(chosen), run, self.desk, self.source, again)
+        made = register(client, name, self._candidate(chosen), run, self.context, self.source, again)
         return Champion(
             confirmed=chosen.confirmed,
             recipe=chosen.recipe,
@@ -64,61 +64,63 @@ class Promotion:
             members=len(chosen.recipes),
         )
 
-    def _candidate(self, chosen: finalists.Chosen) -> Candidate:
-        confirmed, images = chosen.confirmed, self.images
+    def _candidate(self, selected: finalists.SelectedModel) -> Candidate:
+        confirmed, images = selected.confirmed, self.images
         return Candidate(
-            classifier=chosen.classifier,
-            recipes=chosen.recipes,
+            classifier=selected.classifier,
+            recipes=selected.recipes,
             classes=images.classes,
-            figures=Figures(
+            validation_score=ValidationScore(
                 mean=confirmed.mean,
-                deviation=confirmed.deviation,
+                std=confirmed.std,
                 seeds=len(confirmed.accuracies),
                 images=len(images.validation),
                 dataset_digest=images.digest,
                 split_digest=images.split_digest,
-                hits=chosen.hits,
+                correctness=selected.correctness,
             ),
-            origin=from_study(self.study, chosen.recipes, confirmed, chosen.candidates),
+            selection=selection_from_study(self.study, selected.recipes, confirmed, selected.candidates),
             tags={"study": self.study, "trial": str(confirmed.trial), "ensemble": str(self.settings.ensemble)},
         )
 
-    def _train(self, trainings: Sequence[tuple[str, Recipe]]) -> list[TrialResult]:
+    def _train(self, named_recipes: Sequence[tuple[str, Recipe]]) -> list[TrialResult]:
         """Finalists' trainings, each in a run of its own below the study's.
 
         What is not trained for an interruption comes back as interrupted.
         """
-        trained = side_by_side(trainings, self.crew, self.desk, self._begin)
-        self.runs += [training for training in trained if training]
-        return [(training and training.result) or unbegun("the finalists were interrupted") for training in trained]
+        trained = run_jobs(named_recipes, self.pool, self.context, self._make_job)
+        self.jobs += [training for training in trained if training]
+        return [(training and training.result) or not_started("the finalists were interrupted") for training in trained]
 
-    def _begin(self, name: str, recipe: Recipe, again: Callable[[], None] | None) -> Finalist:
-        return Finalist(name, recipe, again, self)
+    def _make_job(self, name: str, recipe: Recipe, requeue: Callable[[], None] | None) -> FinalistJob:
+        return FinalistJob(name, recipe, requeue, self)
 
-    def open_run(self, name: str, recipe: Recipe) -> TrainingRun:
+    def open_run(self, name: str, recipe: Recipe) -> TrainingRunLogger:
         """The run of a finalist."""
-        device = self.crew.execution.device
+        device = self.pool.execution.device
         tags = {"study": self.study, "kind": "finalist", "device": device}
-        return TrainingRun.begun(self.desk.sender, name, recipe, list(recipe.flat()), tags, self.study_run)
+        return TrainingRunLogger.start(
+            self.context.sender, name, recipe, list(recipe.to_flat_dict()), tags, self.study_run
+        )
 
-    def images_of(self, data: Data) -> Images:
+    def images_for(self, data: Data) -> Images:
         """The images that a recipe needs, on the device."""
-        if data not in self.prepared:
-            self.prepared[data] = prepare(data, self.source, self.crew.execution.device)
-        return self.prepared[data]
+        if data not in self.images_by_data:
+            self.images_by_data[data] = load_images(data, self.source, self.pool.execution.device)
+        return self.images_by_data[data]
 
 
-class Finalist(Queued):
+class FinalistJob(RetryingJob):
     """The training of a finalist, whose run shows its network."""
 
-    def __init__(self, name: str, recipe: Recipe, again: Callable[[], None] | None, promotion: Promotion):
-        images = promotion.images_of(recipe.data)
-        super().__init__(name, recipe, images, promotion.open_run(name, recipe), promotion.desk, again)
+    def __init__(self, name: str, recipe: Recipe, requeue: Callable[[], None] | None, promotion: Promotion):
+        images = promotion.images_for(recipe.data)
+        super().__init__(name, recipe, images, promotion.open_run(name, recipe), promotion.context, requeue)
 
-    def end(self, result: TrialResult, seconds: float) -> None:
+    def on_result(self, result: TrialResult, seconds: float) -> None:
         """Take in the result, and draw its pictures when there is time."""
-        super().end(result, seconds)
-        if result.state is State.COMPLETED:
+        super().on_result(result, seconds)
+        if result.state is TrialState.COMPLETED:
             weights = result.last_weights or {}
-            show = partial(show_training, self.run, self.name, self.recipe, result.epochs, weights, self.images)
-            self._desk.sender.when_idle(show)
+            show = partial(log_training_plots, self.run, self.name, self.recipe, result.epochs, weights, self.images)
+            self._context.sender.run_when_idle(show)

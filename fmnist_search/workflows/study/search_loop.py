@@ -11,250 +11,293 @@ import optuna
 
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.data.loading import Images
-from fmnist_search.execution.pool import Crew
+from fmnist_search.execution.pool import WorkerPool
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.results.study import Decision, Ending, EpochReport, Observer, Overhead, State, TrialResult, TrialRow
-from fmnist_search.search.samplers import SURVIVOR_OF
-from fmnist_search.search.study_store import Ledger
-from fmnist_search.search.suggest import searched
-from fmnist_search.tracking.run_logger import Run, TrainingRun
+from fmnist_search.results.study import (
+    Decision,
+    EpochReport,
+    Overhead,
+    Stopper,
+    StopReason,
+    TrialRecord,
+    TrialResult,
+    TrialState,
+)
+from fmnist_search.search.samplers import SURVIVOR_OF_ATTRIBUTE
+from fmnist_search.search.study_store import StudyStore
+from fmnist_search.search.suggest import varying_names
+from fmnist_search.tracking.run_logger import RunLogger, TrainingRunLogger
 from fmnist_search.training.checkpoint import save_state
-from fmnist_search.workflows.jobs import Desk, Tracked, overhead_of, unbegun
-from fmnist_search.workflows.study.run_logging import Logbook
-from fmnist_search.workspace import Home
+from fmnist_search.workflows.jobs import JobContext, TrackedJob, not_started, trial_overhead
+from fmnist_search.workflows.study.run_logging import StudyRunLogger
+from fmnist_search.workspace import Workspace
 
-DUPLICATES_IN_A_ROW = 50
+MAX_CONSECUTIVE_DUPLICATES = 50
 """As many draws of known recipes in a row say that the space holds no other."""
 
 
-class Search:
+class SearchLoop:
     """The trials of a study while they are made: those that ended, and those that run."""
 
     def __init__(
         self,
-        ledger: Ledger,
+        study_store: StudyStore,
         images: Images,
-        home: Home,
-        study_run: Run,
-        logbook: Logbook,
-        desk: Desk,
-        observer: Observer,
+        workspace: Workspace,
+        study_run: RunLogger,
+        study_logger: StudyRunLogger,
+        context: JobContext,
+        stopper: Stopper,
     ):
-        self.ledger = ledger
+        self.study_store = study_store
         self.images = images
-        self.home = home
+        self.workspace = workspace
         self.study_run = study_run
-        self.logbook = logbook
-        self.desk = desk
-        self.observer = observer
-        self.names = searched(ledger.config.space)
-        self._rows = ledger.rows()
-        self._known = {row.recipe.key(): row for row in self._rows if _answers(row)}
-        self._running: dict[str, SearchTrial] = {}
-        self._twins: list[tuple[optuna.Trial, Recipe]] = []
-        self._duplicates = 0
-        self._addresses: list[str] = []
-        self._searched_before = ledger.searched_seconds
-        self._started = time.monotonic()
+        self.study_logger = study_logger
+        self.context = context
+        self.stopper = stopper
+        self.parameter_names = varying_names(study_store.config.space)
+        self._records = study_store.trial_records()
+        self._records_by_key = {row.recipe.seed_independent_key(): row for row in self._records if _can_answer(row)}
+        self._running: dict[str, TrialJob] = {}
+        self._pending_duplicates: list[tuple[optuna.Trial, Recipe]] = []
+        self._consecutive_duplicates = 0
+        self._run_keys: list[str] = []
+        self._previous_seconds = study_store.searched_seconds
+        self._started_at = time.monotonic()
 
-    def run(self, crew: Crew) -> Ending:
+    def run(self, pool: WorkerPool) -> StopReason:
         """Search until something ends the study; says what. Trials that still run then are trained to their ends."""
-        self.desk.listener.study_opened(self._rows, self._searched_before)
+        self.context.callback.on_study_start(self._records, self._previous_seconds)
         try:
-            crew.run(self._next)
+            pool.run(self._next_job)
         except BaseException as error:
-            crew.stop()
+            pool.stop()
             impatient = isinstance(error, KeyboardInterrupt)
-            self._abandon("interrupted in the middle of an epoch" if impatient else "the study stopped on an error")
+            self._interrupt_all(
+                "interrupted in the middle of an epoch" if impatient else "the study stopped on an error"
+            )
             if not impatient:
                 raise
-            self.desk.interruption.requested = True
-        self._abandon("an equal trial was interrupted")
-        ending = self._limit() or Ending.INTERRUPTED
-        self.ledger.searched_seconds = self._seconds()
+            self.context.interrupt_handler.requested = True
+        self._interrupt_all("an equal trial was interrupted")
+        ending = self._stop_reason() or StopReason.INTERRUPTED
+        self.study_store.searched_seconds = self._searched_seconds()
         return ending
 
     @property
     def tracking_seconds(self) -> float:
         """How long the record of its trials took the sender."""
-        return sum(map(self.desk.sender.seconds_of, self._addresses))
+        return sum(map(self.context.sender.tracking_seconds, self._run_keys))
 
-    def ended(self, trial: SearchTrial, row: TrialRow) -> None:
+    def on_job_ended(self, trial: TrialJob, record: TrialRecord) -> None:
         """Take in a trial that has been told."""
-        del self._running[trial.recipe.key()]
-        self._rows.append(row)
-        if _answers(row):
-            self._known[trial.recipe.key()] = row
-        if row.state is State.INTERRUPTED:
-            self.desk.interruption.requested = True
-        self.ledger.searched_seconds = self._seconds()
-        self.desk.listener.trial_ended(row)
-        self.logbook.trial_ended(self._rows)
+        del self._running[trial.recipe.seed_independent_key()]
+        self._records.append(record)
+        if _can_answer(record):
+            self._records_by_key[trial.recipe.seed_independent_key()] = record
+        if record.state is TrialState.INTERRUPTED:
+            self.context.interrupt_handler.requested = True
+        self.study_store.searched_seconds = self._searched_seconds()
+        self.context.callback.on_trial_end(record)
+        self.study_logger.log_progress(self._records)
 
-    def _next(self) -> SearchTrial | None:
+    def _next_job(self) -> TrialJob | None:
         """The next trial to train; None while there is none."""
         while True:
             asked = time.monotonic()
-            trial, recipe = self._parted_twin() or (None, None)
+            trial, recipe = self._resolved_duplicate() or (None, None)
             if trial is None or recipe is None:
-                if self.ledger.must_wait or self._limit():
+                if self.study_store.waits_for_running or self._stop_reason():
                     return None
-                trial, recipe = self.ledger.ask()
-            if recipe.key() in self._running:
-                self._twins.append((trial, recipe))
-                self._duplicates += 1
-            elif (same := self._same(trial, recipe)) is not None:
-                self._rows.append(self.ledger.tell_duplicate(trial, same))
-                self._duplicates += 1
+                trial, recipe = self.study_store.ask()
+            if recipe.seed_independent_key() in self._running:
+                self._pending_duplicates.append((trial, recipe))
+                self._consecutive_duplicates += 1
+            elif (same := self._equal_record(trial, recipe)) is not None:
+                self._records.append(self.study_store.tell_duplicate(trial, same))
+                self._consecutive_duplicates += 1
             else:
-                self._duplicates = 0
-                return self._begun(trial, recipe, time.monotonic() - asked)
+                self._consecutive_duplicates = 0
+                return self._start_job(trial, recipe, time.monotonic() - asked)
 
-    def _begun(self, trial: optuna.Trial, recipe: Recipe, seconds: float) -> SearchTrial:
+    def _start_job(self, trial: optuna.Trial, recipe: Recipe, sampling_seconds: float) -> TrialJob:
         try:
-            begun = self._running[recipe.key()] = SearchTrial(self, trial, recipe, seconds)
-            self._addresses.append(begun.run.address)
+            begun = self._running[recipe.seed_independent_key()] = TrialJob(self, trial, recipe, sampling_seconds)
+            self._run_keys.append(begun.run.run_key)
         except BaseException:  # the record cannot be kept: it comes again
-            self._twins.append((trial, recipe))
+            self._pending_duplicates.append((trial, recipe))
             raise
         return begun
 
-    def _parted_twin(self) -> tuple[optuna.Trial, Recipe] | None:
+    def _resolved_duplicate(self) -> tuple[optuna.Trial, Recipe] | None:
         """A trial that was asked while an equal one ran, which has ended since."""
-        answered = self._known if self.desk.interruption.requested else None  # nothing is begun any more
+        answered = (
+            self._records_by_key if self.context.interrupt_handler.requested else None
+        )  # nothing is begun any more
         parted = next(
             (
                 (trial, recipe)
-                for trial, recipe in self._twins
-                if recipe.key() not in self._running and (answered is None or recipe.key() in answered)
+                for trial, recipe in self._pending_duplicates
+                if recipe.seed_independent_key() not in self._running
+                and (answered is None or recipe.seed_independent_key() in answered)
             ),
             None,
         )
         if parted:
-            self._twins.remove(parted)
+            self._pending_duplicates.remove(parted)
         return parted
 
-    def _same(self, trial: optuna.Trial, recipe: Recipe) -> TrialRow | None:
-        return None if SURVIVOR_OF in trial.user_attrs else self._known.get(recipe.key())
+    def _equal_record(self, trial: optuna.Trial, recipe: Recipe) -> TrialRecord | None:
+        return (
+            None
+            if SURVIVOR_OF_ATTRIBUTE in trial.user_attrs
+            else self._records_by_key.get(recipe.seed_independent_key())
+        )
 
-    def _limit(self) -> Ending | None:
-        if self.desk.interruption.requested:
-            return Ending.INTERRUPTED
-        ending = spent(self.ledger.config, self._rows, self._seconds(), len(self._running) + len(self._twins))
-        if ending is None and (self._duplicates >= DUPLICATES_IN_A_ROW or self.ledger.is_exhausted):
-            return Ending.EXHAUSTED
+    def _stop_reason(self) -> StopReason | None:
+        if self.context.interrupt_handler.requested:
+            return StopReason.INTERRUPTED
+        ending = reached_limit(
+            self.study_store.config,
+            self._records,
+            self._searched_seconds(),
+            len(self._running) + len(self._pending_duplicates),
+        )
+        if ending is None and (
+            self._consecutive_duplicates >= MAX_CONSECUTIVE_DUPLICATES or self.study_store.is_exhausted
+        ):
+            return StopReason.EXHAUSTED
         return ending
 
-    def _seconds(self) -> float:
-        return self._searched_before + time.monotonic() - self._started
+    def _searched_seconds(self) -> float:
+        return self._previous_seconds + time.monotonic() - self._started_at
 
-    def _abandon(self, reason: str) -> None:
+    def _interrupt_all(self, reason: str) -> None:
         for trial in list(self._running.values()):
-            del self._running[trial.recipe.key()]
-            self._rows.append(trial.abandon(reason))
-        for twin, _ in self._twins:
-            self._rows.append(self.ledger.tell(twin, unbegun(reason), ""))
-        self._twins.clear()
+            del self._running[trial.recipe.seed_independent_key()]
+            self._records.append(trial.interrupt(reason))
+        for twin, _ in self._pending_duplicates:
+            self._records.append(self.study_store.tell(twin, not_started(reason), ""))
+        self._pending_duplicates.clear()
 
 
-class SearchTrial(Tracked):
+class TrialJob(TrackedJob):
     """One trial: trained, pruned where that is advised, and written down wherever it ends."""
 
-    def __init__(self, search: Search, trial: optuna.Trial, recipe: Recipe, seconds: float):
-        self._search = search
+    def __init__(self, search_loop: SearchLoop, trial: optuna.Trial, recipe: Recipe, sampling_seconds: float):
+        self._search_loop = search_loop
         name = f"{trial.number:03d} {recipe.label}"
-        tags = _tags(search.ledger, trial)
+        tags = _run_tags(search_loop.study_store, trial)
         super().__init__(
             name,
             recipe,
-            search.images,
-            TrainingRun.begun(search.desk.sender, name, recipe, search.names, tags, search.study_run),
-            search.desk,
-            search.observer,
+            search_loop.images,
+            TrainingRunLogger.start(
+                search_loop.context.sender, name, recipe, search_loop.parameter_names, tags, search_loop.study_run
+            ),
+            search_loop.context,
+            search_loop.stopper,
         )
         self._trial = trial
-        self._row: TrialRow | None = None
-        self._sampling = seconds
-        self._started = time.monotonic()
-        self._out_of_time = False
+        self._record: TrialRecord | None = None
+        self._sampling_seconds = sampling_seconds
+        self._started_at = time.monotonic()
+        self._timed_out = False
 
     def decide(self, report: EpochReport) -> Decision:
         """What the pruner says, the trial's own limit of time, and then the observer."""
         started = time.monotonic()
-        advised = self._search.ledger.should_prune(self._trial, report)
-        self._sampling += time.monotonic() - started
+        advised = self._search_loop.study_store.should_prune(self._trial, report)
+        self._sampling_seconds += time.monotonic() - started
         if advised:
             return Decision.PRUNE
-        limit = self._search.ledger.config.budget.trial_minutes or math.inf
-        self._out_of_time = time.monotonic() - self._started >= limit * 60
-        return Decision.PRUNE if self._out_of_time else super().decide(report)
+        limit = self._search_loop.study_store.config.budget.trial_minutes or math.inf
+        self._timed_out = time.monotonic() - self._started_at >= limit * 60
+        return Decision.PRUNE if self._timed_out else super().decide(report)
 
-    def end(self, result: TrialResult, seconds: float) -> None:
+    def on_result(self, result: TrialResult, seconds: float) -> None:
         """Tell Optuna, complete the record, and keep the weights of a trial that completed."""
-        if self._out_of_time and result.state is State.PRUNED:
-            limit = self._search.ledger.config.budget.trial_minutes
+        if self._timed_out and result.state is TrialState.PRUNED:
+            limit = self._search_loop.study_store.config.budget.trial_minutes
             reason = f"its {limit:g} minutes were spent after epoch {len(result.epochs)}"
             result = dataclasses.replace(result, reason=reason)
-        overhead = overhead_of(result, seconds, self._sampling)
+        overhead = trial_overhead(result, seconds, self._sampling_seconds)
         row = self._tell(result, overhead)
         self.close(result, overhead)
-        if result.state is State.COMPLETED and result.weights:
-            save_state(self._search.home.weights(self._search.ledger.config.name, row.number), result.weights)
-        self._search.ended(self, row)
+        if result.state is TrialState.COMPLETED and result.weights:
+            save_state(
+                self._search_loop.workspace.weights_path(self._search_loop.study_store.config.name, row.number),
+                result.weights,
+            )
+        self._search_loop.on_job_ended(self, row)
 
-    def lost(self, reason: str) -> None:
+    def on_worker_lost(self, reason: str) -> None:
         """The worker has died over it: failed, and once tried again."""
-        result = self.broken_off(State.FAILED, reason)
-        row = self._tell(result, lost=True)
+        result = self.partial_result(TrialState.FAILED, reason)
+        row = self._tell(result, worker_lost=True)
         self.close(result)
         if row.comes_again:
-            self._search.desk.listener.say(f"{self.name}: {reason}; it is tried again")
-        self._search.ended(self, row)
+            self._search_loop.context.callback.on_message(f"{self.name}: {reason}; it is tried again")
+        self._search_loop.on_job_ended(self, row)
 
-    def abandon(self, reason: str) -> TrialRow:
+    def interrupt(self, reason: str) -> TrialRecord:
         """It is not waited for; it comes again when the study goes on, unless it was told before the study stopped."""
-        if self._row:
-            return self._row
-        result = self.broken_off(State.INTERRUPTED, reason)
+        if self._record:
+            return self._record
+        result = self.partial_result(TrialState.INTERRUPTED, reason)
         row = self._tell(result)
         self.close(result)
         return row
 
-    def _tell(self, result: TrialResult, overhead: Overhead = Overhead(), *, lost: bool = False) -> TrialRow:  # noqa: B008
-        run = self.run.run_id or self.run.address
-        self._row = self._search.ledger.tell(self._trial, result, run, overhead, lost=lost)
-        return self._row
+    def _tell(self, result: TrialResult, overhead: Overhead = Overhead(), *, worker_lost: bool = False) -> TrialRecord:  # noqa: B008
+        run = self.run.run_id or self.run.run_key
+        self._record = self._search_loop.study_store.tell(self._trial, result, run, overhead, worker_lost=worker_lost)
+        return self._record
 
 
-def _tags(ledger: Ledger, trial: optuna.Trial) -> dict[str, str]:
-    assert ledger.conditions is not None
+def _run_tags(study_store: StudyStore, trial: optuna.Trial) -> dict[str, str]:
+    assert study_store.runtime is not None
     tags = {
-        "study": ledger.config.name,
+        "study": study_store.config.name,
         "kind": "trial",
         "trial": str(trial.number),
-        "device": ledger.conditions.execution.device,
+        "device": study_store.runtime.execution.device,
     }
-    also = {name: trial.user_attrs[name] for name in ("retry_of", "start", SURVIVOR_OF) if name in trial.user_attrs}
+    also = {
+        name: trial.user_attrs[name]
+        for name in ("retry_of", "start", SURVIVOR_OF_ATTRIBUTE)
+        if name in trial.user_attrs
+    }
     return tags | {name: str(value) for name, value in also.items()}
 
 
-def spent(config: StudyConfig, rows: Sequence[TrialRow], seconds: float, running: int = 0) -> Ending | None:
+def reached_limit(
+    config: StudyConfig, records: Sequence[TrialRecord], seconds: float, running: int = 0
+) -> StopReason | None:
     """Which limit is reached, after these trials and so many seconds of searching; None if none is."""
-    counted = [row for row in rows if row.is_final and row.duplicate_of is None]
-    completed = [(row.value or 0.0, -place) for place, row in enumerate(counted) if row.state is State.COMPLETED]
+    counted = [row for row in records if row.is_final and row.duplicate_of is None]
+    completed = [(row.value or 0.0, -place) for place, row in enumerate(counted) if row.state is TrialState.COMPLETED]
     best, place = max(completed, default=(0.0, 0))
     budget = config.budget
     reached = {
-        Ending.FAILURES: (sum(row.state is State.FAILED and row.duplicate_of is None for row in rows), budget.failures),
-        Ending.TARGET: (best, budget.target),
-        Ending.TRIALS: (len(counted) + running, budget.trials),
-        Ending.EPOCHS: (sum(row.epochs for row in counted), budget.total_epochs),
-        Ending.MINUTES: (seconds / 60, budget.minutes),
-        Ending.PATIENCE: (len(counted) - 1 + place if completed else len(counted), budget.patience),
+        StopReason.FAILURES: (
+            sum(row.state is TrialState.FAILED and row.duplicate_of is None for row in records),
+            budget.failures,
+        ),
+        StopReason.TARGET: (best, budget.target),
+        StopReason.TRIALS: (len(counted) + running, budget.trials),
+        StopReason.EPOCHS: (sum(row.epochs for row in counted), budget.total_epochs),
+        StopReason.MINUTES: (seconds / 60, budget.minutes),
+        StopReason.PATIENCE: (len(counted) - 1 + place if completed else len(counted), budget.patience),
     }
     return next((ending for ending, (spent, limit) in reached.items() if limit is not None and spent >= limit), None)
 
 
-def _answers(row: TrialRow) -> bool:
+def _can_answer(record: TrialRecord) -> bool:
     """Whether a later equal recipe can be answered from this trial."""
-    return row.state in (State.COMPLETED, State.PRUNED) and row.value is not None and row.duplicate_of is None
+    return (
+        record.state in (TrialState.COMPLETED, TrialState.PRUNED)
+        and record.value is not None
+        and record.duplicate_of is None
+    )

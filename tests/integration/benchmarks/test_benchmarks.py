@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from benchmarks import reference, report, study, throughput, time_to_accuracy, tutorial
-from benchmarks.measure import RESULTS, Figure, Result, alternate
-from fmnist_search.data.loading import Images, Source, prepare, read_test_set
+from benchmarks.measure import RESULTS_FOLDER, BenchmarkResult, Measurement, interleave
+from fmnist_search.data.loading import DataSource, Images, load_images, read_test_set
 from fmnist_search.models.classifier import build
 from fmnist_search.models.presets import PRESETS
 from fmnist_search.recipe.recipe import Data, Recipe
@@ -25,9 +25,9 @@ from fmnist_search.training.engine import batch_sizes, fit
 from fmnist_search.training.evaluation import evaluate
 
 ROOT = Path(__file__).parents[3]
-HEAVY = ("mlflow", "optuna", "typer", "pydantic", "platformdirs", "rich", "matplotlib", "sqlalchemy")
+HEAVY_PACKAGES = ("mlflow", "optuna", "typer", "pydantic", "platformdirs", "rich", "matplotlib", "sqlalchemy")
 
-MINI = """
+MINI_STUDY = """
 name = "mini"
 question = "Does it run?"
 [data]
@@ -44,11 +44,11 @@ depth = [1, 2]
 width_1 = [4, 8]
 """
 
-Bench = Callable[..., str]
+RunBenchmark = Callable[..., str]
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Bench:
+def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunBenchmark:
     """A benchmark by its command line, within this process; what it prints."""
 
     def run(module: ModuleType, *arguments: object) -> str:
@@ -60,7 +60,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.fixture(scope="module")
-def folder(source: Source) -> Iterator[Path]:
+def folder(source: DataSource) -> Iterator[Path]:
     with tutorial.torchvision_folder(source) as folder:
         yield folder
 
@@ -77,7 +77,7 @@ def folder(source: Source) -> Iterator[Path]:
 def test_the_tutorial_trains_the_same_network(changes: dict[str, object], images: Images) -> None:
     model = Recipe().replace({"model.depth": 3, **changes} if "model.family" not in changes else changes).model
     ours = build(model).network
-    theirs = tutorial.network(model)
+    theirs = tutorial.build_network(model)
     state = zip(theirs.state_dict(), ours.state_dict().values(), strict=True)
     theirs.load_state_dict(dict(state))
     pixels = images.train.pixels[:32, None] / 255
@@ -87,11 +87,11 @@ def test_the_tutorial_trains_the_same_network(changes: dict[str, object], images
 
 @pytest.mark.parametrize("batch_size", [64, 100, 128])
 def test_both_ways_take_the_same_images_in_the_same_number_of_steps(
-    batch_size: int, source: Source, folder: Path
+    batch_size: int, source: DataSource, folder: Path
 ) -> None:
     data = Data(train_images=1_000, validation=1_000)
-    ours, theirs = prepare(data, source), tutorial.training_set(folder, data)
-    batches = tutorial.batches(theirs, batch_size, 0, "cpu", shuffle=True)
+    ours, theirs = load_images(data, source), tutorial.training_set(folder, data)
+    batches = tutorial.make_loader(theirs, batch_size, 0, "cpu", shuffle=True)
     assert len(batches) == len(batch_sizes(len(ours.train), batch_size))
     for place in (0, 500, 999):
         pixels, label = theirs[place]
@@ -111,23 +111,23 @@ def test_both_ways_augment_alike_and_never_what_judges(folder: Path) -> None:
 
 
 def test_throughput_measures_training_and_validation(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: RunBenchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(throughput, "VALIDATION", 300)
+    monkeypatch.setattr(throughput, "VALIDATION_IMAGES", 300)
     options = ("--rounds", 2, "--seconds", 0.01, "--workers", 0, "--device", "cpu")
     text = bench(throughput, "--only", "tiny, batch size 128", *options, "--save", tmp_path, "--json")
     (path,) = tmp_path.iterdir()
     assert re.fullmatch(r"\d{4}-\d\d-\d\d-throughput-cpu.json", path.name)
-    saved = Result.from_json(path.read_text())
-    assert saved == Result.from_json(text)
+    saved = BenchmarkResult.from_json(path.read_text())
+    assert saved == BenchmarkResult.from_json(text)
     assert all(len(figure.ours) == len(figure.theirs) == 2 for figure in saved.figures)
     assert str(tmp_path) not in text
     assert saved.command.startswith("python -m benchmarks.throughput --only")
     assert "validation, standard" in bench(throughput, "--only", "validation", "--rounds", 1, "--workers", 0)
 
 
-def test_time_to_accuracy_says_how_far_a_training_came(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time_to_accuracy, "TUTORIAL_PATIENCE", 1)
+def test_time_to_accuracy_says_how_far_a_training_came(bench: RunBenchmark, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time_to_accuracy, "TUTORIAL_EPOCHS_FACTOR", 1)
     short = ("--set", "epochs=1", "--set", "data.train_images=300", "--device", "cpu", "--workers", 0)
     found = json.loads(bench(time_to_accuracy, *short, "--set", "model.width_1=8", "--tutorial", "--json"))
     assert found["figures"] == []
@@ -135,18 +135,20 @@ def test_time_to_accuracy_says_how_far_a_training_came(bench: Bench, monkeypatch
     assert re.search(r"tutorial \d+\.\d+% after 1 epochs", found["remarks"][1])
 
 
-def test_time_to_accuracy_stops_at_the_target(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time_to_accuracy, "RECIPES", {5: {"epochs": 9, "data.train_images": 300}})
+def test_time_to_accuracy_stops_at_the_target(bench: RunBenchmark, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time_to_accuracy, "RECIPE_CHANGES", {5: {"epochs": 9, "data.train_images": 300}})
     found = json.loads(bench(time_to_accuracy, "--device", "cpu", "--seeds", 2, "--json"))
     assert "after 1 epochs" in found["remarks"][0]
     alone, judged = found["figures"]
     assert all(0 < a < b for a, b in zip(alone["ours"], judged["ours"], strict=True))
 
 
-def test_reference_trains_a_preset_from_every_seed_and_keeps_what_it_reached(bench: Bench, tmp_path: Path) -> None:
+def test_reference_trains_a_preset_from_every_seed_and_keeps_what_it_reached(
+    bench: RunBenchmark, tmp_path: Path
+) -> None:
     short = ("--preset", "tiny-conv", "simple-cnn", "--seeds", 2, "--epochs-limit", 2, "--set", "data.train_images=500")
     text = bench(reference, *short, "--device", "cpu", "--workers", 1, "--save", tmp_path, "--json")
-    saved = {result.subject: result for result in reference.latest(tmp_path)}
+    saved = {result.subject: result for result in reference.latest_results(tmp_path)}
     assert [json.loads(result.to_json()) for result in saved.values()] == json.loads(text)
     assert saved.keys() == {"tiny-conv-data-train-images-500", "simple-cnn-data-train-images-500"}
     for name, validation in (("tiny-conv", 0), ("simple-cnn", 12_000)):
@@ -162,10 +164,12 @@ def test_reference_trains_a_preset_from_every_seed_and_keeps_what_it_reached(ben
         assert result.command.startswith("python -m benchmarks.reference --preset tiny-conv")
 
 
-def test_reference_judges_the_weights_of_the_last_epoch_on_the_test_images(bench: Bench, source: Source) -> None:
+def test_reference_judges_the_weights_of_the_last_epoch_on_the_test_images(
+    bench: RunBenchmark, source: DataSource
+) -> None:
     changes = {"data.train_images": 500, "data.validation": 0, "epochs": 2}
     recipe = PRESETS["logistic"].recipe.replace(changes)
-    (*_, last) = fit(recipe, prepare(recipe.data, source), resolve_execution("cpu", threads=1))
+    (*_, last) = fit(recipe, load_images(recipe.data, source), resolve_execution("cpu", threads=1))
     expected = evaluate(last.classifier, read_test_set("fashion-mnist", source))
     short = ("--preset", "logistic", "--seeds", 1, "--epochs-limit", 2, "--set", "data.train_images=500")
     (found,) = json.loads(bench(reference, *short, "--device", "cpu", "--workers", 1, "--json"))
@@ -175,7 +179,7 @@ def test_reference_judges_the_weights_of_the_last_epoch_on_the_test_images(bench
 
 
 def test_reference_takes_every_training_image_unless_the_author_held_some_back() -> None:
-    held_back = {name: reference.as_published(preset).data.validation for name, preset in PRESETS.items()}
+    held_back = {name: reference.published_recipe(preset).data.validation for name, preset in PRESETS.items()}
     assert {name for name, count in held_back.items() if count} == {"mlp-512", "simple-cnn"}
     assert held_back["mlp-512"] == 12_000
 
@@ -192,12 +196,12 @@ def test_what_reference_has_trained_outlives_an_interruption(tmp_path: Path) -> 
         assert process.stderr.readline().startswith("interrupted: what is trained by now counts")
         table = process.stdout.read()
     assert process.returncode == 130
-    (result,) = reference.latest(tmp_path)
+    (result,) = reference.latest_results(tmp_path)
     assert result.settings["preset"] == "logistic"
-    assert table == reference.table([result])
+    assert table == reference.results_table([result])
 
 
-def test_a_changed_hyperparameter_is_said_and_counts(bench: Bench) -> None:
+def test_a_changed_hyperparameter_is_said_and_counts(bench: RunBenchmark) -> None:
     short = ("--preset", "logistic", "--seeds", 1, "--epochs-limit", 1, "--set", "data.train_images=500", "--json")
     authors, changed = (
         json.loads(bench(reference, *short, "--device", "cpu", "--workers", 1, *more))[0]
@@ -207,14 +211,14 @@ def test_a_changed_hyperparameter_is_said_and_counts(bench: Bench) -> None:
     assert changed["figures"][0]["ours"] != authors["figures"][0]["ours"]
 
 
-def test_a_training_that_diverges_counts_for_nothing_and_is_said(bench: Bench, tmp_path: Path) -> None:
+def test_a_training_that_diverges_counts_for_nothing_and_is_said(bench: RunBenchmark, tmp_path: Path) -> None:
     wild = ("--set", "optimizer.learning_rate=100", "--set", "data.train_images=500", "--set", "normalisation=global")
     options = ("--preset", "mlp-512", "--seeds", 1, "--epochs-limit", 9, "--device", "cpu", "--workers", 1)
     assert json.loads(bench(reference, *options, *wild, "--json", "--save", tmp_path)) == []
     assert not list(tmp_path.iterdir())
 
 
-def test_the_tutorial_alone_is_a_command(bench: Bench) -> None:
+def test_the_tutorial_alone_is_a_command(bench: RunBenchmark) -> None:
     text = bench(tutorial, "--epochs", 1, "--images", 300, "--validation", 300)
     assert "validation accuracy" in text
     assert "n=1" in text
@@ -227,9 +231,9 @@ def test_the_tutorial_alone_is_a_command(bench: Bench) -> None:
     ids=["same trials", "same time", "alone"],
 )
 def test_a_study_runs_both_ways_or_alone_and_is_read_from_their_stores(
-    bench: Bench, tmp_path: Path, end: tuple[object, ...], ways: int
+    bench: RunBenchmark, tmp_path: Path, end: tuple[object, ...], ways: int
 ) -> None:
-    (tmp_path / "mini.toml").write_text(MINI)
+    (tmp_path / "mini.toml").write_text(MINI_STUDY)
     found = json.loads(bench(study, tmp_path / "mini.toml", *end, "--rounds", 1, "--json"))
     values = {row["what"].split(", ")[1]: (*row["ours"], *row["theirs"]) for row in found["figures"]}
     assert all(len(samples) == ways for samples in values.values())
@@ -243,7 +247,7 @@ def test_the_measurements_of_the_engine_run_where_only_torch_is(folder: Path) ->
 import sys
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {HEAVY}:
+        if name.partition(".")[0] in {HEAVY_PACKAGES}:
             raise ModuleNotFoundError(name, name=name)
 sys.meta_path.insert(0, Blocker())
 from benchmarks import reference, throughput, time_to_accuracy, tutorial
@@ -272,7 +276,7 @@ def test_ways_take_turns_and_their_first_sample_warms_up() -> None:
             order.append(name)
             yield value
 
-    assert alternate({"a": way("a"), "b": way("b")}, 2) == {"a": (1, 2), "b": (1, 2)}
+    assert interleave({"a": way("a"), "b": way("b")}, 2) == {"a": (1, 2), "b": (1, 2)}
     assert "".join(order) == "abab" + "ba"
 
 
@@ -289,28 +293,28 @@ def test_ways_take_turns_and_their_first_sample_warms_up() -> None:
 def test_a_ratio_says_whether_it_can_be_believed(
     ours: tuple[float, ...], theirs: tuple[float, ...], better: str, median: float, verdict: str
 ) -> None:
-    figure = Figure("x", "s", ours, theirs, better)
+    figure = Measurement("x", "s", ours, theirs, better)
     assert figure.ratio
     assert figure.ratio.median == pytest.approx(median, abs=1e-3)
-    assert figure.verdict == verdict
+    assert figure.ratio_caveat == verdict
 
 
 def test_the_time_in_which_something_trained_is_a_union() -> None:
-    assert study.covered([(5, 6), (0, 2), (1, 3), (1.5, 1.8)]) == 4
+    assert study.covered_seconds([(5, 6), (0, 2), (1, 3), (1.5, 1.8)]) == 4
 
 
 def test_the_report_shows_the_latest_of_each_benchmark_subject_and_device(tmp_path: Path) -> None:
     for date, device, seconds in (("2026-01-01", "cpu", 3.0), ("2026-01-02", "cpu", 2.0), ("2026-01-01", "gpu", 1.0)):
         figures = (
-            Figure("the job", "s", (seconds,), (4.0,), "lower", headline=True),
-            Figure("a detail", "s", (seconds,)),
+            Measurement("the job", "s", (seconds,), (4.0,), "lower", headline=True),
+            Measurement("a detail", "s", (seconds,)),
         )
-        result = Result("study", "usual script", figures, {}, device, date=date, machine=f"a {device}")
+        result = BenchmarkResult("study", "usual script", figures, {}, device, date=date, machine=f"a {device}")
         (tmp_path / result.file_name).write_text(result.to_json())
-    alone = Result(
+    alone = BenchmarkResult(
         "study",
         "usual script",
-        (Figure("alone", "s", (9.0,)),),
+        (Measurement("alone", "s", (9.0,)),),
         {},
         subject="alone",
         date="2026-01-03",
@@ -318,43 +322,55 @@ def test_the_report_shows_the_latest_of_each_benchmark_subject_and_device(tmp_pa
     )
     (tmp_path / alone.file_name).write_text(alone.to_json())
     (tmp_path / "2026-01-03-other.json").write_text("{}")
-    results = report.latest(tmp_path)
-    rows = report.table(results, headlines=True).splitlines()[2:]
+    results = report.latest_results(tmp_path)
+    rows = report.results_table(results, headlines_only=True).splitlines()[2:]
     assert [re.findall(r"\| (\S+) n=1 \| 4 n=1 \| (\S+) \| a (\w+) \| (\S+) \|", row) for row in rows] == [
         [("2", "2x", "cpu", "2026-01-02")],
         [("1", "4x", "gpu", "2026-01-01")],
     ]
-    assert len(report.table(results, headlines=False).splitlines()) == 7
+    assert len(report.results_table(results, headlines_only=False).splitlines()) == 7
     page = "before\n<!-- benchmarks -->\nold\n<!-- /benchmarks -->\nafter\n"
     tables = {"benchmarks": "| a |\n"}
-    written = report.with_tables(page, tables)
+    written = report.replace_tables(page, tables)
     assert written == "before\n<!-- benchmarks -->\n\n| a |\n\n<!-- /benchmarks -->\nafter\n"
-    assert report.with_tables(written, tables) == written
+    assert report.replace_tables(written, tables) == written
 
 
-def trained(preset: str, accuracies: tuple[float, ...], date: str, device: str = "cpu", **changes: object) -> Result:
+def make_result(
+    preset: str, accuracies: tuple[float, ...], date: str, device: str = "cpu", **changes: object
+) -> BenchmarkResult:
     """A result of the reference benchmark, as its file holds it."""
-    recipe = {name: value for name, value in PRESETS[preset].recipe.flat().items() if name != "seed"}
+    recipe = {name: value for name, value in PRESETS[preset].recipe.to_flat_dict().items() if name != "seed"}
     figures = tuple(
-        Figure(what, "", accuracies) for what in (reference.TEST, reference.LOSS, reference.TRAINING, reference.SECONDS)
+        Measurement(what, "", accuracies)
+        for what in (
+            reference.TEST_ACCURACY,
+            reference.TEST_LOSS,
+            reference.TRAINING_ACCURACY,
+            reference.TRAINING_SECONDS,
+        )
     )
     settings = {"preset": preset, "changes": changes, "workers": 2, "recipe": recipe}
     subject = "-".join([preset, *map(str, changes.values())])
     machine, numbers = f"a {device}", {"python": "3", "torch": "2"}
-    return Result("reference", "author", figures, settings, device, (), subject, "the command", date, machine, numbers)
+    return BenchmarkResult(
+        "reference", "author", figures, settings, device, (), subject, "the command", date, machine, numbers
+    )
 
 
 def test_the_table_of_record_shows_the_latest_of_each_network_and_device(tmp_path: Path) -> None:
     for result in (
-        trained("lenet", (90.0, 92.0), "2026-01-02"),
-        trained("lenet", (50.0,), "2026-01-01"),
-        trained("lenet", (93.0,), "2026-01-01", device="gpu"),
-        trained("lenet", (70.0,), "2026-01-03", normalisation="unit"),
+        make_result("lenet", (90.0, 92.0), "2026-01-02"),
+        make_result("lenet", (50.0,), "2026-01-01"),
+        make_result("lenet", (93.0,), "2026-01-01", device="gpu"),
+        make_result("lenet", (70.0,), "2026-01-03", normalisation="unit"),
     ):
         (tmp_path / result.file_name).write_text(result.to_json())
-    results = reference.latest(tmp_path)
-    assert report.latest(tmp_path) == []
-    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in reference.record(results).splitlines()[2:]]
+    results = reference.latest_results(tmp_path)
+    assert report.latest_results(tmp_path) == []
+    rows = [
+        [cell.strip() for cell in row.split("|")[1:-1]] for row in reference.reference_table(results).splitlines()[2:]
+    ]
     lenets = [row for row in rows if row and row[0] == "`lenet`"]
     assert [(row[2], row[9], row[10]) for row in lenets] == [
         ("91.00 ± 1.41 (n=2)", "a cpu", "2026-01-02"),
@@ -362,13 +378,13 @@ def test_the_table_of_record_shows_the_latest_of_each_network_and_device(tmp_pat
     ]
     assert {row[0].strip("`") for row in rows if row} == PRESETS.keys()
     assert sum("not measured yet" in row for row in rows) == len(PRESETS) - 1
-    changed = reference.variants(results)
+    changed = reference.variants_table(results)
     assert "| `lenet`, normalisation unit | about 92, loss about 0.22 | 70.00 (n=1) |" in changed
     assert "$ the command" in changed
 
 
-@pytest.mark.parametrize("page", report.pages(RESULTS), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", report.page_tables(RESULTS_FOLDER), ids=lambda page: page.name)
 def test_the_pages_say_what_the_result_files_say(page: Path) -> None:
-    text, tables = page.read_text(), report.pages(RESULTS)[page]
+    text, tables = page.read_text(), report.page_tables(RESULTS_FOLDER)[page]
     assert all(f"<!-- {name} -->" in text for name in tables)
-    assert text == report.with_tables(text, tables)
+    assert text == report.replace_tables(text, tables)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-HERE = ROOT / "benchmarks" / "curves"
+CURVES_FOLDER = ROOT / "benchmarks" / "curves"
 
-TINY = """
+TINY_STUDY = """
 name = "tiny-curves"
 seed = 3
 [data]
@@ -31,7 +31,7 @@ width_1 = [4, 8]
 """
 
 
-def curves(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run_curves_command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks.curves", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
@@ -39,8 +39,10 @@ def curves(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("curves")
-    (folder / "tiny.toml").write_text(TINY)
-    done = curves("record", "--study", folder / "tiny.toml", "--curves", folder / "tiny.jsonl", "--recipes", "2")
+    (folder / "tiny.toml").write_text(TINY_STUDY)
+    done = run_curves_command(
+        "record", "--study", folder / "tiny.toml", "--curves", folder / "tiny.jsonl", "--recipes", "2"
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -50,7 +52,9 @@ def test_a_recording_that_was_cut_goes_on_as_if_it_had_not_been(recorded: Path, 
     whole = recorded / "tiny.jsonl"
     cut = tmp_path / "cut.jsonl"
     cut.write_text("".join(line + "\n" for line in whole.read_text().splitlines()[:2]))
-    done = curves("record", "--study", recorded / "tiny.toml", "--curves", cut, "--recipes", "2", "--workers", "1")
+    done = run_curves_command(
+        "record", "--study", recorded / "tiny.toml", "--curves", cut, "--recipes", "2", "--workers", "1"
+    )
     assert done.returncode == 0, done.stderr
 
     def figures(path: Path) -> set[str]:
@@ -63,7 +67,7 @@ def test_a_recording_that_was_cut_goes_on_as_if_it_had_not_been(recorded: Path, 
 @pytest.mark.slow
 def test_a_search_replayed_with_one_seed_is_one_search() -> None:
     options = ("--seeds", "2", "--compute", "4", "--only", "tpe, halving (the", "--json")
-    once, again = (curves("replay", *options) for _ in range(2))
+    once, again = (run_curves_command("replay", *options) for _ in range(2))
     assert once.returncode == 0, once.stderr
     assert once.stdout == again.stdout
     found = json.loads(once.stdout)
@@ -76,7 +80,7 @@ def test_a_search_replayed_with_one_seed_is_one_search() -> None:
 
 @pytest.mark.slow
 def test_the_table_says_whether_early_epochs_tell_late_ones() -> None:
-    done = curves("carry", "--json")
+    done = run_curves_command("carry", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert all(-1 <= one["low"] <= one["value"] <= one["high"] <= 1 for one in found["constant"])
@@ -97,7 +101,7 @@ def test_curves_that_do_not_fit_are_one_clear_line(recorded: Path, tmp_path: Pat
     assert callable(damage)
     bad = tmp_path / "bad.jsonl"
     bad.write_text(damage((recorded / "tiny.jsonl").read_text()))
-    done = curves("replay", "--study", recorded / "tiny.toml", "--curves", bad)
+    done = run_curves_command("replay", "--study", recorded / "tiny.toml", "--curves", bad)
     assert done.returncode != 0
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith(f"error: {bad}: ")
@@ -108,5 +112,5 @@ def test_curves_that_do_not_fit_are_one_clear_line(recorded: Path, tmp_path: Pat
 def test_the_studies_of_the_bench_are_checked_like_all_others() -> None:
     command = shutil.which("fmnist-search", path=str(Path(sys.executable).parent))
     assert command
-    done = subprocess.run([command, "studies", "check", HERE / "cpu.toml"], check=False, capture_output=True)
+    done = subprocess.run([command, "studies", "check", CURVES_FOLDER / "cpu.toml"], check=False, capture_output=True)
     assert done.returncode == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.integration.conftest import Finished, Outcome, run
+from tests.integration.conftest import CommandResult, FinishedStudy, run_command
 
 RECIPE = """
 epochs = 1
@@ -22,84 +22,86 @@ augmentation.flip = 0.5
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
     """A folder with a recipe and the one training of it."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "recipe.toml").write_text(RECIPE)
-    outcome = run(folder, "train", "recipe.toml", "--json")
-    assert outcome.code == 0, outcome.stderr
-    return Finished(folder, outcome)
+    outcome = run_command(folder, "train", "recipe.toml", "--json")
+    assert outcome.exit_code == 0, outcome.stderr
+    return FinishedStudy(folder, outcome)
 
 
-def assert_drawn(outcome: Outcome, path: Path) -> None:
-    assert outcome.code == 0, outcome.stderr
+def assert_png_written(outcome: CommandResult, path: Path) -> None:
+    assert outcome.exit_code == 0, outcome.stderr
     assert str(path) in outcome.stdout
     with Image.open(path) as picture:
         assert picture.format == "PNG"
 
 
-def assert_one_line(outcome: Outcome, *expected: str) -> None:
-    assert outcome.code == 2, outcome
+def assert_single_error(outcome: CommandResult, *expected: str) -> None:
+    assert outcome.exit_code == 2, outcome
     assert len(outcome.errors) == 1, outcome.stderr
     for text in expected:
         assert text in outcome.errors[0]
 
 
-def test_samples_and_augmentations_are_the_same_for_the_same_seed(trained: Finished, tmp_path: Path) -> None:
+def test_samples_and_augmentations_are_the_same_for_the_same_seed(trained: FinishedStudy, tmp_path: Path) -> None:
     for what in (["samples", "--count", 2], ["augmentations", "recipe.toml", "--image", 3, "--count", 2]):
         drawn = []
         for number, seed in enumerate((0, 0, 1)):
             path = tmp_path / f"{what[0]} {number}.png"
-            assert_drawn(trained.run("draw", *what, "--seed", seed, "--output", path), path)
+            assert_png_written(trained.run("draw", *what, "--seed", seed, "--output", path), path)
             drawn.append(path.read_bytes())
         assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_augmentations_are_those_of_a_preset_or_of_what_is_set(trained: Finished, tmp_path: Path) -> None:
+def test_augmentations_are_those_of_a_preset_or_of_what_is_set(trained: FinishedStudy, tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}.png" for number in range(2)]
     changes = ["--set", "augmentation.flip=1", "--output"]
-    assert_drawn(trained.run("draw", "augmentations", "lenet", *changes, paths[0]), paths[0])
-    assert_drawn(trained.run("draw", "augmentations", *changes, paths[1]), paths[1])
+    assert_png_written(trained.run("draw", "augmentations", "lenet", *changes, paths[0]), paths[0])
+    assert_png_written(trained.run("draw", "augmentations", *changes, paths[1]), paths[1])
     assert paths[0].read_bytes() == paths[1].read_bytes()
-    assert_one_line(trained.run("draw", "augmentations", "--output", tmp_path / "2.png"), "changes no image", "--set")
-    assert_one_line(trained.run("draw", "augmentations", "lent", *changes, tmp_path / "2.png"), "'lenet'")
-    assert_one_line(trained.run("draw", "augmentations", "none.toml", *changes, tmp_path / "2.png"), "none.toml")
+    assert_single_error(
+        trained.run("draw", "augmentations", "--output", tmp_path / "2.png"), "changes no image", "--set"
+    )
+    assert_single_error(trained.run("draw", "augmentations", "lent", *changes, tmp_path / "2.png"), "'lenet'")
+    assert_single_error(trained.run("draw", "augmentations", "none.toml", *changes, tmp_path / "2.png"), "none.toml")
     beyond = trained.run("draw", "augmentations", "--image", 60_000, *changes, tmp_path / "2.png")
-    assert_one_line(beyond, "--image 60000", "from 0 to 59999")
+    assert_single_error(beyond, "--image 60000", "from 0 to 59999")
     assert not (tmp_path / "2.png").exists()
 
 
-def test_filters_are_drawn_from_the_weights_that_a_run_has_kept(trained: Finished, tmp_path: Path) -> None:
+def test_filters_are_drawn_from_the_weights_that_a_run_has_kept(trained: FinishedStudy, tmp_path: Path) -> None:
     path = tmp_path / "filters.png"
-    run_id = trained.outcome.json["run_id"]
-    assert_drawn(trained.run("draw", "filters", run_id, "--output", path), path)
-    assert_one_line(trained.run("draw", "filters", "f" * 32, "--output", tmp_path / "2.png"), "does not exist")
+    run_id = trained.result.json["run_id"]
+    assert_png_written(trained.run("draw", "filters", run_id, "--output", path), path)
+    assert_single_error(trained.run("draw", "filters", "f" * 32, "--output", tmp_path / "2.png"), "does not exist")
 
 
-def test_weights_that_are_damaged_or_gone_are_one_line(trained: Finished, tmp_path: Path) -> None:
-    run_id = trained.outcome.json["run_id"]
+def test_weights_that_are_damaged_or_gone_are_one_line(trained: FinishedStudy, tmp_path: Path) -> None:
+    run_id = trained.result.json["run_id"]
     (artifact,) = (trained.folder / "mlruns").rglob("weights.pt")
     before = artifact.read_bytes()
     try:
         artifact.write_bytes(before[:-100])
         outcome = trained.run("draw", "filters", run_id, "--output", tmp_path / "filters.png")
-        assert_one_line(outcome, run_id, "kept weights", "damaged")
+        assert_single_error(outcome, run_id, "kept weights", "damaged")
         artifact.unlink()
         outcome = trained.run("draw", "filters", run_id, "--output", tmp_path / "filters.png")
-        assert_one_line(outcome, run_id, "no weights of it are kept", f"fmnist-search train --from-run {run_id}")
+        assert_single_error(outcome, run_id, "no weights of it are kept", f"fmnist-search train --from-run {run_id}")
     finally:
         artifact.write_bytes(before)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_is_there_is_replaced_only_when_asked(trained: Finished, tmp_path: Path) -> None:
+def test_a_file_that_is_there_is_replaced_only_when_asked(trained: FinishedStudy, tmp_path: Path) -> None:
     path = tmp_path / "samples.png"
     path.write_text("mine")
     outcome = trained.run("draw", "samples", "--output", path)
-    assert_one_line(outcome, str(path), "--force")
+    assert_single_error(outcome, str(path), "--force")
     assert path.read_text() == "mine"
-    assert_drawn(trained.run("draw", "samples", "--output", path, "--force"), path)
-    assert_one_line(trained.run("draw", "samples", "--output", tmp_path / "samples.jpg"), "samples.jpg", ".png")
+    assert_png_written(trained.run("draw", "samples", "--output", path, "--force"), path)
+    assert_single_error(trained.run("draw", "samples", "--output", tmp_path / "samples.jpg"), "samples.jpg", ".png")
     nowhere = tmp_path / "nowhere" / "samples.png"
-    assert_one_line(trained.run("draw", "samples", "--output", nowhere), str(nowhere), "cannot be written")
+    assert_single_error(trained.run("draw", "samples", "--output", nowhere), str(nowhere), "cannot be written")
     assert [file.name for file in tmp_path.iterdir()] == ["samples.png"]

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from fmnist_search.data.loading import FILES, Source
+from fmnist_search.data.loading import FILE_NAMES, DataSource
 from fmnist_search.recipe.recipe import Execution
-from fmnist_search.search.study_store import Conditions, Ledger
-from tests.integration.conftest import Command, Finished, Outcome
+from fmnist_search.search.study_store import StudyRuntime, StudyStore
+from tests.integration.conftest import CommandResult, FinishedStudy, RunCommand
 
 
-def assert_refused(outcome: Outcome, *expected: str, code: int = 2, lines: int = 1) -> None:
-    assert outcome.code == code, outcome
+def assert_error(outcome: CommandResult, *expected: str, code: int = 2, lines: int = 1) -> None:
+    assert outcome.exit_code == code, outcome
     assert len(outcome.errors) == lines, outcome.stderr
     assert "Traceback" not in outcome.stderr
     for text in expected:
@@ -37,36 +37,36 @@ def assert_refused(outcome: Outcome, *expected: str, code: int = 2, lines: int =
     ],
 )
 def test_a_wrong_setting_names_itself_and_its_remedy(
-    command: Command, tiny: Path, setting: str, expected: list[str]
+    command: RunCommand, tiny: Path, setting: str, expected: list[str]
 ) -> None:
-    assert_refused(command("search", "tiny.toml", "--set", setting), *expected)
+    assert_error(command("search", "tiny.toml", "--set", setting), *expected)
     assert sorted(path.name for path in tiny.parent.iterdir()) == ["tiny.toml"]
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "two", "1.5", ""])
-def test_a_number_of_workers_that_is_none_is_refused(command: Command, tiny: Path, number: str) -> None:
+def test_a_number_of_workers_that_is_none_is_refused(command: RunCommand, tiny: Path, number: str) -> None:
     outcome = command("search", "tiny.toml", "--set", f"execution.workers={number}")
-    assert_refused(outcome, "execution.workers", "give 1 or more, or 'auto'")
+    assert_error(outcome, "execution.workers", "give 1 or more, or 'auto'")
     outcome = command("search", "tiny.toml", "--workers", number or "none")
-    assert_refused(outcome, "execution.workers", repr(number or "none").strip("'"), "give 1 or more, or 'auto'")
+    assert_error(outcome, "execution.workers", repr(number or "none").strip("'"), "give 1 or more, or 'auto'")
     assert sorted(path.name for path in tiny.parent.iterdir()) == ["tiny.toml"]
 
 
-def test_more_workers_than_fit_are_said_and_the_study_goes_on(command: Command, tiny: Path) -> None:
+def test_more_workers_than_fit_are_said_and_the_study_goes_on(command: RunCommand, tiny: Path) -> None:
     outcome = command("search", "tiny.toml", "--workers", 99, "--trials", 1, "--set", "finalists.recipes=0")
-    assert outcome.code == 0, outcome.stderr
+    assert outcome.exit_code == 0, outcome.stderr
     (line,) = (line for line in outcome.stderr.splitlines() if "execution.workers: 99" in line)
     assert "is more than" in line
     assert "at a time" in line
 
 
 def test_threads_that_leave_no_core_for_a_second_worker_are_said(
-    command: Command, tiny: Path, monkeypatch: pytest.MonkeyPatch
+    command: RunCommand, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("joblib.cpu_count", lambda: 2)
     options = ["--workers", 2, "--threads", 2, "--trials", 1, "--set", "finalists.recipes=0"]
     outcome = command("search", "tiny.toml", *options)
-    assert outcome.code == 0, outcome.stderr
+    assert outcome.exit_code == 0, outcome.stderr
     assert "execution.workers: 2 with 2 threads" in outcome.stderr
     assert "1 at a time" in outcome.stderr
 
@@ -78,8 +78,8 @@ def test_threads_that_leave_no_core_for_a_second_worker_are_said(
         ("other", ["execution.engine", "'plain' or 'graph'"]),
     ],
 )
-def test_an_engine_that_cannot_be_had(command: Command, tiny: Path, engine: str, expected: list[str]) -> None:
-    assert_refused(command("search", "tiny.toml", "--device", "cpu", "--engine", engine), *expected)
+def test_an_engine_that_cannot_be_had(command: RunCommand, tiny: Path, engine: str, expected: list[str]) -> None:
+    assert_error(command("search", "tiny.toml", "--device", "cpu", "--engine", engine), *expected)
     assert sorted(path.name for path in tiny.parent.iterdir()) == ["tiny.toml"]
 
 
@@ -92,84 +92,84 @@ def test_an_engine_that_cannot_be_had(command: Command, tiny: Path, engine: str,
         ("[budget]", "[budgets]", "did you mean 'budget'"),
     ],
 )
-def test_a_wrong_study_file_says_where(command: Command, tiny: Path, before: str, after: str, expected: str) -> None:
+def test_a_wrong_study_file_says_where(command: RunCommand, tiny: Path, before: str, after: str, expected: str) -> None:
     tiny.write_text(tiny.read_text().replace(before, after, 1))
     outcome = command("search", "tiny.toml")
-    assert outcome.code == 2
+    assert outcome.exit_code == 2
     assert all(line.startswith("error: tiny.toml: ") for line in outcome.errors)
     assert expected in outcome.stderr
 
 
-def test_a_missing_study_file_names_those_that_are_there(command: Command, tiny: Path) -> None:
-    assert_refused(command("search", "tinny.toml"), "tinny.toml", "no such file", "tiny.toml")
+def test_a_missing_study_file_names_those_that_are_there(command: RunCommand, tiny: Path) -> None:
+    assert_error(command("search", "tinny.toml"), "tinny.toml", "no such file", "tiny.toml")
 
 
-def test_cuda_where_there_is_none(command: Command, tiny: Path) -> None:
+def test_cuda_where_there_is_none(command: RunCommand, tiny: Path) -> None:
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    assert_refused(command("search", "tiny.toml", "--device", "cuda"), "cuda", "--device cpu")
-    assert_refused(command("search", "tiny.toml", "--device", "gpu"), "'gpu'", "--device cpu")
+    assert_error(command("search", "tiny.toml", "--device", "cuda"), "cuda", "--device cpu")
+    assert_error(command("search", "tiny.toml", "--device", "gpu"), "'gpu'", "--device cpu")
     assert [path.name for path in tiny.parent.iterdir()] == ["tiny.toml"]
 
 
-def test_a_study_that_began_on_a_device_which_is_gone(command: Command, tiny: Path, tmp_path: Path) -> None:
+def test_a_study_that_began_on_a_device_which_is_gone(command: RunCommand, tiny: Path, tmp_path: Path) -> None:
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    assert command("search", "tiny.toml", "--trials", 1, "--set", "finalists.recipes=0").code == 0
-    ledger = Ledger.find(f"sqlite:///{tmp_path / 'fmnist-search' / 'optuna.db'}", "tiny")
-    ledger.conditions = Conditions(Execution(device="cuda"), "float32")
-    assert_refused(command("search", "tiny.toml", "--trials", 2), "began on 'cuda'", "--fresh")
+    assert command("search", "tiny.toml", "--trials", 1, "--set", "finalists.recipes=0").exit_code == 0
+    ledger = StudyStore.load(f"sqlite:///{tmp_path / 'fmnist-search' / 'optuna.db'}", "tiny")
+    ledger.runtime = StudyRuntime(Execution(device="cuda"), "float32")
+    assert_error(command("search", "tiny.toml", "--trials", 2), "began on 'cuda'", "--fresh")
     assert command("status", "--json").json["completed"] == 1
 
 
-def test_a_store_out_of_reach_is_said_within_seconds(command: Command, tiny: Path, tmp_path: Path) -> None:
+def test_a_store_out_of_reach_is_said_within_seconds(command: RunCommand, tiny: Path, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{taken.getsockname()[1]}"
         home = tmp_path / "home"
-        assert_refused(command("search", "tiny.toml", "--tracking-uri", uri, "--workdir", home), uri, "--tracking-uri")
+        assert_error(command("search", "tiny.toml", "--tracking-uri", uri, "--workdir", home), uri, "--tracking-uri")
         assert not home.exists()
 
 
-def test_a_store_that_cannot_be_written(command: Command, tiny: Path, tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_written(command: RunCommand, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.db").write_text("this is no database " * 100)
     uri = f"sqlite:///{tmp_path / 'broken.db'}"
-    assert_refused(command("search", "tiny.toml", "--tracking-uri", uri), "broken.db")
+    assert_error(command("search", "tiny.toml", "--tracking-uri", uri), "broken.db")
     below_a_file = f"sqlite:///{tmp_path}/tiny.toml/mlflow.db"
-    assert_refused(command("search", "tiny.toml", "--tracking-uri", below_a_file), "tiny.toml")
-    assert_refused(command("ui", "--tracking-uri", f"sqlite:///{tmp_path}/nowhere/mlflow.db"), "nowhere")
-    assert_refused(command("search", "tiny.toml", "--workdir", tmp_path / "tiny.toml"), "--workdir")
+    assert_error(command("search", "tiny.toml", "--tracking-uri", below_a_file), "tiny.toml")
+    assert_error(command("ui", "--tracking-uri", f"sqlite:///{tmp_path}/nowhere/mlflow.db"), "nowhere")
+    assert_error(command("search", "tiny.toml", "--workdir", tmp_path / "tiny.toml"), "--workdir")
 
 
-def test_a_dataset_file_cut_short(command: Command, tiny: Path, tmp_path: Path, source: Source) -> None:
+def test_a_dataset_file_cut_short(command: RunCommand, tiny: Path, tmp_path: Path, source: DataSource) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
-    for name in FILES:
+    for name in FILE_NAMES:
         content = (source.cache / "fashion-mnist" / name).read_bytes()
         (folder / name).write_bytes(content[:-1000])
-    assert_refused(command("search", "tiny.toml", "--data-dir", folder), "train-images", "cut short")
-    for name in FILES:
+    assert_error(command("search", "tiny.toml", "--data-dir", folder), "train-images", "cut short")
+    for name in FILE_NAMES:
         (folder / name).rename(folder / f"{name}.gz")
         (folder / f"{name}.gz").write_bytes(gzip.compress(b"0" * 1000)[:-10])
-    assert_refused(command("data", "--data-dir", folder), "train-images", "cannot be read")
+    assert_error(command("data", "--data-dir", folder), "train-images", "cannot be read")
 
 
-def test_what_does_not_exist_is_named(finished: Finished, tmp_path: Path) -> None:
-    assert_refused(finished.run("status", "tyny"), "tyny", "did you mean 'tiny'")
-    assert_refused(finished.run("promote", "nothing"), "nothing")
-    assert_refused(finished.run("train", "--from-run", "f" * 32), "f" * 32, "does not exist")
-    assert_refused(finished.run("evaluate", "models:/nobody@champion"), "models:/nobody@champion", "does not exist")
-    assert_refused(finished.run("evaluate", "nobody"), "nobody")
-    assert_refused(finished.run("predict", "--test-image", "0", "--model", "models:/fmnist-search/99"), "/99")
-    assert_refused(finished.run("predict", "--test-image", "10000"), "10000", "9999")
-    assert_refused(finished.run("predict"), "--test-image")
-    assert_refused(finished.run("predict", tmp_path / "none.png"), "none.png", "no such file")
+def test_what_does_not_exist_is_named(finished: FinishedStudy, tmp_path: Path) -> None:
+    assert_error(finished.run("status", "tyny"), "tyny", "did you mean 'tiny'")
+    assert_error(finished.run("promote", "nothing"), "nothing")
+    assert_error(finished.run("train", "--from-run", "f" * 32), "f" * 32, "does not exist")
+    assert_error(finished.run("evaluate", "models:/nobody@champion"), "models:/nobody@champion", "does not exist")
+    assert_error(finished.run("evaluate", "nobody"), "nobody")
+    assert_error(finished.run("predict", "--test-image", "0", "--model", "models:/fmnist-search/99"), "/99")
+    assert_error(finished.run("predict", "--test-image", "10000"), "10000", "9999")
+    assert_error(finished.run("predict"), "--test-image")
+    assert_error(finished.run("predict", tmp_path / "none.png"), "none.png", "no such file")
     (tmp_path / "text.png").write_text("not a picture")
-    assert_refused(finished.run("predict", tmp_path / "text.png"), "text.png", "no picture")
+    assert_error(finished.run("predict", tmp_path / "text.png"), "text.png", "no picture")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_what_does_not_exist_is_named(finished: Finished, tmp_path: Path) -> Non
     ids=str,
 )
 def test_a_promotion_that_cannot_be_is_refused_before_anything_is_trained(
-    finished: Finished, options: list[object], said: list[str]
+    finished: FinishedStudy, options: list[object], said: list[str]
 ) -> None:
     client = MlflowClient(finished.tracking_uri)
     if "taken" in options:
@@ -198,36 +198,36 @@ def test_a_promotion_that_cannot_be_is_refused_before_anything_is_trained(
     experiment = client.get_experiment_by_name("fmnist-search")
     assert experiment is not None
     before = len(client.search_runs([experiment.experiment_id]))
-    assert_refused(finished.run("promote", "tiny", *options), *said)
+    assert_error(finished.run("promote", "tiny", *options), *said)
     assert len(client.search_runs([experiment.experiment_id])) == before
     assert [version.version for version in client.search_model_versions("name='fmnist-search'")] == [1]
 
 
-def test_a_study_without_a_completed_trial_has_nothing_to_promote(command: Command, tiny: Path) -> None:
+def test_a_study_without_a_completed_trial_has_nothing_to_promote(command: RunCommand, tiny: Path) -> None:
     bad = ["--set", "optimizer.name=sgd", "--set", "optimizer.learning_rate=100.0", "--set", "model.norm=none"]
-    assert command("search", "tiny.toml", "--set", "budget.failures=1", *bad).code == 4
-    assert_refused(command("promote", "tiny"), "'tiny': has no completed trial to promote", code=3)
+    assert command("search", "tiny.toml", "--set", "budget.failures=1", *bad).exit_code == 4
+    assert_error(command("promote", "tiny"), "'tiny': has no completed trial to promote", code=3)
 
 
-def test_a_run_without_a_recipe_cannot_be_trained_again(finished: Finished) -> None:
+def test_a_run_without_a_recipe_cannot_be_trained_again(finished: FinishedStudy) -> None:
     status = finished.run("status", "tiny", "--json").json
-    assert_refused(finished.run("train", "--from-run", status["run_id"]), "recipe.toml")
+    assert_error(finished.run("train", "--from-run", status["run_id"]), "recipe.toml")
 
 
-def test_a_recipe_file_with_mistakes_gives_a_line_for_each(command: Command, tmp_path: Path) -> None:
+def test_a_recipe_file_with_mistakes_gives_a_line_for_each(command: RunCommand, tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text("epochs = 0\nbatchsize = 3\n[model]\nfamily = 'cnn'\nkernel_1 = 4\n")
-    assert_refused(command("train", "recipe.toml"), "epochs", "batchsize", "model.kernel_1", lines=3)
-    assert_refused(command("train"), "recipe file", "--from-run")
+    assert_error(command("train", "recipe.toml"), "epochs", "batchsize", "model.kernel_1", lines=3)
+    assert_error(command("train"), "recipe file", "--from-run")
 
 
-def test_a_network_that_pools_the_image_away_is_refused(command: Command, tmp_path: Path) -> None:
+def test_a_network_that_pools_the_image_away_is_refused(command: RunCommand, tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text("[model]\nfamily = 'cnn'\ndepth = 5\npool_size = 4\n")
-    assert_refused(command("train", "recipe.toml"), "model.pool_size", "block 3")
+    assert_error(command("train", "recipe.toml"), "model.pool_size", "block 3")
     (tmp_path / "recipe.toml").write_text("[model]\nfamily = 'cnn'\nwidth_2 = 4096\nwidth_3 = 4096\nkernel_3 = 7\n")
-    assert_refused(command("train", "recipe.toml"), "parameters", "50,000,000")
+    assert_error(command("train", "recipe.toml"), "parameters", "50,000,000")
 
 
-def test_a_study_whose_trials_all_fail_says_why(command: Command, tiny: Path) -> None:
+def test_a_study_whose_trials_all_fail_says_why(command: RunCommand, tiny: Path) -> None:
     outcome = command(
         "search",
         "tiny.toml",
@@ -240,16 +240,16 @@ def test_a_study_whose_trials_all_fail_says_why(command: Command, tiny: Path) ->
         "--set",
         "model.norm=none",
     )
-    assert_refused(outcome, "2 trials failed", "not finite", code=4)
+    assert_error(outcome, "2 trials failed", "not finite", code=4)
 
 
-def test_looking_for_a_study_where_there_is_none_leaves_nothing(command: Command, tmp_path: Path) -> None:
-    assert_refused(command("status"), "no study yet", "fmnist-search search")
-    assert_refused(command("leaderboard", "quick"), "no study yet")
+def test_looking_for_a_study_where_there_is_none_leaves_nothing(command: RunCommand, tmp_path: Path) -> None:
+    assert_error(command("status"), "no study yet", "fmnist-search search")
+    assert_error(command("leaderboard", "quick"), "no study yet")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_option_is_a_usage_error(command: Command) -> None:
+def test_an_unknown_option_is_a_usage_error(command: RunCommand) -> None:
     outcome = command("search", "--nonsense")
-    assert outcome.code == 2
+    assert outcome.exit_code == 2
     assert "--nonsense" in outcome.stderr

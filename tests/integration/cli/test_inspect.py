@@ -13,10 +13,10 @@ from mlflow import MlflowClient
 
 from fmnist_search.config.toml_files import recipe_from_toml
 from fmnist_search.recipe.recipe import Recipe
-from tests.integration.conftest import Command, Finished, Outcome, run, started
+from tests.integration.conftest import CommandResult, FinishedStudy, RunCommand, run_command, start_python
 
 # A grid, so that every rate has five trials, of which those of the largest are the best.
-RATES = """
+RATES_STUDY = """
 name = "rates"
 question = "Which rate learns anything [bold]in one epoch[/bold] :fire:?"
 builds_on = "tiny"
@@ -46,36 +46,36 @@ workers = 1
 threads = 1
 precision = "float32"
 """
-TRIALS = 15
+TRIAL_COUNT = 15
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
     """A grid that was searched to its end, beside a study file that nobody has run and one that is none."""
     folder = tmp_path_factory.mktemp("inspected")
-    (folder / "rates.toml").write_text(RATES)
-    outcome = run(folder, "search", "rates.toml")
-    assert outcome.code == 0, outcome.stderr
-    return Finished(folder, outcome)
+    (folder / "rates.toml").write_text(RATES_STUDY)
+    outcome = run_command(folder, "search", "rates.toml")
+    assert outcome.exit_code == 0, outcome.stderr
+    return FinishedStudy(folder, outcome)
 
 
 @pytest.fixture(scope="module")
-def trials(finished: Finished) -> list[dict[str, Any]]:
+def trials(finished: FinishedStudy) -> list[dict[str, Any]]:
     """All trials, the best first."""
-    rows: list[dict[str, Any]] = finished.run("leaderboard", "--top", TRIALS, "--json").json
-    assert len(rows) == TRIALS
+    rows: list[dict[str, Any]] = finished.run("leaderboard", "--top", TRIAL_COUNT, "--json").json
+    assert len(rows) == TRIAL_COUNT
     return rows
 
 
-def assert_one_line(outcome: Outcome, *expected: str, code: int = 2) -> None:
-    assert outcome.code == code, outcome
+def assert_single_error(outcome: CommandResult, *expected: str, code: int = 2) -> None:
+    assert outcome.exit_code == code, outcome
     assert len(outcome.errors) == 1, outcome.stderr
     assert not outcome.stdout
     for text in expected:
         assert text in outcome.errors[0]
 
 
-def table(text: str) -> list[list[str]]:
+def parse_table(text: str) -> list[list[str]]:
     """The cells of a table, which stand at least two spaces apart."""
     return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in text.splitlines() if line.strip()]
 
@@ -84,7 +84,7 @@ def table(text: str) -> list[list[str]]:
 
 
 def test_status_says_question_trials_how_it_stands_and_the_best(
-    finished: Finished, trials: list[dict[str, Any]]
+    finished: FinishedStudy, trials: list[dict[str, Any]]
 ) -> None:
     question, counts, best, *_ = finished.run("status").stdout.splitlines()
     assert question == "rates: Which rate learns anything [bold]in one epoch[/bold] :fire:?"
@@ -94,16 +94,16 @@ def test_status_says_question_trials_how_it_stands_and_the_best(
     assert best == f"best: trial {first['number']} (mlp {width}) at {first['value']:.2%}"
 
 
-def test_status_names_the_edges_at_which_the_best_trials_stand(finished: Finished) -> None:
+def test_status_names_the_edges_at_which_the_best_trials_stand(finished: FinishedStudy) -> None:
     # Nothing is learnt at a rate of one in a million, whatever the width.
     line = "optimizer.learning_rate: the best 5 all take its largest value, 0.01; offer larger ones"
     assert f"at an edge: {line}" in finished.run("status", "rates").stdout.splitlines()
-    assert f"rates: {line}" in finished.outcome.stderr.splitlines()
+    assert f"rates: {line}" in finished.result.stderr.splitlines()
 
 
-def test_status_as_json_is_what_status_says(finished: Finished, trials: list[dict[str, Any]]) -> None:
+def test_status_as_json_is_what_status_says(finished: FinishedStudy, trials: list[dict[str, Any]]) -> None:
     found = finished.run("status", "rates", "--json").json
-    assert (found["study"], found["completed"], found["pruned"], found["failed"]) == ("rates", TRIALS, 0, 0)
+    assert (found["study"], found["completed"], found["pruned"], found["failed"]) == ("rates", TRIAL_COUNT, 0, 0)
     assert found["ended_by"] == "exhausted"
     assert found["best"] == trials[0]
     assert found["champion"] is None
@@ -114,9 +114,9 @@ def test_status_as_json_is_what_status_says(finished: Finished, trials: list[dic
 # ---------------------------------------------------------------------------------------------- show
 
 
-def test_a_process_says_all_it_has_to_say_before_it_ends(finished: Finished) -> None:
-    command = ["-m", "fmnist_search", "leaderboard", "--top", str(TRIALS), "--json"]
-    with started(finished.folder, *command) as process:
+def test_a_process_says_all_it_has_to_say_before_it_ends(finished: FinishedStudy) -> None:
+    command = ["-m", "fmnist_search", "leaderboard", "--top", str(TRIAL_COUNT), "--json"]
+    with start_python(finished.folder, *command) as process:
         stdout, stderr = process.communicate()
     assert (process.returncode, stderr) == (0, "")
     assert stdout == finished.run(*command[2:]).stdout
@@ -124,14 +124,16 @@ def test_a_process_says_all_it_has_to_say_before_it_ends(finished: Finished) -> 
         assert subprocess.run([sys.executable, *command], cwd=finished.folder, stdout=full, check=False).returncode != 0
 
 
-def test_show_is_about_the_best_trial_unless_told_otherwise(finished: Finished, trials: list[dict[str, Any]]) -> None:
+def test_show_is_about_the_best_trial_unless_told_otherwise(
+    finished: FinishedStudy, trials: list[dict[str, Any]]
+) -> None:
     best = trials[0]["number"]
     assert finished.run("show").stdout == finished.run("show", "best").stdout == finished.run("show", best).stdout
 
 
-@pytest.mark.parametrize("place", [0, 7, TRIALS - 1])
+@pytest.mark.parametrize("place", [0, 7, TRIAL_COUNT - 1])
 def test_show_says_how_a_trial_ended_its_curve_its_values_and_where_to_find_it(
-    finished: Finished, trials: list[dict[str, Any]], place: int
+    finished: FinishedStudy, trials: list[dict[str, Any]], place: int
 ) -> None:
     row = trials[place]
     text = finished.run("show", row["number"]).stdout
@@ -139,14 +141,14 @@ def test_show_says_how_a_trial_ended_its_curve_its_values_and_where_to_find_it(
     lines = text.splitlines()
     assert lines[0] == f"trial {row['number']}: mlp {width}, completed, {row['value']:.2%}"
     assert f"{row['curve'][0]:.2%}; " in lines[1]
-    values = dict(cells for cells in table(text) if len(cells) == 2 and "." in cells[0])
+    values = dict(cells for cells in parse_table(text) if len(cells) == 2 and "." in cells[0])
     assert values == {"model.width": str(width), "optimizer.learning_rate": str(rate)}
     assert f"/runs/{row['run_id']}?workflowType=machine_learning " in text
     assert f"fmnist-search train --from-run {row['run_id']}" in text
 
 
 def test_show_as_json_is_the_row_of_the_leaderboard_with_study_and_page(
-    finished: Finished, trials: list[dict[str, Any]]
+    finished: FinishedStudy, trials: list[dict[str, Any]]
 ) -> None:
     row = trials[3]
     found = finished.run("show", row["number"], "--study", "rates", "--json").json
@@ -159,7 +161,9 @@ def test_show_as_json_is_the_row_of_the_leaderboard_with_study_and_page(
 
 
 @pytest.mark.parametrize("place", [0, 9])
-def test_a_recipe_that_is_shown_is_the_trials_own(finished: Finished, trials: list[dict[str, Any]], place: int) -> None:
+def test_a_recipe_that_is_shown_is_the_trials_own(
+    finished: FinishedStudy, trials: list[dict[str, Any]], place: int
+) -> None:
     row = trials[place]
     outcome = finished.run("show", "best" if place == 0 else row["number"], "--recipe")
     assert recipe_from_toml(outcome.stdout) == Recipe().replace(row["recipe"])
@@ -168,7 +172,7 @@ def test_a_recipe_that_is_shown_is_the_trials_own(finished: Finished, trials: li
 
 
 def test_a_recipe_that_is_shown_can_be_trained_as_it_is_and_gives_the_same(
-    finished: Finished, trials: list[dict[str, Any]], tmp_path: Path
+    finished: FinishedStudy, trials: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     path = tmp_path / "best.toml"
     path.write_text(finished.run("show", "best", "--recipe").stdout)
@@ -176,20 +180,20 @@ def test_a_recipe_that_is_shown_can_be_trained_as_it_is_and_gives_the_same(
     assert [epoch["val_accuracy"] for epoch in again["epochs"]] == trials[0]["curve"]
 
 
-def test_a_trial_or_a_study_that_is_not_there_is_named(finished: Finished) -> None:
-    assert_one_line(finished.run("show", 99), "show '99'", "'rates'", "from 0 to 14", "`best`")
-    assert_one_line(finished.run("show", "worst"), "show 'worst'", "`best`")
-    assert_one_line(finished.run("show", "best", "--study", "ratse"), "ratse", "did you mean 'rates'")
+def test_a_trial_or_a_study_that_is_not_there_is_named(finished: FinishedStudy) -> None:
+    assert_single_error(finished.run("show", 99), "show '99'", "'rates'", "from 0 to 14", "`best`")
+    assert_single_error(finished.run("show", "worst"), "show 'worst'", "`best`")
+    assert_single_error(finished.run("show", "best", "--study", "ratse"), "ratse", "did you mean 'rates'")
 
 
 # ---------------------------------------------------------------------------------------- importance
 
 
-def test_importance_ranks_what_decides_first(finished: Finished) -> None:
+def test_importance_ranks_what_decides_first(finished: FinishedStudy) -> None:
     outcome = finished.run("importance", "rates")
     head, *rows = outcome.stdout.splitlines()
     assert head == "rates: PED-ANOVA over 15 completed trials; pruned ones do not enter"
-    cells = table("\n".join(rows))
+    cells = parse_table("\n".join(rows))
     assert cells[0] == ["hyperparameter", "share"]
     assert [row[0] for row in cells[1:]] == ["optimizer.learning_rate", "model.width"]
     shares = [float(row[1].rstrip("%")) for row in cells[1:]]
@@ -197,16 +201,16 @@ def test_importance_ranks_what_decides_first(finished: Finished) -> None:
     assert not outcome.stderr
 
 
-def test_importance_as_json_is_what_importance_says(finished: Finished) -> None:
+def test_importance_as_json_is_what_importance_says(finished: FinishedStudy) -> None:
     found = finished.run("importance", "--json").json
-    assert (found["study"], found["trials"]) == ("rates", TRIALS)
+    assert (found["study"], found["trials"]) == ("rates", TRIAL_COUNT)
     assert list(found["importances"]) == ["optimizer.learning_rate", "model.width"]
     assert sum(found["importances"].values()) == pytest.approx(1)
 
 
 # --------------------------------------------------------------------------------------------- space
 
-BOTH = """
+TWO_FAMILY_STUDY = """
 name = "both"
 [budget]
 trials = 5
@@ -226,13 +230,13 @@ width = [64, 128]
 @pytest.fixture
 def both(tmp_path: Path) -> Path:
     path = tmp_path / "both.toml"
-    path.write_text(BOTH)
+    path.write_text(TWO_FAMILY_STUDY)
     return path
 
 
-def test_space_says_what_varies_over_how_many_values_and_where(command: Command, both: Path) -> None:
+def test_space_says_what_varies_over_how_many_values_and_where(command: RunCommand, both: Path) -> None:
     outcome = command("space", "both.toml")
-    *rows, total = table(outcome.stdout)
+    *rows, total = parse_table(outcome.stdout)
     assert rows == [
         ["family", "hyperparameter", "domain", "values", "only where"],
         ["cnn", "model.depth", "1, 2, 3", "3"],
@@ -243,10 +247,10 @@ def test_space_says_what_varies_over_how_many_values_and_where(command: Command,
     ]
     # Two sizes of batches, times a network of one block, two times four deeper ones and two of the other family.
     assert total == [f"{2 * (1 + 2 * 4 + 2)} recipes, times endless values of optimizer.learning_rate"]
-    assert (outcome.code, outcome.stderr) == (0, "")
+    assert (outcome.exit_code, outcome.stderr) == (0, "")
 
 
-def test_space_as_json_is_what_space_says(command: Command, both: Path) -> None:
+def test_space_as_json_is_what_space_says(command: RunCommand, both: Path) -> None:
     found = command("space", "both.toml", "--json").json
     assert (found["study"], found["recipes"], found["endless"]) == ("both", 22, ["optimizer.learning_rate"])
     rows = {row["hyperparameter"]: row for row in found["space"]}
@@ -261,7 +265,7 @@ def test_space_as_json_is_what_space_says(command: Command, both: Path) -> None:
     assert rows["model.width"]["family"] == "mlp"
 
 
-def test_space_applies_overrides(command: Command, both: Path) -> None:
+def test_space_applies_overrides(command: RunCommand, both: Path) -> None:
     found = command(
         "space", "both.toml", "--set", "model.family=cnn", "--set", "model.depth=2", "--set",
         "optimizer.learning_rate=0.01", "--json",
@@ -270,7 +274,7 @@ def test_space_applies_overrides(command: Command, both: Path) -> None:
     assert {row["hyperparameter"]: row["where"] for row in found["space"]} == {"model.width_2": {}, "batch_size": {}}
 
 
-def test_space_says_what_a_sampler_leaves_to_chance(command: Command, both: Path) -> None:
+def test_space_says_what_a_sampler_leaves_to_chance(command: RunCommand, both: Path) -> None:
     left = ["cnn.depth", "cnn.width_2", "mlp.width"]
     assert command("space", "both.toml", "--sampler", "gp", "--json").json["drawn_at_random"] == left
     last = command("space", "both.toml", "--sampler", "gp").stdout.splitlines()[-1]
@@ -278,16 +282,16 @@ def test_space_says_what_a_sampler_leaves_to_chance(command: Command, both: Path
     assert "chance" not in command("space", "both.toml").stdout
 
 
-def test_space_takes_a_pruner_and_refuses_what_search_would_refuse(command: Command, both: Path) -> None:
-    assert command("space", "both.toml", "--pruner", "one-epoch").code == 0
-    assert_one_line(command("space", "both.toml", "--sampler", "grid"), "optimizer.learning_rate", "no end of it")
-    assert_one_line(command("space", "both.toml", "--set", "model.dpeth=2"), "did you mean 'model.depth'")
-    assert_one_line(command("space", "bth.toml"), "bth.toml: no such file", "both.toml")
+def test_space_takes_a_pruner_and_refuses_what_search_would_refuse(command: RunCommand, both: Path) -> None:
+    assert command("space", "both.toml", "--pruner", "one-epoch").exit_code == 0
+    assert_single_error(command("space", "both.toml", "--sampler", "grid"), "optimizer.learning_rate", "no end of it")
+    assert_single_error(command("space", "both.toml", "--set", "model.dpeth=2"), "did you mean 'model.depth'")
+    assert_single_error(command("space", "bth.toml"), "bth.toml: no such file", "both.toml")
 
 
-def test_looking_at_a_file_leaves_nothing_behind(command: Command, both: Path) -> None:
+def test_looking_at_a_file_leaves_nothing_behind(command: RunCommand, both: Path) -> None:
     for arguments in (["space", "both.toml"], ["studies", "check", "both.toml"], ["studies", "list", "."]):
-        assert command(*arguments).code == 0
+        assert command(*arguments).exit_code == 0
     assert [path.name for path in both.parent.iterdir()] == ["both.toml"]
 
 
@@ -295,34 +299,34 @@ def test_looking_at_a_file_leaves_nothing_behind(command: Command, both: Path) -
 
 
 @pytest.fixture
-def further_files(finished: Finished) -> Iterator[Path]:
+def further_files(finished: FinishedStudy) -> Iterator[Path]:
     """Beside the study that was run: one that was not, one that is none, and one that was run and is gone."""
-    (finished.folder / "both.toml").write_text(BOTH)
-    (finished.folder / "broken.toml").write_text(BOTH.replace("depth = [1, 2, 3]", "dpeth = [1, 2, 3]"))
+    (finished.folder / "both.toml").write_text(TWO_FAMILY_STUDY)
+    (finished.folder / "broken.toml").write_text(TWO_FAMILY_STUDY.replace("depth = [1, 2, 3]", "dpeth = [1, 2, 3]"))
     yield finished.folder
     (finished.folder / "both.toml").unlink()
     (finished.folder / "broken.toml").unlink()
 
 
 def test_studies_list_shows_files_with_what_became_of_them(
-    finished: Finished, trials: list[dict[str, Any]], further_files: Path
+    finished: FinishedStudy, trials: list[dict[str, Any]], further_files: Path
 ) -> None:
     outcome = finished.run("studies", "list", ".")
     question = "Which rate learns anything [bold]in one epoch[/bold] :fire:?"
     best = f"{trials[0]['value']:.2%}"
-    assert table(outcome.stdout) == [
+    assert parse_table(outcome.stdout) == [
         ["study", "builds on", "trials", "best", "file", "question"],
         ["both", "-", "-", "-", "both.toml"],
         ["rates", "tiny", "15", best, "rates.toml", question],
     ]
-    assert outcome.code == 0
+    assert outcome.exit_code == 0
     said = outcome.stderr.splitlines()
     assert said[0] == "broken.toml: is no valid study; `fmnist-search studies check broken.toml`"
     assert "space.cnn.dpeth" in said[1]
 
 
 def test_studies_list_as_json_gives_numbers(
-    finished: Finished, trials: list[dict[str, Any]], further_files: Path
+    finished: FinishedStudy, trials: list[dict[str, Any]], further_files: Path
 ) -> None:
     both, rates = finished.run("studies", "list", ".", "--json").json
     assert both == {
@@ -336,39 +340,39 @@ def test_studies_list_as_json_gives_numbers(
     assert rates == {
         "study": "rates",
         "builds_on": "tiny",
-        "trials": TRIALS,
+        "trials": TRIAL_COUNT,
         "best": trials[0]["value"],
         "file": "rates.toml",
         "question": "Which rate learns anything [bold]in one epoch[/bold] :fire:?",
     }
 
 
-def test_studies_list_shows_studies_whose_file_is_elsewhere(finished: Finished, tmp_path: Path) -> None:
+def test_studies_list_shows_studies_whose_file_is_elsewhere(finished: FinishedStudy, tmp_path: Path) -> None:
     (row,) = finished.run("studies", "list", tmp_path, "--json").json
-    assert (row["study"], row["trials"], row["file"]) == ("rates", TRIALS, None)
+    assert (row["study"], row["trials"], row["file"]) == ("rates", TRIAL_COUNT, None)
 
 
-def test_where_there_is_nothing_studies_list_is_empty(command: Command, tmp_path: Path) -> None:
+def test_where_there_is_nothing_studies_list_is_empty(command: RunCommand, tmp_path: Path) -> None:
     assert command("studies", "list", "--json").json == []
     outcome = command("studies", "list")
-    assert (outcome.code, outcome.stderr, len(table(outcome.stdout))) == (0, "", 1)
+    assert (outcome.exit_code, outcome.stderr, len(parse_table(outcome.stdout))) == (0, "", 1)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_studies_check_says_fine_and_how_large_the_space_is(command: Command, both: Path) -> None:
+def test_studies_check_says_fine_and_how_large_the_space_is(command: RunCommand, both: Path) -> None:
     outcome = command("studies", "check", "both.toml")
     fine = "both.toml: fine; both, 22 recipes times endless values of optimizer.learning_rate\n"
-    assert (outcome.code, outcome.stdout, outcome.stderr) == (0, fine, "")
+    assert (outcome.exit_code, outcome.stdout, outcome.stderr) == (0, fine, "")
     (tiny,) = command("studies", "check", "both.toml", "--json").json["checked"]
     assert tiny == {"file": "both.toml", "study": "both", "recipes": 22, "endless": ["optimizer.learning_rate"]}
 
 
-def test_studies_check_gives_a_line_for_every_mistake_in_any_file(command: Command, both: Path) -> None:
-    (both.parent / "one.toml").write_text(BOTH.replace("trials = 5", "trails = 5"))
-    (both.parent / "two.toml").write_text(BOTH.replace("[64, 128]", "[]"))
+def test_studies_check_gives_a_line_for_every_mistake_in_any_file(command: RunCommand, both: Path) -> None:
+    (both.parent / "one.toml").write_text(TWO_FAMILY_STUDY.replace("trials = 5", "trails = 5"))
+    (both.parent / "two.toml").write_text(TWO_FAMILY_STUDY.replace("[64, 128]", "[]"))
     files = ["one.toml", "both.toml", "two.toml", "three.toml"]
     outcome = command("studies", "check", *files)
-    assert outcome.code == 2
+    assert outcome.exit_code == 2
     assert outcome.stdout.startswith("both.toml: fine; ")
     expected = [
         ["one.toml: budget.trails", "did you mean 'trials'"],
@@ -381,12 +385,12 @@ def test_studies_check_gives_a_line_for_every_mistake_in_any_file(command: Comma
         assert all(text in line for text in texts)
 
     as_json = command("studies", "check", *files, "--json")
-    assert as_json.code == 2
+    assert as_json.exit_code == 2
     assert [f"error: {problem}" for problem in as_json.json["problems"]] == outcome.errors
     assert [checked["file"] for checked in as_json.json["checked"]] == ["both.toml"]
 
 
-def test_studies_schema_and_keys_print_what_the_repository_holds(command: Command) -> None:
+def test_studies_schema_and_keys_print_what_the_repository_holds(command: RunCommand) -> None:
     root = Path(__file__).parents[3]
     assert command("studies", "schema").stdout == (root / "studies" / "schema.json").read_text()
     assert command("studies", "keys").stdout == (root / "docs" / "study-keys.md").read_text()
@@ -396,32 +400,32 @@ def test_studies_schema_and_keys_print_what_the_repository_holds(command: Comman
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def begun(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
     """A study of which every trial was pruned."""
     folder = tmp_path_factory.mktemp("begun")
-    (folder / "rates.toml").write_text(RATES)
+    (folder / "rates.toml").write_text(RATES_STUDY)
     pruned = ["--set", "budget.epochs=2", "--set", "budget.trial_minutes=1e-9", "--set", "budget.trials=1"]
-    return Finished(folder, run(folder, "search", "rates.toml", *pruned))
+    return FinishedStudy(folder, run_command(folder, "search", "rates.toml", *pruned))
 
 
-def test_a_study_without_a_completed_trial_has_no_best_one(begun: Finished) -> None:
-    assert begun.outcome.code == 3
+def test_a_study_without_a_completed_trial_has_no_best_one(begun: FinishedStudy) -> None:
+    assert begun.result.exit_code == 3
     found = begun.run("status", "--json").json
     assert (found["pruned"], found["best"], found["edges"]) == (1, None, [])
     trials, overhead = begun.run("status").stdout.splitlines()[1:]
     assert trials == "trials: 1 pruned; its budget of trials is spent"
     assert overhead.startswith("beside training, a trial takes ")
-    assert_one_line(begun.run("show"), "no trial has completed", "number", code=3)
+    assert_single_error(begun.run("show"), "no trial has completed", "number", code=3)
     assert begun.run("show", 0).stdout.startswith("trial 0: mlp ")
     assert begun.run("show", 0, "--json").json["state"] == "pruned"
 
 
-def test_importance_of_too_few_trials_says_how_many_are_missing(begun: Finished) -> None:
+def test_importance_of_too_few_trials_says_how_many_are_missing(begun: FinishedStudy) -> None:
     outcome = begun.run("importance")
-    assert_one_line(outcome, "'rates'", "0 completed trials are too few", "need 8", code=3)
+    assert_single_error(outcome, "'rates'", "0 completed trials are too few", "need 8", code=3)
 
 
-def test_where_no_study_was_run_every_command_says_how_to_begin(command: Command, tmp_path: Path) -> None:
+def test_where_no_study_was_run_every_command_says_how_to_begin(command: RunCommand, tmp_path: Path) -> None:
     for arguments in (["status"], ["show"], ["importance"], ["leaderboard"]):
-        assert_one_line(command(*arguments), "no study yet", "fmnist-search search")
+        assert_single_error(command(*arguments), "no study yet", "fmnist-search search")
     assert list(tmp_path.iterdir()) == []

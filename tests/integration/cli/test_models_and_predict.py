@@ -19,25 +19,25 @@ from mlflow.types import Schema, TensorSpec
 from PIL import Image
 from scipy.stats import binomtest
 
-from fmnist_search.data.loading import Source, read_test_set, training_pool
+from fmnist_search.data.loading import DataSource, read_test_set, read_training_set
 from fmnist_search.registry import onnx
 from fmnist_search.registry.packaging import load_model
-from tests.integration.conftest import Finished, Outcome
+from tests.integration.conftest import CommandResult, FinishedStudy
 
-FIRST, SECOND = "models:/fmnist-search/1", "models:/fmnist-search/2"
+FIRST_VERSION_URI, SECOND_VERSION_URI = "models:/fmnist-search/1", "models:/fmnist-search/2"
 
 
 @pytest.fixture(scope="module")
-def client(finished: Finished) -> MlflowClient:
+def client(finished: FinishedStudy) -> MlflowClient:
     """The store, with a second version beside the champion."""
     outcome = finished.run("promote", "tiny", "--seeds", 1, "--epochs", 1)
-    assert outcome.code == 0, outcome.stderr
+    assert outcome.exit_code == 0, outcome.stderr
     mlflow.set_tracking_uri(finished.tracking_uri)
     return MlflowClient(finished.tracking_uri)
 
 
-def assert_one_line(outcome: Outcome, *expected: str) -> None:
-    assert outcome.code == 2, outcome
+def assert_single_error(outcome: CommandResult, *expected: str) -> None:
+    assert outcome.exit_code == 2, outcome
     assert len(outcome.errors) == 1, outcome.stderr
     assert not outcome.stdout
     for text in expected:
@@ -48,7 +48,7 @@ def assert_one_line(outcome: Outcome, *expected: str) -> None:
 
 
 def test_predict_gives_the_same_for_a_picture_an_idx_file_and_a_test_image(
-    finished: Finished, tmp_path: Path, source: Source
+    finished: FinishedStudy, tmp_path: Path, source: DataSource
 ) -> None:
     pixels = read_test_set("fashion-mnist", source).pixels[:3].numpy()
     content = struct.pack(">4I", 0x0803, *pixels.shape) + pixels.tobytes()
@@ -72,17 +72,17 @@ def test_predict_gives_the_same_for_a_picture_an_idx_file_and_a_test_image(
 
 
 def test_predict_takes_a_file_of_ten_thousand_in_chunks_and_gives_what_the_record_says(
-    finished: Finished, source: Source
+    finished: FinishedStudy, source: DataSource
 ) -> None:
     path = source.cache / "fashion-mnist" / "t10k-images-idx3-ubyte"
-    rows = finished.run("predict", path, "--model", FIRST, "--json").json
+    rows = finished.run("predict", path, "--model", FIRST_VERSION_URI, "--json").json
     mlflow.set_tracking_uri(finished.tracking_uri)
     test = read_test_set("fashion-mnist", source)
-    expected = load_model(FIRST).probabilities(test.pixels).max(1)
+    expected = load_model(FIRST_VERSION_URI).probabilities(test.pixels).max(1)
     assert [row["probability"] for row in rows] == pytest.approx(expected.tolist(), abs=1e-6)
 
 
-def test_predict_shows_further_classes_and_draws_a_grid(finished: Finished, tmp_path: Path) -> None:
+def test_predict_shows_further_classes_and_draws_a_grid(finished: FinishedStudy, tmp_path: Path) -> None:
     path = tmp_path / "grid.png"
     outcome = finished.run("predict", "--test-image", 0, "--test-image", 1, "--top", 2, "--grid", path)
     head, *rows = outcome.stdout.splitlines()
@@ -90,37 +90,39 @@ def test_predict_shows_further_classes_and_draws_a_grid(finished: Finished, tmp_
     assert len(rows) == 2
     with Image.open(path) as drawn:
         assert drawn.format == "PNG"
-    assert_one_line(finished.run("predict", "--test-image", 0, "--grid", tmp_path / "grid.jpg"), "grid.jpg", ".png")
+    assert_single_error(finished.run("predict", "--test-image", 0, "--grid", tmp_path / "grid.jpg"), "grid.jpg", ".png")
     nowhere = tmp_path / "nowhere" / "grid.png"
-    assert_one_line(finished.run("predict", "--test-image", 0, "--grid", nowhere), str(nowhere), "cannot be written")
+    assert_single_error(
+        finished.run("predict", "--test-image", 0, "--grid", nowhere), str(nowhere), "cannot be written"
+    )
 
 
-def test_predict_takes_a_range_of_test_images(finished: Finished, tmp_path: Path) -> None:
+def test_predict_takes_a_range_of_test_images(finished: FinishedStudy, tmp_path: Path) -> None:
     path = tmp_path / "grid.png"
     outcome = finished.run("predict", "--test-image", 9999, "--test-images", "3:6", "--grid", path, "--json")
     assert [row["image"] for row in outcome.json] == [f"test image {n}" for n in (9999, 3, 4, 5)]
     assert all(row["true"] for row in outcome.json)
     assert path.exists()
     for given in ("3", "3:", ":3", "3:3", "-1:2", "a:b"):
-        assert_one_line(finished.run("predict", f"--test-images={given}"), f"--test-images {given}", "0:25")
-    assert_one_line(finished.run("predict", "--test-images", "9990:10001"), "test image 10000", "from 0 to 9999")
+        assert_single_error(finished.run("predict", f"--test-images={given}"), f"--test-images {given}", "0:25")
+    assert_single_error(finished.run("predict", "--test-images", "9990:10001"), "test image 10000", "from 0 to 9999")
 
 
-def test_a_grid_of_many_shows_the_first_and_says_so(finished: Finished, tmp_path: Path) -> None:
+def test_a_grid_of_many_shows_the_first_and_says_so(finished: FinishedStudy, tmp_path: Path) -> None:
     (tmp_path / "many").write_bytes(struct.pack(">4I", 0x0803, 120, 28, 28) + bytes(120 * 784))
     outcome = finished.run("predict", tmp_path / "many", "--grid", tmp_path / "grid.png", "--json")
     assert len(outcome.json) == 120
     assert "shows the first 100 of 120" in outcome.stderr
 
 
-def test_bad_pictures_are_one_line_that_names_the_file(finished: Finished, tmp_path: Path) -> None:
+def test_bad_pictures_are_one_line_that_names_the_file(finished: FinishedStudy, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert_one_line(finished.run("predict", tmp_path / "empty"), str(tmp_path / "empty"), "holds no picture")
+    assert_single_error(finished.run("predict", tmp_path / "empty"), str(tmp_path / "empty"), "holds no picture")
     (tmp_path / "short").write_bytes(struct.pack(">4I", 0x0803, 3, 28, 28) + bytes(1000))
-    assert_one_line(finished.run("predict", tmp_path / "short"), "short", "ends within image 1 of 3")
+    assert_single_error(finished.run("predict", tmp_path / "short"), "short", "ends within image 1 of 3")
 
 
-class _Sum(torch.nn.Module):
+class _ForeignModel(torch.nn.Module):
     """A model that is not ours: other pixels in, three figures out."""
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -128,7 +130,7 @@ class _Sum(torch.nn.Module):
 
 
 @pytest.fixture(scope="module")
-def foreign(finished: Finished, client: MlflowClient) -> str:
+def foreign(finished: FinishedStudy, client: MlflowClient) -> str:
     """A registered model with another signature."""
     client.create_registered_model("foreign")
     experiment = client.create_experiment("foreign", str(finished.folder / "foreign"))
@@ -139,7 +141,7 @@ def foreign(finished: Finished, client: MlflowClient) -> str:
     )
     with mlflow.start_run(run_id=run.info.run_id):
         info = mlflow.pytorch.log_model(
-            _Sum(),
+            _ForeignModel(),
             name="model",
             serialization_format="pt2",
             signature=signature,
@@ -151,51 +153,60 @@ def foreign(finished: Finished, client: MlflowClient) -> str:
 
 
 def test_a_model_with_another_signature_is_one_line_that_says_what_it_expects(
-    finished: Finished, foreign: str, tmp_path: Path
+    finished: FinishedStudy, foreign: str, tmp_path: Path
 ) -> None:
     expected = [foreign, "(-1, 32, 32)", "(-1, 3)", "(-1, 28, 28)", "(-1, 10)"]
-    assert_one_line(finished.run("predict", "--test-image", 0, "--model", foreign), *expected)
-    assert_one_line(finished.run("evaluate", foreign), *expected)
-    assert_one_line(finished.run("export", foreign, "--onnx", tmp_path / "model.onnx"), *expected)
+    assert_single_error(finished.run("predict", "--test-image", 0, "--model", foreign), *expected)
+    assert_single_error(finished.run("evaluate", foreign), *expected)
+    assert_single_error(finished.run("export", foreign, "--onnx", tmp_path / "model.onnx"), *expected)
     assert not list(tmp_path.iterdir())
 
 
 # ----------------------------------------------------------------------------------------- evaluate
 
 
-def looks(client: MlflowClient) -> list[int]:
+def evaluation_counts(client: MlflowClient) -> list[int]:
     return [int(client.get_model_version("fmnist-search", n).tags["test_evaluations"]) for n in ("1", "2")]
 
 
 def test_two_models_are_compared_image_by_image_and_each_look_is_recorded_once(
-    finished: Finished, client: MlflowClient, source: Source
+    finished: FinishedStudy, client: MlflowClient, source: DataSource
 ) -> None:
-    before = looks(client)
-    found = finished.run("evaluate", FIRST, SECOND, "--json").json
-    assert looks(client) == before  # a promotion's look serves
+    before = evaluation_counts(client)
+    found = finished.run("evaluate", FIRST_VERSION_URI, SECOND_VERSION_URI, "--json").json
+    assert evaluation_counts(client) == before  # a promotion's look serves
     client.delete_model_version_tag("fmnist-search", "1", "test_right")  # as a version of others has none
-    assert finished.run("evaluate", FIRST, SECOND, "--json").json["models"][0]["evaluations"] == before[0] + 1
-    again = finished.run("evaluate", FIRST, SECOND, "--json").json
+    assert (
+        finished.run("evaluate", FIRST_VERSION_URI, SECOND_VERSION_URI, "--json").json["models"][0]["evaluations"]
+        == before[0] + 1
+    )
+    again = finished.run("evaluate", FIRST_VERSION_URI, SECOND_VERSION_URI, "--json").json
     assert {**again, "models": None} == {**found, "models": None}
-    turned = finished.run("evaluate", SECOND, FIRST, "--json").json
+    turned = finished.run("evaluate", SECOND_VERSION_URI, FIRST_VERSION_URI, "--json").json
     assert (turned["only_first"], turned["only_second"]) == (found["only_second"], found["only_first"])
-    assert looks(client) == [before[0] + 1, before[1]]
+    assert evaluation_counts(client) == [before[0] + 1, before[1]]
 
     mlflow.set_tracking_uri(finished.tracking_uri)
     test = read_test_set("fashion-mnist", source)
-    mine, theirs = (load_model(uri).predict(test.pixels) == test.labels.numpy() for uri in (FIRST, SECOND))
+    mine, theirs = (
+        load_model(uri).predict(test.pixels) == test.labels.numpy() for uri in (FIRST_VERSION_URI, SECOND_VERSION_URI)
+    )
     only = int((mine & ~theirs).sum()), int((~mine & theirs).sum())
     assert (found["only_first"], found["only_second"]) == only
     assert (found["both"], found["neither"]) == (int((mine & theirs).sum()), int((~mine & ~theirs).sum()))
     assert found["p_value"] == pytest.approx(binomtest(only[0], sum(only)).pvalue)
     assert [model["hits"] for model in found["models"]] == [int(mine.sum()), int(theirs.sum())]
-    expected: str | None = (FIRST if only[0] > only[1] else SECOND) if found["p_value"] <= 0.05 else None
+    expected: str | None = (
+        (FIRST_VERSION_URI if only[0] > only[1] else SECOND_VERSION_URI) if found["p_value"] <= 0.05 else None
+    )
     assert found["better"] == expected
 
 
-def test_a_comparison_is_said_in_words(finished: Finished, client: MlflowClient) -> None:
-    found = finished.run("evaluate", FIRST, SECOND, "--json").json
-    *_, table, first, second, verdict = finished.run("evaluate", FIRST, SECOND).stdout.splitlines()
+def test_a_comparison_is_said_in_words(finished: FinishedStudy, client: MlflowClient) -> None:
+    found = finished.run("evaluate", FIRST_VERSION_URI, SECOND_VERSION_URI, "--json").json
+    *_, table, first, second, verdict = finished.run(
+        "evaluate", FIRST_VERSION_URI, SECOND_VERSION_URI
+    ).stdout.splitlines()
     assert table.split() == ["second", "right", "second", "wrong"]
     assert first.split() == ["first", "right", f"{found['both']:,}", f"{found['only_first']:,}"]
     assert second.split() == ["first", "wrong", f"{found['only_second']:,}", f"{found['neither']:,}"]
@@ -203,41 +214,45 @@ def test_a_comparison_is_said_in_words(finished: Finished, client: MlflowClient)
     assert verdict == f"{said}: McNemar's exact test gives p = {found['p_value']:.2g}"
 
 
-def test_a_record_that_does_not_fit_the_accuracy_is_not_used(finished: Finished, client: MlflowClient) -> None:
-    finished.run("evaluate", FIRST, SECOND)
-    before = looks(client)
+def test_a_record_that_does_not_fit_the_accuracy_is_not_used(finished: FinishedStudy, client: MlflowClient) -> None:
+    finished.run("evaluate", FIRST_VERSION_URI, SECOND_VERSION_URI)
+    before = evaluation_counts(client)
     client.set_model_version_tag("fmnist-search", "1", "test_right", "AAAA")
-    assert finished.run("evaluate", FIRST, SECOND).code == 0
-    assert looks(client) == [before[0] + 1, before[1]]
+    assert finished.run("evaluate", FIRST_VERSION_URI, SECOND_VERSION_URI).exit_code == 0
+    assert evaluation_counts(client) == [before[0] + 1, before[1]]
 
 
-def test_a_model_is_named_by_the_run_it_comes_from_as_well(finished: Finished, client: MlflowClient) -> None:
+def test_a_model_is_named_by_the_run_it_comes_from_as_well(finished: FinishedStudy, client: MlflowClient) -> None:
     run_id = client.get_model_version("fmnist-search", "1").run_id
-    by_run, by_version = (finished.run("evaluate", uri, "--json").json for uri in (f"runs:/{run_id}/model", FIRST))
+    by_run, by_version = (
+        finished.run("evaluate", uri, "--json").json for uri in (f"runs:/{run_id}/model", FIRST_VERSION_URI)
+    )
     assert by_run | {"model": ""} == by_version | {"model": ""}
     rows = [
         finished.run("predict", "--test-image", 0, "--model", uri, "--json").json
-        for uri in (f"runs:/{run_id}/model", FIRST)
+        for uri in (f"runs:/{run_id}/model", FIRST_VERSION_URI)
     ]
     assert rows[0] == rows[1]
 
 
-def test_what_cannot_be_compared_is_one_line(finished: Finished, client: MlflowClient) -> None:
-    same = finished.run("evaluate", FIRST, "models:/fmnist-search@champion")
-    assert_one_line(same, "are both models:/fmnist-search/1")
-    assert_one_line(finished.run("evaluate", FIRST, "models:/fmnist-search/99"), "models:/fmnist-search/99")
-    assert_one_line(finished.run("evaluate", "runs:/none/model"), "runs:/none/model", "no registered version")
+def test_what_cannot_be_compared_is_one_line(finished: FinishedStudy, client: MlflowClient) -> None:
+    same = finished.run("evaluate", FIRST_VERSION_URI, "models:/fmnist-search@champion")
+    assert_single_error(same, "are both models:/fmnist-search/1")
+    assert_single_error(
+        finished.run("evaluate", FIRST_VERSION_URI, "models:/fmnist-search/99"), "models:/fmnist-search/99"
+    )
+    assert_single_error(finished.run("evaluate", "runs:/none/model"), "runs:/none/model", "no registered version")
 
 
 # ------------------------------------------------------------------------------------------- export
 
 
 def test_an_exported_model_gives_what_the_model_gives(
-    finished: Finished, client: MlflowClient, source: Source, tmp_path: Path
+    finished: FinishedStudy, client: MlflowClient, source: DataSource, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.onnx"
-    outcome = finished.run("export", FIRST, "--onnx", path, "--json")
-    assert outcome.code == 0, outcome.stderr
+    outcome = finished.run("export", FIRST_VERSION_URI, "--onnx", path, "--json")
+    assert outcome.exit_code == 0, outcome.stderr
     assert outcome.json["bytes"] == path.stat().st_size
     assert outcome.json["largest_difference"] <= outcome.json["tolerance"]
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
@@ -246,8 +261,8 @@ def test_an_exported_model_gives_what_the_model_gives(
     assert (taken.name, taken.type, taken.shape[1:]) == ("pixels", "tensor(float)", [28, 28])
     assert (given.name, given.type, given.shape[1:]) == ("probabilities", "tensor(float)", [10])
     mlflow.set_tracking_uri(finished.tracking_uri)
-    model = load_model(FIRST)
-    pixels = training_pool("fashion-mnist", source).pixels[30_000:30_064].numpy().astype(np.float32)
+    model = load_model(FIRST_VERSION_URI)
+    pixels = read_training_set("fashion-mnist", source).pixels[30_000:30_064].numpy().astype(np.float32)
     for count in (1, 2, 7, 64):
         (probabilities,) = session.run(None, {"pixels": pixels[:count]})
         np.testing.assert_allclose(probabilities, model.probabilities(pixels[:count]), atol=1e-5)
@@ -255,41 +270,41 @@ def test_an_exported_model_gives_what_the_model_gives(
     assert b"fmnist_search" not in path.read_bytes()
 
 
-def test_a_file_that_is_there_is_replaced_only_when_asked(finished: Finished, tmp_path: Path) -> None:
+def test_a_file_that_is_there_is_replaced_only_when_asked(finished: FinishedStudy, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_text("mine")
-    assert_one_line(finished.run("export", "--onnx", path), str(path), "--force")
+    assert_single_error(finished.run("export", "--onnx", path), str(path), "--force")
     assert path.read_text() == "mine"
-    assert finished.run("export", "--onnx", path, "--force").code == 0
+    assert finished.run("export", "--onnx", path, "--force").exit_code == 0
     assert path.stat().st_size > 1000
 
 
 def test_a_file_that_does_not_agree_is_not_written(
-    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: FinishedStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def other(uri: str, metadata: Mapping[str, str]) -> bytes:
         return convert(uri.replace("/1", "/2"), metadata)
 
-    convert = onnx._converted
-    monkeypatch.setattr(onnx, "_converted", other)
-    outcome = finished.run("export", FIRST, "--onnx", tmp_path / "model.onnx")
-    assert_one_line(outcome, "model.onnx: is not written", "differs from the model by")
+    convert = onnx._convert
+    monkeypatch.setattr(onnx, "_convert", other)
+    outcome = finished.run("export", FIRST_VERSION_URI, "--onnx", tmp_path / "model.onnx")
+    assert_single_error(outcome, "model.onnx: is not written", "differs from the model by")
     assert not list(tmp_path.iterdir())
 
 
 def test_without_the_extra_one_line_says_what_to_install(
-    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: FinishedStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def find(name: str, package: str | None = None) -> Any:
         return None if name.startswith("onnx") else object()
 
     monkeypatch.setattr(onnx, "find_spec", find)
     expected = ["onnx, onnxscript, onnxruntime", "pip install 'fmnist-search[onnx]'"]
-    assert_one_line(finished.run("export", "--onnx", tmp_path / "model.onnx"), *expected)
+    assert_single_error(finished.run("export", "--onnx", tmp_path / "model.onnx"), *expected)
 
 
-def test_what_cannot_be_exported_is_one_line(finished: Finished, tmp_path: Path) -> None:
-    assert_one_line(finished.run("export"), "--onnx FILE")
+def test_what_cannot_be_exported_is_one_line(finished: FinishedStudy, tmp_path: Path) -> None:
+    assert_single_error(finished.run("export"), "--onnx FILE")
     path = tmp_path / "model.onnx"
-    assert_one_line(finished.run("export", "models:/nobody@champion", "--onnx", path), "models:/nobody@champion")
-    assert_one_line(finished.run("export", "--onnx", tmp_path / "none" / "model.onnx"), "cannot be written")
+    assert_single_error(finished.run("export", "models:/nobody@champion", "--onnx", path), "models:/nobody@champion")
+    assert_single_error(finished.run("export", "--onnx", tmp_path / "none" / "model.onnx"), "cannot be written")

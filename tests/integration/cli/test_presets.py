@@ -10,11 +10,11 @@ from mlflow import MlflowClient
 from fmnist_search.config.toml_files import read_recipe
 from fmnist_search.models.presets import PRESETS
 from fmnist_search.recipe.recipe import FAMILIES
-from tests.integration.conftest import Command, run
+from tests.integration.conftest import RunCommand, run_command
 
 ROOT = Path(__file__).parents[3]
 
-FOUR = """
+FOUR_FAMILY_STUDY = """
 name = "four"
 sampler = { name = "tpe", startup_trials = 4 }
 pruner = "none"
@@ -62,9 +62,9 @@ precision = "float32"
 """
 
 
-def test_models_lists_every_preset(command: Command) -> None:
+def test_models_lists_every_preset(command: RunCommand) -> None:
     outcome = command("models")
-    assert (outcome.code, outcome.stderr) == (0, "")
+    assert (outcome.exit_code, outcome.stderr) == (0, "")
     head, *lines = outcome.stdout.splitlines()
     assert head.split() == ["preset", "family", "parameters", "mult_adds", "published", "notes"]
     assert [line.split()[0] for line in lines[: len(PRESETS)]] == list(PRESETS)
@@ -77,7 +77,7 @@ def test_models_lists_every_preset(command: Command) -> None:
     assert rows["simple-cnn"]["published"] == "87.2 (validation 88.1)"
 
 
-def test_models_show_shows_layers_shapes_and_what_was_changed(command: Command) -> None:
+def test_models_show_shows_layers_shapes_and_what_was_changed(command: RunCommand) -> None:
     text = command("models", "show", "simple-cnn").stdout
     assert "[1, 16, 7, 7]" in text
     assert "simple-cnn: simple_cnn 8-16, 1,941 parameters" in text
@@ -98,7 +98,7 @@ def test_models_show_shows_layers_shapes_and_what_was_changed(command: Command) 
     assert "resnet 16-32-64" in command("models", "show", "resnet").stdout
 
 
-def test_models_show_prints_a_recipe_that_trains(command: Command, tmp_path: Path) -> None:
+def test_models_show_prints_a_recipe_that_trains(command: RunCommand, tmp_path: Path) -> None:
     printed = command("models", "show", "logistic", "--recipe", "--set", "epochs=1").stdout
     (tmp_path / "logistic.toml").write_text(printed)
     assert read_recipe(tmp_path / "logistic.toml") == PRESETS["logistic"].recipe.replace({"epochs": 1})
@@ -124,27 +124,27 @@ def test_models_show_prints_a_recipe_that_trains(command: Command, tmp_path: Pat
         (["wide-conv", "--set", "model.hidden_1=4096"], ["parameters", "50,000,000"]),
     ],
 )
-def test_a_mistake_is_one_line(command: Command, arguments: list[str], expected: list[str]) -> None:
+def test_a_mistake_is_one_line(command: RunCommand, arguments: list[str], expected: list[str]) -> None:
     outcome = command("models", "show", *arguments)
-    assert (outcome.code, outcome.stdout) == (2, "")
+    assert (outcome.exit_code, outcome.stdout) == (2, "")
     assert len(outcome.errors) == len(outcome.stderr.splitlines()) == 1, outcome.stderr
     assert all(text in outcome.errors[0] for text in expected), outcome.stderr
 
 
 def test_the_page_and_the_recipes_that_are_checked_in_are_the_ones_that_the_code_gives(
-    command: Command, tmp_path: Path
+    command: RunCommand, tmp_path: Path
 ) -> None:
     stale = "is stale: run `make docs`"
     assert command("models", "page").stdout == (ROOT / "docs" / "models.md").read_text(), f"docs/models.md {stale}"
-    assert command("models", "recipes", "made").code == 0
+    assert command("models", "recipes", "made").exit_code == 0
     for made in (tmp_path / "made").iterdir():
         assert made.read_text() == (ROOT / "studies" / "recipes" / made.name).read_text(), f"{made.name} {stale}"
 
 
 def test_a_search_chooses_among_families_and_its_columns_stay_numeric(tmp_path: Path) -> None:
-    (tmp_path / "four.toml").write_text(FOUR)
-    outcome = run(tmp_path, "search", "four.toml")
-    assert outcome.code == 0, outcome.stderr
+    (tmp_path / "four.toml").write_text(FOUR_FAMILY_STUDY)
+    outcome = run_command(tmp_path, "search", "four.toml")
+    assert outcome.exit_code == 0, outcome.stderr
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("fmnist-search")
     assert experiment is not None
@@ -158,15 +158,15 @@ def test_a_search_chooses_among_families_and_its_columns_stay_numeric(tmp_path: 
         assert all(float(row[name]) >= 0 for row in rows), name
 
 
-def test_a_study_begins_with_a_preset_by_its_name(command: Command, tmp_path: Path) -> None:
+def test_a_study_begins_with_a_preset_by_its_name(command: RunCommand, tmp_path: Path) -> None:
     plain = {"batch_size": [100, 128], "optimizer.name": "adam", "averaging.horizon": 0.0}
     pinned = [f"--set={name}={value}" for name, value in plain.items()]
-    (tmp_path / "four.toml").write_text(FOUR.replace("trials = 9", "trials = 1"))
+    (tmp_path / "four.toml").write_text(FOUR_FAMILY_STUDY.replace("trials = 9", "trials = 1"))
     mlp = ["--set", "model.family=mlp", "--set", "optimizer.weight_decay=0.0"]
     outcome = command("search", "four.toml", "--start", "preset:logistic", *mlp, *pinned)
-    assert outcome.code == 0, outcome.stderr
+    assert outcome.exit_code == 0, outcome.stderr
     assert "preset:logistic is tried first" in outcome.stderr
     (row,) = command("leaderboard", "four", "--json").json
     recipe = PRESETS["logistic"].recipe
     wanted = ("model.depth", "optimizer.name", "optimizer.learning_rate", "batch_size", "averaging.horizon")
-    assert {name: row["recipe"][name] for name in wanted} == {name: recipe.flat()[name] for name in wanted}
+    assert {name: row["recipe"][name] for name in wanted} == {name: recipe.to_flat_dict()[name] for name in wanted}

@@ -23,47 +23,47 @@ from mlflow.entities import ViewType
 from fmnist_search import run_study
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.recipe.recipe import Execution
-from fmnist_search.results.study import Decision, EpochReport, State
+from fmnist_search.results.study import Decision, EpochReport, TrialState
 from fmnist_search.workflows import garbage
 from fmnist_search.workflows.study import session
-from fmnist_search.workspace import Home, image_cache
-from tests.integration.conftest import TINY, Finished, Outcome, environment, run
+from fmnist_search.workspace import Workspace, image_cache_folder
+from tests.integration.conftest import TINY_STUDY, CommandResult, FinishedStudy, clean_environment, run_command
 
-OTHER = TINY.replace('name = "tiny"', 'name = "other"').replace("workers = 1 ", "workers = 2 ")
+OTHER_STUDY = TINY_STUDY.replace('name = "tiny"', 'name = "other"').replace("workers = 1 ", "workers = 2 ")
 """Its trials run in worker processes, under conditions that no probe would choose."""
 
 
-def odd_conditions(execution: Execution, precision: str = "auto") -> tuple[Execution, str]:
+def unusual_settings(execution: Execution, precision: str = "auto") -> tuple[Execution, str]:
     return dataclasses.replace(execution, memory_format="contiguous", allocator="retaining"), "float32"
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
     """A study of one worker with its champion, and after it one of two workers under other conditions."""
     folder = tmp_path_factory.mktemp("runs")
-    (folder / "tiny.toml").write_text(TINY)
-    (folder / "other.toml").write_text(OTHER)
-    assert run(folder, "search", "tiny.toml").code == 0
+    (folder / "tiny.toml").write_text(TINY_STUDY)
+    (folder / "other.toml").write_text(OTHER_STUDY)
+    assert run_command(folder, "search", "tiny.toml").exit_code == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "tune", odd_conditions)
-        outcome = run(folder, "search", "other.toml", "--set", "finalists.recipes=0")
-    assert outcome.code == 0, outcome.stderr
-    return Finished(folder, outcome)
+        patch.setattr(session, "tune", unusual_settings)
+        outcome = run_command(folder, "search", "other.toml", "--set", "finalists.recipes=0")
+    assert outcome.exit_code == 0, outcome.stderr
+    return FinishedStudy(folder, outcome)
 
 
 @pytest.fixture(scope="module")
-def client(finished: Finished) -> MlflowClient:
+def client(finished: FinishedStudy) -> MlflowClient:
     return MlflowClient(finished.tracking_uri)
 
 
-def run_ids(finished: Finished, study: str) -> dict[int, str]:
+def completed_run_ids(finished: FinishedStudy, study: str) -> dict[int, str]:
     """The runs of a study's completed trials, by number."""
     rows = finished.run("leaderboard", study, "--top", 99, "--json").json
     return {row["number"]: row["run_id"] for row in rows}
 
 
-def assert_one_line(outcome: Outcome, *expected: str) -> None:
-    assert outcome.code == 2, outcome
+def assert_single_error(outcome: CommandResult, *expected: str) -> None:
+    assert outcome.exit_code == 2, outcome
     assert len(outcome.errors) == 1, outcome.stderr
     assert not outcome.stdout
     for text in expected:
@@ -73,8 +73,8 @@ def assert_one_line(outcome: Outcome, *expected: str) -> None:
 # ------------------------------------------------------------------------------------------ compare
 
 
-def test_trials_of_the_latest_study_stand_side_by_side(finished: Finished) -> None:
-    ids = run_ids(finished, "other")
+def test_trials_of_the_latest_study_stand_side_by_side(finished: FinishedStudy) -> None:
+    ids = completed_run_ids(finished, "other")
     found = finished.run("compare", 0, 1, "--json").json
     assert [r["run_id"] for r in found["runs"]] == [ids[0], ids[1]]
     one, other = (finished.run("show", number, "--study", "other", "--json").json for number in (0, 1))
@@ -87,7 +87,7 @@ def test_trials_of_the_latest_study_stand_side_by_side(finished: Finished) -> No
         assert shown["recipe"] == trial["recipe"]
 
 
-def test_the_table_shows_what_differs_and_with_all_everything(finished: Finished) -> None:
+def test_the_table_shows_what_differs_and_with_all_everything(finished: FinishedStudy) -> None:
     found = finished.run("compare", 0, 1, "--study", "tiny", "--json").json
     short, long = (finished.run("compare", 0, 1, "--study", "tiny", *more).stdout for more in ([], ["--all"]))
     figures = ["run", "kind", "state", "val_accuracy", "best val_accuracy", "epochs", "seconds", "parameters"]
@@ -97,30 +97,32 @@ def test_the_table_shows_what_differs_and_with_all_everything(finished: Finished
     assert "schedule.name" not in short
 
 
-def test_a_run_is_like_itself(finished: Finished) -> None:
-    run_id = run_ids(finished, "tiny")[0]
+def test_a_run_is_like_itself(finished: FinishedStudy) -> None:
+    run_id = completed_run_ids(finished, "tiny")[0]
     outcome = finished.run("compare", 0, run_id, "--study", "tiny")
     assert outcome.stdout.splitlines()[-1] == "their recipes are the same"
 
 
-def test_what_cannot_be_compared_is_one_line(finished: Finished, client: MlflowClient) -> None:
+def test_what_cannot_be_compared_is_one_line(finished: FinishedStudy, client: MlflowClient) -> None:
     study = finished.run("status", "tiny", "--json").json["run_id"]
     bare = client.create_run("0").info.run_id
-    assert_one_line(finished.run("compare", 0, "f" * 32), "f" * 32, "does not exist")
-    assert_one_line(finished.run("compare", study, 0), study, "that of the study 'tiny'")
-    assert_one_line(finished.run("compare", bare), bare, "recipe.toml")
-    assert_one_line(finished.run("compare", 99), "trial 99", "'other'", "from 0 to 3")
-    assert_one_line(finished.run("compare", 0, "--study", "otter"), "did you mean 'other'")
+    assert_single_error(finished.run("compare", 0, "f" * 32), "f" * 32, "does not exist")
+    assert_single_error(finished.run("compare", study, 0), study, "that of the study 'tiny'")
+    assert_single_error(finished.run("compare", bare), bare, "recipe.toml")
+    assert_single_error(finished.run("compare", 99), "trial 99", "'other'", "from 0 to 3")
+    assert_single_error(finished.run("compare", 0, "--study", "otter"), "did you mean 'other'")
     client.delete_run(bare)
 
 
 # ---------------------------------------------------------------------------------------- reproduce
 
 
-def test_a_trial_is_the_same_bit_for_bit_and_the_new_run_points_to_it(finished: Finished, client: MlflowClient) -> None:
-    original = run_ids(finished, "tiny")[0]
+def test_a_trial_is_the_same_bit_for_bit_and_the_new_run_points_to_it(
+    finished: FinishedStudy, client: MlflowClient
+) -> None:
+    original = completed_run_ids(finished, "tiny")[0]
     outcome = finished.run("reproduce", 0, "--study", "tiny", "--json")
-    assert outcome.code == 0, outcome.stderr
+    assert outcome.exit_code == 0, outcome.stderr
     found = outcome.json
     assert (found["run"], found["same"], found["environment"]) == (original, True, {})
     for epoch in found["epochs"]:
@@ -135,21 +137,21 @@ def test_a_trial_is_the_same_bit_for_bit_and_the_new_run_points_to_it(finished: 
     both = finished.run("compare", original, found["run_id"], "--json").json
     assert both["differing"] == []
     assert both["runs"][0]["best"] == both["runs"][1]["best"]
-    assert finished.run("reproduce", found["run_id"], "--no-record").code == 0
+    assert finished.run("reproduce", found["run_id"], "--no-record").exit_code == 0
 
 
 @pytest.mark.parametrize("number", [0, 3])
 def test_a_trial_of_a_worker_process_is_trained_under_the_studys_own_conditions(
-    finished: Finished, number: int
+    finished: FinishedStudy, number: int
 ) -> None:
     outcome = finished.run("reproduce", number, "--no-record", "--json")
-    assert outcome.code == 0, outcome.stdout
+    assert outcome.exit_code == 0, outcome.stdout
     assert outcome.json["same"]
     execution = outcome.json["execution"]
     assert (execution["memory_format"], execution["allocator"], execution["threads"]) == ("contiguous", "retaining", 1)
 
 
-def test_no_record_leaves_no_run(finished: Finished, client: MlflowClient) -> None:
+def test_no_record_leaves_no_run(finished: FinishedStudy, client: MlflowClient) -> None:
     experiment = client.get_experiment_by_name("fmnist-search")
     assert experiment is not None
     before = len(client.search_runs([experiment.experiment_id]))
@@ -163,15 +165,15 @@ def test_no_record_leaves_no_run(finished: Finished, client: MlflowClient) -> No
     assert len(client.search_runs([experiment.experiment_id])) == before
 
 
-def test_a_finalist_and_a_single_training_are_reproduced_as_well(finished: Finished, client: MlflowClient) -> None:
+def test_a_finalist_and_a_single_training_are_reproduced_as_well(finished: FinishedStudy, client: MlflowClient) -> None:
     finalist = client.get_model_version_by_alias("fmnist-search", "champion").run_id
-    assert finished.run("reproduce", finalist, "--no-record").code == 0
+    assert finished.run("reproduce", finalist, "--no-record").exit_code == 0
     training = finished.run("train", "--from-run", finalist, "--json").json["run_id"]
-    assert finished.run("reproduce", training, "--no-record").code == 0
+    assert finished.run("reproduce", training, "--no-record").exit_code == 0
 
 
 @contextlib.contextmanager
-def altered_environment(finished: Finished, study: str, **changes: Any) -> Iterator[None]:
+def altered_environment(finished: FinishedStudy, study: str, **changes: Any) -> Iterator[None]:
     """Something else stands in a study's environment while this lasts."""
     run_id = finished.run("status", study, "--json").json["run_id"]
     path = finished.folder / "mlruns" / "fmnist-search" / run_id / "artifacts" / "environment.json"
@@ -181,13 +183,13 @@ def altered_environment(finished: Finished, study: str, **changes: Any) -> Itera
     path.write_text(before)
 
 
-def test_other_conditions_give_other_bits_and_both_are_said(finished: Finished, client: MlflowClient) -> None:
-    number, run_id = next(iter(run_ids(finished, "other").items()))
+def test_other_conditions_give_other_bits_and_both_are_said(finished: FinishedStudy, client: MlflowClient) -> None:
+    number, run_id = next(iter(completed_run_ids(finished, "other").items()))
     changes = {"memory_format": "channels_last", "versions": {"torch": "1.0.0"}, "cores": 999}
     with altered_environment(finished, "other", **changes):
         outcome = finished.run("reproduce", number, "--no-record")
         as_json = finished.run("reproduce", run_id, "--json")
-    assert outcome.code == as_json.code == 1
+    assert outcome.exit_code == as_json.exit_code == 1
     first, *_, environment_line, verdict = outcome.stdout.splitlines()
     assert first.startswith("epoch 1: differs in train/loss by ")
     assert "versions.torch was 1.0.0" in environment_line
@@ -199,49 +201,49 @@ def test_other_conditions_give_other_bits_and_both_are_said(finished: Finished, 
     assert client.get_run(found["run_id"]).data.tags["same"] == "false"
 
 
-def test_a_pruned_trial_is_trained_as_far_as_it_came(finished: Finished, tmp_path: Path) -> None:
+def test_a_pruned_trial_is_trained_as_far_as_it_came(finished: FinishedStudy, tmp_path: Path) -> None:
     options = ["--pruner", "median", "--set", "pruner.startup_trials=1", "--set", "finalists.recipes=0", "--trials", 6]
-    (tmp_path / "pruned.toml").write_text(TINY.replace('"tiny"', '"pruned"').replace("startup_trials = 8", ""))
-    assert run(tmp_path, "search", "pruned.toml", *options).code == 0
+    (tmp_path / "pruned.toml").write_text(TINY_STUDY.replace('"tiny"', '"pruned"').replace("startup_trials = 8", ""))
+    assert run_command(tmp_path, "search", "pruned.toml", *options).exit_code == 0
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("fmnist-search").experiment_id])  # type: ignore[union-attr]
     pruned = [r.info.run_id for r in runs if r.data.tags.get("state") == "pruned"]
     assert pruned, "no trial was pruned: this test says nothing"
-    found = run(tmp_path, "reproduce", pruned[0], "--json")
-    assert found.code == 0, found.stdout
+    found = run_command(tmp_path, "reproduce", pruned[0], "--json")
+    assert found.exit_code == 0, found.stdout
     assert [epoch["epoch"] for epoch in found.json["epochs"]] == [1]
 
 
-def test_what_cannot_be_reproduced_is_one_line(finished: Finished, client: MlflowClient) -> None:
+def test_what_cannot_be_reproduced_is_one_line(finished: FinishedStudy, client: MlflowClient) -> None:
     study = finished.run("status", "tiny", "--json").json["run_id"]
-    assert_one_line(finished.run("reproduce", "f" * 32), "f" * 32, "does not exist")
-    assert_one_line(finished.run("reproduce", study), "that of the study 'tiny'")
+    assert_single_error(finished.run("reproduce", "f" * 32), "f" * 32, "does not exist")
+    assert_single_error(finished.run("reproduce", study), "that of the study 'tiny'")
     with altered_environment(finished, "other", device="cuda:7"):
-        assert_one_line(finished.run("reproduce", 0), "'cuda:7'", "cannot be used here")
-    client.set_tag(run_ids(finished, "other")[0], "state", "running")
+        assert_single_error(finished.run("reproduce", 0), "'cuda:7'", "cannot be used here")
+    client.set_tag(completed_run_ids(finished, "other")[0], "state", "running")
     try:
-        assert_one_line(finished.run("reproduce", 0), "is not at its end")
+        assert_single_error(finished.run("reproduce", 0), "is not at its end")
     finally:
-        client.set_tag(run_ids(finished, "other")[0], "state", "completed")
+        client.set_tag(completed_run_ids(finished, "other")[0], "state", "completed")
 
 
 # ----------------------------------------------------------------------------------------------- gc
 
 
 @pytest.fixture(scope="module")
-def cluttered(finished: Finished, client: MlflowClient, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def cluttered(finished: FinishedStudy, client: MlflowClient, tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
     """The folder with something of everything that is left over, and of what only looks so; all of it is old."""
     weights = finished.folder / "fmnist-search" / "weights"
-    assert finished.run("promote", "tiny", "--seeds", 1).code == 0
+    assert finished.run("promote", "tiny", "--seeds", 1).exit_code == 0
     second = client.get_model_version("fmnist-search", "2")
     client.delete_model_version("fmnist-search", "2")
     options = ["--fresh", "--trials", 1, "--set", "finalists.recipes=0"]
-    assert finished.run("search", "other.toml", *options, "--workers", 1).code == 0
+    assert finished.run("search", "other.toml", *options, "--workers", 1).exit_code == 0
     shutil.copytree(weights / "tiny", weights / "vanished")
     (weights / "tiny" / "tmpabcdef01").write_bytes(b"half a file")
     (weights / "tiny" / "999.pt").write_bytes(b"of a trial that has not ended")
-    training = finished.run("train", "--from-run", run_ids(finished, "tiny")[0], "--json").json["run_id"]
-    for run_id in (training, run_ids(finished, "tiny")[3], second.run_id, champion(client).run_id):
+    training = finished.run("train", "--from-run", completed_run_ids(finished, "tiny")[0], "--json").json["run_id"]
+    for run_id in (training, completed_run_ids(finished, "tiny")[3], second.run_id, champion_version(client).run_id):
         client.delete_run(run_id)
     foreign = client.create_experiment("foreign", str(finished.folder / "foreign"))
     deleted = client.create_run(foreign).info.run_id
@@ -255,49 +257,49 @@ def cluttered(finished: Finished, client: MlflowClient, tmp_path_factory: pytest
     return finished
 
 
-def champion(client: MlflowClient) -> Any:
+def champion_version(client: MlflowClient) -> Any:
     return client.get_model_version_by_alias("fmnist-search", "champion")
 
 
-def groups(outcome: Outcome) -> dict[str, list[str]]:
+def garbage_groups(outcome: CommandResult) -> dict[str, list[str]]:
     return {group["group"]: [item["name"] for item in group["items"]] for group in outcome.json["groups"]}
 
 
-def files(finished: Finished) -> set[str]:
+def stored_files(finished: FinishedStudy) -> set[str]:
     return {str(path) for path in finished.folder.rglob("*") if path.is_file() and ".db" not in path.name}
 
 
-def test_gc_lists_what_is_left_over_and_removes_nothing(cluttered: Finished, client: MlflowClient) -> None:
-    before = files(cluttered)
+def test_gc_lists_what_is_left_over_and_removes_nothing(cluttered: FinishedStudy, client: MlflowClient) -> None:
+    before = stored_files(cluttered)
     outcome = cluttered.run("gc", "--keep", 2, "--json")
-    found = groups(outcome)
+    found = garbage_groups(outcome)
     weights = cluttered.folder / "fmnist-search" / "weights"
     assert [Path(name).parent for name in found["gone"]] == [weights / "vanished"] * 4
     (aside,) = {Path(name).parent.name for name in found["aside"]}
     assert aside.startswith("other until ")
-    beaten = finished_numbers(cluttered, "tiny")[2:]
+    beaten = completed_trial_numbers(cluttered, "tiny")[2:]
     assert [Path(name).name for name in found["beaten"]] == sorted(f"{number:03d}.pt" for number in beaten)
     assert [Path(name).name for name in found["unfinished"]] == ["tmpabcdef01"]
     assert len(found["deleted"]) == 1
     assert len(found["models"]) == 1
-    assert found["models"][0] not in champion(client).source
-    assert run_ids(cluttered, "tiny")[3] in found["runs"]
-    assert champion(client).run_id not in found["runs"]
+    assert found["models"][0] not in champion_version(client).source
+    assert completed_run_ids(cluttered, "tiny")[3] in found["runs"]
+    assert champion_version(client).run_id not in found["runs"]
     assert len(found["runs"]) == 2
     sizes = {item["name"]: item["bytes"] for group in outcome.json["groups"] for item in group["items"]}
     assert sum(sizes.values()) == outcome.json["bytes"]
     for name, count in sizes.items():
         assert count == Path(name).stat().st_size if name.startswith("/") else count > 0
     assert outcome.json["removed"] == 0
-    assert files(cluttered) == before
+    assert stored_files(cluttered) == before
 
 
-def finished_numbers(finished: Finished, study: str) -> list[int]:
+def completed_trial_numbers(finished: FinishedStudy, study: str) -> list[int]:
     """A study's completed trials, the best first."""
     return [row["number"] for row in finished.run("leaderboard", study, "--top", 99, "--json").json]
 
 
-def test_gc_shows_groups_with_their_sizes_and_a_total(cluttered: Finished) -> None:
+def test_gc_shows_groups_with_their_sizes_and_a_total(cluttered: FinishedStudy) -> None:
     found = cluttered.run("gc", "--keep", 2, "--json").json
     head, *rows, total = cluttered.run("gc", "--keep", 2).stdout.splitlines()
     assert head.split() == ["what", "of", "count", "size"]
@@ -306,30 +308,30 @@ def test_gc_shows_groups_with_their_sizes_and_a_total(cluttered: Finished) -> No
     assert total.split()[:3] == ["in", "all", str(count)]
 
 
-def test_what_is_young_is_not_left_over(cluttered: Finished, tmp_path: Path) -> None:
+def test_what_is_young_is_not_left_over(cluttered: FinishedStudy, tmp_path: Path) -> None:
     vanished = cluttered.folder / "fmnist-search" / "weights" / "vanished"
     young = vanished / "000.pt"
     before = young.stat()
     young.touch()
     try:
-        assert str(young) not in groups(cluttered.run("gc", "--json"))["gone"]
+        assert str(young) not in garbage_groups(cluttered.run("gc", "--json"))["gone"]
     finally:
         os.utime(young, (before.st_atime, before.st_mtime))
 
 
-def test_gc_asks_a_second_time(cluttered: Finished) -> None:
-    before = files(cluttered)
-    assert_one_line(cluttered.run("gc", "--delete", "--json"), "gc --delete", "--yes")
-    assert files(cluttered) == before
+def test_gc_asks_a_second_time(cluttered: FinishedStudy) -> None:
+    before = stored_files(cluttered)
+    assert_single_error(cluttered.run("gc", "--delete", "--json"), "gc --delete", "--yes")
+    assert stored_files(cluttered) == before
 
 
-def test_gc_removes_nothing_where_the_answer_is_no(cluttered: Finished) -> None:
-    before = files(cluttered)
+def test_gc_removes_nothing_where_the_answer_is_no(cluttered: FinishedStudy) -> None:
+    before = stored_files(cluttered)
     near, far = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-m", "fmnist_search", "gc", "--delete"],
         cwd=cluttered.folder,
-        env=environment(),
+        env=clean_environment(),
         stdin=far,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -341,29 +343,33 @@ def test_gc_removes_nothing_where_the_answer_is_no(cluttered: Finished) -> None:
     os.close(far)
     assert "for good" in stderr
     assert process.returncode == 0
-    assert files(cluttered) == before
+    assert stored_files(cluttered) == before
 
 
-def test_a_file_that_has_taken_the_place_of_a_listed_one_stays(cluttered: Finished) -> None:
-    home = Home.find(cluttered.tracking_uri)
-    listed = [item for item in garbage.leftovers(home, image_cache(), 2) if item.group is garbage.Group.GONE]
+def test_a_file_that_has_taken_the_place_of_a_listed_one_stays(cluttered: FinishedStudy) -> None:
+    home = Workspace.resolve(cluttered.tracking_uri)
+    listed = [
+        item for item in garbage.find_garbage(home, image_cache_folder(), 2) if item.kind is garbage.GarbageKind.GONE
+    ]
     path = Path(listed[0].name)
     before, content = path.stat(), path.read_bytes()
     path.unlink()
     path.write_bytes(content)
     os.utime(path, (before.st_atime, before.st_mtime - 60))
-    assert garbage.remove(home, image_cache(), 2, listed[:1]) == []
+    assert garbage.remove_garbage(home, image_cache_folder(), 2, listed[:1]) == []
     assert path.exists()
 
 
-def test_gc_removes_what_it_listed_and_all_that_is_needed_goes_on(cluttered: Finished, client: MlflowClient) -> None:
+def test_gc_removes_what_it_listed_and_all_that_is_needed_goes_on(
+    cluttered: FinishedStudy, client: MlflowClient
+) -> None:
     weights = cluttered.folder / "fmnist-search" / "weights"
-    listed = groups(cluttered.run("gc", "--keep", 2, "--json"))
-    before = files(cluttered)
+    listed = garbage_groups(cluttered.run("gc", "--keep", 2, "--json"))
+    before = stored_files(cluttered)
     outcome = cluttered.run("gc", "--keep", 2, "--delete", "--yes")
-    assert outcome.code == 0, outcome.stderr
+    assert outcome.exit_code == 0, outcome.stderr
     assert f": {sum(map(len, listed.values()))} removed" in outcome.stdout.splitlines()[-1]
-    gone = before - files(cluttered)
+    gone = before - stored_files(cluttered)
     parts = [name for names in listed.values() for name in names]
     assert all(any(part in path for part in parts) for path in gone)
     assert all(any(part in path for path in gone) for part in parts)
@@ -375,33 +381,33 @@ def test_gc_removes_what_it_listed_and_all_that_is_needed_goes_on(cluttered: Fin
     experiments = {e.name: e for e in client.search_experiments(view_type=ViewType.ALL)}
     assert experiments["foreign and deleted"].lifecycle_stage == "deleted"
     assert client.search_runs([experiments["foreign"].experiment_id], run_view_type=ViewType.DELETED_ONLY)
-    client.restore_run(champion(client).run_id)
-    assert cluttered.run("reproduce", champion(client).run_id, "--no-record").code == 0
-    assert cluttered.run("predict", "--test-image", 0).code == 0
+    client.restore_run(champion_version(client).run_id)
+    assert cluttered.run("reproduce", champion_version(client).run_id, "--no-record").exit_code == 0
+    assert cluttered.run("predict", "--test-image", 0).exit_code == 0
     again = cluttered.run("search", "tiny.toml", "--trials", 6, "--set", "finalists.recipes=0")
-    assert again.code == 0, again.stderr
+    assert again.exit_code == 0, again.stderr
     assert "new trials" in again.stderr
 
 
 def test_gc_does_not_disturb_a_study_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(garbage, "YOUNG_SECONDS", -1.0)
-    home = Home.find(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setattr(garbage, "MIN_AGE_SECONDS", -1.0)
+    home = Workspace.resolve(f"sqlite:///{tmp_path / 'mlflow.db'}")
     removed: list[str] = []
 
     def clear_away(_: EpochReport) -> Decision:
-        found = garbage.leftovers(home, tmp_path / "no cache", 1)
-        removed.extend(item.name for item in garbage.remove(home, tmp_path / "no cache", 1, found))
+        found = garbage.find_garbage(home, tmp_path / "no cache", 1)
+        removed.extend(item.name for item in garbage.remove_garbage(home, tmp_path / "no cache", 1, found))
         return Decision.CONTINUE
 
-    (tmp_path / "tiny.toml").write_text(TINY)
+    (tmp_path / "tiny.toml").write_text(TINY_STUDY)
     config = StudyConfig.load(tmp_path / "tiny.toml", {"budget.trials": 6, "finalists.recipes": 0})
-    summary = run_study(config, tracking_uri=home.tracking_uri, observer=clear_away)
-    assert summary.count(State.COMPLETED) == 6
+    summary = run_study(config, tracking_uri=home.tracking_uri, stopper=clear_away)
+    assert summary.count(TrialState.COMPLETED) == 6
     assert summary.best is not None
-    assert home.weights("tiny", summary.best.number).exists()
+    assert home.weights_path("tiny", summary.best.number).exists()
     assert removed, "nothing was ever removed: this test says nothing"
 
 
 def test_where_nothing_was_ever_run_nothing_is_left_over(tmp_path: Path) -> None:
-    outcome = run(tmp_path, "gc")
-    assert (outcome.code, outcome.stdout) == (0, "nothing is left over\n")
+    outcome = run_command(tmp_path, "gc")
+    assert (outcome.exit_code, outcome.stdout) == (0, "nothing is left over\n")

@@ -10,12 +10,12 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from tests.integration.conftest import Finished
+from tests.integration.conftest import FinishedStudy
 
 DOCS = Path(__file__).parents[3] / "docs"
 
 
-def examples(page: str, language: str) -> list[str]:
+def code_blocks(page: str, language: str) -> list[str]:
     """The blocks of a page in a language."""
     return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
 
@@ -26,7 +26,7 @@ def test_the_python_examples_run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     names: dict[str, object] = {}
-    blocks = examples("python-api.md", "python")
+    blocks = code_blocks("python-api.md", "python")
     assert len(blocks) == 2
     assert len(blocks[0].strip().splitlines()) <= 22
     for block in blocks:
@@ -36,18 +36,18 @@ def test_the_python_examples_run(
 
 
 def test_the_champion_loads_as_the_page_on_mlflow_says(
-    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: FinishedStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     mlflow.set_tracking_uri(finished.tracking_uri)
-    (block,) = examples("mlflow.md", "python")
+    (block,) = code_blocks("mlflow.md", "python")
     exec(block, {})
     assert len(json.loads((tmp_path / "pixels.json").read_text())["inputs"]) == 2
 
 
-def test_mlflow_understands_the_searches_of_the_page(finished: Finished) -> None:
+def test_mlflow_understands_the_searches_of_the_page(finished: FinishedStudy) -> None:
     client = MlflowClient(finished.tracking_uri)
-    (block,) = examples("mlflow.md", "text")
+    (block,) = code_blocks("mlflow.md", "text")
     searches = block.strip().splitlines()
     found = {search: client.search_runs(["1"], search) for search in searches}
     assert len(found["tags.study = 'quick' and tags.kind = 'trial'"]) == 0

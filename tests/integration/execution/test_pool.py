@@ -18,31 +18,31 @@ import psutil
 import pytest
 import torch
 
-from fmnist_search.data.loading import Images, Source, prepare
+from fmnist_search.data.loading import DataSource, Images, load_images
 from fmnist_search.errors import UserError
 from fmnist_search.execution import pool
-from fmnist_search.execution.pool import Crew, Job, ProcessWorker, fitting
+from fmnist_search.execution.pool import Job, ProcessWorker, WorkerPool, worker_count
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import Mlp
 from fmnist_search.recipe.recipe import Augmentation, Data, Execution, Recipe
-from fmnist_search.results.study import Decision, EpochReport, State, TrialResult
+from fmnist_search.results.study import Decision, EpochReport, TrialResult, TrialState
 from fmnist_search.training.trial import run_trial
-from tests.integration.conftest import environment
+from tests.integration.conftest import clean_environment
 
-DATA = Data(train_images=1_000, validation=1_000)
-TINY = Recipe(model=Mlp(depth=1, width=16), data=DATA, epochs=3, batch_size=100)
-BUSY = Recipe(
+DATA_CONFIG = Data(train_images=1_000, validation=1_000)
+TINY_RECIPE = Recipe(model=Mlp(depth=1, width=16), data=DATA_CONFIG, epochs=3, batch_size=100)
+CNN_RECIPE = Recipe(
     model=Cnn(depth=2, width_1=8, width_2=8, dropout=0.3),
     augmentation=Augmentation(shift=2, flip=0.5, erasing=0.5),
-    data=DATA,
+    data=DATA_CONFIG,
     epochs=2,
     batch_size=64,
 )
-LONG = BUSY.replace({"epochs": 1_000, "model.width_1": 16, "model.width_2": 32})
+LONG_RECIPE = CNN_RECIPE.replace({"epochs": 1_000, "model.width_1": 16, "model.width_2": 32})
 """Its epochs take a good part of a second, and it does not end by itself."""
 
 
-class Noted:
+class RecordingJob:
     """A job that notes what becomes of it, and answers each report as it is told to."""
 
     def __init__(self, recipe: Recipe, images: Images, decide: Callable[[EpochReport], Decision] | None = None):
@@ -52,45 +52,45 @@ class Noted:
         self.reports: list[EpochReport] = []
         self.result: TrialResult | None = None
         self.seconds = 0.0
-        self.reasons: list[str] = []
+        self.lost_reasons: list[str] = []
 
-    def report(self, report: EpochReport) -> Decision:
+    def on_epoch(self, report: EpochReport) -> Decision:
         assert self.result is None
         self.reports.append(report)
         return self.decide(report)
 
-    def end(self, result: TrialResult, seconds: float) -> None:
+    def on_result(self, result: TrialResult, seconds: float) -> None:
         assert self.result is None
         self.result, self.seconds = result, seconds
 
-    def lost(self, reason: str) -> None:
+    def on_worker_lost(self, reason: str) -> None:
         assert self.result is None
-        self.reasons.append(reason)
+        self.lost_reasons.append(reason)
 
     @property
-    def done(self) -> TrialResult:
+    def finished_result(self) -> TrialResult:
         assert self.result is not None
         return self.result
 
 
-def run(crew: Crew, jobs: Iterable[Job]) -> None:
+def run_jobs(pool: WorkerPool, jobs: Iterable[Job]) -> None:
     left = iter(jobs)
-    crew.run(lambda: next(left, None))
+    pool.run(lambda: next(left, None))
 
 
-def figures(result: TrialResult) -> list[EpochReport]:
+def reports_without_seconds(result: TrialResult) -> list[EpochReport]:
     """The epochs without their seconds, which no two runs share."""
     return [dataclasses.replace(epoch, seconds=0.0) for epoch in result.epochs]
 
 
-def assert_same(one: TrialResult, other: TrialResult) -> None:
+def assert_same_result(one: TrialResult, other: TrialResult) -> None:
     assert (one.state, one.value, one.best_epoch, one.parameters) == (
         other.state,
         other.value,
         other.best_epoch,
         other.parameters,
     )
-    assert figures(one) == figures(other)
+    assert reports_without_seconds(one) == reports_without_seconds(other)
     assert one.confusion == other.confusion
     for mine, theirs in ((one.weights, other.weights), (one.last_weights, other.last_weights)):
         assert mine is not None
@@ -99,100 +99,105 @@ def assert_same(one: TrialResult, other: TrialResult) -> None:
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def processes() -> list[psutil.Process]:
+def worker_processes() -> list[psutil.Process]:
     """The worker processes of this one."""
     return [child for child in psutil.Process().children() if "fmnist_search.execution.worker_main" in child.cmdline()]
 
 
-def process_of(crew: Crew, job: Job) -> int:
-    (worker,) = (worker for worker in crew._workers if worker.job is job)
+def worker_pid(pool: WorkerPool, job: Job) -> int:
+    (worker,) = (worker for worker in pool._workers if worker.job is job)
     assert isinstance(worker, ProcessWorker)
     return worker._process.pid
 
 
-def wait_for_all(crew: Crew, images: Images) -> None:
+def wait_until_ready(pool: WorkerPool, images: Images) -> None:
     """Until no worker loads its libraries any more: a run ends as soon as one is free."""
-    while not all(worker.was_ready for worker in crew._workers):
-        run(crew, [Noted(TINY, images)])
+    while not all(worker.has_started for worker in pool._workers):
+        run_jobs(pool, [RecordingJob(TINY_RECIPE, images)])
 
 
 @pytest.fixture(scope="module")
-def pair(execution: Execution) -> Iterator[Crew]:
+def pair(execution: Execution) -> Iterator[WorkerPool]:
     """Two worker processes for the tests of this module; what a test kills is replaced."""
-    with Crew(execution, 2) as crew:
+    with WorkerPool(execution, 2) as crew:
         yield crew
 
 
 @pytest.fixture(params=["thread", "processes"])
-def crew(request: pytest.FixtureRequest, execution: Execution) -> Iterator[Crew]:
+def crew(request: pytest.FixtureRequest, execution: Execution) -> Iterator[WorkerPool]:
     """A crew of one, which is a thread of this process, and one of two processes."""
     if request.param == "processes":
         yield request.getfixturevalue("pair")
         return
-    with Crew(execution, 1) as alone:
+    with WorkerPool(execution, 1) as alone:
         yield alone
 
 
 # ---------------------------------------------------------------------------------- what it trains
 
 
-def test_a_recipe_gives_the_same_bits_wherever_it_is_trained(crew: Crew, images: Images, execution: Execution) -> None:
-    jobs = [Noted(recipe, images) for recipe in (BUSY, BUSY.replace({"seed": 1}), TINY)]
-    run(crew, jobs)
+def test_a_recipe_gives_the_same_bits_wherever_it_is_trained(
+    crew: WorkerPool, images: Images, execution: Execution
+) -> None:
+    jobs = [RecordingJob(recipe, images) for recipe in (CNN_RECIPE, CNN_RECIPE.replace({"seed": 1}), TINY_RECIPE)]
+    run_jobs(crew, jobs)
     for job in jobs:
-        assert_same(job.done, run_trial(job.recipe, images, execution))
+        assert_same_result(job.finished_result, run_trial(job.recipe, images, execution))
 
 
 def test_a_recipe_on_other_images_is_trained_on_them(
-    crew: Crew, images: Images, source: Source, execution: Execution
+    crew: WorkerPool, images: Images, source: DataSource, execution: Execution
 ) -> None:
     data = Data(train_images=500, validation=400, seed=3)
-    recipe, others = TINY.replace({f"data.{name}": value for name, value in vars(data).items()}), prepare(data, source)
-    jobs = [Noted(TINY, images), Noted(recipe, others), Noted(TINY, images)]
-    run(crew, jobs)
+    recipe, others = (
+        TINY_RECIPE.replace({f"data.{name}": value for name, value in vars(data).items()}),
+        load_images(data, source),
+    )
+    jobs = [RecordingJob(TINY_RECIPE, images), RecordingJob(recipe, others), RecordingJob(TINY_RECIPE, images)]
+    run_jobs(crew, jobs)
     for job in jobs:
-        assert_same(job.done, run_trial(job.recipe, job.images, execution))
+        assert_same_result(job.finished_result, run_trial(job.recipe, job.images, execution))
 
 
-def test_reports_come_in_order_and_are_the_results_own(crew: Crew, images: Images) -> None:
-    jobs = [Noted(TINY.replace({"seed": seed, "epochs": 5}), images) for seed in range(3)]
-    run(crew, jobs)
+def test_reports_come_in_order_and_are_the_results_own(crew: WorkerPool, images: Images) -> None:
+    jobs = [RecordingJob(TINY_RECIPE.replace({"seed": seed, "epochs": 5}), images) for seed in range(3)]
+    run_jobs(crew, jobs)
     for job in jobs:
         assert [report.epoch for report in job.reports] == [1, 2, 3, 4, 5]
-        assert tuple(job.reports) == job.done.epochs
+        assert tuple(job.reports) == job.finished_result.epochs
         assert job.seconds >= sum(report.seconds for report in job.reports)
-        assert not job.reasons
+        assert not job.lost_reasons
 
 
 @pytest.mark.parametrize(
-    ("decision", "state"), [(Decision.PRUNE, State.PRUNED), (Decision.INTERRUPT, State.INTERRUPTED)]
+    ("decision", "state"), [(Decision.PRUNE, TrialState.PRUNED), (Decision.INTERRUPT, TrialState.INTERRUPTED)]
 )
 def test_what_is_decided_of_one_ends_it_and_no_other(
-    decision: Decision, state: State, crew: Crew, images: Images
+    decision: Decision, state: TrialState, crew: WorkerPool, images: Images
 ) -> None:
-    ended = Noted(TINY, images, lambda report: decision if report.epoch == 2 else Decision.CONTINUE)
-    other = Noted(TINY, images)
-    run(crew, [ended, other])
-    assert (ended.done.state, len(ended.reports)) == (state, 2)
-    assert (other.done.state, len(other.reports)) == (State.COMPLETED, 3)
+    ended = RecordingJob(TINY_RECIPE, images, lambda report: decision if report.epoch == 2 else Decision.CONTINUE)
+    other = RecordingJob(TINY_RECIPE, images)
+    run_jobs(crew, [ended, other])
+    assert (ended.finished_result.state, len(ended.reports)) == (state, 2)
+    assert (other.finished_result.state, len(other.reports)) == (TrialState.COMPLETED, 3)
 
 
-def test_a_training_that_fails_is_a_result_and_its_worker_stays(crew: Crew, images: Images) -> None:
+def test_a_training_that_fails_is_a_result_and_its_worker_stays(crew: WorkerPool, images: Images) -> None:
     diverging = {"optimizer.name": "sgd", "optimizer.learning_rate": 100.0, "model.depth": 4, "batch_size": 20}
-    wrong = Noted(TINY.replace(diverging), images)
-    after = Noted(TINY, images)
-    before = processes()
-    run(crew, [wrong, after])
-    assert wrong.done.state is State.FAILED
-    assert after.done.state is State.COMPLETED
-    assert processes() == before
+    wrong = RecordingJob(TINY_RECIPE.replace(diverging), images)
+    after = RecordingJob(TINY_RECIPE, images)
+    before = worker_processes()
+    run_jobs(crew, [wrong, after])
+    assert wrong.finished_result.state is TrialState.FAILED
+    assert after.finished_result.state is TrialState.COMPLETED
+    assert worker_processes() == before
 
 
-def test_trainings_run_at_the_same_time(pair: Crew, images: Images) -> None:
+def test_trainings_run_at_the_same_time(pair: WorkerPool, images: Images) -> None:
     running: set[str] = set()
     most = 0
 
-    def noted(seed: int) -> Noted:
+    def noted(seed: int) -> RecordingJob:
         def decide(report: EpochReport) -> Decision:
             nonlocal most
             running.add(str(seed))
@@ -201,10 +206,10 @@ def test_trainings_run_at_the_same_time(pair: Crew, images: Images) -> None:
                 running.discard(str(seed))
             return Decision.CONTINUE
 
-        job = Noted(BUSY.replace({"seed": seed, "epochs": 4}), images, decide)
+        job = RecordingJob(CNN_RECIPE.replace({"seed": seed, "epochs": 4}), images, decide)
         return job
 
-    run(pair, [noted(0), noted(1)])
+    run_jobs(pair, [noted(0), noted(1)])
     assert most == 2
 
 
@@ -215,21 +220,21 @@ def test_what_goes_wrong_in_a_job_is_the_callers_and_no_workers_death(
     def broken(_: EpochReport) -> Decision:
         raise error
 
-    job = Noted(TINY, images, broken)
-    with pytest.raises(type(error)), Crew(execution, 1) as crew:
-        run(crew, [job])
+    job = RecordingJob(TINY_RECIPE, images, broken)
+    with pytest.raises(type(error)), WorkerPool(execution, 1) as crew:
+        run_jobs(crew, [job])
     time.sleep(0.3)
-    assert not job.reasons
+    assert not job.lost_reasons
     assert capfd.readouterr().err == ""
 
 
-def test_a_job_may_come_later(crew: Crew, images: Images) -> None:
+def test_a_job_may_come_later(crew: WorkerPool, images: Images) -> None:
     """None means that there is none at the moment: who has an answer is asked again."""
-    first, second, third = (Noted(TINY.replace({"seed": seed}), images) for seed in range(3))
-    queue: list[Noted] = [first]
+    first, second, third = (RecordingJob(TINY_RECIPE.replace({"seed": seed}), images) for seed in range(3))
+    queue: list[RecordingJob] = [first]
     asked = 0
 
-    def next_job() -> Noted | None:
+    def next_job() -> RecordingJob | None:
         nonlocal asked
         asked += 1
         if first.result is not None and second not in begun:
@@ -239,33 +244,33 @@ def test_a_job_may_come_later(crew: Crew, images: Images) -> None:
             begun.append(job)
         return job
 
-    begun: list[Noted] = []
+    begun: list[RecordingJob] = []
     crew.run(next_job)
     assert begun == [first, second, third]
-    assert all(job.done.state is State.COMPLETED for job in begun)
+    assert all(job.finished_result.state is TrialState.COMPLETED for job in begun)
     assert asked > 3
 
 
-def test_a_crew_runs_again_and_again(crew: Crew, images: Images) -> None:
-    before = processes()
+def test_a_crew_runs_again_and_again(crew: WorkerPool, images: Images) -> None:
+    before = worker_processes()
     for seed in range(3):
-        job = Noted(TINY.replace({"seed": seed}), images)
-        run(crew, [job])
-        assert job.done.state is State.COMPLETED
-    run(crew, [])
-    assert processes() == before
+        job = RecordingJob(TINY_RECIPE.replace({"seed": seed}), images)
+        run_jobs(crew, [job])
+        assert job.finished_result.state is TrialState.COMPLETED
+    run_jobs(crew, [])
+    assert worker_processes() == before
 
 
-def test_the_seconds_of_a_job_do_not_count_what_its_worker_waited_without_one(pair: Crew, images: Images) -> None:
-    long = Noted(BUSY.replace({"epochs": 8, "model.width_1": 32, "model.width_2": 32}), images)
-    first, short = (Noted(TINY.replace({"epochs": 1}), images) for _ in range(2))
+def test_the_seconds_of_a_job_do_not_count_what_its_worker_waited_without_one(pair: WorkerPool, images: Images) -> None:
+    long = RecordingJob(CNN_RECIPE.replace({"epochs": 8, "model.width_1": 32, "model.width_2": 32}), images)
+    first, short = (RecordingJob(TINY_RECIPE.replace({"epochs": 1}), images) for _ in range(2))
     queue = [first, long, short]
 
-    def next_job() -> Noted | None:
+    def next_job() -> RecordingJob | None:
         waits = not queue or (queue == [short] and long.result is None)
         return None if waits else queue.pop(0)
 
-    wait_for_all(pair, images)
+    wait_until_ready(pair, images)
     pair.run(next_job)
     assert short.seconds < long.seconds / 2
 
@@ -274,94 +279,96 @@ def test_the_seconds_of_a_job_do_not_count_what_its_worker_waited_without_one(pa
 
 
 @pytest.mark.parametrize("moment", ["between epochs", "within an epoch"])
-def test_a_worker_that_is_killed_loses_its_training_and_no_other(moment: str, pair: Crew, images: Images) -> None:
+def test_a_worker_that_is_killed_loses_its_training_and_no_other(moment: str, pair: WorkerPool, images: Images) -> None:
     def killed(report: EpochReport) -> Decision:
-        pid = process_of(pair, doomed)
+        pid = worker_pid(pair, doomed)
         if moment == "between epochs":
             os.kill(pid, signal.SIGKILL)
         elif report.epoch == 1:
             threading.Timer(0.05, os.kill, (pid, signal.SIGKILL)).start()
         return Decision.CONTINUE
 
-    doomed = Noted(LONG, images, killed)
-    other = Noted(BUSY, images)
-    after = [Noted(TINY.replace({"seed": seed}), images) for seed in range(3)]
-    before = processes()
-    run(pair, [doomed, other, *after])
+    doomed = RecordingJob(LONG_RECIPE, images, killed)
+    other = RecordingJob(CNN_RECIPE, images)
+    after = [RecordingJob(TINY_RECIPE.replace({"seed": seed}), images) for seed in range(3)]
+    before = worker_processes()
+    run_jobs(pair, [doomed, other, *after])
     assert doomed.result is None
-    (reason,) = doomed.reasons
+    (reason,) = doomed.lost_reasons
     assert "worker process" in reason
     assert "killed" in reason
     assert "SIGKILL" in reason
     assert "memory" in reason
     for job in (other, *after):
-        assert (job.done.state, job.reasons) == (State.COMPLETED, [])
-    assert len(processes()) == 2
-    assert len(set(before) & set(processes())) == 1
+        assert (job.finished_result.state, job.lost_reasons) == (TrialState.COMPLETED, [])
+    assert len(worker_processes()) == 2
+    assert len(set(before) & set(worker_processes())) == 1
 
 
-def test_a_worker_that_ends_by_a_signal_of_another_kind_is_not_said_to_want_memory(pair: Crew, images: Images) -> None:
+def test_a_worker_that_ends_by_a_signal_of_another_kind_is_not_said_to_want_memory(
+    pair: WorkerPool, images: Images
+) -> None:
     def killed(_: EpochReport) -> Decision:
-        os.kill(process_of(pair, doomed), signal.SIGSEGV)
+        os.kill(worker_pid(pair, doomed), signal.SIGSEGV)
         return Decision.CONTINUE
 
-    doomed = Noted(LONG, images, killed)
-    run(pair, [doomed])
-    (reason,) = doomed.reasons
+    doomed = RecordingJob(LONG_RECIPE, images, killed)
+    run_jobs(pair, [doomed])
+    (reason,) = doomed.lost_reasons
     assert "SIGSEGV" in reason
     assert "memory" not in reason
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["images known", "images new"])
 def test_workers_that_are_killed_while_they_have_nothing_to_do_lose_no_job_in_silence(
-    known: bool, pair: Crew, images: Images, source: Source
+    known: bool, pair: WorkerPool, images: Images, source: DataSource
 ) -> None:
-    data = DATA if known else Data(train_images=700, validation=300)
-    recipe = TINY.replace({f"data.{name}": value for name, value in vars(data).items()})
-    wait_for_all(pair, images)
-    dead = processes()
+    data = DATA_CONFIG if known else Data(train_images=700, validation=300)
+    recipe = TINY_RECIPE.replace({f"data.{name}": value for name, value in vars(data).items()})
+    wait_until_ready(pair, images)
+    dead = worker_processes()
     for process in dead:
         process.kill()
     psutil.wait_procs(dead, timeout=5)
-    jobs = [Noted(recipe, images if known else prepare(data, source)) for _ in range(3)]
-    again = [Noted(job.recipe, job.images) for job in jobs]
+    jobs = [RecordingJob(recipe, images if known else load_images(data, source)) for _ in range(3)]
+    again = [RecordingJob(job.recipe, job.images) for job in jobs]
     queue = list(jobs)
 
-    def next_job() -> Noted | None:
+    def next_job() -> RecordingJob | None:
         if queue:
             return queue.pop(0)
-        lost = next((place for place, job in enumerate(jobs) if job.reasons and again[place] not in retried), None)
+        lost = next((place for place, job in enumerate(jobs) if job.lost_reasons and again[place] not in retried), None)
         if lost is None:
             return None
         retried.append(again[lost])
         return again[lost]
 
-    retried: list[Noted] = []
+    retried: list[RecordingJob] = []
     pair.run(next_job)
-    assert all(bool(job.result) != bool(job.reasons) for job in jobs)
-    assert all(job.done.state is State.COMPLETED for job in retried)
-    assert len(processes()) == 2
+    assert all(bool(job.result) != bool(job.lost_reasons) for job in jobs)
+    assert all(job.finished_result.state is TrialState.COMPLETED for job in retried)
+    assert len(worker_processes()) == 2
 
 
-def test_ctrl_c_in_a_terminal_does_not_reach_the_workers(pair: Crew, images: Images) -> None:
-    for process in processes():
+def test_ctrl_c_in_a_terminal_does_not_reach_the_workers(pair: WorkerPool, images: Images) -> None:
+    for process in worker_processes():
         assert os.getpgid(process.pid) != os.getpgid(0)
 
     def asked(report: EpochReport) -> Decision:
         if report.epoch == 1:
-            os.kill(process_of(pair, job), signal.SIGINT)
+            os.kill(worker_pid(pair, job), signal.SIGINT)
         return Decision.CONTINUE
 
-    job = Noted(TINY, images, asked)
-    run(pair, [job])
-    assert (job.done.state, job.reasons) == (State.COMPLETED, [])
+    job = RecordingJob(TINY_RECIPE, images, asked)
+    run_jobs(pair, [job])
+    assert (job.finished_result.state, job.lost_reasons) == (TrialState.COMPLETED, [])
 
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_leaving_in_the_middle_of_trainings_leaves_nobody_behind(
     size: int, images: Images, execution: Execution, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    before, threads = processes(), threading.active_count()
+    before, threads = worker_processes(), threading.active_count()
 
     class Left(Exception):
         pass
@@ -371,10 +378,10 @@ def test_leaving_in_the_middle_of_trainings_leaves_nobody_behind(
             raise Left
         return Decision.CONTINUE
 
-    with pytest.raises(Left), Crew(execution, size) as crew:
-        run(crew, [Noted(LONG.replace({"seed": seed}), images, leave) for seed in range(size)])
+    with pytest.raises(Left), WorkerPool(execution, size) as crew:
+        run_jobs(crew, [RecordingJob(LONG_RECIPE.replace({"seed": seed}), images, leave) for seed in range(size)])
     started = time.monotonic()
-    assert processes() == before
+    assert worker_processes() == before
     while threading.active_count() > threads and time.monotonic() - started < 10:
         time.sleep(0.05)
     assert threading.active_count() == threads
@@ -382,13 +389,13 @@ def test_leaving_in_the_middle_of_trainings_leaves_nobody_behind(
 
 
 def test_leaving_does_not_wait_for_the_trainings(images: Images, execution: Execution) -> None:
-    endless = LONG.replace({"model.width_1": 256, "model.width_2": 256, "model.kernel_1": 7})
+    endless = LONG_RECIPE.replace({"model.width_1": 256, "model.width_2": 256, "model.kernel_1": 7})
     left: list[float] = []
 
     class Left(Exception):
         pass
 
-    def next_job() -> Noted:
+    def next_job() -> RecordingJob:
         if jobs[1:]:
             threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGUSR1)).start()
         return jobs.pop()
@@ -397,10 +404,10 @@ def test_leaving_does_not_wait_for_the_trainings(images: Images, execution: Exec
         left.append(time.monotonic())
         raise Left
 
-    jobs = [Noted(endless, images), Noted(endless, images)]
+    jobs = [RecordingJob(endless, images), RecordingJob(endless, images)]
     handler = signal.signal(signal.SIGUSR1, leave)
     try:
-        with pytest.raises(Left), Crew(execution, 2) as crew:
+        with pytest.raises(Left), WorkerPool(execution, 2) as crew:
             crew.run(next_job)
         assert time.monotonic() - left[0] < 3
     finally:
@@ -409,14 +416,14 @@ def test_leaving_does_not_wait_for_the_trainings(images: Images, execution: Exec
 
 def test_leaving_at_once_does_not_wait_for_workers_that_still_load_their_libraries(execution: Execution) -> None:
     started = time.monotonic()
-    with Crew(execution, 2) as crew:
+    with WorkerPool(execution, 2) as crew:
         hired = [worker._process for worker in crew._workers if isinstance(worker, ProcessWorker)]
         assert [process.poll() for process in hired] == [None, None]
     assert time.monotonic() - started < 2
     assert all(process.poll() is not None for process in hired)
 
 
-def test_workers_end_after_their_epoch_when_whoever_hired_them_is_killed(source: Source) -> None:
+def test_workers_end_after_their_epoch_when_whoever_hired_them_is_killed(source: DataSource) -> None:
     program = textwrap.dedent(f"""
         from fmnist_search.data.loading import Source, prepare
         from fmnist_search.recipe.recipe import Recipe
@@ -436,7 +443,11 @@ def test_workers_end_after_their_epoch_when_whoever_hired_them_is_killed(source:
     """)
     root = Path(__file__).parents[3]
     process = subprocess.Popen(
-        [sys.executable, "-c", program], cwd=root, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", program],
+        cwd=root,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     assert process.stdout is not None
     assert process.stdout.readline()
@@ -464,36 +475,38 @@ def test_a_worker_that_cannot_start_is_said_in_one_line(
     broken_python: Path, images: Images, execution: Execution, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(broken_python))
-    job = Noted(TINY, images)
+    job = RecordingJob(TINY_RECIPE, images)
     started = time.monotonic()
-    with pytest.raises(UserError) as caught, Crew(execution, 2) as crew:
-        run(crew, [job])
+    with pytest.raises(UserError) as caught, WorkerPool(execution, 2) as crew:
+        run_jobs(crew, [job])
     (line,) = caught.value.lines
     assert "could not start" in line
     assert "exit code 3" in line
     assert "--workers 1" in line
-    assert (job.result, job.reasons) == (None, [])
+    assert (job.result, job.lost_reasons) == (None, [])
     assert time.monotonic() - started < 5
 
 
 def test_a_crew_of_one_starts_at_once_and_takes_no_process(images: Images, execution: Execution) -> None:
-    before = processes()
+    before = worker_processes()
     started = time.monotonic()
-    with Crew(execution, 1) as crew:
-        run(crew, [Noted(TINY.replace({"epochs": 1}), images)])
-        assert processes() == before
+    with WorkerPool(execution, 1) as crew:
+        run_jobs(crew, [RecordingJob(TINY_RECIPE.replace({"epochs": 1}), images)])
+        assert worker_processes() == before
     assert time.monotonic() - started < 2
 
 
 def test_another_execution_counts_from_the_first_job_on(images: Images, execution: Execution) -> None:
     contiguous = dataclasses.replace(execution, memory_format="contiguous")
-    with Crew(execution, 1) as crew:
-        crew.settle(contiguous)
+    with WorkerPool(execution, 1) as crew:
+        crew.configure(contiguous)
         assert crew.execution == contiguous
-        job = Noted(BUSY, images)
-        run(crew, [job])
-    assert_same(job.done, run_trial(BUSY, images, contiguous))
-    assert figures(job.done) != figures(run_trial(BUSY, images, execution))
+        job = RecordingJob(CNN_RECIPE, images)
+        run_jobs(crew, [job])
+    assert_same_result(job.finished_result, run_trial(CNN_RECIPE, images, contiguous))
+    assert reports_without_seconds(job.finished_result) != reports_without_seconds(
+        run_trial(CNN_RECIPE, images, execution)
+    )
 
 
 # ----------------------------------------------------------------------------------------- how many
@@ -504,7 +517,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, float], None]:
     """A machine with so many cores, and memory for so many workers."""
 
     def make(cores: int, room: float) -> None:
-        memory = psutil.virtual_memory()._replace(available=int(room * pool.WORKER_MEMORY))
+        memory = psutil.virtual_memory()._replace(available=int(room * pool.WORKER_MEMORY_BYTES))
         monkeypatch.setattr(joblib, "cpu_count", lambda: cores)
         monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
 
@@ -520,26 +533,26 @@ def test_auto_takes_what_cores_and_memory_hold_and_says_nothing(
 ) -> None:
     machine(cores, room)
     execution = Execution(device="cpu", threads=threads)
-    assert fitting("auto", execution) == (fits, "")
-    assert fitting(fits, execution) == (fits, "")
-    assert fitting(1, execution) == (1, "")
+    assert worker_count("auto", execution) == (fits, "")
+    assert worker_count(fits, execution) == (fits, "")
+    assert worker_count(1, execution) == (1, "")
 
 
 def test_more_workers_than_fit_are_cut_down_and_it_is_said_why(machine: Callable[[int, float], None]) -> None:
     machine(4, 3)
-    count, said = fitting(99, Execution(device="cpu", threads=1))
+    count, said = worker_count(99, Execution(device="cpu", threads=1))
     assert count == 3
     assert "execution.workers: 99" in said
     assert "1 thread and" in said
     assert "4 cores" in said
     assert "3.5 GiB of free memory" in said
     assert "3 at a time" in said
-    count, said = fitting(3, Execution(device="cpu", threads=2))
+    count, said = worker_count(3, Execution(device="cpu", threads=2))
     assert count == 2
     assert "2 threads" in said
 
 
 def test_a_gpu_takes_what_it_is_told_and_one_for_the_plain_loop() -> None:
     card = Execution(device="cuda", engine="plain")
-    assert fitting("auto", card) == (1, "")
-    assert fitting(5, card) == (5, "")
+    assert worker_count("auto", card) == (1, "")
+    assert worker_count(5, card) == (5, "")

@@ -20,19 +20,19 @@ from mlflow import MlflowClient
 from fmnist_search.models.classifier import build
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.registry import versions
-from fmnist_search.registry.packaging import package
+from fmnist_search.registry.packaging import log_model
 from tests.integration.tracking.test_server import server  # noqa: F401 - a fixture
 
-PROMOTERS = 6
-TINY = Recipe().replace({"model.family": "mlp", "model.depth": 1, "model.width": 8})
-WRITES = {
+PROMOTER_COUNT = 6
+TINY_RECIPE = Recipe().replace({"model.family": "mlp", "model.depth": 1, "model.width": 8})
+WRITE_METHODS = {
     *("create_logged_model", "log_outputs", "log_model_artifacts", "finalize_logged_model", "set_terminated"),
     *("create_registered_model", "create_model_version", "delete_logged_model_tag", "set_registered_model_alias"),
     *("update_model_version", "set_model_version_tag"),
 }
 
 
-def tags_of(accuracy: float) -> dict[str, str]:
+def version_tags(accuracy: float) -> dict[str, str]:
     return {
         "dataset_digest": "d",
         "split_digest": "s",
@@ -43,7 +43,7 @@ def tags_of(accuracy: float) -> dict[str, str]:
     }
 
 
-def logged(client: MlflowClient) -> tuple[str, str]:
+def log_empty_model(client: MlflowClient) -> tuple[str, str]:
     """A run, and a model of it that nobody will ever load."""
     run_id = client.create_run("0").info.run_id
     return run_id, client.create_logged_model("0", name="model", source_run_id=run_id).model_uri
@@ -71,25 +71,25 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 # ------------------------------------------------------------------------------------ several at once
 
 
-def promote(uri: str, name: str, accuracy: float, cache: str, together: Any) -> None:
+def promote(uri: str, name: str, accuracy: float, cache: str, barrier: Any) -> None:
     """One of several promotions, with its figures ready."""
     os.environ["XDG_CACHE_HOME"] = cache  # where the lock of this machine is
     mlflow.set_tracking_uri(uri)
     client = MlflowClient(uri)
-    run_id, model = logged(client)
-    together.wait()
-    version = versions.register(client, name, model, run_id, tags_of(accuracy), versions.UNDECIDED)
-    versions.claim_alias(client, name, version)
+    run_id, model = log_empty_model(client)
+    barrier.wait()
+    version = versions.register_version(client, name, model, run_id, version_tags(accuracy), versions.UNDECIDED_NOTE)
+    versions.decide_alias(client, name, version)
 
 
-def race(processes: ForkServerContext, uri: str, folder: Path, machines: int, rounds: int) -> None:
+def run_concurrent_promotions(processes: ForkServerContext, uri: str, folder: Path, machines: int, rounds: int) -> None:
     """Six promotions at once, round after round, in as many folders of locks as there are machines."""
     client = MlflowClient(uri)
     for number in range(rounds):
         name = f"race {rounds} {machines} {number}"
-        accuracies = [0.80 + 0.02 * place for place in range(PROMOTERS)]
+        accuracies = [0.80 + 0.02 * place for place in range(PROMOTER_COUNT)]
         random.Random(number).shuffle(accuracies)
-        together = processes.Barrier(PROMOTERS)
+        together = processes.Barrier(PROMOTER_COUNT)
         promoters = [
             processes.Process(target=promote, args=(uri, name, accuracy, str(folder / str(place % machines)), together))
             for place, accuracy in enumerate(accuracies)
@@ -98,12 +98,12 @@ def race(processes: ForkServerContext, uri: str, folder: Path, machines: int, ro
             promoter.start()
         for promoter in promoters:
             promoter.join(120)
-        assert [promoter.exitcode for promoter in promoters] == [0] * PROMOTERS
-        champion = versions.champion(client, name)
+        assert [promoter.exitcode for promoter in promoters] == [0] * PROMOTER_COUNT
+        champion = versions.get_champion(client, name)
         assert champion is not None
         assert float(champion.tags["confirmed_mean"]) == max(accuracies), f"round {number}"
         registered = client.search_model_versions(f"name='{name}'")
-        assert len(registered) == PROMOTERS
+        assert len(registered) == PROMOTER_COUNT
         assert all("decision" in version.tags for version in versions)
 
 
@@ -111,19 +111,19 @@ def race(processes: ForkServerContext, uri: str, folder: Path, machines: int, ro
 def test_of_six_promotions_at_once_the_best_is_champion_even_where_no_lock_holds_them_apart(
     processes: ForkServerContext, store: str, tmp_path: Path
 ) -> None:
-    race(processes, store, tmp_path, machines=PROMOTERS, rounds=1)
+    run_concurrent_promotions(processes, store, tmp_path, machines=PROMOTER_COUNT, rounds=1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("machines", "rounds"), [(1, 5), (PROMOTERS, 20)])
+@pytest.mark.parametrize(("machines", "rounds"), [(1, 5), (PROMOTER_COUNT, 20)])
 def test_of_six_promotions_at_once_the_best_is_champion_twenty_times(
     processes: ForkServerContext, store: str, tmp_path: Path, machines: int, rounds: int
 ) -> None:
-    race(processes, store, tmp_path / "twenty", machines, rounds)
+    run_concurrent_promotions(processes, store, tmp_path / "twenty", machines, rounds)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("machines", "rounds"), [(1, 5), (PROMOTERS, 5)])
+@pytest.mark.parametrize(("machines", "rounds"), [(1, 5), (PROMOTER_COUNT, 5)])
 def test_of_six_promotions_at_once_the_best_is_champion_on_a_server(
     processes: ForkServerContext,
     server: str,  # noqa: F811
@@ -131,15 +131,15 @@ def test_of_six_promotions_at_once_the_best_is_champion_on_a_server(
     machines: int,
     rounds: int,
 ) -> None:
-    race(processes, server, tmp_path, machines, rounds)
+    run_concurrent_promotions(processes, server, tmp_path, machines, rounds)
 
 
 # ------------------------------------------------------------------------------------------- killed
 
 
-def kill_after(writes: int) -> None:
+def kill_after(write_count: int) -> None:
     """Let this process be killed once it has written so often to MLflow."""
-    left = [writes]
+    left = [write_count]
 
     def counted(method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
@@ -151,7 +151,7 @@ def kill_after(writes: int) -> None:
 
         return wrapped
 
-    for name in WRITES:
+    for name in WRITE_METHODS:
         setattr(MlflowClient, name, counted(getattr(MlflowClient, name)))
 
 
@@ -161,14 +161,16 @@ def promote_until_killed(uri: str, name: str, run_id: str, accuracy: float, writ
     client = MlflowClient(uri)
     model = client.create_logged_model("0", name="model", source_run_id=run_id).model_uri if packaged else ""
     kill_after(writes)
-    versions.clear_away(client, name, "0")
+    versions.delete_orphans(client, name, "0")
     if not packaged:
-        model = package(build(TINY.model), run_id, TINY.data.dataset, versions.on_the_way(name))
-    version = versions.register(client, name, model, run_id, tags_of(accuracy), f"A card. {versions.UNDECIDED}")
-    versions.claim_alias(client, name, version)
+        model = log_model(build(TINY_RECIPE.model), run_id, TINY_RECIPE.data.dataset, versions.pending_tags(name))
+    version = versions.register_version(
+        client, name, model, run_id, version_tags(accuracy), f"A card. {versions.UNDECIDED_NOTE}"
+    )
+    versions.decide_alias(client, name, version)
 
 
-def killed_after(processes: ForkServerContext, uri: str, writes: int, *, packaged: bool) -> tuple[str, bool]:
+def run_killed_promotion(processes: ForkServerContext, uri: str, writes: int, *, packaged: bool) -> tuple[str, bool]:
     """A promotion that was killed after so many writes: the model's name, and whether it was, or came to its end."""
     client = MlflowClient(uri)
     name = f"killed {packaged} {writes}"
@@ -183,26 +185,26 @@ def killed_after(processes: ForkServerContext, uri: str, writes: int, *, package
     return name, child.exitcode != 0
 
 
-def check_that_the_next_one_mends_it(client: MlflowClient, name: str) -> bool:
+def assert_next_promotion_recovers(client: MlflowClient, name: str) -> bool:
     """What a killed promotion leaves is whole or nothing, and the next one finishes it; whether a version was left."""
     left = client.search_model_versions(f"name='{name}'")
     for version in left:
-        assert tags_of(0.90).items() <= version.tags.items()
+        assert version_tags(0.90).items() <= version.tags.items()
         assert version.description.startswith("A card. ")
         assert version.source
-    assert versions.champion(client, name) is None or left
+    assert versions.get_champion(client, name) is None or left
     mlflow.set_tracking_uri(client.tracking_uri)
-    versions.check_name(client, name)
-    versions.clear_away(client, name, "0")
-    run_id, model = logged(client)
-    mine = versions.register(client, name, model, run_id, tags_of(0.85), versions.UNDECIDED)
-    assert versions.claim_alias(client, name, mine).alias == (versions.CHALLENGER if left else versions.CHAMPION)
+    versions.check_model_name(client, name)
+    versions.delete_orphans(client, name, "0")
+    run_id, model = log_empty_model(client)
+    mine = versions.register_version(client, name, model, run_id, version_tags(0.85), versions.UNDECIDED_NOTE)
+    assert versions.decide_alias(client, name, mine).alias == (versions.CHALLENGER if left else versions.CHAMPION)
     registered = {version.version: version for version in client.search_model_versions(f"name='{name}'")}
     assert len(registered) == len(left) + 1
     for version in registered.values():
         assert "decision" in version.tags
-        assert versions.UNDECIDED not in version.description
-    best = versions.champion(client, name)
+        assert versions.UNDECIDED_NOTE not in version.description
+    best = versions.get_champion(client, name)
     assert best is not None
     assert float(best.tags["confirmed_mean"]) == (0.90 if left else 0.85)
     sources = {version.source for version in registered.values()}
@@ -218,9 +220,9 @@ def test_a_promotion_that_is_killed_while_it_registers_leaves_a_whole_version_or
     processes: ForkServerContext, store: str, writes: int, left: bool
 ) -> None:
     # Before the version is made, after that, after the alias, and after its description.
-    name, killed = killed_after(processes, store, writes, packaged=True)
+    name, killed = run_killed_promotion(processes, store, writes, packaged=True)
     assert killed
-    assert check_that_the_next_one_mends_it(MlflowClient(store), name) is left
+    assert assert_next_promotion_recovers(MlflowClient(store), name) is left
 
 
 @pytest.mark.slow
@@ -229,8 +231,8 @@ def test_a_promotion_that_is_killed_at_any_step_leaves_a_whole_version_or_none(
 ) -> None:
     left = []
     for writes in itertools.count():
-        name, killed = killed_after(processes, store, writes, packaged=False)
-        left.append(check_that_the_next_one_mends_it(MlflowClient(store), name))
+        name, killed = run_killed_promotion(processes, store, writes, packaged=False)
+        left.append(assert_next_promotion_recovers(MlflowClient(store), name))
         if not killed:
             break
     # At least: the model and its files, the version, the alias, the description, the tags.

@@ -18,40 +18,40 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from fmnist_search.data.loading import Source, read_test_set
-from tests.integration.conftest import Finished, environment
-from tests.integration.servers import served
+from fmnist_search.data.loading import DataSource, read_test_set
+from tests.integration.conftest import FinishedStudy, clean_environment
+from tests.integration.servers import serving_model
 
 pytestmark = pytest.mark.slow
 
-CHAMPION = "models:/fmnist-search@champion"
-IMAGES = 5
+CHAMPION_URI = "models:/fmnist-search@champion"
+IMAGE_COUNT = 5
 
 
 @pytest.fixture(scope="module")
-def pixels(source: Source) -> npt.NDArray[np.float32]:
+def pixels(source: DataSource) -> npt.NDArray[np.float32]:
     """The first test images, (N, 28, 28)."""
-    return read_test_set("fashion-mnist", source).pixels[:IMAGES].numpy().astype(np.float32)
+    return read_test_set("fashion-mnist", source).pixels[:IMAGE_COUNT].numpy().astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def expected(finished: Finished, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def expected(finished: FinishedStudy, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """What pyfunc gives for them, nothing unpickled."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
         mlflow.set_tracking_uri(finished.tracking_uri)
-        given: npt.NDArray[np.float32] = mlflow.pyfunc.load_model(CHAMPION).predict(pixels)
+        given: npt.NDArray[np.float32] = mlflow.pyfunc.load_model(CHAMPION_URI).predict(pixels)
     return given
 
 
 @pytest.fixture(scope="module")
-def address(finished: Finished) -> Iterator[str]:
-    with served(finished.folder, CHAMPION) as address:
+def address(finished: FinishedStudy) -> Iterator[str]:
+    with serving_model(finished.folder, CHAMPION_URI) as address:
         yield address
 
 
-def post(address: str, body: str) -> tuple[int, Any]:
-    request = urllib.request.Request(address, body.encode(), {"Content-Type": "application/json"})
+def post(url: str, body: str) -> tuple[int, Any]:
+    request = urllib.request.Request(url, body.encode(), {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.status, json.loads(answer.read())
@@ -65,7 +65,7 @@ def test_pixels_as_json_give_probabilities(
     status, answer = post(address, json.dumps({"inputs": pixels.astype(int).tolist()}))
     assert status == 200
     assert np.array(answer["predictions"]) == pytest.approx(expected, abs=1e-6)
-    assert np.sum(answer["predictions"], axis=1) == pytest.approx([1] * IMAGES, abs=1e-5)
+    assert np.sum(answer["predictions"], axis=1) == pytest.approx([1] * IMAGE_COUNT, abs=1e-5)
     status, one = post(address, json.dumps({"instances": pixels[:1].tolist()}))
     assert status == 200
     assert np.array(one["predictions"]) == pytest.approx(expected[:1], abs=1e-6)
@@ -92,14 +92,14 @@ def test_what_is_no_pixels_is_refused_with_the_reason(address: str, body: str, r
 
 
 def test_the_command_line_of_mlflow_predicts(
-    finished: Finished, tmp_path: Path, pixels: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]
+    finished: FinishedStudy, tmp_path: Path, pixels: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]
 ) -> None:
     (tmp_path / "pixels.json").write_text(json.dumps({"inputs": pixels.tolist()}))
-    command = ["-m", "mlflow", "models", "predict", "-m", CHAMPION, "--env-manager", "local", "-t", "json"]
+    command = ["-m", "mlflow", "models", "predict", "-m", CHAMPION_URI, "--env-manager", "local", "-t", "json"]
     bin_folder = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
         [sys.executable, *command, "-i", tmp_path / "pixels.json", "-o", tmp_path / "out.json"],
-        env=environment(PATH=bin_folder, MLFLOW_TRACKING_URI=finished.tracking_uri),
+        env=clean_environment(PATH=bin_folder, MLFLOW_TRACKING_URI=finished.tracking_uri),
         capture_output=True,
         text=True,
         check=False,
@@ -110,14 +110,14 @@ def test_the_command_line_of_mlflow_predicts(
 
 
 def test_pytorch_loads_the_same_model_without_unpickling(
-    finished: Finished,
+    finished: FinishedStudy,
     monkeypatch: pytest.MonkeyPatch,
     pixels: npt.NDArray[np.float32],
     expected: npt.NDArray[np.float32],
 ) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     mlflow.set_tracking_uri(finished.tracking_uri)
-    model = mlflow.pytorch.load_model(CHAMPION)
+    model = mlflow.pytorch.load_model(CHAMPION_URI)
     with torch.inference_mode():
         given = model(torch.from_numpy(pixels))
     assert given.numpy() == pytest.approx(expected, abs=1e-6)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from tests.integration.conftest import run
+from tests.integration.conftest import run_command
 
 
-def made_by_mlflow(client: MlflowClient, **parameters: str) -> str:
+def create_mlflow_run(client: MlflowClient, **parameters: str) -> str:
     """A run such as `mlflow run` makes before it starts a command: with the entry point's parameters."""
     run_id = str(client.create_run("0", run_name="enthused-swan-909").info.run_id)
     for name, value in parameters.items():
@@ -19,16 +19,16 @@ def made_by_mlflow(client: MlflowClient, **parameters: str) -> str:
 
 def test_a_study_takes_the_run_and_later_ones_point_to_it(tiny: Path, tmp_path: Path) -> None:
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    first = made_by_mlflow(client, study="tiny.toml", epochs="given otherwise")
+    first = create_mlflow_run(client, study="tiny.toml", epochs="given otherwise")
     arguments = ["search", "tiny.toml", "--set", "finalists.recipes=0"]
-    assert run(tmp_path, *arguments, "--trials", 1, MLFLOW_RUN_ID=first).code == 0
+    assert run_command(tmp_path, *arguments, "--trials", 1, MLFLOW_RUN_ID=first).exit_code == 0
     taken = client.get_run(first)
     assert (taken.info.run_name, taken.info.status) == ("tiny", "FINISHED")
     assert taken.data.params["epochs"] == "given otherwise"
     assert client.get_experiment_by_name("fmnist-search") is None
 
-    second = made_by_mlflow(client)
-    assert run(tmp_path, *arguments, "--trials", 2, MLFLOW_RUN_ID=second).code == 0
+    second = create_mlflow_run(client)
+    assert run_command(tmp_path, *arguments, "--trials", 2, MLFLOW_RUN_ID=second).exit_code == 0
     pointer = client.get_run(second)
     assert pointer.data.tags["mlflow.parentRunId"] == first
     assert first in pointer.data.tags["mlflow.note.content"]
@@ -39,10 +39,10 @@ def test_a_study_takes_the_run_and_later_ones_point_to_it(tiny: Path, tmp_path: 
 
 def test_a_training_takes_the_run(tmp_path: Path) -> None:
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    given = made_by_mlflow(client, recipe="recipe.toml", epochs="1")
+    given = create_mlflow_run(client, recipe="recipe.toml", epochs="1")
     (tmp_path / "recipe.toml").write_text("[data]\ntrain_images = 500\nvalidation = 500\n[model]\nfamily = 'mlp'\n")
-    outcome = run(tmp_path, "train", "recipe.toml", "--epochs", 1, "--json", MLFLOW_RUN_ID=given)
-    assert outcome.code == 0, outcome.stderr
+    outcome = run_command(tmp_path, "train", "recipe.toml", "--epochs", 1, "--json", MLFLOW_RUN_ID=given)
+    assert outcome.exit_code == 0, outcome.stderr
     assert outcome.json["run_id"] == given
     taken = client.get_run(given)
     assert (taken.info.run_name, taken.info.status) == ("train mlp 256-256", "FINISHED")

@@ -9,21 +9,21 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.integration.conftest import environment
+from tests.integration.conftest import clean_environment
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
 
 
-def mlflow_run(clone: Path, *parameters: str) -> None:
+def run_mlflow_project(clone: Path, *parameters: str) -> None:
     settings = [part for parameter in parameters for part in ("-P", parameter)]
     # uv stands beside this Python, and `mlflow run` looks for it on the PATH.
-    path = f"{Path(sys.executable).parent}:{environment()['PATH']}"
+    path = f"{Path(sys.executable).parent}:{clean_environment()['PATH']}"
     subprocess.run(
         [sys.executable, "-m", "mlflow", "run", ".", *settings, "--env-manager", "uv"],
         cwd=clone,
-        env=environment(PATH=path),
+        env=clean_environment(PATH=path),
         check=True,
         timeout=1200,
     )
@@ -32,7 +32,7 @@ def mlflow_run(clone: Path, *parameters: str) -> None:
 def test_mlflow_run_makes_the_study_and_its_trials_nest_below_it(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-    mlflow_run(clone, "study=studies/quick.toml", "trials=6")
+    run_mlflow_project(clone, "study=studies/quick.toml", "trials=6")
     client = MlflowClient(f"sqlite:///{clone / 'mlflow.db'}")
     (made,) = [r for r in all_runs(client) if r.data.tags.get("kind") == "study"]
     assert made.info.status == "FINISHED"
@@ -46,7 +46,7 @@ def test_mlflow_run_makes_the_study_and_its_trials_nest_below_it(tmp_path: Path)
     assert client.get_model_version_by_alias("fmnist-search", "champion")
 
     # Once more: the study is done, and the new run says where it stands.
-    mlflow_run(clone, "study=studies/quick.toml", "trials=6")
+    run_mlflow_project(clone, "study=studies/quick.toml", "trials=6")
     (pointer,) = [r for r in all_runs(client) if "Continues the study" in r.data.tags.get("mlflow.note.content", "")]
     assert pointer.data.tags["mlflow.parentRunId"] == made.info.run_id
     assert pointer.info.status == "FINISHED"

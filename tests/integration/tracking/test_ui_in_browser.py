@@ -15,16 +15,16 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from playwright.sync_api import Browser, expect
 
-from tests.integration.conftest import TINY, Finished, run
-from tests.integration.mlflow_ui import CHROMIUM, PATIENCE, MlflowUi, browser, steps_of
-from tests.integration.servers import browsable
+from tests.integration.conftest import TINY_STUDY, FinishedStudy, run_command
+from tests.integration.mlflow_ui import CHROMIUM, TIMEOUT_MS, MlflowUi, epoch_steps, launch_browser
+from tests.integration.servers import running_ui
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no `chromium` here; Debian's package chromium brings it"),
 ]
 
-STUDY = "tiny"
+STUDY_NAME = "tiny"
 SETTINGS = [
     "budget.trials=8",
     "budget.epochs=3",
@@ -36,57 +36,57 @@ SETTINGS = [
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, drawn: None) -> Finished:
+def finished(tmp_path_factory: pytest.TempPathFactory, drawn: None) -> FinishedStudy:
     """A study with pruned and completed trials, pictures and a champion."""
     folder = tmp_path_factory.mktemp("browsed")
-    (folder / "tiny.toml").write_text(TINY)
+    (folder / "tiny.toml").write_text(TINY_STUDY)
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
-    outcome = run(folder, "search", "tiny.toml", *settings)
-    assert outcome.code == 0, outcome.stderr
-    return Finished(folder, outcome)
+    outcome = run_command(folder, "search", "tiny.toml", *settings)
+    assert outcome.exit_code == 0, outcome.stderr
+    return FinishedStudy(folder, outcome)
 
 
 @pytest.fixture(scope="module")
-def runs(finished: Finished) -> list[Run]:
+def runs(finished: FinishedStudy) -> list[Run]:
     """Every run of the study, by name: trials, finalist, study."""
     found = MlflowClient(finished.tracking_uri).search_runs(["1"], order_by=["attributes.run_name"])
-    assert {trial.data.tags["state"] for trial in those(found, kind="trial")} == {"completed", "pruned"}
+    assert {trial.data.tags["state"] for trial in runs_with_tags(found, kind="trial")} == {"completed", "pruned"}
     return list(found)
 
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    with browser() as launched:
+    with launch_browser() as launched:
         yield launched
 
 
 @pytest.fixture(scope="module")
-def address(finished: Finished) -> Iterator[str]:
-    with browsable(finished.folder) as address:
+def address(finished: FinishedStudy) -> Iterator[str]:
+    with running_ui(finished.folder) as address:
         yield address
 
 
 @pytest.fixture
 def ui(chromium: Browser, address: str, tmp_path: Path) -> Iterator[MlflowUi]:
     with chromium.new_context(viewport={"width": 1600, "height": 1000}) as context:
-        context.set_default_timeout(PATIENCE)
+        context.set_default_timeout(TIMEOUT_MS)
         page = context.new_page()
         yield MlflowUi(page, address)
         page.screenshot(path=tmp_path / "page.png")
         print(f"the last that the browser showed: {tmp_path / 'page.png'}")
 
 
-def those(runs: list[Run], **tags: str) -> list[Run]:
+def runs_with_tags(runs: list[Run], **tags: str) -> list[Run]:
     """The runs with these tags."""
     return [run for run in runs if tags.items() <= run.data.tags.items()]
 
 
-def names(runs: list[Run]) -> list[str]:
+def run_names(runs: list[Run]) -> list[str]:
     return [run.info.run_name for run in runs]
 
 
-def study_of(runs: list[Run]) -> str:
-    (study,) = those(runs, kind="study")
+def study_run_id(runs: list[Run]) -> str:
+    (study,) = runs_with_tags(runs, kind="study")
     return str(study.info.run_id)
 
 
@@ -97,11 +97,11 @@ def test_the_study_unfolds_into_its_trials_with_states_accuracies_and_hyperparam
     ui: MlflowUi, runs: list[Run]
 ) -> None:
     ui.open_runs()
-    ui.wait_for_names([STUDY])
-    ui.expand(STUDY)
-    ui.wait_for_names([STUDY, *reversed(names(runs)[:-1])])  # the newest first
+    ui.wait_for_names([STUDY_NAME])
+    ui.expand(STUDY_NAME)
+    ui.wait_for_names([STUDY_NAME, *reversed(run_names(runs)[:-1])])  # the newest first
     shown = {row["Run Name"]: row for row in ui.rows()}
-    for trial in those(runs, kind="trial"):
+    for trial in runs_with_tags(runs, kind="trial"):
         row = shown[trial.info.run_name]
         assert row["state"] == trial.data.tags["state"]
         assert float(row["best/val_accuracy"]) == pytest.approx(trial.data.metrics["best/val_accuracy"], abs=1e-4)
@@ -110,10 +110,10 @@ def test_the_study_unfolds_into_its_trials_with_states_accuracies_and_hyperparam
 
 @pytest.mark.parametrize("column", ["Run Name", "Created"])
 def test_sorted_by_name_or_time_the_trials_stand_in_their_order(ui: MlflowUi, runs: list[Run], column: str) -> None:
-    *trainings, study = names(runs)
+    *trainings, study = run_names(runs)
     assert [name[:4] for name in trainings] == [*(f"{number:03} " for number in range(8)), "fina"]
     ui.open_runs()
-    ui.expand(STUDY)
+    ui.expand(STUDY_NAME)
     ui.sort_by(column)
     ui.wait_for_names([*trainings, study] if column == "Run Name" else [study, *trainings])
 
@@ -122,29 +122,29 @@ def test_a_search_finds_what_it_names_below_its_study(ui: MlflowUi, runs: list[R
     shallow = [run for run in runs if run.data.params.get("model.depth") == "1"]
     middle = statistics.median(run.data.metrics["best/val_accuracy"] for run in shallow)
     good = [run for run in shallow if run.data.metrics["best/val_accuracy"] > middle]
-    pruned = those(runs, state="pruned")
+    pruned = runs_with_tags(runs, state="pruned")
     assert good
     ui.open_runs()
-    ui.expand(STUDY)
+    ui.expand(STUDY_NAME)
     ui.search("tags.state = 'pruned'")
-    ui.wait_for_names([STUDY, *reversed(names(pruned))])
+    ui.wait_for_names([STUDY_NAME, *reversed(run_names(pruned))])
     ui.search(f'params."model.depth" = \'1\' and metrics."best/val_accuracy" > {middle}')
-    ui.wait_for_names([STUDY, *reversed(names(good))])
+    ui.wait_for_names([STUDY_NAME, *reversed(run_names(good))])
 
 
 def test_compared_trials_cross_every_axis_of_the_parallel_coordinates(ui: MlflowUi, runs: list[Run]) -> None:
-    trials = those(runs, kind="trial")
+    trials = runs_with_tags(runs, kind="trial")
     shallow = [run for run in trials if run.data.params["model.depth"] == "1"]
     deep = [run for run in trials if run.data.params["model.depth"] == "2"]
     three = [*shallow[:2], deep[0]]
     ui.open_runs()
-    ui.expand(STUDY)
-    ui.compare(names(three))
-    ui.choose("Parameters", "model.width_2")
-    ui.choose("Parameters", "optimizer.learning_rate")
-    ui.choose("Metrics", "best/val_accuracy")
+    ui.expand(STUDY_NAME)
+    ui.compare_runs(run_names(three))
+    ui.add_axis("Parameters", "model.width_2")
+    ui.add_axis("Parameters", "optimizer.learning_rate")
+    ui.add_axis("Metrics", "best/val_accuracy")
     expect(ui.page.locator(".js-plotly-plot").get_by_text("best/val_accuracy")).to_be_visible()
-    (drawn,) = ui.traces()
+    (drawn,) = ui.chart_traces()
     axes = {axis["label"]: axis["values"] for axis in drawn["dimensions"]}
     assert {"model.depth", "model.width_2", "optimizer.learning_rate", "best/val_accuracy"} <= set(axes)
     for name, values in axes.items():
@@ -155,46 +155,46 @@ def test_compared_trials_cross_every_axis_of_the_parallel_coordinates(ui: Mlflow
 
 def test_the_curves_of_all_trials_lie_over_each_other(ui: MlflowUi, runs: list[Run]) -> None:
     ui.open_runs(charts=True)
-    ui.expand(STUDY)
+    ui.expand(STUDY_NAME)
     ui.find_chart("val/accuracy")
-    ui.wait_for_curves(steps_of(runs))
+    ui.wait_for_curves(epoch_steps(runs))
 
 
 # ------------------------------------------------------------------------------------------ one run
 
 
 def test_the_note_of_the_study_is_a_page_with_tables(ui: MlflowUi, runs: list[Run]) -> None:
-    ui.open_run(study_of(runs))
-    for heading in (STUDY, "Leaders", "Space", "Next"):
+    ui.open_run(study_run_id(runs))
+    for heading in (STUDY_NAME, "Leaders", "Space", "Next"):
         expect(ui.page.get_by_role("heading", name=heading, exact=True).last).to_be_visible()
     leaders = ui.page.get_by_role("table").filter(has=ui.page.get_by_role("columnheader", name="network"))
-    completed = those(runs, kind="trial", state="completed")
+    completed = runs_with_tags(runs, kind="trial", state="completed")
     expect(leaders.get_by_role("row")).to_have_count(len(completed) + 1)
     expect(ui.page.get_by_text("|", exact=False)).to_have_count(0)  # of no table is the Markdown left
     expect(ui.page.get_by_role("cell", name="space.common.optimizer.learning_rate")).to_be_visible()
 
 
 def test_the_leaderboard_is_shown_as_a_table(ui: MlflowUi, runs: list[Run]) -> None:
-    ui.open_artifact(study_of(runs), "leaderboard.json")
+    ui.open_artifact(study_run_id(runs), "leaderboard.json")
     expect(ui.page.get_by_role("columnheader", name="val_accuracy")).to_be_visible()
     expect(ui.page.get_by_role("row")).to_have_count(8 + 1)
-    best = max(run.data.metrics["best/val_accuracy"] for run in those(runs, kind="trial"))
+    best = max(run.data.metrics["best/val_accuracy"] for run in runs_with_tags(runs, kind="trial"))
     first = ui.page.get_by_role("row").nth(1).get_by_role("cell")
     expect(first.nth(0)).to_have_text("1")
     assert float(first.nth(3).inner_text()) == pytest.approx(best)
 
 
 def test_pictures_and_the_page_to_explore_are_shown(ui: MlflowUi, runs: list[Run]) -> None:
-    ui.open_artifact(study_of(runs), "plots/history.png")
-    assert min(ui.picture()) > 300
-    ui.open_artifact(study_of(runs), "plots/study.html")
-    expect(ui.wait_for_page_of_charts().get_by_role("heading", name=STUDY)).to_be_visible()
+    ui.open_artifact(study_run_id(runs), "plots/history.png")
+    assert min(ui.image_size()) > 300
+    ui.open_artifact(study_run_id(runs), "plots/study.html")
+    expect(ui.wait_for_plotly_page().get_by_role("heading", name=STUDY_NAME)).to_be_visible()
 
 
 def test_a_trial_shows_its_confusion_matrix(ui: MlflowUi, runs: list[Run]) -> None:
-    trial = those(runs, kind="trial", state="completed")[0]
+    trial = runs_with_tags(runs, kind="trial", state="completed")[0]
     ui.open_artifact(trial.info.run_id, "confusion_matrix.png")
-    assert min(ui.picture()) > 300
+    assert min(ui.image_size()) > 300
 
 
 # ------------------------------------------------------------------------------------------ champion

@@ -28,27 +28,27 @@ from optuna.trial import TrialState as OptunaState
 
 from fmnist_search import run_study
 from fmnist_search.config.study_config import StudyConfig
-from fmnist_search.data.loading import Source, prepare
+from fmnist_search.data.loading import DataSource, load_images
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.study import (
     Decision,
-    Ending,
     EpochReport,
-    Observer,
+    NullStudyCallback,
     Overhead,
-    Silence,
-    State,
+    Stopper,
+    StopReason,
     StudySummary,
-    TrialRow,
+    TrialRecord,
+    TrialState,
 )
 from fmnist_search.search.storage import open_storage
-from fmnist_search.search.study_store import Ledger
-from fmnist_search.training.trial import run_trial, watch_nothing
+from fmnist_search.search.study_store import StudyStore
+from fmnist_search.training.trial import never_stop, run_trial
 from fmnist_search.workflows import jobs
-from fmnist_search.workflows.study.api import status, sync, unsent
-from tests.integration.conftest import Outcome, run, start, started
+from fmnist_search.workflows.study.api import outbox_status, status, sync
+from tests.integration.conftest import CommandResult, run_command, start_command, start_python
 
-SMALL = """
+SMALL_STUDY = """
 name = "small"
 
 [data]
@@ -87,36 +87,36 @@ workers = 2
 threads = 1
 precision = "float32"
 """
-TWO_RECIPES = {"space.common": {"batch_size": [50, 100]}, "space.cnn": {"depth": 1, "width_1": 4}}
+TWO_RECIPE_CHANGES = {"space.common": {"batch_size": [50, 100]}, "space.cnn": {"depth": 1, "width_1": 4}}
 
 
 @dataclass(frozen=True)
-class Place:
+class StudyFolder:
     """A folder with a study in it."""
 
     folder: Path
 
     @property
-    def uri(self) -> str:
+    def tracking_uri(self) -> str:
         return f"sqlite:///{self.folder / 'mlflow.db'}"
 
     @property
-    def ledger(self) -> Ledger:
-        return Ledger.find(f"sqlite:///{self.folder / 'fmnist-search' / 'optuna.db'}", "small")
+    def study_store(self) -> StudyStore:
+        return StudyStore.load(f"sqlite:///{self.folder / 'fmnist-search' / 'optuna.db'}", "small")
 
     @property
-    def rows(self) -> list[TrialRow]:
-        return list(status("small", tracking_uri=self.uri).trials)
+    def trial_records(self) -> list[TrialRecord]:
+        return list(status("small", tracking_uri=self.tracking_uri).trials)
 
     @property
-    def trials(self) -> list[FrozenTrial]:
+    def optuna_trials(self) -> list[FrozenTrial]:
         url = f"sqlite:///{self.folder / 'fmnist-search' / 'optuna.db'}"
         # One who waits for a study to begin must not be the one who makes its database.
         return optuna.load_study(study_name="small", storage=open_storage(url, create=False)).trials
 
     @property
     def client(self) -> MlflowClient:
-        return MlflowClient(self.uri)
+        return MlflowClient(self.tracking_uri)
 
     def runs(self, kind: str) -> list[Run]:
         experiment = self.client.get_experiment_by_name("fmnist-search")
@@ -127,13 +127,15 @@ class Place:
     def statuses(self) -> Counter[str]:
         return Counter(run.info.status for kind in ("study", "trial", "finalist") for run in self.runs(kind))
 
-    def study(self, observer: Observer = watch_nothing, listener: Silence | None = None, **to: Any) -> StudySummary:
+    def run_study(
+        self, stopper: Stopper = never_stop, callback: NullStudyCallback | None = None, **to: Any
+    ) -> StudySummary:
         """The study with other settings, run in this process."""
-        return run_study(changed(to), tracking_uri=self.uri, observer=observer, listener=listener)
+        return run_study(make_config(to), tracking_uri=self.tracking_uri, stopper=stopper, callback=callback)
 
 
-def changed(changes: dict[str, Any]) -> StudyConfig:
-    tables = tomllib.loads(SMALL)
+def make_config(changes: dict[str, Any]) -> StudyConfig:
+    tables = tomllib.loads(SMALL_STUDY)
     for key, value in changes.items():
         *path, last = key.replace("__", ".").split(".")
         table = tables
@@ -144,19 +146,19 @@ def changed(changes: dict[str, Any]) -> StudyConfig:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    (tmp_path / "small.toml").write_text(SMALL)
-    return Place(tmp_path)
+def place(tmp_path: Path) -> StudyFolder:
+    (tmp_path / "small.toml").write_text(SMALL_STUDY)
+    return StudyFolder(tmp_path)
 
 
-def told(rows: list[TrialRow]) -> list[TrialRow]:
+def without_times_and_ids(rows: list[TrialRecord]) -> list[TrialRecord]:
     """Rows without what no two runs share: times and ids."""
     return [dataclasses.replace(row, seconds=0.0, run_id=None, overhead=Overhead()) for row in rows]
 
 
-def worker_processes(of: int | None = None) -> list[psutil.Process]:
+def worker_processes(pid: int | None = None) -> list[psutil.Process]:
     found = []
-    for child in psutil.Process(of).children():
+    for child in psutil.Process(pid).children():
         with contextlib.suppress(psutil.Error):
             if "fmnist_search.execution.worker_main" in child.cmdline():
                 found.append(child)
@@ -169,17 +171,17 @@ def nobody_left_behind() -> Iterator[None]:
     assert worker_processes() == []
 
 
-class Killer:
+class WorkerKiller:
     """An observer that kills worker processes at the first reports of trials, as often as it is told to."""
 
     def __init__(self, times: int, which: Callable[[list[psutil.Process]], list[psutil.Process]] = list):
-        self.times = times
-        self.which = which
+        self.kills_left = times
+        self.select = which
 
     def __call__(self, report: EpochReport) -> Decision:
-        if report.epoch == 1 and self.times:
-            self.times -= 1
-            for process in self.which(worker_processes()):
+        if report.epoch == 1 and self.kills_left:
+            self.kills_left -= 1
+            for process in self.select(worker_processes()):
                 process.kill()
         return Decision.CONTINUE
 
@@ -188,79 +190,81 @@ class Killer:
 
 
 @dataclass(frozen=True)
-class Both:
+class BothRuns:
     """The same study one trial at a time, and two at a time."""
 
-    one: Place
-    two: Place
-    outcome: Outcome
+    sequential: StudyFolder
+    concurrent: StudyFolder
+    result: CommandResult
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
+def both(tmp_path_factory: pytest.TempPathFactory) -> BothRuns:
     places, outcomes = [], []
     for workers in (1, 2):
         folder = tmp_path_factory.mktemp(f"workers{workers}")
-        (folder / "small.toml").write_text(SMALL)
-        outcomes.append(run(folder, "search", "small.toml", "--workers", workers, "--set", "finalists.recipes=2"))
+        (folder / "small.toml").write_text(SMALL_STUDY)
+        outcomes.append(
+            run_command(folder, "search", "small.toml", "--workers", workers, "--set", "finalists.recipes=2")
+        )
         assert outcomes[-1].code == 0, outcomes[-1].stderr
-        places.append(Place(folder))
-    return Both(*places, outcomes[-1])
+        places.append(StudyFolder(folder))
+    return BothRuns(*places, outcomes[-1])
 
 
-def test_two_at_a_time_give_what_one_at_a_time_gives(both: Both) -> None:
-    assert [row.number for row in both.two.rows] == [0, 1, 2, 3, 4]
-    assert all(row.state is State.COMPLETED for row in both.two.rows)
-    assert told(both.two.rows) == told(both.one.rows)
+def test_two_at_a_time_give_what_one_at_a_time_gives(both: BothRuns) -> None:
+    assert [row.number for row in both.concurrent.trial_records] == [0, 1, 2, 3, 4]
+    assert all(row.state is TrialState.COMPLETED for row in both.concurrent.trial_records)
+    assert without_times_and_ids(both.concurrent.trial_records) == without_times_and_ids(both.sequential.trial_records)
 
 
-def test_two_at_a_time_keep_the_weights_that_one_at_a_time_keeps(both: Both) -> None:
+def test_two_at_a_time_keep_the_weights_that_one_at_a_time_keeps(both: BothRuns) -> None:
     for number in range(5):
         one, two = (
             torch.load(place.folder / "fmnist-search" / "weights" / "small" / f"{number:03d}.pt")
-            for place in (both.one, both.two)
+            for place in (both.sequential, both.concurrent)
         )
         assert one.keys() == two.keys()
         assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_the_finalists_are_confirmed_at_the_same_figures(both: Both) -> None:
-    one, two = (place.ledger.champion for place in (both.one, both.two))
+def test_the_finalists_are_confirmed_at_the_same_figures(both: BothRuns) -> None:
+    one, two = (place.study_store.champion for place in (both.sequential, both.concurrent))
     assert one is not None
     assert two is not None
     assert one[0] == two[0]
     assert one[1].confirmed == two[1].confirmed
     assert one[1].test == two[1].test
-    assert len(both.two.runs("finalist")) == 4
+    assert len(both.concurrent.runs("finalist")) == 4
 
 
-def test_a_recipe_of_the_search_gives_the_same_alone(both: Both, source: Source) -> None:
-    row = both.two.rows[3]
-    conditions = both.two.ledger.conditions
+def test_a_recipe_of_the_search_gives_the_same_alone(both: BothRuns, source: DataSource) -> None:
+    row = both.concurrent.trial_records[3]
+    conditions = both.concurrent.study_store.runtime
     assert conditions is not None
-    result = run_trial(row.recipe, prepare(row.recipe.data, source), conditions.execution)
+    result = run_trial(row.recipe, load_images(row.recipe.data, source), conditions.execution)
     assert tuple(epoch.val_accuracy for epoch in result.epochs) == row.curve
 
 
-def test_every_trial_has_a_finished_run_with_each_epoch_in_it(both: Both) -> None:
-    assert both.two.statuses() == {"FINISHED": 1 + 5 + 4}
-    for row in both.two.rows:
+def test_every_trial_has_a_finished_run_with_each_epoch_in_it(both: BothRuns) -> None:
+    assert both.concurrent.statuses() == {"FINISHED": 1 + 5 + 4}
+    for row in both.concurrent.trial_records:
         assert row.run_id is not None
         for key in ("val/accuracy", "train/loss", "time/epoch_seconds"):
-            points = both.two.client.get_metric_history(row.run_id, key)
+            points = both.concurrent.client.get_metric_history(row.run_id, key)
             assert [point.step for point in points] == [1, 2]
-        points = both.two.client.get_metric_history(row.run_id, "val/accuracy")
+        points = both.concurrent.client.get_metric_history(row.run_id, "val/accuracy")
         assert tuple(point.value for point in points) == row.curve
 
 
-def test_the_studys_run_says_how_many_trials_run_at_a_time(both: Both) -> None:
-    for place, workers in ((both.one, "1"), (both.two, "2")):
+def test_the_studys_run_says_how_many_trials_run_at_a_time(both: BothRuns) -> None:
+    for place, workers in ((both.sequential, "1"), (both.concurrent, "2")):
         (study,) = place.runs("study")
         assert study.data.tags["workers"] == workers
 
 
-def test_each_trial_is_a_line_when_it_ends(both: Both) -> None:
-    lines = [line for line in both.outcome.stderr.splitlines() if line[:3].isdigit()]
+def test_each_trial_is_a_line_when_it_ends(both: BothRuns) -> None:
+    lines = [line for line in both.result.stderr.splitlines() if line[:3].isdigit()]
     assert sorted(line[:3] for line in lines) == ["000", "001", "002", "003", "004"]
     assert "5 of 5 trials" in lines[-1]
 
@@ -269,9 +273,9 @@ def test_each_trial_is_a_line_when_it_ends(both: Both) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_each_trial_logs_once_what_it_takes_beside_training(both: Both, workers: int) -> None:
-    place = both.one if workers == 1 else both.two
-    for row in place.rows:
+def test_each_trial_logs_once_what_it_takes_beside_training(both: BothRuns, workers: int) -> None:
+    place = both.sequential if workers == 1 else both.concurrent
+    for row in place.trial_records:
         assert row.run_id is not None
         figures = place.client.get_run(row.run_id).data.metrics
         for name in ("overhead", "build", "capture", "sampling", "tracking"):
@@ -289,13 +293,13 @@ def test_each_trial_logs_once_what_it_takes_beside_training(both: Both, workers:
         assert figures["time/trial_seconds"] >= sum(point.value for point in epochs)
 
 
-def test_status_says_what_a_trial_takes_beside_training(both: Both) -> None:
-    text = run(both.two.folder, "status", "small").stdout
+def test_status_says_what_a_trial_takes_beside_training(both: BothRuns) -> None:
+    text = run_command(both.concurrent.folder, "status", "small").stdout
     (line,) = (line for line in text.splitlines() if line.startswith("beside training"))
-    shown = run(both.two.folder, "status", "small", "--json").json["overhead"]
+    shown = run_command(both.concurrent.folder, "status", "small", "--json").json["overhead"]
     assert shown.keys() == {"seconds", "build", "capture", "sampling", "tracking"}
     for name in ("seconds", "build", "sampling"):
-        mean = sum(getattr(row.overhead, name) for row in both.two.rows) / 5
+        mean = sum(getattr(row.overhead, name) for row in both.concurrent.trial_records) / 5
         assert shown[name] == pytest.approx(mean)
         assert f"{mean * 1000:.0f} ms" in line
     assert shown["tracking"] > 0
@@ -305,23 +309,23 @@ def test_status_says_what_a_trial_takes_beside_training(both: Both) -> None:
 # ----------------------------------------------------------------------------------- who dies
 
 
-def test_a_worker_that_is_killed_costs_one_attempt_and_no_trial(place: Place) -> None:
+def test_a_worker_that_is_killed_costs_one_attempt_and_no_trial(place: StudyFolder) -> None:
     said: list[str] = []
 
-    class Listener(Silence):
-        def say(self, text: str) -> None:
+    class Listener(NullStudyCallback):
+        def on_message(self, text: str) -> None:
             said.append(text)
 
-    summary = place.study(Killer(1, lambda processes: processes[:1]), Listener(), budget__trials=4)
-    assert summary.ended_by is Ending.TRIALS
-    (lost,) = (row for row in summary.trials if row.state is State.FAILED)
+    summary = place.run_study(WorkerKiller(1, lambda processes: processes[:1]), Listener(), budget__trials=4)
+    assert summary.ended_by is StopReason.TRIALS
+    (lost,) = (row for row in summary.trials if row.state is TrialState.FAILED)
     assert lost.reason is not None
     assert "SIGKILL" in lost.reason
     assert lost.comes_again
-    done = [row for row in summary.trials if row.state is State.COMPLETED]
+    done = [row for row in summary.trials if row.state is TrialState.COMPLETED]
     assert len(done) == 4
-    (again,) = (trial for trial in place.trials if trial.user_attrs.get("retry_of") == lost.number)
-    first = place.trials[lost.number]
+    (again,) = (trial for trial in place.optuna_trials if trial.user_attrs.get("retry_of") == lost.number)
+    first = place.optuna_trials[lost.number]
     assert again.params == first.params
     assert again.user_attrs["recipe"] == first.user_attrs["recipe"]
     assert again.user_attrs["lost"]
@@ -338,41 +342,41 @@ def test_a_worker_that_is_killed_costs_one_attempt_and_no_trial(place: Place) ->
 
 
 @pytest.mark.slow
-def test_a_trial_whose_worker_dies_twice_is_not_tried_a_third_time(place: Place) -> None:
-    summary = place.study(Killer(2), budget__trials=1)
+def test_a_trial_whose_worker_dies_twice_is_not_tried_a_third_time(place: StudyFolder) -> None:
+    summary = place.run_study(WorkerKiller(2), budget__trials=1)
     first, second = summary.trials
-    assert [row.state for row in summary.trials] == [State.FAILED, State.FAILED]
+    assert [row.state for row in summary.trials] == [TrialState.FAILED, TrialState.FAILED]
     assert (first.comes_again, second.comes_again) == (True, False)
     assert first.recipe == second.recipe
-    assert summary.ended_by is Ending.TRIALS
+    assert summary.ended_by is StopReason.TRIALS
     assert place.statuses() == {"FINISHED": 1, "FAILED": 2}
-    assert [trial.state for trial in place.trials] == [OptunaState.FAIL] * 2
+    assert [trial.state for trial in place.optuna_trials] == [OptunaState.FAIL] * 2
 
 
-def test_lost_trials_count_against_the_failures_that_a_study_bears(place: Place) -> None:
-    summary = place.study(Killer(100), budget__trials=4, budget__failures=2)
-    assert summary.ended_by is Ending.FAILURES
-    assert all(row.state is State.FAILED for row in summary.trials)
-    assert OptunaState.RUNNING not in [trial.state for trial in place.trials]
+def test_lost_trials_count_against_the_failures_that_a_study_bears(place: StudyFolder) -> None:
+    summary = place.run_study(WorkerKiller(100), budget__trials=4, budget__failures=2)
+    assert summary.ended_by is StopReason.FAILURES
+    assert all(row.state is TrialState.FAILED for row in summary.trials)
+    assert OptunaState.RUNNING not in [trial.state for trial in place.optuna_trials]
 
 
 @pytest.mark.slow
-def test_a_finalist_whose_worker_dies_is_tried_again(both: Both, tmp_path: Path) -> None:
+def test_a_finalist_whose_worker_dies_is_tried_again(both: BothRuns, tmp_path: Path) -> None:
     left = [1]
     said: list[str] = []
 
-    class Listener(Silence):
-        def epoch_ended(self, name: str, report: EpochReport) -> None:
+    class Listener(NullStudyCallback):
+        def on_epoch_end(self, name: str, report: EpochReport) -> None:
             if name.startswith("finalist") and left[0]:
                 left[0] -= 1
                 worker_processes()[0].kill()
 
-        def say(self, text: str) -> None:
+        def on_message(self, text: str) -> None:
             said.append(text)
 
-    place = Place(tmp_path)
-    summary = place.study(listener=Listener(), finalists__recipes=2)
-    whole = both.one.ledger.champion
+    place = StudyFolder(tmp_path)
+    summary = place.run_study(callback=Listener(), finalists__recipes=2)
+    whole = both.sequential.study_store.champion
     assert whole is not None
     assert summary.champion is not None
     assert summary.champion.confirmed == whole[1].confirmed
@@ -381,78 +385,78 @@ def test_a_finalist_whose_worker_dies_is_tried_again(both: Both, tmp_path: Path)
 
 
 def test_a_worker_that_cannot_start_ends_the_search_with_one_error(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nexit 3\n")
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    outcome = run(place.folder, "search", "small.toml")
-    assert outcome.code == 2
+    outcome = run_command(place.folder, "search", "small.toml")
+    assert outcome.exit_code == 2
     (line,) = outcome.errors
     assert "could not start" in line
     assert "--workers 1" in line
-    assert OptunaState.RUNNING not in [trial.state for trial in place.trials]
+    assert OptunaState.RUNNING not in [trial.state for trial in place.optuna_trials]
     monkeypatch.undo()
-    assert run(place.folder, "search", "small.toml", "--workers", 1, "--trials", 1).code == 0
+    assert run_command(place.folder, "search", "small.toml", "--workers", 1, "--trials", 1).exit_code == 0
 
 
 # -------------------------------------------------------------------------------- equal recipes
 
 
-def test_a_recipe_that_is_drawn_while_it_runs_is_trained_once(place: Place) -> None:
-    summary = place.study(**TWO_RECIPES, budget__trials=10)
-    assert summary.ended_by is Ending.EXHAUSTED
+def test_a_recipe_that_is_drawn_while_it_runs_is_trained_once(place: StudyFolder) -> None:
+    summary = place.run_study(**TWO_RECIPE_CHANGES, budget__trials=10)
+    assert summary.ended_by is StopReason.EXHAUSTED
     trained = [row for row in summary.trials if row.duplicate_of is None]
     assert {row.recipe.batch_size for row in trained} == {50, 100}
     assert len(trained) == len(place.runs("trial")) == 2
     values = {row.number: row.value for row in trained}
-    recipes = {row.number: row.recipe.key() for row in trained}
+    recipes = {row.number: row.recipe.seed_independent_key() for row in trained}
     answered = [row for row in summary.trials if row.duplicate_of is not None]
     assert len(answered) >= 40
     for row in answered:
         assert row.duplicate_of is not None
         assert row.value == values[row.duplicate_of]
-        assert row.recipe.key() == recipes[row.duplicate_of]
-    assert OptunaState.RUNNING not in [trial.state for trial in place.trials]
+        assert row.recipe.seed_independent_key() == recipes[row.duplicate_of]
+    assert OptunaState.RUNNING not in [trial.state for trial in place.optuna_trials]
 
 
-def test_nothing_is_begun_after_an_interruption_not_even_what_waited_for_an_equal_trial(place: Place) -> None:
+def test_nothing_is_begun_after_an_interruption_not_even_what_waited_for_an_equal_trial(place: StudyFolder) -> None:
     begun: list[str] = []
 
-    class Listener(Silence):
-        def training_started(self, name: str, recipe: Recipe) -> None:
+    class Listener(NullStudyCallback):
+        def on_training_start(self, name: str, recipe: Recipe) -> None:
             begun.append(name)
 
     one = {"space.common": {"batch_size": 50}, "space.cnn": {"depth": 1, "width_1": 4}}
-    summary = place.study(lambda _: Decision.INTERRUPT, Listener(), **one, budget__trials=4)
-    assert summary.ended_by is Ending.INTERRUPTED
+    summary = place.run_study(lambda _: Decision.INTERRUPT, Listener(), **one, budget__trials=4)
+    assert summary.ended_by is StopReason.INTERRUPTED
     assert len(begun) == 1
-    assert all(row.state is State.INTERRUPTED for row in summary.trials)
-    assert OptunaState.RUNNING not in [trial.state for trial in place.trials]
+    assert all(row.state is TrialState.INTERRUPTED for row in summary.trials)
+    assert OptunaState.RUNNING not in [trial.state for trial in place.optuna_trials]
 
 
-def test_one_epoch_trains_the_best_of_all_candidates_and_no_more(place: Place) -> None:
+def test_one_epoch_trains_the_best_of_all_candidates_and_no_more(place: StudyFolder) -> None:
     running: set[str] = set()
     together: list[tuple[str, ...]] = []
 
-    class Listener(Silence):
-        def training_started(self, name: str, recipe: Recipe) -> None:
+    class Listener(NullStudyCallback):
+        def on_training_start(self, name: str, recipe: Recipe) -> None:
             running.add(name)
             together.append(tuple(sorted(running)))
 
-        def training_ended(self, name: str) -> None:
+        def on_training_end(self, name: str) -> None:
             running.discard(name)
 
-    summary = place.study(
-        listener=Listener(),
+    summary = place.run_study(
+        callback=Listener(),
         budget__trials=7,
         budget__epochs=3,
         pruner={"name": "one-epoch", "survivors": 2},
     )
     candidates, survivors = summary.trials[:5], summary.trials[5:]
-    assert [(row.state, row.epochs) for row in candidates] == [(State.PRUNED, 1)] * 5
-    assert [(row.state, row.epochs) for row in survivors] == [(State.COMPLETED, 3)] * 2
+    assert [(row.state, row.epochs) for row in candidates] == [(TrialState.PRUNED, 1)] * 5
+    assert [(row.state, row.epochs) for row in survivors] == [(TrialState.COMPLETED, 3)] * 2
     best = sorted(candidates, key=lambda row: (-(row.value or 0.0), row.number))[:2]
     assert [row.recipe for row in survivors] == [row.recipe for row in best]
     assert [row.curve[0] for row in survivors] == [row.value for row in best]
@@ -462,166 +466,177 @@ def test_one_epoch_trains_the_best_of_all_candidates_and_no_more(place: Place) -
     assert not any(set(names[:5]) & set(group) and set(names[5:]) & set(group) for group in together)
 
 
-def test_a_grid_is_covered_with_each_recipe_once(place: Place) -> None:
+def test_a_grid_is_covered_with_each_recipe_once(place: StudyFolder) -> None:
     grid = {"space.common": {"batch_size": [50, 100, 200]}, "space.cnn": {"depth": 1, "width_1": [4, 8]}}
-    summary = place.study(**grid, sampler={"name": "grid"}, budget={"epochs": 1})
-    assert summary.ended_by is Ending.EXHAUSTED
+    summary = place.run_study(**grid, sampler={"name": "grid"}, budget={"epochs": 1})
+    assert summary.ended_by is StopReason.EXHAUSTED
     drawn = Counter((row.recipe.batch_size, row.recipe.widths) for row in summary.trials)
     assert drawn == dict.fromkeys(itertools.product((50, 100, 200), ("4", "8")), 1)
-    assert all(row.state is State.COMPLETED for row in summary.trials)
+    assert all(row.state is TrialState.COMPLETED for row in summary.trials)
 
 
 # -------------------------------------------------------------------------------------- budgets
 
 
-ENDS = [
-    ({"budget__target": 0.05}, Ending.TARGET, 2),
-    ({"budget__patience": 2}, Ending.PATIENCE, 40),
-    ({"budget__total_epochs": 3}, Ending.EPOCHS, 3 + 1),
-    ({"budget__trials": 3}, Ending.TRIALS, 3),
+STOP_CASES = [
+    ({"budget__target": 0.05}, StopReason.TARGET, 2),
+    ({"budget__patience": 2}, StopReason.PATIENCE, 40),
+    ({"budget__total_epochs": 3}, StopReason.EPOCHS, 3 + 1),
+    ({"budget__trials": 3}, StopReason.TRIALS, 3),
 ]
 
 
-@pytest.mark.parametrize(("budget", "ending", "most"), ENDS, ids=[ending.name.lower() for _, ending, _ in ENDS])
+@pytest.mark.parametrize(
+    ("budget", "ending", "most"), STOP_CASES, ids=[ending.name.lower() for _, ending, _ in STOP_CASES]
+)
 def test_every_budget_ends_a_search_and_what_runs_then_is_trained_to_its_end(
-    place: Place, budget: dict[str, Any], ending: Ending, most: int
+    place: StudyFolder, budget: dict[str, Any], ending: StopReason, most: int
 ) -> None:
     budget = {"budget__trials": 40, "budget__epochs": 1} | budget
-    summary = place.study(**budget)
+    summary = place.run_study(**budget)
     assert summary.ended_by is ending
-    assert all(row.state is State.COMPLETED for row in summary.trials)
+    assert all(row.state is TrialState.COMPLETED for row in summary.trials)
     assert len(summary.trials) <= most
-    if ending is Ending.TRIALS:
+    if ending is StopReason.TRIALS:
         assert len(summary.trials) == most
-    assert OptunaState.RUNNING not in [trial.state for trial in place.trials]
-    assert place.study(**budget, execution__workers=1).new_trials == 0
+    assert OptunaState.RUNNING not in [trial.state for trial in place.optuna_trials]
+    assert place.run_study(**budget, execution__workers=1).new_trials == 0
 
 
 @pytest.mark.slow
-def test_minutes_are_those_of_the_clock_over_all_sessions(place: Place) -> None:
+def test_minutes_are_those_of_the_clock_over_all_sessions(place: StudyFolder) -> None:
     minutes = 5 / 60
-    first = place.study(budget__trials=3, budget__epochs=4, budget__minutes=minutes)
-    between = place.ledger.searched_seconds
+    first = place.run_study(budget__trials=3, budget__epochs=4, budget__minutes=minutes)
+    between = place.study_store.searched_seconds
     assert 0 < between <= first.seconds
-    second = place.study(budget__trials=1_000, budget__epochs=4, budget__minutes=minutes)
-    assert second.ended_by is Ending.MINUTES
-    assert 5 <= place.ledger.searched_seconds <= between + second.seconds
-    assert status("small", tracking_uri=place.uri).ended_by is Ending.MINUTES
+    second = place.run_study(budget__trials=1_000, budget__epochs=4, budget__minutes=minutes)
+    assert second.ended_by is StopReason.MINUTES
+    assert 5 <= place.study_store.searched_seconds <= between + second.seconds
+    assert status("small", tracking_uri=place.tracking_uri).ended_by is StopReason.MINUTES
 
 
 # ------------------------------------------------------------------------------------- interrupted
 
 
-def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         with contextlib.suppress(Exception):  # the stores are just being made
-            if holds():
+            if condition():
                 return
         time.sleep(0.1)
     raise AssertionError("waited in vain")
 
 
-def first_epochs_are_over(place: Place) -> bool:
-    running = [trial for trial in place.trials if trial.state is OptunaState.RUNNING]
+def both_first_epochs_done(place: StudyFolder) -> bool:
+    running = [trial for trial in place.optuna_trials if trial.state is OptunaState.RUNNING]
     return sum(bool(trial.intermediate_values) for trial in running) == 2
 
 
-def interrupted(process: subprocess.Popen[str], *, times: int = 1, apart: float = 2.3) -> tuple[Outcome, float]:
+def interrupt(process: subprocess.Popen[str], *, times: int = 1, interval: float = 2.3) -> tuple[CommandResult, float]:
     """Ctrl-C so many times; what it leaves, and the seconds that it takes after the last."""
     for number in range(times):
-        time.sleep(apart if number else 0)
+        time.sleep(interval if number else 0)
         process.send_signal(signal.SIGINT)
     started = time.monotonic()
     stdout, stderr = process.communicate(timeout=120)
-    return Outcome(process.returncode, stdout, stderr), time.monotonic() - started
+    return CommandResult(process.returncode, stdout, stderr), time.monotonic() - started
 
 
-LONGER = ("--set", "data.train_images=5000")
+LONG_EPOCH_OPTIONS = ("--set", "data.train_images=5000")
 
 
 @pytest.mark.slow
-def test_ctrl_c_interrupts_all_that_run_and_nothing_is_lost(place: Place) -> None:
-    arguments = ["search", "small.toml", "--trials", 2, *LONGER, "--set", "budget.epochs=10"]
-    process = start(place.folder, *arguments)
-    wait_until(lambda: first_epochs_are_over(place))
-    outcome, _ = interrupted(process)
-    assert outcome.code == 130, outcome.stderr
+def test_ctrl_c_interrupts_all_that_run_and_nothing_is_lost(place: StudyFolder) -> None:
+    arguments = ["search", "small.toml", "--trials", 2, *LONG_EPOCH_OPTIONS, "--set", "budget.epochs=10"]
+    process = start_command(place.folder, *arguments)
+    wait_until(lambda: both_first_epochs_done(place))
+    outcome, _ = interrupt(process)
+    assert outcome.exit_code == 130, outcome.stderr
     assert "goes on from here" in outcome.stderr
     assert "Traceback" not in outcome.stderr
-    rows = place.rows
-    assert [row.state for row in rows] == [State.INTERRUPTED] * 2
+    rows = place.trial_records
+    assert [row.state for row in rows] == [TrialState.INTERRUPTED] * 2
     assert all(0 < row.epochs < 10 for row in rows)
     assert place.statuses() == {"KILLED": 3}
 
-    assert run(place.folder, *arguments).code == 0
-    again = {place.trials[row.number].user_attrs["retry_of"]: row for row in place.rows[2:]}
+    assert run_command(place.folder, *arguments).exit_code == 0
+    again = {place.optuna_trials[row.number].user_attrs["retry_of"]: row for row in place.trial_records[2:]}
     assert set(again) == {0, 1}
     for before in rows:
         after = again[before.number]
-        assert after.state is State.COMPLETED
+        assert after.state is TrialState.COMPLETED
         assert after.recipe == before.recipe
         assert after.curve[: before.epochs] == before.curve
     assert place.statuses() == {"KILLED": 2, "FINISHED": 3}
 
 
-LONG_STEPS = (
+LONG_STEP_OPTIONS = (
     *("--set", "data.train_images=20000", "--set", "space.cnn.width_1=512", "--set", "space.cnn.width_2=512"),
     *("--set", "space.cnn.kernel_1=7", "--set", "space.cnn.kernel_2=7"),
 )
 """Epochs of minutes, in steps of seconds."""
-SHORT_STEPS = ("--set", "data.train_images=50000", "--set", "space.cnn.width_1=64", "--set", "space.cnn.width_2=32")
+SHORT_STEP_OPTIONS = (
+    "--set",
+    "data.train_images=50000",
+    "--set",
+    "space.cnn.width_1=64",
+    "--set",
+    "space.cnn.width_2=32",
+)
 """Epochs of a minute, in steps so short that a thread goes in and out of torch many times while the process ends."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("steps", [LONG_STEPS, SHORT_STEPS], ids=["long", "short"])
-def test_a_second_ctrl_c_stops_in_the_middle_of_an_epoch(place: Place, steps: tuple[str, ...], workers: int) -> None:
+@pytest.mark.parametrize("steps", [LONG_STEP_OPTIONS, SHORT_STEP_OPTIONS], ids=["long", "short"])
+def test_a_second_ctrl_c_stops_in_the_middle_of_an_epoch(
+    place: StudyFolder, steps: tuple[str, ...], workers: int
+) -> None:
     arguments = ["search", "small.toml", "--trials", 2, "--workers", workers]
-    process = start(place.folder, *arguments, *steps)
-    wait_until(lambda: sum(trial.state is OptunaState.RUNNING for trial in place.trials) == workers)
+    process = start_command(place.folder, *arguments, *steps)
+    wait_until(lambda: sum(trial.state is OptunaState.RUNNING for trial in place.optuna_trials) == workers)
     wait_until(lambda: len(place.runs("trial")) == workers)
     time.sleep(1)
     children = worker_processes(process.pid)
-    outcome, seconds = interrupted(process, times=2)
-    assert outcome.code == 130, outcome.stderr
+    outcome, seconds = interrupt(process, times=2)
+    assert outcome.exit_code == 130, outcome.stderr
     assert seconds < 10
     assert "Traceback" not in outcome.stderr
-    assert [(row.state, row.reason) for row in place.rows] == [
-        (State.INTERRUPTED, "interrupted in the middle of an epoch")
+    assert [(row.state, row.reason) for row in place.trial_records] == [
+        (TrialState.INTERRUPTED, "interrupted in the middle of an epoch")
     ] * workers
     assert place.statuses() == {"KILLED": 1 + workers}
     assert not any(child.is_running() for child in children)
-    waiting = [trial for trial in place.trials if trial.state is OptunaState.WAITING]
+    waiting = [trial for trial in place.optuna_trials if trial.state is OptunaState.WAITING]
     assert [trial.user_attrs["retry_of"] for trial in waiting] == list(range(workers))
 
 
 @pytest.mark.slow
-def test_a_script_that_was_interrupted_twice_goes_on_to_its_own_end(place: Place) -> None:
+def test_a_script_that_was_interrupted_twice_goes_on_to_its_own_end(place: StudyFolder) -> None:
     changes = {"budget.trials": 1, "execution.workers": 1, "data.train_images": 15000, "space.cnn.width_1": 64}
     script = (
         "import sys; from fmnist_search import StudyConfig, run_study\n"
-        f"summary = run_study(StudyConfig.load('small.toml', {changes}), tracking_uri={place.uri!r})\n"
+        f"summary = run_study(StudyConfig.load('small.toml', {changes}), tracking_uri={place.tracking_uri!r})\n"
         "print(*(row.reason for row in summary.trials))\n"
         "sys.exit(7)"
     )
-    process = started(place.folder, "-c", script)
+    process = start_python(place.folder, "-c", script)
     wait_until(lambda: len(place.runs("trial")) == 1)
     time.sleep(1)
-    outcome, _ = interrupted(process, times=2)
-    assert outcome.code == 7, outcome.stderr
+    outcome, _ = interrupt(process, times=2)
+    assert outcome.exit_code == 7, outcome.stderr
     assert outcome.stdout == "interrupted in the middle of an epoch\n"
 
 
 @pytest.mark.slow
-def test_a_second_ctrl_c_among_the_finalists_leaves_none_running(place: Place) -> None:
+def test_a_second_ctrl_c_among_the_finalists_leaves_none_running(place: StudyFolder) -> None:
     final = ["--set", "finalists.recipes=1", "--set", "finalists.images=all", "--trials", 1]
     wide = ["--set", "space.cnn.width_1=64", "--set", "space.cnn.width_2=64", "--set", "budget.epochs=1"]
-    process = start(place.folder, "search", "small.toml", *final, *wide)
+    process = start_command(place.folder, "search", "small.toml", *final, *wide)
     wait_until(lambda: len(place.runs("finalist")) == 2, 120)
-    outcome, seconds = interrupted(process, times=2)
-    assert outcome.code == 130, outcome.stderr
+    outcome, seconds = interrupt(process, times=2)
+    assert outcome.exit_code == 130, outcome.stderr
     assert seconds < 10
     assert "Traceback" not in outcome.stderr
     assert Counter(run.info.status for run in place.runs("finalist")) == {"KILLED": 2}
@@ -629,9 +644,9 @@ def test_a_second_ctrl_c_among_the_finalists_leaves_none_running(place: Place) -
 
 
 @pytest.mark.slow
-def test_a_study_that_is_killed_leaves_no_worker_behind(place: Place) -> None:
-    process = start(place.folder, "search", "small.toml", *LONGER, "--set", "budget.epochs=99")
-    wait_until(lambda: first_epochs_are_over(place))
+def test_a_study_that_is_killed_leaves_no_worker_behind(place: StudyFolder) -> None:
+    process = start_command(place.folder, "search", "small.toml", *LONG_EPOCH_OPTIONS, "--set", "budget.epochs=99")
+    wait_until(lambda: both_first_epochs_done(place))
     children = worker_processes(process.pid)
     assert len(children) == 2
     process.kill()
@@ -647,9 +662,9 @@ def test_a_study_that_is_killed_leaves_no_worker_behind(place: Place) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("table", ["metrics", "params", "tags"])
 def test_a_store_that_breaks_stops_no_trial_and_gets_everything_once_it_is_mended(
-    place: Place, workers: int, table: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    place: StudyFolder, workers: int, table: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "PATIENCE_WITH_STORE", 1.0)
+    monkeypatch.setattr(jobs, "FLUSH_TIMEOUT", 1.0)
     grid = {"space.common": {"batch_size": [50, 100, 200]}, "space.cnn": {"depth": 1, "width_1": [4, 8]}}
     settings = {**grid, "sampler": {"name": "grid"}, "budget": {"epochs": 2}, "execution__workers": workers}
 
@@ -664,15 +679,15 @@ def test_a_store_that_breaks_stops_no_trial_and_gets_everything_once_it_is_mende
         return Decision.CONTINUE
 
     seen = itertools.count()
-    summary = place.study(breaking, **settings)
-    assert summary.ended_by is Ending.EXHAUSTED
-    assert OptunaState.RUNNING not in [trial.state for trial in place.trials]
+    summary = place.run_study(breaking, **settings)
+    assert summary.ended_by is StopReason.EXHAUSTED
+    assert OptunaState.RUNNING not in [trial.state for trial in place.optuna_trials]
     assert "Traceback" not in capfd.readouterr().err
-    assert unsent(tracking_uri=place.uri).waiting > 0
+    assert outbox_status(tracking_uri=place.tracking_uri).pending > 0
 
     rename("gone", table)
-    assert sync(tracking_uri=place.uri) > 0
-    done = [row for row in place.rows if row.state is State.COMPLETED]
+    assert sync(tracking_uri=place.tracking_uri) > 0
+    done = [row for row in place.trial_records if row.state is TrialState.COMPLETED]
     assert Counter((row.recipe.batch_size, row.recipe.widths) for row in done) == dict.fromkeys(
         itertools.product((50, 100, 200), ("4", "8")), 1
     )

@@ -13,14 +13,14 @@ import pytest
 from mlflow import MlflowClient
 
 from fmnist_search.config.sections import Finalists
-from fmnist_search.data.loading import Source, read_test_set
+from fmnist_search.data.loading import DataSource, read_test_set
 from fmnist_search.models.classifier import build
 from fmnist_search.recipe.datasets import DATASETS, FASHION_MNIST
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.registry.packaging import Exported, load_model
+from fmnist_search.registry.packaging import ProbabilityModel, load_model
 from fmnist_search.workflows.study.api import promote
-from tests.integration.conftest import Finished, run
-from tests.support.synthetic_dataset import CLASSES, dataset_of, made_files, write
+from tests.integration.conftest import FinishedStudy, run_command
+from tests.support.synthetic_dataset import CLASS_NAMES, make_dataset, make_dataset_files, write_files
 
 STUDY = """
 name = "animals"
@@ -53,55 +53,55 @@ refit = "none"
 precision = "float32"
 workers = 1
 """
-MADE = "models:/fmnist-search-made/1"
-OLD = "models:/old/1"
+SYNTHETIC_MODEL_URI = "models:/fmnist-search-made/1"
+OLD_MODEL_URI = "models:/old/1"
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with the files of a dataset that is in the table while this module's tests run."""
-    contents = made_files()
+    contents = make_dataset_files()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DATASETS, "made", dataset_of(contents))
-        yield write(tmp_path_factory.mktemp("files"), contents)
+        patch.setitem(DATASETS, "made", make_dataset(contents))
+        yield write_files(tmp_path_factory.mktemp("files"), contents)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, files: Path) -> Finished:
+def finished(tmp_path_factory: pytest.TempPathFactory, files: Path) -> FinishedStudy:
     """A tiny study of that dataset, run by the command line."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "animals.toml").write_text(STUDY)
-    outcome = run(folder, "search", "animals.toml", "--data-dir", files)
-    assert outcome.code == 0, outcome.stderr
-    return Finished(folder, outcome)
+    outcome = run_command(folder, "search", "animals.toml", "--data-dir", files)
+    assert outcome.exit_code == 0, outcome.stderr
+    return FinishedStudy(folder, outcome)
 
 
 @pytest.fixture(scope="module")
-def client(finished: Finished) -> MlflowClient:
+def client(finished: FinishedStudy) -> MlflowClient:
     mlflow.set_tracking_uri(finished.tracking_uri)
     return MlflowClient(finished.tracking_uri)
 
 
 @pytest.fixture(scope="module")
-def old(client: MlflowClient, finished: Finished) -> str:
+def old(client: MlflowClient, finished: FinishedStudy) -> str:
     """A model as it was registered before there were other datasets: it says nothing of its own."""
     experiment = client.create_experiment("old", str(finished.folder / "old"))
     with mlflow.start_run(run_id=client.create_run(experiment).info.run_id):
         info = mlflow.pytorch.log_model(
-            Exported(build(Recipe().replace({"model.family": "mlp", "model.width": 8}).model)).eval(),
+            ProbabilityModel(build(Recipe().replace({"model.family": "mlp", "model.width": 8}).model)).eval(),
             name="model",
             serialization_format="pt2",
-            signature=mlflow.models.get_model_info(MADE).signature,
+            signature=mlflow.models.get_model_info(SYNTHETIC_MODEL_URI).signature,
             input_example=np.zeros((2, 28, 28), np.float32),
             pip_requirements=["torch"],
             registered_model_name="old",
         )
     assert info.metadata is None
-    return OLD
+    return OLD_MODEL_URI
 
 
-def test_its_versions_and_runs_say_which_dataset_it_is(finished: Finished, client: MlflowClient) -> None:
-    assert f"registered as {MADE} (champion)" in finished.outcome.stdout
+def test_its_versions_and_runs_say_which_dataset_it_is(finished: FinishedStudy, client: MlflowClient) -> None:
+    assert f"registered as {SYNTHETIC_MODEL_URI} (champion)" in finished.result.stdout
     version = client.get_model_version("fmnist-search-made", "1")
     assert version.tags["dataset"] == "made"
     assert "A classifier of Made: ten classes of animals" in version.description
@@ -111,30 +111,34 @@ def test_its_versions_and_runs_say_which_dataset_it_is(finished: Finished, clien
     assert {(dataset.name, dataset.digest) for dataset in used} == {("made", DATASETS["made"].digest[:32])}
 
 
-def test_its_predictions_are_named_after_its_own_classes(finished: Finished, client: MlflowClient, files: Path) -> None:
+def test_its_predictions_are_named_after_its_own_classes(
+    finished: FinishedStudy, client: MlflowClient, files: Path
+) -> None:
     numbers = [part for number in range(100) for part in ("--test-image", number)]
-    rows = finished.run("predict", *numbers, "--model", MADE, "--data-dir", files, "--top", 10, "--json").json
-    test = read_test_set("made", Source(files, files))
-    assert [row["true"] for row in rows] == [CLASSES[label] for label in test.labels[:100]]
-    assert all({rank["class"] for rank in row["top"]} == set(CLASSES) for row in rows)
-    model = load_model(MADE)
-    assert (model.dataset, model.classes) == ("made", CLASSES)
+    rows = finished.run(
+        "predict", *numbers, "--model", SYNTHETIC_MODEL_URI, "--data-dir", files, "--top", 10, "--json"
+    ).json
+    test = read_test_set("made", DataSource(files, files))
+    assert [row["true"] for row in rows] == [CLASS_NAMES[label] for label in test.labels[:100]]
+    assert all({rank["class"] for rank in row["top"]} == set(CLASS_NAMES) for row in rows)
+    model = load_model(SYNTHETIC_MODEL_URI)
+    assert (model.dataset, model.classes) == ("made", CLASS_NAMES)
     assert [row["class"] for row in rows] == [model.classes[label] for label in model.predict(test.pixels[:100])]
-    accuracy = finished.run("evaluate", MADE, "--again", "--data-dir", files, "--json").json["accuracy"]
+    accuracy = finished.run("evaluate", SYNTHETIC_MODEL_URI, "--again", "--data-dir", files, "--json").json["accuracy"]
     # Far from chance: images and names are those of one dataset.
     assert accuracy == (model.predict(test.pixels) == test.labels.numpy()).mean() > 0.9
 
 
 def test_its_exported_file_is_checked_on_its_own_images_and_names_its_classes(
-    finished: Finished, client: MlflowClient, files: Path, tmp_path: Path
+    finished: FinishedStudy, client: MlflowClient, files: Path, tmp_path: Path
 ) -> None:
-    outcome = finished.run("export", MADE, "--onnx", tmp_path / "made.onnx", "--data-dir", files)
-    assert outcome.code == 0, outcome.stderr
+    outcome = finished.run("export", SYNTHETIC_MODEL_URI, "--onnx", tmp_path / "made.onnx", "--data-dir", files)
+    assert outcome.exit_code == 0, outcome.stderr
     said = onnxruntime.InferenceSession(tmp_path / "made.onnx").get_modelmeta().custom_metadata_map
-    assert (said["dataset"], tuple(json.loads(said["classes"]))) == ("made", CLASSES)
+    assert (said["dataset"], tuple(json.loads(said["classes"]))) == ("made", CLASS_NAMES)
 
 
-def test_a_model_that_says_nothing_of_its_dataset_is_one_of_fashion_mnist(finished: Finished, old: str) -> None:
+def test_a_model_that_says_nothing_of_its_dataset_is_one_of_fashion_mnist(finished: FinishedStudy, old: str) -> None:
     model = load_model(old)
     assert (model.dataset, model.classes) == ("fashion-mnist", FASHION_MNIST.classes)
     (row,) = finished.run("predict", "--test-image", 0, "--model", old, "--json").json
@@ -142,32 +146,37 @@ def test_a_model_that_says_nothing_of_its_dataset_is_one_of_fashion_mnist(finish
     assert {row["class"]} < set(FASHION_MNIST.classes)
 
 
-def test_models_of_two_datasets_are_not_compared(finished: Finished, old: str) -> None:
-    outcome = finished.run("evaluate", MADE, old)
-    assert outcome.code == 2
+def test_models_of_two_datasets_are_not_compared(finished: FinishedStudy, old: str) -> None:
+    outcome = finished.run("evaluate", SYNTHETIC_MODEL_URI, old)
+    assert outcome.exit_code == 2
     assert outcome.errors == [
-        f"error: evaluate: '{MADE}' is a model of made and '{OLD}' one of fashion-mnist, so nothing compares; "
+        f"error: evaluate: '{SYNTHETIC_MODEL_URI}' is a model of made and '{OLD_MODEL_URI}' one of fashion-mnist, "
+        f"so nothing compares; "
         "name two models of one dataset"
     ]
 
 
-def test_without_its_files_one_line_says_where_they_are_to_be_had(finished: Finished, client: MlflowClient) -> None:
-    outcome = finished.run("predict", "--test-image", 0, "--model", MADE, XDG_CACHE_HOME=str(finished.folder / "none"))
-    assert outcome.code == 2
+def test_without_its_files_one_line_says_where_they_are_to_be_had(
+    finished: FinishedStudy, client: MlflowClient
+) -> None:
+    outcome = finished.run(
+        "predict", "--test-image", 0, "--model", SYNTHETIC_MODEL_URI, XDG_CACHE_HOME=str(finished.folder / "none")
+    )
+    assert outcome.exit_code == 2
     assert len(outcome.errors) == 1
     assert "https://example.org/made/" in outcome.errors[0]
 
 
-def test_a_promotion_that_names_no_model_keeps_its_dataset_apart(finished: Finished, files: Path) -> None:
+def test_a_promotion_that_names_no_model_keeps_its_dataset_apart(finished: FinishedStudy, files: Path) -> None:
     settings = Finalists(recipes=1, seeds=1, epochs=1, images="slice", refit="none")
     summary = promote("animals", settings=settings, tracking_uri=finished.tracking_uri, data_dir=files)
     assert summary.champion is not None
     assert summary.champion.model == "fmnist-search-made"
 
 
-def test_the_command_that_looks_for_the_images_takes_a_dataset(finished: Finished, files: Path) -> None:
+def test_the_command_that_looks_for_the_images_takes_a_dataset(finished: FinishedStudy, files: Path) -> None:
     found = finished.run("data", "made", "--data-dir", files, "--json").json
-    assert (found["dataset"], found["classes"]) == ("made", list(CLASSES))
+    assert (found["dataset"], found["classes"]) == ("made", list(CLASS_NAMES))
     assert found["digest"] == DATASETS["made"].digest
     assert "made: 4 files" in finished.run("data", "made", "--data-dir", files).stdout
     (error,) = finished.run("data", "mde").errors

@@ -12,30 +12,30 @@ import pytest
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
-from tests.integration.conftest import Outcome, run, start
+from tests.integration.conftest import CommandResult, run_command, start_command
 
-LONGER = ["--set", "data.train_images=6000", "--set", "budget.epochs=3", "--set", "finalists.recipes=0"]
+LONG_SEARCH_OPTIONS = ["--set", "data.train_images=6000", "--set", "budget.epochs=3", "--set", "finalists.recipes=0"]
 
 
-def trials_of(folder: Path) -> list[optuna.trial.FrozenTrial]:
+def load_trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
     url = f"sqlite:///{folder / 'fmnist-search' / 'optuna.db'}"
     return optuna.load_study(study_name="tiny", storage=url).trials
 
 
-def interrupt_after(beginning: str, process: subprocess.Popen[str], *signals: signal.Signals) -> Outcome:
+def interrupt_after(prefix: str, process: subprocess.Popen[str], *signals: signal.Signals) -> CommandResult:
     """Send the signals soon after a line that begins so, while the training that follows it runs."""
     assert process.stderr is not None
     seen = []
     for line in process.stderr:
         seen.append(line)
-        if line.startswith(beginning):
+        if line.startswith(prefix):
             break
     time.sleep(0.7)
     for number in signals:
         process.send_signal(number)
         time.sleep(0.2)
     stdout, stderr = process.communicate(timeout=120)
-    return Outcome(process.returncode, stdout, "".join(seen) + stderr)
+    return CommandResult(process.returncode, stdout, "".join(seen) + stderr)
 
 
 @pytest.mark.parametrize(
@@ -48,20 +48,20 @@ def interrupt_after(beginning: str, process: subprocess.Popen[str], *signals: si
 def test_an_interrupted_study_is_finished_by_the_same_command(
     tiny: Path, tmp_path: Path, signals: list[signal.Signals]
 ) -> None:
-    arguments = ["search", "tiny.toml", "--threads", "1", *LONGER]
-    interrupted = interrupt_after("000 ", start(tmp_path, *arguments), *signals)
-    assert interrupted.code == 130, interrupted.stderr
+    arguments = ["search", "tiny.toml", "--threads", "1", *LONG_SEARCH_OPTIONS]
+    interrupted = interrupt_after("000 ", start_command(tmp_path, *arguments), *signals)
+    assert interrupted.exit_code == 130, interrupted.stderr
     assert "goes on from here" in interrupted.stderr
     assert "Traceback" not in interrupted.stderr
     assert not list((tmp_path / "fmnist-search").glob("*-wal"))  # all is in the database itself
-    first, second = trials_of(tmp_path)[:2]
+    first, second = load_trials(tmp_path)[:2]
     assert first.state is TrialState.COMPLETE
     assert second.user_attrs["outcome"]["state"] == "interrupted"
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert client.get_run(second.user_attrs["outcome"]["run_id"]).info.status == "KILLED"
 
-    assert run(tmp_path, *arguments).code == 0
-    trials = [trial for trial in trials_of(tmp_path) if trial.state is not TrialState.FAIL]
+    assert run_command(tmp_path, *arguments).exit_code == 0
+    trials = [trial for trial in load_trials(tmp_path) if trial.state is not TrialState.FAIL]
     assert len(trials) == 4
     retried = trials[1]
     assert retried.user_attrs["retry_of"] == second.number
@@ -75,25 +75,35 @@ def test_an_interrupted_study_is_finished_by_the_same_command(
 
 
 def test_an_interrupted_trial_gives_what_it_would_have_given(tiny: Path, tmp_path: Path) -> None:
-    arguments = ["search", "../tiny.toml", "--threads", "1", "--trials", "2", "--sampler", "random", *LONGER]
+    arguments = [
+        "search",
+        "../tiny.toml",
+        "--threads",
+        "1",
+        "--trials",
+        "2",
+        "--sampler",
+        "random",
+        *LONG_SEARCH_OPTIONS,
+    ]
     (tmp_path / "whole").mkdir()
     (tmp_path / "broken").mkdir()
-    assert run(tmp_path / "whole", *arguments).code == 0
-    interrupt_after("000 ", start(tmp_path / "broken", *arguments), signal.SIGINT)
-    assert run(tmp_path / "broken", *arguments).code == 0
-    whole = [trial.value for trial in trials_of(tmp_path / "whole")]
-    mended = [trial.value for trial in trials_of(tmp_path / "broken") if trial.state is TrialState.COMPLETE]
+    assert run_command(tmp_path / "whole", *arguments).exit_code == 0
+    interrupt_after("000 ", start_command(tmp_path / "broken", *arguments), signal.SIGINT)
+    assert run_command(tmp_path / "broken", *arguments).exit_code == 0
+    whole = [trial.value for trial in load_trials(tmp_path / "whole")]
+    mended = [trial.value for trial in load_trials(tmp_path / "broken") if trial.state is TrialState.COMPLETE]
     assert mended == whole
 
 
 def test_an_interrupted_promotion_registers_nothing_and_is_done_again(tiny: Path, tmp_path: Path) -> None:
     arguments = ["search", "tiny.toml", "--threads", "1", "--trials", "1", "--set", "data.train_images=6000"]
     patience = ["--set", "finalists.epochs=30"]
-    interrupted = interrupt_after("confirming", start(tmp_path, *arguments, *patience), signal.SIGINT)
-    assert interrupted.code == 130, interrupted.stderr
+    interrupted = interrupt_after("confirming", start_command(tmp_path, *arguments, *patience), signal.SIGINT)
+    assert interrupted.exit_code == 130, interrupted.stderr
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert client.search_registered_models() == []
-    finished = run(tmp_path, *arguments)
-    assert finished.code == 0, finished.stderr
+    finished = run_command(tmp_path, *arguments)
+    assert finished.exit_code == 0, finished.stderr
     assert "nothing left to do" in finished.stderr
     assert client.get_model_version_by_alias("fmnist-search", "champion")

@@ -8,14 +8,16 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from tests.integration.conftest import Command
+from tests.integration.conftest import RunCommand
 
-SLICE = ["--set", "data.train_images=1000", "--set", "data.validation=1000", "--epochs", 2, "--workers", 1]
+SMALL_DATA_OPTIONS = ["--set", "data.train_images=1000", "--set", "data.validation=1000", "--epochs", 2, "--workers", 1]
 
 
-def test_a_sweep_trains_every_rate_from_every_seed_and_draws_them(command: Command, tmp_path: Path) -> None:
-    outcome = command("sweep-lr", "logistic", "mlp-256", "--factors", "1,8", "--seeds", 2, *SLICE, "--json")
-    assert outcome.code == 0, outcome.stderr
+def test_a_sweep_trains_every_rate_from_every_seed_and_draws_them(command: RunCommand, tmp_path: Path) -> None:
+    outcome = command(
+        "sweep-lr", "logistic", "mlp-256", "--factors", "1,8", "--seeds", 2, *SMALL_DATA_OPTIONS, "--json"
+    )
+    assert outcome.exit_code == 0, outcome.stderr
     rates = outcome.json["rates"]
     assert [(rate["network"], rate["learning_rate"]) for rate in rates] == [
         ("logistic", 0.001),
@@ -36,10 +38,10 @@ def test_a_sweep_trains_every_rate_from_every_seed_and_draws_them(command: Comma
         assert len(picture.convert("RGB").getcolors(10**6)) > 100
 
 
-def test_a_rate_that_breaks_a_training_is_told_and_spoils_nothing_else(command: Command, tmp_path: Path) -> None:
-    settings = [*SLICE, "--set", "optimizer.name=sgd", "--seeds", 1, "--output", "rates.png"]
+def test_a_rate_that_breaks_a_training_is_told_and_spoils_nothing_else(command: RunCommand, tmp_path: Path) -> None:
+    settings = [*SMALL_DATA_OPTIONS, "--set", "optimizer.name=sgd", "--seeds", 1, "--output", "rates.png"]
     outcome = command("sweep-lr", "mlp-512", "--factors", "1,100000", *settings)
-    assert outcome.code == 0, outcome.stderr
+    assert outcome.exit_code == 0, outcome.stderr
     rows = {line.split()[1]: line.rstrip() for line in outcome.stdout.splitlines() if line.startswith("mlp-512")}
     assert rows["1x"].endswith("completed")
     assert rows["100000x"].endswith("failed")
@@ -57,9 +59,9 @@ def test_a_rate_that_breaks_a_training_is_told_and_spoils_nothing_else(command: 
         (["logistic", "--output", "sweep.jpg"], ["sweep.jpg", ".png"]),
     ],
 )
-def test_a_mistake_is_one_line(command: Command, tmp_path: Path, arguments: list[str], said: list[str]) -> None:
+def test_a_mistake_is_one_line(command: RunCommand, tmp_path: Path, arguments: list[str], said: list[str]) -> None:
     outcome = command("sweep-lr", *arguments)
-    assert outcome.code == 2, outcome
+    assert outcome.exit_code == 2, outcome
     assert len(outcome.errors) == len(outcome.stderr.splitlines()) == 1, outcome.stderr
     assert all(text in outcome.errors[0] for text in said), outcome.stderr
     assert not (tmp_path / "mlflow.db").exists()

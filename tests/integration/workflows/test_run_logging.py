@@ -19,13 +19,13 @@ from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.results.study import EpochReport
 from fmnist_search.training.trial import Decision
 from fmnist_search.workflows.study import run_logging
-from tests.integration.conftest import Finished, run
+from tests.integration.conftest import FinishedStudy, run_command
 
 pytestmark = pytest.mark.usefixtures("drawn")
 
-PICTURES = {"history", "learning_curves", "timeline", "parallel_coordinates", "slices"}
+STUDY_PLOTS = {"history", "learning_curves", "timeline", "parallel_coordinates", "slices"}
 """Of a study of four trials; importances need eight."""
-OF_A_NETWORK = {
+EVALUATION_ARTIFACTS = {
     "calibration.png",
     "confusion_matrix.json",
     "confusion_normalised.png",
@@ -34,15 +34,15 @@ OF_A_NETWORK = {
 }
 
 
-def files_of(client: MlflowClient, run_id: str, folder: str | None = None) -> Iterator[str]:
+def artifact_paths(client: MlflowClient, run_id: str, folder: str | None = None) -> Iterator[str]:
     for item in client.list_artifacts(run_id, folder):
         if item.is_dir:
-            yield from files_of(client, run_id, item.path)
+            yield from artifact_paths(client, run_id, item.path)
         else:
             yield item.path
 
 
-def runs_of(client: MlflowClient, kind: str) -> list[Run]:
+def search_runs(client: MlflowClient, kind: str) -> list[Run]:
     experiment = client.get_experiment_by_name("fmnist-search")
     assert experiment
     return list(
@@ -51,18 +51,18 @@ def runs_of(client: MlflowClient, kind: str) -> list[Run]:
 
 
 @pytest.fixture
-def client(finished: Finished) -> MlflowClient:
+def client(finished: FinishedStudy) -> MlflowClient:
     mlflow.set_tracking_uri(finished.tracking_uri)
     return MlflowClient(finished.tracking_uri)
 
 
 @pytest.fixture
 def study(client: MlflowClient) -> Run:
-    (study,) = runs_of(client, "study")
+    (study,) = search_runs(client, "study")
     return study
 
 
-def text(run_: Run, path: str) -> str:
+def load_text(run_: Run, path: str) -> str:
     return str(mlflow.artifacts.load_text(f"runs:/{run_.info.run_id}/{path}"))
 
 
@@ -74,23 +74,23 @@ def test_the_note_says_what_was_asked_found_and_chosen(study: Run) -> None:
     assert "| budget | spent | of |" in note
     assert "`space.cnn.depth`" in note
     assert "fmnist-search leaderboard tiny" in note
-    assert text(study, "report.md") == note
+    assert load_text(study, "report.md") == note
 
 
 def test_the_leaderboard_is_a_table_of_mlflow_and_a_csv_with_every_trials_run(client: MlflowClient, study: Run) -> None:
     table = client.load_table(study.info.experiment_id, "leaderboard.json", run_ids=[study.info.run_id])
-    trials = {run_.info.run_id: run_ for run_ in runs_of(client, "trial")}
+    trials = {run_.info.run_id: run_ for run_ in search_runs(client, "trial")}
     assert set(table["run_id"]) == set(trials)
     for row in table.to_dict("records"):
         assert row["val_accuracy"] == pytest.approx(trials[row["run_id"]].data.metrics["val/accuracy"], rel=1e-12)
         assert str(row["trial"]) == trials[row["run_id"]].data.tags["trial"]
     assert list(table["val_accuracy"]) == sorted(table["val_accuracy"], reverse=True)
-    rows = list(csv.DictReader(io.StringIO(text(study, "leaderboard.csv"))))
+    rows = list(csv.DictReader(io.StringIO(load_text(study, "leaderboard.csv"))))
     assert [row["run_id"] for row in rows] == list(table["run_id"])
 
 
 def test_each_value_of_the_study_has_its_origin(study: Run) -> None:
-    origins = dict(csv.reader(io.StringIO(text(study, "study_origins.csv"))))
+    origins = dict(csv.reader(io.StringIO(load_text(study, "study_origins.csv"))))
     assert origins["budget.trials"] == "tiny.toml"
     assert origins["experiment"] == "default"
 
@@ -101,23 +101,23 @@ def test_a_value_of_the_command_line_says_so(tiny: Path) -> None:
     assert config.origins["space.common.optimizer.learning_rate"] == "command line"
     assert config.origins["sampler.name"] == "command line"
     assert config.origins["budget.epochs"] == str(tiny)
-    assert set(config.origins) == set(flattened(json.loads(config.model_dump_json(exclude_none=True))))
+    assert set(config.origins) == set(flat_keys(json.loads(config.model_dump_json(exclude_none=True))))
     alike = StudyConfig.load(tiny, {"budget.trials": 7})
     assert alike == StudyConfig.from_dict(alike.model_dump(exclude_none=True))
 
 
-def flattened(tables: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def flat_keys(tables: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in tables.items():
         if isinstance(value, dict):
-            yield from flattened(value, f"{prefix}{key}.")
+            yield from flat_keys(value, f"{prefix}{key}.")
         else:
             yield prefix + key
 
 
 def test_the_studys_pictures_and_its_page_are_there(client: MlflowClient, study: Run) -> None:
-    files = set(files_of(client, study.info.run_id))
-    assert {f"plots/{name}.png" for name in PICTURES} <= files
-    assert "Plotly" in text(study, "plots/study.html")
+    files = set(artifact_paths(client, study.info.run_id))
+    assert {f"plots/{name}.png" for name in STUDY_PLOTS} <= files
+    assert "Plotly" in load_text(study, "plots/study.html")
     assert {"study.toml", "command.txt", "environment.json"} <= files
 
 
@@ -129,51 +129,51 @@ def test_progress_is_on_record_after_every_trial(client: MlflowClient, study: Ru
 
 
 def test_every_trial_says_how_well_it_tells_each_class(client: MlflowClient) -> None:
-    for run_ in runs_of(client, "trial"):
-        rows = list(csv.DictReader(io.StringIO(text(run_, "class_scores.csv"))))
+    for run_ in search_runs(client, "trial"):
+        rows = list(csv.DictReader(io.StringIO(load_text(run_, "class_scores.csv"))))
         assert len(rows) == 10
         assert sum(int(row["support"]) for row in rows) == 2_000
         assert {"study", "family", "state", "worker", "device", "epochs"} <= set(run_.data.tags)
 
 
 def test_finalists_show_what_their_networks_do_and_the_champion_on_the_test_images(client: MlflowClient) -> None:
-    finalists = runs_of(client, "finalist")
+    finalists = search_runs(client, "finalist")
     champions = [run_ for run_ in finalists if "test/accuracy" in run_.data.metrics]
     for run_ in finalists:
-        files = set(files_of(client, run_.info.run_id))
+        files = set(artifact_paths(client, run_.info.run_id))
         assert "curves.png" in files
-        assert {f"val/{name}" for name in OF_A_NETWORK} <= files
+        assert {f"val/{name}" for name in EVALUATION_ARTIFACTS} <= files
         assert 0 <= run_.data.metrics["val/calibration_error"] <= 1
         assert ("test/predictions.png" in files) == (run_ in champions)
     assert champions
-    matrix = json.loads(text(champions[0], "test/confusion_matrix.json"))["rows_true_columns_predicted"]
+    matrix = json.loads(load_text(champions[0], "test/confusion_matrix.json"))["rows_true_columns_predicted"]
     hits = sum(row[label] for label, row in enumerate(matrix))
     assert hits / 10_000 == champions[0].data.metrics["test/accuracy"]
 
 
 def test_an_ensemble_of_runs_shows_what_it_does_on_the_validation_images(
-    finished: Finished, client: MlflowClient
+    finished: FinishedStudy, client: MlflowClient
 ) -> None:
     found = finished.run("ensemble", 0, 1, "--json").json
-    files = set(files_of(client, found["run_id"]))
-    assert {"members.json", "report.md", *(f"val/{name}" for name in OF_A_NETWORK)} <= files
-    matrix = json.loads(text(client.get_run(found["run_id"]), "val/confusion_matrix.json"))
+    files = set(artifact_paths(client, found["run_id"]))
+    assert {"members.json", "report.md", *(f"val/{name}" for name in EVALUATION_ARTIFACTS)} <= files
+    matrix = json.loads(load_text(client.get_run(found["run_id"]), "val/confusion_matrix.json"))
     rows = matrix["rows_true_columns_predicted"]
     assert sum(row[label] for label, row in enumerate(rows)) / 2_000 == found["accuracy"]
 
 
 def test_the_pictures_of_a_study_that_runs_are_drawn_anew(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_logging, "REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(run_logging, "PLOT_INTERVAL_SECONDS", 0.0)
     uri = f"sqlite:///{tiny.parent}/mlflow.db"
     seen: list[set[str]] = []
 
     def look(report: EpochReport) -> Decision:
-        (study,) = runs_of(MlflowClient(uri), "study")
-        seen.append(set(files_of(MlflowClient(uri), study.info.run_id)))
+        (study,) = search_runs(MlflowClient(uri), "study")
+        seen.append(set(artifact_paths(MlflowClient(uri), study.info.run_id)))
         return Decision.CONTINUE
 
     config = StudyConfig.load(tiny, {"finalists.recipes": 0, "data.train_images": 4_000, "budget.trials": 6})
-    run_study(config, tracking_uri=uri, observer=look)
+    run_study(config, tracking_uri=uri, stopper=look)
     assert "plots/history.png" not in seen[0]
     assert "plots/history.png" in seen[-1]
     assert "leaderboard.csv" in seen[-1]
@@ -182,7 +182,7 @@ def test_the_pictures_of_a_study_that_runs_are_drawn_anew(tiny: Path, monkeypatc
 def test_system_metrics_are_on_record_where_mlflow_is_asked_for_them(tiny: Path) -> None:
     asked = {"MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true", "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.5"}
     few = ["--trials", "2", "--set", "finalists.recipes=0"]
-    assert run(tiny.parent, "search", "tiny.toml", *few, **asked).code == 0
-    (study,) = runs_of(MlflowClient(f"sqlite:///{tiny.parent}/mlflow.db"), "study")
+    assert run_command(tiny.parent, "search", "tiny.toml", *few, **asked).exit_code == 0
+    (study,) = search_runs(MlflowClient(f"sqlite:///{tiny.parent}/mlflow.db"), "study")
     assert 0 <= study.data.metrics["system/cpu_utilization_percentage"] <= 100
     assert study.data.metrics["system/system_memory_usage_megabytes"] > 0

@@ -19,13 +19,13 @@ from PIL import Image
 from fmnist_search import run_study
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.config.toml_files import recipe_from_toml
-from fmnist_search.data.loading import Source, prepare, read_test_set
+from fmnist_search.data.loading import DataSource, load_images, read_test_set
 from fmnist_search.models.classifier import build
 from fmnist_search.recipe.datasets import DATASETS
-from fmnist_search.registry.champion_rule import Hits
-from fmnist_search.results.study import Decision, Ending, EpochReport, State
+from fmnist_search.registry.champion_rule import CorrectnessRecord
+from fmnist_search.results.study import Decision, EpochReport, StopReason, TrialState
 from fmnist_search.training.evaluation import evaluate
-from tests.integration.conftest import Finished, environment
+from tests.integration.conftest import FinishedStudy, clean_environment
 
 EPOCH_METRICS = {
     "train/loss",
@@ -38,7 +38,7 @@ EPOCH_METRICS = {
 
 
 @pytest.fixture(scope="module")
-def client(finished: Finished) -> MlflowClient:
+def client(finished: FinishedStudy) -> MlflowClient:
     return MlflowClient(finished.tracking_uri)
 
 
@@ -51,16 +51,16 @@ def runs(client: MlflowClient) -> dict[str, list[Run]]:
     return {kind: [r for r in found if r.data.tags["kind"] == kind] for kind in ("study", "trial", "finalist")}
 
 
-def artifact(client: MlflowClient, run: Run, path: str) -> str:
+def read_artifact(client: MlflowClient, run: Run, path: str) -> str:
     return Path(client.download_artifacts(run.info.run_id, path)).read_text()
 
 
-def artifacts(client: MlflowClient, run: Run) -> set[str]:
+def artifact_paths(client: MlflowClient, run: Run) -> set[str]:
     return {item.path for item in client.list_artifacts(run.info.run_id)}
 
 
-def test_the_last_line_says_what_was_found_where_to_look_and_what_is_next(finished: Finished) -> None:
-    last = finished.outcome.stdout.strip().splitlines()[-1]
+def test_the_last_line_says_what_was_found_where_to_look_and_what_is_next(finished: FinishedStudy) -> None:
+    last = finished.result.stdout.strip().splitlines()[-1]
     assert "best trial" in last
     assert "on the test images" in last
     assert "models:/fmnist-search/1 (champion)" in last
@@ -68,10 +68,10 @@ def test_the_last_line_says_what_was_found_where_to_look_and_what_is_next(finish
     assert "fmnist-search leaderboard" in last
 
 
-def test_without_a_terminal_each_trial_is_one_plain_line(finished: Finished) -> None:
-    lines = [line for line in finished.outcome.stderr.splitlines() if line[:3].isdigit()]
+def test_without_a_terminal_each_trial_is_one_plain_line(finished: FinishedStudy) -> None:
+    lines = [line for line in finished.result.stderr.splitlines() if line[:3].isdigit()]
     assert [line[:3] for line in lines] == ["000", "001", "002", "003"]
-    assert "\x1b" not in finished.outcome.stderr
+    assert "\x1b" not in finished.result.stderr
 
 
 def test_the_study_is_one_run_with_its_trials_below(runs: dict[str, list[Run]]) -> None:
@@ -119,7 +119,7 @@ def test_each_epoch_is_a_point_of_every_metric(client: MlflowClient, runs: dict[
         assert not any(key.startswith("test/") for key in run.data.metrics)
 
 
-def test_optuna_and_mlflow_tell_the_same(finished: Finished, client: MlflowClient) -> None:
+def test_optuna_and_mlflow_tell_the_same(finished: FinishedStudy, client: MlflowClient) -> None:
     url = f"sqlite:///{finished.folder / 'fmnist-search' / 'optuna.db'}"
     study = optuna.load_study(study_name="tiny", storage=url)
     for trial in study.trials[:4]:
@@ -128,8 +128,8 @@ def test_optuna_and_mlflow_tell_the_same(finished: Finished, client: MlflowClien
         assert run.data.metrics["val/accuracy"] == trial.value
         points = client.get_metric_history(run.info.run_id, "val/accuracy")
         assert {point.step: point.value for point in points} == trial.intermediate_values
-        recipe = recipe_from_toml(artifact(client, run, "recipe.toml"))
-        assert recipe.flat() == trial.user_attrs["recipe"]
+        recipe = recipe_from_toml(read_artifact(client, run, "recipe.toml"))
+        assert recipe.to_flat_dict() == trial.user_attrs["recipe"]
 
 
 def test_a_completed_trial_leaves_its_recipe_summary_and_confusion(
@@ -137,25 +137,25 @@ def test_a_completed_trial_leaves_its_recipe_summary_and_confusion(
 ) -> None:
     for run in runs["trial"]:
         expected = {"recipe.toml", "model_summary.txt", "confusion_matrix.json", "confusion_matrix.png"}
-        assert expected <= artifacts(client, run)
-        matrix = json.loads(artifact(client, run, "confusion_matrix.json"))
+        assert expected <= artifact_paths(client, run)
+        matrix = json.loads(read_artifact(client, run, "confusion_matrix.json"))
         counts = matrix["rows_true_columns_predicted"]
         assert sum(map(sum, counts)) == 2000
         hits = sum(row[label] for label, row in enumerate(counts))
         assert hits / 2000 == run.data.metrics["val/accuracy"]
         parameters = f"{int(run.data.metrics['model/parameters']):,}"
-        assert parameters in artifact(client, run, "model_summary.txt")
+        assert parameters in read_artifact(client, run, "model_summary.txt")
 
 
 def test_the_study_run_says_everything_by_itself(client: MlflowClient, runs: dict[str, list[Run]]) -> None:
     (study,) = runs["study"]
-    assert {"study.toml", "command.txt", "environment.json", "report.md"} <= artifacts(client, study)
+    assert {"study.toml", "command.txt", "environment.json", "report.md"} <= artifact_paths(client, study)
     note = study.data.tags["mlflow.note.content"]
     assert "Does a search run from end to end?" in note
     assert "space.cnn.depth" in note
     assert "on the test images" in note
-    assert "search tiny.toml" in artifact(client, study, "command.txt")
-    assert json.loads(artifact(client, study, "environment.json"))["versions"]["torch"]
+    assert "search tiny.toml" in read_artifact(client, study, "command.txt")
+    assert json.loads(read_artifact(client, study, "environment.json"))["versions"]["torch"]
     (used,) = study.inputs.dataset_inputs
     full = DATASETS["fashion-mnist"].digest
     assert used.dataset.digest == full[:32]
@@ -171,7 +171,7 @@ def test_the_champion_was_tested_once_and_says_how_it_was_confirmed(client: Mlfl
     assert run.data.metrics["test/accuracy_low"] < run.data.metrics["test/accuracy"]
 
 
-WITHOUT_US = """
+PREDICT_WITHOUT_PACKAGE_SCRIPT = """
 import gzip, sys
 sys.modules["fmnist_search"] = None
 import mlflow, numpy as np
@@ -186,7 +186,7 @@ print((probabilities.argmax(1) == labels).sum())
 
 
 def test_the_champion_gives_its_recorded_accuracy_without_our_package(
-    finished: Finished, client: MlflowClient, tmp_path: Path, source: Source
+    finished: FinishedStudy, client: MlflowClient, tmp_path: Path, source: DataSource
 ) -> None:
     import numpy as np
 
@@ -195,9 +195,9 @@ def test_the_champion_gives_its_recorded_accuracy_without_our_package(
     np.save(tmp_path / "pixels.npy", test.pixels.numpy())
     np.save(tmp_path / "labels.npy", test.labels.numpy())
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_US],
+        [sys.executable, "-c", PREDICT_WITHOUT_PACKAGE_SCRIPT],
         cwd=tmp_path,
-        env=environment(
+        env=clean_environment(
             MLFLOW_TRACKING_URI=finished.tracking_uri, MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false", PYTHONPATH=""
         ),
         capture_output=True,
@@ -212,27 +212,27 @@ def test_the_champion_gives_its_recorded_accuracy_without_our_package(
     assert info.flavors["python_function"]["config"] == {"device": "cpu"}
 
 
-def test_a_run_trains_again_to_the_same_figures(finished: Finished, runs: dict[str, list[Run]]) -> None:
+def test_a_run_trains_again_to_the_same_figures(finished: FinishedStudy, runs: dict[str, list[Run]]) -> None:
     trial = runs["trial"][0]
     again = finished.run("train", "--from-run", trial.info.run_id, "--json")
-    assert again.code == 0, again.stderr
+    assert again.exit_code == 0, again.stderr
     assert again.json["epochs"][-1]["val_accuracy"] == trial.data.metrics["val/accuracy"]
     assert again.json["epochs"][-1]["train_loss"] == trial.data.metrics["train/loss"]
 
 
 def test_kept_weights_are_a_plain_state_file_that_gives_the_recorded_accuracy(
-    finished: Finished, runs: dict[str, list[Run]], source: Source
+    finished: FinishedStudy, runs: dict[str, list[Run]], source: DataSource
 ) -> None:
     trial = runs["trial"][0]
-    recipe = recipe_from_toml(artifact(MlflowClient(finished.tracking_uri), trial, "recipe.toml"))
+    recipe = recipe_from_toml(read_artifact(MlflowClient(finished.tracking_uri), trial, "recipe.toml"))
     weights = torch.load(finished.folder / "fmnist-search" / "weights" / "tiny" / "000.pt", weights_only=True)
     classifier = build(recipe.model)
     classifier.load_state_dict(weights)
-    reached = evaluate(classifier.eval(), prepare(recipe.data, source).validation).accuracy
+    reached = evaluate(classifier.eval(), load_images(recipe.data, source).validation).accuracy
     assert reached == trial.data.metrics["best/val_accuracy"]
 
 
-def test_predict_names_what_is_on_a_picture(finished: Finished, tmp_path: Path, source: Source) -> None:
+def test_predict_names_what_is_on_a_picture(finished: FinishedStudy, tmp_path: Path, source: DataSource) -> None:
     test = read_test_set("fashion-mnist", source)
     picture = tmp_path / "boot.png"
     Image.fromarray(test.pixels[0].numpy()).save(picture)
@@ -242,17 +242,17 @@ def test_predict_names_what_is_on_a_picture(finished: Finished, tmp_path: Path, 
     assert rows[1]["true"] == "Ankle boot"
 
 
-def test_predict_resizes_and_inverts_a_photograph_when_asked(finished: Finished, tmp_path: Path) -> None:
+def test_predict_resizes_and_inverts_a_photograph_when_asked(finished: FinishedStudy, tmp_path: Path) -> None:
     picture = tmp_path / "photo.jpg"
     Image.new("RGB", (300, 200), "white").save(picture)
     refused = finished.run("predict", picture)
-    assert refused.code == 2
+    assert refused.exit_code == 2
     assert "300 by 200" in refused.errors[0]
     assert "--resize" in refused.errors[0]
-    assert finished.run("predict", picture, "--resize", "--invert").code == 0
+    assert finished.run("predict", picture, "--resize", "--invert").exit_code == 0
 
 
-def test_evaluate_shows_the_record_and_looks_again_only_when_asked(finished: Finished) -> None:
+def test_evaluate_shows_the_record_and_looks_again_only_when_asked(finished: FinishedStudy) -> None:
     on_record = finished.run("evaluate", "--json").json
     again = finished.run("evaluate", "--again", "--json").json
     assert again["hits"] == on_record["hits"]
@@ -260,7 +260,7 @@ def test_evaluate_shows_the_record_and_looks_again_only_when_asked(finished: Fin
     assert finished.run("evaluate", "--json").json["evaluations"] == again["evaluations"]
 
 
-def test_status_and_leaderboard_agree_with_the_search(finished: Finished) -> None:
+def test_status_and_leaderboard_agree_with_the_search(finished: FinishedStudy) -> None:
     status = finished.run("status", "tiny", "--json").json
     assert status["completed"] + status["pruned"] == 4
     rows: list[dict[str, Any]] = finished.run("leaderboard", "--json").json
@@ -272,11 +272,11 @@ def test_status_and_leaderboard_agree_with_the_search(finished: Finished) -> Non
 
 
 def test_the_same_command_does_nothing_more_and_says_so(
-    finished: Finished, client: MlflowClient, runs: dict[str, list[Run]]
+    finished: FinishedStudy, client: MlflowClient, runs: dict[str, list[Run]]
 ) -> None:
     before = finished.run("status", "tiny", "--json").json
     outcome = finished.run("search", "tiny.toml")
-    assert outcome.code == 0
+    assert outcome.exit_code == 0
     assert "nothing left to do" in outcome.stderr
     assert finished.run("status", "tiny", "--json").json == before
     (study,) = runs["study"]
@@ -285,16 +285,16 @@ def test_the_same_command_does_nothing_more_and_says_so(
     assert len(client.get_run(study.info.run_id).inputs.dataset_inputs) == 1
 
 
-def test_a_study_goes_on_under_the_conditions_that_it_began_with(finished: Finished) -> None:
+def test_a_study_goes_on_under_the_conditions_that_it_began_with(finished: FinishedStudy) -> None:
     threads = json.loads((next(finished.folder.rglob("environment.json"))).read_text())["threads"]
     outcome = finished.run("search", "tiny.toml", "--threads", threads + 1)
-    assert outcome.code == 0
+    assert outcome.exit_code == 0
     assert f"goes on as it began: on cpu with {threads} threads" in outcome.stderr
 
 
-def test_more_trials_go_on_without_repeating_a_draw(finished: Finished) -> None:
+def test_more_trials_go_on_without_repeating_a_draw(finished: FinishedStudy) -> None:
     outcome = finished.run("search", "tiny.toml", "--trials", "6")
-    assert outcome.code == 0, outcome.stderr
+    assert outcome.exit_code == 0, outcome.stderr
     assert "2 new trials" in outcome.stderr or "3 new trials" in outcome.stderr
     summary = finished.run("status", "tiny", "--json").json
     assert summary["completed"] + summary["pruned"] == 6
@@ -304,20 +304,22 @@ def test_more_trials_go_on_without_repeating_a_draw(finished: Finished) -> None:
     assert len(set(rates)) == len(rates)
 
 
-def test_a_changed_domain_is_refused_and_nothing_changes(finished: Finished) -> None:
+def test_a_changed_domain_is_refused_and_nothing_changes(finished: FinishedStudy) -> None:
     before = finished.run("status", "tiny", "--json").json
     outcome = finished.run("search", "tiny.toml", "--set", "model.kernel_1=3", "--set", "budget.epochs=3")
-    assert outcome.code == 2
+    assert outcome.exit_code == 2
     assert len(outcome.errors) == 2
     assert any("space.cnn.kernel_1" in line and "--fresh" in line for line in outcome.errors)
     assert any("budget.epochs" in line for line in outcome.errors)
     assert finished.run("status", "tiny", "--json").json == before
 
 
-def test_promote_registers_a_challenger_unless_it_beats_the_champion(finished: Finished, client: MlflowClient) -> None:
+def test_promote_registers_a_challenger_unless_it_beats_the_champion(
+    finished: FinishedStudy, client: MlflowClient
+) -> None:
     champion = client.get_model_version_by_alias("fmnist-search", "champion").version
     outcome = finished.run("promote", "tiny", "--seeds", "1")
-    assert outcome.code == 0, outcome.stderr
+    assert outcome.exit_code == 0, outcome.stderr
     assert "(challenger)" in outcome.stdout
     assert client.get_model_version_by_alias("fmnist-search", "champion").version == champion
     challenger = client.get_model_version_by_alias("fmnist-search", "challenger")
@@ -328,15 +330,17 @@ def test_promote_registers_a_challenger_unless_it_beats_the_champion(finished: F
     assert f"challenger of version {champion}" in said
     assert said in outcome.stderr
     assert said[1:] in challenger.description
-    hits = Hits.from_json(artifact(client, client.get_run(challenger.run_id), "validation_hits.json"))
-    assert hits.right.shape == (1, 2_000)
+    hits = CorrectnessRecord.from_json(read_artifact(client, client.get_run(challenger.run_id), "validation_hits.json"))
+    assert hits.correct.shape == (1, 2_000)
     assert hits.accuracies[0] == pytest.approx(float(challenger.tags["confirmed_mean"]), abs=0.002)
 
 
-def test_an_ensemble_is_one_model_that_gives_its_recorded_accuracy(finished: Finished, client: MlflowClient) -> None:
+def test_an_ensemble_is_one_model_that_gives_its_recorded_accuracy(
+    finished: FinishedStudy, client: MlflowClient
+) -> None:
     options = ["--recipes", 2, "--seeds", 2, "--ensemble", 3, "--model-name", "team", "--json"]
     outcome = finished.run("promote", "tiny", *options)
-    assert outcome.code == 0, outcome.stderr
+    assert outcome.exit_code == 0, outcome.stderr
     told = outcome.json
     assert (told["members"], told["model"], told["alias"]) == (3, "team", "champion")
     version = client.get_model_version("team", "1")
@@ -346,15 +350,15 @@ def test_an_ensemble_is_one_model_that_gives_its_recorded_accuracy(finished: Fin
     assert version.tags["confirmed_seeds"] == "1"
     again = finished.run("evaluate", "models:/team@champion", "--again", "--json").json
     assert again["hits"] == told["test"]["hits"] == int(version.tags["test_hits"])
-    files = artifacts(client, client.get_run(version.run_id))
+    files = artifact_paths(client, client.get_run(version.run_id))
     assert {"validation_hits.json", "model_card.md"} <= files
 
 
-def test_fresh_puts_the_old_study_aside_and_loses_nothing(finished: Finished) -> None:
+def test_fresh_puts_the_old_study_aside_and_loses_nothing(finished: FinishedStudy) -> None:
     url = f"sqlite:///{finished.folder / 'fmnist-search' / 'optuna.db'}"
     before = len(optuna.load_study(study_name="tiny", storage=url).trials)
     outcome = finished.run("search", "tiny.toml", "--fresh", "--trials", "1", "--set", "finalists.recipes=0")
-    assert outcome.code == 0, outcome.stderr
+    assert outcome.exit_code == 0, outcome.stderr
     names = optuna.get_all_study_names(url)
     (aside,) = [name for name in names if name.startswith("tiny until")]
     assert len(optuna.load_study(study_name=aside, storage=url).trials) == before
@@ -365,7 +369,7 @@ def test_fresh_puts_the_old_study_aside_and_loses_nothing(finished: Finished) ->
     assert [path.name for path in (weights / "tiny").iterdir()] == ["000.pt"]
 
 
-def test_an_observer_may_prune_a_trial_or_stop_the_study(finished: Finished, tmp_path: Path) -> None:
+def test_an_observer_may_prune_a_trial_or_stop_the_study(finished: FinishedStudy, tmp_path: Path) -> None:
     config = StudyConfig.load(finished.folder / "tiny.toml", {"finalists.recipes": 0})
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     seen: list[EpochReport] = []
@@ -374,9 +378,9 @@ def test_an_observer_may_prune_a_trial_or_stop_the_study(finished: Finished, tmp
         seen.append(report)
         return Decision.PRUNE if len(seen) == 1 else Decision.INTERRUPT
 
-    stopped = run_study(config, tracking_uri=uri, observer=prune_first_then_stop)
-    assert [row.state for row in stopped.trials] == [State.PRUNED, State.INTERRUPTED]
-    assert stopped.ended_by is Ending.INTERRUPTED
+    stopped = run_study(config, tracking_uri=uri, stopper=prune_first_then_stop)
+    assert [row.state for row in stopped.trials] == [TrialState.PRUNED, TrialState.INTERRUPTED]
+    assert stopped.ended_by is StopReason.INTERRUPTED
     continued = run_study(config, tracking_uri=uri)
-    assert continued.ended_by is Ending.TRIALS
-    assert continued.count(State.COMPLETED) == 3
+    assert continued.ended_by is StopReason.TRIALS
+    assert continued.count(TrialState.COMPLETED) == 3

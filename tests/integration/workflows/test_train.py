@@ -15,15 +15,15 @@ from mlflow import MlflowClient
 from mlflow.artifacts import load_text
 
 from fmnist_search.cli import output
-from fmnist_search.cli.output import TrainingDisplay
+from fmnist_search.cli.output import TrainingProgressDisplay
 from fmnist_search.config.toml_files import read_recipe
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.study import EpochReport
-from fmnist_search.training.checkpoint import classifier_with
+from fmnist_search.training.checkpoint import classifier_from_weights
 from fmnist_search.training.engine import Progress
-from tests.integration.conftest import Command, Outcome, run, start
+from tests.integration.conftest import CommandResult, RunCommand, run_command, start_command
 
-RECIPE = """
+RECIPE_TOML = """
 epochs = 2
 batch_size = 100
 seed = 5
@@ -38,26 +38,26 @@ learning_rate = 0.01
 train_images = 1000
 validation = 1000
 """
-SLICE = ["--set", "data.train_images=500", "--set", "data.validation=500", "--epochs", 1]
+SMALL_DATA_OPTIONS = ["--set", "data.train_images=500", "--set", "data.validation=500", "--epochs", 1]
 
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "recipe.toml"
-    path.write_text(RECIPE)
+    path.write_text(RECIPE_TOML)
     return path
 
 
-def store(folder: Path) -> MlflowClient:
+def make_client(folder: Path) -> MlflowClient:
     return MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
 
 
-def points(client: MlflowClient, run_id: str, name: str) -> list[tuple[int, float]]:
+def metric_history(client: MlflowClient, run_id: str, name: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in client.get_metric_history(run_id, name)]
 
 
-def assert_one_line(outcome: Outcome, *texts: str, code: int = 2) -> None:
-    assert outcome.code == code, outcome
+def assert_single_error(outcome: CommandResult, *texts: str, code: int = 2) -> None:
+    assert outcome.exit_code == code, outcome
     assert len(outcome.errors) == len(outcome.stderr.splitlines()) == 1, outcome.stderr
     assert all(text in outcome.errors[0] for text in texts), outcome.stderr
 
@@ -66,10 +66,10 @@ def assert_one_line(outcome: Outcome, *texts: str, code: int = 2) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["logistic"], ["--preset", "logistic"]])
-def test_a_preset_is_trained_by_its_name(command: Command, tmp_path: Path, arguments: list[str]) -> None:
-    outcome = command("train", *arguments, *SLICE, "--json")
+def test_a_preset_is_trained_by_its_name(command: RunCommand, tmp_path: Path, arguments: list[str]) -> None:
+    outcome = command("train", *arguments, *SMALL_DATA_OPTIONS, "--json")
     assert (outcome.json["state"], outcome.json["parameters"]) == ("completed", 7_850), outcome
-    kept = store(tmp_path).get_run(outcome.json["run_id"]).data
+    kept = make_client(tmp_path).get_run(outcome.json["run_id"]).data
     assert kept.tags["mlflow.runName"] == "train logistic"
     assert kept.params["optimizer.name"] == "adam"
     origins = load_text(f"runs:/{outcome.json['run_id']}/recipe_origins.csv")
@@ -80,22 +80,22 @@ def test_a_preset_is_trained_by_its_name(command: Command, tmp_path: Path, argum
 
 
 def test_a_dry_run_lists_every_value_with_its_origin_and_starts_nothing(
-    command: Command, tmp_path: Path, recipe: Path
+    command: RunCommand, tmp_path: Path, recipe: Path
 ) -> None:
     outcome = command("train", "recipe.toml", "--set", "optimizer.momentum=0.8", "--dry-run")
-    assert (outcome.code, outcome.stderr) == (0, "")
+    assert (outcome.exit_code, outcome.stderr) == (0, "")
     rows = {line.split()[0]: line.split()[1:] for line in outcome.stdout.splitlines() if line.strip()}
     assert rows["optimizer.momentum"] == ["0.8", "command", "line"]
     assert rows["batch_size"] == ["100", "recipe.toml"]
     assert rows["optimizer.name"] == ["adamw", "default"]
     values = command("train", "recipe.toml", "--dry-run", "--json").json["recipe"]
-    assert values.keys() == read_recipe(recipe).flat().keys()
+    assert values.keys() == read_recipe(recipe).to_flat_dict().keys()
     assert not (tmp_path / "mlflow.db").exists()
 
 
-def test_no_validation_at_all(command: Command, tmp_path: Path) -> None:
+def test_no_validation_at_all(command: RunCommand, tmp_path: Path) -> None:
     outcome = command("train", "logistic", "--epochs", 1, "--set", "data.validation=0")
-    assert outcome.code == 0, outcome.stderr
+    assert outcome.exit_code == 0, outcome.stderr
     assert outcome.stdout.startswith("logistic: trained; run ")
 
 
@@ -124,18 +124,18 @@ def test_no_validation_at_all(command: Command, tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_is_one_line_and_trains_nothing(
-    command: Command, tmp_path: Path, recipe: Path, arguments: list[str], said: list[str]
+    command: RunCommand, tmp_path: Path, recipe: Path, arguments: list[str], said: list[str]
 ) -> None:
-    assert_one_line(command("train", *arguments), *said)
+    assert_single_error(command("train", *arguments), *said)
     assert not (tmp_path / "fmnist-search" / "weights").exists()
 
 
 # ------------------------------------------------------------------------------------------ what is kept
 
 
-def test_what_a_training_keeps(command: Command, tmp_path: Path, recipe: Path) -> None:
+def test_what_a_training_keeps(command: RunCommand, tmp_path: Path, recipe: Path) -> None:
     outcome = command("train", "recipe.toml", "--epochs", 3, "--output", "out", "--json")
-    run_id, client = outcome.json["run_id"], store(tmp_path)
+    run_id, client = outcome.json["run_id"], make_client(tmp_path)
     kept = {artifact.path for artifact in client.list_artifacts(run_id)}
     assert {"weights.pt", "last_weights.pt", "epochs.csv", "recipe.toml", "recipe_origins.csv"} <= kept
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
@@ -147,15 +147,15 @@ def test_what_a_training_keeps(command: Command, tmp_path: Path, recipe: Path) -
     trained = read_recipe(tmp_path / "out" / "recipe.toml")
     assert trained == read_recipe(recipe, {"epochs": 3})
     for name in ("weights.pt", "last_weights.pt"):
-        classifier_with(trained, torch.load(tmp_path / "out" / name, weights_only=True))
+        classifier_from_weights(trained, torch.load(tmp_path / "out" / name, weights_only=True))
     rows = list(csv.DictReader((tmp_path / "out" / "epochs.csv").open()))
-    logged = points(client, run_id, "val/accuracy")
+    logged = metric_history(client, run_id, "val/accuracy")
     assert [(int(row["epoch"]), float(row["val_accuracy"])) for row in rows] == logged
     assert len(rows) == 3
     assert load_text(f"runs:/{run_id}/epochs.csv") == (tmp_path / "out" / "epochs.csv").read_text()
 
 
-def test_tensorboard_shows_scalars_matrices_and_the_graph(command: Command, tmp_path: Path, recipe: Path) -> None:
+def test_tensorboard_shows_scalars_matrices_and_the_graph(command: RunCommand, tmp_path: Path, recipe: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     outcome = command("train", "recipe.toml", "--tensorboard", "board", "--json")
@@ -167,15 +167,15 @@ def test_tensorboard_shows_scalars_matrices_and_the_graph(command: Command, tmp_
 
 
 def test_an_epoch_on_its_way_shows_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert TrainingDisplay().watch is None, "without a terminal nobody looks into an epoch"
+    assert TrainingProgressDisplay().progress_callback is None, "without a terminal nobody looks into an epoch"
     screen = io.StringIO()
-    monkeypatch.setattr(output, "talk", output.Console(file=screen, force_terminal=True, width=100, highlight=False))
-    display = TrainingDisplay()
-    display.training_started("train lenet", Recipe())
-    assert display.watch
-    display.watch(Progress(epoch=1, share=0.5, loss=0.4321, accuracy=0.875))
-    display.epoch_ended("train lenet", EpochReport(1, 0.4, 0.88, 0.3, 0.9, 0.001, 2.0))
-    display.training_ended("train lenet")
+    monkeypatch.setattr(output, "stderr", output.Console(file=screen, force_terminal=True, width=100, highlight=False))
+    display = TrainingProgressDisplay()
+    display.on_training_start("train lenet", Recipe())
+    assert display.progress_callback
+    display.progress_callback(Progress(epoch=1, fraction=0.5, loss=0.4321, accuracy=0.875))
+    display.on_epoch_end("train lenet", EpochReport(1, 0.4, 0.88, 0.3, 0.9, 0.001, 2.0))
+    display.on_training_end("train lenet")
     shown = screen.getvalue()
     assert "epoch 1 of 9: loss 0.4321, accuracy 87.50%" in shown
     assert "50%" in shown
@@ -184,23 +184,23 @@ def test_an_epoch_on_its_way_shows_a_bar_in_a_terminal(monkeypatch: pytest.Monke
 
 # --------------------------------------------------------------------------------------- taken up again
 
-CURVES = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "optimizer/learning_rate")
+EPOCH_METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "optimizer/learning_rate")
 
 
 def assert_same_training(client: MlflowClient, first: str, second: str) -> None:
-    for name in CURVES:
-        assert points(client, first, name) == points(client, second, name) != []
+    for name in EPOCH_METRICS:
+        assert metric_history(client, first, name) == metric_history(client, second, name) != []
 
 
 @pytest.mark.parametrize("settings", [[], ["--set", "optimizer.name=sgd", "--set", "augmentation.shift=2"]])
 def test_a_training_that_goes_on_equals_one_that_never_stopped(
-    command: Command, tmp_path: Path, recipe: Path, settings: list[str]
+    command: RunCommand, tmp_path: Path, recipe: Path, settings: list[str]
 ) -> None:
     train = ["train", "recipe.toml", *settings, "--threads", 1, "--json"]
     first = command(*train).json["run_id"]
     resumed = command("train", "--resume", first, "--epochs", 4, "--json", "--output", "resumed")
     whole = command(*train, "--epochs", 4, "--output", "whole")
-    client = store(tmp_path)
+    client = make_client(tmp_path)
     assert_same_training(client, resumed.json["run_id"], whole.json["run_id"])
     assert client.get_run(resumed.json["run_id"]).data.tags["resumes"] == first
     for name in ("weights.pt", "last_weights.pt"):
@@ -220,7 +220,7 @@ def test_a_training_that_goes_on_equals_one_that_never_stopped(
 )
 def test_a_stopped_training_loses_no_whole_epoch(tmp_path: Path, recipe: Path, number: signal.Signals) -> None:
     train = ["train", "recipe.toml", "--threads", 1, "--epochs", 12, "--set", "data.train_images=6000"]
-    process = start(tmp_path, *train)
+    process = start_command(tmp_path, *train)
     assert process.stderr is not None
     for line in process.stderr:
         if "epoch 2:" in line:
@@ -233,16 +233,16 @@ def test_a_stopped_training_loses_no_whole_epoch(tmp_path: Path, recipe: Path, n
         assert process.returncode == 130
         assert f"`fmnist-search train --resume {folder.name}` goes on" in stderr
         assert {"weights.pt", "last_weights.pt"} <= {
-            artifact.path for artifact in store(tmp_path).list_artifacts(folder.name)
+            artifact.path for artifact in make_client(tmp_path).list_artifacts(folder.name)
         }
-    resumed = run(tmp_path, "train", "--resume", folder.name, "--epochs", 5, "--json")
-    assert resumed.code == 0, resumed.stderr
+    resumed = run_command(tmp_path, "train", "--resume", folder.name, "--epochs", 5, "--json")
+    assert resumed.exit_code == 0, resumed.stderr
     assert "epoch 2:" not in resumed.stderr  # it is not trained again
-    whole = run(tmp_path, *train[:4], "--epochs", 5, "--set", "data.train_images=6000", "--json").json
-    assert_same_training(store(tmp_path), resumed.json["run_id"], whole["run_id"])
+    whole = run_command(tmp_path, *train[:4], "--epochs", 5, "--set", "data.train_images=6000", "--json").json
+    assert_same_training(make_client(tmp_path), resumed.json["run_id"], whole["run_id"])
 
 
-def test_what_cannot_go_on_is_one_line(command: Command, tmp_path: Path, recipe: Path) -> None:
+def test_what_cannot_go_on_is_one_line(command: RunCommand, tmp_path: Path, recipe: Path) -> None:
     def trained(*arguments: object) -> str:
         run_id: str = command("train", "recipe.toml", *arguments, "--json").json["run_id"]
         return run_id
@@ -251,30 +251,30 @@ def test_what_cannot_go_on_is_one_line(command: Command, tmp_path: Path, recipe:
         return tmp_path / "fmnist-search" / "weights" / "train" / run_id / "state.pt"
 
     first, other = trained(), trained("--set", "model.width_1=8")
-    assert_one_line(command("train", "--resume", first), "epochs: 2", "has", "--epochs")
+    assert_single_error(command("train", "--resume", first), "epochs: 2", "has", "--epochs")
     content = state(first).read_bytes()
 
     state(first).write_bytes(state(other).read_bytes())
-    assert_one_line(command("train", "--resume", first, "--epochs", 3), first, "another training's")
+    assert_single_error(command("train", "--resume", first, "--epochs", 3), first, "another training's")
     state(first).write_bytes(content[: len(content) // 2])
-    assert_one_line(command("train", "--resume", first, "--epochs", 3), "state.pt", "damaged")
+    assert_single_error(command("train", "--resume", first, "--epochs", 3), "state.pt", "damaged")
     kept: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
     torch.save({**kept, "images": ["0", "1"]}, state(first))
-    assert_one_line(command("train", "--resume", first, "--epochs", 3), "other images", "--from-run")
+    assert_single_error(command("train", "--resume", first, "--epochs", 3), "other images", "--from-run")
     torch.save({**kept, "recipe": {**kept["recipe"], "model.width_1": 16}}, state(first))
-    assert_one_line(command("train", "--resume", first, "--epochs", 3), "weights of another network")
+    assert_single_error(command("train", "--resume", first, "--epochs", 3), "weights of another network")
     torch.save({"weights": kept["state"]["weights"]}, state(first))
-    assert_one_line(command("train", "--resume", first, "--epochs", 3), "no state of a training")
+    assert_single_error(command("train", "--resume", first, "--epochs", 3), "no state of a training")
     state(first).write_bytes(content)
-    assert command("train", "--resume", first, "--epochs", 3).code == 0
+    assert command("train", "--resume", first, "--epochs", 3).exit_code == 0
 
 
 # ------------------------------------------------------------------------------------------ several seeds
 
 
-def test_several_seeds_give_mean_and_spread(command: Command, tmp_path: Path, recipe: Path) -> None:
+def test_several_seeds_give_mean_and_spread(command: RunCommand, tmp_path: Path, recipe: Path) -> None:
     outcome = command("train", "recipe.toml", "--seeds", 3, "--json")
-    found, client = outcome.json, store(tmp_path)
+    found, client = outcome.json, make_client(tmp_path)
     accuracies = [member["val_accuracy"] for member in found["runs"]]
     assert len(set(accuracies)) > 1
     above = client.get_run(found["run_id"]).data
@@ -285,4 +285,6 @@ def test_several_seeds_give_mean_and_spread(command: Command, tmp_path: Path, re
     assert {member.data.tags["mlflow.parentRunId"] for member in members} == {found["run_id"]}
     alone = command("train", "recipe.toml", "--set", "seed=6", "--threads", 1, "--json").json
     assert alone["val_accuracy"] == accuracies[1]
-    assert_one_line(command("train", "--resume", found["runs"][0]["run_id"], "--epochs", 3), "state.pt is not there")
+    assert_single_error(
+        command("train", "--resume", found["runs"][0]["run_id"], "--epochs", 3), "state.pt is not there"
+    )

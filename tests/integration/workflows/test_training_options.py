@@ -9,9 +9,9 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from fmnist_search.data.loading import Source, read_test_set
+from fmnist_search.data.loading import DataSource, read_test_set
 from fmnist_search.registry.packaging import load_model
-from tests.integration.conftest import Finished, run
+from tests.integration.conftest import FinishedStudy, run_command
 
 STUDY = """
 name = "ingredients"
@@ -58,21 +58,21 @@ workers = 1
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def searched(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
     folder = tmp_path_factory.mktemp("ingredients")
     (folder / "ingredients.toml").write_text(STUDY)
-    outcome = run(folder, "search", "ingredients.toml")
-    assert outcome.code == 0, outcome.stderr
-    return Finished(folder, outcome)
+    outcome = run_command(folder, "search", "ingredients.toml")
+    assert outcome.exit_code == 0, outcome.stderr
+    return FinishedStudy(folder, outcome)
 
 
 @pytest.fixture(scope="module")
-def client(searched: Finished) -> MlflowClient:
+def client(searched: FinishedStudy) -> MlflowClient:
     mlflow.set_tracking_uri(searched.tracking_uri)
     return MlflowClient(searched.tracking_uri)
 
 
-def epochs_of(client: MlflowClient, kind: str) -> list[tuple[str, str, str, int]]:
+def run_epochs(client: MlflowClient, kind: str) -> list[tuple[str, str, str, int]]:
     """State, reason and epochs of the runs of a kind, as tags and as points."""
     runs = client.search_runs(["1"], f"tags.kind = '{kind}'")
     return [
@@ -86,22 +86,22 @@ def epochs_of(client: MlflowClient, kind: str) -> list[tuple[str, str, str, int]
 
 def test_trials_out_of_patience_are_completed_and_the_budget_counts_their_epochs(client: MlflowClient) -> None:
     assert (
-        epochs_of(client, "trial")
+        run_epochs(client, "trial")
         == [("completed", "early stopping: no better val_accuracy since epoch 1", "2", 2)] * 2
     )
 
 
 def test_finalists_and_the_refit_train_to_the_end(client: MlflowClient) -> None:
-    assert epochs_of(client, "finalist") == [("completed", "", "3", 3)] * 2
+    assert run_epochs(client, "finalist") == [("completed", "", "3", 3)] * 2
 
 
-def test_a_trial_that_stopped_early_is_reproduced_bit_for_bit(searched: Finished) -> None:
+def test_a_trial_that_stopped_early_is_reproduced_bit_for_bit(searched: FinishedStudy) -> None:
     found = searched.run("reproduce", 0, "--study", "ingredients", "--no-record", "--json").json
     assert (found["same"], len(found["epochs"])) == (True, 2)
 
 
 def test_the_registered_model_and_its_onnx_file_normalise_and_view_as_the_trained_one(
-    searched: Finished, client: MlflowClient, source: Source, tmp_path: Path
+    searched: FinishedStudy, client: MlflowClient, source: DataSource, tmp_path: Path
 ) -> None:
     tags = client.get_model_version("fmnist-search", "1").tags
     images = read_test_set("fashion-mnist", source)
@@ -112,4 +112,4 @@ def test_the_registered_model_and_its_onnx_file_normalise_and_view_as_the_traine
     mirrored = torch.as_tensor(model.probabilities(images.pixels.flip(-1).numpy()))
     torch.testing.assert_close(mirrored, probabilities, rtol=1e-4, atol=1e-5)
     outcome = searched.run("export", "models:/fmnist-search/1", "--onnx", tmp_path / "model.onnx", "--json")
-    assert outcome.code == 0, outcome.stderr
+    assert outcome.exit_code == 0, outcome.stderr

@@ -12,62 +12,62 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from fmnist_search.cli.image_files import read_picture, read_pictures
-from fmnist_search.data.loading import Source, read_test_set, training_pool
+from fmnist_search.cli.image_files import read_image, read_image_files
+from fmnist_search.data.loading import DataSource, read_test_set, read_training_set
 from fmnist_search.errors import UserError
 
 PIXELS: npt.NDArray[np.uint8] = (np.arange(28 * 28) % 256).astype(np.uint8).reshape(28, 28)
 
 
-def saved(folder: Path, picture: Image.Image, name: str = "picture.png") -> Path:
+def save_image(folder: Path, picture: Image.Image, name: str = "picture.png") -> Path:
     picture.save(folder / name)
     return folder / name
 
 
-def refusal(path: Path) -> str:
+def read_image_error(path: Path) -> str:
     with pytest.raises(UserError) as caught:
-        read_picture(path)
+        read_image(path)
     (line,) = caught.value.lines
     assert line.startswith(f"{path}: ")
     return line.removeprefix(f"{path}: ")
 
 
-def test_a_test_image_saved_as_a_picture_comes_back_as_its_pixels(source: Source, tmp_path: Path) -> None:
+def test_a_test_image_saved_as_a_picture_comes_back_as_its_pixels(source: DataSource, tmp_path: Path) -> None:
     boot = read_test_set("fashion-mnist", source).pixels[0].numpy()
-    read = read_picture(saved(tmp_path, Image.fromarray(boot)))
+    read = read_image(save_image(tmp_path, Image.fromarray(boot)))
     assert read.dtype == np.uint8
     assert np.array_equal(read, boot)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P"])
 def test_a_grey_picture_is_the_same_however_it_is_stored(mode: str, tmp_path: Path) -> None:
-    assert np.array_equal(read_picture(saved(tmp_path, Image.fromarray(PIXELS).convert(mode))), PIXELS)
+    assert np.array_equal(read_image(save_image(tmp_path, Image.fromarray(PIXELS).convert(mode))), PIXELS)
 
 
 def test_a_picture_of_sixteen_bits_keeps_its_shades(tmp_path: Path) -> None:
-    path = saved(tmp_path, Image.fromarray(PIXELS.astype(np.uint16) * 257))
+    path = save_image(tmp_path, Image.fromarray(PIXELS.astype(np.uint16) * 257))
     with Image.open(path) as stored:
         assert stored.mode.startswith("I")
-    assert np.array_equal(read_picture(path), PIXELS)
+    assert np.array_equal(read_image(path), PIXELS)
 
 
 def test_a_jpeg_is_read_as_well(tmp_path: Path) -> None:
     smooth = np.add.outer(np.arange(28), np.arange(28)).astype(np.uint8)
-    read = read_picture(saved(tmp_path, Image.fromarray(smooth), "picture.jpg"))
+    read = read_image(save_image(tmp_path, Image.fromarray(smooth), "picture.jpg"))
     assert np.abs(read.astype(int) - smooth).max() <= 4
 
 
 def test_a_dark_garment_on_a_light_ground_is_inverted(tmp_path: Path) -> None:
-    path = saved(tmp_path, Image.fromarray(255 - PIXELS))
-    assert np.array_equal(read_picture(path, invert=True), PIXELS)
+    path = save_image(tmp_path, Image.fromarray(255 - PIXELS))
+    assert np.array_equal(read_image(path, invert=True), PIXELS)
 
 
 def test_a_picture_of_another_size_is_refused_and_resized_on_request(tmp_path: Path) -> None:
     large = Image.fromarray(PIXELS).resize((112, 112), Image.Resampling.NEAREST)
-    path = saved(tmp_path, large)
-    assert refusal(path) == "is 112 by 112 pixels, not 28 by 28; add --resize to bring it to that size"
-    smooth = saved(tmp_path, Image.new("L", (112, 112), 90))
-    assert (read_picture(smooth, resize=True) == 90).all()
+    path = save_image(tmp_path, large)
+    assert read_image_error(path) == "is 112 by 112 pixels, not 28 by 28; add --resize to bring it to that size"
+    smooth = save_image(tmp_path, Image.new("L", (112, 112), 90))
+    assert (read_image(smooth, resize=True) == 90).all()
 
 
 @pytest.mark.parametrize("size", [(56, 28), (28, 56), (300, 200), (2, 3)])
@@ -75,8 +75,8 @@ def test_a_picture_of_another_size_is_refused_and_resized_on_request(tmp_path: P
 def test_a_picture_that_is_not_square_keeps_its_shape_on_black_ground(
     size: tuple[int, int], invert: bool, tmp_path: Path
 ) -> None:
-    path = saved(tmp_path, Image.new("L", size, 55 if invert else 200))
-    read = read_picture(path, resize=True, invert=invert)
+    path = save_image(tmp_path, Image.new("L", size, 55 if invert else 200))
+    read = read_image(path, resize=True, invert=invert)
     assert read.shape == (28, 28)
     assert set(np.unique(read)) == {0, 200}
     width, height = (read == 200).any(0).sum(), (read == 200).any(1).sum()
@@ -90,7 +90,7 @@ def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path) -> None:
     picture = Image.new("L", (280, 280))
     picture.paste(255, (0, 0, 140, 280))
     picture.save(tmp_path / "photograph.jpg", exif=turned)
-    read = read_picture(tmp_path / "photograph.jpg", resize=True)
+    read = read_image(tmp_path / "photograph.jpg", resize=True)
     assert read[:10].min() > 200
     assert read[-10:].max() < 50
 
@@ -99,15 +99,15 @@ def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "shoe.png") == "no such file; check the path"
+    assert read_image_error(tmp_path / "shoe.png") == "no such file; check the path"
 
 
 def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
-    whole = saved(tmp_path, Image.fromarray(PIXELS)).read_bytes()
+    whole = save_image(tmp_path, Image.fromarray(PIXELS)).read_bytes()
     for content in (b"", b"I am a shoe", whole[: len(whole) // 2], whole[:60] + b"?" + whole[61:]):
         (tmp_path / "broken.png").write_bytes(content)
-        assert "is no picture that can be read" in refusal(tmp_path / "broken.png")
-    assert "is no picture that can be read" in refusal(tmp_path)
+        assert "is no picture that can be read" in read_image_error(tmp_path / "broken.png")
+    assert "is no picture that can be read" in read_image_error(tmp_path)
 
 
 def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
@@ -118,51 +118,51 @@ def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None
     ]
     content = b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
     (tmp_path / "bomb.png").write_bytes(content)
-    assert "decompression bomb" in refusal(tmp_path / "bomb.png")
+    assert "decompression bomb" in read_image_error(tmp_path / "bomb.png")
 
 
 # ---------------------------------------------------------------------------------- IDX and folders
 
 
-def idx(images: npt.NDArray[np.uint8]) -> bytes:
+def to_idx_bytes(images: npt.NDArray[np.uint8]) -> bytes:
     return struct.pack(">4I", 0x0803, *images.shape) + images.tobytes()
 
 
-SEVERAL = np.random.default_rng(0).integers(0, 256, (5, 28, 28)).astype(np.uint8)
+IMAGE_BATCH = np.random.default_rng(0).integers(0, 256, (5, 28, 28)).astype(np.uint8)
 
 
-def read_all(*paths: Path, **settings: bool) -> tuple[list[str], npt.NDArray[np.uint8]]:
-    pictures = list(read_pictures(paths, **settings))
+def read_all_images(*paths: Path, **settings: bool) -> tuple[list[str], npt.NDArray[np.uint8]]:
+    pictures = list(read_image_files(paths, **settings))
     return [picture.name for picture in pictures], np.stack([picture.pixels for picture in pictures])
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_an_idx_file_gives_its_images_in_order_whatever_its_name(packed: bool, tmp_path: Path) -> None:
     path = tmp_path / "anything"
-    path.write_bytes(gzip.compress(idx(SEVERAL)) if packed else idx(SEVERAL))
-    names, pixels = read_all(path)
+    path.write_bytes(gzip.compress(to_idx_bytes(IMAGE_BATCH)) if packed else to_idx_bytes(IMAGE_BATCH))
+    names, pixels = read_all_images(path)
     assert names == [f"{path}[{number}]" for number in range(5)]
-    assert np.array_equal(pixels, SEVERAL)
-    assert np.array_equal(read_all(path, invert=True)[1], 255 - SEVERAL)
+    assert np.array_equal(pixels, IMAGE_BATCH)
+    assert np.array_equal(read_all_images(path, invert=True)[1], 255 - IMAGE_BATCH)
 
 
-def test_the_datasets_own_file_is_read(source: Source) -> None:
-    pictures = read_pictures([source.cache / "fashion-mnist" / "train-images-idx3-ubyte"])
-    pool = training_pool("fashion-mnist", source).pixels
+def test_the_datasets_own_file_is_read(source: DataSource) -> None:
+    pictures = read_image_files([source.cache / "fashion-mnist" / "train-images-idx3-ubyte"])
+    pool = read_training_set("fashion-mnist", source).pixels
     for pixels in pool[:3]:
         assert np.array_equal(next(pictures).pixels, pixels.numpy())
 
 
 def test_an_idx_file_of_larger_images_is_resized_on_request(tmp_path: Path) -> None:
     path = tmp_path / "large"
-    path.write_bytes(idx(np.full((2, 56, 56), 90, np.uint8)))
-    assert refusal_of(path) == "is 56 by 56 pixels, not 28 by 28; add --resize to bring it to that size"
-    assert (read_all(path, resize=True)[1] == 90).all()
+    path.write_bytes(to_idx_bytes(np.full((2, 56, 56), 90, np.uint8)))
+    assert read_image_files_error(path) == "is 56 by 56 pixels, not 28 by 28; add --resize to bring it to that size"
+    assert (read_all_images(path, resize=True)[1] == 90).all()
 
 
-def refusal_of(path: Path) -> str:
+def read_image_files_error(path: Path) -> str:
     with pytest.raises(UserError) as caught:
-        list(read_pictures([path]))
+        list(read_image_files([path]))
     (line,) = caught.value.lines
     assert line.startswith(f"{path}: ")
     return line.removeprefix(f"{path}: ")
@@ -171,11 +171,11 @@ def refusal_of(path: Path) -> str:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (idx(SEVERAL)[:-1], "ends within image 4 of 5"),
-        (idx(SEVERAL) + b"?", "is longer than its 5 images"),
-        (gzip.compress(idx(SEVERAL))[:-9], "cannot be read"),
+        (to_idx_bytes(IMAGE_BATCH)[:-1], "ends within image 4 of 5"),
+        (to_idx_bytes(IMAGE_BATCH) + b"?", "is longer than its 5 images"),
+        (gzip.compress(to_idx_bytes(IMAGE_BATCH))[:-9], "cannot be read"),
         (gzip.compress(b"hello", mtime=0), "is no IDX file of images"),
-        (idx(SEVERAL)[:11], "is no IDX file of images"),
+        (to_idx_bytes(IMAGE_BATCH)[:11], "is no IDX file of images"),
         (struct.pack(">2I", 0x0801, 3) + b"123", "holds labels"),
         (struct.pack(">4I", 0x0D03, 1, 28, 28) + bytes(4 * 784), "is no IDX file of images"),
         (struct.pack(">4I", 0x0803, 0, 28, 28), "says that it holds 0 images"),
@@ -185,29 +185,29 @@ def refusal_of(path: Path) -> str:
 def test_a_damaged_idx_file_is_refused_by_name(content: bytes, expected: str, tmp_path: Path) -> None:
     path = tmp_path / "file-idx3-ubyte"
     path.write_bytes(content)
-    assert expected in refusal_of(path)
+    assert expected in read_image_files_error(path)
 
 
 def test_a_folder_gives_its_pictures_sorted_and_says_what_it_skips(tmp_path: Path) -> None:
     for name, number in (("b.png", 1), ("a.PNG", 0), ("c.bmp", 2)):
-        Image.fromarray(SEVERAL[number]).save(tmp_path / name)
+        Image.fromarray(IMAGE_BATCH[number]).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("a list")
     (tmp_path / ".hidden").write_text("nobody asks for it")
     (tmp_path / "below").mkdir()
     said: list[str] = []
-    pictures = list(read_pictures([tmp_path], say=said.append))
+    pictures = list(read_image_files([tmp_path], on_message=said.append))
     assert [Path(picture.name).name for picture in pictures] == ["a.PNG", "b.png", "c.bmp"]
-    assert np.array_equal(np.stack([picture.pixels for picture in pictures]), SEVERAL[:3])
+    assert np.array_equal(np.stack([picture.pixels for picture in pictures]), IMAGE_BATCH[:3])
     assert said == [f"{tmp_path}: skipped what is no picture: notes.txt"]
 
 
 def test_a_folder_without_pictures_or_with_a_broken_one_is_refused(tmp_path: Path) -> None:
-    assert "holds no picture" in refusal_of(tmp_path)
+    assert "holds no picture" in read_image_files_error(tmp_path)
     (tmp_path / "broken.png").write_text("I am a shoe")
     with pytest.raises(UserError, match=r"broken\.png: is no picture that can be read"):
-        list(read_pictures([tmp_path]))
+        list(read_image_files([tmp_path]))
 
 
 def test_what_is_missing_is_said_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.png: no such file"):
-        read_pictures([tmp_path / "none.png"])
+        read_image_files([tmp_path / "none.png"])

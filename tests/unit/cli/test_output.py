@@ -15,39 +15,58 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fmnist_search.cli import output
-from fmnist_search.cli.output import BARS, Exit, StudyDisplay, TrainingDisplay, minutes, percent, show_json, sparkline
+from fmnist_search.cli.output import (
+    SPARKLINE_BLOCKS,
+    ExitCode,
+    StudyProgressDisplay,
+    TrainingProgressDisplay,
+    format_duration,
+    format_percent,
+    show_json,
+    sparkline,
+)
 from fmnist_search.errors import UserError
-from fmnist_search.recipe.recipe import Recipe, known_hyperparameters, short_text
-from fmnist_search.results.study import Champion, Confirmed, Ending, EpochReport, State, StudySummary, TrialRow
+from fmnist_search.recipe.recipe import Recipe, format_value_short, recipe_hyperparameters
+from fmnist_search.results.study import (
+    Champion,
+    ConfirmedScore,
+    EpochReport,
+    StopReason,
+    StudySummary,
+    TrialRecord,
+    TrialState,
+)
 from fmnist_search.training.evaluation import wilson
-from tests.support.studies import study
+from tests.support.studies import make_study
 
-Output = pytest.CaptureFixture[str]
+CaptureOutput = pytest.CaptureFixture[str]
 
 
-def row(number: int, state: State = State.COMPLETED, value: float | None = 0.9, **changes: Any) -> TrialRow:
+def make_trial(
+    number: int, state: TrialState = TrialState.COMPLETED, value: float | None = 0.9, **changes: Any
+) -> TrialRecord:
     recipe = Recipe().replace({"seed": number, "model.depth": 2})
-    return dataclasses.replace(TrialRow(number, state, value, 3, recipe, seconds=2.5), **changes)
+    return dataclasses.replace(TrialRecord(number, state, value, 3, recipe, seconds=2.5), **changes)
 
 
-def report(epoch: int, accuracy: float | None) -> EpochReport:
+def make_report(epoch: int, accuracy: float | None) -> EpochReport:
     return EpochReport(epoch, 0.5, 0.8, None if accuracy is None else 0.6, accuracy, 0.1, 1.25)
 
 
-def refuse(constant: str) -> None:
+def reject_constant(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
 # ------------------------------------------------------------------------------ a study as it runs
 
 
-def test_without_a_terminal_every_trial_is_one_plain_line(capsys: Output) -> None:
-    with StudyDisplay(study()) as display:
-        display.study_opened([], 0.0)
+def test_without_a_terminal_every_trial_is_one_plain_line(capsys: CaptureOutput) -> None:
+    with StudyProgressDisplay(make_study()) as display:
+        display.on_study_start([], 0.0)
         for number, value in enumerate([0.5, 0.912, 0.7]):
-            display.training_started(f"{number:03d} cnn 32-64", Recipe())
-            display.epoch_ended(f"{number:03d} cnn 32-64", report(1, value))
-            display.trial_ended(row(number, value=value))
+            display.on_training_start(f"{number:03d} cnn 32-64", Recipe())
+            display.on_epoch_end(f"{number:03d} cnn 32-64", make_report(1, value))
+            display.on_trial_end(make_trial(number, value=value))
     written = capsys.readouterr()
     assert written.out == ""
     assert "\x1b" not in written.err
@@ -58,47 +77,47 @@ def test_without_a_terminal_every_trial_is_one_plain_line(capsys: Output) -> Non
     ]
 
 
-def test_the_columns_of_the_lines_stand_below_each_other(capsys: Output) -> None:
-    display = StudyDisplay(study())
-    for number, state in enumerate(State):
-        display.trial_ended(row(number, state, None if state is State.FAILED else 0.5))
+def test_the_columns_of_the_lines_stand_below_each_other(capsys: CaptureOutput) -> None:
+    display = StudyProgressDisplay(make_study())
+    for number, state in enumerate(TrialState):
+        display.on_trial_end(make_trial(number, state, None if state is TrialState.FAILED else 0.5))
     lines = capsys.readouterr().err.splitlines()
     assert len({line.index("cnn 32-64") for line in lines}) == 1
 
 
-def test_a_line_says_why_a_trial_failed_and_stays_one_line(capsys: Output) -> None:
+def test_a_line_says_why_a_trial_failed_and_stays_one_line(capsys: CaptureOutput) -> None:
     reason = "out of memory: tried to allocate [2 GiB] of [bold]VRAM[/bold]; " + "a long story " * 20
-    StudyDisplay(study()).trial_ended(row(3, State.FAILED, None, reason=reason))
+    StudyProgressDisplay(make_study()).on_trial_end(make_trial(3, TrialState.FAILED, None, reason=reason))
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("003 failed ")
     assert line.endswith(f"({reason})")
     assert "1 failed" in line
 
 
-def test_the_tally_counts_what_the_budget_counts(capsys: Output) -> None:
-    display = StudyDisplay(study())
-    display.study_opened(
+def test_the_tally_counts_what_the_budget_counts(capsys: CaptureOutput) -> None:
+    display = StudyProgressDisplay(make_study())
+    display.on_study_start(
         [
-            row(0, value=0.8),
-            row(1, State.PRUNED, 0.95),
-            row(2, State.PRUNED, 0.95, duplicate_of=1),
-            row(3, State.INTERRUPTED, 0.99),
-            row(4, State.FAILED, None),
-            row(5, value=0.8, duplicate_of=0),
+            make_trial(0, value=0.8),
+            make_trial(1, TrialState.PRUNED, 0.95),
+            make_trial(2, TrialState.PRUNED, 0.95, duplicate_of=1),
+            make_trial(3, TrialState.INTERRUPTED, 0.99),
+            make_trial(4, TrialState.FAILED, None),
+            make_trial(5, value=0.8, duplicate_of=0),
         ],
         12.5,
     )
-    display.trial_ended(row(6, value=0.7))
+    display.on_trial_end(make_trial(6, value=0.7))
     assert capsys.readouterr().err.rstrip().endswith("4 of 20 trials, best 80.00%, 1 pruned, 1 failed")
 
 
-def test_a_budget_of_minutes_has_no_total(capsys: Output) -> None:
-    StudyDisplay(study(budget={"minutes": 3})).trial_ended(row(0))
+def test_a_budget_of_minutes_has_no_total(capsys: CaptureOutput) -> None:
+    StudyProgressDisplay(make_study(budget={"minutes": 3})).on_trial_end(make_trial(0))
     assert "1 trials, best 90.00%" in capsys.readouterr().err
 
 
-def test_what_is_said_is_said_to_the_letter(capsys: Output) -> None:
-    StudyDisplay(study()).say("confirming [red] and [1, 2] :smile: " + "x" * 200)
+def test_what_is_said_is_said_to_the_letter(capsys: CaptureOutput) -> None:
+    StudyProgressDisplay(make_study()).on_message("confirming [red] and [1, 2] :smile: " + "x" * 200)
     assert capsys.readouterr().err == "confirming [red] and [1, 2] :smile: " + "x" * 200 + "\n"
 
 
@@ -106,18 +125,18 @@ def test_what_is_said_is_said_to_the_letter(capsys: Output) -> None:
 def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What a terminal gets to see. The display is drawn a last time, and erased, when it is left."""
     screen = io.StringIO()
-    monkeypatch.setattr(output, "talk", Console(file=screen, force_terminal=True, width=120, color_system=None))
+    monkeypatch.setattr(output, "stderr", Console(file=screen, force_terminal=True, width=120, color_system=None))
     return screen
 
 
 @pytest.mark.parametrize("budget", [{"trials": 20}, {"minutes": 3}, {"trials": 20, "minutes": 3}])
 def test_on_a_terminal_a_display_follows_the_running_trial(budget: dict[str, int], screen: io.StringIO) -> None:
-    with StudyDisplay(study(budget=budget)) as display:
-        display.study_opened([row(0)], 2.5)
-        display.trial_ended(row(1, value=0.95))
-        display.training_started("002 cnn 32-64", Recipe())
+    with StudyProgressDisplay(make_study(budget=budget)) as display:
+        display.on_study_start([make_trial(0)], 2.5)
+        display.on_trial_end(make_trial(1, value=0.95))
+        display.on_training_start("002 cnn 32-64", Recipe())
         for epoch, value in enumerate([0.5, 0.8, 0.875], 1):
-            display.epoch_ended("002 cnn 32-64", report(epoch, value))
+            display.on_epoch_end("002 cnn 32-64", make_report(epoch, value))
     shown = screen.getvalue()
     assert "001 completed" in shown
     assert ("small: 2 of 20 trials, best 95.00%; " if "trials" in budget else "small: 2 trials, best 95.00%; ") in shown
@@ -126,18 +145,18 @@ def test_on_a_terminal_a_display_follows_the_running_trial(budget: dict[str, int
 
 
 def test_on_a_terminal_there_is_a_display_before_the_first_epoch(screen: io.StringIO) -> None:
-    with StudyDisplay(study()) as display:
-        display.study_opened([], 0.0)
-        display.training_started("000 cnn 32-64", Recipe())
+    with StudyProgressDisplay(make_study()) as display:
+        display.on_study_start([], 0.0)
+        display.on_training_start("000 cnn 32-64", Recipe())
     assert "small: 0 of 20 trials, best -; " in screen.getvalue()
     assert "000 cnn 32-64    first epoch" in screen.getvalue()
 
 
-def test_a_training_is_a_line_for_each_epoch(capsys: Output) -> None:
-    display = TrainingDisplay()
-    display.training_started("train cnn 32-64", Recipe())
-    display.epoch_ended("train cnn 32-64", report(1, 0.75))
-    display.epoch_ended("train cnn 32-64", report(2, None))
+def test_a_training_is_a_line_for_each_epoch(capsys: CaptureOutput) -> None:
+    display = TrainingProgressDisplay()
+    display.on_training_start("train cnn 32-64", Recipe())
+    display.on_epoch_end("train cnn 32-64", make_report(1, 0.75))
+    display.on_epoch_end("train cnn 32-64", make_report(2, None))
     assert capsys.readouterr().err.splitlines() == [
         "train cnn 32-64",
         "  epoch 1: loss 0.5000, accuracy 80.00%, validation 75.00%, 1.2 s",
@@ -152,12 +171,12 @@ def test_a_training_is_a_line_for_each_epoch(capsys: Output) -> None:
 def test_a_sparkline_rises_and_falls_with_its_values(values: list[float]) -> None:
     line = sparkline(values)
     assert len(line) == len(values)
-    heights = [BARS.index(bar) for bar in line]
+    heights = [SPARKLINE_BLOCKS.index(bar) for bar in line]
     for (one, low), (other, high) in itertools.pairwise(zip(values, heights, strict=True)):
         assert low <= high if one <= other else low >= high
-    assert line[values.index(min(values))] == BARS[0]
+    assert line[values.index(min(values))] == SPARKLINE_BLOCKS[0]
     if min(values) < max(values):
-        assert line[values.index(max(values))] == BARS[-1]
+        assert line[values.index(max(values))] == SPARKLINE_BLOCKS[-1]
 
 
 def test_a_sparkline_of_nothing_is_nothing() -> None:
@@ -165,19 +184,19 @@ def test_a_sparkline_of_nothing_is_nothing() -> None:
 
 
 def test_spans_and_shares_are_for_people() -> None:
-    assert [minutes(seconds) for seconds in (0.2, 89, 90, 3_600)] == ["0 s", "89 s", "2 min", "60 min"]
-    assert [percent(value) for value in (None, 0.0, 0.91234, 1.0)] == ["-", "0.00%", "91.23%", "100.00%"]
+    assert [format_duration(seconds) for seconds in (0.2, 89, 90, 3_600)] == ["0 s", "89 s", "2 min", "60 min"]
+    assert [format_percent(value) for value in (None, 0.0, 0.91234, 1.0)] == ["-", "0.00%", "91.23%", "100.00%"]
 
 
-def test_an_error_is_its_lines_on_stderr(capsys: Output) -> None:
-    output.show_error(UserError("a.toml: [space.cnn] is wrong", "b" * 300))
+def test_an_error_is_its_lines_on_stderr(capsys: CaptureOutput) -> None:
+    output.print_error(UserError("a.toml: [space.cnn] is wrong", "b" * 300))
     written = capsys.readouterr()
     assert written.out == ""
     assert written.err.splitlines() == ["error: a.toml: [space.cnn] is wrong", "error: " + "b" * 300]
 
 
 def test_the_exit_codes_are_those_that_scripts_rely_on() -> None:
-    assert {code.name: int(code) for code in Exit} == {
+    assert {code.name: int(code) for code in ExitCode} == {
         "DONE": 0,
         "UNEXPECTED": 1,
         "USAGE": 2,
@@ -190,13 +209,15 @@ def test_the_exit_codes_are_those_that_scripts_rely_on() -> None:
 # -------------------------------------------------------------------------------------------- tables
 
 
-def shown(rows: list[TrialRow], names: list[str], capsys: Output) -> list[list[str]]:
-    output.show_table(output.leaderboard(rows, names))
+def leaderboard_cells(rows: list[TrialRecord], names: list[str], capsys: CaptureOutput) -> list[list[str]]:
+    output.print_table(output.leaderboard_table(rows, names))
     return [line.split() for line in capsys.readouterr().out.splitlines()]
 
 
-def test_a_leaderboard_is_a_row_for_each_trial(capsys: Output) -> None:
-    head, *body = shown([row(7), row(11, value=0.8)], ["model.depth", "model.width_1", "batch_size"], capsys)
+def test_a_leaderboard_is_a_row_for_each_trial(capsys: CaptureOutput) -> None:
+    head, *body = leaderboard_cells(
+        [make_trial(7), make_trial(11, value=0.8)], ["model.depth", "model.width_1", "batch_size"], capsys
+    )
     # The network's name says its widths.
     assert head == ["trial", "val_accuracy", "network", "seconds", "depth", "batch_size"]
     assert body == [
@@ -205,61 +226,65 @@ def test_a_leaderboard_is_a_row_for_each_trial(capsys: Output) -> None:
     ]
 
 
-def test_a_leaderboard_of_everything_loses_nothing(capsys: Output) -> None:
+def test_a_leaderboard_of_everything_loses_nothing(capsys: CaptureOutput) -> None:
     recipe = Recipe().replace({"model.depth": 5, "optimizer.learning_rate": 0.012345678})
-    names = list(known_hyperparameters(type(recipe.model)))
-    head, *body = shown([row(0, recipe=recipe)], names, capsys)
+    names = list(recipe_hyperparameters(type(recipe.model)))
+    head, *body = leaderboard_cells([make_trial(0, recipe=recipe)], names, capsys)
     assert len(body) == 1
-    flat = recipe.flat()
-    expected = [short_text(flat[name]) for name in names if not name.startswith("model.width_")]
+    flat = recipe.to_flat_dict()
+    expected = [format_value_short(flat[name]) for name in names if not name.startswith("model.width_")]
     assert body[0] == ["0", "90.00%", "cnn", "32-64-128-128-128", "2.5", *expected]
     assert "…" not in "".join(head)
 
 
-def test_columns_are_told_apart(capsys: Output) -> None:
-    head, _ = shown([row(0)], ["model.activation", "optimizer.name", "schedule.name"], capsys)
+def test_columns_are_told_apart(capsys: CaptureOutput) -> None:
+    head, _ = leaderboard_cells([make_trial(0)], ["model.activation", "optimizer.name", "schedule.name"], capsys)
     assert len(set(head)) == len(head)
 
 
 # ---------------------------------------------------------------------------------------------- JSON
 
 
-def test_a_summary_is_json_that_says_everything(capsys: Output) -> None:
-    recipe = row(1).recipe
+def test_a_summary_is_json_that_says_everything(capsys: CaptureOutput) -> None:
+    recipe = make_trial(1).recipe
     champion = Champion(
-        Confirmed(1, recipe, (0.9, 0.91)), recipe, wilson(9_000, 10_000), "fmnist-search", "3", "champion"
+        ConfirmedScore(1, recipe, (0.9, 0.91)), recipe, wilson(9_000, 10_000), "fmnist-search", "3", "champion"
     )
-    rows = (row(0, State.FAILED, None, reason="Größe"), row(1, run_id="abc"), row(2, duplicate_of=1))
-    show_json(StudySummary("small", "Why?", rows, Ending.TRIALS, 3, 12.5, run_id="def", champion=champion))
+    rows = (
+        make_trial(0, TrialState.FAILED, None, reason="Größe"),
+        make_trial(1, run_id="abc"),
+        make_trial(2, duplicate_of=1),
+    )
+    show_json(StudySummary("small", "Why?", rows, StopReason.TRIALS, 3, 12.5, run_id="def", champion=champion))
     written = capsys.readouterr()
     assert written.err == ""
-    parsed = json.loads(written.out, parse_constant=refuse)
-    assert (parsed["name"], parsed["run_id"], parsed["ended_by"]) == ("small", "def", Ending.TRIALS.value)
+    parsed = json.loads(written.out, parse_constant=reject_constant)
+    assert (parsed["name"], parsed["run_id"], parsed["ended_by"]) == ("small", "def", StopReason.TRIALS.value)
     assert [(trial["number"], trial["state"], trial["value"]) for trial in parsed["trials"]] == [
         (0, "failed", None),
         (1, "completed", 0.9),
         (2, "completed", 0.9),
     ]
     assert parsed["trials"][0]["reason"] == "Größe"
-    assert parsed["trials"][1]["recipe"] == recipe.flat()
+    assert parsed["trials"][1]["recipe"] == recipe.to_flat_dict()
     assert parsed["champion"]["confirmed"]["accuracies"] == [0.9, 0.91]
     assert parsed["champion"]["test"]["hits"] == 9_000
 
 
-def test_json_keeps_every_digit_of_a_recipe(capsys: Output) -> None:
+def test_json_keeps_every_digit_of_a_recipe(capsys: CaptureOutput) -> None:
     recipe = Recipe().replace({"optimizer.learning_rate": 0.1 + 0.2, "optimizer.nesterov": False})
     show_json([recipe])
-    (parsed,) = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    (parsed,) = json.loads(capsys.readouterr().out, parse_constant=reject_constant)
     assert Recipe().replace(parsed) == recipe
     assert parsed["optimizer.nesterov"] is False
 
 
-def test_json_of_what_has_no_value_is_null(capsys: Output) -> None:
-    show_json({"best": None, "states": (State.PRUNED,), "exit": Exit.USAGE})
+def test_json_of_what_has_no_value_is_null(capsys: CaptureOutput) -> None:
+    show_json({"best": None, "states": (TrialState.PRUNED,), "exit": ExitCode.USAGE_ERROR})
     assert json.loads(capsys.readouterr().out) == {"best": None, "states": ["pruned"], "exit": 2}
 
 
 def test_nothing_is_written_to_stdout_but_what_was_asked_for() -> None:
-    assert output.talk.stderr
-    assert not output.out.stderr
-    assert output.out.file is sys.stdout
+    assert output.stderr.stderr
+    assert not output.stdout.stderr
+    assert output.stdout.file is sys.stdout

@@ -10,20 +10,20 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fmnist_search.config.conditional_space import (
-    Size,
-    Variable,
-    always_there,
-    count,
-    points,
-    ranges_of_all,
-    size,
-    values,
-    variables,
+    ConditionalHyperparameter,
+    SpaceSize,
+    conditional_hyperparameters,
+    domain_values,
+    enumerate_points,
+    space_size,
+    unconditional_domains,
+    unconditional_ranges,
+    value_count,
 )
-from fmnist_search.config.space import Choice, Domain, Pin, Range, Space, parse_space
+from fmnist_search.config.space import Choice, Domain, Fixed, Range, Space, parse_space
 from fmnist_search.recipe.hyperparameters import Value
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.search.suggest import FAMILY, grid_points
+from fmnist_search.search.suggest import FAMILY_NAME, grid_points
 from tests.support.studies import space_tables
 
 # ------------------------------------------------------------------------------ values of a domain
@@ -32,8 +32,8 @@ from tests.support.studies import space_tables
 @pytest.mark.parametrize(
     ("domain", "expected"),
     [
-        (Pin(3), (3,)),
-        (Pin("sgd"), ("sgd",)),
+        (Fixed(3), (3,)),
+        (Fixed("sgd"), ("sgd",)),
         (Choice((64, 16, 32)), (64, 16, 32)),
         (Choice((True, False)), (True, False)),
         (Range(1, 4), (1, 2, 3, 4)),
@@ -48,28 +48,28 @@ from tests.support.studies import space_tables
     ids=str,
 )
 def test_a_domain_lists_its_values_where_they_have_an_end(domain: Domain, expected: tuple[Value, ...] | None) -> None:
-    assert values(domain) == expected
-    assert count(domain) == (None if expected is None else len(expected))
+    assert domain_values(domain) == expected
+    assert value_count(domain) == (None if expected is None else len(expected))
 
 
 def test_a_step_that_falls_on_the_end_but_for_rounding_is_its_last_value() -> None:
     # 0.1 * 3 is a little more than 0.3, and (0.3 - 0) / 0.1 a little less than 3.
-    assert values(Range(0.0, 0.3, step=0.1)) == pytest.approx((0.0, 0.1, 0.2, 0.3))
-    assert count(Range(0.0, 0.3, step=0.1)) == 4
+    assert domain_values(Range(0.0, 0.3, step=0.1)) == pytest.approx((0.0, 0.1, 0.2, 0.3))
+    assert value_count(Range(0.0, 0.3, step=0.1)) == 4
 
 
 def test_whole_numbers_stay_whole_and_decimal_ones_decimal() -> None:
-    assert [type(value) for value in values(Range(1, 3)) or ()] == [int] * 3
-    assert [type(value) for value in values(Range(0.0, 1.0, step=1.0)) or ()] == [float] * 2
+    assert [type(value) for value in domain_values(Range(1, 3)) or ()] == [int] * 3
+    assert [type(value) for value in domain_values(Range(0.0, 1.0, step=1.0)) or ()] == [float] * 2
 
 
 def test_a_long_range_is_counted_without_being_listed() -> None:
-    assert count(Range(1, 10**15)) == 10**15
-    assert count(Range(0, 10**15, step=2)) == 10**15 // 2 + 1
+    assert value_count(Range(1, 10**15)) == 10**15
+    assert value_count(Range(0, 10**15, step=2)) == 10**15 // 2 + 1
 
 
 @st.composite
-def stepped(draw: st.DrawFn) -> Range:
+def stepped_ranges(draw: st.DrawFn) -> Range:
     """Ranges of decimal numbers as people write them."""
     digits = draw(st.integers(0, 4))
     low, steps, step = draw(st.tuples(st.integers(0, 1000), st.integers(1, 50), st.integers(1, 100)))
@@ -77,13 +77,13 @@ def stepped(draw: st.DrawFn) -> Range:
     return Range(float(low_text), float(high_text), step=float(step_text))
 
 
-@given(stepped())
+@given(stepped_ranges())
 def test_every_value_of_a_stepped_range_is_one_that_the_range_holds(domain: Range) -> None:
-    listed = values(domain)
+    listed = domain_values(domain)
     assert listed
-    assert all(domain.holds(value) for value in listed)
+    assert all(domain.contains(value) for value in listed)
     assert listed[-1] == pytest.approx(domain.high)
-    assert len(set(listed)) == len(listed) == count(domain)
+    assert len(set(listed)) == len(listed) == value_count(domain)
 
 
 def test_the_last_step_is_no_larger_than_the_hyperparameter_allows() -> None:
@@ -96,21 +96,25 @@ def test_the_last_step_is_no_larger_than_the_hyperparameter_allows() -> None:
 # --------------------------------------------------------------------------------------- what varies
 
 
-def space_of(table: dict[str, Any]) -> Space:
+def make_space(table: dict[str, Any]) -> Space:
     return parse_space(table)
 
 
-def names(found: list[Variable]) -> list[str]:
-    return [variable.name for variable in found]
+def variable_names(variables_found: list[ConditionalHyperparameter]) -> list[str]:
+    return [variable.name for variable in variables_found]
 
 
-def gates(table: dict[str, Any], family: str = "cnn") -> dict[str, dict[str, tuple[Value, ...]]]:
+def variable_conditions(table: dict[str, Any], family: str = "cnn") -> dict[str, dict[str, tuple[Value, ...]]]:
     """On what each variable depends, by name."""
-    return {variable.name: dict(variable.depends_on) for variable in variables(space_of(table), family)}
+    return {
+        variable.name: dict(variable.conditions) for variable in conditional_hyperparameters(make_space(table), family)
+    }
 
 
 def test_widths_and_kernels_are_there_up_to_the_depth() -> None:
-    found = gates({"cnn": {"depth": [1, 2, 3], "width_1": [8, 16], "width_2": [8, 16], "kernel_3": [3, 5]}})
+    found = variable_conditions(
+        {"cnn": {"depth": [1, 2, 3], "width_1": [8, 16], "width_2": [8, 16], "kernel_3": [3, 5]}}
+    )
     assert found == {
         "model.depth": {},
         "model.width_1": {},
@@ -120,13 +124,13 @@ def test_widths_and_kernels_are_there_up_to_the_depth() -> None:
 
 
 def test_a_range_of_depths_is_a_gate_like_a_list() -> None:
-    found = gates({"cnn": {"depth": {"low": 1, "high": 4}, "width_3": {"low": 8, "high": 16}}})
+    found = variable_conditions({"cnn": {"depth": {"low": 1, "high": 4}, "width_3": {"low": 8, "high": 16}}})
     assert found["model.width_3"] == {"model.depth": (3, 4)}
 
 
 def test_the_order_of_a_list_of_depths_decides_nothing() -> None:
     for depths in itertools.permutations([1, 2, 3]):
-        found = gates({"cnn": {"depth": list(depths), "width_2": [8, 16]}})
+        found = variable_conditions({"cnn": {"depth": list(depths), "width_2": [8, 16]}})
         (wanted,) = found["model.width_2"].values()
         assert sorted(map(int, wanted)) == [2, 3]
 
@@ -137,11 +141,13 @@ def test_the_order_of_a_list_of_depths_decides_nothing() -> None:
 )
 def test_below_a_pinned_depth_nothing_depends_and_what_lies_deeper_is_left_out(depth: int, there: list[str]) -> None:
     own = {"depth": depth, "pool": ["max", "average"], **{f"width_{block}": [8, 16] for block in (1, 2, 3)}}
-    assert gates({"cnn": own}) == {f"model.{name}": {} for name in there}
+    assert variable_conditions({"cnn": own}) == {f"model.{name}": {} for name in there}
 
 
 def test_where_nobody_says_how_deep_the_default_depth_decides() -> None:
-    assert names(variables(space_of({"cnn": {f"width_{n}": [8, 16] for n in range(1, 6)}}), "cnn")) == [
+    assert variable_names(
+        conditional_hyperparameters(make_space({"cnn": {f"width_{n}": [8, 16] for n in range(1, 6)}}), "cnn")
+    ) == [
         "model.width_1",
         "model.width_2",
         "model.width_3",
@@ -151,29 +157,31 @@ def test_where_nobody_says_how_deep_the_default_depth_decides() -> None:
 def test_nesterov_is_there_where_the_rule_is_sgd() -> None:
     nesterov = {"optimizer.nesterov": [True, False]}
     several = {"common": {**nesterov, "optimizer.name": ["sgd", "adam", "adamw"]}}
-    assert gates(several) == {"optimizer.name": {}, "optimizer.nesterov": {"optimizer.name": ("sgd",)}}
-    assert gates({"common": {**nesterov, "optimizer.name": "sgd"}}) == {"optimizer.nesterov": {}}
+    assert variable_conditions(several) == {"optimizer.name": {}, "optimizer.nesterov": {"optimizer.name": ("sgd",)}}
+    assert variable_conditions({"common": {**nesterov, "optimizer.name": "sgd"}}) == {"optimizer.nesterov": {}}
     for never in ({"optimizer.name": ["adam", "adamw"]}, {"optimizer.name": "adam"}, {}):
-        assert "optimizer.nesterov" not in gates({"common": {**nesterov, **never}})
+        assert "optimizer.nesterov" not in variable_conditions({"common": {**nesterov, **never}})
 
 
 def test_a_warmup_is_there_where_the_schedule_has_one() -> None:
     common = {"schedule.warmup": {"low": 0.1, "high": 0.5}, "schedule.name": ["constant", "one-cycle"]}
-    assert gates({"common": common})["schedule.warmup"] == {"schedule.name": ("one-cycle",)}
+    assert variable_conditions({"common": common})["schedule.warmup"] == {"schedule.name": ("one-cycle",)}
 
 
 def test_hidden_layers_are_there_where_an_mlp_is_not_linear() -> None:
-    found = gates({"mlp": {"depth": [0, 1, 2], "width": [64, 128], "dropout": {"low": 0.0, "high": 0.5}}}, "mlp")
+    found = variable_conditions(
+        {"mlp": {"depth": [0, 1, 2], "width": [64, 128], "dropout": {"low": 0.0, "high": 0.5}}}, "mlp"
+    )
     hidden = {"model.depth": (1, 2)}
     assert found == {"model.depth": {}, "model.width": hidden, "model.dropout": hidden}
-    assert gates({"mlp": {"depth": 0, "width": [64, 128]}}, "mlp") == {}
+    assert variable_conditions({"mlp": {"depth": 0, "width": [64, 128]}}, "mlp") == {}
 
 
 def test_a_variable_knows_whether_a_recipe_has_it() -> None:
-    _, second = variables(space_of({"cnn": {"depth": [1, 2], "width_2": [8, 16]}}), "cnn")
-    assert second.is_there({"model.depth": 2})
-    assert not second.is_there({"model.depth": 1})
-    assert not second.is_there({})
+    _, second = conditional_hyperparameters(make_space({"cnn": {"depth": [1, 2], "width_2": [8, 16]}}), "cnn")
+    assert second.is_active({"model.depth": 2})
+    assert not second.is_active({"model.depth": 1})
+    assert not second.is_active({})
 
 
 # ------------------------------------------------------------------------------ how many recipes
@@ -182,48 +190,50 @@ def test_a_variable_knows_whether_a_recipe_has_it() -> None:
 @pytest.mark.parametrize(
     ("table", "expected"),
     [
-        ({"cnn": {}}, Size(1, ())),
-        ({"cnn": {"depth": 2, "width_1": 8}}, Size(1, ())),
-        ({"common": {"batch_size": [64, 128]}, "cnn": {"width_1": [8, 16, 32]}}, Size(6, ())),
-        ({"cnn": {"depth": [1, 2], "width_2": [8, 16, 32]}}, Size(1 + 3, ())),
-        ({"cnn": {"depth": {"low": 1, "high": 5}, "width_5": {"low": 8, "high": 64, "step": 8}}}, Size(4 + 8, ())),
-        ({"mlp": {"depth": [0, 1, 2], "width": [64, 128]}}, Size(1 + 2 * 2, ())),
+        ({"cnn": {}}, SpaceSize(1, ())),
+        ({"cnn": {"depth": 2, "width_1": 8}}, SpaceSize(1, ())),
+        ({"common": {"batch_size": [64, 128]}, "cnn": {"width_1": [8, 16, 32]}}, SpaceSize(6, ())),
+        ({"cnn": {"depth": [1, 2], "width_2": [8, 16, 32]}}, SpaceSize(1 + 3, ())),
+        ({"cnn": {"depth": {"low": 1, "high": 5}, "width_5": {"low": 8, "high": 64, "step": 8}}}, SpaceSize(4 + 8, ())),
+        ({"mlp": {"depth": [0, 1, 2], "width": [64, 128]}}, SpaceSize(1 + 2 * 2, ())),
         (
             {"common": {"family": ["cnn", "mlp"], "batch_size": [64, 128]}, "mlp": {"width": [64, 128, 256]}},
-            Size(2 + 2 * 3, ()),
+            SpaceSize(2 + 2 * 3, ()),
         ),
         (
             {"common": {"batch_size": [64, 128], "optimizer.learning_rate": {"low": 1e-3, "high": 1e-1}}},
-            Size(2, ("optimizer.learning_rate",)),
+            SpaceSize(2, ("optimizer.learning_rate",)),
         ),
         (
             # Momentum of Nesterov's kind is asked for with sgd alone.
             {"common": {"optimizer.name": ["sgd", "adam"], "optimizer.nesterov": [True, False]}},
-            Size(2 + 1, ()),
+            SpaceSize(2 + 1, ()),
         ),
     ],
 )
-def test_a_space_is_as_large_as_its_recipes_are_many(table: dict[str, Any], expected: Size) -> None:
-    assert size(space_of(table)) == expected
+def test_a_space_is_as_large_as_its_recipes_are_many(table: dict[str, Any], expected: SpaceSize) -> None:
+    assert space_size(make_space(table)) == expected
 
 
-SMALL = 500
+MAX_RECIPES = 500
 
 
 @st.composite
 def small_finite_spaces(draw: st.DrawFn) -> Space:
     """Spaces whose recipes can all be enumerated."""
-    space = space_of(draw(space_tables(largest=40)))
-    assume(all(count(d) for family in space.families for d in space.domains(family).values()))
-    found = size(space)
-    assume(not found.endless and found.recipes <= SMALL)
+    space = make_space(draw(space_tables(largest=40)))
+    assume(all(value_count(d) for family in space.families for d in space.domains(family).values()))
+    found = space_size(space)
+    assume(not found.unbounded and found.recipe_count <= MAX_RECIPES)
     return space
 
 
-def names_a_default_twice(space: Space) -> bool:
+def has_duplicate_default(space: Space) -> bool:
     """Whether a list has both 0, which asks for the default of a block, and that default."""
     return any(
-        name.partition("_")[0] in ("model.width", "model.kernel") and not isinstance(domain, Pin) and domain.holds(0)
+        name.partition("_")[0] in ("model.width", "model.kernel")
+        and not isinstance(domain, Fixed)
+        and domain.contains(0)
         for family in space.families
         for name, domain in space.domains(family).items()
     )
@@ -232,29 +242,33 @@ def names_a_default_twice(space: Space) -> bool:
 @settings(max_examples=40)
 @given(small_finite_spaces())
 def test_a_space_has_as_many_recipes_as_enumerating_it_gives(space: Space) -> None:
-    assume(not names_a_default_twice(space))
-    keys = {recipe_of(space, family, point).key() for family in space.families for point in points(space, family)}
+    assume(not has_duplicate_default(space))
+    keys = {
+        recipe_of(space, family, point).seed_independent_key()
+        for family in space.families
+        for point in enumerate_points(space, family)
+    }
     everything = list(grid_points(space))
-    assert len(keys) == len(everything) == size(space).recipes
+    assert len(keys) == len(everything) == space_size(space).recipe_count
     assert len({tuple(sorted(point.items())) for point in everything}) == len(everything)
 
 
 def recipe_of(space: Space, family: str, point: dict[str, Value]) -> Recipe:
     """The recipe of a point, which must lie in the space."""
     domains = space.domains(family)
-    assert all(domains[name].holds(value) for name, value in point.items())
-    pins = {name: domain.value for name, domain in domains.items() if isinstance(domain, Pin)}
-    return Recipe().replace({**pins, **point, FAMILY: family})
+    assert all(domains[name].contains(value) for name, value in point.items())
+    pins = {name: domain.value for name, domain in domains.items() if isinstance(domain, Fixed)}
+    return Recipe().replace({**pins, **point, FAMILY_NAME: family})
 
 
 @settings(max_examples=40)
 @given(small_finite_spaces())
 def test_each_point_has_what_is_there_and_nothing_else(space: Space) -> None:
     for family in space.families:
-        found = variables(space, family)
+        found = conditional_hyperparameters(space, family)
         seen: set[str] = set()
-        for point in points(space, family):
-            assert {v.name for v in found if v.is_there(point)} == point.keys()
+        for point in enumerate_points(space, family):
+            assert {v.name for v in found if v.is_active(point)} == point.keys()
             seen |= point.keys()
         assert seen == {variable.name for variable in found}
 
@@ -264,19 +278,19 @@ def test_each_point_has_what_is_there_and_nothing_else(space: Space) -> None:
 
 def test_what_every_recipe_has_is_what_depends_on_nothing() -> None:
     rate = {"low": 1e-3, "high": 1e-1, "log": True}
-    space = space_of(
+    space = make_space(
         {
             "common": {"batch_size": [64, 128], "optimizer.learning_rate": rate, "label_smoothing": 0.1},
             "cnn": {"depth": [1, 2], "width_1": {"low": 8, "high": 16}, "width_2": {"low": 8, "high": 16}},
         }
     )
     ranges = {"model.width_1": Range(8, 16), "optimizer.learning_rate": Range(1e-3, 1e-1, log=True)}
-    assert always_there(space) == {"model.depth": Choice((1, 2)), "batch_size": Choice((64, 128)), **ranges}
-    assert ranges_of_all(space) == ranges
+    assert unconditional_domains(space) == {"model.depth": Choice((1, 2)), "batch_size": Choice((64, 128)), **ranges}
+    assert unconditional_ranges(space) == ranges
 
 
 def test_what_every_recipe_of_several_families_has_is_no_familys_own() -> None:
-    space = space_of(
+    space = make_space(
         {
             "common": {
                 "family": ["cnn", "mlp"],
@@ -287,13 +301,16 @@ def test_what_every_recipe_of_several_families_has_is_no_familys_own() -> None:
             "mlp": {"dropout": {"low": 0.0, "high": 0.5}},
         }
     )
-    assert always_there(space) == {"batch_size": Choice((64, 128)), "schedule.name": Choice(("constant", "one-cycle"))}
-    assert ranges_of_all(space) == {}
+    assert unconditional_domains(space) == {
+        "batch_size": Choice((64, 128)),
+        "schedule.name": Choice(("constant", "one-cycle")),
+    }
+    assert unconditional_ranges(space) == {}
 
 
 @settings(max_examples=40)
 @given(small_finite_spaces())
 def test_every_recipe_has_what_is_always_there(space: Space) -> None:
-    always = always_there(space).keys()
+    always = unconditional_domains(space).keys()
     for family in space.families:
-        assert all(always <= point.keys() for point in points(space, family))
+        assert all(always <= point.keys() for point in enumerate_points(space, family))

@@ -12,21 +12,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmnist_search.config.schema import VARIANTS, study_keys, study_schema
+from fmnist_search.config.schema import VARIANTS, study_keys_page, study_schema
 from fmnist_search.config.space import NOT_SEARCHABLE, shared_hyperparameters
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.hyperparameters import hyperparameters
 from fmnist_search.recipe.recipe import FAMILIES
-from tests.support.studies import space_tables, study
+from tests.support.studies import make_study, space_tables
 
 ROOT = Path(__file__).parents[3]
-FILES = sorted([*ROOT.glob("studies/*.toml"), *ROOT.glob("benchmarks/curves/*.toml")])
+STUDY_FILES = sorted([*ROOT.glob("studies/*.toml"), *ROOT.glob("benchmarks/curves/*.toml")])
 SCHEMA = study_schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 
-def complaints(tables: dict[str, Any]) -> list[str]:
+def schema_errors(tables: dict[str, Any]) -> list[str]:
     """What a validator has to say of a study file, with the place of each."""
     return [f"{error.json_path}: {error.message}" for error in VALIDATOR.iter_errors(tables)]
 
@@ -40,17 +40,17 @@ def test_the_schema_is_one() -> None:
 
 
 def test_there_are_study_files_to_look_at() -> None:
-    assert {"quick.toml", "baseline.toml", "final.toml", "cpu.toml"} <= {path.name for path in FILES}
+    assert {"quick.toml", "baseline.toml", "final.toml", "cpu.toml"} <= {path.name for path in STUDY_FILES}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", STUDY_FILES, ids=lambda path: path.name)
 def test_every_study_file_of_the_repository_validates(path: Path) -> None:
-    assert complaints(tomllib.loads(path.read_text())) == []
+    assert schema_errors(tomllib.loads(path.read_text())) == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", STUDY_FILES, ids=lambda path: path.name)
 def test_every_resolved_study_file_validates(path: Path) -> None:
-    assert complaints(tomllib.loads(StudyConfig.load(path).to_toml())) == []
+    assert schema_errors(tomllib.loads(StudyConfig.load(path).to_toml())) == []
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("studies/*.toml")), ids=lambda path: path.name)
@@ -58,7 +58,7 @@ def test_editors_find_the_schema_from_every_study_file(path: Path) -> None:
     assert path.read_text().startswith("#:schema ./schema.json\n")
 
 
-MINIMAL = """
+MINIMAL_STUDY = """
 name = "minimal"
 [budget]
 trials = 1
@@ -67,17 +67,17 @@ trials = 1
 
 
 def test_a_study_of_three_lines_validates() -> None:
-    assert complaints(tomllib.loads(MINIMAL)) == []
-    StudyConfig.from_dict(tomllib.loads(MINIMAL))
+    assert schema_errors(tomllib.loads(MINIMAL_STUDY)) == []
+    StudyConfig.from_dict(tomllib.loads(MINIMAL_STUDY))
 
 
 @pytest.mark.parametrize("given", ["champion", "study:other", "best.toml", {"model": {"depth": 2}, "batch_size": 64}])
 def test_a_study_may_start_with_files_studies_the_champion_and_tables(given: Any) -> None:
     start = {"recipes": [given], "outside": "try"}
-    assert complaints(tomllib.loads(study(start=start).to_toml())) == []
+    assert schema_errors(tomllib.loads(make_study(start=start).to_toml())) == []
 
 
-WHOLE = """
+FULL_STUDY = """
 name = "whole"
 sampler = "random"
 [data]
@@ -110,8 +110,8 @@ device = "cpu"
 
 
 def test_the_study_that_is_to_be_spoilt_is_a_good_one() -> None:
-    StudyConfig.from_dict(tomllib.loads(WHOLE))
-    assert complaints(tomllib.loads(WHOLE)) == []
+    StudyConfig.from_dict(tomllib.loads(FULL_STUDY))
+    assert schema_errors(tomllib.loads(FULL_STUDY)) == []
 
 
 @pytest.mark.parametrize(
@@ -159,9 +159,9 @@ def test_the_study_that_is_to_be_spoilt_is_a_good_one() -> None:
     ],
 )
 def test_a_typical_mistake_does_not_validate(before: str, after: str) -> None:
-    assert before in WHOLE
-    spoilt = tomllib.loads(WHOLE.replace(before, after, 1))
-    assert complaints(spoilt)
+    assert before in FULL_STUDY
+    spoilt = tomllib.loads(FULL_STUDY.replace(before, after, 1))
+    assert schema_errors(spoilt)
     with pytest.raises(UserError):
         StudyConfig.from_dict(spoilt)
 
@@ -176,12 +176,12 @@ def test_an_editor_is_told_what_every_hyperparameter_means() -> None:
     spaces = SCHEMA["properties"]["space"]["properties"]
     for family, architecture in FAMILIES.items():
         for name, spec in hyperparameters(architecture).items():
-            assert spaces[family]["properties"][name]["description"] == spec.meaning
+            assert spaces[family]["properties"][name]["description"] == spec.description
     for name, spec in shared_hyperparameters().items():
         at = spaces["common"]
         for part in name.split("."):
             at = at["properties"].get(part, {"properties": {}})
-        assert at.get("description") == (None if name in NOT_SEARCHABLE else spec.meaning)
+        assert at.get("description") == (None if name in NOT_SEARCHABLE else spec.description)
 
 
 SECTIONS = [section() for variants in VARIANTS.values() for section in variants]
@@ -191,8 +191,8 @@ SECTIONS = [section() for variants in VARIANTS.values() for section in variants]
 def test_every_sampler_and_pruner_validates_by_name_as_table_and_with_its_settings(section: Any) -> None:
     key = next(key for key, variants in VARIANTS.items() if type(section) in variants)
     for spelt in (section.name, {"name": section.name}, section.model_dump(exclude_none=True)):
-        assert complaints({**tomllib.loads(MINIMAL), key: spelt}) == []
-    assert complaints({**tomllib.loads(MINIMAL), key: {"name": section.name, "nonsense": 1}})
+        assert schema_errors({**tomllib.loads(MINIMAL_STUDY), key: spelt}) == []
+    assert schema_errors({**tomllib.loads(MINIMAL_STUDY), key: {"name": section.name, "nonsense": 1}})
 
 
 @st.composite
@@ -224,21 +224,21 @@ def studies(draw: st.DrawFn) -> StudyConfig:
         "start": st.fixed_dictionaries({"outside": st.sampled_from(["refuse", "try"])}),
         "finalists": st.fixed_dictionaries({}, optional={"recipes": st.integers(0, 9), "seeds": st.integers(1, 9)}),
     }
-    return study(**tables, **draw(st.fixed_dictionaries({}, optional=optional)))
+    return make_study(**tables, **draw(st.fixed_dictionaries({}, optional=optional)))
 
 
 @settings(max_examples=60)
 @given(studies())
 def test_whatever_study_there_is_its_file_validates(config: StudyConfig) -> None:
-    assert complaints(tomllib.loads(config.to_toml())) == []
+    assert schema_errors(tomllib.loads(config.to_toml())) == []
 
 
 @settings(max_examples=60)
 @given(space_tables())
 def test_every_space_validates_as_its_file_may_write_it(table: dict[str, Any]) -> None:
     # Nothing is too large here, since no study is made of it: dotted names become the tables that TOML makes of them.
-    nested = study(table, data={"validation": 100}).space.plain()
-    assert complaints({**tomllib.loads(MINIMAL), "space": nested}) == []
+    nested = make_study(table, data={"validation": 100}).space.to_toml_table()
+    assert schema_errors({**tomllib.loads(MINIMAL_STUDY), "space": nested}) == []
 
 
 # ------------------------------------------------------------------------------ what is checked in
@@ -251,11 +251,11 @@ def test_the_schema_that_is_checked_in_is_the_one_that_the_code_gives() -> None:
 
 def test_the_page_of_keys_that_is_checked_in_is_the_one_that_the_code_gives() -> None:
     page = (ROOT / "docs" / "study-keys.md").read_text()
-    assert page == study_keys(), "docs/study-keys.md is stale: run `make docs`"
+    assert page == study_keys_page(), "docs/study-keys.md is stale: run `make docs`"
 
 
 def test_the_page_names_every_key() -> None:
-    page = study_keys()
+    page = study_keys_page()
     for family, architecture in FAMILIES.items():
         assert f"## [space.{family}]" in page
         assert all(f"| `{name}` |" in page for name in hyperparameters(architecture))

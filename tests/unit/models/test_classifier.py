@@ -13,19 +13,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from fmnist_search.data.loading import Images
-from fmnist_search.models.classifier import Classifier, Ensemble, build, views
+from fmnist_search.models.classifier import Classifier, Ensemble, build, test_time_views
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.recipe.recipe import NORMALISATIONS, TEST_TIME_VIEWS
-from fmnist_search.registry.packaging import Exported
+from fmnist_search.registry.packaging import ProbabilityModel
 from fmnist_search.training.augmentation import shift
 
-COUNTS = {"none": 1, "flip": 2, "shift": 5, "flip+shift": 10}
+VIEW_COUNTS = {"none": 1, "flip": 2, "shift": 5, "flip+shift": 10}
 
 
-def classifier(images: Images, test_time: str = "none", normalisation: str = "per-pixel") -> Classifier:
+def make_classifier(images: Images, test_time: str = "none", normalisation: str = "per-pixel") -> Classifier:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build(Cnn(depth=2, width_1=8, width_2=8), *images.normalised_by(normalisation), test_time).eval()
+        return build(Cnn(depth=2, width_1=8, width_2=8), *images.normalization_stats(normalisation), test_time).eval()
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def pixels(images: Images) -> Tensor:
 
 
 def test_each_pixel_of_the_training_images_has_mean_0_and_none_deviates_by_more_than_1(images: Images) -> None:
-    mean, deviation = images.of_each_pixel
+    mean, deviation = images.per_pixel_stats
     normalised = (images.train.pixels.double() - mean) / deviation
     torch.testing.assert_close(normalised.mean(0), torch.zeros(28, 28, dtype=torch.float64), atol=1e-5, rtol=0)
     assert normalised.std(0, correction=0).max() < 1 + 1e-6
@@ -42,15 +42,15 @@ def test_each_pixel_of_the_training_images_has_mean_0_and_none_deviates_by_more_
 
 
 def test_weights_never_reach_the_statistics_they_were_made_with(images: Images) -> None:
-    before = images.of_each_pixel[0].clone()
-    classifier(images).mean.zero_()
-    assert torch.equal(images.of_each_pixel[0], before)
+    before = images.per_pixel_stats[0].clone()
+    make_classifier(images).mean.zero_()
+    assert torch.equal(images.per_pixel_stats[0], before)
 
 
 @pytest.mark.parametrize("test_time", TEST_TIME_VIEWS)
 def test_views_are_the_image_its_mirror_image_and_its_shifts_by_a_pixel(test_time: str, pixels: Tensor) -> None:
-    seen = views(pixels, test_time)
-    assert len(seen) == COUNTS[test_time]
+    seen = test_time_views(pixels, test_time)
+    assert len(seen) == VIEW_COUNTS[test_time]
     assert torch.equal(seen[0], pixels)
     moves = [(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)] if "shift" in test_time else [(0, 0)]
     expected = [shift(pixels, *torch.tensor([[down], [right]]).expand(2, len(pixels))) for down, right in moves]
@@ -62,9 +62,9 @@ def test_views_are_the_image_its_mirror_image_and_its_shifts_by_a_pixel(test_tim
 
 @pytest.mark.parametrize("test_time", TEST_TIME_VIEWS)
 def test_probabilities_are_the_mean_over_the_views(test_time: str, images: Images, pixels: Tensor) -> None:
-    plain, viewed = classifier(images), classifier(images, test_time)
+    plain, viewed = make_classifier(images), make_classifier(images, test_time)
     with torch.no_grad():
-        expected = torch.stack([plain(view).softmax(1) for view in views(pixels, test_time)]).mean(0)
+        expected = torch.stack([plain(view).softmax(1) for view in test_time_views(pixels, test_time)]).mean(0)
         torch.testing.assert_close(viewed(pixels).softmax(1), expected)
         viewed.train()
         plain.train()
@@ -74,7 +74,7 @@ def test_probabilities_are_the_mean_over_the_views(test_time: str, images: Image
 @pytest.mark.parametrize("test_time", ["flip", "flip+shift"])
 @given(seed=st.integers(0, 2**32))
 def test_an_image_and_its_mirror_image_are_the_same_to_it(test_time: str, images: Images, seed: int) -> None:
-    model, plain = classifier(images, test_time), classifier(images)
+    model, plain = make_classifier(images, test_time), make_classifier(images)
     noise = torch.randint(0, 256, (3, 28, 28), generator=torch.Generator().manual_seed(seed)).float()
     with torch.no_grad():
         torch.testing.assert_close(model(noise).softmax(1), model(noise.flip(-1)).softmax(1))
@@ -82,7 +82,7 @@ def test_an_image_and_its_mirror_image_are_the_same_to_it(test_time: str, images
 
 
 def test_members_of_an_ensemble_keep_their_views(images: Images, pixels: Tensor) -> None:
-    members = [classifier(images, "flip"), classifier(images, "none", "global")]
+    members = [make_classifier(images, "flip"), make_classifier(images, "none", "global")]
     with torch.no_grad():
         expected = torch.stack([member(pixels).softmax(1) for member in members]).mean(0)
         torch.testing.assert_close(Ensemble(members).eval()(pixels).softmax(1), expected)
@@ -90,7 +90,7 @@ def test_members_of_an_ensemble_keep_their_views(images: Images, pixels: Tensor)
 
 def test_bfloat16_averages_in_float32(images: Images, pixels: Tensor) -> None:
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = classifier(images, "flip+shift")(pixels)
+        logits = make_classifier(images, "flip+shift")(pixels)
     assert logits.dtype == torch.float32
     assert functional.softmax(logits, dim=1).sum(1).allclose(torch.ones(7))
 
@@ -100,7 +100,7 @@ def test_bfloat16_averages_in_float32(images: Images, pixels: Tensor) -> None:
 def test_exported_it_gives_the_same_probabilities_for_any_number_of_images(
     test_time: str, normalisation: str, images: Images, pixels: Tensor
 ) -> None:
-    model = Exported(classifier(images, test_time, normalisation)).eval()
+    model = ProbabilityModel(make_classifier(images, test_time, normalisation)).eval()
     floats = pixels.float()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

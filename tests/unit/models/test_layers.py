@@ -17,12 +17,12 @@ from fmnist_search.recipe.recipe import Architecture, Augmentation, Data, Execut
 from fmnist_search.results.study import EpochReport, TrialResult
 from fmnist_search.training.trial import run_trial
 
-POOLS = (nn.MaxPool2d, nn.AvgPool2d)
-KINDS = tuple(type(make()) for make in ACTIVATIONS.values())
-DATA = Data(train_images=1_000, validation=1_000)
+POOL_TYPES = (nn.MaxPool2d, nn.AvgPool2d)
+ACTIVATION_TYPES = tuple(type(make()) for make in ACTIVATIONS.values())
+DATA_CONFIG = Data(train_images=1_000, validation=1_000)
 
 
-def network(activation: str, pool: str, norm: str = "batch", convolutions: int = 1) -> nn.Sequential:
+def build_network(activation: str, pool: str, norm: str = "batch", convolutions: int = 1) -> nn.Sequential:
     torch.manual_seed(0)
     made = Cnn(
         depth=3,
@@ -33,7 +33,7 @@ def network(activation: str, pool: str, norm: str = "batch", convolutions: int =
         pool=pool,
         norm=norm,
         convolutions=convolutions,
-    ).network(10)
+    ).build_network(10)
     assert isinstance(made, nn.Sequential)
     for module in made.modules():
         if isinstance(module, nn.BatchNorm2d):  # some channels are turned upside down
@@ -42,21 +42,21 @@ def network(activation: str, pool: str, norm: str = "batch", convolutions: int =
     return made
 
 
-def pools_first(layers: nn.Sequential) -> bool:
+def pools_before_activations(layers: nn.Sequential) -> bool:
     """Whether each pool stands before the activation of its block; all of them do or none."""
     found = set()
     for before, layer, after in zip([*layers][:-2], [*layers][1:-1], [*layers][2:], strict=True):
-        if isinstance(layer, POOLS):
-            assert isinstance(before, KINDS) != isinstance(after, KINDS)
-            found.add(isinstance(after, KINDS))
+        if isinstance(layer, POOL_TYPES):
+            assert isinstance(before, ACTIVATION_TYPES) != isinstance(after, ACTIVATION_TYPES)
+            found.add(isinstance(after, ACTIVATION_TYPES))
     (first,) = found
     return first
 
 
-def in_usual_order(layers: nn.Sequential) -> nn.Sequential:
+def activations_before_pools(layers: nn.Sequential) -> nn.Sequential:
     usual = list(layers)
     for place, layer in enumerate(usual[:-1]):
-        if isinstance(layer, POOLS):
+        if isinstance(layer, POOL_TYPES):
             usual[place : place + 2] = [usual[place + 1], layer]
     return nn.Sequential(*usual)
 
@@ -67,10 +67,10 @@ def in_usual_order(layers: nn.Sequential) -> nn.Sequential:
 def test_the_maximum_is_taken_before_an_activation_that_never_falls_and_no_bit_changes(
     activation: str, norm: str, convolutions: int, training: bool
 ) -> None:
-    made = network(activation, "max", norm, convolutions).train(training)
-    assert pools_first(made)
-    usual = in_usual_order(made)
-    assert not pools_first(usual)
+    made = build_network(activation, "max", norm, convolutions).train(training)
+    assert pools_before_activations(made)
+    usual = activations_before_pools(made)
+    assert not pools_before_activations(usual)
     images = torch.randn(16, 1, 28, 28)
     assert torch.equal(made(images), usual(images))
 
@@ -80,13 +80,13 @@ def test_the_maximum_is_taken_before_an_activation_that_never_falls_and_no_bit_c
     [*((name, "average") for name in ACTIVATIONS), ("gelu", "max"), ("silu", "max"), ("prelu", "max")],
 )
 def test_where_the_order_matters_the_pool_comes_last(activation: str, pool: str) -> None:
-    assert not pools_first(network(activation, pool))
+    assert not pools_before_activations(build_network(activation, pool))
 
 
 def test_every_activation_that_changes_places_never_falls() -> None:
     values = torch.linspace(-30, 30, 20_001)
     for name in ACTIVATIONS:
-        if pools_first(network(name, "max")):
+        if pools_before_activations(build_network(name, "max")):
             assert (ACTIVATIONS[name]()(values).diff() >= 0).all(), name
 
 
@@ -128,7 +128,7 @@ def test_trainings_in_two_threads_at_once_give_the_bits_that_they_give_alone(
     model: Architecture, images: Images, execution: Execution
 ) -> None:
     augmentation = Augmentation(shift=2, flip=0.5, erasing=0.5)
-    recipe = Recipe(model=model, augmentation=augmentation, data=DATA, epochs=3, batch_size=50)
+    recipe = Recipe(model=model, augmentation=augmentation, data=DATA_CONFIG, epochs=3, batch_size=50)
     recipes = [recipe, recipe.replace({"seed": 1})]
     alone = [run_trial(each, images, execution) for each in recipes]
     together: dict[int, TrialResult] = {}
@@ -144,12 +144,12 @@ def test_trainings_in_two_threads_at_once_give_the_bits_that_they_give_alone(
     for thread in threads:
         thread.join()
     for place, result in enumerate(alone):
-        assert figures(together[place]) == figures(result)
+        assert reports_without_seconds(together[place]) == reports_without_seconds(result)
         assert together[place].weights is not None
         assert result.weights is not None
         for name, tensor in result.weights.items():
             assert torch.equal(together[place].weights[name], tensor), name  # type: ignore[index]
 
 
-def figures(result: TrialResult) -> list[EpochReport]:
+def reports_without_seconds(result: TrialResult) -> list[EpochReport]:
     return [dataclasses.replace(epoch, seconds=0.0) for epoch in result.epochs]

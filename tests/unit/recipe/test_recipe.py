@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmnist_search.errors import UserError
-from fmnist_search.models.classifier import check
+from fmnist_search.models.classifier import check_size
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import Mlp
 from fmnist_search.recipe.recipe import (
@@ -23,23 +23,23 @@ from fmnist_search.recipe.recipe import (
     Data,
     Optimizer,
     Recipe,
-    in_use,
-    known_hyperparameters,
-    text_of,
+    format_value,
+    is_active,
+    recipe_hyperparameters,
 )
-from tests.support.strategies import allowed, recipes
+from tests.support.strategies import hyperparameter_values, recipes
 
-families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
 
-def complaints(changes: dict[str, Any], recipe: Recipe | None = None) -> tuple[str, ...]:
+def error_lines(changes: dict[str, Any], recipe: Recipe | None = None) -> tuple[str, ...]:
     """The lines that a user reads about such changes."""
     with pytest.raises(UserError) as caught:
         (recipe or Recipe()).replace(changes)
     return caught.value.lines
 
 
-def attempt(changes: dict[str, Any]) -> Recipe | UserError:
+def recipe_or_error(changes: dict[str, Any]) -> Recipe | UserError:
     """What comes of such changes, whichever it is."""
     try:
         return Recipe().replace(changes)
@@ -61,29 +61,29 @@ def test_a_recipe_comes_back_from_its_tables_as_it_was(recipe: Recipe) -> None:
 def test_a_recipe_comes_back_from_json_as_it_was(recipe: Recipe) -> None:
     again = Recipe.from_dict(json.loads(json.dumps(recipe.to_dict())))
     assert again == recipe
-    assert again.key() == recipe.key()
+    assert again.seed_independent_key() == recipe.seed_independent_key()
 
 
 @settings(max_examples=60)
 @given(recipes(), recipes())
 def test_the_flat_form_of_one_recipe_turns_any_other_into_it(recipe: Recipe, other: Recipe) -> None:
-    assert other.replace(recipe.flat()) == recipe
+    assert other.replace(recipe.to_flat_dict()) == recipe
 
 
 @settings(max_examples=30)
 @given(recipes())
 def test_the_flat_form_holds_every_hyperparameter_under_its_dotted_name(recipe: Recipe) -> None:
-    flat = recipe.flat()
-    assert flat.keys() == known_hyperparameters(type(recipe.model)).keys() | {"model.family"}
+    flat = recipe.to_flat_dict()
+    assert flat.keys() == recipe_hyperparameters(type(recipe.model)).keys() | {"model.family"}
     assert all(type(value) in (bool, int, float, str) for value in flat.values())
 
 
 @settings(max_examples=30)
 @given(recipes())
 def test_the_text_of_a_value_reads_back_equal(recipe: Recipe) -> None:
-    for value in recipe.flat().values():
+    for value in recipe.to_flat_dict().values():
         read = {bool: {"true": True, "false": False}.get, int: int, float: float, str: str}[type(value)]
-        assert read(text_of(value)) == value
+        assert read(format_value(value)) == value
 
 
 def test_no_changes_give_the_same_recipe() -> None:
@@ -97,13 +97,13 @@ def test_a_recipe_cannot_be_changed_in_place() -> None:
         Recipe().epochs = 3  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("name", known_hyperparameters(Cnn))
+@pytest.mark.parametrize("name", recipe_hyperparameters(Cnn))
 def test_an_old_recipe_without_a_newer_field_still_loads(name: str) -> None:
     tables = Recipe(model=Cnn(norm="group", dropout=0.5), optimizer=Optimizer(name="sgd"), epochs=3).to_dict()
     whole = Recipe.from_dict(tables)
     table, _, field = name.rpartition(".")
     del (tables[table] if table else tables)[field]
-    default = known_hyperparameters(Cnn)[name].default
+    default = recipe_hyperparameters(Cnn)[name].default
     assert Recipe.from_dict(tables) == whole.replace({name: default})
 
 
@@ -117,7 +117,7 @@ def test_a_recipe_of_the_first_release_still_loads_and_asks_for_nothing_new() ->
     }
     recipe = Recipe.from_dict(old)
     assert recipe.augmentation == Augmentation(shift=2, flip=0.5, erasing=0.25)
-    assert not recipe.augmentation.mixes
+    assert not recipe.augmentation.mixes_images
     assert (recipe.augmentation.rotation, recipe.optimizer.penalty, recipe.patience) == (0.0, 0.0, 0)
     assert (recipe.normalisation, recipe.test_time) == ("global", "none")
 
@@ -128,35 +128,39 @@ def test_a_recipe_of_the_first_release_still_loads_and_asks_for_nothing_new() ->
 @settings(max_examples=40)
 @given(recipes(), st.integers(0, 2**31))
 def test_the_key_ignores_the_seed(recipe: Recipe, seed: int) -> None:
-    assert recipe.replace({"seed": seed}).key() == recipe.key()
+    assert recipe.replace({"seed": seed}).seed_independent_key() == recipe.seed_independent_key()
 
 
-DEEP = Recipe(model=Cnn(depth=5), data=Data(validation=1), batch_size=2)
+DEEP_RECIPE = Recipe(model=Cnn(depth=5), data=Data(validation=1), batch_size=2)
 """Every width and kernel is there, and fewer images fit too."""
 
 
-@pytest.mark.parametrize("name", sorted(known_hyperparameters(Cnn).keys() - {"seed", "schema_version"}))
+@pytest.mark.parametrize("name", sorted(recipe_hyperparameters(Cnn).keys() - {"seed", "schema_version"}))
 @settings(max_examples=5)
 @given(data=st.data())
 def test_the_key_sees_every_other_change(name: str, data: st.DataObject) -> None:
-    other = DEEP.replace({name: data.draw(allowed(known_hyperparameters(Cnn)[name], largest=50_000))})
-    assert (other.key() == DEEP.key()) == (other == DEEP)
+    other = DEEP_RECIPE.replace(
+        {name: data.draw(hyperparameter_values(recipe_hyperparameters(Cnn)[name], largest=50_000))}
+    )
+    assert (other.seed_independent_key() == DEEP_RECIPE.seed_independent_key()) == (other == DEEP_RECIPE)
 
 
 @settings(max_examples=30)
 @given(recipes(), recipes())
 def test_recipes_share_a_key_only_where_they_are_equal_but_for_the_seed(one: Recipe, other: Recipe) -> None:
-    assert (one.key() == other.key()) == (one.replace({"seed": 0}) == other.replace({"seed": 0}))
+    assert (one.seed_independent_key() == other.seed_independent_key()) == (
+        one.replace({"seed": 0}) == other.replace({"seed": 0})
+    )
 
 
 def test_the_split_seed_is_part_of_the_key() -> None:
-    assert Recipe().replace({"data.seed": 1}).key() != Recipe().key()
+    assert Recipe().replace({"data.seed": 1}).seed_independent_key() != Recipe().seed_independent_key()
 
 
 def test_equal_recipes_have_equal_keys_even_where_zero_has_a_sign() -> None:
     plain, signed = Recipe(), Recipe().replace({"model.dropout": -0.0})
     assert plain == signed
-    assert plain.key() == signed.key()
+    assert plain.seed_independent_key() == signed.seed_independent_key()
 
 
 # --------------------------------------------------------------------------------------- mistakes
@@ -194,12 +198,12 @@ def test_equal_recipes_have_equal_keys_even_where_zero_has_a_sign() -> None:
     ],
 )
 def test_one_mistake_gives_one_line_with_field_value_and_remedy(changes: dict[str, Any], says: list[str]) -> None:
-    (line,) = complaints(changes)
+    (line,) = error_lines(changes)
     assert [word for word in says if word not in line] == []
 
 
 def test_several_mistakes_give_a_line_each() -> None:
-    lines = complaints({"model.kernel_2": 2, "epochs": 0, "optimizer.learning_rate": 0.0, "batchsize": 8})
+    lines = error_lines({"model.kernel_2": 2, "epochs": 0, "optimizer.learning_rate": 0.0, "batchsize": 8})
     assert sorted(line.partition(":")[0] for line in lines) == [
         "batchsize",
         "epochs",
@@ -218,7 +222,7 @@ def test_several_mistakes_give_a_line_each() -> None:
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest_known_one(wrong: str, right: str) -> None:
-    (line,) = complaints({wrong: 1})
+    (line,) = error_lines({wrong: 1})
     assert line.startswith(f"{wrong}: ")
     assert repr(right) in line
 
@@ -229,21 +233,21 @@ def test_an_unknown_name_in_the_tables_is_a_mistake_too() -> None:
 
 
 def test_an_unknown_family_is_answered_with_the_known_ones() -> None:
-    assert "'cnn'" in complaints({"model.family": "cnnn"})[0]
-    assert "cnn" in complaints({"model.family": 7})[0]
+    assert "'cnn'" in error_lines({"model.family": "cnnn"})[0]
+    assert "cnn" in error_lines({"model.family": 7})[0]
 
 
 def test_a_field_of_another_family_is_unknown() -> None:
-    (line,) = complaints({"model.family": "mlp", "model.norm": "batch"})
+    (line,) = error_lines({"model.family": "mlp", "model.norm": "batch"})
     assert line.startswith("model.norm: unknown")
 
 
 @settings(max_examples=150)
 @given(st.data())
 def test_any_scalar_either_fits_or_is_refused_by_name(data: st.DataObject) -> None:
-    name = data.draw(st.sampled_from(sorted(known_hyperparameters(Cnn))))
+    name = data.draw(st.sampled_from(sorted(recipe_hyperparameters(Cnn))))
     value = data.draw(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(10**400))
-    answer = attempt({name: value})
+    answer = recipe_or_error({name: value})
     if isinstance(answer, UserError):
         # A good value may still be too few images for the default batch.
         assert [line for line in answer.lines if not line.startswith((f"{name}: ", "batch_size: "))] == []
@@ -254,7 +258,7 @@ def test_any_scalar_either_fits_or_is_refused_by_name(data: st.DataObject) -> No
 @settings(max_examples=50)
 @given(st.integers(0, 2**80))
 def test_a_seed_that_a_recipe_takes_torch_takes_too(seed: int) -> None:
-    answer = attempt({"seed": seed})
+    answer = recipe_or_error({"seed": seed})
     if isinstance(answer, UserError):
         assert str(answer).startswith("seed: ")
     else:
@@ -278,8 +282,8 @@ def test_a_whole_number_is_good_enough_where_a_number_is_asked() -> None:
 
 def test_validation_may_be_given_as_a_share_of_all_images() -> None:
     assert Data(validation=0.2).validation == 12_000  # type: ignore[arg-type]
-    assert Recipe().replace({"data.validation": 0.5}).flat()["data.validation"] == 30_000
-    assert "share" in complaints({"data.validation": 1.0})[0]
+    assert Recipe().replace({"data.validation": 0.5}).to_flat_dict()["data.validation"] == 30_000
+    assert "share" in error_lines({"data.validation": 1.0})[0]
 
 
 # --------------------------------------------------------------------------------------- families
@@ -321,12 +325,12 @@ def test_a_raised_depth_gives_the_new_blocks_their_defaults() -> None:
 def test_a_cnn_that_pools_its_image_away_is_refused(depth: int, pool: int) -> None:
     model = Cnn(depth=depth, pool_size=pool)
     if 28 // pool ** (depth - 1):
-        check(model)
+        check_size(model)
     else:
         with pytest.raises(UserError, match=rf"^model\.pool_size: .*{pool}.*model\.depth = \d") as caught:
-            check(model)
+            check_size(model)
         advice = int(str(caught.value).partition("model.depth = ")[2][0])
-        check(Cnn(depth=advice, pool_size=pool))
+        check_size(Cnn(depth=advice, pool_size=pool))
 
 
 @pytest.mark.parametrize(
@@ -352,11 +356,11 @@ def test_a_cnn_that_pools_its_image_away_is_refused(depth: int, pool: int) -> No
 def test_a_hyperparameter_is_in_use_where_it_matters(
     name: str, family: type[Architecture], values: dict[str, Any], used: bool
 ) -> None:
-    assert in_use(name, family, values) is used
+    assert is_active(name, family, values) is used
 
 
-@families
+@each_family
 def test_every_hyperparameter_says_what_it_means_and_allows_its_default(family: type[Architecture]) -> None:
-    for spec in known_hyperparameters(family).values():
-        assert spec.meaning
+    for spec in recipe_hyperparameters(family).values():
+        assert spec.description
         assert spec.parse(spec.default) == spec.default

@@ -11,51 +11,53 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from fmnist_search.data.loading import Labelled
+from fmnist_search.data.loading import LabelledImages
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.recipe import Augmentation
-from fmnist_search.reporting.image_plots import augmentations_figure, changes_of, samples_figure
+from fmnist_search.reporting.image_plots import active_augmentations, augmentations_figure, samples_figure
 from fmnist_search.training.augmentation import augment
-from tests.support.figures import drawn, texts
+from tests.support.figures import figure_texts, render_png
 
-SIDE = 30
+BORDERED_IMAGE_SIZE = 30
 """Of an image with the line around it."""
 
 
-def rows_in(figure: Figure) -> dict[str, list[npt.NDArray[Any]]]:
+def image_rows(figure: Figure) -> dict[str, list[npt.NDArray[Any]]]:
     """The images of each row, without the lines around them, by the row's name."""
     found = {}
     for axes in figure.axes:
         (picture,), (name,) = axes.images, axes.texts
         strip = np.asarray(picture.get_array())
-        cells = [strip[1:-1, at + 1 : at + SIDE - 1] for at in range(0, strip.shape[1], SIDE)]
+        cells = [
+            strip[1:-1, at + 1 : at + BORDERED_IMAGE_SIZE - 1] for at in range(0, strip.shape[1], BORDERED_IMAGE_SIZE)
+        ]
         found[name.get_text()] = cells
     return found
 
 
 @pytest.fixture
-def labelled() -> Labelled:
+def labelled() -> LabelledImages:
     """Thirty images of three classes: each holds its own number."""
     numbers = torch.arange(30)
-    return Labelled(numbers[:, None, None].expand(-1, 28, 28).to(torch.uint8), numbers % 3)
+    return LabelledImages(numbers[:, None, None].expand(-1, 28, 28).to(torch.uint8), numbers % 3)
 
 
-def test_samples_stand_in_the_rows_of_their_classes_and_none_comes_twice(labelled: Labelled) -> None:
+def test_samples_stand_in_the_rows_of_their_classes_and_none_comes_twice(labelled: LabelledImages) -> None:
     figure = samples_figure(labelled, ["a", "b", "c"], 10, 0, "title")
-    numbers = {name: [int(cell.max()) for cell in cells] for name, cells in rows_in(figure).items()}
+    numbers = {name: [int(cell.max()) for cell in cells] for name, cells in image_rows(figure).items()}
     assert {name: sorted(row) for name, row in numbers.items()} == {
         name: list(range(label, 30, 3)) for label, name in enumerate("abc")
     }
-    drawn(figure)
+    render_png(figure)
 
 
-def test_the_seed_chooses_the_samples(labelled: Labelled) -> None:
-    first, again, other = (drawn(samples_figure(labelled, ["a", "b", "c"], 2, seed, "t")) for seed in (0, 0, 1))
+def test_the_seed_chooses_the_samples(labelled: LabelledImages) -> None:
+    first, again, other = (render_png(samples_figure(labelled, ["a", "b", "c"], 2, seed, "t")) for seed in (0, 0, 1))
     assert first == again
     assert first != other
 
 
-def test_more_samples_than_there_are_of_a_class_are_refused(labelled: Labelled) -> None:
+def test_more_samples_than_there_are_of_a_class_are_refused(labelled: LabelledImages) -> None:
     with pytest.raises(UserError, match="there are 10 of 'a'; take fewer"):
         samples_figure(labelled, ["a", "b", "c"], 11, 0, "title")
 
@@ -65,7 +67,7 @@ IMAGE = torch.arange(28 * 28).remainder(251).reshape(28, 28).to(torch.uint8)
 
 def test_each_change_has_a_row_of_its_own_and_all_together_one() -> None:
     augmentation = Augmentation(shift=2, flip=1.0)
-    rows = rows_in(augmentations_figure(IMAGE, augmentation, 7, 5, 3, "title"))
+    rows = image_rows(augmentations_figure(IMAGE, augmentation, 7, 5, 3, "title"))
     assert list(rows) == ["the image", "shift = 2", "flip = 1", "all together"]
     assert np.array_equal(rows["the image"][0], IMAGE)
     assert all(np.array_equal(cell, IMAGE.flip(-1)) for cell in rows["flip = 1"])
@@ -75,8 +77,8 @@ def test_each_change_has_a_row_of_its_own_and_all_together_one() -> None:
 
 def test_a_single_change_is_not_drawn_twice() -> None:
     figure = augmentations_figure(IMAGE, Augmentation(erasing=1.0), 7, 2, 0, "title")
-    assert list(rows_in(figure)) == ["the image", "erasing = 1"]
-    assert "2 draws of each, with seed 0" in texts(figure)
+    assert list(image_rows(figure)) == ["the image", "erasing = 1"]
+    assert "2 draws of each, with seed 0" in figure_texts(figure)
 
 
 def test_a_recipe_that_changes_no_image_is_refused() -> None:
@@ -89,4 +91,4 @@ def test_every_change_of_a_single_image_is_known_by_its_field(field: str) -> Non
     (highest,) = (f.metadata["limits"]["high"] for f in dataclasses.fields(Augmentation) if f.name == field)
     augmentation = Augmentation(**{field: highest})
     mixes = field.startswith(("mixup", "cutmix"))
-    assert list(changes_of(augmentation).values()) == ([] if mixes else [augmentation])
+    assert list(active_augmentations(augmentation).values()) == ([] if mixes else [augmentation])

@@ -8,33 +8,33 @@ import pytest
 
 from fmnist_search.recipe.datasets import DATASETS, Dataset
 from fmnist_search.recipe.recipe import FAMILIES, Recipe
-from fmnist_search.registry.versions import DESCRIPTION_LIMIT, UNDECIDED, shortened
-from fmnist_search.reporting.model_card import Card, Origin, from_runs, from_study
-from fmnist_search.results.study import Confirmed
+from fmnist_search.registry.versions import DESCRIPTION_LIMIT, UNDECIDED_NOTE, truncate_description
+from fmnist_search.reporting.model_card import ModelCard, Selection, selection_from_runs, selection_from_study
+from fmnist_search.results.study import ConfirmedScore
 from fmnist_search.training.evaluation import wilson
 
 RECIPE = Recipe(epochs=18).replace({"data.validation": 0, "optimizer.learning_rate": 0.0123456})
-FINALISTS = (Confirmed(7, Recipe(), (0.91, 0.93)), Confirmed(3, Recipe(), (0.9, 0.9)))
+FINALISTS = (ConfirmedScore(7, Recipe(), (0.91, 0.93)), ConfirmedScore(3, Recipe(), (0.9, 0.9)))
 
 
-def origin_of(*recipes: Recipe) -> Origin:
-    return from_study("small", recipes, FINALISTS[0], FINALISTS)
+def make_selection(*recipes: Recipe) -> Selection:
+    return selection_from_study("small", recipes, FINALISTS[0], FINALISTS)
 
 
-CARD = Card(
+MODEL_CARD = ModelCard(
     model="mine",
     recipes=(RECIPE,),
-    origin=origin_of(RECIPE),
+    selection=make_selection(RECIPE),
     test=wilson(9_150, 10_000),
     validation_images=10_848,
     dataset_digest="d" * 64,
     split_digest="s" * 32,
-    comparison=UNDECIDED,
+    comparison=UNDECIDED_NOTE,
 )
 
 
 def test_a_card_says_figures_choice_data_use_licences_and_recipe() -> None:
-    text = CARD.to_markdown()
+    text = MODEL_CARD.to_markdown()
     headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
     assert headings == ["Figures", "How it was chosen", "Data", "Use", "Licences", "Recipe"]
     assert text.startswith("# cnn 32-64-128\n")
@@ -50,15 +50,15 @@ def test_a_card_says_figures_choice_data_use_licences_and_recipe() -> None:
         "MIT licence",
         "Zalando SE",
         "| `optimizer.learning_rate` | 0.01235 |",
-        UNDECIDED,
+        UNDECIDED_NOTE,
     ):
         assert said in text, said
 
 
 def test_a_card_of_one_seed_claims_no_deviation_and_without_a_refit_speaks_of_none() -> None:
-    one = Confirmed(7, Recipe(), (0.91,))
-    origin = from_study("small", [Recipe()], one, [one])
-    text = dataclasses.replace(CARD, recipes=(Recipe(),), origin=origin).to_markdown()
+    one = ConfirmedScore(7, Recipe(), (0.91,))
+    origin = selection_from_study("small", [Recipe()], one, [one])
+    text = dataclasses.replace(MODEL_CARD, recipes=(Recipe(),), selection=origin).to_markdown()
     assert "91.00% (n = 1)" in text
     assert "±" not in text
     assert "once more" not in text
@@ -66,7 +66,7 @@ def test_a_card_of_one_seed_claims_no_deviation_and_without_a_refit_speaks_of_no
 
 def test_the_card_of_an_ensemble_names_its_members() -> None:
     members = (RECIPE.replace({"seed": 5}), RECIPE.replace({"seed": 6}))
-    text = dataclasses.replace(CARD, recipes=members, origin=origin_of(*members)).to_markdown()
+    text = dataclasses.replace(MODEL_CARD, recipes=members, selection=make_selection(*members)).to_markdown()
     assert text.startswith("# Ensemble of 2, first cnn 32-64-128\n")
     assert "averages the probabilities of 2 networks: cnn 32-64-128, seed 5; cnn 32-64-128, seed 6" in text
     assert "The confirmed figure is the ensemble's own" in text
@@ -75,7 +75,7 @@ def test_the_card_of_an_ensemble_names_its_members() -> None:
 
 @pytest.mark.parametrize("dataset", DATASETS.values(), ids=DATASETS)
 def test_a_card_says_of_its_dataset_what_is_true_of_it(dataset: Dataset) -> None:
-    text = dataclasses.replace(CARD, recipes=(RECIPE.replace({"data.dataset": dataset.name}),)).to_markdown()
+    text = dataclasses.replace(MODEL_CARD, recipes=(RECIPE.replace({"data.dataset": dataset.name}),)).to_markdown()
     for said in (dataset.title, dataset.subject, dataset.licence, ", ".join(dataset.classes)):
         assert said in text, said
     others = [other for other in DATASETS.values() if other is not dataset]
@@ -87,13 +87,13 @@ def test_a_card_says_of_its_dataset_what_is_true_of_it(dataset: Dataset) -> None
 def test_the_card_of_an_ensemble_of_runs_names_them_and_claims_no_fresh_seeds() -> None:
     members = (RECIPE.replace({"data.validation": 500}), RECIPE.replace({"data.validation": 500, "seed": 6}))
     members = (members[0], members[1].replace({"model.family": "mlp", "data.train_images": 1000}))
-    origin = from_runs([("a" * 32, members[0], 0.9), ("b" * 32, members[1], 0.87)], 0.911)
-    text = dataclasses.replace(CARD, recipes=members, origin=origin).to_markdown()
+    origin = selection_from_runs([("a" * 32, members[0], 0.9), ("b" * 32, members[1], 0.87)], 0.911)
+    text = dataclasses.replace(MODEL_CARD, recipes=members, selection=origin).to_markdown()
     assert f"| `{'a' * 32}` | cnn 32-64-128 | 0 | 90.00% |" in text
     assert f"| `{'b' * 32}` | mlp 256-256 | 6 | 87.00% |" in text
     assert "| 10,848 for validation, which also chose the members' weights | 91.10% |" in text
     assert "Trained on 1,000 or 59,500 of the 60,000" in text
-    assert UNDECIDED in text
+    assert UNDECIDED_NOTE in text
     for said in ("fresh seeds", "finalists", "study", "once more"):
         assert said not in text
 
@@ -101,6 +101,6 @@ def test_the_card_of_an_ensemble_of_runs_names_them_and_claims_no_fresh_seeds() 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_card_of_a_single_model_is_kept_whole(family: str) -> None:
     recipe = RECIPE.replace({"model.family": family})
-    text = dataclasses.replace(CARD, recipes=(recipe,), comparison="x" * 400).to_markdown()
-    assert shortened(text) == text
+    text = dataclasses.replace(MODEL_CARD, recipes=(recipe,), comparison="x" * 400).to_markdown()
+    assert truncate_description(text) == text
     assert len(text) < DESCRIPTION_LIMIT

@@ -15,37 +15,47 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from fmnist_search.config.sections import Budget
-from fmnist_search.config.space import Choice, Domain, Pin, Range
+from fmnist_search.config.space import Choice, Domain, Fixed, Range
 from fmnist_search.config.study_config import StudyConfig
-from fmnist_search.recipe.recipe import Recipe, short_text
+from fmnist_search.recipe.recipe import Recipe, format_value_short
 from fmnist_search.reporting.study_note import (
-    LEADERS_SHOWN,
+    MAX_LEADERS,
     class_scores_csv,
     leaderboard_columns,
     leaderboard_csv,
     study_note,
 )
-from fmnist_search.results.study import Champion, Confirmed, Ending, Importances, State, StudySummary, TrialRow
-from fmnist_search.search.suggest import searched
+from fmnist_search.results.study import (
+    Champion,
+    ConfirmedScore,
+    Importances,
+    StopReason,
+    StudySummary,
+    TrialRecord,
+    TrialState,
+)
+from fmnist_search.search.suggest import varying_names
 from fmnist_search.training.evaluation import wilson
-from tests.support.trials import rows_of, shares_of
+from tests.support.trials import make_importances, make_trials
 
-STUDIES = Path(__file__).parents[3] / "studies"
+STUDIES_FOLDER = Path(__file__).parents[3] / "studies"
 
-SEARCHED = ["model.depth", "optimizer.learning_rate", "batch_size"]
+SEARCHED_NAMES = ["model.depth", "optimizer.learning_rate", "batch_size"]
 SPACE = {"space.cnn.depth": "1, 2", "space.common.optimizer.learning_rate": "0.001 to 0.1, log"}
 
 
-def row(number: int, state: State = State.COMPLETED, value: float | None = 0.9, **changes: Any) -> TrialRow:
+def make_trial(
+    number: int, state: TrialState = TrialState.COMPLETED, value: float | None = 0.9, **changes: Any
+) -> TrialRecord:
     recipe = Recipe().replace({"seed": number, "optimizer.learning_rate": 0.123456789})
-    return dataclasses.replace(TrialRow(number, state, value, 3, recipe, seconds=30.0), **changes)
+    return dataclasses.replace(TrialRecord(number, state, value, 3, recipe, seconds=30.0), **changes)
 
 
-def summary(*rows: TrialRow, champion: Champion | None = None) -> StudySummary:
-    return StudySummary("small", "Does it work?", rows, Ending.TRIALS, len(rows), 60.0, champion=champion)
+def make_summary(*rows: TrialRecord, champion: Champion | None = None) -> StudySummary:
+    return StudySummary("small", "Does it work?", rows, StopReason.TRIALS, len(rows), 60.0, champion=champion)
 
 
-def tables(markdown: str) -> list[list[list[str]]]:
+def parse_tables(markdown: str) -> list[list[list[str]]]:
     """The tables of a text, by rows and cells, without the line below the head."""
     found: list[list[list[str]]] = []
     before = ""
@@ -65,11 +75,11 @@ def tables(markdown: str) -> list[list[list[str]]]:
 
 
 def test_a_note_says_question_winner_leaders_space_and_next_command() -> None:
-    note = study_note(summary(row(0, value=0.8), row(1, value=0.91234)), SEARCHED, SPACE)
+    note = study_note(make_summary(make_trial(0, value=0.8), make_trial(1, value=0.91234)), SEARCHED_NAMES, SPACE)
     assert note.startswith("# small\n\nDoes it work?\n\n")
     assert "**Best trial**: 1 (cnn 32-64-128), validation accuracy 91.23%." in note
     assert "Trials: 2 completed, in 1.0 minutes of training." in note
-    leaders, space = tables(note)
+    leaders, space = parse_tables(note)
     assert leaders == [
         ["trial", "network", "validation accuracy", "depth", "learning_rate", "batch_size"],
         ["1", "cnn 32-64-128", "91.23%", "3", "0.1235", "128"],
@@ -85,9 +95,14 @@ def test_a_note_says_question_winner_leaders_space_and_next_command() -> None:
 
 
 def test_a_note_says_what_was_spent_of_what() -> None:
-    rows = (row(0), row(1, State.FAILED, None, epochs=0), row(2, duplicate_of=0), row(3, State.PRUNED, 0.1, epochs=1))
-    found = dataclasses.replace(summary(*rows), searched_seconds=90.0)
-    spent = tables(study_note(found, SEARCHED, SPACE, budget=Budget(trials=10, minutes=3)))[0]
+    rows = (
+        make_trial(0),
+        make_trial(1, TrialState.FAILED, None, epochs=0),
+        make_trial(2, duplicate_of=0),
+        make_trial(3, TrialState.PRUNED, 0.1, epochs=1),
+    )
+    found = dataclasses.replace(make_summary(*rows), searched_seconds=90.0)
+    spent = parse_tables(study_note(found, SEARCHED_NAMES, SPACE, budget=Budget(trials=10, minutes=3)))[0]
     assert spent == [
         ["budget", "spent", "of"],
         ["trials", "3", "10"],
@@ -98,14 +113,16 @@ def test_a_note_says_what_was_spent_of_what() -> None:
 
 
 def test_a_note_says_what_was_found_out_and_on_how_many_trials_that_rests() -> None:
-    found = dataclasses.replace(summary(row(0)), edges=("model.depth: the best 5 all take its largest value, 5",))
+    found = dataclasses.replace(
+        make_summary(make_trial(0)), edges=("model.depth: the best 5 all take its largest value, 5",)
+    )
     shares = {"optimizer.learning_rate": 0.6, "model.depth": 0.3, "batch_size": 0.1}
-    note = study_note(found, SEARCHED, SPACE, importances=Importances(shares, 12))
+    note = study_note(found, SEARCHED_NAMES, SPACE, importances=Importances(shares, 12))
     assert (
         "## Found out\n\n- what decides, by PED-ANOVA over 12 completed trials: optimizer.learning_rate 60%, "
         "model.depth 30%, batch_size 10%\n- model.depth: the best 5 all take its largest value, 5\n"
     ) in note
-    assert "## Found out" not in study_note(summary(row(0)), SEARCHED, SPACE)
+    assert "## Found out" not in study_note(make_summary(make_trial(0)), SEARCHED_NAMES, SPACE)
 
 
 @pytest.mark.parametrize(
@@ -117,22 +134,22 @@ def test_a_note_says_what_was_found_out_and_on_how_many_trials_that_rests() -> N
         (Choice((0.001, 0.01, 0.1)), 0.1, "0.1 (largest)"),
         (Choice((0.001, 0.01, 0.1)), 0.001, "0.001 (smallest)"),
         (Choice((0.001, 0.1)), 0.1, "0.1"),
-        (Pin(0.1), 0.1, "0.1"),
+        (Fixed(0.1), 0.1, "0.1"),
         ("0.001 to 0.1", 0.1, "0.1"),
     ],
 )
 def test_a_note_marks_the_winners_values_that_lie_at_an_end(domain: Domain | str, value: float, shown: str) -> None:
-    best = row(0, recipe=Recipe().replace({"optimizer.learning_rate": value}))
-    note = study_note(summary(best), SEARCHED, {"space.common.optimizer.learning_rate": domain})
-    assert tables(note)[-1][1] == ["`space.common.optimizer.learning_rate`", str(domain), shown]
+    best = make_trial(0, recipe=Recipe().replace({"optimizer.learning_rate": value}))
+    note = study_note(make_summary(best), SEARCHED_NAMES, {"space.common.optimizer.learning_rate": domain})
+    assert parse_tables(note)[-1][1] == ["`space.common.optimizer.learning_rate`", str(domain), shown]
 
 
 def test_the_space_shows_the_best_beside_the_chosen_and_a_dash_for_what_neither_has() -> None:
-    best = row(0, recipe=Recipe().replace({"model.depth": 2}))
+    best = make_trial(0, recipe=Recipe().replace({"model.depth": 2}))
     chosen = Recipe().replace({"model.family": "mlp", "model.depth": 3})
-    champion = Champion(Confirmed(7, chosen, (0.9,)), chosen, wilson(9, 10), "m", "1", "champion")
+    champion = Champion(ConfirmedScore(7, chosen, (0.9,)), chosen, wilson(9, 10), "m", "1", "champion")
     space = {"space.common.family": "cnn, mlp", "space.cnn.width_3": "8, 16", "space.mlp.depth": "1 to 4"}
-    assert tables(study_note(summary(best, champion=champion), [], space))[-1] == [
+    assert parse_tables(study_note(make_summary(best, champion=champion), [], space))[-1] == [
         ["hyperparameter", "domain", "trial 0, the best", "trial 7, chosen"],
         ["`space.common.family`", "cnn, mlp", "cnn", "mlp"],
         ["`space.cnn.width_3`", "8, 16", "-", "-"],
@@ -140,13 +157,15 @@ def test_the_space_shows_the_best_beside_the_chosen_and_a_dash_for_what_neither_
     ]
 
 
-texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Cf", "Zl", "Zp")) | st.just("\n"))
+markdown_texts = st.text(
+    st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Cf", "Zl", "Zp")) | st.just("\n")
+)
 
 
-@given(texts | st.from_regex(r"[-#*+>|`_~0-9.)\[\]<>&\\ \na]{1,20}", fullmatch=True))
+@given(markdown_texts | st.from_regex(r"[-#*+>|`_~0-9.)\[\]<>&\\ \na]{1,20}", fullmatch=True))
 def test_whatever_a_question_says_it_is_one_line_of_plain_text(question: str) -> None:
-    asked = dataclasses.replace(summary(row(0)), question=question)
-    blocks = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(study_note(asked, SEARCHED, SPACE))
+    asked = dataclasses.replace(make_summary(make_trial(0)), question=question)
+    blocks = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(study_note(asked, SEARCHED_NAMES, SPACE))
     inline = [block for block in blocks if block.type == "inline"]
     expected = " ".join(question.split())
     if expected:
@@ -157,43 +176,58 @@ def test_whatever_a_question_says_it_is_one_line_of_plain_text(question: str) ->
     assert sum(block.type == "table_open" for block in blocks) == 2
 
 
-@pytest.mark.parametrize("file", sorted(STUDIES.glob("*.toml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted(STUDIES_FOLDER.glob("*.toml")), ids=lambda file: file.stem)
 def test_a_note_of_each_study_of_ours_fits_where_mlflow_shows_it(file: Path) -> None:
     config = StudyConfig.load(file)
-    rows = rows_of(config, 120)
-    names = searched(config.space)
-    champion = Champion(Confirmed(2, rows[2].recipe, (0.9,) * 5), rows[0].recipe, wilson(9, 10), "m", "1", "champion")
-    found = dataclasses.replace(summary(*rows, champion=champion), edges=("an edge of a hundred letters " * 4,) * 4)
-    note = study_note(found, names, dict(config.domains()), budget=config.budget, importances=shares_of(names, 60))
+    rows = make_trials(config, 120)
+    names = varying_names(config.space)
+    champion = Champion(
+        ConfirmedScore(2, rows[2].recipe, (0.9,) * 5), rows[0].recipe, wilson(9, 10), "m", "1", "champion"
+    )
+    found = dataclasses.replace(
+        make_summary(*rows, champion=champion), edges=("an edge of a hundred letters " * 4,) * 4
+    )
+    note = study_note(
+        found, names, dict(config.domains()), budget=config.budget, importances=make_importances(names, 60)
+    )
     assert len(note) <= 7_500
-    tables(note)
+    parse_tables(note)
 
 
 def test_a_note_of_a_study_without_results_says_so() -> None:
-    for rows in ((), (row(0, State.FAILED, None), row(1, State.PRUNED, 0.5), row(2, State.PRUNED, 0.6))):
-        note = study_note(summary(*rows), SEARCHED, SPACE)
+    for rows in (
+        (),
+        (
+            make_trial(0, TrialState.FAILED, None),
+            make_trial(1, TrialState.PRUNED, 0.5),
+            make_trial(2, TrialState.PRUNED, 0.6),
+        ),
+    ):
+        note = study_note(make_summary(*rows), SEARCHED_NAMES, SPACE)
         assert "No trial has completed yet." in note
-        assert len(tables(note)) == 1
+        assert len(parse_tables(note)) == 1
     assert "Trials: 2 pruned, 1 failed, in " in note
-    assert "Trials: none, in " in study_note(summary(), SEARCHED, SPACE)
+    assert "Trials: none, in " in study_note(make_summary(), SEARCHED_NAMES, SPACE)
 
 
-@pytest.mark.parametrize("ending", Ending)
-def test_a_note_says_why_a_study_ended(ending: Ending) -> None:
-    ended = dataclasses.replace(summary(row(0)), ended_by=ending)
-    assert ending.value in study_note(ended, SEARCHED, SPACE).lower()
+@pytest.mark.parametrize("ending", StopReason)
+def test_a_note_says_why_a_study_ended(ending: StopReason) -> None:
+    ended = dataclasses.replace(make_summary(make_trial(0)), ended_by=ending)
+    assert ending.value in study_note(ended, SEARCHED_NAMES, SPACE).lower()
 
 
 def test_a_note_shows_the_best_ten() -> None:
-    note = study_note(summary(*(row(number, value=number / 100) for number in range(30))), SEARCHED, SPACE)
-    leaders = tables(note)[0][1:]
-    assert [cells[0] for cells in leaders] == [str(number) for number in range(29, 29 - LEADERS_SHOWN, -1)]
+    note = study_note(
+        make_summary(*(make_trial(number, value=number / 100) for number in range(30))), SEARCHED_NAMES, SPACE
+    )
+    leaders = parse_tables(note)[0][1:]
+    assert [cells[0] for cells in leaders] == [str(number) for number in range(29, 29 - MAX_LEADERS, -1)]
 
 
 def test_a_note_tells_of_the_champion_and_its_one_look_at_the_test_images() -> None:
-    chosen = row(4).recipe
-    champion = Champion(Confirmed(4, chosen, (0.9, 0.92)), chosen, wilson(9_000, 10_000), "m", "7", "challenger")
-    note = study_note(summary(row(4), champion=champion), SEARCHED, SPACE)
+    chosen = make_trial(4).recipe
+    champion = Champion(ConfirmedScore(4, chosen, (0.9, 0.92)), chosen, wilson(9_000, 10_000), "m", "7", "challenger")
+    note = study_note(make_summary(make_trial(4), champion=champion), SEARCHED_NAMES, SPACE)
     assert (
         "**Chosen**: trial 4 (cnn 32-64-128), confirmed at 91.00% ± 1.41% (n = 2) on fresh seeds; 90.00% on the test "
         "images (95 % interval 89.40% to 90.57%), looked at once. Its model was trained for 9 epochs on 49,152 images "
@@ -202,14 +236,14 @@ def test_a_note_tells_of_the_champion_and_its_one_look_at_the_test_images() -> N
 
 
 def test_a_hyperparameter_that_a_network_does_not_have_is_a_dash() -> None:
-    mlp = row(0, recipe=Recipe().replace({"model.family": "mlp"}))
-    note = study_note(summary(mlp), ["model.width", "model.kernel_1"], SPACE)
-    assert tables(note)[0][1] == ["0", "mlp 256-256", "90.00%", "256", "-"]
+    mlp = make_trial(0, recipe=Recipe().replace({"model.family": "mlp"}))
+    note = study_note(make_summary(mlp), ["model.width", "model.kernel_1"], SPACE)
+    assert parse_tables(note)[0][1] == ["0", "mlp 256-256", "90.00%", "256", "-"]
 
 
 @given(st.floats(-1e300, 1e300) | st.integers() | st.booleans())
 def test_a_short_text_reads_back_as_nearly_the_value(value: float | bool) -> None:
-    text = short_text(value)
+    text = format_value_short(value)
     if isinstance(value, bool):
         assert text in ("true", "false")
     elif isinstance(value, int):
@@ -221,12 +255,17 @@ def test_a_short_text_reads_back_as_nearly_the_value(value: float | bool) -> Non
 
 # ------------------------------------------------------------------------------------- the tables
 
-ENDED = (row(0, value=0.8), row(1, State.PRUNED, 0.85), row(2, value=0.9, parameters=99), row(3, duplicate_of=2))
-NAMES = ["model.depth", "optimizer.name", "optimizer.nesterov"]
+FINISHED_TRIALS = (
+    make_trial(0, value=0.8),
+    make_trial(1, TrialState.PRUNED, 0.85),
+    make_trial(2, value=0.9, parameters=99),
+    make_trial(3, duplicate_of=2),
+)
+HYPERPARAMETER_NAMES = ["model.depth", "optimizer.name", "optimizer.nesterov"]
 
 
 def test_the_leaderboard_has_completed_trials_first_and_its_numbers_are_numbers() -> None:
-    assert leaderboard_columns(ENDED, NAMES) == {
+    assert leaderboard_columns(FINISHED_TRIALS, HYPERPARAMETER_NAMES) == {
         "rank": [1, 2, None],
         "trial": [2, 0, 1],
         "state": ["completed", "completed", "pruned"],
@@ -243,18 +282,18 @@ def test_the_leaderboard_has_completed_trials_first_and_its_numbers_are_numbers(
 
 
 def test_the_leaderboard_becomes_a_table_as_mlflow_makes_one_of_columns() -> None:
-    frame = pd.DataFrame(leaderboard_columns(ENDED, NAMES))
+    frame = pd.DataFrame(leaderboard_columns(FINISHED_TRIALS, HYPERPARAMETER_NAMES))
     stored = json.loads(frame.to_json(orient="split"))
     assert stored["data"][0] == [1, 2, "completed", 0.9, "cnn 32-64-128", 99, 3, 30.0, 3, "adamw", None, None]
 
 
 def test_the_leaderboard_as_csv_says_the_same() -> None:
-    head, *body = csv.reader(leaderboard_csv(ENDED, NAMES).splitlines())
-    columns = leaderboard_columns(ENDED, NAMES)
+    head, *body = csv.reader(leaderboard_csv(FINISHED_TRIALS, HYPERPARAMETER_NAMES).splitlines())
+    columns = leaderboard_columns(FINISHED_TRIALS, HYPERPARAMETER_NAMES)
     assert head == list(columns)
     assert body[0] == ["1", "2", "completed", "0.9", "cnn 32-64-128", "99", "3", "30.0", "3", "adamw", "", ""]
     assert len(body) == 3
-    assert leaderboard_csv((), NAMES).splitlines() == [",".join(columns)]
+    assert leaderboard_csv((), HYPERPARAMETER_NAMES).splitlines() == [",".join(columns)]
 
 
 def test_scores_of_classes_are_a_table_even_where_a_class_has_a_comma() -> None:
@@ -270,31 +309,34 @@ def test_scores_of_classes_are_a_table_even_where_a_class_has_a_comma() -> None:
 
 def test_leaders_are_completed_trials_from_the_best_down_and_of_equals_the_earlier() -> None:
     rows = [
-        row(0, value=0.8),
-        row(1, value=0.9),
-        row(2, State.PRUNED, 0.99),
-        row(3, value=0.9),
-        row(4, State.FAILED, 0.95),
-        row(5, value=0.9, duplicate_of=1),
-        row(6, value=0.0),
+        make_trial(0, value=0.8),
+        make_trial(1, value=0.9),
+        make_trial(2, TrialState.PRUNED, 0.99),
+        make_trial(3, value=0.9),
+        make_trial(4, TrialState.FAILED, 0.95),
+        make_trial(5, value=0.9, duplicate_of=1),
+        make_trial(6, value=0.0),
     ]
-    found = summary(*rows)
-    assert [leader.number for leader in found.leaders] == [1, 3, 0, 6]
+    found = make_summary(*rows)
+    assert [leader.number for leader in found.ranked_trials] == [1, 3, 0, 6]
     assert found.best == rows[1]
-    assert summary(rows[2]).best is None
+    assert make_summary(rows[2]).best is None
 
 
 def test_a_trial_that_was_answered_from_an_earlier_one_does_not_count() -> None:
-    found = summary(
-        row(0), row(1, duplicate_of=0), row(2, State.PRUNED, 0.5), row(3, State.PRUNED, 0.5, duplicate_of=2)
+    found = make_summary(
+        make_trial(0),
+        make_trial(1, duplicate_of=0),
+        make_trial(2, TrialState.PRUNED, 0.5),
+        make_trial(3, TrialState.PRUNED, 0.5, duplicate_of=2),
     )
-    assert {state: found.count(state) for state in State} == {
-        State.COMPLETED: 1,
-        State.PRUNED: 1,
-        State.FAILED: 0,
-        State.INTERRUPTED: 0,
+    assert {state: found.count(state) for state in TrialState} == {
+        TrialState.COMPLETED: 1,
+        TrialState.PRUNED: 1,
+        TrialState.FAILED: 0,
+        TrialState.INTERRUPTED: 0,
     }
 
 
 def test_a_single_seed_has_no_deviation() -> None:
-    assert str(Confirmed(0, Recipe(), (0.5,))) == "50.00% (n = 1)"
+    assert str(ConfirmedScore(0, Recipe(), (0.5,))) == "50.00% (n = 1)"

@@ -10,24 +10,26 @@ from typing import Any
 import pytest
 
 from fmnist_search.reporting.chart_data import StudyView
-from fmnist_search.reporting.study_page import available, study_page
-from fmnist_search.results.study import State
-from tests.support.studies import study
-from tests.support.trials import rows_of, shares_of
+from fmnist_search.reporting.study_page import is_plotly_installed, study_page
+from fmnist_search.results.study import TrialState
+from tests.support.studies import make_study
+from tests.support.trials import make_importances, make_trials
 
-IMPORTANT = ["optimizer.learning_rate", "model.depth", "batch_size"]
+IMPORTANT_HYPERPARAMETERS = ["optimizer.learning_rate", "model.depth", "batch_size"]
 QUESTION = "Is 1 < 2 & </script><script>alert(1)</script>?"
 
-needs_plotly = pytest.mark.skipif(not available(), reason="needs the extra `plots`")
+needs_plotly = pytest.mark.skipif(not is_plotly_installed(), reason="needs the extra `plots`")
 
 
-def page(count: int, space: dict[str, Any] | None = None, endings: list[State] | None = None) -> str:
-    config = study(space)
-    rows = rows_of(config, count, endings) if endings else rows_of(config, count)
-    return study_page("small", QUESTION, rows, config.space, shares_of(IMPORTANT, count) if count > 8 else None)
+def make_page(count: int, space: dict[str, Any] | None = None, states: list[TrialState] | None = None) -> str:
+    config = make_study(space)
+    rows = make_trials(config, count, states) if states else make_trials(config, count)
+    return study_page(
+        "small", QUESTION, rows, config.space, make_importances(IMPORTANT_HYPERPARAMETERS, count) if count > 8 else None
+    )
 
 
-def without_library(html: str) -> str:
+def without_plotly_js(html: str) -> str:
     """The page but for its longest script, which is plotly.js."""
     longest = max(re.findall(r"<script.*?</script>", html, re.DOTALL), key=len)
     assert len(longest) > 1_000_000
@@ -36,7 +38,7 @@ def without_library(html: str) -> str:
 
 @needs_plotly
 def test_a_page_holds_one_copy_of_plotly_and_asks_the_network_for_nothing() -> None:
-    rest = without_library(page(24))
+    rest = without_plotly_js(make_page(24))
     assert len(rest) < 1_000_000
     assert not re.search(r"""(src|href)\s*=\s*["']""", rest)
     assert "cdn." not in rest
@@ -44,10 +46,10 @@ def test_a_page_holds_one_copy_of_plotly_and_asks_the_network_for_nothing() -> N
 
 @needs_plotly
 def test_a_page_shows_every_chart_with_the_line_that_says_who_enters() -> None:
-    config = study()
-    rows = rows_of(config, 24)
-    shares = shares_of(IMPORTANT, 24)
-    rest = without_library(study_page("small", "Why?", rows, config.space, shares))
+    config = make_study()
+    rows = make_trials(config, 24)
+    shares = make_importances(IMPORTANT_HYPERPARAMETERS, 24)
+    rest = without_plotly_js(study_page("small", "Why?", rows, config.space, shares))
     charts = StudyView(rows, config.space, shares).charts
     assert rest.count("Plotly.newPlot(") == len(charts) == 9
     for chart in charts.values():
@@ -56,35 +58,35 @@ def test_a_page_shows_every_chart_with_the_line_that_says_who_enters() -> None:
 
 @needs_plotly
 def test_the_pointer_is_told_number_network_and_values_of_a_trial() -> None:
-    rest = without_library(page(24)).encode().decode("unicode_escape")
+    rest = without_plotly_js(make_page(24)).encode().decode("unicode_escape")
     assert re.search(r"<b>trial 2</b>: cnn [\d-]+<br>\d\d\.\d\d%, completed<br>learning_rate = [\d.]+", rest)
 
 
 @needs_plotly
 def test_whatever_a_question_says_it_is_text() -> None:
-    rest = without_library(page(2))
+    rest = without_plotly_js(make_page(2))
     assert "Is 1 &lt; 2 &amp; &lt;/script&gt;&lt;script&gt;alert(1)&lt;/script&gt;?" in rest
 
 
 @needs_plotly
 @pytest.mark.parametrize("count", [0, 1, 2, 300])
 def test_a_page_is_made_of_any_number_of_trials(count: int) -> None:
-    rest = without_library(page(count))
+    rest = without_plotly_js(make_page(count))
     assert ("No trial has left anything to show yet." in rest) == (count == 0)
 
 
 @needs_plotly
-@pytest.mark.parametrize("ending", [State.PRUNED, State.FAILED, State.INTERRUPTED])
-def test_a_page_is_made_where_nothing_completed(ending: State) -> None:
-    assert "Timeline" in without_library(page(5, endings=[ending]))
+@pytest.mark.parametrize("ending", [TrialState.PRUNED, TrialState.FAILED, TrialState.INTERRUPTED])
+def test_a_page_is_made_where_nothing_completed(ending: TrialState) -> None:
+    assert "Timeline" in without_plotly_js(make_page(5, states=[ending]))
 
 
 @needs_plotly
 def test_a_page_is_made_of_several_families_and_of_a_single_hyperparameter() -> None:
     rate = {"optimizer.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True}}
     two = {"common": {"family": ["cnn", "mlp"], **rate}, "cnn": {"depth": [1, 2, 3]}, "mlp": {"depth": [1, 2]}}
-    assert "mlp.depth" in without_library(page(12, two))
-    assert "learning_rate" in without_library(page(12, {"common": rate}))
+    assert "mlp.depth" in without_plotly_js(make_page(12, two))
+    assert "learning_rate" in without_plotly_js(make_page(12, {"common": rate}))
 
 
 def test_without_plotly_it_is_not_available_and_nothing_fails() -> None:

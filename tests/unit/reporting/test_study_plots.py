@@ -12,12 +12,12 @@ from matplotlib.collections import LineCollection
 
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.study_plots import study_figures
-from fmnist_search.results.study import State
-from tests.support.figures import drawn, texts
-from tests.support.studies import study
-from tests.support.trials import ENDINGS, rows_of, shares_of
+from fmnist_search.results.study import TrialState
+from tests.support.figures import figure_texts, render_png
+from tests.support.studies import make_study
+from tests.support.trials import DEFAULT_STATES, make_importances, make_trials
 
-TWO_FAMILIES: dict[str, Any] = {
+TWO_FAMILY_SPACE: dict[str, Any] = {
     "common": {
         "family": ["cnn", "mlp"],
         "optimizer.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True},
@@ -27,90 +27,94 @@ TWO_FAMILIES: dict[str, Any] = {
     "cnn": {"depth": [1, 2, 3], "width_3": [8, 16]},
     "mlp": {"depth": {"low": 1, "high": 4}},
 }
-ONE_HYPERPARAMETER = {"common": {"optimizer.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True}}}
-IMPORTANT = ["optimizer.learning_rate", "model.depth", "batch_size"]
+ONE_HYPERPARAMETER_SPACE = {"common": {"optimizer.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True}}}
+IMPORTANT_HYPERPARAMETERS = ["optimizer.learning_rate", "model.depth", "batch_size"]
 
 
-@pytest.mark.parametrize("space", [None, TWO_FAMILIES, ONE_HYPERPARAMETER], ids=["one", "two families", "single"])
+@pytest.mark.parametrize(
+    "space", [None, TWO_FAMILY_SPACE, ONE_HYPERPARAMETER_SPACE], ids=["one", "two families", "single"]
+)
 @pytest.mark.parametrize("count", [0, 1, 2, 12])
 @pytest.mark.filterwarnings("error")
 def test_every_picture_of_every_study_is_drawn_and_says_who_entered(count: int, space: Any) -> None:
-    config = study(space)
-    pictures = study_figures(rows_of(config, count), config.space, shares_of(IMPORTANT, count))
+    config = make_study(space)
+    pictures = study_figures(
+        make_trials(config, count), config.space, make_importances(IMPORTANT_HYPERPARAMETERS, count)
+    )
     for name, draw in pictures.items():
         figure = draw()
-        drawn(figure)
-        assert "completed" in texts(figure), name
+        render_png(figure)
+        assert "completed" in figure_texts(figure), name
     assert ("history" in pictures) == (count > 0)
 
 
-@pytest.mark.parametrize("ending", [State.PRUNED, State.FAILED, State.INTERRUPTED])
+@pytest.mark.parametrize("ending", [TrialState.PRUNED, TrialState.FAILED, TrialState.INTERRUPTED])
 @pytest.mark.filterwarnings("error")
-def test_studies_in_which_nothing_completed_are_drawn(ending: State) -> None:
-    config = study()
-    pictures = study_figures(rows_of(config, 12, [ending]), config.space)
+def test_studies_in_which_nothing_completed_are_drawn(ending: TrialState) -> None:
+    config = make_study()
+    pictures = study_figures(make_trials(config, 12, [ending]), config.space)
     assert "timeline" in pictures
     for draw in pictures.values():
-        drawn(draw())
+        render_png(draw())
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_study_of_three_hundred_trials_is_drawn() -> None:
-    config = study()
-    pictures = study_figures(rows_of(config, 300), config.space, shares_of(IMPORTANT, 150))
+    config = make_study()
+    pictures = study_figures(make_trials(config, 300), config.space, make_importances(IMPORTANT_HYPERPARAMETERS, 150))
     assert len(pictures) == 9
     for draw in pictures.values():
-        drawn(draw())
+        render_png(draw())
 
 
 @pytest.mark.filterwarnings("error")
 def test_trials_that_are_all_alike_are_drawn() -> None:
-    config = study()
-    (alike,) = rows_of(config, 1)
+    config = make_study()
+    (alike,) = make_trials(config, 1)
     rows = [dataclasses.replace(alike, number=number) for number in range(5)]
-    for draw in study_figures(rows, config.space, shares_of(IMPORTANT, 5)).values():
-        drawn(draw())
+    for draw in study_figures(rows, config.space, make_importances(IMPORTANT_HYPERPARAMETERS, 5)).values():
+        render_png(draw())
 
 
 def test_the_same_study_gives_the_same_pictures() -> None:
-    config = study()
-    first, second = (study_figures(rows_of(config, 12), config.space)["slices"] for _ in range(2))
-    assert drawn(first()) == drawn(second())
+    config = make_study()
+    first, second = (study_figures(make_trials(config, 12), config.space)["slices"] for _ in range(2))
+    assert render_png(first()) == render_png(second())
 
 
 def test_drawing_leaves_the_style_of_others_alone() -> None:
-    config = study()
+    config = make_study()
     before = dict(matplotlib.rcParams)
-    drawn(study_figures(rows_of(config, 12), config.space)["history"]())
+    render_png(study_figures(make_trials(config, 12), config.space)["history"]())
     assert dict(matplotlib.rcParams) == before
 
 
 def test_the_history_shows_every_value_and_the_best_so_far() -> None:
-    config = study()
-    rows = rows_of(config, 12)
+    config = make_study()
+    rows = make_trials(config, 12)
     axes = study_figures(rows, config.space)["history"]().axes[0]
     shown = {tuple(point) for dots in axes.collections for point in np.round(np.asarray(dots.get_offsets()), 6)}
     low = axes.get_ylim()[0]
     for row in rows:
-        if row.state in (State.COMPLETED, State.PRUNED) and row.value is not None and row.value >= low:
+        if row.state in (TrialState.COMPLETED, TrialState.PRUNED) and row.value is not None and row.value >= low:
             assert (row.number, round(row.value, 6)) in shown
     (best,) = axes.lines
-    assert np.asarray(best.get_ydata())[-1] == max(row.value or 0 for row in rows if row.state is State.COMPLETED)
+    assert np.asarray(best.get_ydata())[-1] == max(row.value or 0 for row in rows if row.state is TrialState.COMPLETED)
 
 
 def test_parallel_coordinates_have_a_line_for_each_completed_trial() -> None:
-    config = study()
-    rows = rows_of(config, 24)
+    config = make_study()
+    rows = make_trials(config, 24)
     axes = study_figures(rows, config.space)["parallel_coordinates"]().axes[0]
     (lines,) = (found for found in axes.collections if isinstance(found, LineCollection))
-    assert len(lines.get_segments()) == sum(row.state is State.COMPLETED for row in rows)
-    assert ENDINGS.count(State.COMPLETED) == 3
+    assert len(lines.get_segments()) == sum(row.state is TrialState.COMPLETED for row in rows)
+    assert DEFAULT_STATES.count(TrialState.COMPLETED) == 3
     assert "none" in {text.get_text() for text in axes.texts}, "networks of fewer blocks have no third width"
 
 
 def test_recipes_of_old_studies_have_no_parameters_and_that_picture_is_left_out() -> None:
-    config = study()
-    rows = [dataclasses.replace(row, parameters=0) for row in rows_of(config, 12)]
+    config = make_study()
+    rows = [dataclasses.replace(row, parameters=0) for row in make_trials(config, 12)]
     pictures = study_figures(rows, config.space)
     assert "accuracy_parameters" not in pictures
     assert "accuracy_seconds" in pictures

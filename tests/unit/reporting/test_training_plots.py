@@ -13,7 +13,7 @@ from matplotlib.image import AxesImage
 from fmnist_search.errors import UserError
 from fmnist_search.reporting.chart_data import RED
 from fmnist_search.reporting.training_plots import (
-    UNKNOWN,
+    UNKNOWN_LABEL,
     calibration_figure,
     confusion_figure,
     filters_figure,
@@ -22,18 +22,18 @@ from fmnist_search.reporting.training_plots import (
     training_figure,
 )
 from fmnist_search.results.study import EpochReport
-from fmnist_search.training.evaluation import Mistake, calibration
-from tests.support.figures import drawn, texts
+from fmnist_search.training.evaluation import Misclassification, calibration
+from tests.support.figures import figure_texts, render_png
 
 
-def shares(figure: Figure) -> Any:
+def image_values(figure: Figure) -> Any:
     """What the colours show."""
     shown = figure.axes[0].images[0].get_array()
     assert shown is not None
     return shown.tolist()
 
 
-def cells(figure: Figure) -> set[tuple[Any, str]]:
+def cell_texts(figure: Figure) -> set[tuple[Any, str]]:
     return {(text.get_position(), text.get_text()) for text in figure.axes[0].texts}
 
 
@@ -45,23 +45,23 @@ def test_a_confusion_matrix_shows_every_count_and_every_class() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
     # Rows are the true classes: what stands at x = 2, y = 0 was of the first class and taken for the third.
-    assert {((2, 0), "1"), ((0, 2), "2")} < cells(figure)
-    assert len(cells(figure)) == 6
-    assert shares(figure)[0] == pytest.approx([5 / 6, 0, 1 / 6])
+    assert {((2, 0), "1"), ((0, 2), "2")} < cell_texts(figure)
+    assert len(cell_texts(figure)) == 6
+    assert image_values(figure)[0] == pytest.approx([5 / 6, 0, 1 / 6])
 
 
 def test_a_normalised_confusion_matrix_shows_percents_of_each_true_class() -> None:
     figure = confusion_figure([[3, 1], [0, 0]], ["a", "b"], "title", normalised=True)
-    assert cells(figure) == {((0, 0), "75.0"), ((1, 0), "25.0")}
+    assert cell_texts(figure) == {((0, 0), "75.0"), ((1, 0), "25.0")}
 
 
 def test_a_class_without_images_leaves_its_row_empty() -> None:
     figure = confusion_figure([[0, 0], [1, 1]], ["a", "b"], "a $title$ of whatever text")
-    assert shares(figure) == [[0, 0], [0.5, 0.5]]
-    drawn(figure)
+    assert image_values(figure) == [[0, 0], [0.5, 0.5]]
+    render_png(figure)
 
 
-def report(epoch: int, rate: float = 0.1, val: float | None = 0.8) -> EpochReport:
+def make_report(epoch: int, rate: float = 0.1, val: float | None = 0.8) -> EpochReport:
     return EpochReport(epoch, 1 / epoch, 0.5, None if val is None else 0.5, val, rate, 1.0)
 
 
@@ -69,30 +69,32 @@ def report(epoch: int, rate: float = 0.1, val: float | None = 0.8) -> EpochRepor
     ("rates", "panels"), [((0.1, 0.1), ["loss", "accuracy"]), ((0.1, 0.05), ["loss", "accuracy", "learning rate"])]
 )
 def test_the_learning_rate_is_drawn_where_it_varies(rates: tuple[float, float], panels: list[str]) -> None:
-    figure = training_figure([report(1, rates[0]), report(2, rates[1])], "title")
+    figure = training_figure([make_report(1, rates[0]), make_report(2, rates[1])], "title")
     assert [axes.get_ylabel() for axes in figure.axes] == panels
-    drawn(figure)
+    render_png(figure)
 
 
 def test_a_training_without_validation_says_so() -> None:
-    figure = training_figure([report(1, val=None)], "title")
-    assert "1 epoch; nothing was held back for validation" in texts(figure)
+    figure = training_figure([make_report(1, val=None)], "title")
+    assert "1 epoch; nothing was held back for validation" in figure_texts(figure)
     assert [line.get_label() for line in figure.axes[0].lines] == ["training"]
-    drawn(figure)
+    render_png(figure)
 
 
-def pictures_in(figure: Figure) -> list[AxesImage]:
+def axes_images(figure: Figure) -> list[AxesImage]:
     return [image for axes in figure.axes for image in axes.images]
 
 
 def test_the_gallery_shows_the_images_of_the_mistakes_and_what_they_were_taken_for() -> None:
     pixels = torch.arange(4, dtype=torch.uint8)[:, None, None].expand(4, 28, 28)
-    figure = mistakes_figure(pixels, [Mistake(3, 0, 1, 0.99), Mistake(1, 1, 0, 0.75)], ["a", "b"], "title")
-    assert [np.asarray(image.get_array()).max() for image in pictures_in(figure)] == [3, 1]
+    figure = mistakes_figure(
+        pixels, [Misclassification(3, 0, 1, 0.99), Misclassification(1, 1, 0, 0.75)], ["a", "b"], "title"
+    )
+    assert [np.asarray(image.get_array()).max() for image in axes_images(figure)] == [3, 1]
     captions = [axes.get_title() for axes in figure.axes if axes.images]
     assert captions == ["a\nas b, 99.0%", "b\nas a, 75.0%"]
-    drawn(figure)
-    assert "no mistakes" in texts(mistakes_figure(pixels, [], ["a", "b"], "title"))
+    render_png(figure)
+    assert "no mistakes" in figure_texts(mistakes_figure(pixels, [], ["a", "b"], "title"))
 
 
 def test_a_grid_of_predictions_says_the_true_class_of_mistakes_alone() -> None:
@@ -101,18 +103,20 @@ def test_a_grid_of_predictions_says_the_true_class_of_mistakes_alone() -> None:
     figure = predictions_figure(pixels, probabilities, torch.tensor([0, 1]), ["a", "b"], "title")
     assert [axes.get_title() for axes in figure.axes if axes.images] == ["a, 90.0%", "a, 80.0%\nis b"]
     assert [axes.title.get_color() == RED for axes in figure.axes if axes.images] == [False, True]
-    assert "1 of 2 right" in texts(figure)
-    drawn(figure)
+    assert "1 of 2 right" in figure_texts(figure)
+    render_png(figure)
 
 
 def test_an_image_whose_class_nobody_knows_is_neither_right_nor_wrong() -> None:
     probabilities = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]])
     pixels = torch.zeros(3, 28, 28, dtype=torch.uint8)
-    some = predictions_figure(pixels, probabilities, torch.tensor([UNKNOWN, 1, UNKNOWN]), ["a", "b"], "title")
+    some = predictions_figure(
+        pixels, probabilities, torch.tensor([UNKNOWN_LABEL, 1, UNKNOWN_LABEL]), ["a", "b"], "title"
+    )
     assert [axes.get_title() for axes in some.axes if axes.images] == ["a, 90.0%", "a, 80.0%\nis b", "a, 70.0%"]
-    assert "0 of 1 right" in texts(some)
-    none = predictions_figure(pixels, probabilities, torch.full((3,), UNKNOWN), ["a", "b"], "title")
-    assert "right" not in texts(none)
+    assert "0 of 1 right" in figure_texts(some)
+    none = predictions_figure(pixels, probabilities, torch.full((3,), UNKNOWN_LABEL), ["a", "b"], "title")
+    assert "right" not in figure_texts(none)
 
 
 @pytest.mark.parametrize(("count", "columns"), [(1, 3), (25, 5), (26, 10), (100, 10)])
@@ -120,21 +124,21 @@ def test_an_image_whose_class_nobody_knows_is_neither_right_nor_wrong() -> None:
 def test_a_gallery_of_many_is_wide(count: int, columns: int) -> None:
     pixels = torch.zeros(count, 28, 28, dtype=torch.uint8)
     figure = predictions_figure(pixels, torch.full((count, 2), 0.5), torch.zeros(count).long(), ["a", "b"], "title")
-    assert len(pictures_in(figure)) == count
+    assert len(axes_images(figure)) == count
     assert figure.axes[0].get_gridspec().ncols == columns  # type: ignore[union-attr]
-    drawn(figure)
+    render_png(figure)
 
 
 def test_a_reliability_curve_says_its_error_and_shows_the_bins_that_hold_images() -> None:
     probabilities = torch.tensor([[0.95, 0.05], [0.85, 0.15], [0.25, 0.75]])
     found = calibration(probabilities, torch.tensor([0, 1, 1]), bins=10)
     figure = calibration_figure(found, "cnn")
-    assert f"cnn: expected calibration error {found.error:.2%}" in texts(figure)
-    assert "3 images in 10 bins" in texts(figure)
+    assert f"cnn: expected calibration error {found.expected_error:.2%}" in figure_texts(figure)
+    assert "3 images in 10 bins" in figure_texts(figure)
     curve = figure.axes[0].lines[-1]
     assert np.asarray(curve.get_xdata()).tolist() == pytest.approx([0.75, 0.85, 0.95])
     assert np.asarray(curve.get_ydata()).tolist() == [1, 0, 1]
-    drawn(figure)
+    render_png(figure)
 
 
 # ------------------------------------------------------------------------------------- the filters
@@ -144,22 +148,22 @@ def test_filters_are_the_kernels_of_the_first_layer_on_one_scale_around_0() -> N
     kernels = torch.linspace(-3, 1, 4 * 9).reshape(4, 1, 3, 3)
     weights = {"norm.weight": torch.ones(1), "first.weight": kernels, "second.weight": torch.full((4, 4, 3, 3), 9.0)}
     figure = filters_figure(weights, "title")
-    shown = pictures_in(figure)[:4]
+    shown = axes_images(figure)[:4]
     assert np.allclose([np.asarray(image.get_array()) for image in shown], kernels[:, 0])
     assert {image.get_clim() for image in shown} == {(-3, 3)}
-    assert "all 4 filters of 3 x 3" in texts(figure)
-    drawn(figure)
+    assert "all 4 filters of 3 x 3" in figure_texts(figure)
+    render_png(figure)
 
 
 @pytest.mark.filterwarnings("error")
 def test_rows_over_pixels_are_drawn_as_images_and_no_more_than_64() -> None:
     rows = torch.arange(100 * 784.0).reshape(100, 784)
     figure = filters_figure({"first.weight": rows, "first.bias": torch.zeros(100)}, "title")
-    shown = [image for image in pictures_in(figure) if np.asarray(image.get_array()).shape == (28, 28)]
+    shown = [image for image in axes_images(figure) if np.asarray(image.get_array()).shape == (28, 28)]
     assert len(shown) == 64
     assert np.array_equal(np.asarray(shown[63].get_array()).ravel(), rows[63])
-    assert "the first 64 of 100 filters of 28 x 28" in texts(figure)
-    drawn(figure)
+    assert "the first 64 of 100 filters of 28 x 28" in figure_texts(figure)
+    render_png(figure)
 
 
 def test_a_first_layer_that_looks_at_no_image_is_refused() -> None:
@@ -168,4 +172,4 @@ def test_a_first_layer_that_looks_at_no_image_is_refused() -> None:
 
 
 def test_filters_that_are_all_0_are_drawn() -> None:
-    drawn(filters_figure({"first.weight": torch.zeros(1, 1, 1, 1)}, "title"))
+    render_png(filters_figure({"first.weight": torch.zeros(1, 1, 1, 1)}, "title"))

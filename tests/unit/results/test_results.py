@@ -9,21 +9,21 @@ from hypothesis import strategies as st
 
 from fmnist_search.models.mlp import Mlp
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.results.study import Overhead, State, TrialRow, mean_overhead
+from fmnist_search.results.study import Overhead, TrialRecord, TrialState, mean_overhead
 
 SECONDS = st.floats(0, 1e6)
-MEASURED = st.builds(Overhead, st.floats(1e-6, 1e6), SECONDS, SECONDS, SECONDS)
+measured_overheads = st.builds(Overhead, st.floats(1e-6, 1e6), SECONDS, SECONDS, SECONDS)
 UNMEASURED = Overhead()
 """Of a trial that was answered from another, or lost its worker."""
 
 
-def row(number: int, overhead: Overhead) -> TrialRow:
-    return TrialRow(number, State.COMPLETED, 0.5, 1, Recipe(model=Mlp()), 1.0, overhead=overhead)
+def make_trial(number: int, overhead: Overhead) -> TrialRecord:
+    return TrialRecord(number, TrialState.COMPLETED, 0.5, 1, Recipe(model=Mlp()), 1.0, overhead=overhead)
 
 
-@given(st.lists(MEASURED | st.just(UNMEASURED), max_size=20), SECONDS)
+@given(st.lists(measured_overheads | st.just(UNMEASURED), max_size=20), SECONDS)
 def test_the_mean_is_that_of_the_trials_that_were_trained(overheads: list[Overhead], tracking: float) -> None:
-    mean = mean_overhead([row(number, overhead) for number, overhead in enumerate(overheads)], tracking)
+    mean = mean_overhead([make_trial(number, overhead) for number, overhead in enumerate(overheads)], tracking)
     measured = [overhead for overhead in overheads if overhead.seconds]
     if not measured:
         assert mean is None
@@ -37,11 +37,11 @@ def test_the_mean_is_that_of_the_trials_that_were_trained(overheads: list[Overhe
     )
 
 
-@given(MEASURED, st.integers(1, 10), st.integers(0, 10))
+@given(measured_overheads, st.integers(1, 10), st.integers(0, 10))
 def test_the_mean_of_equal_trials_is_theirs_however_many_were_answered(
     overhead: Overhead, trained: int, answered: int
 ) -> None:
-    rows = [row(number, overhead) for number in range(trained)] + [row(99, UNMEASURED)] * answered
+    rows = [make_trial(number, overhead) for number in range(trained)] + [make_trial(99, UNMEASURED)] * answered
     mean = mean_overhead(rows, tracking_seconds=3.0)
     assert mean is not None
     for name in ("seconds", "build", "capture", "sampling"):

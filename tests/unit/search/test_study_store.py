@@ -16,16 +16,16 @@ import pytest
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.recipe import Execution, Recipe
-from fmnist_search.results.study import Champion, Confirmed, EpochReport, State, TrialResult, TrialRow
+from fmnist_search.results.study import Champion, ConfirmedScore, EpochReport, TrialRecord, TrialResult, TrialState
 from fmnist_search.search.storage import open_storage
-from fmnist_search.search.study_store import Conditions, Ledger
+from fmnist_search.search.study_store import StudyRuntime, StudyStore
 from fmnist_search.training.evaluation import wilson
-from tests.support.studies import SMALL_SPACE, study
+from tests.support.studies import SMALL_SPACE, make_study
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
-CONDITIONS = Conditions(Execution(device="cpu", threads=1), "float32")
-TWO_FAMILIES: dict[str, Any] = {
+RUNTIME = StudyRuntime(Execution(device="cpu", threads=1), "float32")
+TWO_FAMILY_SPACE: dict[str, Any] = {
     "common": {"family": ["cnn", "mlp"], "optimizer.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True}},
     "cnn": {"depth": [1, 2, 3], "width_3": [8, 16], "dropout": {"low": 0.1, "high": 0.5}},
     "mlp": {"depth": {"low": 1, "high": 4}, "dropout": [0.1, 0.2]},
@@ -48,36 +48,36 @@ def url(empty: Path, tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'optuna.db'}"
 
 
-def opened(url: str, config: StudyConfig, **options: Any) -> Ledger:
-    ledger = Ledger.open(url, config, **options)
-    ledger.conditions = CONDITIONS
+def open_store(url: str, config: StudyConfig, **options: Any) -> StudyStore:
+    ledger = StudyStore.open(url, config, **options)
+    ledger.runtime = RUNTIME
     return ledger
 
 
-def result_of(state: State, *accuracies: float, reason: str | None = None) -> TrialResult:
+def make_result(state: TrialState, *accuracies: float, reason: str | None = None) -> TrialResult:
     """What a trial of so many epochs leaves."""
     epochs = tuple(EpochReport(n, 1.0, 0.5, 1.0, value, 0.1, 0.25) for n, value in enumerate(accuracies, 1))
     return TrialResult(state, epochs, seconds=0.25 * len(epochs), reason=reason)
 
 
-def trial(ledger: Ledger, state: State, *accuracies: float, reason: str | None = None) -> TrialRow:
+def run_trial(study_store: StudyStore, state: TrialState, *accuracies: float, reason: str | None = None) -> TrialRecord:
     """One trial that reports its epochs and ends so."""
-    asked, _ = ledger.ask()
-    result = result_of(state, *accuracies, reason=reason)
+    asked, _ = study_store.ask()
+    result = make_result(state, *accuracies, reason=reason)
     for report in result.epochs:
-        ledger.should_prune(asked, report)
-    return ledger.tell(asked, result, f"run-{asked.number}")
+        study_store.should_prune(asked, report)
+    return study_store.tell(asked, result, f"run-{asked.number}")
 
 
-def fill(ledger: Ledger) -> list[TrialRow]:
+def run_one_of_each_state(study_store: StudyStore) -> list[TrialRecord]:
     """A trial of every kind."""
-    completed = trial(ledger, State.COMPLETED, 0.5, 0.6, 0.55)
-    pruned = trial(ledger, State.PRUNED, 0.3, 0.2, reason="pruned after epoch 2")
-    failed = trial(ledger, State.FAILED, 0.3, reason="diverged: the loss of epoch 2 is not finite")
-    hopeless = trial(ledger, State.FAILED, reason="out of memory")
-    asked, _ = ledger.ask()
-    duplicate = ledger.tell_duplicate(asked, completed)
-    interrupted = trial(ledger, State.INTERRUPTED, 0.4, reason="interrupted after epoch 1")
+    completed = run_trial(study_store, TrialState.COMPLETED, 0.5, 0.6, 0.55)
+    pruned = run_trial(study_store, TrialState.PRUNED, 0.3, 0.2, reason="pruned after epoch 2")
+    failed = run_trial(study_store, TrialState.FAILED, 0.3, reason="diverged: the loss of epoch 2 is not finite")
+    hopeless = run_trial(study_store, TrialState.FAILED, reason="out of memory")
+    asked, _ = study_store.ask()
+    duplicate = study_store.tell_duplicate(asked, completed)
+    interrupted = run_trial(study_store, TrialState.INTERRUPTED, 0.4, reason="interrupted after epoch 1")
     return [completed, pruned, failed, hopeless, duplicate, interrupted]
 
 
@@ -85,16 +85,16 @@ def fill(ledger: Ledger) -> list[TrialRow]:
 
 
 def test_every_trial_is_a_row_that_says_how_it_ended(url: str) -> None:
-    ledger = opened(url, study())
-    rows = fill(ledger)
-    assert ledger.rows() == rows
+    ledger = open_store(url, make_study())
+    rows = run_one_of_each_state(ledger)
+    assert ledger.trial_records() == rows
     assert [(row.number, row.state, row.value, row.epochs) for row in rows] == [
-        (0, State.COMPLETED, 0.55, 3),
-        (1, State.PRUNED, 0.2, 2),
-        (2, State.FAILED, 0.3, 1),
-        (3, State.FAILED, None, 0),
-        (4, State.COMPLETED, 0.55, 3),
-        (5, State.INTERRUPTED, 0.4, 1),
+        (0, TrialState.COMPLETED, 0.55, 3),
+        (1, TrialState.PRUNED, 0.2, 2),
+        (2, TrialState.FAILED, 0.3, 1),
+        (3, TrialState.FAILED, None, 0),
+        (4, TrialState.COMPLETED, 0.55, 3),
+        (5, TrialState.INTERRUPTED, 0.4, 1),
     ]
     assert [row.reason for row in rows[:4]] == [
         None,
@@ -107,17 +107,17 @@ def test_every_trial_is_a_row_that_says_how_it_ended(url: str) -> None:
 
 
 def test_a_row_says_how_large_its_network_was_and_when_it_ran(url: str) -> None:
-    ledger = opened(url, study())
+    ledger = open_store(url, make_study())
     before = time.time()
     asked, _ = ledger.ask()
-    result = dataclasses.replace(result_of(State.COMPLETED, 0.5), parameters=12_345)
+    result = dataclasses.replace(make_result(TrialState.COMPLETED, 0.5), parameters=12_345)
     for report in result.epochs:
         ledger.should_prune(asked, report)
     row = ledger.tell(asked, result, "run-0")
     assert row.began_at is not None
     assert row.ended_at is not None
     assert before - 1 < row.began_at <= row.ended_at < time.time() + 1
-    (again,) = Ledger.find(url, "small").rows()
+    (again,) = StudyStore.load(url, "small").trial_records()
     assert (again.parameters, again.began_at, again.ended_at) == (12_345, row.began_at, row.ended_at)
     answered = ledger.tell_duplicate(ledger.ask()[0], row)
     assert (answered.parameters, answered.seconds) == (12_345, 0.0)
@@ -125,8 +125,8 @@ def test_a_row_says_how_large_its_network_was_and_when_it_ran(url: str) -> None:
 
 
 def test_a_study_from_before_networks_were_counted_still_reads(url: str) -> None:
-    ledger = opened(url, study())
-    trial(ledger, State.COMPLETED, 0.5)
+    ledger = open_store(url, make_study())
+    run_trial(ledger, TrialState.COMPLETED, 0.5)
     stored = optuna.load_study(study_name="small", storage=open_storage(url))
     outcome = dict(stored.trials[0].user_attrs["outcome"])
     del outcome["parameters"]
@@ -135,78 +135,78 @@ def test_a_study_from_before_networks_were_counted_still_reads(url: str) -> None
             "update trial_user_attributes set value_json = ? where key = 'outcome'", (json.dumps(outcome),)
         )
         database.commit()
-    (row,) = Ledger.find(url, "small").rows()
+    (row,) = StudyStore.load(url, "small").trial_records()
     assert (row.parameters, row.value) == (0, 0.5)
 
 
-@pytest.mark.parametrize("space", [SMALL_SPACE, TWO_FAMILIES], ids=["one family", "two families"])
+@pytest.mark.parametrize("space", [SMALL_SPACE, TWO_FAMILY_SPACE], ids=["one family", "two families"])
 def test_rows_survive_a_reload(space: dict[str, Any], url: str) -> None:
-    rows = fill(opened(url, study(space)))
-    found = Ledger.find(url, "small")
-    assert found.rows() == rows
-    assert found.config == study(space)
-    assert found.conditions == CONDITIONS
+    rows = run_one_of_each_state(open_store(url, make_study(space)))
+    found = StudyStore.load(url, "small")
+    assert found.trial_records() == rows
+    assert found.config == make_study(space)
+    assert found.runtime == RUNTIME
 
 
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_study_whose_search_was_killed_as_it_made_it_is_said_and_searched_again(url: str, fresh: bool) -> None:
     optuna.create_study(storage=open_storage(url), study_name="small", direction="maximize")
     with pytest.raises(UserError, match=r"'small': has only just been made; .* search it again"):
-        Ledger.find(url, "small")
-    rows = fill(opened(url, study(), fresh=fresh))
-    assert Ledger.find(url, "small").rows() == rows
+        StudyStore.load(url, "small")
+    rows = run_one_of_each_state(open_store(url, make_study(), fresh=fresh))
+    assert StudyStore.load(url, "small").trial_records() == rows
 
 
 def test_a_study_goes_on_where_it_stopped(url: str) -> None:
-    rows = fill(opened(url, study()))
-    again = opened(url, study())
-    assert again.rows() == rows
+    rows = run_one_of_each_state(open_store(url, make_study()))
+    again = open_store(url, make_study())
+    assert again.trial_records() == rows
     # The interrupted trial comes first.
-    assert trial(again, State.COMPLETED, 0.7).number == len(rows)
-    assert again.rows()[:-1] == rows
+    assert run_trial(again, TrialState.COMPLETED, 0.7).number == len(rows)
+    assert again.trial_records()[:-1] == rows
 
 
 def test_the_same_study_draws_the_same_trials_in_another_storage(url: str, tmp_path: Path) -> None:
     other = f"sqlite:///{tmp_path / 'other.db'}"
-    here, there = (fill(opened(place, study(seed=5))) for place in (url, other))
+    here, there = (run_one_of_each_state(open_store(place, make_study(seed=5))) for place in (url, other))
     assert here == there
 
 
 def test_a_trial_that_was_never_told_is_no_row_and_is_in_nobodys_way(url: str) -> None:
     # Its process died.
-    opened(url, study()).ask()
-    ledger = opened(url, study())
-    assert ledger.rows() == []
-    assert trial(ledger, State.COMPLETED, 0.5).number == 1
+    open_store(url, make_study()).ask()
+    ledger = open_store(url, make_study())
+    assert ledger.trial_records() == []
+    assert run_trial(ledger, TrialState.COMPLETED, 0.5).number == 1
 
 
 def test_every_trial_has_a_recipe_of_its_own_seed_and_of_the_studys_settings(url: str) -> None:
-    ledger = opened(url, study(data={"train_images": 500}, budget={"trials": 9, "epochs": 4}))
-    ledger.conditions = Conditions(Execution(), "bfloat16")
+    ledger = open_store(url, make_study(data={"train_images": 500}, budget={"trials": 9, "epochs": 4}))
+    ledger.runtime = StudyRuntime(Execution(), "bfloat16")
     recipes = [ledger.ask()[1] for _ in range(3)]
     assert len({recipe.seed for recipe in recipes}) == 3
     assert {(r.epochs, r.data.train_images, r.precision) for r in recipes} == {(4, 500, "bfloat16")}
 
 
 def test_a_new_study_has_no_run_no_champion_and_no_conditions_yet(url: str) -> None:
-    ledger = Ledger.open(url, study())
-    assert (ledger.run_id, ledger.champion, ledger.conditions, ledger.rows()) == (None, None, None, [])
+    ledger = StudyStore.open(url, make_study())
+    assert (ledger.run_id, ledger.champion, ledger.runtime, ledger.trial_records()) == (None, None, None, [])
     ledger.run_id = "abc"
-    assert Ledger.find(url, "small").run_id == "abc"
+    assert StudyStore.load(url, "small").run_id == "abc"
 
 
 def test_a_champion_is_remembered_with_what_it_was_chosen_from(url: str) -> None:
     recipe = Recipe().replace({"model.family": "mlp", "optimizer.learning_rate": 0.1 + 0.2, "epochs": 18})
     champion = Champion(
-        confirmed=Confirmed(7, recipe, (0.91, 0.9100000000000001, 0.1 + 0.7)),
+        confirmed=ConfirmedScore(7, recipe, (0.91, 0.9100000000000001, 0.1 + 0.7)),
         recipe=recipe.replace({"seed": 3, "data.validation": 0}),
         test=wilson(9_123, 10_000),
         model="fmnist-search",
         version="4",
         alias="challenger",
     )
-    opened(url, study()).crown("fingerprint", champion)
-    assert Ledger.find(url, "small").champion == ("fingerprint", champion)
+    open_store(url, make_study()).save_champion("fingerprint", champion)
+    assert StudyStore.load(url, "small").champion == ("fingerprint", champion)
 
 
 # --------------------------------------------------------------------- what must not change meanwhile
@@ -232,87 +232,90 @@ def test_a_champion_is_remembered_with_what_it_was_chosen_from(url: str) -> None
 def test_a_study_that_searches_something_else_is_refused_with_the_key(
     change: dict[str, Any], key: str, now: str, before: str, url: str
 ) -> None:
-    row = trial(opened(url, study()), State.COMPLETED, 0.5)
+    row = run_trial(open_store(url, make_study()), TrialState.COMPLETED, 0.5)
     with pytest.raises(UserError) as caught:
-        Ledger.open(url, study(**change))
+        StudyStore.open(url, make_study(**change))
     (line,) = [line for line in caught.value.lines if line.startswith(f"{key}: ")]
     assert f"is {now} now and was {before} when the study 'small' began" in line
     assert "--name" in line
     assert "--fresh" in line
     # Nothing has happened to the study.
-    assert Ledger.find(url, "small").config == study()
-    assert Ledger.find(url, "small").rows() == [row]
+    assert StudyStore.load(url, "small").config == make_study()
+    assert StudyStore.load(url, "small").trial_records() == [row]
 
 
 def test_every_key_that_differs_has_a_line_and_no_other(url: str) -> None:
-    opened(url, study())
+    open_store(url, make_study())
     with pytest.raises(UserError) as caught:
-        Ledger.open(url, study(seed=1, data={"seed": 2, "train_images": 900}))
+        StudyStore.open(url, make_study(seed=1, data={"seed": 2, "train_images": 900}))
     keys = {line.partition(":")[0] for line in caught.value.lines}
     assert keys == {"seed", "data.seed", "data.train_images"}
 
 
 def test_budget_sampler_and_finalists_may_change_and_are_remembered(url: str) -> None:
-    opened(url, study())
-    changed = study(budget={"minutes": 9, "epochs": 3}, sampler="random", pruner="none", finalists={"recipes": 0})
-    opened(url, changed)
-    assert Ledger.find(url, "small").config == changed
+    open_store(url, make_study())
+    changed = make_study(budget={"minutes": 9, "epochs": 3}, sampler="random", pruner="none", finalists={"recipes": 0})
+    open_store(url, changed)
+    assert StudyStore.load(url, "small").config == changed
 
 
 # ------------------------------------------------------------------------------------- begun anew
 
 
 def test_a_study_begun_anew_puts_the_old_one_aside_and_loses_nothing(url: str) -> None:
-    old = opened(url, study())
-    rows = fill(old)
+    old = open_store(url, make_study())
+    rows = run_one_of_each_state(old)
     old.run_id = "abc"
-    new = opened(url, study(seed=1), fresh=True)
-    assert (new.rows(), new.run_id, new.config.seed) == ([], None, 1)
-    aside, name = Ledger.names(url)
+    new = open_store(url, make_study(seed=1), fresh=True)
+    assert (new.trial_records(), new.run_id, new.config.seed) == ([], None, 1)
+    aside, name = StudyStore.study_names(url)
     assert name == "small"
     assert aside.startswith("small until ")
-    kept = Ledger.find(url, aside)
-    assert (kept.rows(), kept.run_id, kept.config.seed) == (rows, "abc", 0)
+    kept = StudyStore.load(url, aside)
+    assert (kept.trial_records(), kept.run_id, kept.config.seed) == (rows, "abc", 0)
     # What was interrupted there is no business of the new one.
     assert new.ask()[1].seed != rows[-1].recipe.seed
 
 
 def test_a_study_put_aside_is_found_under_its_new_name(url: str) -> None:
-    opened(url, study())
-    opened(url, study(), fresh=True)
-    aside, _ = Ledger.names(url)
-    assert Ledger.find(url, aside).config.name == aside
+    open_store(url, make_study())
+    open_store(url, make_study(), fresh=True)
+    aside, _ = StudyStore.study_names(url)
+    assert StudyStore.load(url, aside).config.name == aside
 
 
 def test_a_study_with_the_longest_name_can_begin_anew(url: str) -> None:
-    config = study(name="x" * 100)
-    row = trial(opened(url, config), State.COMPLETED, 0.5)
-    opened(url, config, fresh=True)
-    aside = next(name for name in Ledger.names(url) if name != config.name)
-    assert Ledger.find(url, aside).rows() == [row]
+    config = make_study(name="x" * 100)
+    row = run_trial(open_store(url, config), TrialState.COMPLETED, 0.5)
+    open_store(url, config, fresh=True)
+    aside = next(name for name in StudyStore.study_names(url) if name != config.name)
+    assert StudyStore.load(url, aside).trial_records() == [row]
 
 
 def test_a_study_can_begin_anew_several_times_in_a_second(url: str) -> None:
-    rows = [trial(opened(url, study(seed=seed), fresh=True), State.COMPLETED, seed / 10) for seed in range(4)]
-    assert opened(url, study(seed=4), fresh=True).rows() == []
-    kept = [Ledger.find(url, name).rows() for name in Ledger.names(url) if name != "small"]
+    rows = [
+        run_trial(open_store(url, make_study(seed=seed), fresh=True), TrialState.COMPLETED, seed / 10)
+        for seed in range(4)
+    ]
+    assert open_store(url, make_study(seed=4), fresh=True).trial_records() == []
+    kept = [StudyStore.load(url, name).trial_records() for name in StudyStore.study_names(url) if name != "small"]
     assert kept == [[row] for row in rows]
 
 
 def test_a_study_that_is_not_there_yet_begins_with_fresh_as_without(url: str) -> None:
-    assert opened(url, study(), fresh=True).rows() == []
-    assert Ledger.names(url) == ["small"]
+    assert open_store(url, make_study(), fresh=True).trial_records() == []
+    assert StudyStore.study_names(url) == ["small"]
 
 
 # ------------------------------------------------------------------- duplicates and interruptions
 
 
 def test_a_duplicate_is_told_the_value_that_is_known(url: str) -> None:
-    ledger = opened(url, study())
-    completed = trial(ledger, State.COMPLETED, 0.5, 0.6)
+    ledger = open_store(url, make_study())
+    completed = run_trial(ledger, TrialState.COMPLETED, 0.5, 0.6)
     asked, _ = ledger.ask()
     row = ledger.tell_duplicate(asked, completed)
-    assert (row.state, row.value, row.duplicate_of) == (State.COMPLETED, 0.6, 0)
+    assert (row.state, row.value, row.duplicate_of) == (TrialState.COMPLETED, 0.6, 0)
     assert row.reason == "equals trial 0"
     assert row.seconds == 0
     # The sampler learns from it.
@@ -320,44 +323,44 @@ def test_a_duplicate_is_told_the_value_that_is_known(url: str) -> None:
 
 
 def test_a_duplicate_of_a_pruned_trial_is_pruned_with_its_last_value(url: str) -> None:
-    ledger = opened(url, study())
-    pruned = trial(ledger, State.PRUNED, 0.3, 0.2, reason="pruned after epoch 2")
+    ledger = open_store(url, make_study())
+    pruned = run_trial(ledger, TrialState.PRUNED, 0.3, 0.2, reason="pruned after epoch 2")
     asked, _ = ledger.ask()
     row = ledger.tell_duplicate(asked, pruned)
-    assert (row.state, row.value, row.epochs, row.duplicate_of) == (State.PRUNED, 0.2, 2, 0)
+    assert (row.state, row.value, row.epochs, row.duplicate_of) == (TrialState.PRUNED, 0.2, 2, 0)
     told = optuna.load_study(study_name="small", storage=url).trials[1]
     assert (told.state, told.intermediate_values) == (optuna.trial.TrialState.PRUNED, {2: 0.2})
 
 
-@pytest.mark.parametrize("space", [SMALL_SPACE, TWO_FAMILIES], ids=["one family", "two families"])
+@pytest.mark.parametrize("space", [SMALL_SPACE, TWO_FAMILY_SPACE], ids=["one family", "two families"])
 def test_an_interrupted_trial_comes_again_with_its_seed_and_its_values(space: dict[str, Any], url: str) -> None:
-    ledger = opened(url, study(space))
-    trial(ledger, State.COMPLETED, 0.5)
-    interrupted = trial(ledger, State.INTERRUPTED, 0.4, reason="interrupted after epoch 1")
+    ledger = open_store(url, make_study(space))
+    run_trial(ledger, TrialState.COMPLETED, 0.5)
+    interrupted = run_trial(ledger, TrialState.INTERRUPTED, 0.4, reason="interrupted after epoch 1")
     # After a restart as well.
-    again = opened(url, study(space))
+    again = open_store(url, make_study(space))
     asked, recipe = again.ask()
     assert recipe == interrupted.recipe
     assert asked.number != interrupted.number
     assert asked.user_attrs["retry_of"] == interrupted.number
-    row = again.tell(asked, result_of(State.COMPLETED, 0.8), "run")
+    row = again.tell(asked, make_result(TrialState.COMPLETED, 0.8), "run")
     assert row.recipe == interrupted.recipe
-    assert again.ask()[1].key() != interrupted.recipe.key()
+    assert again.ask()[1].seed_independent_key() != interrupted.recipe.seed_independent_key()
 
 
 def test_a_trial_that_is_interrupted_twice_keeps_the_seed_of_its_first_attempt(url: str) -> None:
-    ledger = opened(url, study())
-    attempts = [trial(ledger, State.INTERRUPTED, reason="interrupted") for _ in range(3)]
+    ledger = open_store(url, make_study())
+    attempts = [run_trial(ledger, TrialState.INTERRUPTED, reason="interrupted") for _ in range(3)]
     assert {row.recipe for row in attempts} == {attempts[0].recipe}
     assert [row.number for row in attempts] == [0, 1, 2]
 
 
 def test_interrupted_trials_come_again_in_their_order(url: str) -> None:
     # Two workers were stopped together.
-    ledger = opened(url, study())
+    ledger = open_store(url, make_study())
     running = [ledger.ask() for _ in range(2)]
     for asked, _ in running:
-        ledger.tell(asked, result_of(State.INTERRUPTED), "run")
+        ledger.tell(asked, make_result(TrialState.INTERRUPTED), "run")
     assert [ledger.ask()[1] for _ in range(2)] == [recipe for _, recipe in running]
 
 
@@ -366,39 +369,39 @@ def test_interrupted_trials_come_again_in_their_order(url: str) -> None:
 
 def test_a_study_that_does_not_exist_is_refused_with_the_nearest_name(url: str) -> None:
     for name in ("quick", "baseline"):
-        opened(url, study(name=name))
+        open_store(url, make_study(name=name))
     with pytest.raises(UserError) as caught:
-        Ledger.find(url, "quik")
+        StudyStore.load(url, "quik")
     assert caught.value.lines == ("study 'quik': does not exist here; did you mean 'quick'?",)
     with pytest.raises(UserError, match="known: baseline, quick"):
-        Ledger.find(url, "xyz")
+        StudyStore.load(url, "xyz")
 
 
 def test_where_there_is_no_study_one_is_told_how_to_begin(url: str) -> None:
     with pytest.raises(UserError, match=r"there is none yet; run `fmnist-search search STUDY\.toml`"):
-        Ledger.find(url, "quick")
+        StudyStore.load(url, "quick")
 
 
 def test_studies_are_named_in_the_order_in_which_they_began(url: str) -> None:
-    assert Ledger.names(url) == []
+    assert StudyStore.study_names(url) == []
     for name in ("b", "c", "a"):
-        opened(url, study(name=name))
-    opened(url, study(name="b"))
-    assert Ledger.names(url) == ["b", "c", "a"]
+        open_store(url, make_study(name=name))
+    open_store(url, make_study(name="b"))
+    assert StudyStore.study_names(url) == ["b", "c", "a"]
 
 
 # ----------------------------------------------------------------------------------------- pruning
 
 
 def test_a_pruner_is_heeded_from_its_startup_trials_on_and_never_after_the_last_epoch(url: str) -> None:
-    ledger = opened(url, study(sampler="random", pruner={"name": "halving", "startup_trials": 8}))
+    ledger = open_store(url, make_study(sampler="random", pruner={"name": "halving", "startup_trials": 8}))
     ends = []
     for number in range(12):
         asked, _ = ledger.ask()
-        reports = result_of(State.COMPLETED, *[0.9 - number / 100] * 3).epochs
+        reports = make_result(TrialState.COMPLETED, *[0.9 - number / 100] * 3).epochs
         advice = [ledger.should_prune(asked, report) for report in reports]
         ends.append(advice)
-        ledger.tell(asked, result_of(State.COMPLETED, 0.9 - number / 100), "run")
+        ledger.tell(asked, make_result(TrialState.COMPLETED, 0.9 - number / 100), "run")
     assert not any(any(advice) for advice in ends[:7])
     assert all(advice[0] for advice in ends[7:])
     assert not any(advice[-1] for advice in ends)
@@ -406,16 +409,16 @@ def test_a_pruner_is_heeded_from_its_startup_trials_on_and_never_after_the_last_
 
 @pytest.mark.parametrize("pruner", ["halving", "hyperband", "median", "percentile", "patience", "one-epoch", "none"])
 def test_trials_that_stopped_early_are_completed_ones_and_no_pruner_stumbles_over_them(url: str, pruner: str) -> None:
-    ledger = opened(url, study(pruner=pruner, budget={"trials": 20, "epochs": 6}))
+    ledger = open_store(url, make_study(pruner=pruner, budget={"trials": 20, "epochs": 6}))
     reason = "early stopping: no better val_accuracy since epoch 1"
-    early = [trial(ledger, State.COMPLETED, *[0.5 + n / 100] * (2 + n % 2), reason=reason) for n in range(6)]
-    full = [trial(ledger, State.COMPLETED, *[0.4 + n / 100] * 6) for n in range(6)]
-    rows = ledger.rows()
+    early = [run_trial(ledger, TrialState.COMPLETED, *[0.5 + n / 100] * (2 + n % 2), reason=reason) for n in range(6)]
+    full = [run_trial(ledger, TrialState.COMPLETED, *[0.4 + n / 100] * 6) for n in range(6)]
+    rows = ledger.trial_records()
     assert rows == [*early, *full]
     assert [(row.epochs, row.reason) for row in early] == [(2, reason), (3, reason)] * 3
     assert max(rows, key=lambda row: row.value or 0) == early[-1]
     asked, _ = ledger.ask()
     falling = [0.2 - epoch / 100 for epoch in range(6)]
-    advice = [ledger.should_prune(asked, report) for report in result_of(State.PRUNED, *falling).epochs]
+    advice = [ledger.should_prune(asked, report) for report in make_result(TrialState.PRUNED, *falling).epochs]
     if pruner != "hyperband":  # whose brackets differ
         assert any(advice) == (pruner != "none")

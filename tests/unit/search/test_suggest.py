@@ -12,35 +12,35 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fmnist_search.config.space import Choice, Domain, Pin, Range
+from fmnist_search.config.space import Choice, Domain, Fixed, Range
 from fmnist_search.config.study_config import StudyConfig
-from fmnist_search.models.classifier import check
+from fmnist_search.models.classifier import check_size
 from fmnist_search.recipe.hyperparameters import Value
-from fmnist_search.recipe.recipe import FAMILIES, Recipe, in_use, known_hyperparameters
+from fmnist_search.recipe.recipe import FAMILIES, Recipe, is_active, recipe_hyperparameters
 from fmnist_search.search.samplers import make_sampler
-from fmnist_search.search.suggest import base_recipe, constants, sample, searched, trial_seed
-from tests.support.studies import space_tables, study
+from fmnist_search.search.suggest import base_recipe, constant_values, suggest_recipe, trial_seed, varying_names
+from tests.support.studies import make_study, space_tables
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
 
-def draws(config: StudyConfig, count: int) -> Iterator[tuple[dict[str, Any], Recipe]]:
+def sample_recipes(config: StudyConfig, count: int) -> Iterator[tuple[dict[str, Any], Recipe]]:
     """What a real study asks Optuna for, and the recipes that come of it."""
     base = base_recipe(config, "float32")
     search = optuna.create_study(direction="maximize", sampler=make_sampler(config.sampler, config.seed, config.space))
     for _ in range(count):
         trial = search.ask()
-        recipe = sample(trial, config.space, base, trial_seed(config.seed, trial.number))
+        recipe = suggest_recipe(trial, config.space, base, trial_seed(config.seed, trial.number))
         # Any value that depends on what was drawn gives TPE something to learn from.
         search.tell(trial, recipe.optimizer.learning_rate + len(recipe.widths))
         yield trial.params, recipe
 
 
-def lies_within(value: Value, domain: Domain) -> bool:
+def domain_contains(value: Value, domain: Domain) -> bool:
     match domain:
-        case Pin(only):
+        case Fixed(only):
             return value == only
         case Choice(values):
             return value in values
@@ -52,29 +52,31 @@ def lies_within(value: Value, domain: Domain) -> bool:
 @settings(max_examples=40)
 @given(space_tables(largest=200), st.integers(0, 2**31))
 def test_every_drawn_recipe_lies_within_its_domains(space: dict[str, Any], seed: int) -> None:
-    config = study(space, sampler="random", seed=seed, budget={"trials": 1, "epochs": 7})
-    for number, (_, recipe) in enumerate(draws(config, 3)):
+    config = make_study(space, sampler="random", seed=seed, budget={"trials": 1, "epochs": 7})
+    for number, (_, recipe) in enumerate(sample_recipes(config, 3)):
         family = type(recipe.model)
         assert recipe.model.family in config.space.families
         assert (recipe.seed, recipe.epochs, recipe.data) == (trial_seed(seed, number), 7, config.data)
-        domains, flat = config.space.domains(recipe.model.family), recipe.flat()
+        domains, flat = config.space.domains(recipe.model.family), recipe.to_flat_dict()
         # What has no domain is as if nobody had searched; the model's defaults depend on its depth.
         given_values = {
             name: flat[name]
             for name, domain in domains.items()
-            if in_use(name, family, flat) or (isinstance(domain, Pin) and not name.startswith("model."))
+            if is_active(name, family, flat) or (isinstance(domain, Fixed) and not name.startswith("model."))
         }
         untouched = Recipe().replace({"model.family": recipe.model.family, "epochs": 7, **given_values})
         assert recipe == untouched.replace({"seed": recipe.seed})
         # A drawn 0 asks for the default width or kernel of a block that is there.
         depth = {name: value for name, value in given_values.items() if name == "model.depth"}
-        defaults = Recipe().replace({"model.family": recipe.model.family, **depth}).flat()
+        defaults = Recipe().replace({"model.family": recipe.model.family, **depth}).to_flat_dict()
         for name, value in given_values.items():
-            assert lies_within(value, domains[name]) or (lies_within(0, domains[name]) and value == defaults[name])
+            assert domain_contains(value, domains[name]) or (
+                domain_contains(0, domains[name]) and value == defaults[name]
+            )
 
 
 BLOCKS = range(1, 6)
-CNN = {
+FULL_CNN_SPACE = {
     "depth": list(BLOCKS),
     **{f"width_{block}": [8, 16] for block in BLOCKS},
     **{f"kernel_{block}": [3, 5] for block in BLOCKS},
@@ -84,12 +86,12 @@ CNN = {
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_widths_and_kernels_of_blocks_that_are_not_there_are_never_asked_for(sampler: str) -> None:
     depths = set()
-    for asked, recipe in draws(study({"cnn": CNN}, sampler=sampler), 30):
+    for asked, recipe in sample_recipes(make_study({"cnn": FULL_CNN_SPACE}, sampler=sampler), 30):
         depth = len(recipe.model.widths)
         depths.add(depth)
         blocks = {f"model.{stem}_{n}" for stem in ("width", "kernel") for n in range(1, depth + 1)}
         assert asked.keys() == {"model.depth"} | blocks
-        flat = recipe.flat()
+        flat = recipe.to_flat_dict()
         assert {name: flat[name] for name in asked} == asked
         assert all(flat[f"model.{stem}_{n}"] == 0 for stem in ("width", "kernel") for n in range(depth + 1, 6))
     assert len(depths) > 2
@@ -97,25 +99,25 @@ def test_widths_and_kernels_of_blocks_that_are_not_there_are_never_asked_for(sam
 
 def test_a_block_beyond_the_default_depth_is_never_asked_for() -> None:
     # Nobody searches the depth, so it is three.
-    ((asked, _),) = draws(study({"cnn": {"width_3": [8, 16], "width_4": [8, 16]}}), 1)
+    ((asked, _),) = sample_recipes(make_study({"cnn": {"width_3": [8, 16], "width_4": [8, 16]}}), 1)
     assert asked.keys() == {"model.width_3"}
 
 
 def test_momentum_after_nesterov_is_asked_for_with_sgd_alone() -> None:
     common = {"optimizer.name": ["sgd", "adam", "adamw"], "optimizer.nesterov": [True, False]}
     names = set()
-    for asked, recipe in draws(study({"common": common}), 20):
+    for asked, recipe in sample_recipes(make_study({"common": common}), 20):
         names.add(recipe.optimizer.name)
         assert ("optimizer.nesterov" in asked) == (recipe.optimizer.name == "sgd")
     assert names == {"sgd", "adam", "adamw"}
-    ((asked, _),) = draws(study({"common": {"optimizer.nesterov": [True, False]}}), 1)
+    ((asked, _),) = sample_recipes(make_study({"common": {"optimizer.nesterov": [True, False]}}), 1)
     assert not asked
 
 
 def test_a_warmup_is_asked_for_with_one_cycle_alone() -> None:
     common = {"schedule.name": ["constant", "cosine", "one-cycle"], "schedule.warmup": {"low": 0.1, "high": 0.4}}
     names = set()
-    for asked, recipe in draws(study({"common": common}), 20):
+    for asked, recipe in sample_recipes(make_study({"common": common}), 20):
         names.add(recipe.schedule.name)
         assert ("schedule.warmup" in asked) == (recipe.schedule.name == "one-cycle")
     assert names == {"constant", "cosine", "one-cycle"}
@@ -132,7 +134,7 @@ def test_families_that_share_names_are_searched_side_by_side() -> None:
     with warnings.catch_warnings():
         # TPE warns where it gives up on a parameter and draws it independently.
         warnings.simplefilter("error", UserWarning)
-        for asked, recipe in draws(study(space, sampler={"name": "tpe", "startup_trials": 5}), 40):
+        for asked, recipe in sample_recipes(make_study(space, sampler={"name": "tpe", "startup_trials": 5}), 40):
             family = recipe.model.family
             families.append(family)
             assert asked.keys() == {
@@ -140,14 +142,14 @@ def test_families_that_share_names_are_searched_side_by_side() -> None:
                 "optimizer.learning_rate",
                 *(f"{family}.{name}" for name in ("depth", "activation", "dropout")),
             }
-            domains = study(space).space.domains(family)
-            flat = recipe.flat()
-            assert all(lies_within(flat[name], domain) for name, domain in domains.items())
+            domains = make_study(space).space.domains(family)
+            flat = recipe.to_flat_dict()
+            assert all(domain_contains(flat[name], domain) for name, domain in domains.items())
     assert set(families) == {"cnn", "mlp"}
 
 
 def test_whole_numbers_stay_whole() -> None:
-    config = study(
+    config = make_study(
         {
             "common": {
                 "batch_size": {"low": 16, "high": 256, "log": True},
@@ -156,30 +158,30 @@ def test_whole_numbers_stay_whole() -> None:
             "cnn": {"depth": 2, "width_1": {"low": 8, "high": 64, "step": 8}, "hidden": [0, 32]},
         }
     )
-    for asked, recipe in draws(config, 20):
-        flat = recipe.flat()
-        for name, spec in known_hyperparameters(FAMILIES["cnn"]).items():
+    for asked, recipe in sample_recipes(config, 20):
+        flat = recipe.to_flat_dict()
+        for name, spec in recipe_hyperparameters(FAMILIES["cnn"]).items():
             assert type(flat[name]) is spec.kind, name
         assert all(type(value) is int for value in asked.values())
 
 
 def test_numbers_that_are_not_whole_stay_so_where_the_file_writes_them_whole() -> None:
     space = {"common": {"optimizer.learning_rate": {"low": 1, "high": 3}, "optimizer.momentum": [0, 0.5]}}
-    for asked, recipe in draws(study(space), 10):
+    for asked, recipe in sample_recipes(make_study(space), 10):
         assert all(type(value) is float for value in asked.values())
         assert type(recipe.optimizer.learning_rate) is float
 
 
 def test_a_batch_fits_into_few_images_though_the_default_would_not() -> None:
-    config = study({"common": {"batch_size": [16, 32]}}, data={"train_images": 100})
-    ((_, recipe),) = draws(config, 1)
+    config = make_study({"common": {"batch_size": [16, 32]}}, data={"train_images": 100})
+    ((_, recipe),) = sample_recipes(config, 1)
     assert recipe.batch_size in (16, 32)
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[3] / "studies").glob("*.toml")), ids=lambda p: p.name)
 def test_a_shipped_study_draws_networks_that_can_be_built(path: Path) -> None:
-    for _, recipe in draws(StudyConfig.load(path), 30):
-        check(recipe.model)
+    for _, recipe in sample_recipes(StudyConfig.load(path), 30):
+        check_size(recipe.model)
 
 
 # ------------------------------------------------------------------------- what varies and what not
@@ -188,13 +190,13 @@ def test_a_shipped_study_draws_networks_that_can_be_built(path: Path) -> None:
 @settings(max_examples=40)
 @given(space_tables(largest=200))
 def test_a_name_is_either_searched_or_constant(space: dict[str, Any]) -> None:
-    config = study(space, sampler="random")
+    config = make_study(space, sampler="random")
     base = base_recipe(config, "float32")
-    varying, fixed = searched(config.space), constants(config.space, base)
+    varying, fixed = varying_names(config.space), constant_values(config.space, base)
     assert len(varying) == len(set(varying))
     assert not fixed.keys() & set(varying)
     families = config.space.families
-    names = {"model.family", *(name for family in families for name in known_hyperparameters(FAMILIES[family]))}
+    names = {"model.family", *(name for family in families for name in recipe_hyperparameters(FAMILIES[family]))}
     of_all = {name for name in names if len(families) == 1 or not name.startswith("model.")}
     # Every trial has a seed of its own.
     assert of_all - {"seed"} <= fixed.keys() | set(varying) <= names - {"seed"}
@@ -213,10 +215,10 @@ WIDTH_OF_SOME = {"cnn": {"depth": [1, 2, 3, 4, 5], "width_3": 64}}
 @example(WIDTH_OF_SOME)
 @given(space_tables(largest=200))
 def test_what_is_called_constant_is_the_same_in_every_trial(space: dict[str, Any]) -> None:
-    config = study(space, sampler="random")
-    fixed = constants(config.space, base_recipe(config, "float32"))
-    for _, recipe in draws(config, 5):
-        flat = recipe.flat()
+    config = make_study(space, sampler="random")
+    fixed = constant_values(config.space, base_recipe(config, "float32"))
+    for _, recipe in sample_recipes(config, 5):
+        flat = recipe.to_flat_dict()
         assert {name: flat[name] for name in fixed} == fixed
 
 
@@ -225,11 +227,11 @@ def test_what_is_called_constant_is_the_same_in_every_trial(space: dict[str, Any
 @example(WIDTH_OF_SOME)
 @given(space_tables(largest=200))
 def test_what_is_not_called_searched_is_the_same_in_every_trial(space: dict[str, Any]) -> None:
-    config = study(space, sampler="random")
-    varying = {*searched(config.space), "seed"}
+    config = make_study(space, sampler="random")
+    varying = {*varying_names(config.space), "seed"}
     seen: dict[str, Value] = {}
-    for _, recipe in draws(config, 5):
-        for name, value in recipe.flat().items():
+    for _, recipe in sample_recipes(config, 5):
+        for name, value in recipe.to_flat_dict().items():
             # Of several families each has its own model; the family itself says which.
             if name not in varying and (len(config.space.families) == 1 or not name.startswith("model.")):
                 assert seen.setdefault(name, value) == value, name
@@ -241,7 +243,7 @@ def test_what_is_searched_comes_in_the_order_of_a_recipe() -> None:
         "cnn": {"kernel_1": [3, 5], "depth": 2, "dropout": 0.5},
         "mlp": {"width": [8, 16], "depth": [1, 2]},
     }
-    assert searched(study(space).space) == [
+    assert varying_names(make_study(space).space) == [
         "model.family",
         "model.depth",
         "model.width",

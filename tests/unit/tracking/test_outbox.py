@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fmnist_search.tracking.outbox import Event, Outbox
 
-STORE = "sqlite:///mlflow.db"
+STORE_URI = "sqlite:///mlflow.db"
 
 
 @pytest.fixture
@@ -26,15 +26,15 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def outbox(path: Path) -> Iterator[Outbox]:
-    with closing(Outbox(path, STORE)) as outbox:
+    with closing(Outbox(path, STORE_URI)) as outbox:
         yield outbox
 
 
-def drained(outbox: Outbox) -> list[Event]:
+def drain(outbox: Outbox) -> list[Event]:
     events = []
-    while event := outbox.first():
+    while event := outbox.next_event():
         events.append(event)
-        outbox.done(event)
+        outbox.mark_delivered(event)
     return events
 
 
@@ -42,77 +42,77 @@ def drained(outbox: Outbox) -> list[Event]:
 def test_events_come_in_their_order_and_what_can_come_later_at_the_end(
     tmp_path_factory: pytest.TempPathFactory, later: list[bool]
 ) -> None:
-    with closing(Outbox(tmp_path_factory.mktemp("box") / "outbox.db", STORE)) as outbox:
+    with closing(Outbox(tmp_path_factory.mktemp("box") / "outbox.db", STORE_URI)) as outbox:
         for number, put_off in enumerate(later):
-            outbox.put(Event(f"run {number}", "batch", {"number": number}, later=put_off))
-        found = [event.body["number"] for event in drained(outbox)]
+            outbox.put(Event(f"run {number}", "batch", {"number": number}, deferred=put_off))
+        found = [event.body["number"] for event in drain(outbox)]
     assert found == sorted(range(len(later)), key=lambda number: (later[number], number))
 
 
 def test_an_event_comes_back_as_it_was_and_says_whether_it_was_tried(outbox: Outbox) -> None:
     outbox.put(Event("run", "file", {"path": "a/b.png", "figures": [1.5, float("inf")]}, b"\x00\xff"))
-    first, again = outbox.first(), outbox.first()
+    first, again = outbox.next_event(), outbox.next_event()
     assert first
     assert again
-    assert (first.run, first.kind, first.content) == ("run", "file", b"\x00\xff")
+    assert (first.run_key, first.kind, first.content) == ("run", "file", b"\x00\xff")
     assert first.body == {"path": "a/b.png", "figures": [1.5, float("inf")]}
-    assert (first.tried, again.tried) == (False, True)
+    assert (first.attempted, again.attempted) == (False, True)
 
 
 def test_what_was_not_done_is_there_after_a_restart(outbox: Outbox, path: Path) -> None:
     for number in range(3):
         outbox.put(Event("run", "batch", {"number": number}))
-    done = outbox.first()
+    done = outbox.next_event()
     assert done
-    outbox.done(done)
-    outbox.opened("study/001", "id")
+    outbox.mark_delivered(done)
+    outbox.remember_run("study/001", "id")
     outbox.close()
-    with closing(Outbox(path, STORE)) as again:
-        assert again.last == 3
-        assert again.waiting() == 2
+    with closing(Outbox(path, STORE_URI)) as again:
+        assert again.last_number == 3
+        assert again.pending_count() == 2
         assert again.run_id("study/001") == "id"
         assert again.run_id("study/002") is None
-        assert [event.body["number"] for event in drained(again)] == [1, 2]
+        assert [event.body["number"] for event in drain(again)] == [1, 2]
 
 
 def test_each_store_gets_its_own(outbox: Outbox, path: Path) -> None:
     outbox.put(Event("run", "batch"))
     with closing(Outbox(path, "http://other")) as other:
-        assert other.first() is None
-        assert other.waiting() == 0
+        assert other.next_event() is None
+        assert other.pending_count() == 0
         other.put(Event("other", "batch"))
-    assert [event.run for event in drained(outbox)] == ["run"]
+    assert [event.run_key for event in drain(outbox)] == ["run"]
 
 
 def test_what_is_refused_is_put_aside_with_all_of_its_run_until_it_is_tried_again(outbox: Outbox) -> None:
     for run in ("bad", "good", "bad"):
         outbox.put(Event(run, "batch"))
-    bad = outbox.first()
+    bad = outbox.next_event()
     assert bad
-    outbox.refuse(bad, "the run is deleted")
-    assert [event.run for event in drained(outbox)] == ["good"]
-    assert outbox.refused() == {"the run is deleted": 2}
-    outbox.try_again()
-    assert outbox.refused() == {}
-    assert [event.run for event in drained(outbox)] == ["bad", "bad"]
+    outbox.reject(bad, "the run is deleted")
+    assert [event.run_key for event in drain(outbox)] == ["good"]
+    assert outbox.rejected_counts() == {"the run is deleted": 2}
+    outbox.retry_rejected()
+    assert outbox.rejected_counts() == {}
+    assert [event.run_key for event in drain(outbox)] == ["bad", "bad"]
 
 
 def test_what_is_refused_can_be_dropped(outbox: Outbox) -> None:
     outbox.put(Event("bad", "batch"))
-    bad = outbox.first()
+    bad = outbox.next_event()
     assert bad
-    outbox.refuse(bad, "no")
-    outbox.forget_refused()
-    assert (outbox.refused(), outbox.first()) == ({}, None)
+    outbox.reject(bad, "no")
+    outbox.discard_rejected()
+    assert (outbox.rejected_counts(), outbox.next_event()) == ({}, None)
 
 
 def test_one_at_a_time_may_send_and_another_takes_over(outbox: Outbox, path: Path) -> None:
-    assert outbox.may_send()
-    assert outbox.may_send()
-    with closing(Outbox(path, STORE)) as other:
-        assert not other.may_send()
+    assert outbox.try_lock()
+    assert outbox.try_lock()
+    with closing(Outbox(path, STORE_URI)) as other:
+        assert not other.try_lock()
         outbox.close()
-        assert other.may_send()
+        assert other.try_lock()
 
 
 def test_threads_may_put_at_once(outbox: Outbox) -> None:
@@ -123,10 +123,10 @@ def test_threads_may_put_at_once(outbox: Outbox) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(drained(outbox)) == 200
+    assert len(drain(outbox)) == 200
 
 
-WRITER = """
+WRITER_SCRIPT = """
 import sys
 from pathlib import Path
 from fmnist_search.tracking.outbox import Event, Outbox
@@ -139,22 +139,22 @@ for number in range(1_000_000):
 
 
 def test_a_process_that_is_killed_loses_nothing_that_it_put_in(path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", WRITER_SCRIPT, str(path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout
     seen = [process.stdout.readline() for _ in range(200)]
     process.send_signal(signal.SIGKILL)
     seen += process.stdout.readlines()
     process.wait()
     last = max(int(line) for line in seen if line.endswith("\n"))
-    with closing(Outbox(path, STORE)) as outbox:
-        assert outbox.may_send()
-        numbers = [event.body["number"] for event in drained(outbox)]
+    with closing(Outbox(path, STORE_URI)) as outbox:
+        assert outbox.try_lock()
+        numbers = [event.body["number"] for event in drain(outbox)]
     assert numbers[: last + 1] == list(range(last + 1))
 
 
 def test_processes_that_begin_at_once_lose_nothing(path: Path) -> None:
     processes = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(path), "many"], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([sys.executable, "-c", WRITER_SCRIPT, str(path), "many"], stdout=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
     for process in processes:
@@ -163,5 +163,5 @@ def test_processes_that_begin_at_once_lose_nothing(path: Path) -> None:
     for process in processes:
         process.kill()
         process.communicate()
-    with closing(Outbox(path, STORE)) as outbox:
-        assert outbox.waiting() >= 150
+    with closing(Outbox(path, STORE_URI)) as outbox:
+        assert outbox.pending_count() >= 150

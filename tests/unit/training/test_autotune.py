@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from fmnist_search.errors import UserError
-from fmnist_search.execution.pool import fitting
+from fmnist_search.execution.pool import worker_count
 from fmnist_search.recipe.recipe import MEMORY_FORMATS, Execution
 from fmnist_search.training import autotune
-from fmnist_search.training.autotune import resolve_execution, settled, tune
-from fmnist_search.workflows.doctor import checkup
+from fmnist_search.training.autotune import resolve_execution, torch_settings, tune
+from fmnist_search.workflows.doctor import run_checks
 
-State = tuple[int, bool, bool, bool, bool]
+TorchState = tuple[int, bool, bool, bool, bool]
 
 
-def global_state() -> State:
+def global_state() -> TorchState:
     return (
         torch.get_num_threads(),
         torch.backends.cudnn.benchmark,
@@ -58,14 +58,14 @@ def test_a_precision_that_is_named_stays(precision: str, execution: Execution) -
     assert dataclasses.replace(chosen, **undecided) == execution  # type: ignore[arg-type]
 
 
-FLOATS = {("float32", "contiguous"): 1.0, ("float32", "channels_last"): 1.0}
+FLOAT32_RATES = {("float32", "contiguous"): 1.0, ("float32", "channels_last"): 1.0}
 
 
 @pytest.mark.parametrize(
     ("seconds", "chosen"),
     [
-        ({**FLOATS, ("bfloat16", "channels_last"): 0.5}, ("bfloat16", "channels_last")),
-        ({**FLOATS, ("bfloat16", "channels_last"): 0.95}, ("float32", "channels_last")),
+        ({**FLOAT32_RATES, ("bfloat16", "channels_last"): 0.5}, ("bfloat16", "channels_last")),
+        ({**FLOAT32_RATES, ("bfloat16", "channels_last"): 0.95}, ("float32", "channels_last")),
         ({("bfloat16", "contiguous"): 0.95, ("bfloat16", "channels_last"): 1.0}, ("bfloat16", "channels_last")),
         ({("bfloat16", "contiguous"): 0.6, ("bfloat16", "channels_last"): 1.0}, ("bfloat16", "contiguous")),
     ],
@@ -95,12 +95,12 @@ def test_finding_out_leaves_no_trace(execution: Execution) -> None:
 @pytest.mark.usefixtures("quick")
 def test_the_allocator_is_left_as_it_usually_is(execution: Execution, monkeypatch: pytest.MonkeyPatch) -> None:
     set_to: list[str] = []
-    retain, give_back = autotune._retain_memory, autotune._return_memory
-    monkeypatch.setattr(autotune, "_retain_memory", lambda: (set_to.append("retaining"), retain()))
-    monkeypatch.setattr(autotune, "_return_memory", lambda: (set_to.append("usual"), give_back()))
+    retain, give_back = autotune._retain_freed_memory, autotune._release_freed_memory
+    monkeypatch.setattr(autotune, "_retain_freed_memory", lambda: (set_to.append("retaining"), retain()))
+    monkeypatch.setattr(autotune, "_release_freed_memory", lambda: (set_to.append("usual"), give_back()))
     tune(execution, "float32")
     retaining = dataclasses.replace(execution, allocator="retaining")
-    with settled(retaining), settled(retaining):
+    with torch_settings(retaining), torch_settings(retaining):
         pass
     assert set_to[-2:] == ["retaining", "usual"]
     assert set_to[::2] == ["retaining"] * (len(set_to) // 2)
@@ -109,9 +109,9 @@ def test_the_allocator_is_left_as_it_usually_is(execution: Execution, monkeypatc
 
 def test_doctor_says_how_many_trials_run_at_a_time(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(str(tmp_path))
-    (device,) = (check for check in checkup() if check.subject == "device")
+    (device,) = (check for check in run_checks() if check.subject == "device")
     assert device.ok
-    count, _ = fitting("auto", resolve_execution(threads=1))
+    count, _ = worker_count("auto", resolve_execution(threads=1))
     assert f"{count} trials at a time" in device.finding
 
 
@@ -131,14 +131,14 @@ def test_torch_is_set_as_the_execution_says_and_set_back() -> None:
     torch.set_num_threads(2)
     torch.backends.cudnn.benchmark = True
     before = global_state()
-    with settled(Execution(threads=1, deterministic=True)):
+    with torch_settings(Execution(threads=1, deterministic=True)):
         assert global_state() == (1, False, True, True, True)
     assert global_state() == before
 
 
 def test_determinism_that_whoever_calls_asked_for_stays() -> None:
     torch.use_deterministic_algorithms(True)
-    with settled(Execution(threads=1)):
+    with torch_settings(Execution(threads=1)):
         assert torch.are_deterministic_algorithms_enabled()
     assert torch.are_deterministic_algorithms_enabled()
 
@@ -147,9 +147,9 @@ def test_whoever_enters_again_changes_nothing_and_the_last_to_leave_sets_back() 
     torch.set_num_threads(2)
     before = global_state()
     execution = Execution(threads=1, deterministic=True)
-    with settled(execution):
+    with torch_settings(execution):
         inside = global_state()
-        with settled(execution):
+        with torch_settings(execution):
             assert global_state() == inside
         assert global_state() == inside
     assert global_state() == before
@@ -157,7 +157,7 @@ def test_whoever_enters_again_changes_nothing_and_the_last_to_leave_sets_back() 
 
 def test_it_is_set_back_after_an_error() -> None:
     before = global_state()
-    with pytest.raises(ZeroDivisionError), settled(Execution(threads=1, deterministic=True)):
+    with pytest.raises(ZeroDivisionError), torch_settings(Execution(threads=1, deterministic=True)):
         _ = 1 / 0
     assert global_state() == before
 
@@ -166,11 +166,11 @@ def test_threads_come_and_go_in_any_order_and_nobody_is_set_back_before_the_last
     torch.set_num_threads(2)
     before = global_state()
     execution = Execution(threads=1, deterministic=True)
-    seen: list[State] = []
+    seen: list[TorchState] = []
     inside, leave = threading.Barrier(5), [threading.Event() for _ in range(4)]
 
     def trial(place: int) -> None:
-        with settled(execution):
+        with torch_settings(execution):
             inside.wait(10)
             assert leave[place].wait(10)
             seen.append(global_state())

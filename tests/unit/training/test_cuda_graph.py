@@ -10,44 +10,44 @@ import pytest
 import torch
 from torch import Tensor
 
-from fmnist_search.data.loading import Images, Source, prepare
+from fmnist_search.data.loading import DataSource, Images, load_images
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import Mlp
 from fmnist_search.recipe.recipe import Augmentation, Averaging, Data, Execution, Recipe
-from fmnist_search.training.autotune import settled
-from fmnist_search.training.cuda_graph import DeviceSteps
-from fmnist_search.training.engine import PlainSteps, Training
+from fmnist_search.training.autotune import torch_settings
+from fmnist_search.training.cuda_graph import DeviceLoop
+from fmnist_search.training.engine import EagerLoop, TrainingState
 
-DATA = Data(train_images=300, validation=100)
-BUSY = Recipe(
+DATA_CONFIG = Data(train_images=300, validation=100)
+CNN_RECIPE = Recipe(
     model=Cnn(depth=2, width_1=4, width_2=8, dropout=0.3),
     augmentation=Augmentation(shift=2, flip=0.5, erasing=0.5),
     averaging=Averaging(horizon=1.0),
-    data=DATA,
+    data=DATA_CONFIG,
     epochs=3,
     batch_size=50,
 )
 
 
 @pytest.fixture(scope="module")
-def few(source: Source) -> Images:
-    return prepare(DATA, source)
+def few(source: DataSource) -> Images:
+    return load_images(DATA_CONFIG, source)
 
 
-def trained(
+def train(
     recipe: Recipe, images: Images, execution: Execution, loop: Any
-) -> tuple[Training, list[tuple[float, float]]]:
-    with settled(execution):
-        training = Training(recipe, images, execution)
+) -> tuple[TrainingState, list[tuple[float, float]]]:
+    with torch_settings(execution):
+        training = TrainingState(recipe, images, execution)
         steps = loop(training)
-        figures = [training.epoch(number, steps) for number in range(1, recipe.epochs + 1)]
+        figures = [training.train_epoch(number, steps) for number in range(1, recipe.epochs + 1)]
         steps.close()
     return training, figures
 
 
-def assert_alike(recipe: Recipe, images: Images, execution: Execution) -> None:
-    plain, expected = trained(recipe, images, execution, PlainSteps)
-    device, figures = trained(recipe, images, execution, DeviceSteps)
+def assert_device_matches_eager(recipe: Recipe, images: Images, execution: Execution) -> None:
+    plain, expected = train(recipe, images, execution, EagerLoop)
+    device, figures = train(recipe, images, execution, DeviceLoop)
     for (loss, accuracy), (expected_loss, expected_accuracy) in zip(figures, expected, strict=True):
         assert loss == pytest.approx(expected_loss, rel=1e-4)
         assert accuracy == pytest.approx(expected_accuracy, abs=1.5 / 300)  # two classes may be as likely as each other
@@ -60,7 +60,7 @@ def assert_alike(recipe: Recipe, images: Images, execution: Execution) -> None:
 
 @pytest.mark.parametrize("batch_size", [50, 64, 299, 300, 23, 7])
 def test_batches_that_divide_the_images_and_that_do_not(batch_size: int, few: Images, execution: Execution) -> None:
-    assert_alike(BUSY.replace({"batch_size": batch_size, "epochs": 2}), few, execution)
+    assert_device_matches_eager(CNN_RECIPE.replace({"batch_size": batch_size, "epochs": 2}), few, execution)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_batches_that_divide_the_images_and_that_do_not(batch_size: int, few: Im
 def test_every_update_rule_under_every_schedule(
     changes: dict[str, object], schedule: str, few: Images, execution: Execution
 ) -> None:
-    assert_alike(BUSY.replace({**changes, "schedule.name": schedule, "epochs": 2}), few, execution)
+    assert_device_matches_eager(CNN_RECIPE.replace({**changes, "schedule.name": schedule, "epochs": 2}), few, execution)
 
 
 @pytest.mark.parametrize(
@@ -102,43 +102,45 @@ def test_every_update_rule_under_every_schedule(
     ids=lambda changes: next(iter(changes)),
 )
 def test_whatever_else_a_recipe_may_ask_for(changes: dict[str, object], few: Images, execution: Execution) -> None:
-    assert_alike(BUSY.replace(changes), few, execution)
+    assert_device_matches_eager(CNN_RECIPE.replace(changes), few, execution)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 def test_a_training_that_goes_on_with_its_steps_on_the_device(name: str, few: Images, execution: Execution) -> None:
-    recipe = BUSY.replace({"optimizer.name": name, "optimizer.learning_rate": 0.01})
-    with settled(execution):
-        whole, _ = trained(recipe, few, execution, DeviceSteps)
-        first = Training(recipe, few, execution)
-        first.epoch(1, DeviceSteps(first))
-        second = Training(recipe, few, execution, copy.deepcopy(first.state()))
-        steps = DeviceSteps(second)
+    recipe = CNN_RECIPE.replace({"optimizer.name": name, "optimizer.learning_rate": 0.01})
+    with torch_settings(execution):
+        whole, _ = train(recipe, few, execution, DeviceLoop)
+        first = TrainingState(recipe, few, execution)
+        first.train_epoch(1, DeviceLoop(first))
+        second = TrainingState(recipe, few, execution, copy.deepcopy(first.state_dict()))
+        steps = DeviceLoop(second)
         for number in (2, 3):
-            second.epoch(number, steps)
+            second.train_epoch(number, steps)
     for key, tensor in whole.averaged.model.state_dict().items():
         assert torch.equal(second.averaged.model.state_dict()[key], tensor), key
 
 
 def test_a_network_of_another_family(few: Images, execution: Execution) -> None:
-    assert_alike(dataclasses.replace(BUSY, model=Mlp(depth=2, width=16, dropout=0.2)), few, execution)
+    assert_device_matches_eager(
+        dataclasses.replace(CNN_RECIPE, model=Mlp(depth=2, width=16, dropout=0.2)), few, execution
+    )
 
 
 def test_the_rate_of_each_step_is_its_own(few: Images, execution: Execution) -> None:
     """Read from the device by the number of the step, over epochs and a last batch of another size."""
 
-    class Noting(DeviceSteps):
-        def _advance(self, chosen: Tensor) -> None:
-            super()._advance(chosen)
+    class Noting(DeviceLoop):
+        def _train_step(self, indices: Tensor) -> None:
+            super()._train_step(indices)
             rates.extend({float(group["lr"]) for group in self.training.optimizer.param_groups})
-            batches.append(chosen.clone())
+            batches.append(indices.clone())
 
     rates: list[float] = []
     batches: list[Tensor] = []
-    recipe = BUSY.replace({"schedule.name": "one-cycle", "batch_size": 64})
-    training, _ = trained(recipe, few, execution, Noting)
-    assert rates == pytest.approx(training.rates)
-    assert [len(chosen) for chosen in batches] == training.sizes * recipe.epochs
-    count = len(training.sizes)
+    recipe = CNN_RECIPE.replace({"schedule.name": "one-cycle", "batch_size": 64})
+    training, _ = train(recipe, few, execution, Noting)
+    assert rates == pytest.approx(training.learning_rates)
+    assert [len(chosen) for chosen in batches] == training.batch_sizes * recipe.epochs
+    count = len(training.batch_sizes)
     for epoch in range(recipe.epochs):
         assert torch.equal(torch.cat(batches[epoch * count :][:count]).sort().values, torch.arange(300))

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from fmnist_search.data.loading import PIXEL_DEVIATION_FLOOR, Images, Source, prepare
+from fmnist_search.data.loading import MIN_PIXEL_STD_FRACTION, DataSource, Images, load_images
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import build
 from fmnist_search.models.cnn import Cnn
@@ -33,21 +33,21 @@ from fmnist_search.recipe.recipe import (
 from fmnist_search.results.study import EpochReport, TrialResult
 from fmnist_search.training import autotune
 from fmnist_search.training.augmentation import mix
-from fmnist_search.training.autotune import measure_rate, resolve_execution, settled, tune
+from fmnist_search.training.autotune import measure_throughput, resolve_execution, torch_settings, tune
 from fmnist_search.training.engine import batch_sizes, fit
 from fmnist_search.training.optim import learning_rates
 from fmnist_search.training.trial import run_trial
 
-DATA = Data(train_images=1_000, validation=1_000)
-TINY = Recipe(model=Mlp(depth=1, width=32), data=DATA, epochs=2, batch_size=128)
-BUSY = Recipe(
+DATA_CONFIG = Data(train_images=1_000, validation=1_000)
+TINY_RECIPE = Recipe(model=Mlp(depth=1, width=32), data=DATA_CONFIG, epochs=2, batch_size=128)
+CNN_RECIPE = Recipe(
     model=Cnn(depth=2, width_1=8, width_2=8, dropout=0.3),
     augmentation=Augmentation(shift=2, flip=0.5, erasing=0.5),
-    data=DATA,
+    data=DATA_CONFIG,
     epochs=2,
     batch_size=128,
 )
-BUSIER = BUSY.replace(
+AUGMENTED_RECIPE = CNN_RECIPE.replace(
     {
         "augmentation.rotation": 10.0,
         "augmentation.mixup": 0.2,
@@ -57,11 +57,11 @@ BUSIER = BUSY.replace(
         "test_time": "flip",
     }
 )
-STILL = {"optimizer.learning_rate": 1e-12, "optimizer.weight_decay": 0.0, "epochs": 1}
+NO_LEARNING_CHANGES = {"optimizer.learning_rate": 1e-12, "optimizer.weight_decay": 0.0, "epochs": 1}
 """Changes after which a training moves nothing that float32 can see: its figures are those of the initial weights."""
 
 
-def figures(result: TrialResult) -> list[EpochReport]:
+def reports_without_seconds(result: TrialResult) -> list[EpochReport]:
     """The epochs without their seconds, which no two runs share."""
     return [dataclasses.replace(epoch, seconds=0.0) for epoch in result.epochs]
 
@@ -72,11 +72,11 @@ def same_weights(one: TrialResult, other: TrialResult) -> bool:
     return all(torch.equal(one.weights[name], other.weights[name]) for name in one.weights | other.weights)
 
 
-def initial(recipe: Recipe, images: Images) -> nn.Module:
+def initial_network(recipe: Recipe, images: Images) -> nn.Module:
     """The network before its first step."""
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        return build(recipe.model, images.mean, images.deviation)
+        return build(recipe.model, images.mean, images.std)
 
 
 # ---------------------------------------------------------------------------------------- batches
@@ -93,36 +93,41 @@ def test_batches_cover_all_images_and_none_holds_just_one(images: int, batch_siz
 
 
 @pytest.mark.parametrize("count", [128, 129, 130, 200])
-def test_a_last_batch_of_another_size_trains_batch_norm_too(count: int, source: Source, execution: Execution) -> None:
+def test_a_last_batch_of_another_size_trains_batch_norm_too(
+    count: int, source: DataSource, execution: Execution
+) -> None:
     data = Data(train_images=count, validation=100)
-    recipe = BUSY.replace({"data.train_images": count, "data.validation": 100, "epochs": 1})
-    assert run_trial(recipe, prepare(data, source), execution).reason is None
+    recipe = CNN_RECIPE.replace({"data.train_images": count, "data.validation": 100, "epochs": 1})
+    assert run_trial(recipe, load_images(data, source), execution).reason is None
 
 
 # --------------------------------------------------------------------------------- the same again
 
 
-@pytest.mark.parametrize("recipe", [BUSY, BUSIER], ids=["busy", "busier"])
+@pytest.mark.parametrize("recipe", [CNN_RECIPE, AUGMENTED_RECIPE], ids=["busy", "busier"])
 def test_the_same_recipe_gives_the_same_bits(recipe: Recipe, images: Images, execution: Execution) -> None:
     once = run_trial(recipe, images, execution)
     torch.rand(7)
     again = run_trial(recipe, images, execution)
-    assert figures(once) == figures(again)
+    assert reports_without_seconds(once) == reports_without_seconds(again)
     assert once.confusion == again.confusion
     assert same_weights(once, again)
 
 
 def test_another_seed_gives_another_training(images: Images, execution: Execution) -> None:
-    once, other = run_trial(TINY, images, execution), run_trial(TINY.replace({"seed": 1}), images, execution)
-    assert figures(once) != figures(other)
+    once, other = (
+        run_trial(TINY_RECIPE, images, execution),
+        run_trial(TINY_RECIPE.replace({"seed": 1}), images, execution),
+    )
+    assert reports_without_seconds(once) != reports_without_seconds(other)
     assert not same_weights(once, other)
 
 
 def test_initial_weights_depend_on_the_seed_alone(images: Images, execution: Execution) -> None:
-    still = BUSY.replace(STILL)
+    still = CNN_RECIPE.replace(NO_LEARNING_CHANGES)
     weights = run_trial(still, images, execution).weights
     assert weights is not None
-    for name, parameter in initial(still, images).named_parameters():
+    for name, parameter in initial_network(still, images).named_parameters():
         torch.testing.assert_close(weights[name], parameter.detach(), rtol=0, atol=1e-6)
 
 
@@ -141,10 +146,10 @@ def test_the_resident_loop_trains_what_a_loop_with_a_data_loader_trains(
         "averaging.horizon": 0.0,
     }
     rate = {"optimizer.name": name, "optimizer.momentum": 0.9, "optimizer.nesterov": False, "batch_size": 150}
-    recipe = dataclasses.replace(TINY, model=model).replace({**plain, **rate, "optimizer.learning_rate": 3e-3})
+    recipe = dataclasses.replace(TINY_RECIPE, model=model).replace({**plain, **rate, "optimizer.learning_rate": 3e-3})
     result = run_trial(recipe, images, execution)
 
-    network = initial(recipe, images).train()
+    network = initial_network(recipe, images).train()
     if name == "sgd":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(network.parameters(), lr=3e-3, momentum=0.9)
     else:
@@ -170,7 +175,7 @@ def test_the_resident_loop_trains_what_a_loop_with_a_data_loader_trains(
 
 @pytest.mark.parametrize("model", [Mlp(depth=1, width=32), Cnn(depth=2, width_1=16, width_2=32)])
 def test_it_learns(model: Architecture, images: Images, execution: Execution) -> None:
-    recipe = Recipe(model=model, data=DATA, epochs=8, batch_size=50, optimizer=Optimizer(learning_rate=5e-3))
+    recipe = Recipe(model=model, data=DATA_CONFIG, epochs=8, batch_size=50, optimizer=Optimizer(learning_rate=5e-3))
     result = run_trial(recipe, images, execution)
     assert result.value is not None
     assert result.value > 0.6
@@ -182,11 +187,11 @@ def test_it_learns(model: Architecture, images: Images, execution: Execution) ->
 def test_training_figures_are_means_over_all_images_whatever_the_batches(
     smoothing: float, images: Images, execution: Execution
 ) -> None:
-    recipe = TINY.replace({**STILL, "label_smoothing": smoothing, "batch_size": 300})
+    recipe = TINY_RECIPE.replace({**NO_LEARNING_CHANGES, "label_smoothing": smoothing, "batch_size": 300})
     (epoch,) = run_trial(recipe, images, execution).epochs
     with torch.no_grad():
-        logits = initial(recipe, images)(images.train.pixels)
-        held_back = initial(recipe, images)(images.validation.pixels)
+        logits = initial_network(recipe, images)(images.train.pixels)
+        held_back = initial_network(recipe, images)(images.validation.pixels)
     expected = functional.cross_entropy(logits, images.train.labels, label_smoothing=smoothing).item()
     assert epoch.train_loss == pytest.approx(expected, rel=1e-4)
     assert epoch.train_accuracy == (logits.argmax(1) == images.train.labels).double().mean().item()
@@ -200,7 +205,7 @@ def test_training_figures_are_means_over_all_images_whatever_the_batches(
 def test_augmentation_changes_what_is_trained_on_and_never_what_is_validated(
     images: Images, execution: Execution
 ) -> None:
-    plain = TINY.replace(STILL)
+    plain = TINY_RECIPE.replace(NO_LEARNING_CHANGES)
     (clean,) = run_trial(plain, images, execution).epochs
     (augmented,) = run_trial(plain.replace({"augmentation.erasing": 1.0}), images, execution).epochs
     assert augmented.train_loss != clean.train_loss
@@ -211,7 +216,7 @@ def test_augmentation_changes_what_is_trained_on_and_never_what_is_validated(
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_labels_are_mixed_as_the_images_are(kind: str, smoothing: float, images: Images, execution: Execution) -> None:
     augmentation = Augmentation(**{kind: 1.0})  # type: ignore[arg-type]
-    still = TINY.replace({**STILL, "label_smoothing": smoothing, "batch_size": 1_000})
+    still = TINY_RECIPE.replace({**NO_LEARNING_CHANGES, "label_smoothing": smoothing, "batch_size": 1_000})
     recipe = dataclasses.replace(still, augmentation=augmentation)
     (epoch,) = run_trial(recipe, images, execution).epochs
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -220,14 +225,14 @@ def test_labels_are_mixed_as_the_images_are(kind: str, smoothing: float, images:
     own = functional.one_hot(images.train.labels[order], 10).float()
     target = share[:, None] * own + (1 - share[:, None]) * own.roll(1, 0)
     with torch.no_grad():
-        logits = initial(recipe, images)(pixels)
+        logits = initial_network(recipe, images)(pixels)
     expected = functional.cross_entropy(logits, target, label_smoothing=smoothing).item()
     assert epoch.train_loss == pytest.approx(expected, rel=1e-5)
     assert epoch.train_accuracy == (logits.argmax(1) == target.argmax(1)).double().mean().item()
 
 
 def test_images_come_in_another_order_each_epoch(images: Images, execution: Execution) -> None:
-    recipe = TINY.replace({**STILL, "epochs": 4, "batch_size": 32})
+    recipe = TINY_RECIPE.replace({**NO_LEARNING_CHANGES, "epochs": 4, "batch_size": 32})
     losses = {epoch.train_loss for epoch in run_trial(recipe, images, execution).epochs}
     # Summed in another order, the same losses differ in their last bits.
     assert len(losses) > 1
@@ -235,7 +240,7 @@ def test_images_come_in_another_order_each_epoch(images: Images, execution: Exec
 
 
 @dataclasses.dataclass(frozen=True)
-class Zeros(Architecture):
+class ZeroInitialized(Architecture):
     """A linear classifier that starts at zero, whatever the seed."""
 
     family = "zeros"
@@ -244,36 +249,37 @@ class Zeros(Architecture):
     def widths(self) -> tuple[int, ...]:
         return ()
 
-    def network(self, classes: int) -> nn.Module:
-        linear = nn.Linear(28 * 28, classes)
+    def build_network(self, num_classes: int) -> nn.Module:
+        linear = nn.Linear(28 * 28, num_classes)
         nn.init.zeros_(linear.weight)
         nn.init.zeros_(linear.bias)
         return nn.Sequential(nn.Flatten(), linear)
 
 
 def test_the_seed_decides_the_order_too(images: Images, execution: Execution) -> None:
-    recipe = dataclasses.replace(TINY, model=Zeros())
+    recipe = dataclasses.replace(TINY_RECIPE, model=ZeroInitialized())
     once, again, other = (
-        figures(run_trial(dataclasses.replace(recipe, seed=seed), images, execution)) for seed in (0, 0, 1)
+        reports_without_seconds(run_trial(dataclasses.replace(recipe, seed=seed), images, execution))
+        for seed in (0, 0, 1)
     )
     assert once == again
     assert once != other
 
 
 def test_averaging_never_touches_the_training_itself(images: Images, execution: Execution) -> None:
-    without = run_trial(TINY.replace({"averaging.horizon": 0.0}), images, execution)
-    long = run_trial(TINY.replace({"averaging.horizon": 5.0}), images, execution)
+    without = run_trial(TINY_RECIPE.replace({"averaging.horizon": 0.0}), images, execution)
+    long = run_trial(TINY_RECIPE.replace({"averaging.horizon": 5.0}), images, execution)
     assert [epoch.train_loss for epoch in without.epochs] == [epoch.train_loss for epoch in long.epochs]
     assert [epoch.val_loss for epoch in without.epochs] != [epoch.val_loss for epoch in long.epochs]
 
 
 def test_clipping_bounds_what_a_step_can_move(images: Images, execution: Execution) -> None:
     optimizer = Optimizer(name="sgd", learning_rate=1.0, momentum=0.0, weight_decay=0.0, clip_norm=1e-3)
-    recipe = dataclasses.replace(TINY, optimizer=optimizer, averaging=Averaging(horizon=0.0), epochs=1)
+    recipe = dataclasses.replace(TINY_RECIPE, optimizer=optimizer, averaging=Averaging(horizon=0.0), epochs=1)
     weights = run_trial(recipe, images, execution).weights
     assert weights is not None
     moved = torch.cat(
-        [(weights[name] - p.detach()).flatten() for name, p in initial(recipe, images).named_parameters()]
+        [(weights[name] - p.detach()).flatten() for name, p in initial_network(recipe, images).named_parameters()]
     )
     steps = len(batch_sizes(1_000, recipe.batch_size))
     assert 0 < moved.norm() <= steps * 1e-3 * 1.01
@@ -281,7 +287,7 @@ def test_clipping_bounds_what_a_step_can_move(images: Images, execution: Executi
 
 def test_a_penalty_pulls_each_weight_matrix_by_its_norm_and_spares_biases(images: Images, execution: Execution) -> None:
     optimizer = Optimizer(name="sgd", learning_rate=0.1, momentum=0.0, weight_decay=0.0)
-    recipe = dataclasses.replace(TINY, optimizer=optimizer).replace(
+    recipe = dataclasses.replace(TINY_RECIPE, optimizer=optimizer).replace(
         {"batch_size": 1_000, "epochs": 1, "averaging.horizon": 0.0}
     )
     without = run_trial(recipe, images, execution)
@@ -289,13 +295,15 @@ def test_a_penalty_pulls_each_weight_matrix_by_its_norm_and_spares_biases(images
     assert [epoch.train_loss for epoch in penalised.epochs] == [epoch.train_loss for epoch in without.epochs]
     assert penalised.weights is not None
     assert without.weights is not None
-    for name, parameter in initial(recipe, images).named_parameters():
+    for name, parameter in initial_network(recipe, images).named_parameters():
         pull = 0.1 * 0.5 * parameter.detach() / parameter.detach().norm() if parameter.ndim > 1 else 0.0
         torch.testing.assert_close(penalised.weights[name], without.weights[name] - pull, rtol=1e-4, atol=1e-6)
 
 
 def test_a_penalty_alone_shrinks_weights(images: Images, execution: Execution) -> None:
-    plain = BUSY.replace({"optimizer.name": "sgd", "optimizer.learning_rate": 0.05, "optimizer.weight_decay": 0.0})
+    plain = CNN_RECIPE.replace(
+        {"optimizer.name": "sgd", "optimizer.learning_rate": 0.05, "optimizer.weight_decay": 0.0}
+    )
     without, little, much = (
         sum(w.norm().item() for w in (run_trial(recipe, images, execution).weights or {}).values() if w.ndim > 1)
         for recipe in (plain, plain.replace({"optimizer.penalty": 0.01}), plain.replace({"optimizer.penalty": 0.1}))
@@ -305,7 +313,9 @@ def test_a_penalty_alone_shrinks_weights(images: Images, execution: Execution) -
 
 
 def test_a_penalty_leaves_a_weight_matrix_of_zeros_finite(images: Images, execution: Execution) -> None:
-    result = run_trial(dataclasses.replace(TINY, model=Zeros(), optimizer=Optimizer(penalty=1.0)), images, execution)
+    result = run_trial(
+        dataclasses.replace(TINY_RECIPE, model=ZeroInitialized(), optimizer=Optimizer(penalty=1.0)), images, execution
+    )
     assert result.reason is None
     assert result.weights is not None
     assert all(tensor.isfinite().all() for tensor in result.weights.values())
@@ -313,7 +323,7 @@ def test_a_penalty_leaves_a_weight_matrix_of_zeros_finite(images: Images, execut
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "one-cycle"])
 def test_each_epoch_reports_the_rate_of_its_last_step(name: str, images: Images, execution: Execution) -> None:
-    recipe = dataclasses.replace(TINY, schedule=Schedule(name=name), epochs=3)
+    recipe = dataclasses.replace(TINY_RECIPE, schedule=Schedule(name=name), epochs=3)
     steps = len(batch_sizes(1_000, recipe.batch_size))
     rates = learning_rates(recipe, 3 * steps)
     found = [epoch.learning_rate for epoch in run_trial(recipe, images, execution).epochs]
@@ -323,9 +333,11 @@ def test_each_epoch_reports_the_rate_of_its_last_step(name: str, images: Images,
 def test_the_rate_of_the_schedule_is_the_one_that_moves_the_weights(images: Images, execution: Execution) -> None:
     optimizer = Optimizer(name="sgd", learning_rate=0.5, momentum=0.0, weight_decay=0.0)
     one_step = {"batch_size": 1_000, "epochs": 1, "averaging.horizon": 0.0, "model.depth": 0}
-    recipe = dataclasses.replace(TINY, optimizer=optimizer, schedule=Schedule(name="one-cycle")).replace(one_step)
+    recipe = dataclasses.replace(TINY_RECIPE, optimizer=optimizer, schedule=Schedule(name="one-cycle")).replace(
+        one_step
+    )
     weights = run_trial(recipe, images, execution).weights
-    model = initial(recipe, images)
+    model = initial_network(recipe, images)
     functional.cross_entropy(model(images.train.pixels), images.train.labels).backward()
     assert weights is not None
     for name, parameter in model.named_parameters():
@@ -338,31 +350,31 @@ def test_the_rate_of_the_schedule_is_the_one_that_moves_the_weights(images: Imag
 def test_bfloat16_ends_near_float32_and_is_not_the_same(
     model: Architecture, images: Images, execution: Execution
 ) -> None:
-    full = run_trial(dataclasses.replace(TINY, model=model), images, execution).epochs[-1]
-    half = run_trial(dataclasses.replace(TINY, model=model, precision="bfloat16"), images, execution).epochs[-1]
+    full = run_trial(dataclasses.replace(TINY_RECIPE, model=model), images, execution).epochs[-1]
+    half = run_trial(dataclasses.replace(TINY_RECIPE, model=model, precision="bfloat16"), images, execution).epochs[-1]
     assert half.train_loss != full.train_loss
     assert half.train_loss == pytest.approx(full.train_loss, rel=0.05)
     assert half.val_accuracy == pytest.approx(full.val_accuracy, abs=0.1)
 
 
 def test_kept_weights_are_float32_whatever_the_precision(images: Images, execution: Execution) -> None:
-    weights = run_trial(dataclasses.replace(TINY, precision="bfloat16"), images, execution).weights
+    weights = run_trial(dataclasses.replace(TINY_RECIPE, precision="bfloat16"), images, execution).weights
     assert weights is not None
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
 
 def test_the_statistics_of_the_training_images_travel_with_the_weights(images: Images, execution: Execution) -> None:
-    weights = run_trial(TINY, images, execution).weights
+    weights = run_trial(TINY_RECIPE, images, execution).weights
     assert weights is not None
     assert weights["mean"].item() == pytest.approx(images.mean)
-    assert weights["deviation"].item() == pytest.approx(images.deviation)
+    assert weights["deviation"].item() == pytest.approx(images.std)
 
 
 def test_each_pixel_may_have_statistics_of_its_own(images: Images, execution: Execution) -> None:
-    weights = run_trial(TINY.replace({"normalisation": "per-pixel"}), images, execution).weights
+    weights = run_trial(TINY_RECIPE.replace({"normalisation": "per-pixel"}), images, execution).weights
     assert weights is not None
     pixels = images.train.pixels.numpy().astype(float)
-    floor = PIXEL_DEVIATION_FLOOR * pixels.std()
+    floor = MIN_PIXEL_STD_FRACTION * pixels.std()
     np.testing.assert_allclose(weights["mean"].numpy(), pixels.mean(0), rtol=1e-6)
     np.testing.assert_allclose(weights["deviation"].numpy(), np.maximum(pixels.std(0), floor), rtol=1e-6)
     # Some pixels are below the floor and most are not, or this would see little.
@@ -370,35 +382,35 @@ def test_each_pixel_may_have_statistics_of_its_own(images: Images, execution: Ex
 
 
 def test_pixels_may_be_brought_to_0_and_1_alone(images: Images, execution: Execution) -> None:
-    result = run_trial(TINY.replace({"normalisation": "unit"}), images, execution)
+    result = run_trial(TINY_RECIPE.replace({"normalisation": "unit"}), images, execution)
     assert result.weights is not None
     assert (result.weights["mean"].item(), result.weights["deviation"].item()) == (0, 255)
-    standing = dataclasses.replace(images, mean=0.0, deviation=255.0)
-    assert figures(result) == figures(run_trial(TINY, standing, execution))
+    standing = dataclasses.replace(images, mean=0.0, std=255.0)
+    assert reports_without_seconds(result) == reports_without_seconds(run_trial(TINY_RECIPE, standing, execution))
 
 
 def test_a_pixel_that_is_always_black_does_not_explode(images: Images, execution: Execution) -> None:
     black = images.train.pixels.clone()
     black[:, 0, 0] = 0
     blind = dataclasses.replace(images, train=dataclasses.replace(images.train, pixels=black))
-    weights = run_trial(TINY.replace({"normalisation": "per-pixel"}), blind, execution).weights
+    weights = run_trial(TINY_RECIPE.replace({"normalisation": "per-pixel"}), blind, execution).weights
     assert weights is not None
-    assert (weights["deviation"] >= 0.99 * PIXEL_DEVIATION_FLOOR * blind.deviation).all()
+    assert (weights["deviation"] >= 0.99 * MIN_PIXEL_STD_FRACTION * blind.std).all()
 
 
 def test_a_trained_network_is_judged_by_its_views_and_trained_without_them(
     images: Images, execution: Execution
 ) -> None:
-    plain = run_trial(TINY, images, execution)
-    viewed = run_trial(TINY.replace({"test_time": "flip+shift"}), images, execution)
+    plain = run_trial(TINY_RECIPE, images, execution)
+    viewed = run_trial(TINY_RECIPE.replace({"test_time": "flip+shift"}), images, execution)
     assert same_weights(plain, viewed)
     assert [e.train_loss for e in viewed.epochs] == [e.train_loss for e in plain.epochs]
     assert [e.val_loss for e in viewed.epochs] != [e.val_loss for e in plain.epochs]
 
 
 def test_fit_yields_epoch_by_epoch_and_may_be_left_at_any_time(images: Images, execution: Execution) -> None:
-    with settled(execution):
-        epochs = fit(TINY.replace({"epochs": 10_000}), images, execution)
+    with torch_settings(execution):
+        epochs = fit(TINY_RECIPE.replace({"epochs": 10_000}), images, execution)
         assert [next(epochs).report.epoch, next(epochs).report.epoch] == [1, 2]
 
 
@@ -421,13 +433,13 @@ def test_a_trial_leaves_torch_numpy_and_python_as_they_were(images: Images, two_
         return [threads, cudnn.benchmark, cudnn.deterministic, torch.is_grad_enabled(), *generators]
 
     before = global_state()
-    run_trial(BUSY, images, Execution(threads=1))
+    run_trial(CNN_RECIPE, images, Execution(threads=1))
     assert global_state() == before
 
 
 def test_torch_is_set_back_after_an_exception_too(two_threads: None) -> None:
     def interrupted() -> None:
-        with settled(Execution(threads=1)):
+        with torch_settings(Execution(threads=1)):
             raise KeyboardInterrupt
 
     state = torch.get_rng_state()
@@ -438,9 +450,9 @@ def test_torch_is_set_back_after_an_exception_too(two_threads: None) -> None:
 
 
 def test_a_trial_runs_with_the_threads_that_its_execution_names(two_threads: None) -> None:
-    with settled(Execution(threads=1)):
+    with torch_settings(Execution(threads=1)):
         assert torch.get_num_threads() == 1
-    with settled(Execution(threads=0)):
+    with torch_settings(Execution(threads=0)):
         assert torch.get_num_threads() == 2
 
 
@@ -479,7 +491,7 @@ def test_the_probe_names_a_precision_that_recipes_know_and_leaves_torch_as_it_wa
     monkeypatch.setattr(autotune, "PROBE_BATCH", 16)
     before = torch.get_rng_state()
     Recipe(precision=tune(execution)[1])
-    assert measure_rate(execution, "float32") > 0
+    assert measure_throughput(execution, "float32") > 0
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -493,13 +505,13 @@ def test_the_probe_knows_the_multiply_adds_of_the_default_cnn() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("model", [Mlp(depth=1, width=32), Cnn(depth=2, width_1=8, width_2=8)])
 def test_a_cuda_training_repeats_its_bits_and_ends_near_that_of_the_cpu(
-    model: Architecture, source: Source, images: Images, execution: Execution
+    model: Architecture, source: DataSource, images: Images, execution: Execution
 ) -> None:
-    recipe = dataclasses.replace(TINY, model=model, epochs=3)
+    recipe = dataclasses.replace(TINY_RECIPE, model=model, epochs=3)
     cuda = resolve_execution("cuda")
-    there = prepare(DATA, source, cuda.device)
+    there = load_images(DATA_CONFIG, source, cuda.device)
     once, again = run_trial(recipe, there, cuda), run_trial(recipe, there, cuda)
-    assert figures(once) == figures(again)
+    assert reports_without_seconds(once) == reports_without_seconds(again)
     assert same_weights(once, again)
     here = run_trial(recipe, images, execution).epochs[-1]
     # Another generator shuffles and another kernel sums, so only the course is alike.

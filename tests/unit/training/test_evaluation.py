@@ -13,19 +13,19 @@ from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor
 from torch.nn import functional
 
-from fmnist_search.data.loading import Images, Labelled
+from fmnist_search.data.loading import Images, LabelledImages
 from fmnist_search.models.classifier import Classifier, build
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.recipe.recipe import Data, Execution, Recipe
 from fmnist_search.training import evaluation as module
 from fmnist_search.training.evaluation import (
-    CPU_CHUNK,
-    GPU_CHUNK,
+    CPU_BATCH_SIZE,
+    GPU_BATCH_SIZE,
     calibration,
     class_scores,
     evaluate,
     mcnemar,
-    mistakes,
+    misclassifications,
     predict_logits,
     wilson,
 )
@@ -45,13 +45,13 @@ def classifier(images: Images, execution: Execution) -> Classifier:
 
 
 @torch.no_grad()
-def one_by_one(classifier: Classifier, pixels: Tensor) -> Tensor:
+def classify_one_by_one(classifier: Classifier, pixels: Tensor) -> Tensor:
     return torch.cat([classifier(image[None]) for image in pixels])
 
 
 def test_loss_accuracy_and_confusion_equal_those_of_a_plain_loop(classifier: Classifier, images: Images) -> None:
-    few = Labelled(images.validation.pixels[:300], images.validation.labels[:300])
-    logits = one_by_one(classifier, few.pixels)
+    few = LabelledImages(images.validation.pixels[:300], images.validation.labels[:300])
+    logits = classify_one_by_one(classifier, few.pixels)
     confusion = [[0] * 10 for _ in range(10)]
     for label, guess in zip(few.labels.tolist(), logits.argmax(1).tolist(), strict=True):
         confusion[label][guess] += 1
@@ -73,20 +73,20 @@ def test_the_size_of_the_chunks_does_not_change_the_figures(
     chunk: int, classifier: Classifier, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = evaluate(classifier, images.validation)
-    monkeypatch.setattr(module, "CPU_CHUNK", chunk)
+    monkeypatch.setattr(module, "CPU_BATCH_SIZE", chunk)
     found = evaluate(classifier, images.validation)
     assert (found.accuracy, found.confusion) == (expected.accuracy, expected.confusion)
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)
 
 
 def test_chunks_divide_the_default_validation_images() -> None:
-    assert Data().validation % CPU_CHUNK == 0
-    assert Data().validation % GPU_CHUNK == 0
+    assert Data().validation % CPU_BATCH_SIZE == 0
+    assert Data().validation % GPU_BATCH_SIZE == 0
 
 
 def test_classes_that_do_not_occur_have_rows_of_zeros(classifier: Classifier, images: Images) -> None:
     bags = images.validation.labels == 8
-    found = evaluate(classifier, Labelled(images.validation.pixels[bags], images.validation.labels[bags]))
+    found = evaluate(classifier, LabelledImages(images.validation.pixels[bags], images.validation.labels[bags]))
     assert (len(found.confusion), {len(row) for row in found.confusion}) == (10, {10})
     assert [label for label, row in enumerate(found.confusion) if any(row)] == [8]
 
@@ -95,7 +95,9 @@ def test_classes_that_do_not_occur_have_rows_of_zeros(classifier: Classifier, im
 def test_logits_are_float32_and_carry_no_gradient(precision: str, classifier: Classifier, images: Images) -> None:
     logits = predict_logits(classifier, images.validation.pixels[:300], precision)
     assert (logits.shape, logits.dtype, logits.requires_grad) == ((300, 10), torch.float32, False)
-    torch.testing.assert_close(logits, one_by_one(classifier, images.validation.pixels[:300]), atol=0.3, rtol=0.1)
+    torch.testing.assert_close(
+        logits, classify_one_by_one(classifier, images.validation.pixels[:300]), atol=0.3, rtol=0.1
+    )
 
 
 def test_bfloat16_is_really_used_where_it_is_asked_for(classifier: Classifier, images: Images) -> None:
@@ -117,16 +119,16 @@ def test_the_interval_equals_published_ones(hits: int, images: int, low: float, 
     assert (found.low, found.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
 
 
-counts = st.integers(1, 100_000).flatmap(lambda images: st.tuples(st.integers(0, images), st.just(images)))
+correct_and_total = st.integers(1, 100_000).flatmap(lambda images: st.tuples(st.integers(0, images), st.just(images)))
 
 
-@given(counts)
+@given(correct_and_total)
 def test_the_interval_holds_the_accuracy_and_stays_between_zero_and_one(count: tuple[int, int]) -> None:
     found = wilson(*count)
     assert 0 <= found.low <= found.value <= found.high <= 1
 
 
-@given(counts)
+@given(correct_and_total)
 def test_the_interval_of_the_mistakes_is_that_of_the_hits_mirrored(count: tuple[int, int]) -> None:
     hits, images = count
     found, mirrored = wilson(hits, images), wilson(images - hits, images)
@@ -135,15 +137,17 @@ def test_the_interval_of_the_mistakes_is_that_of_the_hits_mirrored(count: tuple[
 
 # ------------------------------------------------------------------------------ scores of classes
 
-CLASSES = 4
-pairs = st.lists(st.tuples(st.integers(0, CLASSES - 1), st.integers(0, CLASSES - 1)), min_size=1, max_size=60)
+CLASS_COUNT = 4
+label_pairs = st.lists(
+    st.tuples(st.integers(0, CLASS_COUNT - 1), st.integers(0, CLASS_COUNT - 1)), min_size=1, max_size=60
+)
 
 
-@given(pairs)
+@given(label_pairs)
 def test_scores_of_classes_equal_those_of_scikit_learn(given: list[tuple[int, int]]) -> None:
     true, predicted = zip(*given, strict=True)
-    confusion = [[given.count((t, p)) for p in range(CLASSES)] for t in range(CLASSES)]
-    columns = precision_recall_fscore_support(true, predicted, labels=range(CLASSES), zero_division=0)
+    confusion = [[given.count((t, p)) for p in range(CLASS_COUNT)] for t in range(CLASS_COUNT)]
+    columns = precision_recall_fscore_support(true, predicted, labels=range(CLASS_COUNT), zero_division=0)
     for score, expected in zip(class_scores(confusion), zip(*columns, strict=True), strict=True):
         assert (score.precision, score.recall, score.f1, score.support) == pytest.approx(expected)
 
@@ -158,7 +162,7 @@ def test_what_is_undefined_of_a_class_is_zero() -> None:
 
 
 @st.composite
-def judged(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+def probabilities_and_labels(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     """Probabilities of some images, and their labels."""
     images, classes = draw(st.integers(1, 80)), draw(st.integers(2, 10))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
@@ -166,13 +170,13 @@ def judged(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     return logits.softmax(1), torch.randint(0, classes, (images,), generator=generator)
 
 
-@given(judged(), st.integers(1, 20))
+@given(probabilities_and_labels(), st.integers(1, 20))
 def test_the_calibration_error_is_a_share_and_every_image_is_in_one_bin(
     judged: tuple[Tensor, Tensor], bins: int
 ) -> None:
     probabilities, labels = judged
     found = calibration(probabilities, labels, bins)
-    assert 0 <= found.error <= 1
+    assert 0 <= found.expected_error <= 1
     assert len(found.bins) == bins
     assert sum(bin_.images for bin_ in found.bins) == len(labels)
     for bin_ in found.bins:
@@ -180,7 +184,7 @@ def test_the_calibration_error_is_a_share_and_every_image_is_in_one_bin(
             assert bin_.low - 1e-9 <= bin_.confidence <= bin_.high + 1e-6
 
 
-@given(judged())
+@given(probabilities_and_labels())
 def test_the_bins_are_those_of_scikit_learn(judged: tuple[Tensor, Tensor]) -> None:
     probabilities, labels = judged
     confidence, predicted = probabilities.double().max(1)
@@ -200,24 +204,26 @@ def test_where_confidence_is_what_it_says_the_error_is_zero(percents: list[int])
     rows = [(percent / 100, place < percent) for percent in percents for place in range(100)]
     confidence = torch.tensor([row[0] for row in rows], dtype=torch.float64)
     labels = torch.tensor([0 if right else 1 for _, right in rows])
-    assert calibration(torch.stack([confidence, 1 - confidence], 1), labels).error == pytest.approx(0, abs=1e-9)
+    assert calibration(torch.stack([confidence, 1 - confidence], 1), labels).expected_error == pytest.approx(
+        0, abs=1e-9
+    )
 
 
 def test_sure_and_always_wrong_is_the_largest_error() -> None:
     found = calibration(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([1, 0]))
-    assert found.error == 1
+    assert found.expected_error == 1
     assert [bin_.images for bin_ in found.bins] == [0] * 14 + [2]
 
 
 # --------------------------------------------------------------------------------------- mistakes
 
 
-@given(judged(), st.integers(1, 30))
+@given(probabilities_and_labels(), st.integers(1, 30))
 def test_the_mistakes_are_the_most_confident_ones_in_order(judged: tuple[Tensor, Tensor], most: int) -> None:
     probabilities, labels = judged
     best = probabilities.max(1)
     wrong = [(-best.values[n].item(), n) for n in range(len(labels)) if best.indices[n].item() != labels[n].item()]
-    found = mistakes(probabilities, labels, most)
+    found = misclassifications(probabilities, labels, most)
     assert [(-mistake.probability, mistake.index) for mistake in found] == sorted(wrong)[:most]
     for mistake in found:
         assert (mistake.true, mistake.predicted) == (labels[mistake.index], best.indices[mistake.index])
@@ -225,7 +231,7 @@ def test_the_mistakes_are_the_most_confident_ones_in_order(judged: tuple[Tensor,
 
 def test_of_equally_confident_mistakes_the_earlier_image_comes_first() -> None:
     probabilities = torch.tensor([[0.4, 0.6], [0.75, 0.25]]).repeat(50, 1)
-    found = mistakes(probabilities, torch.tensor([0, 1]).repeat(50), most=60)
+    found = misclassifications(probabilities, torch.tensor([0, 1]).repeat(50), limit=60)
     assert [mistake.index for mistake in found] == [*range(1, 100, 2), *range(0, 20, 2)]
 
 

@@ -21,12 +21,12 @@ from fmnist_search.models.mlp import Mlp
 from fmnist_search.recipe.recipe import Optimizer, Recipe, Schedule
 from fmnist_search.training.optim import AveragedWeights, learning_rates, make_optimizer
 
-RULES = ("sgd", "adam", "adamw")
-rates = st.floats(1e-6, 10)
-steps = st.integers(1, 500)
+OPTIMIZER_NAMES = ("sgd", "adam", "adamw")
+learning_rate_values = st.floats(1e-6, 10)
+step_counts = st.integers(1, 500)
 
 
-def curve(name: str, count: int, peak: float = 1.0, warmup: float = 0.25) -> list[float]:
+def schedule_curve(name: str, count: int, peak: float = 1.0, warmup: float = 0.25) -> list[float]:
     recipe = Recipe(optimizer=Optimizer(learning_rate=peak), schedule=Schedule(name=name, warmup=warmup))
     return learning_rates(recipe, count)
 
@@ -34,29 +34,29 @@ def curve(name: str, count: int, peak: float = 1.0, warmup: float = 0.25) -> lis
 # -------------------------------------------------------------------------- learning-rate curves
 
 
-@given(st.sampled_from(["constant", "cosine", "one-cycle"]), steps, rates, st.floats(0, 0.9))
+@given(st.sampled_from(["constant", "cosine", "one-cycle"]), step_counts, learning_rate_values, st.floats(0, 0.9))
 def test_a_curve_has_a_rate_for_each_step_and_never_exceeds_its_peak(
     name: str, count: int, peak: float, warmup: float
 ) -> None:
-    values = curve(name, count, peak, warmup)
+    values = schedule_curve(name, count, peak, warmup)
     assert len(values) == count
     assert all(0 <= value <= peak * (1 + 1e-12) for value in values)
 
 
-@given(steps, rates)
+@given(step_counts, learning_rate_values)
 def test_constant_is_the_peak_throughout(count: int, peak: float) -> None:
-    assert curve("constant", count, peak) == [peak] * count
+    assert schedule_curve("constant", count, peak) == [peak] * count
 
 
-@given(st.integers(2, 500), rates)
+@given(st.integers(2, 500), learning_rate_values)
 def test_cosine_falls_from_the_peak_to_zero_along_half_a_cosine(count: int, peak: float) -> None:
     expected = peak * (1 + np.cos(np.pi * np.arange(count) / (count - 1))) / 2
-    np.testing.assert_allclose(curve("cosine", count, peak), expected, rtol=1e-9, atol=1e-12 * peak)
+    np.testing.assert_allclose(schedule_curve("cosine", count, peak), expected, rtol=1e-9, atol=1e-12 * peak)
 
 
-@given(st.integers(2, 500), rates, st.floats(0.01, 0.9))
+@given(st.integers(2, 500), learning_rate_values, st.floats(0.01, 0.9))
 def test_one_cycle_starts_low_rises_once_falls_once_and_ends_far_below(count: int, peak: float, warmup: float) -> None:
-    values = curve("one-cycle", count, peak, warmup)
+    values = schedule_curve("one-cycle", count, peak, warmup)
     assert values[0] == pytest.approx(peak / 25)
     assert values[-1] == pytest.approx(peak / 25 / 1e4)
     top = values.index(max(values))
@@ -66,13 +66,13 @@ def test_one_cycle_starts_low_rises_once_falls_once_and_ends_far_below(count: in
 
 @given(st.floats(0, 0.9))
 def test_one_cycle_peaks_where_its_warm_up_ends(warmup: float) -> None:
-    values = curve("one-cycle", 1_001, warmup=warmup)
+    values = schedule_curve("one-cycle", 1_001, warmup=warmup)
     assert max(values) == pytest.approx(1, rel=1e-3)
     assert abs(values.index(max(values)) - 1_000 * warmup) <= 1
 
 
 def test_one_cycle_follows_torchs_own() -> None:
-    values = curve("one-cycle", 1_000, warmup=0.3)
+    values = schedule_curve("one-cycle", 1_000, warmup=0.3)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=1_000, pct_start=0.3)
     expected = []
@@ -86,19 +86,19 @@ def test_one_cycle_follows_torchs_own() -> None:
 
 @pytest.mark.parametrize("name", ["constant", "cosine"])
 def test_a_training_of_a_single_step_uses_the_peak(name: str) -> None:
-    assert curve(name, 1, peak=0.5) == [0.5]
+    assert schedule_curve(name, 1, peak=0.5) == [0.5]
 
 
 # ----------------------------------------------------------------------------------- update rules
 
 
-def small(seed: int = 0) -> Classifier:
+def make_small_classifier(seed: int = 0) -> Classifier:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return build(Cnn(depth=2, width_1=4, width_2=8, hidden=8), 72.9, 90.0)
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Images, batch: int) -> None:
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Images, batch: int) -> None:
     chosen = slice(batch * 32, (batch + 1) * 32)
     loss = functional.cross_entropy(model(images.train.pixels[chosen]), images.train.labels[chosen])
     optimizer.zero_grad()
@@ -106,7 +106,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Images, bat
     optimizer.step()
 
 
-def plain(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
+def make_torch_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     """The same rule as a reader of torch's manual would write it down, with the unfused kernels."""
     norms = {p for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
     biases = {p for name, p in model.named_parameters() if name.endswith("bias")}
@@ -125,27 +125,27 @@ def plain(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("nesterov", [True, False])
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", OPTIMIZER_NAMES)
 def test_an_update_rule_equals_torchs_own(name: str, nesterov: bool, decay: float, images: Images) -> None:
     settings = Optimizer(name=name, learning_rate=1e-2, momentum=0.8, nesterov=nesterov, weight_decay=decay)
-    ours, theirs = small(), small()
-    first, second = make_optimizer(ours, settings), plain(theirs, settings)
+    ours, theirs = make_small_classifier(), make_small_classifier()
+    first, second = make_optimizer(ours, settings), make_torch_optimizer(theirs, settings)
     for batch in range(5):
-        step(ours, first, images, batch)
-        step(theirs, second, images, batch)
+        train_step(ours, first, images, batch)
+        train_step(theirs, second, images, batch)
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", OPTIMIZER_NAMES)
 def test_a_rule_without_momentum_works(name: str, images: Images) -> None:
-    model = small()
-    step(model, make_optimizer(model, Optimizer(name=name, momentum=0.0, nesterov=True)), images, 0)
+    model = make_small_classifier()
+    train_step(model, make_optimizer(model, Optimizer(name=name, momentum=0.0, nesterov=True)), images, 0)
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", OPTIMIZER_NAMES)
 def test_decay_shrinks_weights_and_spares_biases_and_norms(name: str) -> None:
-    model = small()
+    model = make_small_classifier()
     for parameter in model.parameters():
         nn.init.constant_(parameter, 1.0)
         parameter.grad = torch.zeros_like(parameter)
@@ -189,11 +189,11 @@ def test_every_parameter_is_updated_by_exactly_one_group(model: Mlp | Cnn) -> No
 # ------------------------------------------------------------------------------- averaged weights
 
 
-def with_norm() -> nn.Sequential:
+def network_with_batch_norm() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU())
 
 
-def floats(model: nn.Module) -> dict[str, np.ndarray]:
+def float_state(model: nn.Module) -> dict[str, np.ndarray]:
     return {k: v.double().numpy().copy() for k, v in model.state_dict().items() if v.is_floating_point()}
 
 
@@ -201,9 +201,9 @@ def floats(model: nn.Module) -> dict[str, np.ndarray]:
 @given(st.floats(0.1, 1_000))
 def test_averages_equal_plain_arithmetic_batch_norms_statistics_included(images: Images, horizon: float) -> None:
     generator = torch.Generator().manual_seed(0)
-    model = with_norm()
+    model = network_with_batch_norm()
     averaged = AveragedWeights(model, horizon)
-    expected = floats(model)
+    expected = float_state(model)
     for count in range(1, 31):
         with torch.no_grad():
             for parameter in model.parameters():
@@ -211,26 +211,26 @@ def test_averages_equal_plain_arithmetic_batch_norms_statistics_included(images:
         model(images.train.pixels[count : count + 8, None].float())
         averaged.update()
         decay = min(math.exp(-1 / horizon), (1 + count) / (10 + count))
-        expected = {k: decay * expected[k] + (1 - decay) * v for k, v in floats(model).items()}
+        expected = {k: decay * expected[k] + (1 - decay) * v for k, v in float_state(model).items()}
     assert "1.running_mean" in expected
-    for name, value in floats(averaged.model).items():
+    for name, value in float_state(averaged.model).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-3, err_msg=name)
 
 
 def test_without_a_horizon_the_average_is_the_present_weights(images: Images) -> None:
-    model = with_norm()
+    model = network_with_batch_norm()
     averaged = AveragedWeights(model, 0)
     for _ in range(3):
         with torch.no_grad():
             model[0].weight += torch.randn(3, 1, 3, 3)
         model(images.train.pixels[:8, None].float())
         averaged.update()
-        for name, value in floats(averaged.model).items():
-            np.testing.assert_array_equal(value, floats(model)[name], err_msg=name)
+        for name, value in float_state(averaged.model).items():
+            np.testing.assert_array_equal(value, float_state(model)[name], err_msg=name)
 
 
 def test_the_average_is_a_copy_in_evaluation_mode_that_leaves_the_model_alone() -> None:
-    model = with_norm()
+    model = network_with_batch_norm()
     averaged = AveragedWeights(model, 10)
     before = copy.deepcopy(model.state_dict())
     with torch.no_grad():
@@ -244,12 +244,12 @@ def test_the_average_is_a_copy_in_evaluation_mode_that_leaves_the_model_alone() 
 
 
 def test_weights_that_rest_are_their_own_average() -> None:
-    model = with_norm()
+    model = network_with_batch_norm()
     averaged = AveragedWeights(model, 100)
     for _ in range(50):
         averaged.update()
-    for name, value in floats(averaged.model).items():
-        np.testing.assert_array_equal(value, floats(model)[name], err_msg=name)
+    for name, value in float_state(averaged.model).items():
+        np.testing.assert_array_equal(value, float_state(model)[name], err_msg=name)
 
 
 def test_initial_weights_are_soon_forgotten_whatever_the_horizon() -> None:

@@ -10,8 +10,8 @@ import torch
 
 from fmnist_search.data.loading import Images
 from fmnist_search.recipe.recipe import Execution, Recipe
-from fmnist_search.results.study import Decision, EpochReport, State
-from fmnist_search.training.engine import Epoch, Progress
+from fmnist_search.results.study import Decision, EpochReport, TrialState
+from fmnist_search.training.engine import EpochResult, Progress
 from fmnist_search.training.trial import run_trial
 
 RECIPE = Recipe().replace(
@@ -26,7 +26,7 @@ RECIPE = Recipe().replace(
         "data.validation": 1_000,
     }
 )
-RECIPES = {
+RECIPE_CHANGES = {
     "adamw, averaged": {},
     "sgd, momentum, dropout, shift": {
         "optimizer.name": "sgd",
@@ -44,28 +44,30 @@ RECIPES = {
 }
 
 
-class Keeper:
+class StateRecorder:
     """Keeps a copy of the state after each epoch."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, Any]] = []
 
-    def epoch_done(self, epoch: Epoch, state: dict[str, Any]) -> None:
+    def on_epoch_end(self, epoch: EpochResult, state: dict[str, Any]) -> None:
         self.states.append(copy.deepcopy(state))
 
 
-@pytest.mark.parametrize("changes", RECIPES.values(), ids=RECIPES.keys())
+@pytest.mark.parametrize("changes", RECIPE_CHANGES.values(), ids=RECIPE_CHANGES.keys())
 def test_going_on_equals_never_having_stopped(changes: dict[str, Any], images: Images, execution: Execution) -> None:
     recipe = RECIPE.replace(changes)
-    keeper = Keeper()
-    whole = run_trial(recipe, images, execution, companion=keeper)
+    keeper = StateRecorder()
+    whole = run_trial(recipe, images, execution, training_callback=keeper)
     for state in keeper.states[:-1]:
-        resumed = run_trial(recipe, images, execution, start=state)
-        assert [_figures(report) for report in resumed.epochs] == [_figures(report) for report in whole.epochs]
+        resumed = run_trial(recipe, images, execution, resume_from=state)
+        assert [_report_values(report) for report in resumed.epochs] == [
+            _report_values(report) for report in whole.epochs
+        ]
         assert (resumed.best_epoch, resumed.confusion, resumed.state) == (
             whole.best_epoch,
             whole.confusion,
-            State.COMPLETED,
+            TrialState.COMPLETED,
         )
         for name in ("weights", "last_weights"):
             ours, theirs = getattr(resumed, name), getattr(whole, name)
@@ -73,14 +75,14 @@ def test_going_on_equals_never_having_stopped(changes: dict[str, Any], images: I
 
 
 def test_the_observer_sees_new_epochs_and_the_result_holds_all(images: Images, execution: Execution) -> None:
-    keeper, seen = Keeper(), []
+    keeper, seen = StateRecorder(), []
 
     def observe(report: EpochReport) -> Decision:
         seen.append(report.epoch)
         return Decision.CONTINUE
 
-    first = run_trial(RECIPE.replace({"epochs": 2}), images, execution, companion=keeper)
-    second = run_trial(RECIPE, images, execution, observe, start=keeper.states[-1])
+    first = run_trial(RECIPE.replace({"epochs": 2}), images, execution, training_callback=keeper)
+    second = run_trial(RECIPE, images, execution, observe, resume_from=keeper.states[-1])
     assert seen == [3, 4]
     assert second.epochs[:2] == first.epochs
     assert second.seconds > first.seconds
@@ -89,19 +91,21 @@ def test_the_observer_sees_new_epochs_and_the_result_holds_all(images: Images, e
 def test_progress_is_told_within_an_epoch_and_changes_nothing(
     images: Images, execution: Execution, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fmnist_search.training.engine.PULSE_SECONDS", 0.0)
+    monkeypatch.setattr("fmnist_search.training.engine.PROGRESS_INTERVAL_SECONDS", 0.0)
     seen: list[Progress] = []
-    watched = run_trial(RECIPE, images, execution, watch=seen.append)
+    watched = run_trial(RECIPE, images, execution, progress_callback=seen.append)
     unwatched = run_trial(RECIPE, images, execution)
-    assert [_figures(report) for report in watched.epochs] == [_figures(report) for report in unwatched.epochs]
+    assert [_report_values(report) for report in watched.epochs] == [
+        _report_values(report) for report in unwatched.epochs
+    ]
     first = [progress for progress in seen if progress.epoch == 1]
-    assert [progress.share for progress in first] == sorted({progress.share for progress in first})
-    assert first[-1].share == 1.0
+    assert [progress.fraction for progress in first] == sorted({progress.fraction for progress in first})
+    assert first[-1].fraction == 1.0
     assert first[-1].loss == pytest.approx(watched.epochs[0].train_loss)
     assert {progress.epoch for progress in seen} == {1, 2, 3, 4}
 
 
-def _figures(report: EpochReport) -> tuple[object, ...]:
+def _report_values(report: EpochReport) -> tuple[object, ...]:
     return (
         report.epoch,
         report.train_loss,

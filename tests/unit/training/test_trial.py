@@ -9,39 +9,39 @@ import time
 import pytest
 import torch
 
-from fmnist_search.data.loading import Images, Source, prepare
+from fmnist_search.data.loading import DataSource, Images, load_images
 from fmnist_search.models.classifier import MAX_PARAMETERS, build, count_parameters
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import Mlp
 from fmnist_search.recipe.recipe import Architecture, Averaging, Data, Execution, Optimizer, Recipe
-from fmnist_search.results.study import Decision, EpochReport, State
-from fmnist_search.training.autotune import settled
+from fmnist_search.results.study import Decision, EpochReport, TrialState
+from fmnist_search.training.autotune import torch_settings
 from fmnist_search.training.engine import fit
 from fmnist_search.training.evaluation import evaluate
 from fmnist_search.training.trial import run_trial
 
-DATA = Data(train_images=1_000, validation=1_000)
-TINY = Recipe(model=Mlp(depth=1, width=16), data=DATA, epochs=4, batch_size=250)
-OVERFITTING = Recipe(
+DATA_CONFIG = Data(train_images=1_000, validation=1_000)
+TINY_RECIPE = Recipe(model=Mlp(depth=1, width=16), data=DATA_CONFIG, epochs=4, batch_size=250)
+OVERFITTING_RECIPE = Recipe(
     model=Mlp(depth=1, width=64),
     optimizer=Optimizer(learning_rate=2e-2),
     averaging=Averaging(horizon=0.0),
-    data=DATA,
+    data=DATA_CONFIG,
     epochs=15,
     batch_size=100,
 )
 """The loss turns before the accuracy does."""
 
 
-class Watcher:
+class RecordingStopper:
     """An observer that notes what it sees and decides as told, by epoch."""
 
     def __init__(self, decisions: dict[int, Decision] | None = None):
         self.decisions = decisions or {}
-        self.seen: list[EpochReport] = []
+        self.reports: list[EpochReport] = []
 
     def __call__(self, report: EpochReport) -> Decision:
-        self.seen.append(report)
+        self.reports.append(report)
         return self.decisions.get(report.epoch, Decision.CONTINUE)
 
 
@@ -49,26 +49,26 @@ class Watcher:
 
 
 def test_a_trial_that_nobody_stops_is_completed(images: Images, execution: Execution) -> None:
-    watcher = Watcher()
-    result = run_trial(TINY, images, execution, watcher)
-    assert (result.state, result.reason, result.error) == (State.COMPLETED, None, None)
+    watcher = RecordingStopper()
+    result = run_trial(TINY_RECIPE, images, execution, watcher)
+    assert (result.state, result.reason, result.error) == (TrialState.COMPLETED, None, None)
     assert [epoch.epoch for epoch in result.epochs] == [1, 2, 3, 4]
-    assert tuple(watcher.seen) == result.epochs
-    assert result.parameters == count_parameters(TINY.model)
+    assert tuple(watcher.reports) == result.epochs
+    assert result.parameters == count_parameters(TINY_RECIPE.model)
     assert sum(epoch.seconds for epoch in result.epochs) <= result.seconds
 
 
 @pytest.mark.parametrize(
-    ("decision", "state"), [(Decision.PRUNE, State.PRUNED), (Decision.INTERRUPT, State.INTERRUPTED)]
+    ("decision", "state"), [(Decision.PRUNE, TrialState.PRUNED), (Decision.INTERRUPT, TrialState.INTERRUPTED)]
 )
 def test_an_observer_ends_a_trial_after_the_epoch_it_saw(
-    decision: Decision, state: State, images: Images, execution: Execution
+    decision: Decision, state: TrialState, images: Images, execution: Execution
 ) -> None:
-    watcher = Watcher({2: decision})
-    result = run_trial(TINY, images, execution, watcher)
+    watcher = RecordingStopper({2: decision})
+    result = run_trial(TINY_RECIPE, images, execution, watcher)
     assert result.state is state
     assert [epoch.epoch for epoch in result.epochs] == [1, 2]
-    assert tuple(watcher.seen) == result.epochs
+    assert tuple(watcher.reports) == result.epochs
     assert result.reason is not None
     assert "epoch 2" in result.reason
     assert result.value == result.epochs[-1].val_accuracy
@@ -79,12 +79,12 @@ def test_an_observer_ends_a_trial_after_the_epoch_it_saw(
 def test_a_decision_after_the_last_epoch_comes_too_late(
     decision: Decision, images: Images, execution: Execution
 ) -> None:
-    result = run_trial(TINY, images, execution, Watcher({4: decision}))
-    assert (result.state, result.reason, len(result.epochs)) == (State.COMPLETED, None, 4)
+    result = run_trial(TINY_RECIPE, images, execution, RecordingStopper({4: decision}))
+    assert (result.state, result.reason, len(result.epochs)) == (TrialState.COMPLETED, None, 4)
 
 
 def test_watching_changes_nothing(images: Images, execution: Execution) -> None:
-    recipe = TINY.replace({"model.dropout": 0.5})
+    recipe = TINY_RECIPE.replace({"model.dropout": 0.5})
 
     def curious(_: EpochReport) -> Decision:
         torch.rand(5)
@@ -105,9 +105,9 @@ def test_an_observer_draws_the_numbers_that_it_would_draw_without_the_training(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        expected = torch.rand(3 * TINY.epochs).tolist()
+        expected = torch.rand(3 * TINY_RECIPE.epochs).tolist()
         torch.manual_seed(5)
-        run_trial(TINY.replace({"model.dropout": 0.5}), images, execution, curious)
+        run_trial(TINY_RECIPE.replace({"model.dropout": 0.5}), images, execution, curious)
     assert drawn == expected
 
 
@@ -120,11 +120,13 @@ def test_what_goes_wrong_in_the_observer_is_the_callers(
 
     before = torch.get_rng_state()
     with pytest.raises(type(error)):
-        run_trial(TINY, images, execution, broken)
+        run_trial(TINY_RECIPE, images, execution, broken)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-STILL = TINY.replace({"optimizer.learning_rate": 1e-12, "optimizer.weight_decay": 0.0, "averaging.horizon": 0.0})
+NO_LEARNING_RECIPE = TINY_RECIPE.replace(
+    {"optimizer.learning_rate": 1e-12, "optimizer.weight_decay": 0.0, "averaging.horizon": 0.0}
+)
 """Its first epoch stays its best."""
 
 
@@ -132,29 +134,29 @@ STILL = TINY.replace({"optimizer.learning_rate": 1e-12, "optimizer.weight_decay"
 def test_out_of_patience_a_trial_is_completed_and_every_decision_comes_too_late(
     decision: Decision, images: Images, execution: Execution
 ) -> None:
-    watcher = Watcher({3: decision})
-    result = run_trial(STILL.replace({"patience": 2}), images, execution, watcher)
+    watcher = RecordingStopper({3: decision})
+    result = run_trial(NO_LEARNING_RECIPE.replace({"patience": 2}), images, execution, watcher)
     assert (result.state, result.reason) == (
-        State.COMPLETED,
+        TrialState.COMPLETED,
         "early stopping: no better val_accuracy since epoch 1",
     )
     assert [epoch.epoch for epoch in result.epochs] == [1, 2, 3]
-    assert tuple(watcher.seen) == result.epochs
+    assert tuple(watcher.reports) == result.epochs
     assert (result.value, result.best_epoch) == (result.epochs[-1].val_accuracy, 1)
     assert result.last_weights is not None
 
 
 @pytest.mark.parametrize("patience", [0, 3, 4])
 def test_patience_that_lasts_changes_nothing(patience: int, images: Images, execution: Execution) -> None:
-    result = run_trial(STILL.replace({"patience": patience}), images, execution)
-    assert (result.state, result.reason, len(result.epochs)) == (State.COMPLETED, None, 4)
+    result = run_trial(NO_LEARNING_RECIPE.replace({"patience": patience}), images, execution)
+    assert (result.state, result.reason, len(result.epochs)) == (TrialState.COMPLETED, None, 4)
 
 
 @pytest.mark.parametrize("keep", ["val_accuracy", "val_loss"])
 def test_patience_waits_for_the_figure_that_chooses_the_weights(
     keep: str, images: Images, execution: Execution
 ) -> None:
-    recipe = OVERFITTING.replace({"keep": keep})
+    recipe = OVERFITTING_RECIPE.replace({"keep": keep})
     scores = [
         (e.val_accuracy if keep == "val_accuracy" else -(e.val_loss or 0)) or 0.0
         for e in run_trial(recipe, images, execution).epochs
@@ -162,7 +164,7 @@ def test_patience_waits_for_the_figure_that_chooses_the_weights(
     first_without_gain = next(at for at in range(1, len(scores)) if scores[at] <= max(scores[:at])) + 1
     assert first_without_gain < len(scores), "an overfitting recipe should have epochs without a gain"
     result = run_trial(recipe.replace({"patience": 1}), images, execution)
-    assert (result.state, len(result.epochs)) == (State.COMPLETED, first_without_gain)
+    assert (result.state, len(result.epochs)) == (TrialState.COMPLETED, first_without_gain)
 
 
 # -------------------------------------------------------------------------------------- failures
@@ -174,14 +176,14 @@ def test_patience_waits_for_the_figure_that_chooses_the_weights(
 def test_a_diverging_training_fails_and_no_figure_that_is_not_finite_gets_out(
     model: Architecture, images: Images, execution: Execution
 ) -> None:
-    watcher = Watcher()
-    recipe = dataclasses.replace(TINY, model=model, optimizer=Optimizer(name="sgd", learning_rate=100.0))
+    watcher = RecordingStopper()
+    recipe = dataclasses.replace(TINY_RECIPE, model=model, optimizer=Optimizer(name="sgd", learning_rate=100.0))
     result = run_trial(recipe.replace({"batch_size": 20}), images, execution, watcher)
-    assert result.state is State.FAILED
+    assert result.state is TrialState.FAILED
     assert result.reason is not None
     assert "not finite" in result.reason
     assert len(result.epochs) < recipe.epochs
-    assert tuple(watcher.seen) == result.epochs
+    assert tuple(watcher.reports) == result.epochs
     assert all(math.isfinite(x) for epoch in result.epochs for x in (epoch.train_loss, epoch.val_loss or 0))
 
 
@@ -194,8 +196,8 @@ def test_a_training_that_diverges_late_keeps_its_finite_epochs(images: Images, e
             bright[0] = math.inf
         return Decision.CONTINUE
 
-    result = run_trial(TINY, one, execution, poison)
-    assert (result.state, [epoch.epoch for epoch in result.epochs]) == (State.FAILED, [1, 2])
+    result = run_trial(TINY_RECIPE, one, execution, poison)
+    assert (result.state, [epoch.epoch for epoch in result.epochs]) == (TrialState.FAILED, [1, 2])
     assert result.reason is not None
     assert "epoch 3" in result.reason
     assert result.weights is not None
@@ -209,18 +211,18 @@ def test_a_network_that_is_too_large_fails_before_it_is_built(images: Images, ex
     giant = Cnn(depth=5, convolutions=2, **widths, **kernels)  # type: ignore[arg-type]
     assert count_parameters(giant) > 20 * MAX_PARAMETERS
     started = time.perf_counter()
-    result = run_trial(dataclasses.replace(TINY, model=giant), images, execution)
+    result = run_trial(dataclasses.replace(TINY_RECIPE, model=giant), images, execution)
     # Some 30 GB of weights would take longer, where they fit at all.
     assert time.perf_counter() - started < 5
-    assert (result.state, result.epochs, result.value, result.weights) == (State.FAILED, (), None, None)
+    assert (result.state, result.epochs, result.value, result.weights) == (TrialState.FAILED, (), None, None)
     assert result.reason is not None
     assert "parameters" in result.reason
     assert f"{MAX_PARAMETERS:,}" in result.reason
 
 
 def test_an_error_in_the_training_is_a_result_with_its_traceback(images: Images) -> None:
-    result = run_trial(TINY, images, Execution(device="nowhere"))
-    assert (result.state, result.epochs) == (State.FAILED, ())
+    result = run_trial(TINY_RECIPE, images, Execution(device="nowhere"))
+    assert (result.state, result.epochs) == (TrialState.FAILED, ())
     assert result.reason is not None
     assert "\n" not in result.reason
     assert result.error is not None
@@ -232,14 +234,14 @@ def test_an_error_in_the_training_is_a_result_with_its_traceback(images: Images)
 
 @pytest.mark.parametrize("keep", ["val_accuracy", "val_loss"])
 def test_the_weights_of_the_best_epoch_are_kept(keep: str, images: Images, execution: Execution) -> None:
-    result = run_trial(OVERFITTING.replace({"keep": keep}), images, execution)
+    result = run_trial(OVERFITTING_RECIPE.replace({"keep": keep}), images, execution)
     scores = [(e.val_accuracy if keep == "val_accuracy" else -(e.val_loss or 0)) for e in result.epochs]
     best = scores.index(max(scores)) + 1  # type: ignore[type-var]
     assert result.best_epoch == best
     # Only then does the test see that later epochs leave the kept weights alone.
     assert best < len(result.epochs)
     assert result.weights is not None
-    model = build(OVERFITTING.model)
+    model = build(OVERFITTING_RECIPE.model)
     model.load_state_dict(result.weights)
     again = evaluate(model.eval(), images.validation)
     assert again.accuracy == result.epochs[best - 1].val_accuracy
@@ -248,14 +250,14 @@ def test_the_weights_of_the_best_epoch_are_kept(keep: str, images: Images, execu
 
 def test_of_epochs_that_are_equally_good_the_first_is_kept(images: Images, execution: Execution) -> None:
     still = {"optimizer.learning_rate": 1e-12, "optimizer.weight_decay": 0.0}
-    result = run_trial(TINY.replace(still), images, execution)
+    result = run_trial(TINY_RECIPE.replace(still), images, execution)
     assert len({epoch.val_accuracy for epoch in result.epochs}) == 1
     assert result.best_epoch == 1
 
 
 def test_loss_and_accuracy_choose_different_weights(images: Images, execution: Execution) -> None:
-    by_accuracy = run_trial(OVERFITTING, images, execution)
-    by_loss = run_trial(OVERFITTING.replace({"keep": "val_loss"}), images, execution)
+    by_accuracy = run_trial(OVERFITTING_RECIPE, images, execution)
+    by_loss = run_trial(OVERFITTING_RECIPE.replace({"keep": "val_loss"}), images, execution)
     assert by_accuracy.best_epoch != by_loss.best_epoch
     assert by_accuracy.value == by_loss.value
 
@@ -263,7 +265,7 @@ def test_loss_and_accuracy_choose_different_weights(images: Images, execution: E
 def test_kept_weights_load_into_a_network_of_the_recipe_and_reproduce_its_value(
     images: Images, execution: Execution
 ) -> None:
-    recipe = dataclasses.replace(TINY, model=Cnn(depth=2, width_1=8, width_2=8), epochs=1)
+    recipe = dataclasses.replace(TINY_RECIPE, model=Cnn(depth=2, width_1=8, width_2=8), epochs=1)
     result = run_trial(recipe, images, execution)
     assert result.weights is not None
     model = build(recipe.model)
@@ -272,7 +274,7 @@ def test_kept_weights_load_into_a_network_of_the_recipe_and_reproduce_its_value(
 
 
 def test_the_value_is_the_last_epochs_and_the_best_is_told_apart(images: Images, execution: Execution) -> None:
-    result = run_trial(OVERFITTING, images, execution)
+    result = run_trial(OVERFITTING_RECIPE, images, execution)
     accuracies = [epoch.val_accuracy for epoch in result.epochs]
     assert result.value == accuracies[-1]
     assert result.best_val_accuracy == max(a for a in accuracies if a is not None)
@@ -280,28 +282,28 @@ def test_the_value_is_the_last_epochs_and_the_best_is_told_apart(images: Images,
 
 
 def test_the_last_weights_reproduce_the_value(images: Images, execution: Execution) -> None:
-    result = run_trial(OVERFITTING, images, execution)
+    result = run_trial(OVERFITTING_RECIPE, images, execution)
     assert result.last_weights is not None
-    model = build(OVERFITTING.model)
+    model = build(OVERFITTING_RECIPE.model)
     model.load_state_dict(result.last_weights)
     assert evaluate(model.eval(), images.validation).accuracy == result.value
 
 
 def test_the_confusion_is_that_of_the_last_epoch(images: Images, execution: Execution) -> None:
-    result = run_trial(OVERFITTING, images, execution)
+    result = run_trial(OVERFITTING_RECIPE, images, execution)
     assert result.confusion is not None
     assert sum(map(sum, result.confusion)) == len(images.validation)
     assert sum(row[label] for label, row in enumerate(result.confusion)) / len(images.validation) == result.value
 
 
-def test_without_validation_images_the_last_weights_are_kept(source: Source, execution: Execution) -> None:
-    images = prepare(Data(train_images=300, validation=0), source)
-    recipe = TINY.replace({"data.train_images": 300, "data.validation": 0, "epochs": 3})
+def test_without_validation_images_the_last_weights_are_kept(source: DataSource, execution: Execution) -> None:
+    images = load_images(Data(train_images=300, validation=0), source)
+    recipe = TINY_RECIPE.replace({"data.train_images": 300, "data.validation": 0, "epochs": 3})
     result = run_trial(recipe, images, execution)
-    assert (result.state, result.value, result.best_val_accuracy) == (State.COMPLETED, None, None)
+    assert (result.state, result.value, result.best_val_accuracy) == (TrialState.COMPLETED, None, None)
     assert (result.confusion, result.best_epoch) == (None, 3)
     assert all(epoch.val_loss is None and epoch.val_accuracy is None for epoch in result.epochs)
-    with settled(execution):
+    with torch_settings(execution):
         *_, last = fit(recipe, images, execution)
     assert result.weights is not None
     for name, tensor in last.classifier.state_dict().items():
@@ -309,6 +311,6 @@ def test_without_validation_images_the_last_weights_are_kept(source: Source, exe
 
 
 def test_results_compare_and_print_without_their_weights(images: Images, execution: Execution) -> None:
-    result = run_trial(TINY, images, execution)
+    result = run_trial(TINY_RECIPE, images, execution)
     assert dataclasses.replace(result, weights=None, last_weights=None) == result
     assert "tensor" not in repr(result)
