@@ -13,12 +13,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fmnist_search.data.loading import DataSource, Images, load_images
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.images import Images
+from fmnist_search.data.loading import load_images
 from fmnist_search.execution.pool import WorkerPool
-from fmnist_search.recipe.recipe import Data, Execution, Recipe
-from fmnist_search.results.study import Decision, EpochReport, TrialResult, TrialState
-from fmnist_search.training.autotune import resolve_execution
-from fmnist_search.training.engine import EpochResult
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.recipe import Data, Recipe
+from fmnist_search.results.training import Decision, EpochReport, TrialResult, TrialState
+from fmnist_search.training.loop import EpochResult
+from fmnist_search.training.runtime import resolve_execution
 from fmnist_search.training.trial import run_trial
 
 DATA_CONFIG = Data(train_images=6_000, validation=2_000)

@@ -12,9 +12,10 @@ from pathlib import Path
 from benchmarks.measure import BenchmarkResult, Measurement, make_parser, report_result, run_main
 from benchmarks.ours import data_source, tuned_settings
 from benchmarks.throughput import Case
-from fmnist_search.data.loading import DataSource, load_images
-from fmnist_search.recipe.recipe import Execution
-from fmnist_search.results.study import Decision
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.loading import load_images
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.results.training import Decision
 from fmnist_search.training.autotune import BASELINE
 from fmnist_search.training.trial import run_trial
 

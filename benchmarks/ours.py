@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fmnist_search.data.loading import DataSource
+from fmnist_search.data.files import DataSource
 from fmnist_search.errors import UserError
-from fmnist_search.recipe.recipe import Execution
-from fmnist_search.training.autotune import resolve_execution, tune
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.training.autotune import tune
+from fmnist_search.training.runtime import resolve_execution
 
 
 def tuned_settings(device: str = "auto", threads: int = 0) -> tuple[Execution, str]:

@@ -14,10 +14,13 @@ from benchmarks.machine import device_slug
 from benchmarks.measure import BenchmarkResult, Measurement, interleave, make_parser, report_result, run_main
 from benchmarks.ours import data_source, tuned_settings
 from benchmarks.throughput import BenchmarkConfig, Case, tutorial_throughputs
-from fmnist_search.data.loading import DataSource, Images, load_images
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.images import Images
+from fmnist_search.data.loading import load_images
 from fmnist_search.execution.pool import WorkerPool
-from fmnist_search.recipe.recipe import Execution, Recipe
-from fmnist_search.results.study import Decision, EpochReport, TrialResult, TrialState
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.results.training import Decision, EpochReport, TrialResult, TrialState
 
 MIXED_CASES = (Case("standard", 64), Case("large", 256), Case("tiny", 128), Case("standard", 512))
 TRIAL_COUNTS = {"cpu": (1, 2), "cuda": (1, 2, 4, 8)}

@@ -33,14 +33,18 @@ from benchmarks.measure import (
     save_result,
 )
 from benchmarks.ours import data_source
-from fmnist_search.data.loading import DataSource, Images, LabelledImages, load_images, read_test_set
-from fmnist_search.execution.pool import WorkerPool, worker_count
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.images import Images, LabelledImages
+from fmnist_search.data.loading import load_images, read_test_set
+from fmnist_search.execution.capacity import worker_count
+from fmnist_search.execution.pool import WorkerPool
 from fmnist_search.models.presets import PRESETS, Preset
-from fmnist_search.recipe.recipe import Data, Execution, Recipe
-from fmnist_search.results.study import Decision, EpochReport, TrialResult, TrialState
-from fmnist_search.training.autotune import resolve_execution
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.recipe import Data, Recipe
+from fmnist_search.results.training import Decision, EpochReport, TrialResult, TrialState
 from fmnist_search.training.checkpoint import classifier_from_weights
 from fmnist_search.training.evaluation import evaluate
+from fmnist_search.training.runtime import resolve_execution
 
 BENCHMARK = "reference"
 INTERRUPTED_EXIT_CODE = 130

@@ -17,11 +17,14 @@ from benchmarks import tutorial
 from benchmarks.machine import device_slug
 from benchmarks.measure import BenchmarkResult, Measurement, interleave, make_parser, report_result, run_main
 from benchmarks.ours import data_source, tuned_settings
-from fmnist_search.data.loading import DataSource, Images, LabelledImages, load_images
-from fmnist_search.recipe.recipe import TRAINING_SET_SIZE, Execution, Recipe
-from fmnist_search.training.autotune import torch_settings
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.images import Images, LabelledImages
+from fmnist_search.data.loading import load_images
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.recipe import TRAINING_SET_SIZE, Recipe
 from fmnist_search.training.engine import fit
 from fmnist_search.training.evaluation import evaluate
+from fmnist_search.training.runtime import torch_settings
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "tiny": {"model.depth": 2, "model.width_1": 8, "model.width_2": 16},

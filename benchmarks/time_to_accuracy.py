@@ -20,11 +20,14 @@ from benchmarks import tutorial
 from benchmarks.machine import device_slug
 from benchmarks.measure import BenchmarkResult, Measurement, make_parser, parse_changes, report_result, run_main
 from benchmarks.ours import data_source, tuned_settings
-from fmnist_search.data.loading import DataSource, Images, LabelledImages, load_images, read_test_set
-from fmnist_search.recipe.recipe import Execution, Recipe, flatten_tables
-from fmnist_search.training.autotune import torch_settings
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.images import Images, LabelledImages
+from fmnist_search.data.loading import load_images, read_test_set
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.recipe import Recipe, flatten_tables
 from fmnist_search.training.engine import fit
 from fmnist_search.training.evaluation import evaluate
+from fmnist_search.training.runtime import torch_settings
 
 FOUR_BLOCK_CHANGES = {
     "model.depth": 4,

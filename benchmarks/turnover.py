@@ -16,13 +16,15 @@ import typer
 
 from benchmarks.machine import machine, versions
 from fmnist_search.config.study_config import StudyConfig
-from fmnist_search.recipe.recipe import Execution, Recipe
-from fmnist_search.results.study import EpochReport, Overhead, TrialResult, TrialState
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.results.training import EpochReport, Overhead, TrialResult, TrialState
 from fmnist_search.search.study_store import StudyRuntime, StudyStore
 from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.run_logger import RunLogger, TrainingRunLogger
 from fmnist_search.tracking.sender import Sender
-from fmnist_search.tracking.store import MlflowStore, MlflowWriter
+from fmnist_search.tracking.store import MlflowStore
+from fmnist_search.tracking.writer import MlflowWriter
 from fmnist_search.workflows.jobs import RENDERERS
 
 BASELINE_STUDY = Path(__file__).parents[1] / "studies" / "baseline.toml"

@@ -22,13 +22,15 @@ from torchvision import datasets, transforms
 from benchmarks.machine import device_slug
 from benchmarks.measure import BenchmarkResult, Measurement, make_parser, report_result, run_main
 from benchmarks.ours import data_source
-from fmnist_search.data.loading import DataSource, read_verified_file, split
+from fmnist_search.data.files import DataSource, read_verified_file
+from fmnist_search.data.split import split
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import NUM_CLASSES
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import NUM_PIXELS, Mlp
 from fmnist_search.recipe.datasets import DATASETS
-from fmnist_search.recipe.recipe import Architecture, Augmentation, Data, Recipe
+from fmnist_search.recipe.families import Architecture
+from fmnist_search.recipe.recipe import Augmentation, Data, Recipe
 
 VALIDATION_BATCH_SIZE = 1_000
 

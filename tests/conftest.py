@@ -9,8 +9,9 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from fmnist_search.data.loading import DataSource, Images
-    from fmnist_search.recipe.recipe import Execution
+    from fmnist_search.data.files import DataSource
+    from fmnist_search.data.images import Images
+    from fmnist_search.recipe.execution import Execution
 
 # Test processes share the cores: with a thread each they do not fight for them. It must stand before torch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,7 +31,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def source() -> DataSource:
     """Where the real images come from: the user's own cache, so that a machine fetches them once."""
-    from fmnist_search.data.loading import DataSource
+    from fmnist_search.data.files import DataSource
     from fmnist_search.workspace import image_cache_folder
 
     return DataSource(image_cache_folder())
@@ -48,6 +49,6 @@ def images(source: DataSource) -> Images:
 @pytest.fixture(scope="session")
 def execution() -> Execution:
     """One thread: the same bits on every machine, whatever the number of its cores."""
-    from fmnist_search.training.autotune import resolve_execution
+    from fmnist_search.training.runtime import resolve_execution
 
     return resolve_execution("cpu", threads=1)

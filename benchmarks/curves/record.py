@@ -20,11 +20,15 @@ import optuna
 from benchmarks.curves.table import FORMAT_VERSION, Curve, CurveTable, Header
 from benchmarks.machine import machine, versions
 from fmnist_search.config.study_config import StudyConfig
-from fmnist_search.data.loading import DataSource, Images, load_images
-from fmnist_search.recipe.recipe import Execution, Recipe
-from fmnist_search.results.study import Decision, EpochReport, TrialState
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.images import Images
+from fmnist_search.data.loading import load_images
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.results.training import Decision, EpochReport, TrialState
 from fmnist_search.search.suggest import base_recipe, suggest_recipe, trial_seed, varying_names
-from fmnist_search.training.autotune import resolve_execution, tune
+from fmnist_search.training.autotune import tune
+from fmnist_search.training.runtime import resolve_execution
 from fmnist_search.training.trial import run_trial
 from fmnist_search.workspace import image_cache_folder
 

@@ -36,10 +36,12 @@ from fmnist_search.config.sections import (
 )
 from fmnist_search.config.space import Choice, Domain, Range
 from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.hyperparameters import Value
-from fmnist_search.recipe.recipe import FAMILIES, Execution, is_active
-from fmnist_search.results.study import EpochReport, TrialResult, TrialState
-from fmnist_search.search.samplers import SURVIVOR_OF_ATTRIBUTE
+from fmnist_search.recipe.recipe import is_active
+from fmnist_search.results.training import EpochReport, TrialResult, TrialState
+from fmnist_search.search.pruners import SURVIVOR_OF_ATTRIBUTE
 from fmnist_search.search.study_store import StudyRuntime, StudyStore
 
 Array = npt.NDArray[np.float64]

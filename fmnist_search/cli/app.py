@@ -15,7 +15,7 @@ import typer
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
-    from fmnist_search.data.loading import DataSource
+    from fmnist_search.data.files import DataSource
     from fmnist_search.recipe.recipe import Recipe
     from fmnist_search.workspace import Workspace
 
@@ -128,7 +128,7 @@ def has_running_training() -> bool:
     """Whether an impatient Ctrl-C has left a training alone."""
     if "fmnist_search.execution.pool" not in sys.modules:  # a command that had no use for torch
         return False
-    from fmnist_search.execution.pool import is_training
+    from fmnist_search.execution.worker import is_training
 
     return is_training()
 
@@ -165,7 +165,7 @@ def check_output_path(path: Path, *, suffix: str = "", force: bool = True) -> No
 
 def image_source(data_dir: Path | None) -> DataSource:
     """Where the images are looked for."""
-    from fmnist_search.data.loading import DataSource
+    from fmnist_search.data.files import DataSource
     from fmnist_search.workspace import image_cache_folder
 
     return DataSource(image_cache_folder(), data_dir)

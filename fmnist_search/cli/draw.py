@@ -121,7 +121,8 @@ def draw_filters(
     """
     check_output_path(output, suffix=".png", force=force)
     from fmnist_search.reporting.training_plots import filters_figure
-    from fmnist_search.tracking.store import MlflowStore, store_errors
+    from fmnist_search.tracking.connection import store_errors
+    from fmnist_search.tracking.store import MlflowStore
     from fmnist_search.tracking.stored_runs import load_stored_classifier, read_run
 
     home, (run_id,) = resolve_runs([run], study, tracking_uri, workdir)

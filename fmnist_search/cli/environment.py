@@ -75,7 +75,7 @@ def data(
       fmnist-search data mnist
     """
     from fmnist_search.cli.output import show_json, stdout
-    from fmnist_search.data.loading import verify_files
+    from fmnist_search.data.files import verify_files
 
     known = get_dataset(dataset)
     source = image_source(data_dir)

@@ -21,7 +21,8 @@ from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
     from fmnist_search.config.study_config import StudyConfig
-    from fmnist_search.results.study import Overhead, StudySummary, TrialRecord
+    from fmnist_search.results.study import StudySummary, TrialRecord
+    from fmnist_search.results.training import Overhead
 
 
 @app.command()
@@ -33,7 +34,7 @@ def status(
 ) -> None:
     """How a study stands: its trials, its best, its champion."""
     from fmnist_search.cli.output import format_percent, show_json, stdout
-    from fmnist_search.results.study import TrialState
+    from fmnist_search.results.training import TrialState
     from fmnist_search.workflows.study.api import outbox_status
 
     summary = _load_summary(study, tracking_uri, workdir)
@@ -245,7 +246,7 @@ def _variable_rows(config: StudyConfig) -> list[dict[str, Any]]:
 
 
 def _format_conditions(conditions: Any) -> str:
-    from fmnist_search.recipe.recipe import format_value
+    from fmnist_search.recipe.formatting import format_value
 
     return "; ".join(f"{gate} = {', '.join(map(format_value, wanted))}" for gate, wanted in conditions.items())
 

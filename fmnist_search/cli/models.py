@@ -27,7 +27,7 @@ from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
     from fmnist_search.registry.evaluation import ModelComparison, TestScore
-    from fmnist_search.results.study import Accuracy
+    from fmnist_search.results.training import Accuracy
     from fmnist_search.workflows.ensemble import EnsembleResult
 
 EXPORT_CHECK_IMAGES = 100
@@ -110,7 +110,7 @@ def ensemble(
       fmnist-search ensemble 4f1c... 9b20... --register --model-name team
     """
     from fmnist_search.cli.output import TrainingProgressDisplay
-    from fmnist_search.training.autotune import resolve_execution
+    from fmnist_search.training.runtime import resolve_execution
     from fmnist_search.workflows import ensemble
 
     if model_name and not register:
@@ -291,7 +291,7 @@ def export(
 
 
 def _connect_client(tracking_uri: str | None) -> Any:
-    from fmnist_search.tracking.store import connect
+    from fmnist_search.tracking.connection import connect
     from fmnist_search.workspace import resolve_tracking_uri as resolve
 
     return connect(resolve(tracking_uri))

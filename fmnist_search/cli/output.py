@@ -22,11 +22,13 @@ from rich.text import Text
 
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
-from fmnist_search.recipe.recipe import Recipe, format_value, format_value_short, short_names
-from fmnist_search.results.study import EpochReport, NullStudyCallback, TrialRecord, TrialState
+from fmnist_search.recipe.formatting import format_value, format_value_short, short_names
+from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.results.study import NullStudyCallback, TrialRecord
+from fmnist_search.results.training import EpochReport, TrialState
 
 if TYPE_CHECKING:
-    from fmnist_search.training.engine import Progress, ProgressCallback
+    from fmnist_search.training.loop import Progress, ProgressCallback
 
 stdout = Console(highlight=False, soft_wrap=True, emoji=False)
 stderr = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)

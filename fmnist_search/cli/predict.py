@@ -158,7 +158,7 @@ def _format_cell(row: dict[str, Any], column: str) -> str:
 def _load_model(model: str | None, tracking_uri: str | None) -> LoadedModel:
     from fmnist_search.registry.evaluation import load_classifier
     from fmnist_search.registry.packaging import DEFAULT_MODEL
-    from fmnist_search.tracking.store import connect
+    from fmnist_search.tracking.connection import connect
     from fmnist_search.workspace import resolve_tracking_uri as resolve
 
     connect(resolve(tracking_uri))

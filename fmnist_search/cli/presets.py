@@ -33,7 +33,7 @@ def list_presets(context: typer.Context, as_json: JsonOption = False) -> None:
         return
     from fmnist_search.cli import output
     from fmnist_search.models.presets import PRESETS
-    from fmnist_search.recipe.recipe import FAMILIES
+    from fmnist_search.recipe.families import FAMILIES
     from fmnist_search.reporting.model_summary import summarize
 
     rows = [_preset_to_dict(preset, summarize(preset.recipe.model)) for preset in PRESETS.values()]

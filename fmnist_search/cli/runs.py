@@ -44,7 +44,8 @@ def compare(
       fmnist-search compare 4f1c... 9b20... --all
     """
     from fmnist_search.cli import output
-    from fmnist_search.tracking.store import MlflowStore, store_errors
+    from fmnist_search.tracking.connection import store_errors
+    from fmnist_search.tracking.store import MlflowStore
     from fmnist_search.tracking.stored_runs import differing_hyperparameters, hyperparameter_texts, read_run
 
     home, run_ids = resolve_runs(runs, study, tracking_uri, workdir)

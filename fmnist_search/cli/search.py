@@ -113,7 +113,7 @@ def search(
 
 def _print_preview(config: StudyConfig, as_json: bool) -> None:
     from fmnist_search.cli import output
-    from fmnist_search.recipe.recipe import short_names
+    from fmnist_search.recipe.formatting import short_names
     from fmnist_search.search.suggest import varying_names
     from fmnist_search.workflows.study.api import preview
 
@@ -140,7 +140,7 @@ def _print_preview(config: StudyConfig, as_json: bool) -> None:
 
 
 def _format_values(flat: dict[str, Any], names: list[str]) -> list[str]:
-    from fmnist_search.recipe.recipe import format_value_short
+    from fmnist_search.recipe.formatting import format_value_short
 
     return [format_value_short(flat[name]) if name in flat else "-" for name in names]
 
@@ -148,7 +148,8 @@ def _format_values(flat: dict[str, Any], names: list[str]) -> list[str]:
 def print_summary(summary: StudySummary, command: str, *, quiet: bool, after_search: bool = True) -> None:
     """The last lines of a search: what was found, where to look, what to do next; and the exit code."""
     from fmnist_search.cli.output import ExitCode, format_percent, stderr, stdout
-    from fmnist_search.results.study import StopReason, TrialState
+    from fmnist_search.results.study import StopReason
+    from fmnist_search.results.training import TrialState
 
     if summary.ended_by is StopReason.INTERRUPTED:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `mlflow run` sends one after the other; we are leaving

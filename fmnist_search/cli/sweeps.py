@@ -24,7 +24,7 @@ from fmnist_search.cli.app import (
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
-    from fmnist_search.results.study import LearningRateResult
+    from fmnist_search.results.champion import LearningRateResult
 
 
 @app.command("sweep-lr")
@@ -59,7 +59,8 @@ def sweep_lr(
     from fmnist_search.cli.output import ExitCode, MessagePrinter, make_table, print_table, show_json, stdout
     from fmnist_search.config.toml_files import parse_assignment
     from fmnist_search.reporting.style import save_png
-    from fmnist_search.results.study import TrialState, format_mean_std
+    from fmnist_search.results.statistics import format_mean_std
+    from fmnist_search.results.training import TrialState
     from fmnist_search.workflows.lr_sweep import sweep_learning_rate
 
     check_output_path(output, suffix=".png", force=force)

@@ -26,7 +26,7 @@ from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
     from fmnist_search.recipe.recipe import Recipe
-    from fmnist_search.results.study import TrialResult
+    from fmnist_search.results.training import TrialResult
 
 PRESET_PREFIX = "preset "
 
@@ -145,7 +145,7 @@ def _reject_resume_options(options: Sequence[str]) -> None:
 
 def _print_recipe(recipe: Recipe, origins: dict[str, str], as_json: bool) -> None:
     from fmnist_search.cli import output
-    from fmnist_search.recipe.recipe import format_value
+    from fmnist_search.recipe.formatting import format_value
     from fmnist_search.reporting.model_summary import summarize
 
     summary = summarize(recipe.model)
@@ -162,7 +162,7 @@ def _print_recipe(recipe: Recipe, origins: dict[str, str], as_json: bool) -> Non
 def _train_one(recipe_or_run_id: Recipe | str, options: dict[str, Any], as_json: bool) -> None:
     """Train a recipe, or go on with a run of that id."""
     from fmnist_search.cli.output import ExitCode, TrainingProgressDisplay, format_percent, show_json, stderr, stdout
-    from fmnist_search.results.study import TrialState
+    from fmnist_search.results.training import TrialState
     from fmnist_search.workflows import single_training
 
     display = TrainingProgressDisplay()
@@ -195,7 +195,8 @@ def _train_one(recipe_or_run_id: Recipe | str, options: dict[str, Any], as_json:
 
 def _train_seeds(recipe: Recipe, seeds: int, options: dict[str, Any], as_json: bool) -> None:
     from fmnist_search.cli.output import ExitCode, MessagePrinter, show_json, stderr, stdout
-    from fmnist_search.results.study import TrialState, mean_and_std
+    from fmnist_search.results.statistics import mean_and_std
+    from fmnist_search.results.training import TrialState
     from fmnist_search.workflows import single_training
 
     several = single_training.train_seeds(recipe, seeds, **options, callback=MessagePrinter())

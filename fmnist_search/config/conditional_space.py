@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fmnist_search.config.space import Choice, Domain, Fixed, Range, Space, bounds
+from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.hyperparameters import Value
-from fmnist_search.recipe.recipe import FAMILIES, Recipe, is_active, recipe_hyperparameters
+from fmnist_search.recipe.recipe import Recipe, is_active, recipe_hyperparameters
 
 MAX_CONDITION_VALUES = 1000
 """A range of more values than this is not looked through for what depends on them: its ends are."""

@@ -13,8 +13,10 @@ from fmnist_search.config.space import NOT_SEARCHABLE, shared_hyperparameters
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.models.presets import PRESETS
 from fmnist_search.recipe.datasets import DEFAULT_DATASET, get_dataset
+from fmnist_search.recipe.families import FAMILIES
+from fmnist_search.recipe.formatting import format_value
 from fmnist_search.recipe.hyperparameters import Hyperparameter, hyperparameters
-from fmnist_search.recipe.recipe import FAMILIES, Data, format_value
+from fmnist_search.recipe.recipe import Data
 
 if TYPE_CHECKING:
     from fmnist_search.reporting.model_summary import ModelSummary

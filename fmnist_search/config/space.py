@@ -17,8 +17,10 @@ from typing import Any
 
 from fmnist_search.errors import UserError, did_you_mean
 from fmnist_search.models import classifier as _families  # noqa: F401 - registers the families that a space may name
+from fmnist_search.recipe.families import FAMILIES, get_family
+from fmnist_search.recipe.formatting import format_value
 from fmnist_search.recipe.hyperparameters import Hyperparameter, Value, hyperparameters
-from fmnist_search.recipe.recipe import FAMILIES, Data, format_value, get_family, recipe_hyperparameters
+from fmnist_search.recipe.recipe import Data, recipe_hyperparameters
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,10 @@ from fmnist_search.config.sections import (
 from fmnist_search.config.space import Domain, Fixed, Space, bounds, parse_space, shared_hyperparameters
 from fmnist_search.config.toml_files import read_toml
 from fmnist_search.errors import UserError, did_you_mean
+from fmnist_search.recipe.families import FAMILIES, get_family
+from fmnist_search.recipe.formatting import format_value
 from fmnist_search.recipe.hyperparameters import hyperparameters
-from fmnist_search.recipe.recipe import FAMILIES, Data, Recipe, format_value, get_family
+from fmnist_search.recipe.recipe import Data, Recipe
 
 MAX_GRID_SIZE = 10_000
 """Recipes of a grid search: more of them no study will ever train."""

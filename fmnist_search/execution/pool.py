@@ -6,56 +6,21 @@ Threads share the device's context, so that their kernels run side by side, and 
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import multiprocessing
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from multiprocessing.connection import wait
-from typing import Protocol
 
 import torch
 
-from fmnist_search.data.loading import Images
+from fmnist_search.data.images import Images
 from fmnist_search.errors import UserError
-from fmnist_search.execution.worker_main import READY, STOP, Channel, worker_loop
-from fmnist_search.recipe.recipe import Data, Execution, Recipe
-from fmnist_search.results.study import Decision, EpochReport, TrialResult
+from fmnist_search.execution.capacity import worker_count
+from fmnist_search.execution.job import Job
+from fmnist_search.execution.worker import ProcessWorker, ThreadWorker, Worker
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.recipe import Data
 
-WORKER_MEMORY_BYTES = 1_200 * 2**20
-"""Bytes that a worker process may need: torch, the images, and the standard network at large batches."""
-MAX_STREAMS = 6
-MIN_STEP_SECONDS = 200e-6
-"""What a captured step of a small network takes on an H200-class card, however few bytes it moves."""
 MAX_FAILED_STARTS = 3
 """Replacements in a row that may die while they load their libraries."""
-JOIN_TIMEOUT = 5.0
-"""Seconds that a worker gets to leave by itself."""
-THREAD_NAME = "training"
-"""What a worker's thread is called."""
-
-
-class Job(Protocol):
-    """One training, as the study sees it."""
-
-    recipe: Recipe
-    images: Images
-    worker: int
-    """The number of the worker that runs it."""
-
-    def on_epoch(self, report: EpochReport) -> Decision:
-        """Take in an epoch, and say whether the training goes on."""
-
-    def on_result(self, result: TrialResult, seconds: float) -> None:
-        """Take in the result; `seconds` passed since its worker became free for it."""
-
-    def on_worker_lost(self, reason: str) -> None:
-        """The worker has died over it."""
 
 
 class WorkerPool:
@@ -173,187 +138,3 @@ class WorkerPool:
         self._workers[self._workers.index(worker)] = self._spawn()
         if worker.job:
             worker.job.on_worker_lost(f"its worker process {reason}")
-
-
-def is_training() -> bool:
-    """Whether a thread of this process trains, be it for nobody any more: it would end with its epoch."""
-    return any(thread.name == THREAD_NAME for thread in threading.enumerate())
-
-
-class Worker:
-    """One worker, seen from the study: the near end of its line."""
-
-    def __init__(self, channel: Channel):
-        self.channel = channel
-        self.job: Job | None = None
-        self.has_started = False
-        self._free_since = 0.0
-        self._sent_execution: Execution | None = None
-
-    @property
-    def is_free(self) -> bool:
-        """Whether it waits for a job."""
-        return self.has_started and self.job is None
-
-    def mark_free(self) -> None:
-        """Its next job is on the way from now on."""
-        self._free_since = time.monotonic()
-
-    def submit(self, job: Job, execution: Execution) -> None:
-        """Send it a training, and how it is run."""
-        self.job = job
-        if execution != self._sent_execution:
-            self.channel.send(execution)
-            self._sent_execution = execution
-        self.channel.send(job.recipe)
-
-    def handle_message(self) -> bool:
-        """Take its next message to whom it concerns; False where none will come. What a job raises is not caught."""
-        try:
-            message = self.channel.receive()
-        except (EOFError, OSError):
-            return False
-        if message == READY:
-            self.has_started = True
-            self.mark_free()
-            return True
-        assert self.job is not None
-        if isinstance(message, EpochReport):
-            decision = self.job.on_epoch(message)
-            with contextlib.suppress(OSError):  # it has died: the next time there is nothing to hear
-                self.channel.send(decision)
-            return True
-        job, self.job = self.job, None
-        seconds = time.monotonic() - self._free_since
-        self.mark_free()
-        job.on_result(message, seconds)
-        return True
-
-    def request_stop(self) -> None:
-        """Ask it to leave."""
-        with contextlib.suppress(OSError):
-            self.channel.send(STOP)
-
-    def kill(self) -> None:
-        """Make it leave."""
-
-    def join(self) -> str:
-        """Wait until it has left; how it did."""
-        self.channel.close()
-        return "ended"
-
-
-class ThreadWorker(Worker):
-    """A thread of this process."""
-
-    def __init__(self, images: dict[Data, Images]):
-        near, far = multiprocessing.Pipe()
-        super().__init__(Channel(near))
-        self._thread = threading.Thread(target=worker_loop, args=(Channel(far), images), name=THREAD_NAME, daemon=True)
-        self._thread.start()
-
-    def join(self) -> str:
-        """Wait until it has left; in the middle of a training only at the end of the process, which it would abort.
-
-        CPython ends what is left of its daemon threads as they come back from a library, and C++ does not survive that.
-        """
-        self.channel.close()
-        if self.job is None:
-            self._thread.join(JOIN_TIMEOUT)
-        else:
-            atexit.register(self._thread.join)
-        return "ended"
-
-
-class ProcessWorker(Worker):
-    """A process of its own, which Ctrl-C in a terminal does not reach."""
-
-    def __init__(self, threads: int):
-        near, far = multiprocessing.Pipe()
-        super().__init__(Channel(near))
-        self._sent_data: set[Data] = set()
-        module = f"{__package__}.worker_main"
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module, str(far.fileno())],
-            pass_fds=[far.fileno()],
-            process_group=0,
-            env=_worker_environment(threads),
-            stdin=subprocess.DEVNULL,
-        )
-        far.close()
-
-    def submit(self, job: Job, execution: Execution) -> None:
-        """Send it a training, and how it is run; the images before it if it does not have them."""
-        self.job = job
-        if job.recipe.data not in self._sent_data:
-            self.channel.send((job.recipe.data, job.images))
-            self._sent_data.add(job.recipe.data)
-        super().submit(job, execution)
-
-    def request_stop(self) -> None:
-        """Send it away: it holds nothing that is worth a goodbye."""
-        self.kill()
-
-    def kill(self) -> None:
-        """End it."""
-        self._process.kill()
-
-    def join(self) -> str:
-        """Wait until it has left; how it did."""
-        self.channel.close()
-        try:
-            code = self._process.wait(JOIN_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = self._process.wait()
-        if code >= 0:
-            return f"ended with exit code {code}"
-        name = signal.Signals(-code).name
-        return f"was killed ({name}{', perhaps for want of memory' if -code == signal.SIGKILL else ''})"
-
-
-def _worker_environment(threads: int) -> dict[str, str]:
-    """This process's, with its import path and the number of threads, which libraries read as they are loaded."""
-    paths = os.pathsep.join(path for path in sys.path if path)
-    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(max(threads, 1))}
-
-
-# ----------------------------------------------------------------------------------- how many
-
-
-def worker_count(requested: int | str, execution: Execution, step_bytes: Sequence[int] = ()) -> tuple[int, str]:
-    """How many workers run at a time, and a line that says why where it is not what was asked for.
-
-    "auto" takes what fits: on a CPU as many as there are cores for their threads and memory for their processes; on a
-    GPU, one for the plain loop, and for captured graphs so many that steps of `step_bytes` keep the card busy.
-    """
-    if torch.device(execution.device).type != "cpu":
-        return _device_worker_count(requested, execution, step_bytes)
-    import joblib
-    import psutil  # neither is there on a bare machine on which the engine is measured
-
-    cores, threads = joblib.cpu_count(), max(execution.threads, 1)
-    memory = psutil.virtual_memory().available
-    fits = max(1, min(cores // threads, memory // WORKER_MEMORY_BYTES))
-    if requested == "auto":
-        return fits, ""
-    if int(requested) > fits:
-        has = f"{cores} cores and {memory / 2**30:.1f} GiB of free memory"
-        each = f"{threads} thread{'s' * (threads > 1)} and {WORKER_MEMORY_BYTES / 2**30:.1f} GiB each"
-        return fits, f"execution.workers: {requested} with {each} is more than {has}; {fits} at a time"
-    return int(requested), ""
-
-
-def _device_worker_count(requested: int | str, execution: Execution, step_bytes: Sequence[int]) -> tuple[int, str]:
-    if requested != "auto":
-        return int(requested), ""
-    if execution.engine != "graph" or not step_bytes:
-        return 1, ""
-    properties = torch.cuda.get_device_properties(torch.device(execution.device))
-    bandwidth = properties.memory_clock_rate * 1e3 * 2 * properties.memory_bus_width / 8
-    typical = sorted(step_bytes)[len(step_bytes) // 2]
-    count = min(MAX_STREAMS, 1 + round(MIN_STEP_SECONDS * bandwidth / max(typical, 1)))
-    return (
-        count,
-        f"{count} trials at a time: a typical step moves {typical / 1e6:.0f} MB at {bandwidth / 1e12:.1f} TB/s",
-    )

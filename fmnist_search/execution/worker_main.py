@@ -7,44 +7,19 @@ alike to the pool that sends the recipes. Nothing but the core is imported here,
 from __future__ import annotations
 
 import importlib
-import pickle
 import signal
 import sys
 from collections.abc import MutableMapping
 from multiprocessing.connection import Connection
-from typing import Any
 
 import torch
 
-from fmnist_search.data.loading import Images
-from fmnist_search.recipe.recipe import Data, Execution, Recipe
-from fmnist_search.results.study import Decision, EpochReport
+from fmnist_search.data.images import Images
+from fmnist_search.execution.channel import READY, STOP, Channel
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.recipe import Data, Recipe
+from fmnist_search.results.training import Decision, EpochReport
 from fmnist_search.training.trial import run_trial
-
-READY = "ready"
-STOP = "stop"
-
-
-class Channel:
-    """One end of the talk between a study and a worker.
-
-    Tensors go as plain pickles: torch's own way of sending them needs the sender to be alive when they are unpacked.
-    """
-
-    def __init__(self, connection: Connection):
-        self.connection = connection
-
-    def send(self, message: object) -> None:
-        """Send a message; OSError where nobody listens any more."""
-        self.connection.send_bytes(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
-
-    def receive(self) -> Any:
-        """The next message; EOFError or OSError where none will come."""
-        return pickle.loads(self.connection.recv_bytes())
-
-    def close(self) -> None:
-        """Hang up."""
-        self.connection.close()
 
 
 def worker_loop(channel: Channel, images_by_data: MutableMapping[Data, Images]) -> None:

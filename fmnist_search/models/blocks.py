@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fmnist_search.errors import UserError
+from fmnist_search.recipe.families import Architecture
 from fmnist_search.recipe.hyperparameters import Value, hyperparameter
-from fmnist_search.recipe.recipe import Architecture
 
 IMAGE_SIZE = 28
 MAX_DEPTH = 5

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fmnist_search.errors import UserError
-from fmnist_search.recipe.recipe import Architecture
+from fmnist_search.recipe.families import Architecture
 
 NUM_CLASSES = 10
 MAX_PARAMETERS = 50_000_000
@@ -39,14 +39,14 @@ class Classifier(nn.Module):
         pixels = pixels.to(self.mean.dtype)
         if self.training or self.test_time == "none":
             return self._logits(pixels)
-        return average_probabilities([self._logits(view) for view in test_time_views(pixels, self.test_time)])
+        return average_probabilities([self._logits(view) for view in augmented_views(pixels, self.test_time)])
 
     def _logits(self, pixels: Tensor) -> Tensor:
         logits: Tensor = self.network(((pixels - self.mean) / self.deviation).unsqueeze(1))
         return logits
 
 
-def test_time_views(pixels: Tensor, test_time: str) -> list[Tensor]:
+def augmented_views(pixels: Tensor, test_time: str) -> list[Tensor]:
     """The images (N, H, W) as they are, and as test-time augmentation shows them besides.
 
     "flip" adds the mirror image, "shift" one pixel up, down, left and right, "flip+shift" these of both; what a shift

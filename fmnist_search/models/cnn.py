@@ -23,8 +23,8 @@ from fmnist_search.models.layers import (
     GlobalAverage,
     make_activation,
 )
+from fmnist_search.recipe.families import register_family
 from fmnist_search.recipe.hyperparameters import Value, hyperparameter
-from fmnist_search.recipe.recipe import register_family
 
 DEFAULT_KERNEL_SIZE = 3
 NUM_GROUPS = 8

@@ -24,8 +24,8 @@ from fmnist_search.models.layers import (
     make_activation,
 )
 from fmnist_search.models.presets import EPOCHS, LEARNING_RATE, PLAIN_SGD, register_preset
+from fmnist_search.recipe.families import register_family
 from fmnist_search.recipe.hyperparameters import Value, hyperparameter
-from fmnist_search.recipe.recipe import register_family
 
 
 def _hidden_field(layer: int, default: int) -> int:

@@ -9,8 +9,8 @@ from torch import nn
 
 from fmnist_search.models.layers import ACTIVATIONS, Dropout, make_activation
 from fmnist_search.models.presets import EPOCHS, LEARNING_RATE, PLAIN_SGD, register_preset
+from fmnist_search.recipe.families import Architecture, register_family
 from fmnist_search.recipe.hyperparameters import Value, hyperparameter, hyperparameters
-from fmnist_search.recipe.recipe import Architecture, register_family
 
 NUM_PIXELS = 28 * 28
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fmnist_search.errors import UserError, did_you_mean
-from fmnist_search.recipe.recipe import FAMILIES, Architecture, Averaging, Optimizer, Recipe
+from fmnist_search.recipe.families import FAMILIES, Architecture
+from fmnist_search.recipe.recipe import Averaging, Optimizer, Recipe
 
 
 @dataclass(frozen=True)

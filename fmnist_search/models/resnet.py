@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from fmnist_search.errors import UserError
 from fmnist_search.models.layers import ACTIVATIONS, BatchNorm, Dropout, GlobalAverage, make_activation
 from fmnist_search.models.presets import EPOCHS, LEARNING_RATE, register_preset
+from fmnist_search.recipe.families import Architecture, register_family
 from fmnist_search.recipe.hyperparameters import hyperparameter
-from fmnist_search.recipe.recipe import Architecture, register_family
 
 REPLACED_LAYERS = ("conv1.", "fc.")
 """Layers of torchvision's network that are others here: it sees three colours and tells a thousand classes."""

@@ -13,8 +13,8 @@ from torch import nn
 from fmnist_search.models.blocks import IMAGE_SIZE, KERNEL_SIZES, BlockArchitecture, pooled_size
 from fmnist_search.models.layers import ACTIVATIONS, BatchNorm, Flatten, activation_and_pool
 from fmnist_search.models.presets import PLAIN_SGD, register_preset
+from fmnist_search.recipe.families import register_family
 from fmnist_search.recipe.hyperparameters import hyperparameter
-from fmnist_search.recipe.recipe import register_family
 
 
 @register_family("simple_cnn")

@@ -13,8 +13,8 @@ from fmnist_search.models.blocks import MAX_DEPTH
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.layers import ACTIVATIONS
 from fmnist_search.models.presets import BATCH_SIZE, LEARNING_RATE, register_preset
+from fmnist_search.recipe.families import Architecture, register_family
 from fmnist_search.recipe.hyperparameters import hyperparameter
-from fmnist_search.recipe.recipe import Architecture, register_family
 
 
 @register_family("vgg")

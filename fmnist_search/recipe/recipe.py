@@ -7,13 +7,12 @@ registers its own hyperparameters here through `register_family`, and `config.py
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fmnist_search.errors import UserError, did_you_mean
 from fmnist_search.recipe.datasets import DATASETS, DEFAULT_DATASET
@@ -27,7 +26,8 @@ from fmnist_search.recipe.hyperparameters import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    pass
+from fmnist_search.recipe.families import FAMILIES, Architecture, get_family
 
 TRAINING_SET_SIZE = 60_000
 """Images that the datasets of this format offer for training and validation together."""
@@ -50,65 +50,6 @@ TEST_TIME_VIEWS = ("none", "flip", "shift", "flip+shift")
 """Which changed copies of an image a network is asked about as well, once it is trained."""
 
 SCHEMA_VERSION = 1
-
-
-# -------------------------------------------------------------------------------------- families
-
-
-@dataclass(frozen=True)
-class Architecture(HyperparameterGroup, abc.ABC):
-    """A family's hyperparameters, and how they become a network. One file in `models_app/` each."""
-
-    family: ClassVar[str]
-    prefix: ClassVar[str] = "model."
-
-    @abc.abstractmethod
-    def build_network(self, num_classes: int) -> nn.Module:
-        """The network from normalised images (N, 1, 28, 28) to logits (N, classes)."""
-
-    @property
-    @abc.abstractmethod
-    def widths(self) -> tuple[int, ...]:
-        """Channels or units, layer by layer: the name under which people recognise a network."""
-
-    def pretrained_weights(self) -> Mapping[str, Tensor]:
-        """Weights of the network, or of some of its layers, that were trained on ImageNet, by name.
-
-        Raises:
-            UserError: there are none, or they are out of reach.
-        """
-        raise UserError(
-            f"initial_weights: there are no ImageNet weights for the family {self.family}; take other initial weights, "
-            "or the preset resnet18"
-        )
-
-    @classmethod
-    def is_active(cls, name: str, values: Mapping[str, Value]) -> bool:
-        """Whether the field `name` matters, given the fields declared before it (a block that is not there)."""
-        return True
-
-
-FAMILIES: dict[str, type[Architecture]] = {}
-
-Family = TypeVar("Family", bound=type[Architecture])
-
-
-def register_family(name: str) -> Callable[[Family], Family]:
-    """Class decorator: registers a family under the name that study files and recipes use."""
-
-    def register(cls: Family) -> Family:
-        cls.family = name
-        FAMILIES[name] = cls
-        return cls
-
-    return register
-
-
-def get_family(name: object) -> type[Architecture]:
-    """The family of that name; UserError with the nearest known name where there is none."""
-    if not isinstance(name, str) or name not in FAMILIES:
-        raise UserError(f"model.family: no family {name!r}; {did_you_mean(str(name), FAMILIES)}")
-    return FAMILIES[name]
 
 
 # ------------------------------------------------------------------------------------- the recipe
@@ -365,44 +306,3 @@ def is_active(name: str, family: type[Architecture], values: Mapping[str, Value]
     if name == "schedule.warmup":
         return values.get("schedule.name") == "one-cycle"
     return True
-
-
-def format_value(value: Value) -> str:
-    """The canonical text of a value: the same value always reads the same, and reads back equal."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def format_value_short(value: Value) -> str:
-    """A value for people: floats in four digits."""
-    return f"{value:.4g}" if isinstance(value, float) else format_value(value)
-
-
-def short_names(names: Sequence[str]) -> list[str]:
-    """The last parts of dotted names; whole names where their last parts are not told apart, or say nothing."""
-    last = [name.rpartition(".")[2] for name in names]
-    return [part if last.count(part) == 1 and part != "name" else name for part, name in zip(last, names, strict=True)]
-
-
-# -------------------------------------------------------------------------------------- execution
-
-
-MEMORY_FORMATS = ("contiguous", "channels_last")
-ENGINES = ("plain", "graph")
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How a recipe is run: recorded with every result, never sampled.
-
-    `device` is a torch device such as "cpu" or "cuda:0"; `threads` counts intra-op threads on the CPU, 0 leaves
-    the choice to torch; `engine` names the loop: "plain", or "graph" for captured CUDA graphs; `memory_format` is how
-    images and weights lie in memory; the `allocator` "retaining" keeps freed memory for the next step;
-    `deterministic` asks torch for its deterministic algorithms alone.
-    """
-
-    device: str = "cpu"
-    threads: int = 0
-    engine: str = "plain"
-    memory_format: str = "channels_last"
-    allocator: str = "default"
-    deterministic: bool = False

@@ -12,13 +12,13 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.types import Schema, TensorSpec
 
-from fmnist_search.data.loading import LabelledImages
+from fmnist_search.data.images import LabelledImages
 from fmnist_search.errors import UserError
 from fmnist_search.registry.champion_rule import pack_bits, unpack_bits
 from fmnist_search.registry.packaging import LoadedModel, load_model, read_dataset_name
 from fmnist_search.registry.versions import get_version, read_test_result, record_test_evaluation
-from fmnist_search.results.study import Accuracy
-from fmnist_search.training.evaluation import mcnemar, wilson
+from fmnist_search.results.statistics import mcnemar, wilson
+from fmnist_search.results.training import Accuracy
 
 IMAGE_SIZE = 28
 SIGNIFICANCE_LEVEL = 0.05

@@ -29,15 +29,15 @@ from mlflow.exceptions import MlflowException
 
 from fmnist_search.config.sections import NAME_PATTERN
 from fmnist_search.errors import UserError
-from fmnist_search.recipe.recipe import format_value
+from fmnist_search.recipe.formatting import format_value
 from fmnist_search.registry.champion_rule import (
     ComparisonResult,
     CorrectnessRecord,
     ValidationScore,
     compare_with_champion,
 )
-from fmnist_search.results.study import Accuracy
-from fmnist_search.training.evaluation import wilson
+from fmnist_search.results.statistics import wilson
+from fmnist_search.results.training import Accuracy
 from fmnist_search.workspace import lock_file
 
 CHAMPION, CHALLENGER = "champion", "challenger"

@@ -16,9 +16,12 @@ from functools import cached_property
 
 from fmnist_search.config.conditional_space import conditional_hyperparameters
 from fmnist_search.config.space import Choice, Domain, Range, Space, bounds
+from fmnist_search.recipe.families import FAMILIES
+from fmnist_search.recipe.formatting import format_value_short, short_names
 from fmnist_search.recipe.hyperparameters import Value
-from fmnist_search.recipe.recipe import FAMILIES, format_value_short, is_active, short_names
-from fmnist_search.results.study import Importances, TrialRecord, TrialState
+from fmnist_search.recipe.recipe import is_active
+from fmnist_search.results.study import Importances, TrialRecord
+from fmnist_search.results.training import TrialState
 
 FAMILY_NAME = "model.family"
 

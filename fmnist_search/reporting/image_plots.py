@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from fmnist_search.data.loading import LabelledImages
+from fmnist_search.data.images import LabelledImages
 from fmnist_search.errors import UserError
-from fmnist_search.recipe.recipe import Augmentation, format_value_short
+from fmnist_search.recipe.formatting import format_value_short
+from fmnist_search.recipe.recipe import Augmentation
 from fmnist_search.reporting.chart_data import TEXT_COLOR
 from fmnist_search.reporting.style import manual_layout, titled_figure
 from fmnist_search.training.augmentation import augment

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fmnist_search.recipe.datasets import Dataset, get_dataset
-from fmnist_search.recipe.recipe import Recipe, format_value_short
-from fmnist_search.results.study import Accuracy, ConfirmedScore
+from fmnist_search.recipe.formatting import format_value_short
+from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.results.champion import ConfirmedScore
+from fmnist_search.results.training import Accuracy
 
 
 @dataclass(frozen=True)

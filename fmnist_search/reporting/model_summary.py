@@ -8,7 +8,7 @@ from typing import Any
 import torchinfo
 
 from fmnist_search.models.classifier import Classifier, build
-from fmnist_search.recipe.recipe import Architecture
+from fmnist_search.recipe.families import Architecture
 
 COLUMNS = ("input_size", "output_size", "kernel_size", "num_params", "mult_adds")
 

@@ -15,17 +15,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from fmnist_search.config.sections import Budget
 from fmnist_search.config.space import Choice, Domain, Range
 from fmnist_search.recipe.datasets import get_dataset
+from fmnist_search.recipe.families import FAMILIES
+from fmnist_search.recipe.formatting import format_value_short, short_names
 from fmnist_search.recipe.hyperparameters import Value
-from fmnist_search.recipe.recipe import FAMILIES, Recipe, format_value_short, is_active, short_names
-from fmnist_search.results.study import (
-    Champion,
-    EpochReport,
-    Importances,
-    StudySummary,
-    TrialRecord,
-    TrialState,
-    rank_trials,
-)
+from fmnist_search.recipe.recipe import Recipe, is_active
+from fmnist_search.results.champion import Champion
+from fmnist_search.results.study import Importances, StudySummary, TrialRecord, rank_trials
+from fmnist_search.results.training import EpochReport, TrialState
 from fmnist_search.training.evaluation import class_scores
 
 MAX_LEADERS = 10

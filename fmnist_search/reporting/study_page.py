@@ -32,7 +32,8 @@ from fmnist_search.reporting.chart_data import (
     pareto_front,
     surface_points,
 )
-from fmnist_search.results.study import Importances, TrialRecord, TrialState
+from fmnist_search.results.study import Importances, TrialRecord
+from fmnist_search.results.training import TrialState
 
 PANELS_PER_ROW = 4
 GRID_CELLS = 20

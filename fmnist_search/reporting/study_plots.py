@@ -38,7 +38,8 @@ from fmnist_search.reporting.style import (
     titled_figure,
     use_integer_ticks,
 )
-from fmnist_search.results.study import Importances, TrialRecord, TrialState
+from fmnist_search.results.study import Importances, TrialRecord
+from fmnist_search.results.training import TrialState
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

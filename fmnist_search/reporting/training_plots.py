@@ -17,7 +17,8 @@ from fmnist_search.reporting.style import (
     titled_figure,
     use_integer_ticks,
 )
-from fmnist_search.results.study import EpochReport, LearningRateResult, TrialState
+from fmnist_search.results.champion import LearningRateResult
+from fmnist_search.results.training import EpochReport, TrialState
 from fmnist_search.training.evaluation import Calibration, Misclassification
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from optuna.trial import TrialState
 
 from fmnist_search.config.space import Choice, Domain, Range, Space
 from fmnist_search.errors import UserError
+from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.hyperparameters import Hyperparameter, Value
-from fmnist_search.recipe.recipe import FAMILIES, is_active, recipe_hyperparameters
+from fmnist_search.recipe.recipe import is_active, recipe_hyperparameters
 from fmnist_search.results.study import Importances, TrialRecord
 
 BEST_TRIALS = 5

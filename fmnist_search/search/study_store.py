@@ -16,25 +16,15 @@ from fmnist_search.config.sections import OneEpoch
 from fmnist_search.config.space import Domain, Range
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError, did_you_mean
+from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.hyperparameters import Value
-from fmnist_search.recipe.recipe import Execution, Recipe
-from fmnist_search.results.study import (
-    Champion,
-    EpochReport,
-    Importances,
-    Overhead,
-    TrialRecord,
-    TrialResult,
-    TrialState,
-)
+from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.results.champion import Champion
+from fmnist_search.results.study import Importances, TrialRecord
+from fmnist_search.results.training import EpochReport, Overhead, TrialResult, TrialState
 from fmnist_search.search.analysis import importances
-from fmnist_search.search.samplers import (
-    SURVIVOR_OF_ATTRIBUTE,
-    ConditionalGridSampler,
-    make_pruner,
-    make_sampler,
-    pruner_applies,
-)
+from fmnist_search.search.pruners import SURVIVOR_OF_ATTRIBUTE, make_pruner, pruner_applies
+from fmnist_search.search.samplers import ConditionalGridSampler, make_sampler
 from fmnist_search.search.storage import open_storage
 from fmnist_search.search.suggest import base_recipe, sample_with_fixed, suggest_recipe, to_optuna_params, trial_seed
 from fmnist_search.search.trial_attributes import (

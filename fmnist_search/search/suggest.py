@@ -12,8 +12,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from fmnist_search.config.conditional_space import conditional_hyperparameters, enumerate_points
 from fmnist_search.config.space import NOT_SEARCHABLE, Choice, Domain, Fixed, Range, Space, bounds
 from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.recipe.families import FAMILIES
+from fmnist_search.recipe.formatting import format_value
 from fmnist_search.recipe.hyperparameters import Value
-from fmnist_search.recipe.recipe import FAMILIES, Recipe, format_value, is_active, recipe_hyperparameters
+from fmnist_search.recipe.recipe import Recipe, is_active, recipe_hyperparameters
 
 FAMILY_NAME = "model.family"
 

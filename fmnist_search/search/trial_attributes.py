@@ -10,15 +10,9 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.results.study import (
-    Accuracy,
-    Champion,
-    ConfirmedScore,
-    Overhead,
-    TrialRecord,
-    TrialResult,
-    TrialState,
-)
+from fmnist_search.results.champion import Champion, ConfirmedScore
+from fmnist_search.results.study import TrialRecord
+from fmnist_search.results.training import Accuracy, Overhead, TrialResult, TrialState
 
 RECIPE_ATTRIBUTE = "recipe"
 OUTCOME_ATTRIBUTE = "outcome"

@@ -14,7 +14,7 @@ from typing import Any
 
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE, MLFLOW_USER
 
-from fmnist_search.recipe.recipe import Execution
+from fmnist_search.recipe.execution import Execution
 from fmnist_search.version import VERSION
 
 COMMAND_LIMIT = 7_500

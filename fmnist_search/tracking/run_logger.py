@@ -12,9 +12,12 @@ from typing import Any, Protocol
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from fmnist_search.config.toml_files import recipe_to_toml
-from fmnist_search.data.loading import Images
-from fmnist_search.recipe.recipe import FAMILIES, Recipe, format_value, recipe_hyperparameters
-from fmnist_search.results.study import EpochReport, Overhead, TrialRecord, TrialResult, TrialState
+from fmnist_search.data.images import Images
+from fmnist_search.recipe.families import FAMILIES
+from fmnist_search.recipe.formatting import format_value
+from fmnist_search.recipe.recipe import Recipe, recipe_hyperparameters
+from fmnist_search.results.study import TrialRecord
+from fmnist_search.results.training import EpochReport, Overhead, TrialResult, TrialState
 from fmnist_search.tracking.outbox import Event, Outbox
 from fmnist_search.tracking.sender import END_KIND
 from fmnist_search.workspace import Workspace

@@ -17,12 +17,14 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import Classifier
-from fmnist_search.recipe.recipe import Execution, Recipe, format_value
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.formatting import format_value
+from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.tracking.run_logger import resolve_run_ids
 from fmnist_search.tracking.store import MlflowStore
-from fmnist_search.training.autotune import resolve_execution
 from fmnist_search.training.checkpoint import classifier_from_weights, state_from_bytes
+from fmnist_search.training.runtime import resolve_execution
 from fmnist_search.workspace import Workspace
 
 ENVIRONMENT_FILE = "environment.json"

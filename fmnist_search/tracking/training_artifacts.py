@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from fmnist_search.data.loading import Images, LabelledImages
+from fmnist_search.data.images import Images, LabelledImages
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.style import figure_to_png
 from fmnist_search.reporting.training_plots import (
@@ -18,7 +18,7 @@ from fmnist_search.reporting.training_plots import (
     predictions_figure,
     training_figure,
 )
-from fmnist_search.results.study import EpochReport
+from fmnist_search.results.training import EpochReport
 from fmnist_search.tracking.run_logger import RunLogger
 from fmnist_search.training.checkpoint import classifier_from_weights
 from fmnist_search.training.evaluation import calibration, confusion_matrix, misclassifications, predict_logits

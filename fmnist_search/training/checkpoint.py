@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fmnist_search.data.images import IMAGE_SIZE
 from fmnist_search.errors import UserError
 from fmnist_search.files import atomic_write
-from fmnist_search.models.blocks import IMAGE_SIZE
 from fmnist_search.models.classifier import Classifier, build
 from fmnist_search.recipe.recipe import Recipe
 
@@ -69,3 +70,51 @@ def classifier_from_weights(recipe: Recipe, weights: Mapping[str, Tensor], name:
 
 def _format_shape(shape: tuple[int, ...] | None) -> str:
     return "missing" if shape is None else "x".join(map(str, shape)) or "a number"
+
+
+CHECKPOINT_FILE = "state.pt"
+
+
+# -------------------------------------------------------------------------------------- what is kept
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training as it was kept: `state` is what `run_trial` goes on from, `image_digests` are their two digests."""
+
+    recipe: Recipe
+    execution: Mapping[str, Any]
+    image_digests: list[str]
+    state: Mapping[str, Any]
+
+    @property
+    def epochs_done(self) -> int:
+        """How many it has had."""
+        return len(self.state["epochs"])
+
+
+def load_checkpoint(folder: Path, run_id: str) -> Checkpoint:
+    """What a training has kept.
+
+    Raises:
+        UserError: nothing is kept of it here, or it is damaged.
+    """
+    path = folder / CHECKPOINT_FILE
+    if not path.is_file():
+        raise UserError(
+            f"run {run_id!r}: {path} is not there, so it cannot go on; only single trainings can, and where they were "
+            f"trained: take `fmnist-search train --from-run {run_id}` to train its recipe anew"
+        )
+    return _read_checkpoint(path)
+
+
+def _read_checkpoint(path: Path) -> Checkpoint:
+    found = state_from_bytes(path.read_bytes(), str(path))
+    try:
+        recipe = Recipe().replace(found["recipe"])
+        kept = Checkpoint(recipe, dict(found["execution"]), list(found["images"]), dict(found["state"]))
+        weights = kept.state["training"]["averaged"]
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path}: is no state of a training; take another copy of it") from None
+    classifier_from_weights(recipe, weights, str(path))
+    return kept

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from fmnist_search.training.engine import TrainingState
+    from fmnist_search.training.state import TrainingState
 
 WARMUP_STEPS = 3
 """Steps before a capture, in which libraries choose their kernels and workspaces."""

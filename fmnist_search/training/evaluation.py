@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fmnist_search.data.loading import LabelledImages
+from fmnist_search.data.images import LabelledImages
 from fmnist_search.models.classifier import Classifier, Ensemble
-from fmnist_search.results.study import Accuracy
 
 # Both divide the 10,848 validation images, so that a chunk has one static shape. On a CPU activations stay in the
 # cache, on a GPU a few large launches win.
@@ -156,26 +154,3 @@ def misclassifications(probabilities: Tensor, labels: Tensor, limit: int = 25) -
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which a recipe's forward pass runs."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
-
-
-def wilson(hits: int, images: int) -> Accuracy:
-    """An accuracy with the 95 % score interval of Wilson (JASA 22, 1927)."""
-    z = 1.959963984540054
-    share = hits / images
-    centre = (share + z**2 / (2 * images)) / (1 + z**2 / images)
-    reach = z / (1 + z**2 / images) * math.sqrt(share * (1 - share) / images + z**2 / (4 * images**2))
-    return Accuracy(hits, images, max(0.0, min(share, centre - reach)), min(1.0, max(share, centre + reach)))
-
-
-def mcnemar(only_first: int, only_second: int) -> float:
-    """The p-value of McNemar's exact two-sided test on the images that one of two classifiers alone gets right.
-
-    Were both equally good, each of these images would fall to either like a fair coin: the binomial distribution takes
-    the place of McNemar's approximation (Psychometrika 12, 1947; Agresti, Categorical Data Analysis, section 11.1).
-    """
-    tosses, fewer = only_first + only_second, min(only_first, only_second)
-    ways = term = 1
-    for heads in range(fewer):
-        term = term * (tosses - heads) // (heads + 1)
-        ways += term
-    return min(1.0, 2 * ways / (1 << tosses))

@@ -8,34 +8,25 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fmnist_search.data.loading import Images
+from fmnist_search.data.images import Images
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import Classifier
-from fmnist_search.recipe.recipe import Execution, Recipe
-from fmnist_search.results.study import Decision, EpochReport, SetupInfo, Stopper, TrialResult, TrialState
-from fmnist_search.training.autotune import torch_settings
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.results.training import Decision, EpochReport, SetupInfo, Stopper, TrialResult, TrialState
+from fmnist_search.training.callbacks import TrainingCallback, never_stop
 from fmnist_search.training.cuda_graph import empty_gpu_cache
-from fmnist_search.training.engine import EpochResult, ProgressCallback, fit
+from fmnist_search.training.engine import fit
 from fmnist_search.training.evaluation import Evaluation
+from fmnist_search.training.loop import EpochResult, ProgressCallback
+from fmnist_search.training.runtime import torch_settings
 
 STATE_OF_DECISION = {Decision.PRUNE: TrialState.PRUNED, Decision.INTERRUPT: TrialState.INTERRUPTED}
-
-
-def never_stop(_: EpochReport) -> Decision:
-    """The observer of a trial that nobody watches."""
-    return Decision.CONTINUE
-
-
-class TrainingCallback(Protocol):
-    """Goes along with a training in the process that trains, and sees more of it than an observer."""
-
-    def on_epoch_end(self, epoch: EpochResult, state: dict[str, Any]) -> None:
-        """An epoch is over; from `state`, valid until the next one starts, `run_trial` can go on."""
 
 
 def run_trial(

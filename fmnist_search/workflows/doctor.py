@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 
-from fmnist_search.data.loading import DataSource, verify_files
+from fmnist_search.data.files import DataSource, verify_files
 from fmnist_search.errors import UserError
-from fmnist_search.execution.pool import worker_count
+from fmnist_search.execution.capacity import worker_count
 from fmnist_search.recipe.datasets import DEFAULT_DATASET
 from fmnist_search.search.storage import open_storage
-from fmnist_search.tracking.store import connect
-from fmnist_search.training.autotune import resolve_execution, tune
+from fmnist_search.tracking.connection import connect
+from fmnist_search.training.autotune import tune
+from fmnist_search.training.runtime import resolve_execution
 from fmnist_search.workspace import Workspace, image_cache_folder
 
 

@@ -12,15 +12,19 @@ import torch
 from torch import Tensor
 
 from fmnist_search.config.sections import Finalists
-from fmnist_search.data.loading import DataSource, Images, load_images
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.images import Images
+from fmnist_search.data.loading import load_images
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import Classifier, Ensemble, average_probabilities
 from fmnist_search.registry.champion_rule import CorrectnessRecord, ValidationScore
 from fmnist_search.registry.versions import MEMBER_RUNS_TAG, SELECTED_ON_VALIDATION_TAG
 from fmnist_search.reporting.model_card import Selection, selection_from_runs
-from fmnist_search.results.study import StudyCallback, TrialState
+from fmnist_search.results.study import StudyCallback
+from fmnist_search.results.training import TrialState
+from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.run_logger import RunLogger
-from fmnist_search.tracking.store import MlflowStore, store_errors
+from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.stored_runs import TrainedRun, load_stored_classifier, read_run
 from fmnist_search.tracking.training_artifacts import log_evaluation_plots
 from fmnist_search.training.evaluation import Evaluation, evaluate_logits, predict_logits

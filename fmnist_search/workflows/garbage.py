@@ -29,7 +29,7 @@ from mlflow.tracking._tracking_service.utils import _get_store
 from fmnist_search.errors import UserError
 from fmnist_search.results.study import TrialRecord, rank_trials
 from fmnist_search.search.study_store import StudyStore
-from fmnist_search.tracking.store import connect, store_errors
+from fmnist_search.tracking.connection import connect, store_errors
 from fmnist_search.workspace import Workspace, sqlite_path
 
 MIN_AGE_SECONDS = 3600.0

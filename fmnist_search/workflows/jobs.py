@@ -13,18 +13,21 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from fmnist_search.data.loading import Images
+from fmnist_search.data.images import Images
 from fmnist_search.execution.pool import WorkerPool
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.model_summary import summarize
 from fmnist_search.reporting.study_note import class_scores_csv
 from fmnist_search.reporting.training_plots import confusion_figure
-from fmnist_search.results.study import Decision, EpochReport, Overhead, Stopper, StudyCallback, TrialResult, TrialState
+from fmnist_search.results.study import StudyCallback
+from fmnist_search.results.training import Decision, EpochReport, Overhead, Stopper, TrialResult, TrialState
+from fmnist_search.tracking.connection import short_timeouts
 from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.run_logger import TrainingRunLogger
 from fmnist_search.tracking.sender import NullSender, Sender
-from fmnist_search.tracking.store import MlflowStore, MlflowWriter, Renderer, short_timeouts
-from fmnist_search.training.trial import never_stop
+from fmnist_search.tracking.store import MlflowStore
+from fmnist_search.tracking.writer import MlflowWriter, Renderer
+from fmnist_search.training.callbacks import never_stop
 from fmnist_search.workspace import Workspace
 
 if TYPE_CHECKING:

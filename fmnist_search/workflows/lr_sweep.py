@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import check_size
+from fmnist_search.recipe.formatting import format_value_short
 from fmnist_search.recipe.hyperparameters import hyperparameters
-from fmnist_search.recipe.recipe import Optimizer, Recipe, format_value_short
+from fmnist_search.recipe.recipe import Optimizer, Recipe
 from fmnist_search.reporting.style import figure_to_png
 from fmnist_search.reporting.training_plots import sweep_figure
-from fmnist_search.results.study import LearningRateResult, StudyCallback, format_mean_std
-from fmnist_search.training.autotune import resolve_execution
+from fmnist_search.results.champion import LearningRateResult
+from fmnist_search.results.statistics import format_mean_std
+from fmnist_search.results.study import StudyCallback
+from fmnist_search.training.runtime import resolve_execution
 from fmnist_search.workflows.single_training import open_training_session
 from fmnist_search.workspace import Workspace
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mlflow import MlflowClient
 
-from fmnist_search.data.loading import DataSource
+from fmnist_search.data.files import DataSource
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import Classifier, Ensemble
 from fmnist_search.recipe.recipe import Recipe
@@ -16,7 +16,7 @@ from fmnist_search.registry.champion_rule import ValidationScore, pack_bits
 from fmnist_search.registry.evaluation import TEST_CORRECT_TAG
 from fmnist_search.registry.packaging import log_model
 from fmnist_search.reporting.model_card import ModelCard, Selection
-from fmnist_search.results.study import Accuracy
+from fmnist_search.results.training import Accuracy
 from fmnist_search.tracking.run_logger import RunLogger
 from fmnist_search.tracking.training_artifacts import log_evaluation_plots
 from fmnist_search.workflows.jobs import JobContext, flush_tracking

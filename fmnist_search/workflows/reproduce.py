@@ -18,13 +18,17 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from fmnist_search.config.toml_files import recipe_to_toml
-from fmnist_search.data.loading import DataSource, load_images
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.loading import load_images
 from fmnist_search.errors import UserError
-from fmnist_search.recipe.recipe import Execution, format_value
-from fmnist_search.results.study import Decision, EpochReport, StudyCallback, TrialResult, TrialState
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.formatting import format_value
+from fmnist_search.results.study import StudyCallback
+from fmnist_search.results.training import Decision, EpochReport, TrialResult, TrialState
+from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.provenance import environment, provenance_tags
 from fmnist_search.tracking.run_logger import RECIPE_FILE
-from fmnist_search.tracking.store import MlflowStore, store_errors
+from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.stored_runs import (
     ENVIRONMENT_FILE,
     TrainedRun,

@@ -15,34 +15,34 @@ from typing import Any
 from torch import Tensor
 
 from fmnist_search.config.toml_files import recipe_to_toml
-from fmnist_search.data.loading import DataSource, Images, load_images
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.images import Images
+from fmnist_search.data.loading import load_images
 from fmnist_search.errors import UserError
-from fmnist_search.execution.pool import WorkerPool, worker_count
+from fmnist_search.execution.capacity import worker_count
+from fmnist_search.execution.pool import WorkerPool
 from fmnist_search.files import atomic_write
 from fmnist_search.models.classifier import check_size
-from fmnist_search.recipe.recipe import Execution, Recipe
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.study_note import epochs_csv, origins_csv
-from fmnist_search.results.study import (
-    EpochReport,
-    NullStudyCallback,
-    Stopper,
-    StudyCallback,
-    TrialResult,
-    TrialState,
-    completed_accuracies,
-    format_mean_std,
-    mean_and_std,
-)
+from fmnist_search.results.champion import completed_accuracies
+from fmnist_search.results.statistics import format_mean_std, mean_and_std
+from fmnist_search.results.study import NullStudyCallback, StudyCallback
+from fmnist_search.results.training import EpochReport, Stopper, TrialResult, TrialState
+from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.provenance import environment
 from fmnist_search.tracking.run_logger import RECIPE_FILE, RunLogger, TrainingRunLogger
-from fmnist_search.tracking.store import MlflowStore, store_errors
+from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.stored_runs import ENVIRONMENT_FILE, execution_from_environment
+from fmnist_search.tracking.tensorboard import TensorBoardWriter
 from fmnist_search.tracking.training_artifacts import log_training_plots
-from fmnist_search.training.autotune import resolve_execution, tune
-from fmnist_search.training.callbacks import CallbackList, CheckpointWriter, TensorBoardWriter, load_checkpoint
-from fmnist_search.training.checkpoint import state_to_bytes
-from fmnist_search.training.engine import ProgressCallback
-from fmnist_search.training.trial import TrainingCallback, never_stop, run_trial
+from fmnist_search.training.autotune import tune
+from fmnist_search.training.callbacks import CallbackList, CheckpointWriter, TrainingCallback, never_stop
+from fmnist_search.training.checkpoint import load_checkpoint, state_to_bytes
+from fmnist_search.training.loop import ProgressCallback
+from fmnist_search.training.runtime import resolve_execution
+from fmnist_search.training.trial import run_trial
 from fmnist_search.workflows.jobs import (
     InterruptHandler,
     JobContext,

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fmnist_search.data.loading import Images
+from fmnist_search.data.images import Images
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import MAX_PARAMETERS, NUM_CLASSES, Classifier, build, count_parameters
 from fmnist_search.models.cnn import Cnn
+from fmnist_search.recipe.families import FAMILIES, Architecture, get_family
 from fmnist_search.recipe.hyperparameters import hyperparameters
-from fmnist_search.recipe.recipe import FAMILIES, Architecture, Optimizer, get_family
+from fmnist_search.recipe.recipe import Optimizer
 from fmnist_search.training.evaluation import autocast
 from fmnist_search.training.optim import make_optimizer
 from tests.support.strategies import architectures, hyperparameter_values

@@ -15,17 +15,18 @@ from hypothesis import given
 from torch.nn import functional
 
 from fmnist_search.config.toml_files import read_recipe, recipe_from_toml, recipe_to_toml
-from fmnist_search.data.loading import Images
+from fmnist_search.data.images import Images
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import NUM_CLASSES, build, check_size, count_parameters
 from fmnist_search.models.convnet import ConvNet
 from fmnist_search.models.initialization import INITIALIZERS, set_initial_weights
 from fmnist_search.models.presets import PRESETS, Preset, get_preset
 from fmnist_search.models.resnet import ResNet
-from fmnist_search.recipe.recipe import FAMILIES, INITIAL_WEIGHTS, Optimizer, Recipe
+from fmnist_search.recipe.families import FAMILIES
+from fmnist_search.recipe.recipe import INITIAL_WEIGHTS, Optimizer, Recipe
 from fmnist_search.reporting.model_summary import summarize
-from fmnist_search.training.engine import initial_classifier
 from fmnist_search.training.optim import make_optimizer
+from fmnist_search.training.state import initial_classifier
 from tests.support.strategies import recipes
 
 RECIPES_FOLDER = Path(__file__).parents[2] / "studies" / "recipes"

@@ -32,8 +32,10 @@ from fmnist_search.config.sections import (
 )
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
-from fmnist_search.recipe.recipe import Execution, Recipe
-from fmnist_search.results.study import EpochReport, TrialRecord, TrialResult, TrialState
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.results.study import TrialRecord
+from fmnist_search.results.training import EpochReport, TrialResult, TrialState
 from fmnist_search.search.samplers import independently_sampled
 from fmnist_search.search.storage import open_storage
 from fmnist_search.search.study_store import StudyRuntime, StudyStore
@@ -247,10 +249,10 @@ def test_a_grid_does_not_take_a_recipe_that_runs_or_failed() -> None:
 
 def test_strategies_are_made_and_asked_without_warnings() -> None:
     code = (
-        "from tests.contract.test_samplers_and_pruners import PRUNERS, SAMPLERS, played\n"
+        "from tests.contract.test_samplers_and_pruners import PRUNERS, SAMPLERS, run_search\n"
         "for sampler in SAMPLERS:\n"
         "    for pruner in PRUNERS[:1] if sampler.name != 'tpe' else PRUNERS:\n"
-        "        played(sampler, pruner, count=14)\n"
+        "        run_search(sampler, pruner, count=14)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == ""

@@ -129,13 +129,13 @@ def test_a_password_is_not_shown() -> None:
 OPEN_ON_SIGNAL_SCRIPT = """
 import sys
 from fmnist_search.config.study_config import StudyConfig
-from fmnist_search.search.study_store import Ledger
+from fmnist_search.search.study_store import StudyStore
 
 space = {"cnn": {"depth": [1, 2]}}
 config = StudyConfig.from_dict({"name": "shared", "budget": {"trials": 1}, "space": space})
 print("ready", flush=True)
 for url in sys.stdin:
-    print(Ledger.open(url.strip(), config).config.name, flush=True)
+    print(StudyStore.open(url.strip(), config).config.name, flush=True)
 """
 
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from fmnist_search.config.space import NOT_SEARCHABLE
 from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.hyperparameters import Hyperparameter, hyperparameters
-from fmnist_search.recipe.recipe import FAMILIES, recipe_hyperparameters
+from fmnist_search.recipe.recipe import recipe_hyperparameters
 from tests.support.strategies import hyperparameter_values
 
 SMALL_SPACE: dict[str, Any] = {

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import optuna
 
 from fmnist_search.config.study_config import StudyConfig
-from fmnist_search.results.study import Importances, TrialRecord, TrialState
+from fmnist_search.results.study import Importances, TrialRecord
+from fmnist_search.results.training import TrialState
 from fmnist_search.search.suggest import base_recipe, suggest_recipe, trial_seed
 
 DEFAULT_STATES = (

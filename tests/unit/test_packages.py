@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import fmnist_search
-from fmnist_search.data.loading import DataSource
+from fmnist_search.data.files import DataSource
 
 PACKAGE = Path(fmnist_search.__file__).parent
 ALLOWED_TEST_SET_READERS = {
@@ -61,7 +61,7 @@ def test_only_the_rooms_on_the_list_read_the_test_images() -> None:
 
 
 def test_the_test_images_have_no_second_door() -> None:
-    assert modules_that_mention(TEST_SET_ACCESSORS - {"read_test_set"}) == {"data.loading"}
+    assert modules_that_mention(TEST_SET_ACCESSORS - {"read_test_set"}) == {"data.files", "data.loading"}
 
 
 @pytest.mark.parametrize(
@@ -88,14 +88,17 @@ def test_the_core_runs_a_trial_where_only_torch_is_installed(source: DataSource,
         for name in {FORBIDDEN_PACKAGES!r}:
             sys.modules[name] = None
         from pathlib import Path
-        from fmnist_search.data.loading import Source, prepare
-        from fmnist_search.recipe.recipe import Data, Execution, Recipe
+        from fmnist_search.data.files import DataSource
+        from fmnist_search.data.loading import load_images
+        from fmnist_search.recipe.recipe import Data, Recipe
+        from fmnist_search.recipe.execution import Execution
         from fmnist_search.training.trial import run_trial
 
         data = Data(train_images=100, validation=100)
         changes = {{"epochs": 1, "model.family": "mlp", "model.width": 8}}
         recipe = Recipe(data=data, batch_size=50).replace(changes)
-        result = run_trial(recipe, prepare(data, Source(Path(sys.argv[1]), download=False)), Execution(threads=1))
+        images = load_images(data, DataSource(Path(sys.argv[1]), download=False))
+        result = run_trial(recipe, images, Execution(threads=1))
         print(result.state.value)
     """)
     done = subprocess.run(

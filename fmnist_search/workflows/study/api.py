@@ -12,28 +12,29 @@ from pathlib import Path
 from fmnist_search.config.sections import Finalists
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
-from fmnist_search.execution.pool import worker_count
+from fmnist_search.execution.capacity import worker_count
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.model_summary import ModelSummary
+from fmnist_search.results.champion import Champion
 from fmnist_search.results.study import (
-    Champion,
     Importances,
     NullStudyCallback,
-    Stopper,
     StopReason,
     StudyCallback,
     StudySummary,
     mean_overhead,
 )
+from fmnist_search.results.training import Stopper
 from fmnist_search.search.analysis import boundary_warnings
 from fmnist_search.search.preview import preview_recipes
 from fmnist_search.search.study_store import StudyStore
+from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.run_logger import resolve_run_ids
-from fmnist_search.tracking.store import MlflowStore, store_errors
+from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.ui import run_page_url
 from fmnist_search.training.autotune import measure_throughput
-from fmnist_search.training.trial import never_stop
+from fmnist_search.training.callbacks import never_stop
 from fmnist_search.workflows.jobs import open_sender
 from fmnist_search.workflows.study.search_loop import reached_limit
 from fmnist_search.workflows.study.session import open_session, resolve_runtime, study_execution

@@ -18,14 +18,19 @@ import torch
 from torch import Tensor
 
 from fmnist_search.config.sections import Finalists
-from fmnist_search.data.loading import DataSource, Images, LabelledImages, read_test_set
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.images import Images, LabelledImages
+from fmnist_search.data.loading import read_test_set
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import Classifier, Ensemble
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.registry.champion_rule import CorrectnessRecord
-from fmnist_search.results.study import Accuracy, ConfirmedScore, TrialRecord, TrialResult, TrialState
+from fmnist_search.results.champion import ConfirmedScore
+from fmnist_search.results.statistics import wilson
+from fmnist_search.results.study import TrialRecord
+from fmnist_search.results.training import Accuracy, TrialResult, TrialState
 from fmnist_search.training.checkpoint import classifier_from_weights
-from fmnist_search.training.evaluation import predict_logits, wilson
+from fmnist_search.training.evaluation import predict_logits
 
 TrainRecipes = Callable[[Sequence[tuple[str, Recipe]]], Sequence[TrialResult]]
 """Runs recipes, each under a name, and keeps the record; an interrupted one comes back as such."""

@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from fmnist_search.config.sections import Finalists
-from fmnist_search.data.loading import DataSource, Images, load_images
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.images import Images
+from fmnist_search.data.loading import load_images
 from fmnist_search.execution.pool import WorkerPool
 from fmnist_search.recipe.recipe import Data, Recipe
 from fmnist_search.registry.champion_rule import ValidationScore
 from fmnist_search.reporting.model_card import selection_from_study
-from fmnist_search.results.study import Champion, TrialRecord, TrialResult, TrialState
+from fmnist_search.results.champion import Champion
+from fmnist_search.results.study import TrialRecord
+from fmnist_search.results.training import TrialResult, TrialState
 from fmnist_search.tracking.run_logger import RunLogger, TrainingRunLogger
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.training_artifacts import log_training_plots

@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from fmnist_search.data.loading import Images
+from fmnist_search.data.images import Images
 from fmnist_search.errors import UserError
 from fmnist_search.reporting.study_note import leaderboard_columns, leaderboard_csv, origins_csv, study_note
 from fmnist_search.reporting.study_page import is_plotly_installed, study_page
 from fmnist_search.reporting.study_plots import study_figures
 from fmnist_search.reporting.style import figure_to_png
-from fmnist_search.results.study import Importances, StopReason, StudySummary, TrialRecord, TrialState
+from fmnist_search.results.study import Importances, StopReason, StudySummary, TrialRecord
+from fmnist_search.results.training import TrialState
 from fmnist_search.search.study_store import StudyRuntime, StudyStore
 from fmnist_search.search.suggest import base_recipe, constant_values, varying_names
 from fmnist_search.tracking.provenance import command_line, environment

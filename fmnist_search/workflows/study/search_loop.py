@@ -10,20 +10,12 @@ from collections.abc import Sequence
 import optuna
 
 from fmnist_search.config.study_config import StudyConfig
-from fmnist_search.data.loading import Images
+from fmnist_search.data.images import Images
 from fmnist_search.execution.pool import WorkerPool
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.results.study import (
-    Decision,
-    EpochReport,
-    Overhead,
-    Stopper,
-    StopReason,
-    TrialRecord,
-    TrialResult,
-    TrialState,
-)
-from fmnist_search.search.samplers import SURVIVOR_OF_ATTRIBUTE
+from fmnist_search.results.study import StopReason, TrialRecord
+from fmnist_search.results.training import Decision, EpochReport, Overhead, Stopper, TrialResult, TrialState
+from fmnist_search.search.pruners import SURVIVOR_OF_ATTRIBUTE
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.search.suggest import varying_names
 from fmnist_search.tracking.run_logger import RunLogger, TrainingRunLogger

@@ -11,30 +11,30 @@ from fmnist_search.config.sections import Finalists
 from fmnist_search.config.space import NOT_SEARCHABLE
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.config.toml_files import read_recipe
-from fmnist_search.data.loading import DataSource, Images, load_images
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.images import Images
+from fmnist_search.data.loading import load_images
 from fmnist_search.errors import UserError
-from fmnist_search.execution.pool import WorkerPool, worker_count
+from fmnist_search.execution.capacity import worker_count
+from fmnist_search.execution.pool import WorkerPool
 from fmnist_search.models.presets import get_preset
+from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.hyperparameters import Value
-from fmnist_search.recipe.recipe import Execution, flatten_tables
+from fmnist_search.recipe.recipe import flatten_tables
 from fmnist_search.registry import versions
-from fmnist_search.results.study import (
-    Champion,
-    Stopper,
-    StopReason,
-    StudyCallback,
-    StudySummary,
-    TrialRecord,
-    rank_trials,
-)
+from fmnist_search.results.champion import Champion
+from fmnist_search.results.study import StopReason, StudyCallback, StudySummary, TrialRecord, rank_trials
+from fmnist_search.results.training import Stopper
 from fmnist_search.search.preview import preview_recipes
 from fmnist_search.search.samplers import independently_sampled
 from fmnist_search.search.study_store import StudyRuntime, StudyStore, start_params
 from fmnist_search.search.suggest import varying_names
+from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.run_logger import RunLogger
 from fmnist_search.tracking.sender import NullSender
-from fmnist_search.tracking.store import MlflowStore, store_errors
-from fmnist_search.training.autotune import resolve_execution, tune
+from fmnist_search.tracking.store import MlflowStore
+from fmnist_search.training.autotune import tune
+from fmnist_search.training.runtime import resolve_execution
 from fmnist_search.workflows.jobs import InterruptHandler, JobContext, flush_tracking, open_sender
 from fmnist_search.workflows.study import finalists
 from fmnist_search.workflows.study.promotion import Promotion

@@ -16,13 +16,16 @@ import torch
 
 from benchmarks import reference, report, study, throughput, time_to_accuracy, tutorial
 from benchmarks.measure import RESULTS_FOLDER, BenchmarkResult, Measurement, interleave
-from fmnist_search.data.loading import DataSource, Images, load_images, read_test_set
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.images import Images
+from fmnist_search.data.loading import load_images, read_test_set
 from fmnist_search.models.classifier import build
 from fmnist_search.models.presets import PRESETS
 from fmnist_search.recipe.recipe import Data, Recipe
-from fmnist_search.training.autotune import resolve_execution
-from fmnist_search.training.engine import batch_sizes, fit
+from fmnist_search.training.engine import fit
 from fmnist_search.training.evaluation import evaluate
+from fmnist_search.training.runtime import resolve_execution
+from fmnist_search.training.state import batch_sizes
 
 ROOT = Path(__file__).parents[3]
 HEAVY_PACKAGES = ("mlflow", "optuna", "typer", "pydantic", "platformdirs", "rich", "matplotlib", "sqlalchemy")

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from fmnist_search.data.loading import FILE_NAMES, DataSource
-from fmnist_search.recipe.recipe import Execution
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.loading import FILE_NAMES
+from fmnist_search.recipe.execution import Execution
 from fmnist_search.search.study_store import StudyRuntime, StudyStore
 from tests.integration.conftest import CommandResult, FinishedStudy, RunCommand
 

@@ -19,7 +19,8 @@ from mlflow.types import Schema, TensorSpec
 from PIL import Image
 from scipy.stats import binomtest
 
-from fmnist_search.data.loading import DataSource, read_test_set, read_training_set
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.loading import read_test_set, read_training_set
 from fmnist_search.registry import onnx
 from fmnist_search.registry.packaging import load_model
 from tests.integration.conftest import CommandResult, FinishedStudy

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from fmnist_search.config.toml_files import read_recipe
 from fmnist_search.models.presets import PRESETS
-from fmnist_search.recipe.recipe import FAMILIES
+from fmnist_search.recipe.families import FAMILIES
 from tests.integration.conftest import RunCommand, run_command
 
 ROOT = Path(__file__).parents[3]

@@ -22,8 +22,8 @@ from mlflow.entities import ViewType
 
 from fmnist_search import run_study
 from fmnist_search.config.study_config import StudyConfig
-from fmnist_search.recipe.recipe import Execution
-from fmnist_search.results.study import Decision, EpochReport, TrialState
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.results.training import Decision, EpochReport, TrialState
 from fmnist_search.workflows import garbage
 from fmnist_search.workflows.study import session
 from fmnist_search.workspace import Workspace, image_cache_folder

@@ -18,14 +18,20 @@ import psutil
 import pytest
 import torch
 
-from fmnist_search.data.loading import DataSource, Images, load_images
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.images import Images
+from fmnist_search.data.loading import load_images
 from fmnist_search.errors import UserError
 from fmnist_search.execution import pool
-from fmnist_search.execution.pool import Job, ProcessWorker, WorkerPool, worker_count
+from fmnist_search.execution.capacity import worker_count
+from fmnist_search.execution.job import Job
+from fmnist_search.execution.pool import WorkerPool
+from fmnist_search.execution.worker import ProcessWorker
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import Mlp
-from fmnist_search.recipe.recipe import Augmentation, Data, Execution, Recipe
-from fmnist_search.results.study import Decision, EpochReport, TrialResult, TrialState
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.recipe import Augmentation, Data, Recipe
+from fmnist_search.results.training import Decision, EpochReport, TrialResult, TrialState
 from fmnist_search.training.trial import run_trial
 from tests.integration.conftest import clean_environment
 
@@ -427,10 +433,10 @@ def test_workers_end_after_their_epoch_when_whoever_hired_them_is_killed(source:
     program = textwrap.dedent(f"""
         from fmnist_search.data.loading import Source, prepare
         from fmnist_search.recipe.recipe import Recipe
-        from fmnist_search.training.autotune import resolve_execution
+        from fmnist_search.training.runtime import resolve_execution
         from fmnist_search.execution.pool import Crew
         from tests.integration.execution.test_pool import DATA, LONG, Noted
-        from fmnist_search.results.study import Decision
+        from fmnist_search.results.training import Decision
         from pathlib import Path
 
         def told(report):

@@ -18,7 +18,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from fmnist_search.data.loading import DataSource, read_test_set
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.loading import read_test_set
 from tests.integration.conftest import FinishedStudy, clean_environment
 from tests.integration.servers import serving_model
 

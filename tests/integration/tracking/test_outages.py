@@ -19,12 +19,14 @@ from mlflow.entities import Run as MlflowRun
 
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.results.study import EpochReport, Overhead, TrialRecord, TrialResult, TrialState
+from fmnist_search.results.study import TrialRecord
+from fmnist_search.results.training import EpochReport, Overhead, TrialResult, TrialState
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.tracking.outbox import Event, Outbox
 from fmnist_search.tracking.run_logger import RunLogger, TrainingRunLogger
 from fmnist_search.tracking.sender import NullSender
-from fmnist_search.tracking.store import MlflowStore, MlflowWriter
+from fmnist_search.tracking.store import MlflowStore
+from fmnist_search.tracking.writer import MlflowWriter
 from fmnist_search.workflows.jobs import RENDERERS
 from tests.integration.conftest import clean_environment, run_command, start_command
 from tests.integration.servers import MlflowServer, running_server

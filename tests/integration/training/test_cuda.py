@@ -11,8 +11,9 @@ from benchmarks.checks import (
     check_resume_matches_uninterrupted,
     run_all_checks,
 )
-from fmnist_search.data.loading import DataSource, load_images
-from fmnist_search.recipe.recipe import Execution
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.loading import load_images
+from fmnist_search.recipe.execution import Execution
 
 
 @pytest.mark.gpu

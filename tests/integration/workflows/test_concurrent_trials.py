@@ -28,22 +28,15 @@ from optuna.trial import TrialState as OptunaState
 
 from fmnist_search import run_study
 from fmnist_search.config.study_config import StudyConfig
-from fmnist_search.data.loading import DataSource, load_images
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.loading import load_images
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.results.study import (
-    Decision,
-    EpochReport,
-    NullStudyCallback,
-    Overhead,
-    Stopper,
-    StopReason,
-    StudySummary,
-    TrialRecord,
-    TrialState,
-)
+from fmnist_search.results.study import NullStudyCallback, StopReason, StudySummary, TrialRecord
+from fmnist_search.results.training import Decision, EpochReport, Overhead, Stopper, TrialState
 from fmnist_search.search.storage import open_storage
 from fmnist_search.search.study_store import StudyStore
-from fmnist_search.training.trial import never_stop, run_trial
+from fmnist_search.training.callbacks import never_stop
+from fmnist_search.training.trial import run_trial
 from fmnist_search.workflows import jobs
 from fmnist_search.workflows.study.api import outbox_status, status, sync
 from tests.integration.conftest import CommandResult, run_command, start_command, start_python

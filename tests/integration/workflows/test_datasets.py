@@ -13,7 +13,8 @@ import pytest
 from mlflow import MlflowClient
 
 from fmnist_search.config.sections import Finalists
-from fmnist_search.data.loading import DataSource, read_test_set
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.loading import read_test_set
 from fmnist_search.models.classifier import build
 from fmnist_search.recipe.datasets import DATASETS, FASHION_MNIST
 from fmnist_search.recipe.recipe import Recipe

@@ -14,7 +14,8 @@ import torch
 from mlflow import MlflowClient
 
 from fmnist_search.config.toml_files import read_recipe
-from fmnist_search.data.loading import DataSource, load_images
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.loading import load_images
 from fmnist_search.registry.champion_rule import CorrectnessRecord
 from fmnist_search.registry.packaging import load_model
 from fmnist_search.training.checkpoint import classifier_from_weights, state_from_bytes

@@ -16,7 +16,7 @@ from mlflow.entities import Run
 
 from fmnist_search import run_study
 from fmnist_search.config.study_config import StudyConfig
-from fmnist_search.results.study import EpochReport
+from fmnist_search.results.training import EpochReport
 from fmnist_search.training.trial import Decision
 from fmnist_search.workflows.study import run_logging
 from tests.integration.conftest import FinishedStudy, run_command

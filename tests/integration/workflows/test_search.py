@@ -19,11 +19,13 @@ from PIL import Image
 from fmnist_search import run_study
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.config.toml_files import recipe_from_toml
-from fmnist_search.data.loading import DataSource, load_images, read_test_set
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.loading import load_images, read_test_set
 from fmnist_search.models.classifier import build
 from fmnist_search.recipe.datasets import DATASETS
 from fmnist_search.registry.champion_rule import CorrectnessRecord
-from fmnist_search.results.study import Decision, EpochReport, StopReason, TrialState
+from fmnist_search.results.study import StopReason
+from fmnist_search.results.training import Decision, EpochReport, TrialState
 from fmnist_search.training.evaluation import evaluate
 from tests.integration.conftest import FinishedStudy, clean_environment
 

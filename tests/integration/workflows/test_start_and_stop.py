@@ -17,8 +17,10 @@ from mlflow.entities import Run
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.config.toml_files import recipe_to_toml
 from fmnist_search.errors import UserError
-from fmnist_search.recipe.recipe import Execution, Recipe
-from fmnist_search.results.study import EpochReport, TrialRecord, TrialResult, TrialState
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.results.study import TrialRecord
+from fmnist_search.results.training import EpochReport, TrialResult, TrialState
 from fmnist_search.search.study_store import StudyRuntime, StudyStore
 from fmnist_search.search.suggest import base_recipe, searchable_values, suggest_recipe
 from tests.integration.conftest import CommandResult, FinishedStudy, run_command

@@ -18,9 +18,9 @@ from fmnist_search.cli import output
 from fmnist_search.cli.output import TrainingProgressDisplay
 from fmnist_search.config.toml_files import read_recipe
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.results.study import EpochReport
+from fmnist_search.results.training import EpochReport
 from fmnist_search.training.checkpoint import classifier_from_weights
-from fmnist_search.training.engine import Progress
+from fmnist_search.training.loop import Progress
 from tests.integration.conftest import CommandResult, RunCommand, run_command, start_command
 
 RECIPE_TOML = """

@@ -9,7 +9,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from fmnist_search.data.loading import DataSource, read_test_set
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.loading import read_test_set
 from fmnist_search.registry.packaging import load_model
 from tests.integration.conftest import FinishedStudy, run_command
 

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from fmnist_search.cli.image_files import read_image, read_image_files
-from fmnist_search.data.loading import DataSource, read_test_set, read_training_set
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.loading import read_test_set, read_training_set
 from fmnist_search.errors import UserError
 
 PIXELS: npt.NDArray[np.uint8] = (np.arange(28 * 28) % 256).astype(np.uint8).reshape(28, 28)

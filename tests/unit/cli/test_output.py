@@ -26,17 +26,12 @@ from fmnist_search.cli.output import (
     sparkline,
 )
 from fmnist_search.errors import UserError
-from fmnist_search.recipe.recipe import Recipe, format_value_short, recipe_hyperparameters
-from fmnist_search.results.study import (
-    Champion,
-    ConfirmedScore,
-    EpochReport,
-    StopReason,
-    StudySummary,
-    TrialRecord,
-    TrialState,
-)
-from fmnist_search.training.evaluation import wilson
+from fmnist_search.recipe.formatting import format_value_short
+from fmnist_search.recipe.recipe import Recipe, recipe_hyperparameters
+from fmnist_search.results.champion import Champion, ConfirmedScore
+from fmnist_search.results.statistics import wilson
+from fmnist_search.results.study import StopReason, StudySummary, TrialRecord
+from fmnist_search.results.training import EpochReport, TrialState
 from tests.support.studies import make_study
 
 CaptureOutput = pytest.CaptureFixture[str]
@@ -197,9 +192,9 @@ def test_an_error_is_its_lines_on_stderr(capsys: CaptureOutput) -> None:
 
 def test_the_exit_codes_are_those_that_scripts_rely_on() -> None:
     assert {code.name: int(code) for code in ExitCode} == {
-        "DONE": 0,
-        "UNEXPECTED": 1,
-        "USAGE": 2,
+        "SUCCESS": 0,
+        "UNEXPECTED_ERROR": 1,
+        "USAGE_ERROR": 2,
         "NOTHING_COMPLETED": 3,
         "TOO_MANY_FAILURES": 4,
         "INTERRUPTED": 130,

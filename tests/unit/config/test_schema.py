@@ -16,8 +16,8 @@ from fmnist_search.config.schema import VARIANTS, study_keys_page, study_schema
 from fmnist_search.config.space import NOT_SEARCHABLE, shared_hyperparameters
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
+from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.hyperparameters import hyperparameters
-from fmnist_search.recipe.recipe import FAMILIES
 from tests.support.studies import make_study, space_tables
 
 ROOT = Path(__file__).parents[3]

@@ -26,20 +26,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.datasets import FashionMNIST
 
-from fmnist_search.data.loading import (
-    TEST_IMAGES,
-    TRAIN_IMAGES,
-    TRAIN_LABELS,
-    DataSource,
-    Images,
-    LabelledImages,
-    load_images,
-    read_test_set,
-    read_training_set,
-    read_verified_file,
-    split,
-    stratified_sample,
-)
+from fmnist_search.data.files import TEST_IMAGES, TRAIN_IMAGES, TRAIN_LABELS, DataSource, read_verified_file
+from fmnist_search.data.images import Images, LabelledImages
+from fmnist_search.data.loading import load_images, read_test_set, read_training_set
+from fmnist_search.data.split import split, stratified_sample
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.datasets import DATASETS, FILE_NAMES
 from fmnist_search.recipe.recipe import Data

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from fmnist_search.data.loading import Images
-from fmnist_search.models.classifier import Classifier, Ensemble, build, test_time_views
+from fmnist_search.data.images import Images
+from fmnist_search.models.classifier import Classifier, Ensemble, augmented_views, build
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.recipe.recipe import NORMALISATIONS, TEST_TIME_VIEWS
 from fmnist_search.registry.packaging import ProbabilityModel
@@ -49,7 +49,7 @@ def test_weights_never_reach_the_statistics_they_were_made_with(images: Images) 
 
 @pytest.mark.parametrize("test_time", TEST_TIME_VIEWS)
 def test_views_are_the_image_its_mirror_image_and_its_shifts_by_a_pixel(test_time: str, pixels: Tensor) -> None:
-    seen = test_time_views(pixels, test_time)
+    seen = augmented_views(pixels, test_time)
     assert len(seen) == VIEW_COUNTS[test_time]
     assert torch.equal(seen[0], pixels)
     moves = [(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)] if "shift" in test_time else [(0, 0)]
@@ -64,7 +64,7 @@ def test_views_are_the_image_its_mirror_image_and_its_shifts_by_a_pixel(test_tim
 def test_probabilities_are_the_mean_over_the_views(test_time: str, images: Images, pixels: Tensor) -> None:
     plain, viewed = make_classifier(images), make_classifier(images, test_time)
     with torch.no_grad():
-        expected = torch.stack([plain(view).softmax(1) for view in test_time_views(pixels, test_time)]).mean(0)
+        expected = torch.stack([plain(view).softmax(1) for view in augmented_views(pixels, test_time)]).mean(0)
         torch.testing.assert_close(viewed(pixels).softmax(1), expected)
         viewed.train()
         plain.train()

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from fmnist_search.data.loading import Images
+from fmnist_search.data.images import Images
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.layers import ACTIVATIONS, Dropout
 from fmnist_search.models.mlp import Mlp
-from fmnist_search.recipe.recipe import Architecture, Augmentation, Data, Execution, Recipe
-from fmnist_search.results.study import EpochReport, TrialResult
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.families import Architecture
+from fmnist_search.recipe.recipe import Augmentation, Data, Recipe
+from fmnist_search.results.training import EpochReport, TrialResult
 from fmnist_search.training.trial import run_trial
 
 POOL_TYPES = (nn.MaxPool2d, nn.AvgPool2d)

@@ -13,7 +13,8 @@ import pytest
 import torchvision
 
 from fmnist_search.config.study_config import StudyConfig
-from fmnist_search.data.loading import DataSource, load_images, read_test_set, read_verified_file, verify_files
+from fmnist_search.data.files import DataSource, read_verified_file, verify_files
+from fmnist_search.data.loading import load_images, read_test_set
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.datasets import DATASETS, FILE_NAMES, Dataset, get_dataset
 from fmnist_search.recipe.recipe import Data, Recipe

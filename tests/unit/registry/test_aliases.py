@@ -30,7 +30,7 @@ from fmnist_search.registry.versions import (
     register_version,
     truncate_description,
 )
-from fmnist_search.training.evaluation import wilson
+from fmnist_search.results.statistics import wilson
 
 # pytest would take it for a test.
 parse_test_record = read_test_result

@@ -22,7 +22,8 @@ from fmnist_search.reporting.chart_data import (
     surface_points,
     timeline_bars,
 )
-from fmnist_search.results.study import TrialRecord, TrialState
+from fmnist_search.results.study import TrialRecord
+from fmnist_search.results.training import TrialState
 from tests.support.studies import make_study, space_tables
 from tests.support.trials import make_importances, make_trials
 

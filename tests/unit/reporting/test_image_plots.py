@@ -11,7 +11,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from fmnist_search.data.loading import LabelledImages
+from fmnist_search.data.images import LabelledImages
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.recipe import Augmentation
 from fmnist_search.reporting.image_plots import active_augmentations, augmentations_figure, samples_figure

@@ -7,11 +7,12 @@ import dataclasses
 import pytest
 
 from fmnist_search.recipe.datasets import DATASETS, Dataset
-from fmnist_search.recipe.recipe import FAMILIES, Recipe
+from fmnist_search.recipe.families import FAMILIES
+from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.registry.versions import DESCRIPTION_LIMIT, UNDECIDED_NOTE, truncate_description
 from fmnist_search.reporting.model_card import ModelCard, Selection, selection_from_runs, selection_from_study
-from fmnist_search.results.study import ConfirmedScore
-from fmnist_search.training.evaluation import wilson
+from fmnist_search.results.champion import ConfirmedScore
+from fmnist_search.results.statistics import wilson
 
 RECIPE = Recipe(epochs=18).replace({"data.validation": 0, "optimizer.learning_rate": 0.0123456})
 FINALISTS = (ConfirmedScore(7, Recipe(), (0.91, 0.93)), ConfirmedScore(3, Recipe(), (0.9, 0.9)))

@@ -17,7 +17,8 @@ from markdown_it import MarkdownIt
 from fmnist_search.config.sections import Budget
 from fmnist_search.config.space import Choice, Domain, Fixed, Range
 from fmnist_search.config.study_config import StudyConfig
-from fmnist_search.recipe.recipe import Recipe, format_value_short
+from fmnist_search.recipe.formatting import format_value_short
+from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.study_note import (
     MAX_LEADERS,
     class_scores_csv,
@@ -25,17 +26,11 @@ from fmnist_search.reporting.study_note import (
     leaderboard_csv,
     study_note,
 )
-from fmnist_search.results.study import (
-    Champion,
-    ConfirmedScore,
-    Importances,
-    StopReason,
-    StudySummary,
-    TrialRecord,
-    TrialState,
-)
+from fmnist_search.results.champion import Champion, ConfirmedScore
+from fmnist_search.results.statistics import wilson
+from fmnist_search.results.study import Importances, StopReason, StudySummary, TrialRecord
+from fmnist_search.results.training import TrialState
 from fmnist_search.search.suggest import varying_names
-from fmnist_search.training.evaluation import wilson
 from tests.support.trials import make_importances, make_trials
 
 STUDIES_FOLDER = Path(__file__).parents[3] / "studies"

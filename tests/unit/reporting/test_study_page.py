@@ -11,7 +11,7 @@ import pytest
 
 from fmnist_search.reporting.chart_data import StudyView
 from fmnist_search.reporting.study_page import is_plotly_installed, study_page
-from fmnist_search.results.study import TrialState
+from fmnist_search.results.training import TrialState
 from tests.support.studies import make_study
 from tests.support.trials import make_importances, make_trials
 
@@ -93,8 +93,8 @@ def test_without_plotly_it_is_not_available_and_nothing_fails() -> None:
     program = (
         "import sys; sys.modules['plotly'] = None\n"
         "import importlib.util, importlib.machinery\n"
-        "from fmnist_search.reporting.study_page import available\n"
-        "print(available())"
+        "from fmnist_search.reporting.study_page import is_plotly_installed\n"
+        "print(is_plotly_installed())"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert (done.stdout.strip(), done.returncode) == ("False", 0), done.stderr

@@ -12,7 +12,7 @@ from matplotlib.collections import LineCollection
 
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.study_plots import study_figures
-from fmnist_search.results.study import TrialState
+from fmnist_search.results.training import TrialState
 from tests.support.figures import figure_texts, render_png
 from tests.support.studies import make_study
 from tests.support.trials import DEFAULT_STATES, make_importances, make_trials

@@ -21,7 +21,7 @@ from fmnist_search.reporting.training_plots import (
     predictions_figure,
     training_figure,
 )
-from fmnist_search.results.study import EpochReport
+from fmnist_search.results.training import EpochReport
 from fmnist_search.training.evaluation import Misclassification, calibration
 from tests.support.figures import figure_texts, render_png
 

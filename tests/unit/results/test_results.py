@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from fmnist_search.models.mlp import Mlp
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.results.study import Overhead, TrialRecord, TrialState, mean_overhead
+from fmnist_search.results.study import TrialRecord, mean_overhead
+from fmnist_search.results.training import Overhead, TrialState
 
 SECONDS = st.floats(0, 1e6)
 measured_overheads = st.builds(Overhead, st.floats(1e-6, 1e6), SECONDS, SECONDS, SECONDS)

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from fmnist_search.config.space import Space, parse_space
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
-from fmnist_search.recipe.recipe import Execution, Recipe
-from fmnist_search.results.study import EpochReport, TrialRecord, TrialResult, TrialState
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.results.study import TrialRecord
+from fmnist_search.results.training import EpochReport, TrialResult, TrialState
 from fmnist_search.search.analysis import BEST_TRIALS, MIN_TRIALS, boundary_warnings
 from fmnist_search.search.study_store import StudyRuntime, StudyStore
 from fmnist_search.search.suggest import base_recipe, suggest_recipe

@@ -15,11 +15,14 @@ import pytest
 
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
-from fmnist_search.recipe.recipe import Execution, Recipe
-from fmnist_search.results.study import Champion, ConfirmedScore, EpochReport, TrialRecord, TrialResult, TrialState
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.results.champion import Champion, ConfirmedScore
+from fmnist_search.results.statistics import wilson
+from fmnist_search.results.study import TrialRecord
+from fmnist_search.results.training import EpochReport, TrialResult, TrialState
 from fmnist_search.search.storage import open_storage
 from fmnist_search.search.study_store import StudyRuntime, StudyStore
-from fmnist_search.training.evaluation import wilson
 from tests.support.studies import SMALL_SPACE, make_study
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

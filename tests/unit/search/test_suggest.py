@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from fmnist_search.config.space import Choice, Domain, Fixed, Range
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.models.classifier import check_size
+from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.hyperparameters import Value
-from fmnist_search.recipe.recipe import FAMILIES, Recipe, is_active, recipe_hyperparameters
+from fmnist_search.recipe.recipe import Recipe, is_active, recipe_hyperparameters
 from fmnist_search.search.samplers import make_sampler
 from fmnist_search.search.suggest import base_recipe, constant_values, suggest_recipe, trial_seed, varying_names
 from tests.support.studies import make_study, space_tables

@@ -131,7 +131,7 @@ import sys
 from pathlib import Path
 from fmnist_search.tracking.outbox import Event, Outbox
 outbox = Outbox(Path(sys.argv[1]), "sqlite:///mlflow.db")
-assert outbox.may_send() or len(sys.argv) > 2
+assert outbox.try_lock() or len(sys.argv) > 2
 for number in range(1_000_000):
     outbox.put(Event("run", "batch", {"number": number}))
     print(number, flush=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import RandomErasing
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from fmnist_search.data.loading import Images
+from fmnist_search.data.images import Images
 from fmnist_search.recipe.recipe import Augmentation
 from fmnist_search.training.augmentation import augment, erase, flip, mix, rotate, shift, symmetric_beta
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from fmnist_search.errors import UserError
-from fmnist_search.execution.pool import worker_count
-from fmnist_search.recipe.recipe import MEMORY_FORMATS, Execution
-from fmnist_search.training import autotune
-from fmnist_search.training.autotune import resolve_execution, torch_settings, tune
+from fmnist_search.execution.capacity import worker_count
+from fmnist_search.recipe.execution import MEMORY_FORMATS, Execution
+from fmnist_search.training import autotune, runtime
+from fmnist_search.training.autotune import tune
+from fmnist_search.training.runtime import resolve_execution, torch_settings
 from fmnist_search.workflows.doctor import run_checks
 
 TorchState = tuple[int, bool, bool, bool, bool]
@@ -95,9 +96,9 @@ def test_finding_out_leaves_no_trace(execution: Execution) -> None:
 @pytest.mark.usefixtures("quick")
 def test_the_allocator_is_left_as_it_usually_is(execution: Execution, monkeypatch: pytest.MonkeyPatch) -> None:
     set_to: list[str] = []
-    retain, give_back = autotune._retain_freed_memory, autotune._release_freed_memory
-    monkeypatch.setattr(autotune, "_retain_freed_memory", lambda: (set_to.append("retaining"), retain()))
-    monkeypatch.setattr(autotune, "_release_freed_memory", lambda: (set_to.append("usual"), give_back()))
+    retain, give_back = runtime._retain_freed_memory, runtime._release_freed_memory
+    monkeypatch.setattr(runtime, "_retain_freed_memory", lambda: (set_to.append("retaining"), retain()))
+    monkeypatch.setattr(runtime, "_release_freed_memory", lambda: (set_to.append("usual"), give_back()))
     tune(execution, "float32")
     retaining = dataclasses.replace(execution, allocator="retaining")
     with torch_settings(retaining), torch_settings(retaining):

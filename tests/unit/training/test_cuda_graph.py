@@ -10,13 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from fmnist_search.data.loading import DataSource, Images, load_images
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.images import Images
+from fmnist_search.data.loading import load_images
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import Mlp
-from fmnist_search.recipe.recipe import Augmentation, Averaging, Data, Execution, Recipe
-from fmnist_search.training.autotune import torch_settings
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.recipe import Augmentation, Averaging, Data, Recipe
 from fmnist_search.training.cuda_graph import DeviceLoop
-from fmnist_search.training.engine import EagerLoop, TrainingState
+from fmnist_search.training.eager import EagerLoop
+from fmnist_search.training.runtime import torch_settings
+from fmnist_search.training.state import TrainingState
 
 DATA_CONFIG = Data(train_images=300, validation=100)
 CNN_RECIPE = Recipe(

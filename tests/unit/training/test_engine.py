@@ -15,27 +15,24 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from fmnist_search.data.loading import MIN_PIXEL_STD_FRACTION, DataSource, Images, load_images
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.images import MIN_PIXEL_STD_FRACTION, Images
+from fmnist_search.data.loading import load_images
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import build
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import Mlp
-from fmnist_search.recipe.recipe import (
-    Architecture,
-    Augmentation,
-    Averaging,
-    Data,
-    Execution,
-    Optimizer,
-    Recipe,
-    Schedule,
-)
-from fmnist_search.results.study import EpochReport, TrialResult
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.families import Architecture
+from fmnist_search.recipe.recipe import Augmentation, Averaging, Data, Optimizer, Recipe, Schedule
+from fmnist_search.results.training import EpochReport, TrialResult
 from fmnist_search.training import autotune
 from fmnist_search.training.augmentation import mix
-from fmnist_search.training.autotune import measure_throughput, resolve_execution, torch_settings, tune
-from fmnist_search.training.engine import batch_sizes, fit
+from fmnist_search.training.autotune import measure_throughput, tune
+from fmnist_search.training.engine import fit
 from fmnist_search.training.optim import learning_rates
+from fmnist_search.training.runtime import resolve_execution, torch_settings
+from fmnist_search.training.state import batch_sizes
 from fmnist_search.training.trial import run_trial
 
 DATA_CONFIG = Data(train_images=1_000, validation=1_000)

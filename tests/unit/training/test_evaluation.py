@@ -13,10 +13,12 @@ from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor
 from torch.nn import functional
 
-from fmnist_search.data.loading import Images, LabelledImages
+from fmnist_search.data.images import Images, LabelledImages
 from fmnist_search.models.classifier import Classifier, build
 from fmnist_search.models.cnn import Cnn
-from fmnist_search.recipe.recipe import Data, Execution, Recipe
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.recipe import Data, Recipe
+from fmnist_search.results.statistics import mcnemar, wilson
 from fmnist_search.training import evaluation as module
 from fmnist_search.training.evaluation import (
     CPU_BATCH_SIZE,
@@ -24,10 +26,8 @@ from fmnist_search.training.evaluation import (
     calibration,
     class_scores,
     evaluate,
-    mcnemar,
     misclassifications,
     predict_logits,
-    wilson,
 )
 from fmnist_search.training.trial import run_trial
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from fmnist_search.data.loading import Images
+from fmnist_search.data.images import Images
 from fmnist_search.models.classifier import Classifier, build
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import Mlp

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from fmnist_search.data.loading import Images
-from fmnist_search.recipe.recipe import Execution, Recipe
-from fmnist_search.results.study import Decision, EpochReport, TrialState
-from fmnist_search.training.engine import EpochResult, Progress
+from fmnist_search.data.images import Images
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.results.training import Decision, EpochReport, TrialState
+from fmnist_search.training.loop import EpochResult, Progress
 from fmnist_search.training.trial import run_trial
 
 RECIPE = Recipe().replace(
@@ -91,7 +92,7 @@ def test_the_observer_sees_new_epochs_and_the_result_holds_all(images: Images, e
 def test_progress_is_told_within_an_epoch_and_changes_nothing(
     images: Images, execution: Execution, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fmnist_search.training.engine.PROGRESS_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr("fmnist_search.training.eager.PROGRESS_INTERVAL_SECONDS", 0.0)
     seen: list[Progress] = []
     watched = run_trial(RECIPE, images, execution, progress_callback=seen.append)
     unwatched = run_trial(RECIPE, images, execution)

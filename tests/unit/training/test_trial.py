@@ -9,15 +9,19 @@ import time
 import pytest
 import torch
 
-from fmnist_search.data.loading import DataSource, Images, load_images
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.images import Images
+from fmnist_search.data.loading import load_images
 from fmnist_search.models.classifier import MAX_PARAMETERS, build, count_parameters
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import Mlp
-from fmnist_search.recipe.recipe import Architecture, Averaging, Data, Execution, Optimizer, Recipe
-from fmnist_search.results.study import Decision, EpochReport, TrialState
-from fmnist_search.training.autotune import torch_settings
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.families import Architecture
+from fmnist_search.recipe.recipe import Averaging, Data, Optimizer, Recipe
+from fmnist_search.results.training import Decision, EpochReport, TrialState
 from fmnist_search.training.engine import fit
 from fmnist_search.training.evaluation import evaluate
+from fmnist_search.training.runtime import torch_settings
 from fmnist_search.training.trial import run_trial
 
 DATA_CONFIG = Data(train_images=1_000, validation=1_000)

@@ -12,14 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmnist_search.config.sections import Finalists
-from fmnist_search.data.loading import DataSource, Images, load_images, read_test_set
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.images import Images
+from fmnist_search.data.loading import load_images, read_test_set
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import build
-from fmnist_search.recipe.recipe import Data, Execution, Recipe
-from fmnist_search.results.study import Decision, TrialRecord, TrialResult, TrialState
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.recipe import Data, Recipe
+from fmnist_search.results.study import TrialRecord
+from fmnist_search.results.training import Decision, TrialResult, TrialState
 from fmnist_search.search.suggest import trial_seed
+from fmnist_search.training.callbacks import never_stop
 from fmnist_search.training.evaluation import evaluate
-from fmnist_search.training.trial import never_stop, run_trial
+from fmnist_search.training.trial import run_trial
 from fmnist_search.workflows.study.finalists import (
     confirmation_seeds,
     ensemble_assignments,

@@ -1,0 +1,175 @@
+"""The files of a dataset: where they are looked for, how they are verified, cached and downloaded."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import logging
+import os
+import socket
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+from fmnist_search.errors import UserError
+from fmnist_search.files import atomic_write
+from fmnist_search.recipe.datasets import FILE_NAMES, Dataset, dataset_with_digest, get_dataset
+
+log = logging.getLogger(__name__)
+
+TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = FILE_NAMES
+DOWNLOAD_TIMEOUT_SECONDS = 30.0
+"""Seconds that a silent server is waited for: torchvision itself would wait for ever."""
+IMAGE_HEADER_BYTES, LABEL_HEADER_BYTES = 16, 8
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where the files may come from: `cache` is ours to write, `folder` is the user's and is only read."""
+
+    cache: Path
+    folder: Path | None = None
+    download: bool = True
+
+
+def verify_files(dataset: str, source: DataSource) -> dict[str, int]:
+    """Make sure that all four files are there and whole; their sizes in bytes, by name.
+
+    Raises:
+        UserError: no whole copy of one of them is to be had.
+    """
+    known = get_dataset(dataset)
+    return {name: len(read_verified_file(known, name, source)) for name in FILE_NAMES}
+
+
+def read_verified_file(dataset: Dataset, name: str, source: DataSource) -> bytes:
+    """The verified content of one file: from the user's folder, our cache, the system's package or a download.
+
+    Whatever was found elsewhere is put into the cache, whole or not at all. A folder that the user names counts
+    alone: if its file is damaged, that is an error and not a reason to take another.
+    """
+    content = (
+        _read_from_folder(dataset, name, source.folder)
+        if source.folder
+        else _read_from_any_source(dataset, name, source)
+    )
+    return gzip.decompress(content) if dataset.compressed else content
+
+
+def _read_from_folder(dataset: Dataset, name: str, folder: Path) -> bytes:
+    content = first_valid(dataset, name, _candidate_paths(folder, dataset, name), strict=True)
+    if content is None:
+        wanted = f"{name}.gz (as it was published)" if dataset.compressed else f"{name} or {name}.gz"
+        raise UserError(
+            f"{folder}: no {wanted} there, nor in {dataset.torchvision_class}/raw below it; "
+            f"name the folder that holds the files of {dataset.name}, or leave it out"
+        )
+    return content
+
+
+def _read_from_any_source(dataset: Dataset, name: str, source: DataSource) -> bytes:
+    folder = source.cache / dataset.name
+    content = first_valid(dataset, name, [_cache_path(folder, dataset, name)])
+    if content is None:
+        content = first_valid(dataset, name, _system_paths(dataset, name))
+        fetched = _download(dataset) if content is None and source.download else {}
+        for other in fetched.keys() - {name}:
+            _write_to_cache(_cache_path(folder, dataset, other), fetched[other])
+        content = content or fetched.get(name)
+        if content is None:
+            raise UserError(not_found_message(dataset, name, source))
+        _write_to_cache(_cache_path(folder, dataset, name), content)
+    return content
+
+
+def not_found_message(dataset: Dataset, name: str, source: DataSource) -> str:
+    """Return what to do about a file that was found nowhere."""
+    place, tried = source.cache / dataset.name, ", and could not be downloaded" if source.download else ""
+    if package := dataset.system_package:
+        where = f"is neither in {place} nor in the system's dataset package"
+        remedy = f"install it with `sudo apt-get install {package}`, or name a folder with the files"
+    else:
+        where = f"is not in {place}"
+        remedy = f"fetch its four .gz files from {dataset.download_url} and name their folder with --data-dir"
+    return f"{dataset.name}: {name} {where}{tried}; {remedy}"
+
+
+def _cache_path(folder: Path, dataset: Dataset, name: str) -> Path:
+    """Where our copy of a file lies, in the form that its digest is of, so that it can be verified again."""
+    return folder / (f"{name}.gz" if dataset.compressed else name)
+
+
+def _candidate_paths(folder: Path, dataset: Dataset, name: str) -> Iterator[Path]:
+    for place in (folder / dataset.torchvision_class / "raw", folder / "raw", folder):
+        if not dataset.compressed:
+            yield place / name
+        yield place / f"{name}.gz"
+
+
+def _system_paths(dataset: Dataset, name: str) -> Iterator[Path]:
+    if dataset.system_package:
+        for share in (os.environ.get("XDG_DATA_DIRS") or "/usr/local/share:/usr/share").split(":"):
+            yield Path(share) / "datasets" / dataset.name / f"{name}.gz"
+
+
+def first_valid(dataset: Dataset, name: str, paths: Iterable[Path], *, strict: bool = False) -> bytes | None:
+    """What the digest is of, from the first of the files that is there and whole.
+
+    A damaged one is an error or, unless strict, passed over.
+    """
+    for path in paths:
+        if not path.is_file():
+            continue
+        try:
+            content = path.read_bytes()
+            if path.suffix == ".gz" and not dataset.compressed:
+                content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            complaint = f"{path}: cannot be read ({error})"
+        else:
+            digest = hashlib.sha256(content).hexdigest()
+            if digest == dataset.digests[name]:
+                return content
+            complaint = f"{path}: {_mismatch_message(dataset, digest, len(content))}"
+        if strict:
+            raise UserError(f"{complaint}; replace it with the {dataset.name} file, or name no folder")
+        log.warning("%s; it is not used", complaint)
+    return None
+
+
+def _mismatch_message(dataset: Dataset, digest: str, size: int) -> str:
+    """What is wrong with a file of this digest."""
+    owner = dataset_with_digest(digest)
+    if owner and owner is not dataset:
+        return f"is a file of {owner.name}, not of {dataset.name}"
+    return f"cut short, altered or of another dataset ({size:,} bytes, SHA-256 {digest[:12]}...)"
+
+
+def _download(dataset: Dataset) -> dict[str, bytes]:
+    """All files by torchvision's own download, through a folder that is gone afterwards; those that are whole."""
+    import torchvision  # takes a second, and hardly anybody comes here twice
+
+    patience = socket.getdefaulttimeout()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
+            getattr(torchvision.datasets, dataset.torchvision_class)(folder, download=True)
+        except (OSError, RuntimeError, HTTPException) as error:
+            log.warning("%s: the download failed (%s)", dataset.name, " ".join(str(error).split()))
+            return {}
+        finally:
+            socket.setdefaulttimeout(patience)
+        found = {name: first_valid(dataset, name, _candidate_paths(Path(folder), dataset, name)) for name in FILE_NAMES}
+    return {name: content for name, content in found.items() if content is not None}
+
+
+def _write_to_cache(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            file.write(content)
+    except OSError as error:
+        log.warning("%s: the cache cannot be written (%s); the images are read anew each time", path, error)

@@ -1,0 +1,70 @@
+"""Images with their labels, as tensors on a device."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MIN_PIXEL_STD_FRACTION = 0.1
+"""Smallest deviation that a pixel is divided by, as a share of that of all pixels: the outermost ones are nearly always
+black, and by their own deviation a rare grey one would stand hundreds of deviations out."""
+IMAGE_SIZE = 28
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Pixels (N, 28, 28) uint8 and labels (N,) int64, on one device."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> LabelledImages:
+        """The same on another device."""
+        return LabelledImages(self.pixels.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Images:
+    """What one training sees. Mean and deviation (0..255) come from the images that are trained on, alone.
+
+    `split_digest` names the validation images: two accuracies compare only where it is the same.
+    """
+
+    train: LabelledImages
+    validation: LabelledImages
+    mean: float
+    std: float
+    digest: str
+    split_digest: str
+    classes: tuple[str, ...]
+
+    def normalization_stats(self, normalisation: str) -> tuple[float | Tensor, float | Tensor]:
+        """What is taken from a pixel of 0..255, and what it is then divided by, under a recipe's normalisation."""
+        match normalisation:
+            case "unit":
+                return 0.0, 255.0
+            case "per-pixel":
+                return self.per_pixel_stats
+            case _:
+                return self.mean, self.std
+
+    @functools.cached_property
+    def per_pixel_stats(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of each pixel over the images that are trained on, (28, 28) float32 on the CPU.
+
+        No deviation is below `MIN_PIXEL_STD_FRACTION` of that of all pixels.
+        """
+        values = self.train.pixels.cpu().double()
+        deviation = values.std(0, correction=0).clamp(min=MIN_PIXEL_STD_FRACTION * self.std)
+        return values.mean(0).float(), deviation.float()
+
+    def to(self, device: torch.device | str) -> Images:
+        """The same on another device."""
+        return dataclasses.replace(self, train=self.train.to(device), validation=self.validation.to(device))

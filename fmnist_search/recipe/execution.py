@@ -1,0 +1,34 @@
+"""How a recipe is run: recorded with every result, never sampled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+
+# -------------------------------------------------------------------------------------- execution
+
+
+MEMORY_FORMATS = ("contiguous", "channels_last")
+ENGINES = ("plain", "graph")
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a recipe is run: recorded with every result, never sampled.
+
+    `device` is a torch device such as "cpu" or "cuda:0"; `threads` counts intra-op threads on the CPU, 0 leaves
+    the choice to torch; `engine` names the loop: "plain", or "graph" for captured CUDA graphs; `memory_format` is how
+    images and weights lie in memory; the `allocator` "retaining" keeps freed memory for the next step;
+    `deterministic` asks torch for its deterministic algorithms alone.
+    """
+
+    device: str = "cpu"
+    threads: int = 0
+    engine: str = "plain"
+    memory_format: str = "channels_last"
+    allocator: str = "default"
+    deterministic: bool = False

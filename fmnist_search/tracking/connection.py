@@ -1,0 +1,124 @@
+"""The connection to an MLflow store: probed, with its errors told apart."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import mlflow
+import requests
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.utils.uri import is_local_uri
+from sqlalchemy.exc import SQLAlchemyError
+
+from fmnist_search.errors import UserError
+from fmnist_search.tracking.outbox import EventRejected, StoreUnavailable
+from fmnist_search.workspace import sqlite_path
+
+if TYPE_CHECKING:
+    pass
+
+
+STORE_ERRORS: tuple[type[Exception], ...] = (MlflowException, SQLAlchemyError, requests.RequestException)
+STORE_OR_DISK_ERRORS: tuple[type[Exception], ...] = (*STORE_ERRORS, OSError)
+PROBE_TIMEOUT_SECONDS, CALL_TIMEOUT_SECONDS = 5, 30
+PERMANENT_ERRORS = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_CONFLICT"}
+"""What MLflow answers when it will never take an event, however often it is sent."""
+TRANSIENT_STATUS = {401, 403, 408, 425, 429}
+"""HTTP answers of the 400s that another time, or another password, may change."""
+
+
+@contextlib.contextmanager
+def classified_errors() -> Iterator[None]:
+    """Tells what may pass from what is in vain, of all that a store throws."""
+    try:
+        yield
+    except requests.HTTPError as error:
+        status = error.response.status_code if error.response is not None else 500
+        kind = EventRejected if 400 <= status < 500 and status not in TRANSIENT_STATUS else StoreUnavailable
+        raise kind(_first_line(error)) from error
+    except MlflowException as error:
+        kind = EventRejected if error.error_code in PERMANENT_ERRORS else StoreUnavailable
+        raise kind(_first_line(error)) from error
+    except STORE_OR_DISK_ERRORS as error:
+        raise StoreUnavailable(_first_line(error)) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
+
+
+# ---------------------------------------------------------------------------------------- reaching it
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of a store that answers within seconds.
+
+    Raises:
+        UserError: it does not.
+    """
+    if is_local_uri(uri):  # type: ignore[no-untyped-call]
+        raise UserError(
+            f"tracking {uri}: is a file store, which MLflow no longer keeps up; take a database such as "
+            "sqlite:///mlflow.db, into which `mlflow migrate-filestore --source FOLDER --target sqlite:///mlflow.db` "
+            "brings what it holds"
+        )
+    with store_errors(uri, OSError), short_timeouts(PROBE_TIMEOUT_SECONDS, retries=0):
+        mlflow.set_tracking_uri(uri)
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+@contextlib.contextmanager
+def store_errors(uri: str, *extra_errors: type[OSError]) -> Iterator[None]:
+    """Turns what a store throws, and `extra_errors` such errors, into one line: out of reach, not writable, too old."""
+    _silence_library_logs()
+    database = sqlite_path(uri)
+    if database and not database.parent.is_dir():
+        raise UserError(f"tracking {uri}: there is no folder {database.parent}; make it, or name another place")
+    try:
+        yield
+    except (*STORE_ERRORS, *extra_errors) as error:
+        detail = _first_line(error)
+        if "out-of-date database schema" in detail:
+            raise UserError(
+                f"tracking {uri}: was made by another version of MLflow; keep a copy of it, then run "
+                f"`mlflow db upgrade {uri}`"
+            ) from error
+        if isinstance(error, MlflowException) and error.error_code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+            raise UserError(
+                f"tracking {uri}: the server refuses you ({detail}); set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+            ) from error
+        raise UserError(
+            f"tracking {uri}: the store cannot be reached or written ({detail}); check MLFLOW_TRACKING_URI or "
+            "--tracking-uri, and that its server is running"
+        ) from error
+
+
+@contextlib.contextmanager
+def short_timeouts(seconds: int = CALL_TIMEOUT_SECONDS, *, retries: int = 1) -> Iterator[None]:
+    """Calls that answer or fail within seconds: with MLflow's defaults a closed port hangs for over a minute."""
+    names = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries), "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _silence_library_logs() -> None:
+    """A new store logs each of its migrations, and one that fails a traceback; nobody asked."""
+    for name in ("alembic", "mlflow.store", "mlflow.tracking", "mlflow.system_metrics"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
