@@ -7,7 +7,6 @@ does stands here, once; `graphs.py` captures the same steps in a CUDA graph.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Generator, Mapping
 from typing import Any
@@ -23,9 +22,6 @@ from fmnist_search.training.loop import EpochResult, ProgressCallback, TrainingL
 from fmnist_search.training.state import TrainingState
 
 log = logging.getLogger(__name__)
-
-_global_rng_lock = threading.Lock()
-"""Torch draws initial weights from a generator that all threads share."""
 
 
 def fit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,10 +18,12 @@ from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.training.augmentation import augment, mix
 from fmnist_search.training.autotune import to_memory_format
-from fmnist_search.training.engine import _global_rng_lock
 from fmnist_search.training.evaluation import autocast
 from fmnist_search.training.loop import TrainingLoop
 from fmnist_search.training.optim import AveragedWeights, learning_rates, make_optimizer, sum_of_norms
+
+global_rng_lock = threading.Lock()
+"""Torch draws initial weights from a generator that all threads share."""
 
 
 class TrainingState:
@@ -109,7 +112,7 @@ class TrainingState:
 
 def initial_classifier(recipe: Recipe, images: Images) -> Classifier:
     """The network with its initial weights, which come from the recipe's seed whatever else draws at the moment."""
-    with _global_rng_lock, torch.random.fork_rng(devices=[]):
+    with global_rng_lock, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
         classifier = build(recipe.model, *images.normalization_stats(recipe.normalisation), recipe.test_time)
         set_initial_weights(classifier.network, recipe)
