@@ -169,7 +169,7 @@ def _train_one(recipe_or_run_id: Recipe | str, options: dict[str, Any], as_json:
     name = (
         f"run {recipe_or_run_id}" if isinstance(recipe_or_run_id, str) else options.get("name", recipe_or_run_id.label)
     )
-    options = {**options, "listener": display, "watch": display.progress_callback}
+    options = {**options, "callback": display, "progress_callback": display.progress_callback}
     if isinstance(recipe_or_run_id, str):
         result, run_id = single_training.resume(recipe_or_run_id, **options)
     else:

@@ -58,12 +58,12 @@ class StopReason(Enum):
     FAILURES = "too many trials failed"
     EXHAUSTED = "its space is exhausted"
     INTERRUPTED = "it was interrupted"
-    NOT_STOPPED = "its budget is not spent"
+    OPEN = "its budget is not spent"
 
     @property
     def is_final(self) -> bool:
         """Whether the search came to its end, so that a champion can be found."""
-        return self not in (StopReason.FAILURES, StopReason.INTERRUPTED, StopReason.NOT_STOPPED)
+        return self not in (StopReason.FAILURES, StopReason.INTERRUPTED, StopReason.OPEN)
 
 
 @dataclass(frozen=True)

@@ -168,10 +168,10 @@ def tables_made_once() -> Iterator[None]:
 
 RENDERER_NAMES = {
     run_logging: ("study_figures", "study_page"),
-    promotion: ("show_training",),
-    registration: ("show_network",),
-    single_training: ("show_training",),
-    ensemble: ("show_network",),
+    promotion: ("log_training_plots",),
+    registration: ("log_evaluation_plots",),
+    single_training: ("log_training_plots",),
+    ensemble: ("log_evaluation_plots",),
 }
 ORIGINAL_RENDERERS = [
     (module, name, getattr(module, name)) for module, names in RENDERER_NAMES.items() for name in names

@@ -102,7 +102,7 @@ def promote(
     """
     home = Workspace.resolve(tracking_uri, workdir)
     ledger = StudyStore.load(home.storage_url, name)
-    if _summarize_study(home, ledger, StopReason.NOT_STOPPED).best is None:
+    if _summarize_study(home, ledger, StopReason.OPEN).best is None:
         raise UserError(f"study {name!r}: has no completed trial to promote; search on first", exit_code=3)
     with open_session(home, ledger.config, data_dir, callback or NullStudyCallback()) as session:
         config = ledger.config
@@ -282,4 +282,4 @@ def _summarize_study(
 def _current_stop_reason(study_store: StudyStore) -> StopReason:
     """Whether a study that does not run has reached a limit."""
     ending = reached_limit(study_store.config, study_store.trial_records(), study_store.searched_seconds)
-    return ending or (StopReason.EXHAUSTED if study_store.is_exhausted else StopReason.NOT_STOPPED)
+    return ending or (StopReason.EXHAUSTED if study_store.is_exhausted else StopReason.OPEN)
