@@ -135,12 +135,14 @@ def has_running_training() -> bool:
 
 def _print_error(error: Exception) -> int:
     from fmnist_search.cli.output import ExitCode, print_error
+    from fmnist_search.text import first_line
 
     if isinstance(error, UserError):
         print_error(error)
         return error.exit_code
-    first = next(iter(str(error).splitlines()), "")
-    print_error(UserError(f"unexpected {type(error).__name__}: {first}; run it again with --debug to see where"))
+    print_error(
+        UserError(f"unexpected {type(error).__name__}: {first_line(error)}; run it again with --debug to see where")
+    )
     return ExitCode.UNEXPECTED_ERROR
 
 

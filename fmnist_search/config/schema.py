@@ -17,6 +17,7 @@ from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.formatting import format_value
 from fmnist_search.recipe.hyperparameters import Hyperparameter, hyperparameters
 from fmnist_search.recipe.recipe import Data
+from fmnist_search.text import markdown_table
 
 if TYPE_CHECKING:
     from fmnist_search.reporting.model_summary import ModelSummary
@@ -186,7 +187,7 @@ def _fields_table(section: type[Section], only: set[str] | None = None) -> str:
         for name, field in section.model_fields.items()
         if (only is None or name in only) and not (name == "name" and section is not StudyConfig)
     ]
-    return _markdown_table(["key", "default", "meaning"], rows) if rows else ""
+    return markdown_table([["key", "default", "meaning"], *rows]) if rows else ""
 
 
 def _field_description(section: type[Section], name: str, field: FieldInfo) -> str:
@@ -205,12 +206,7 @@ def _format_default(field: FieldInfo) -> str:
 
 def _hyperparameters_table(specs: Mapping[str, Hyperparameter]) -> str:
     rows = [[f"`{name}`", f"`{format_value(s.default)}`", s.description, s.expected()] for name, s in specs.items()]
-    return _markdown_table(["key", "default", "meaning", "values"], rows)
-
-
-def _markdown_table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return markdown_table([["key", "default", "meaning", "values"], *rows])
 
 
 def _variant_name(section: type[Section]) -> str:
@@ -262,10 +258,10 @@ def presets_page(summaries: Mapping[str, ModelSummary]) -> str:
         "back. What an author does not say is assumed: Adam at a rate of 1e-3, batches of 128, 10 epochs. "
         f"{_other_datasets_note()}\n\n"
         "What they reach when they are trained here stands in [reference-results.md](reference-results.md).\n\n"
-        + _markdown_table(["preset", "family", "parameters", "multiply-adds", "published", "notes"], rows),
+        + markdown_table([["preset", "family", "parameters", "multiply-adds", "published", "notes"], *rows]),
         "## Families\n\n"
         "`[space.common] family` names the families that a study searches, each with domains of its own in "
         "`[space.FAMILY]`. What one of them lacks is 0 in MLflow's columns.\n\n"
-        + _markdown_table(["family", "what it is"], families),
+        + markdown_table([["family", "what it is"], *families]),
     ]
     return "\n\n".join(parts) + "\n"

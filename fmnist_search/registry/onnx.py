@@ -20,6 +20,7 @@ import torch
 from fmnist_search.errors import UserError
 from fmnist_search.files import atomic_write
 from fmnist_search.registry.evaluation import IMAGE_SIZE, load_classifier
+from fmnist_search.text import first_line
 
 INPUT_NAME, OUTPUT_NAME = "pixels", "probabilities"
 REQUIRED_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -82,7 +83,7 @@ def _convert(uri: str, metadata: Mapping[str, str]) -> bytes:
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            detail = next(iter(str(error).splitlines()), type(error).__name__)
+            detail = first_line(error)
             raise UserError(f"model {uri!r}: cannot be translated to ONNX ({detail[:200]})") from error
         assert program is not None
         for node in program.model.graph.all_nodes():

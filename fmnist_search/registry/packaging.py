@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import Classifier, Ensemble
 from fmnist_search.recipe.datasets import DEFAULT_DATASET, get_dataset
+from fmnist_search.text import first_line
 
 DEFAULT_MODEL = "models:/fmnist-search@champion"
 IMAGE_SIZE = 28
@@ -181,7 +182,7 @@ def _model_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:
-        detail = next(iter(str(error).splitlines()), "")
+        detail = first_line(error)
         raise UserError(
             f"model {uri!r}: cannot be loaded from {mlflow.get_tracking_uri()} ({detail[:200]}); "
             "run a search first, or name a model such as models:/fmnist-search/1"

@@ -38,6 +38,7 @@ from fmnist_search.registry.champion_rule import (
 )
 from fmnist_search.results.statistics import wilson
 from fmnist_search.results.training import Accuracy
+from fmnist_search.text import first_line
 from fmnist_search.workspace import lock_file
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -442,7 +443,7 @@ def get_version(client: MlflowClient, uri: str) -> ModelVersion:
             return client.get_model_version_by_alias(name, alias)
         return client.get_model_version(*name.split("/"))
     except (MlflowException, TypeError) as error:
-        detail = next(iter(str(error).splitlines()), "")
+        detail = first_line(error)
         raise UserError(
             f"model {uri!r}: does not exist ({detail[:200]}); run a search first, or name one such as "
             "models:/fmnist-search/1"

@@ -13,6 +13,7 @@ from fmnist_search.recipe.formatting import format_value_short
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.champion import ConfirmedScore
 from fmnist_search.results.training import Accuracy
+from fmnist_search.text import markdown_table
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def selection_from_runs(members: Sequence[tuple[str, Recipe, float]], accuracy: 
         "An ensemble of runs that were named one by one; nothing was trained for it. Each member has the weights that "
         "its run has kept, those of its best epoch. No member was trained on the validation images, yet its weights, "
         "and perhaps the members themselves, were chosen by them: the ensemble's accuracy there may be a little too "
-        "good, that on the test images is not.\n\n" + _markdown_table([["run", "network", "seed", "validation"], *rows])
+        "good, that on the test images is not.\n\n" + markdown_table([["run", "network", "seed", "validation"], *rows])
     )
     return Selection(told, f"{accuracy:.2%}", "which also chose the members' weights")
 
@@ -102,7 +103,7 @@ class ModelCard:
 
     def _accuracy_table(self) -> str:
         test = self.test
-        return _markdown_table(
+        return markdown_table(
             [
                 ["images", "accuracy"],
                 [
@@ -141,9 +142,4 @@ class ModelCard:
 
 def _recipe_table(recipe: Recipe) -> str:
     rows = [[f"`{name}`", format_value_short(value)] for name, value in recipe.to_flat_dict().items()]
-    return _markdown_table([["hyperparameter", "value"], *rows])
-
-
-def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *body])
+    return markdown_table([["hyperparameter", "value"], *rows])

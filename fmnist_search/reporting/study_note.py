@@ -22,6 +22,7 @@ from fmnist_search.recipe.recipe import Recipe, is_active
 from fmnist_search.results.champion import Champion
 from fmnist_search.results.study import Importances, StudySummary, TrialRecord, rank_trials
 from fmnist_search.results.training import EpochReport, TrialState
+from fmnist_search.text import markdown_table
 from fmnist_search.training.evaluation import class_scores
 
 MAX_LEADERS = 10
@@ -108,7 +109,7 @@ def _budget_table(summary: StudySummary, budget: Budget) -> str:
         ("minutes of searching", f"{summary.searched_seconds / 60:.1f}", budget.minutes),
         ("failed trials", str(summary.count(TrialState.FAILED)), budget.failures),
     ]
-    return _markdown_table(
+    return markdown_table(
         [["budget", "spent", "of"], *([name, spent, _format_limit(limit)] for name, spent, limit in rows)]
     )
 
@@ -138,7 +139,7 @@ def _leaders_table(trials: Sequence[TrialRecord], searched: Sequence[str]) -> st
         ]
         for row in trials
     ]
-    return _markdown_table([head, *body])
+    return markdown_table([head, *body])
 
 
 def _space_table(summary: StudySummary, space: Mapping[str, Domain | str]) -> str:
@@ -148,7 +149,7 @@ def _space_table(summary: StudySummary, space: Mapping[str, Domain | str]) -> st
         [_inline_code(key), str(domain), *(_format_domain_value(domain, key, recipe) for recipe in winners.values())]
         for key, domain in space.items()
     ]
-    return _markdown_table([["hyperparameter", "domain", *winners], *body])
+    return markdown_table([["hyperparameter", "domain", *winners], *body])
 
 
 def _winning_recipes(best: TrialRecord | None, champion: Champion | None) -> dict[str, Recipe]:
@@ -267,12 +268,6 @@ def _csv(rows: Iterable[Sequence[Cell]]) -> str:
 
 def _format_cell(value: Cell) -> str:
     return "-" if value is None else format_value_short(value)
-
-
-def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _escape_markdown(text: str) -> str:

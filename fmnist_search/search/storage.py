@@ -13,6 +13,7 @@ from filelock import FileLock
 from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist_search.errors import UserError
+from fmnist_search.text import first_line
 from fmnist_search.workspace import sqlite_path
 
 BUSY_TIMEOUT_SECONDS = 60
@@ -43,7 +44,7 @@ def open_storage(url: str, *, create: bool = True) -> optuna.storages.RDBStorage
     except (OSError, sqlite3.Error, SQLAlchemyError, ImportError, RuntimeError) as error:
         shown = database or sqlalchemy.make_url(url).render_as_string()
         raise UserError(
-            f"storage {shown}: cannot be opened ({_first_line(error)}); check that it is there and writable, "
+            f"storage {shown}: cannot be opened ({first_line(error)}); check that it is there and writable, "
             "or name another place with --workdir"
         ) from error
 
@@ -74,7 +75,3 @@ def _enable_wal(database: Path) -> None:
         connection.rollback()
     finally:
         connection.close()
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -16,6 +16,7 @@ from mlflow.utils.uri import is_local_uri
 from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist_search.errors import UserError
+from fmnist_search.text import first_line
 from fmnist_search.tracking.outbox import EventRejected, StoreUnavailable
 from fmnist_search.workspace import sqlite_path
 
@@ -28,6 +29,8 @@ STORE_OR_DISK_ERRORS: tuple[type[Exception], ...] = (*STORE_ERRORS, OSError)
 PROBE_TIMEOUT_SECONDS, CALL_TIMEOUT_SECONDS = 5, 30
 PERMANENT_ERRORS = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_CONFLICT"}
 """What MLflow answers when it will never take an event, however often it is sent."""
+MAX_DETAIL = 300
+"""Characters of an error's message that are kept."""
 TRANSIENT_STATUS = {401, 403, 408, 425, 429}
 """HTTP answers of the 400s that another time, or another password, may change."""
 
@@ -40,16 +43,12 @@ def classified_errors() -> Iterator[None]:
     except requests.HTTPError as error:
         status = error.response.status_code if error.response is not None else 500
         kind = EventRejected if 400 <= status < 500 and status not in TRANSIENT_STATUS else StoreUnavailable
-        raise kind(_first_line(error)) from error
+        raise kind(first_line(error)[:MAX_DETAIL]) from error
     except MlflowException as error:
         kind = EventRejected if error.error_code in PERMANENT_ERRORS else StoreUnavailable
-        raise kind(_first_line(error)) from error
+        raise kind(first_line(error)[:MAX_DETAIL]) from error
     except STORE_OR_DISK_ERRORS as error:
-        raise StoreUnavailable(_first_line(error)) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
+        raise StoreUnavailable(first_line(error)[:MAX_DETAIL]) from error
 
 
 # ---------------------------------------------------------------------------------------- reaching it
@@ -84,7 +83,7 @@ def store_errors(uri: str, *extra_errors: type[OSError]) -> Iterator[None]:
     try:
         yield
     except (*STORE_ERRORS, *extra_errors) as error:
-        detail = _first_line(error)
+        detail = first_line(error)[:MAX_DETAIL]
         if "out-of-date database schema" in detail:
             raise UserError(
                 f"tracking {uri}: was made by another version of MLflow; keep a copy of it, then run "
