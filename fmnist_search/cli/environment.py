@@ -92,11 +92,12 @@ def data(
 def doctor(tracking_uri: TrackingUriOption = None, workdir: WorkdirOption = None, as_json: JsonOption = False) -> None:
     """Check what a search needs, from versions to stores."""
     from fmnist_search.cli import output
+    from fmnist_search.cli.serialization import check_to_dict
     from fmnist_search.workflows.doctor import run_checks
 
     checks = run_checks(tracking_uri, workdir)
     if as_json:
-        output.show_json(checks)
+        output.show_json([check_to_dict(check) for check in checks])
     else:
         rows = [["ok" if check.ok else "FAILED", check.subject, check.finding] for check in checks]
         output.print_table(output.make_table(["", "what", "finding"], rows))

@@ -34,12 +34,13 @@ def status(
 ) -> None:
     """How a study stands: its trials, its best, its champion."""
     from fmnist_search.cli.output import format_percent, show_json, stdout
+    from fmnist_search.cli.serialization import status_to_dict
     from fmnist_search.results.training import TrialState
     from fmnist_search.workflows.study.api import outbox_status
 
     summary = _load_summary(study, tracking_uri, workdir)
     if as_json:
-        show_json({**{state.value: summary.count(state) for state in TrialState}, **_summary_to_dict(summary)})
+        show_json(status_to_dict(summary))
         return
     counts = ", ".join(f"{summary.count(state)} {state.value}" for state in TrialState if summary.count(state))
     stdout.print(f"{summary.name}: {summary.question}", markup=False)
@@ -77,13 +78,14 @@ def leaderboard(
 ) -> None:
     """The best completed trials of a study."""
     from fmnist_search.cli import output
+    from fmnist_search.cli.serialization import trial_to_dict
     from fmnist_search.search.suggest import varying_names
     from fmnist_search.workflows.study.api import load_study_config
 
     summary = _load_summary(study, tracking_uri, workdir)
     rows = summary.ranked_trials[:top]
     if as_json:
-        output.show_json(rows)
+        output.show_json([trial_to_dict(row) for row in rows])
         return
     config = load_study_config(summary.name, tracking_uri=tracking_uri, workdir=workdir)
     output.print_table(output.leaderboard_table(rows, varying_names(config.space)))
@@ -95,19 +97,6 @@ def _load_summary(study: str | None, tracking_uri: str | None, workdir: str | No
 
     name = study or latest_study(tracking_uri=tracking_uri, workdir=workdir)
     return read(name, tracking_uri=tracking_uri, workdir=workdir)
-
-
-def _summary_to_dict(summary: StudySummary) -> dict[str, Any]:
-    return {
-        "study": summary.name,
-        "question": summary.question,
-        "ended_by": summary.ended_by.name.lower(),
-        "best": summary.best,
-        "champion": summary.champion,
-        "run_id": summary.run_id,
-        "edges": summary.edges,
-        "overhead": summary.overhead,
-    }
 
 
 @app.command()
@@ -128,6 +117,7 @@ def show(
       fmnist-search show best --recipe > best.toml
     """
     from fmnist_search.cli import output
+    from fmnist_search.cli.serialization import trial_to_dict
     from fmnist_search.config.toml_files import recipe_to_toml
     from fmnist_search.search.suggest import varying_names
     from fmnist_search.workflows.study.api import load_study_config, run_url
@@ -139,7 +129,7 @@ def show(
         return
     page = run_url(row.run_id, tracking_uri=tracking_uri, workdir=workdir) if row.run_id else None
     if as_json:
-        output.show_json({"study": summary.name, **output.trial_to_dict(row), "page": page})
+        output.show_json({"study": summary.name, **trial_to_dict(row), "page": page})
         return
     names = varying_names(load_study_config(summary.name, tracking_uri=tracking_uri, workdir=workdir).space)
     output.print_trial(row, names)
@@ -266,6 +256,7 @@ def list_studies(
 ) -> None:
     """The study files of a folder and the studies that were run, each with its question."""
     from fmnist_search.cli import output
+    from fmnist_search.cli.serialization import listed_study_to_dict
     from fmnist_search.config.study_config import StudyConfig
     from fmnist_search.workflows.study.api import all_studies
 
@@ -278,8 +269,10 @@ def list_studies(
             output.stderr.print(f"{path}: is no valid study; `fmnist-search studies check {path}`", markup=False)
             output.stderr.print(f"  {error.lines[0]}", markup=False)
     known = {config.name for config in files.values()}
-    rows = [_study_to_dict(stored.get(c.name), c.name, c.question, path, c.builds_on) for path, c in files.items()]
-    rows += [_study_to_dict(s, s.name, s.question) for s in stored.values() if s.name not in known]
+    rows = [
+        listed_study_to_dict(stored.get(c.name), c.name, c.question, path, c.builds_on) for path, c in files.items()
+    ]
+    rows += [listed_study_to_dict(s, s.name, s.question) for s in stored.values() if s.name not in known]
     if as_json:
         output.show_json(rows)
         return
@@ -290,19 +283,6 @@ def list_studies(
         for row in rows
     ]  # fmt: skip
     output.print_table(output.make_table(["study", "builds on", "trials", "best", "file", "question"], body))
-
-
-def _study_to_dict(
-    summary: StudySummary | None, name: str, question: str, file: str | None = None, builds_on: str = ""
-) -> dict[str, Any]:
-    return {
-        "study": name,
-        "builds_on": builds_on or None,
-        "trials": len(summary.trials) if summary else None,
-        "best": summary.best.value if summary and summary.best else None,
-        "file": file,
-        "question": question,
-    }
 
 
 def _format_count(count: int | None, default: str = "-") -> str:

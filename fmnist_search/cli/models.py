@@ -27,7 +27,6 @@ from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
     from fmnist_search.registry.evaluation import ModelComparison, TestScore
-    from fmnist_search.results.training import Accuracy
     from fmnist_search.workflows.ensemble import EnsembleResult
 
 EXPORT_CHECK_IMAGES = 100
@@ -63,6 +62,7 @@ def promote(
       fmnist-search promote quick --recipes 3 --seeds 3 --ensemble 3
     """
     from fmnist_search.cli.output import TrainingProgressDisplay, show_json
+    from fmnist_search.cli.serialization import champion_to_dict
     from fmnist_search.config.study_config import StudyConfig
     from fmnist_search.workflows.study import api as studies
 
@@ -78,7 +78,7 @@ def promote(
     ).finalists
     summary = studies.promote(name, settings=settings, **home, data_dir=data_dir, callback=TrainingProgressDisplay())
     if as_json:
-        show_json(summary.champion)
+        show_json(champion_to_dict(summary.champion) if summary.champion else None)
     print_summary(summary, f"fmnist-search promote {name!r}", quiet=as_json, after_search=False)
 
 
@@ -130,16 +130,11 @@ def ensemble(
 
 def _print_ensemble(result: EnsembleResult, as_json: bool) -> None:
     from fmnist_search.cli import output
+    from fmnist_search.cli.serialization import ensemble_to_dict
 
     whole, registered = result.evaluation, result.registered
     if as_json:
-        members = [
-            {"run_id": m.run.run_id, "name": m.run.name, "accuracy": m.evaluation.accuracy, "loss": m.evaluation.loss}
-            for m in result.members
-        ]
-        figures = {"accuracy": whole.accuracy, "loss": whole.loss, "validation_images": result.validation_images}
-        version = {**vars(registered), "test": _accuracy_to_dict(registered.test)} if registered else None
-        output.show_json({"run_id": result.run_id, **figures, "members": members, "registered": version})
+        output.show_json(ensemble_to_dict(result))
         return
     rows = [(member.run.name, member.run.run_id, member.evaluation) for member in result.members]
     rows.append(("ensemble", result.run_id, whole))
@@ -184,6 +179,7 @@ def evaluate(
       fmnist-search evaluate models:/fmnist-search@champion models:/fmnist-search@challenger
     """
     from fmnist_search.cli import output
+    from fmnist_search.cli.serialization import comparison_to_dict, test_score_to_dict
     from fmnist_search.data.loading import read_test_set
     from fmnist_search.registry import evaluation
     from fmnist_search.registry.packaging import DEFAULT_MODEL
@@ -193,31 +189,15 @@ def evaluate(
     if other is None:
         judged = evaluation.evaluate_model(client, model or DEFAULT_MODEL, test, again=again)
         if as_json:
-            output.show_json(_test_score_to_dict(judged))
+            output.show_json(test_score_to_dict(judged))
         else:
             output.stdout.print(_format_test_score(judged), markup=False)
         return
     found = evaluation.compare_models(client, model or DEFAULT_MODEL, other, test, again=again)
     if as_json:
-        counts = {name: getattr(found, name) for name in ("both", "only_first", "only_second", "neither", "p_value")}
-        better = found.better.model if found.better else None
-        output.show_json(
-            {
-                "models": [_test_score_to_dict(found.first), _test_score_to_dict(found.second)],
-                **counts,
-                "better": better,
-            }
-        )
+        output.show_json(comparison_to_dict(found))
     else:
         _print_comparison(found)
-
-
-def _test_score_to_dict(score: TestScore) -> dict[str, Any]:
-    return {"model": score.model, **_accuracy_to_dict(score.accuracy), "evaluations": score.evaluations}
-
-
-def _accuracy_to_dict(accuracy: Accuracy) -> dict[str, Any]:
-    return {**vars(accuracy), "accuracy": accuracy.value}
 
 
 def _format_test_score(score: TestScore) -> str:

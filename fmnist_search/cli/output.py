@@ -5,13 +5,12 @@ Data goes to stdout, talk to stderr. Where there is no terminal, every trial is 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from enum import Enum, IntEnum
-from typing import TYPE_CHECKING, Any
+from enum import IntEnum
+from typing import TYPE_CHECKING
 
 from rich import progress
 from rich.console import Console
@@ -54,22 +53,8 @@ class ExitCode(IntEnum):
 
 
 def show_json(value: object) -> None:
-    """A value as JSON on stdout; dataclasses and enums as plain tables and texts."""
-    sys.stdout.write(json.dumps(_to_jsonable(value), indent=2) + "\n")
-
-
-def _to_jsonable(value: Any) -> Any:
-    if isinstance(value, Recipe):
-        return value.to_flat_dict()
-    if isinstance(value, Enum):
-        return value.value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _to_jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {key: _to_jsonable(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_jsonable(inner) for inner in value]
-    return value
+    """Print a value as JSON on stdout. It consists of what JSON knows; `cli.serialization` makes it."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
 def print_error(error: UserError) -> None:
@@ -102,12 +87,6 @@ def leaderboard_table(rows: Sequence[TrialRecord], names: Sequence[str]) -> Tabl
         values = [format_value_short(flat[name]) if name in flat else "-" for name in names]
         body.append([str(row.number), f"{row.value:.2%}", row.recipe.label, f"{row.seconds:.1f}", *values])
     return make_table(["trial", "val_accuracy", "network", "seconds", *short_names(names)], body)
-
-
-def trial_to_dict(trial: TrialRecord) -> dict[str, Any]:
-    """A trial for JSON."""
-    plain: dict[str, Any] = _to_jsonable(trial)
-    return plain
 
 
 def print_trial(trial: TrialRecord, names: Sequence[str]) -> None:

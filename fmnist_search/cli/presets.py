@@ -36,7 +36,7 @@ def list_presets(context: typer.Context, as_json: JsonOption = False) -> None:
     from fmnist_search.recipe.families import FAMILIES
     from fmnist_search.reporting.model_summary import summarize
 
-    rows = [_preset_to_dict(preset, summarize(preset.recipe.model)) for preset in PRESETS.values()]
+    rows = [_preset_row(preset, summarize(preset.recipe.model)) for preset in PRESETS.values()]
     if as_json:
         output.show_json(rows)
         return
@@ -46,15 +46,10 @@ def list_presets(context: typer.Context, as_json: JsonOption = False) -> None:
     output.stdout.print(f"\nfamilies that a study can search: {', '.join(FAMILIES)}", markup=False)
 
 
-def _preset_to_dict(preset: Preset, summary: ModelSummary) -> dict[str, Any]:
-    return {
-        "preset": preset.name,
-        "family": preset.recipe.model.family,
-        "parameters": summary.parameters,
-        "mult_adds": summary.mult_adds,
-        "published": preset.published_accuracy,
-        "notes": preset.notes,
-    }
+def _preset_row(preset: Preset, summary: ModelSummary) -> dict[str, Any]:
+    from fmnist_search.cli.serialization import preset_to_dict
+
+    return preset_to_dict(preset, summary.parameters, summary.mult_adds)
 
 
 @models_app.command("show")
@@ -77,6 +72,7 @@ def show_preset(
     from dataclasses import replace
 
     from fmnist_search.cli import output
+    from fmnist_search.cli.serialization import layer_to_dict
     from fmnist_search.config.toml_files import parse_assignment
     from fmnist_search.models.classifier import check_size
     from fmnist_search.models.presets import get_preset
@@ -93,10 +89,10 @@ def show_preset(
     if as_json:
         values = {key: value for key, value in preset.recipe.to_flat_dict().items() if key.startswith("model.")}
         row = {
-            **_preset_to_dict(preset, summary),
+            **_preset_row(preset, summary),
             "changed": changes,
             "hyperparameters": values,
-            "layers": summary.layers,
+            "layers": [layer_to_dict(layer) for layer in summary.layers],
         }
         output.show_json(row)
         return

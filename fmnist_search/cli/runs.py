@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -44,6 +44,7 @@ def compare(
       fmnist-search compare 4f1c... 9b20... --all
     """
     from fmnist_search.cli import output
+    from fmnist_search.cli.serialization import run_to_dict
     from fmnist_search.tracking.connection import store_errors
     from fmnist_search.tracking.store import MlflowStore
     from fmnist_search.tracking.stored_runs import differing_hyperparameters, hyperparameter_texts, read_run
@@ -54,7 +55,7 @@ def compare(
         found = [read_run(tracking, run_id) for run_id in run_ids]
     names = differing_hyperparameters([run.recipe for run in found])
     if as_json:
-        output.show_json({"runs": found, "differing": names})
+        output.show_json({"runs": [run_to_dict(run) for run in found], "differing": names})
         return
     texts = [hyperparameter_texts(run.recipe) for run in found]
     shown = list(dict.fromkeys(name for each in texts for name in each)) if show_all else names
@@ -104,6 +105,7 @@ def reproduce(
       fmnist-search reproduce 4f1c... --no-record
     """
     from fmnist_search.cli.output import TrainingProgressDisplay, show_json
+    from fmnist_search.cli.serialization import reproduction_to_dict
     from fmnist_search.workflows import reproduce
 
     home, (run_id,) = resolve_runs([run], study, tracking_uri, workdir)
@@ -111,31 +113,11 @@ def reproduce(
         home, run_id, callback=TrainingProgressDisplay(), data_dir=data_dir, record=not no_record
     )
     if as_json:
-        show_json(_reproduction_to_dict(done))
+        show_json(reproduction_to_dict(done))
     else:
         _print_reproduction(done)
     if not done.is_identical:
         raise typer.Exit(1)
-
-
-def _reproduction_to_dict(reproduction: Reproduction) -> dict[str, Any]:
-    epochs = [
-        {
-            "epoch": pair.epoch,
-            "same": pair.is_identical,
-            **{name: {"was": was, "is": now} for name, (was, now) in pair.metrics.items()},
-        }
-        for pair in reproduction.epochs
-    ]
-    return {
-        "run": reproduction.original.run_id,
-        "same": reproduction.is_identical,
-        "epochs": epochs,
-        "reason": reproduction.reason,
-        "execution": reproduction.execution,
-        "environment": {name: {"was": was, "is": now} for name, (was, now) in reproduction.environment_changes.items()},
-        "run_id": reproduction.run_id,
-    }
 
 
 def _print_reproduction(reproduction: Reproduction) -> None:
@@ -186,6 +168,7 @@ def gc(
       fmnist-search gc --delete
     """
     from fmnist_search.cli.output import show_json, stderr, stdout
+    from fmnist_search.cli.serialization import garbage_to_dict
     from fmnist_search.workflows.garbage import find_garbage, is_removable, remove_garbage
     from fmnist_search.workspace import Workspace, image_cache_folder
 
@@ -203,7 +186,7 @@ def gc(
             _confirm_removal(going)
         removed = remove_garbage(home, image_cache_folder(), keep, going)
     if as_json:
-        show_json({**_garbage_to_dict(listed), "removed": len(removed), "freed": _total_bytes(removed)})
+        show_json(garbage_to_dict(listed, removed))
     elif delete:
         stayed = f"; {len(going) - len(removed)} are in use again and stay" if len(removed) < len(going) else ""
         stdout.print(f"freed {_format_bytes(_total_bytes(removed))}: {len(removed)} removed{stayed}")
@@ -240,23 +223,6 @@ def _server_note(items: list[GarbageItem]) -> str:
     runs = ",".join(item.name for item in items if item.kind is GarbageKind.RUNS)
     remedy = f"; there, `mlflow gc --run-ids {runs}` removes the runs, and all deleted experiments" if runs else ""
     return line + remedy
-
-
-def _garbage_to_dict(garbage: list[GarbageItem]) -> dict[str, Any]:
-    groups = [
-        {
-            "group": group.name.lower(),
-            "what": group.value,
-            "bytes": _total_bytes([item for item in garbage if item.kind is group]),
-            "items": [
-                {"of": item.owner, "name": item.name, "bytes": item.size_bytes}
-                for item in garbage
-                if item.kind is group
-            ],
-        }
-        for group in dict.fromkeys(item.kind for item in garbage)
-    ]
-    return {"groups": groups, "bytes": _total_bytes(garbage)}
 
 
 def _total_bytes(items: list[GarbageItem]) -> int:

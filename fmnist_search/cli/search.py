@@ -94,6 +94,7 @@ def search(
         _print_preview(config, as_json)
         return
     from fmnist_search.cli.output import StudyProgressDisplay, show_json
+    from fmnist_search.cli.serialization import search_to_dict
     from fmnist_search.workflows.study.api import run_study
 
     with StudyProgressDisplay(config) as display:
@@ -107,7 +108,7 @@ def search(
             callback=display,
         )
     if as_json:
-        show_json(summary)
+        show_json(search_to_dict(summary))
     print_summary(summary, f"fmnist-search search {study}", quiet=as_json)
 
 

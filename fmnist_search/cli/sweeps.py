@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,9 +22,6 @@ from fmnist_search.cli.app import (
     load_recipe,
 )
 from fmnist_search.errors import UserError
-
-if TYPE_CHECKING:
-    from fmnist_search.results.champion import LearningRateResult
 
 
 @app.command("sweep-lr")
@@ -57,6 +54,7 @@ def sweep_lr(
       fmnist-search sweep-lr wide-conv wide-conv-bn --factors 1,2,4,8 --epochs 3
     """
     from fmnist_search.cli.output import ExitCode, MessagePrinter, make_table, print_table, show_json, stdout
+    from fmnist_search.cli.serialization import learning_rate_to_dict
     from fmnist_search.config.toml_files import parse_assignment
     from fmnist_search.reporting.style import save_png
     from fmnist_search.results.statistics import format_mean_std
@@ -80,7 +78,11 @@ def sweep_lr(
     save_png(sweep.figure, output)
     if as_json:
         show_json(
-            {"run_id": sweep.run_id, "picture": str(output), "rates": [_rate_to_dict(rate) for rate in sweep.rates]}
+            {
+                "run_id": sweep.run_id,
+                "picture": str(output),
+                "rates": [learning_rate_to_dict(rate) for rate in sweep.rates],
+            }
         )
     else:
         rows = [
@@ -97,17 +99,6 @@ def sweep_lr(
         stdout.print(f"\n{output}; run {sweep.run_id}, see it with `fmnist-search ui`", markup=False)
     if any(result.state is TrialState.INTERRUPTED for rate in sweep.rates for result in rate.results):
         raise typer.Exit(ExitCode.INTERRUPTED)
-
-
-def _rate_to_dict(rate: LearningRateResult) -> dict[str, Any]:
-    return {
-        "network": rate.network,
-        "factor": rate.factor,
-        "learning_rate": rate.learning_rate,
-        "val_accuracies": rate.accuracies,
-        "states": [result.state.value for result in rate.results],
-        "reasons": [result.reason for result in rate.results],
-    }
 
 
 def _parse_factors(factors_text: str) -> list[float]:

@@ -26,7 +26,6 @@ from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
     from fmnist_search.recipe.recipe import Recipe
-    from fmnist_search.results.training import TrialResult
 
 PRESET_PREFIX = "preset "
 
@@ -162,6 +161,7 @@ def _print_recipe(recipe: Recipe, origins: dict[str, str], as_json: bool) -> Non
 def _train_one(recipe_or_run_id: Recipe | str, options: dict[str, Any], as_json: bool) -> None:
     """Train a recipe, or go on with a run of that id."""
     from fmnist_search.cli.output import ExitCode, TrainingProgressDisplay, format_percent, show_json, stderr, stdout
+    from fmnist_search.cli.serialization import training_to_dict
     from fmnist_search.results.training import TrialState
     from fmnist_search.workflows import single_training
 
@@ -175,7 +175,7 @@ def _train_one(recipe_or_run_id: Recipe | str, options: dict[str, Any], as_json:
     else:
         result, run_id = single_training.train(recipe_or_run_id, **options)
     if as_json:
-        show_json(_result_to_dict(result, run_id))
+        show_json(training_to_dict(result, run_id))
     if result.state is TrialState.FAILED:
         raise UserError(
             f"train: {result.reason}; the run {run_id} has the details", exit_code=ExitCode.NOTHING_COMPLETED
@@ -195,6 +195,7 @@ def _train_one(recipe_or_run_id: Recipe | str, options: dict[str, Any], as_json:
 
 def _train_seeds(recipe: Recipe, seeds: int, options: dict[str, Any], as_json: bool) -> None:
     from fmnist_search.cli.output import ExitCode, MessagePrinter, show_json, stderr, stdout
+    from fmnist_search.cli.serialization import training_to_dict
     from fmnist_search.results.statistics import mean_and_std
     from fmnist_search.results.training import TrialState
     from fmnist_search.workflows import single_training
@@ -203,7 +204,7 @@ def _train_seeds(recipe: Recipe, seeds: int, options: dict[str, Any], as_json: b
     trained = zip(several.results, several.run_ids, strict=True)
     if as_json:
         mean, deviation = mean_and_std(several.accuracies) if several.accuracies else (None, None)
-        runs = [_result_to_dict(result, run_id) for result, run_id in trained]
+        runs = [training_to_dict(result, run_id) for result, run_id in trained]
         show_json({"run_id": several.run_id, "mean": mean, "deviation": deviation, "runs": runs})
     states = {result.state for result in several.results}
     if TrialState.INTERRUPTED in states:
@@ -218,15 +219,3 @@ def _train_seeds(recipe: Recipe, seeds: int, options: dict[str, Any], as_json: b
     if not as_json:
         name = options.get("name", recipe.label)
         stdout.print(f"{name}: {several} on validation; run {several.run_id}, see it with `fmnist-search ui`")
-
-
-def _result_to_dict(result: TrialResult, run_id: str | None) -> dict[str, Any]:
-    return {
-        "run_id": run_id,
-        "state": result.state,
-        "val_accuracy": result.value,
-        "best_val_accuracy": result.best_val_accuracy,
-        "best_epoch": result.best_epoch,
-        "epochs": result.epochs,
-        "parameters": result.parameters,
-    }

@@ -1,0 +1,360 @@
+"""What `--json` prints of each value: the keys are written here, so that a renamed field changes no output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fmnist_search.results.study import StopReason
+from fmnist_search.results.training import TrialState
+
+if TYPE_CHECKING:
+    from fmnist_search.models.presets import Preset
+    from fmnist_search.recipe.execution import Execution
+    from fmnist_search.registry.evaluation import ModelComparison, TestScore
+    from fmnist_search.reporting.model_summary import LayerSummary
+    from fmnist_search.results.champion import Champion, LearningRateResult
+    from fmnist_search.results.study import StudySummary, TrialRecord
+    from fmnist_search.results.training import Accuracy, EpochReport, Overhead, TrialResult
+    from fmnist_search.tracking.stored_runs import TrainedRun
+    from fmnist_search.workflows.doctor import CheckResult
+    from fmnist_search.workflows.ensemble import EnsembleResult
+    from fmnist_search.workflows.garbage import GarbageItem, GarbageKind
+    from fmnist_search.workflows.registration import RegisteredVersion
+    from fmnist_search.workflows.reproduce import Reproduction
+
+Json = dict[str, Any]
+
+STOP_REASONS = {
+    StopReason.TARGET: ("target", "its target accuracy is reached"),
+    StopReason.TRIALS: ("trials", "its budget of trials is spent"),
+    StopReason.EPOCHS: ("epochs", "its budget of epochs is spent"),
+    StopReason.MINUTES: ("minutes", "its budget of minutes is spent"),
+    StopReason.PATIENCE: ("patience", "its patience is at an end: no better trial in a while"),
+    StopReason.FAILURES: ("failures", "too many trials failed"),
+    StopReason.EXHAUSTED: ("exhausted", "its space is exhausted"),
+    StopReason.INTERRUPTED: ("interrupted", "it was interrupted"),
+    StopReason.NOT_STOPPED: ("open", "its budget is not spent"),
+}
+"""What `status` prints of why a search stopped, and what `search` prints."""
+
+
+# ------------------------------------------------------------------------------------------- studies
+
+
+def trial_to_dict(trial: TrialRecord) -> Json:
+    """Return a trial of a study."""
+    return {
+        "number": trial.number,
+        "state": trial.state.value,
+        "value": trial.value,
+        "epochs": trial.epochs,
+        "recipe": trial.recipe.to_flat_dict(),
+        "seconds": trial.seconds,
+        "reason": trial.reason,
+        "duplicate_of": trial.duplicate_of,
+        "run_id": trial.run_id,
+        "curve": trial.curve,
+        "overhead": overhead_to_dict(trial.overhead),
+        "comes_again": trial.comes_again,
+        "parameters": trial.parameters,
+        "began_at": trial.began_at,
+        "ended_at": trial.ended_at,
+    }
+
+
+def overhead_to_dict(overhead: Overhead) -> Json:
+    """Return the seconds that a trial took beside its training."""
+    return {
+        "seconds": overhead.seconds,
+        "build": overhead.build,
+        "capture": overhead.capture,
+        "sampling": overhead.sampling,
+        "tracking": overhead.tracking,
+    }
+
+
+def search_to_dict(summary: StudySummary) -> Json:
+    """Return a study with all its trials, as `search` prints it."""
+    return {
+        "name": summary.name,
+        "question": summary.question,
+        "trials": [trial_to_dict(trial) for trial in summary.trials],
+        "ended_by": STOP_REASONS[summary.ended_by][1],
+        "new_trials": summary.new_trials,
+        "seconds": summary.seconds,
+        "run_id": summary.run_id,
+        "champion": champion_to_dict(summary.champion) if summary.champion else None,
+        "edges": summary.edges,
+        "overhead": overhead_to_dict(summary.overhead) if summary.overhead else None,
+        "searched_seconds": summary.searched_seconds,
+    }
+
+
+def status_to_dict(summary: StudySummary) -> Json:
+    """Return a study with the number of its trials in each state, as `status` prints it."""
+    return {
+        **{state.value: summary.count(state) for state in TrialState},
+        "study": summary.name,
+        "question": summary.question,
+        "ended_by": STOP_REASONS[summary.ended_by][0],
+        "best": trial_to_dict(summary.best) if summary.best else None,
+        "champion": champion_to_dict(summary.champion) if summary.champion else None,
+        "run_id": summary.run_id,
+        "edges": summary.edges,
+        "overhead": overhead_to_dict(summary.overhead) if summary.overhead else None,
+    }
+
+
+def champion_to_dict(champion: Champion) -> Json:
+    """Return a champion with the score that confirmed it and its accuracy on the test images."""
+    return {
+        "confirmed": {
+            "trial": champion.confirmed.trial,
+            "recipe": champion.confirmed.recipe.to_flat_dict(),
+            "accuracies": champion.confirmed.accuracies,
+        },
+        "recipe": champion.recipe.to_flat_dict(),
+        "test": _interval_to_dict(champion.test),
+        "model": champion.model,
+        "version": champion.version,
+        "alias": champion.alias,
+        "verdict": champion.verdict,
+        "members": champion.members,
+    }
+
+
+def listed_study_to_dict(
+    summary: StudySummary | None, name: str, question: str, file: str | None = None, builds_on: str = ""
+) -> Json:
+    """Return a row of `studies list`: a study file, a stored study, or both."""
+    return {
+        "study": name,
+        "builds_on": builds_on or None,
+        "trials": len(summary.trials) if summary else None,
+        "best": summary.best.value if summary and summary.best else None,
+        "file": file,
+        "question": question,
+    }
+
+
+# ----------------------------------------------------------------------------------------- trainings
+
+
+def training_to_dict(result: TrialResult, run_id: str | None) -> Json:
+    """Return a training with its epochs."""
+    return {
+        "run_id": run_id,
+        "state": result.state.value,
+        "val_accuracy": result.value,
+        "best_val_accuracy": result.best_val_accuracy,
+        "best_epoch": result.best_epoch,
+        "epochs": [epoch_to_dict(report) for report in result.epochs],
+        "parameters": result.parameters,
+    }
+
+
+def epoch_to_dict(report: EpochReport) -> Json:
+    """Return the metrics of an epoch."""
+    return {
+        "epoch": report.epoch,
+        "train_loss": report.train_loss,
+        "train_accuracy": report.train_accuracy,
+        "val_loss": report.val_loss,
+        "val_accuracy": report.val_accuracy,
+        "learning_rate": report.learning_rate,
+        "seconds": report.seconds,
+    }
+
+
+def learning_rate_to_dict(rate: LearningRateResult) -> Json:
+    """Return the trainings of a network at one learning rate."""
+    return {
+        "network": rate.network,
+        "factor": rate.factor,
+        "learning_rate": rate.learning_rate,
+        "val_accuracies": rate.accuracies,
+        "states": [result.state.value for result in rate.results],
+        "reasons": [result.reason for result in rate.results],
+    }
+
+
+def run_to_dict(run: TrainedRun) -> Json:
+    """Return a stored run with its recipe."""
+    return {
+        "run_id": run.run_id,
+        "name": run.name,
+        "kind": run.kind,
+        "state": run.state,
+        "recipe": run.recipe.to_flat_dict(),
+        "accuracy": run.accuracy,
+        "best": run.best,
+        "epochs": run.epochs,
+        "seconds": run.seconds,
+        "parameters": run.parameters,
+        "experiment_id": run.experiment_id,
+        "parent": run.parent,
+        "study": run.study,
+    }
+
+
+def reproduction_to_dict(reproduction: Reproduction) -> Json:
+    """Return the epochs of a run and of its repetition, and what differs between their environments."""
+    epochs = [
+        {
+            "epoch": pair.epoch,
+            "same": pair.is_identical,
+            **{name: {"was": was, "is": now} for name, (was, now) in pair.metrics.items()},
+        }
+        for pair in reproduction.epochs
+    ]
+    return {
+        "run": reproduction.original.run_id,
+        "same": reproduction.is_identical,
+        "epochs": epochs,
+        "reason": reproduction.reason,
+        "execution": execution_to_dict(reproduction.execution),
+        "environment": {name: {"was": was, "is": now} for name, (was, now) in reproduction.environment_changes.items()},
+        "run_id": reproduction.run_id,
+    }
+
+
+def execution_to_dict(execution: Execution) -> Json:
+    """Return how a recipe is run."""
+    return {
+        "device": execution.device,
+        "threads": execution.threads,
+        "engine": execution.engine,
+        "memory_format": execution.memory_format,
+        "allocator": execution.allocator,
+        "deterministic": execution.deterministic,
+    }
+
+
+# -------------------------------------------------------------------------------------------- models
+
+
+def ensemble_to_dict(result: EnsembleResult) -> Json:
+    """Return an ensemble, its members, and its registered version if it has one."""
+    return {
+        "run_id": result.run_id,
+        "accuracy": result.evaluation.accuracy,
+        "loss": result.evaluation.loss,
+        "validation_images": result.validation_images,
+        "members": [
+            {
+                "run_id": member.run.run_id,
+                "name": member.run.name,
+                "accuracy": member.evaluation.accuracy,
+                "loss": member.evaluation.loss,
+            }
+            for member in result.members
+        ],
+        "registered": _version_to_dict(result.registered) if result.registered else None,
+    }
+
+
+def _version_to_dict(version: RegisteredVersion) -> Json:
+    return {
+        "model": version.model,
+        "version": version.version,
+        "alias": version.alias,
+        "verdict": version.verdict,
+        "test": _accuracy_to_dict(version.test),
+    }
+
+
+def _interval_to_dict(accuracy: Accuracy) -> Json:
+    return {"hits": accuracy.hits, "images": accuracy.images, "low": accuracy.low, "high": accuracy.high}
+
+
+def _accuracy_to_dict(accuracy: Accuracy) -> Json:
+    return {**_interval_to_dict(accuracy), "accuracy": accuracy.value}
+
+
+def test_score_to_dict(score: TestScore) -> Json:
+    """Return the accuracy of a model on the test images, and how often it was tested."""
+    return {"model": score.model, **_accuracy_to_dict(score.accuracy), "evaluations": score.evaluations}
+
+
+def comparison_to_dict(comparison: ModelComparison) -> Json:
+    """Return the comparison of two models on the same test images."""
+    return {
+        "models": [test_score_to_dict(comparison.first), test_score_to_dict(comparison.second)],
+        "both": comparison.both,
+        "only_first": comparison.only_first,
+        "only_second": comparison.only_second,
+        "neither": comparison.neither,
+        "p_value": comparison.p_value,
+        "better": comparison.better.model if comparison.better else None,
+    }
+
+
+def preset_to_dict(preset: Preset, parameters: int, mult_adds: int) -> Json:
+    """Return a preset with the size of its network."""
+    return {
+        "preset": preset.name,
+        "family": preset.recipe.model.family,
+        "parameters": parameters,
+        "mult_adds": mult_adds,
+        "published": preset.published_accuracy,
+        "notes": preset.notes,
+    }
+
+
+def layer_to_dict(layer: LayerSummary) -> Json:
+    """Return a layer of a network."""
+    return {
+        "name": layer.name,
+        "kind": layer.kind,
+        "output": layer.output_shape,
+        "parameters": layer.parameters,
+        "mult_adds": layer.mult_adds,
+    }
+
+
+# --------------------------------------------------------------------------------------- environment
+
+
+def check_to_dict(check: CheckResult) -> Json:
+    """Return a finding of `doctor`."""
+    return {"subject": check.subject, "ok": check.ok, "finding": check.finding}
+
+
+def garbage_to_dict(garbage: Sequence[GarbageItem], removed: Sequence[GarbageItem]) -> Json:
+    """Return what nothing needs any more in groups, with its size in bytes, and how much of it was removed."""
+    return {
+        "groups": [_garbage_group_to_dict(kind, garbage) for kind in dict.fromkeys(item.kind for item in garbage)],
+        "bytes": _total_bytes(garbage),
+        "removed": len(removed),
+        "freed": _total_bytes(removed),
+    }
+
+
+def _garbage_group_to_dict(kind: GarbageKind, garbage: Sequence[GarbageItem]) -> Json:
+    items = [item for item in garbage if item.kind is kind]
+    group, description = _garbage_kind_texts(kind)
+    return {
+        "group": group,
+        "what": description,
+        "bytes": _total_bytes(items),
+        "items": [{"of": item.owner, "name": item.name, "bytes": item.size_bytes} for item in items],
+    }
+
+
+def _garbage_kind_texts(kind: GarbageKind) -> tuple[str, str]:
+    from fmnist_search.workflows.garbage import GarbageKind
+
+    return {
+        GarbageKind.ASIDE: ("aside", "weights of studies that were put aside"),
+        GarbageKind.GONE: ("gone", "weights of studies that are gone"),
+        GarbageKind.BEATEN: ("beaten", "weights of trials that are not among the best of their study"),
+        GarbageKind.DELETED: ("deleted", "weights of trainings whose runs were deleted"),
+        GarbageKind.UNFINISHED: ("unfinished", "files that were never finished"),
+        GarbageKind.MODELS: ("models", "models that no registered version refers to"),
+        GarbageKind.RUNS: ("runs", "runs that were deleted in MLflow"),
+    }[kind]
+
+
+def _total_bytes(items: Iterable[GarbageItem]) -> int:
+    return sum(item.size_bytes for item in items)
