@@ -34,7 +34,7 @@ STOP_REASONS = {
     StopReason.FAILURES: ("failures", "too many trials failed"),
     StopReason.EXHAUSTED: ("exhausted", "its space is exhausted"),
     StopReason.INTERRUPTED: ("interrupted", "it was interrupted"),
-    StopReason.NOT_STOPPED: ("open", "its budget is not spent"),
+    StopReason.OPEN: ("open", "its budget is not spent"),
 }
 """What `status` prints of why a search stopped, and what `search` prints."""
 

@@ -25,6 +25,7 @@ from fmnist_search.cli.output import (
     show_json,
     sparkline,
 )
+from fmnist_search.cli.serialization import search_to_dict, status_to_dict, trial_to_dict
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.formatting import format_value_short
 from fmnist_search.recipe.recipe import Recipe, recipe_hyperparameters
@@ -250,7 +251,9 @@ def test_a_summary_is_json_that_says_everything(capsys: CaptureOutput) -> None:
         make_trial(1, run_id="abc"),
         make_trial(2, duplicate_of=1),
     )
-    show_json(StudySummary("small", "Why?", rows, StopReason.TRIALS, 3, 12.5, run_id="def", champion=champion))
+    show_json(
+        search_to_dict(StudySummary("small", "Why?", rows, StopReason.TRIALS, 3, 12.5, run_id="def", champion=champion))
+    )
     written = capsys.readouterr()
     assert written.err == ""
     parsed = json.loads(written.out, parse_constant=reject_constant)
@@ -268,15 +271,24 @@ def test_a_summary_is_json_that_says_everything(capsys: CaptureOutput) -> None:
 
 def test_json_keeps_every_digit_of_a_recipe(capsys: CaptureOutput) -> None:
     recipe = Recipe().replace({"optimizer.learning_rate": 0.1 + 0.2, "optimizer.nesterov": False})
-    show_json([recipe])
-    (parsed,) = json.loads(capsys.readouterr().out, parse_constant=reject_constant)
+    show_json([trial_to_dict(make_trial(0, recipe=recipe))])
+    (trial,) = json.loads(capsys.readouterr().out, parse_constant=reject_constant)
+    parsed = trial["recipe"]
     assert Recipe().replace(parsed) == recipe
     assert parsed["optimizer.nesterov"] is False
 
 
-def test_json_of_what_has_no_value_is_null(capsys: CaptureOutput) -> None:
-    show_json({"best": None, "states": (TrialState.PRUNED,), "exit": ExitCode.USAGE_ERROR})
-    assert json.loads(capsys.readouterr().out) == {"best": None, "states": ["pruned"], "exit": 2}
+def test_json_refuses_values_without_keys_of_their_own() -> None:
+    for value in (make_trial(0), TrialState.PRUNED, Recipe()):
+        with pytest.raises(TypeError):
+            show_json([value])
+
+
+@pytest.mark.parametrize("reason", StopReason)
+def test_every_stop_reason_has_a_name_and_a_sentence_in_json(reason: StopReason) -> None:
+    summary = StudySummary("small", "Why?", (), reason, 0, 0.0)
+    assert status_to_dict(summary)["ended_by"].isidentifier()
+    assert search_to_dict(summary)["ended_by"].count(" ") >= 2
 
 
 def test_nothing_is_written_to_stdout_but_what_was_asked_for() -> None:
