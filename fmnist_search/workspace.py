@@ -31,16 +31,26 @@ def lock_file(tracking_uri: str) -> Path:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where a user's studies live: the MLflow store, and the folder of our own files beside it."""
+    """The places of a user's studies: the MLflow store, the folder of our own files, and the folder of the images.
+
+    `data_dir` is None where the images are looked for in the usual places.
+    """
 
     tracking_uri: str
     folder: Path
+    data_dir: Path | None = None
 
     @classmethod
-    def resolve(cls, tracking: str | None = None, folder: str | None = None) -> Workspace:
-        """The home that these options, the environment and the current folder point to."""
-        uri = resolve_tracking_uri(tracking)
-        return cls(uri, resolve_workdir(uri, folder))
+    def resolve(
+        cls, tracking_uri: str | None = None, workdir: str | Path | None = None, data_dir: str | Path | None = None
+    ) -> Workspace:
+        """Return the workspace that these options, the environment and the current folder define.
+
+        Raises:
+            UserError: if the current folder holds MLflow's old file store and no store is named.
+        """
+        uri = resolve_tracking_uri(tracking_uri)
+        return cls(uri, resolve_workdir(uri, workdir), Path(data_dir) if data_dir else None)
 
     @property
     def storage_url(self) -> str:
@@ -93,14 +103,14 @@ def sqlite_path(uri: str) -> Path | None:
     return Path(uri[len(prefix) :]).absolute() if uri.startswith(prefix) else None
 
 
-def resolve_workdir(tracking: str, given: str | None = None) -> Path:
+def resolve_workdir(tracking_uri: str, given: str | Path | None = None) -> Path:
     """Our own files: as given, else FMNIST_SEARCH_HOME, else beside a SQLite store, else the user's data folder."""
     chosen = given or os.environ.get("FMNIST_SEARCH_HOME")
     if chosen:
         return Path(chosen).absolute()
-    database = sqlite_path(tracking)
+    database = sqlite_path(tracking_uri)
     if database:
         return database.parent / APP_NAME
-    server = urlparse(tracking)
+    server = urlparse(tracking_uri)
     address = f"{server.netloc.rpartition('@')[2]}/{server.path.strip('/')}".strip("/")
     return platformdirs.user_data_path(APP_NAME) / address

@@ -190,15 +190,20 @@ def is_recipe_file(name: str) -> bool:
     return name.endswith(".toml") or "/" in name or Path(name).is_file()
 
 
-def resolve_runs(
-    run_names: list[str], study: str | None, tracking_uri: str | None, workdir: str | None
-) -> tuple[Workspace, list[str]]:
-    """Where runs are kept, and the ids of those that were named."""
-    from fmnist_search.tracking.stored_runs import is_trial_number, resolve_run_id
-    from fmnist_search.workflows.study.api import latest_study
+def make_workspace(
+    tracking_uri: str | None = None, workdir: str | None = None, data_dir: Path | None = None
+) -> Workspace:
+    """Return the workspace that a command's options, the environment and the current folder define."""
     from fmnist_search.workspace import Workspace
 
-    home = Workspace.resolve(tracking_uri, workdir)
+    return Workspace.resolve(tracking_uri, workdir, data_dir)
+
+
+def resolve_runs(run_names: list[str], study: str | None, workspace: Workspace) -> list[str]:
+    """Return the ids of the runs that are named by id or by number of a trial."""
+    from fmnist_search.tracking.stored_runs import is_trial_number, resolve_run_id
+    from fmnist_search.workflows.study.api import latest_study
+
     if study is None and any(map(is_trial_number, run_names)):
-        study = latest_study(tracking_uri=tracking_uri, workdir=workdir)
-    return home, [resolve_run_id(home, name, study or "") for name in run_names]
+        study = latest_study(workspace=workspace)
+    return [resolve_run_id(workspace, name, study or "") for name in run_names]

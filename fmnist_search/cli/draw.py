@@ -18,6 +18,7 @@ from fmnist_search.cli.app import (
     check_output_path,
     image_source,
     load_recipe,
+    make_workspace,
     resolve_runs,
 )
 from fmnist_search.errors import UserError
@@ -125,11 +126,12 @@ def draw_filters(
     from fmnist_search.tracking.store import MlflowStore
     from fmnist_search.tracking.stored_runs import load_stored_classifier, read_run
 
-    home, (run_id,) = resolve_runs([run], study, tracking_uri, workdir)
-    with store_errors(home.tracking_uri):
-        tracking = MlflowStore(home.tracking_uri, "fmnist-search")
+    workspace = make_workspace(tracking_uri, workdir)
+    (run_id,) = resolve_runs([run], study, workspace)
+    with store_errors(workspace.tracking_uri):
+        tracking = MlflowStore(workspace.tracking_uri, "fmnist-search")
         found = read_run(tracking, run_id)
-        network = load_stored_classifier(home, tracking, found).network
+        network = load_stored_classifier(workspace, tracking, found).network
     _save_figure(filters_figure(network.state_dict(), found.name), output)
 
 

@@ -8,7 +8,15 @@ from typing import Annotated
 
 import typer
 
-from fmnist_search.cli.app import DataDirOption, JsonOption, TrackingUriOption, WorkdirOption, app, image_source
+from fmnist_search.cli.app import (
+    DataDirOption,
+    JsonOption,
+    TrackingUriOption,
+    WorkdirOption,
+    app,
+    image_source,
+    make_workspace,
+)
 from fmnist_search.recipe.datasets import DATASETS, DEFAULT_DATASET, get_dataset
 
 
@@ -22,10 +30,10 @@ def ui(
     from fmnist_search.cli.output import stdout
     from fmnist_search.tracking.store import MlflowStore
     from fmnist_search.workflows.study.api import latest_run
-    from fmnist_search.workspace import resolve_tracking_uri as resolve
 
-    uri = resolve(tracking_uri)
-    run_id = latest_run(tracking_uri=tracking_uri, workdir=workdir)
+    workspace = make_workspace(tracking_uri, workdir)
+    uri = workspace.tracking_uri
+    run_id = latest_run(workspace=workspace)
     server = uri if uri.startswith("http") else f"http://127.0.0.1:{port}"
     stdout.print(MlflowStore(uri, "fmnist-search").runs_page_url(server, run_id))
     if uri.startswith("http"):
@@ -53,7 +61,7 @@ def sync(
     from fmnist_search.cli.output import show_json, stdout
     from fmnist_search.workflows.study.api import sync as send
 
-    events = send(forget=forget, tracking_uri=tracking_uri, workdir=workdir)
+    events = send(forget=forget, workspace=make_workspace(tracking_uri, workdir))
     if as_json:
         show_json({"events": events})
     else:
@@ -95,7 +103,7 @@ def doctor(tracking_uri: TrackingUriOption = None, workdir: WorkdirOption = None
     from fmnist_search.cli.serialization import check_to_dict
     from fmnist_search.workflows.doctor import run_checks
 
-    checks = run_checks(tracking_uri, workdir)
+    checks = run_checks(make_workspace(tracking_uri, workdir))
     if as_json:
         output.show_json([check_to_dict(check) for check in checks])
     else:

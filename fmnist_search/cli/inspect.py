@@ -16,6 +16,7 @@ from fmnist_search.cli.app import (
     TrackingUriOption,
     WorkdirOption,
     app,
+    make_workspace,
 )
 from fmnist_search.errors import UserError
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from fmnist_search.config.study_config import StudyConfig
     from fmnist_search.results.study import StudySummary, TrialRecord
     from fmnist_search.results.training import Overhead
+    from fmnist_search.workspace import Workspace
 
 
 @app.command()
@@ -38,7 +40,8 @@ def status(
     from fmnist_search.results.training import TrialState
     from fmnist_search.workflows.study.api import outbox_status
 
-    summary = _load_summary(study, tracking_uri, workdir)
+    workspace = make_workspace(tracking_uri, workdir)
+    summary = _load_summary(study, workspace)
     if as_json:
         show_json(status_to_dict(summary))
         return
@@ -56,7 +59,7 @@ def status(
         stdout.print(f"beside training, a trial takes {_format_overhead(overhead)}")
     for line in summary.edges:
         stdout.print(f"at an edge: {line}", markup=False)
-    left = outbox_status(tracking_uri=tracking_uri, workdir=workdir)
+    left = outbox_status(workspace=workspace)
     if left.pending or left.rejected:
         count = f"{left.pending} events wait to be sent and {sum(left.rejected.values())} were refused"
         stdout.print(f"MLflow has not got everything: {count}; see `fmnist-search sync`")
@@ -82,21 +85,22 @@ def leaderboard(
     from fmnist_search.search.suggest import varying_names
     from fmnist_search.workflows.study.api import load_study_config
 
-    summary = _load_summary(study, tracking_uri, workdir)
+    workspace = make_workspace(tracking_uri, workdir)
+    summary = _load_summary(study, workspace)
     rows = summary.ranked_trials[:top]
     if as_json:
         output.show_json([trial_to_dict(row) for row in rows])
         return
-    config = load_study_config(summary.name, tracking_uri=tracking_uri, workdir=workdir)
+    config = load_study_config(summary.name, workspace=workspace)
     output.print_table(output.leaderboard_table(rows, varying_names(config.space)))
 
 
-def _load_summary(study: str | None, tracking_uri: str | None, workdir: str | None) -> StudySummary:
+def _load_summary(study: str | None, workspace: Workspace) -> StudySummary:
     from fmnist_search.workflows.study.api import latest_study
     from fmnist_search.workflows.study.api import status as read
 
-    name = study or latest_study(tracking_uri=tracking_uri, workdir=workdir)
-    return read(name, tracking_uri=tracking_uri, workdir=workdir)
+    name = study or latest_study(workspace=workspace)
+    return read(name, workspace=workspace)
 
 
 @app.command()
@@ -122,16 +126,17 @@ def show(
     from fmnist_search.search.suggest import varying_names
     from fmnist_search.workflows.study.api import load_study_config, run_url
 
-    summary = _load_summary(study, tracking_uri, workdir)
+    workspace = make_workspace(tracking_uri, workdir)
+    summary = _load_summary(study, workspace)
     row = _find_trial(summary, trial)
     if recipe:
         output.stdout.print(recipe_to_toml(row.recipe), markup=False, end="")
         return
-    page = run_url(row.run_id, tracking_uri=tracking_uri, workdir=workdir) if row.run_id else None
+    page = run_url(row.run_id, workspace=workspace) if row.run_id else None
     if as_json:
         output.show_json({"study": summary.name, **trial_to_dict(row), "page": page})
         return
-    names = varying_names(load_study_config(summary.name, tracking_uri=tracking_uri, workdir=workdir).space)
+    names = varying_names(load_study_config(summary.name, workspace=workspace).space)
     output.print_trial(row, names)
     if page:
         output.stdout.print(f"\nsee it at {page} (while `fmnist-search ui` runs)", markup=False)
@@ -163,8 +168,9 @@ def importance(
     from fmnist_search.workflows.study.api import importance as measure
     from fmnist_search.workflows.study.api import latest_study
 
-    name = study or latest_study(tracking_uri=tracking_uri, workdir=workdir)
-    found = measure(name, tracking_uri=tracking_uri, workdir=workdir)
+    workspace = make_workspace(tracking_uri, workdir)
+    name = study or latest_study(workspace=workspace)
+    found = measure(name, workspace=workspace)
     if as_json:
         output.show_json({"study": name, "trials": found.trials, "importances": found.by_name})
         return
@@ -260,7 +266,7 @@ def list_studies(
     from fmnist_search.config.study_config import StudyConfig
     from fmnist_search.workflows.study.api import all_studies
 
-    stored = {s.name: s for s in all_studies(tracking_uri=tracking_uri, workdir=workdir)}
+    stored = {s.name: s for s in all_studies(workspace=make_workspace(tracking_uri, workdir))}
     files = {}
     for path in sorted(folder.glob("*.toml")):
         try:

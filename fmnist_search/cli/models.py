@@ -20,6 +20,7 @@ from fmnist_search.cli.app import (
     app,
     check_output_path,
     image_source,
+    make_workspace,
     resolve_runs,
 )
 from fmnist_search.cli.search import print_summary
@@ -66,9 +67,9 @@ def promote(
     from fmnist_search.config.study_config import StudyConfig
     from fmnist_search.workflows.study import api as studies
 
-    home = {"tracking_uri": tracking_uri, "workdir": workdir}
-    name = study or studies.latest_study(**home)
-    config = studies.load_study_config(name, **home)
+    workspace = make_workspace(tracking_uri, workdir, data_dir)
+    name = study or studies.latest_study(workspace=workspace)
+    config = studies.load_study_config(name, workspace=workspace)
     given = {"recipes": recipes, "seeds": seeds, "epochs": epochs, "ensemble": ensemble, "model_name": model_name}
     changes = {key: value for key, value in given.items() if value is not None}
     if not config.finalists.recipes and not recipes:
@@ -76,7 +77,7 @@ def promote(
     settings = StudyConfig.from_dict(
         {**config.model_dump(), "finalists": {**dict(config.finalists), **changes}}
     ).finalists
-    summary = studies.promote(name, settings=settings, **home, data_dir=data_dir, callback=TrainingProgressDisplay())
+    summary = studies.promote(name, settings=settings, workspace=workspace, callback=TrainingProgressDisplay())
     if as_json:
         show_json(champion_to_dict(summary.champion) if summary.champion else None)
     print_summary(summary, f"fmnist-search promote {name!r}", quiet=as_json, after_search=False)
@@ -115,12 +116,11 @@ def ensemble(
 
     if model_name and not register:
         raise UserError("--model-name: names what is registered; add --register")
-    home, run_ids = resolve_runs(runs, study, tracking_uri, workdir)
+    workspace = make_workspace(tracking_uri, workdir, data_dir)
     made = ensemble.build_ensemble(
-        home,
-        run_ids,
-        image_source(data_dir),
-        TrainingProgressDisplay(),
+        resolve_runs(runs, study, workspace),
+        workspace=workspace,
+        callback=TrainingProgressDisplay(),
         device=resolve_execution(device or "auto").device,
         should_register=register,
         model_name=model_name,

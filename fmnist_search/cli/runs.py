@@ -14,6 +14,7 @@ from fmnist_search.cli.app import (
     TrackingUriOption,
     WorkdirOption,
     app,
+    make_workspace,
     resolve_runs,
 )
 from fmnist_search.errors import UserError
@@ -49,9 +50,10 @@ def compare(
     from fmnist_search.tracking.store import MlflowStore
     from fmnist_search.tracking.stored_runs import differing_hyperparameters, hyperparameter_texts, read_run
 
-    home, run_ids = resolve_runs(runs, study, tracking_uri, workdir)
-    with store_errors(home.tracking_uri):
-        tracking = MlflowStore(home.tracking_uri, "fmnist-search")
+    workspace = make_workspace(tracking_uri, workdir)
+    run_ids = resolve_runs(runs, study, workspace)
+    with store_errors(workspace.tracking_uri):
+        tracking = MlflowStore(workspace.tracking_uri, "fmnist-search")
         found = [read_run(tracking, run_id) for run_id in run_ids]
     names = differing_hyperparameters([run.recipe for run in found])
     if as_json:
@@ -108,10 +110,9 @@ def reproduce(
     from fmnist_search.cli.serialization import reproduction_to_dict
     from fmnist_search.workflows import reproduce
 
-    home, (run_id,) = resolve_runs([run], study, tracking_uri, workdir)
-    done = reproduce.reproduce(
-        home, run_id, callback=TrainingProgressDisplay(), data_dir=data_dir, record=not no_record
-    )
+    workspace = make_workspace(tracking_uri, workdir, data_dir)
+    (run_id,) = resolve_runs([run], study, workspace)
+    done = reproduce.reproduce(run_id, workspace=workspace, callback=TrainingProgressDisplay(), record=not no_record)
     if as_json:
         show_json(reproduction_to_dict(done))
     else:
@@ -170,21 +171,21 @@ def gc(
     from fmnist_search.cli.output import show_json, stderr, stdout
     from fmnist_search.cli.serialization import garbage_to_dict
     from fmnist_search.workflows.garbage import find_garbage, is_removable, remove_garbage
-    from fmnist_search.workspace import Workspace, image_cache_folder
+    from fmnist_search.workspace import image_cache_folder
 
-    home = Workspace.resolve(tracking_uri, workdir)
-    listed = find_garbage(home, image_cache_folder(), keep)
-    left = [item for item in listed if not is_removable(home, item)]
+    workspace = make_workspace(tracking_uri, workdir)
+    listed = find_garbage(workspace, image_cache_folder(), keep)
+    left = [item for item in listed if not is_removable(workspace, item)]
     if not as_json:
         _print_garbage(listed)
     if left:
         stderr.print(_server_note(left), markup=False)
-    going = [item for item in listed if is_removable(home, item)]
+    going = [item for item in listed if is_removable(workspace, item)]
     removed: list[GarbageItem] = []
     if delete and going:
         if not yes:
             _confirm_removal(going)
-        removed = remove_garbage(home, image_cache_folder(), keep, going)
+        removed = remove_garbage(workspace, image_cache_folder(), keep, going)
     if as_json:
         show_json(garbage_to_dict(listed, removed))
     elif delete:

@@ -22,6 +22,7 @@ from fmnist_search.cli.app import (
     WorkdirOption,
     WorkersOption,
     app,
+    make_workspace,
 )
 
 if TYPE_CHECKING:
@@ -100,9 +101,7 @@ def search(
     with StudyProgressDisplay(config) as display:
         summary = run_study(
             config,
-            tracking_uri=tracking_uri,
-            workdir=workdir,
-            data_dir=data_dir,
+            workspace=make_workspace(tracking_uri, workdir, data_dir),
             fresh=fresh,
             tracked=not no_tracking,
             callback=display,

@@ -20,6 +20,7 @@ from fmnist_search.cli.app import (
     app,
     check_output_path,
     load_recipe,
+    make_workspace,
 )
 from fmnist_search.errors import UserError
 
@@ -56,6 +57,7 @@ def sweep_lr(
     from fmnist_search.cli.output import ExitCode, MessagePrinter, make_table, print_table, show_json, stdout
     from fmnist_search.cli.serialization import learning_rate_to_dict
     from fmnist_search.config.toml_files import parse_assignment
+    from fmnist_search.recipe.execution import ExecutionSettings
     from fmnist_search.reporting.style import save_png
     from fmnist_search.results.statistics import format_mean_std
     from fmnist_search.results.training import TrialState
@@ -64,16 +66,14 @@ def sweep_lr(
     check_output_path(output, suffix=".png", force=force)
     overrides = dict(map(parse_assignment, settings or [])) | ({"epochs": epochs} if epochs else {})
     named = {name: load_recipe(name).replace(overrides) for name in recipes}
-    conditions = {"device": device, "threads": threads, "workers": workers, "engine": engine}
+    conditions: dict[str, Any] = {"device": device, "threads": threads, "workers": workers, "engine": engine}
     sweep = sweep_learning_rate(
         named,
         _parse_factors(factors),
         seeds,
-        tracking_uri=tracking_uri,
-        workdir=workdir,
-        data_dir=data_dir,
+        workspace=make_workspace(tracking_uri, workdir, data_dir),
+        execution=ExecutionSettings(**{key: value for key, value in conditions.items() if value is not None}),
         callback=MessagePrinter(),
-        **{key: value for key, value in conditions.items() if value is not None},  # type: ignore[arg-type]
     )
     save_png(sweep.figure, output)
     if as_json:

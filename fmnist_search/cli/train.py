@@ -21,6 +21,7 @@ from fmnist_search.cli.app import (
     app,
     is_recipe_file,
     load_recipe,
+    make_workspace,
 )
 from fmnist_search.errors import UserError
 
@@ -79,35 +80,46 @@ def train(
       fmnist-search train --resume 4f1c... --epochs 36
     """
     from fmnist_search.config.toml_files import parse_assignment
+    from fmnist_search.recipe.execution import ExecutionSettings
+    from fmnist_search.workflows.settings import RunOptions
 
     overrides = dict(map(parse_assignment, settings or [])) | ({"epochs": epochs} if epochs else {})
-    places = {"tracking_uri": tracking_uri, "workdir": workdir, "data_dir": data_dir}
+    workspace = make_workspace(tracking_uri, workdir, data_dir)
     conditions = {"device": device, "threads": threads, "engine": engine, "precision": precision, "workers": workers}
-    given = {key: value for key, value in conditions.items() if value is not None}
-    files = {key: value for key, value in {"output": output, "tensorboard": tensorboard}.items() if value}
+    given: dict[str, Any] = {key: value for key, value in conditions.items() if value is not None}
+    files: dict[str, Any] = {
+        key: value for key, value in {"output": output, "tensorboard": tensorboard}.items() if value
+    }
     if (recipe and preset) or sum(source is not None for source in (recipe or preset, from_run, resume)) != 1:
         raise UserError("train: give one of these: a recipe file, a preset, --from-run RUN_ID, --resume RUN_ID")
     if resume:
         refused = [f"--set {key}" for key in overrides if key != "epochs"] + [f"--{key}" for key in given]
         _reject_resume_options(refused + ["--seeds"] * (seeds > 1) + ["--dry-run"] * dry_run)
-        _train_one(resume, {"epochs": overrides.get("epochs"), **places, **files}, as_json)
+        _train_one(
+            resume,
+            {"epochs": overrides.get("epochs"), "workspace": workspace, "run_options": RunOptions(**files)},
+            as_json,
+        )
         return
     base, whence = _resolve_recipe(recipe or preset, from_run, tracking_uri)
     chosen = base.replace(overrides)
     origins = _value_origins(base, chosen, whence, [*overrides, *(["precision"] if precision else [])])
-    options: dict[str, Any] = {"origins": origins}
-    if whence.startswith(PRESET_PREFIX):
-        options["name"] = whence.removeprefix(PRESET_PREFIX)
+    name = whence.removeprefix(PRESET_PREFIX) if whence.startswith(PRESET_PREFIX) else None
+    options = {
+        "workspace": workspace,
+        "execution": ExecutionSettings(**given),
+        "run_options": RunOptions(name=name, origins=origins, **files),
+    }
     if dry_run:
         _print_recipe(chosen, origins, as_json)
     elif seeds > 1:
         if files:
             raise UserError(f"--{next(iter(files))}: is for one training; leave it or --seeds out")
-        _train_seeds(chosen, seeds, {**options, **places, **given}, as_json)
+        _train_seeds(chosen, seeds, options, as_json)
     else:
         if workers:
             raise UserError("--workers: is for several trainings; give --seeds as well, or leave it out")
-        _train_one(chosen, {**options, **places, **given, **files}, as_json)
+        _train_one(chosen, options, as_json)
 
 
 def _resolve_recipe(recipe_name: str | None, from_run: str | None, tracking_uri: str | None) -> tuple[Recipe, str]:
@@ -167,7 +179,9 @@ def _train_one(recipe_or_run_id: Recipe | str, options: dict[str, Any], as_json:
 
     display = TrainingProgressDisplay()
     name = (
-        f"run {recipe_or_run_id}" if isinstance(recipe_or_run_id, str) else options.get("name", recipe_or_run_id.label)
+        f"run {recipe_or_run_id}"
+        if isinstance(recipe_or_run_id, str)
+        else options["run_options"].name or recipe_or_run_id.label
     )
     options = {**options, "callback": display, "progress_callback": display.progress_callback}
     if isinstance(recipe_or_run_id, str):
@@ -217,5 +231,5 @@ def _train_seeds(recipe: Recipe, seeds: int, options: dict[str, Any], as_json: b
             exit_code=ExitCode.NOTHING_COMPLETED,
         )
     if not as_json:
-        name = options.get("name", recipe.label)
+        name = options["run_options"].name or recipe.label
         stdout.print(f"{name}: {several} on validation; run {several.run_id}, see it with `fmnist-search ui`")

@@ -262,7 +262,7 @@ def _check_workers(given: object) -> object:
     raise UserError(f"execution.workers: {given!r} is no number of trials at a time; give 1 or more, or 'auto'")
 
 
-class ExecutionSettings(Section):
+class ExecutionSection(Section):
     """How trials run; decided once a study and kept for those that follow."""
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")

@@ -30,7 +30,7 @@ from fmnist_search.config.sections import (
     NAME_PATTERN,
     Budget,
     Cmaes,
-    ExecutionSettings,
+    ExecutionSection,
     Finalists,
     Grid,
     Halving,
@@ -76,7 +76,7 @@ class StudyConfig(Section):
     start: Start = Start()
     space: Annotated[Space, PlainValidator(parse_space), PlainSerializer(Space.to_toml_table)]
     finalists: Finalists = Field(Finalists(), validate_default=True)
-    execution: ExecutionSettings = ExecutionSettings()
+    execution: ExecutionSection = ExecutionSection()
     _warnings: tuple[str, ...] = PrivateAttr(())
     _origins: Origins = PrivateAttr(default_factory=Origins)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from fmnist_search.errors import UserError
 from fmnist_search.files import atomic_write
 from fmnist_search.recipe.datasets import FILE_NAMES, Dataset, dataset_with_digest, get_dataset
+from fmnist_search.workspace import Workspace, image_cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,11 @@ class DataSource:
     cache: Path
     folder: Path | None = None
     download: bool = True
+
+    @classmethod
+    def from_workspace(cls, workspace: Workspace) -> DataSource:
+        """Return the source of a workspace: the user's cache, and the folder of images where one is named."""
+        return cls(image_cache_folder(), workspace.data_dir)
 
 
 def verify_files(dataset: str, source: DataSource) -> dict[str, int]:

@@ -3,14 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
-
-# -------------------------------------------------------------------------------------- execution
-
 
 MEMORY_FORMATS = ("contiguous", "channels_last")
 ENGINES = ("plain", "graph")
@@ -32,3 +24,20 @@ class Execution:
     memory_format: str = "channels_last"
     allocator: str = "default"
     deterministic: bool = False
+
+
+@dataclass(frozen=True)
+class ExecutionSettings:
+    """How trainings are asked to be run; `training.runtime.resolve_execution` makes an `Execution` of it.
+
+    `device` is "auto" or a torch device; `threads` counts intra-op threads of a training on the CPU, 0 takes the
+    caller's default; `workers` is the number of trainings at a time or "auto"; `precision` is "float32", "bfloat16",
+    "auto" for a measurement on this machine, or None for the recipe's own.
+    """
+
+    device: str = "auto"
+    threads: int = 0
+    workers: int | str = "auto"
+    engine: str = "plain"
+    deterministic: bool = False
+    precision: str | None = None

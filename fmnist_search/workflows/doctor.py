@@ -16,7 +16,7 @@ from fmnist_search.search.storage import open_storage
 from fmnist_search.tracking.connection import connect
 from fmnist_search.training.autotune import tune
 from fmnist_search.training.runtime import resolve_execution
-from fmnist_search.workspace import Workspace, image_cache_folder
+from fmnist_search.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,16 @@ class CheckResult:
     finding: str
 
 
-def run_checks(tracking_uri: str | None = None, workdir: str | None = None) -> list[CheckResult]:
+def run_checks(workspace: Workspace | None = None) -> list[CheckResult]:
     """All findings; what a check finds wrong is a finding, never an error."""
-    home = Workspace.resolve(tracking_uri, workdir)
+    workspace = workspace or Workspace.resolve()
     return [
         _run_check("python", platform.python_version),
         *(_run_check(name, partial(metadata.version, name)) for name in ("torch", "torchvision", "mlflow", "optuna")),
         _run_check("device", _describe_device),
-        _run_check("images", _describe_images),
-        _run_check("MLflow store", lambda: (connect(home.tracking_uri), home.tracking_uri)[1]),
-        _run_check("our own files", lambda: (open_storage(home.storage_url), str(home.folder))[1]),
+        _run_check("images", partial(_describe_images, DataSource.from_workspace(workspace))),
+        _run_check("MLflow store", lambda: (connect(workspace.tracking_uri), workspace.tracking_uri)[1]),
+        _run_check("our own files", lambda: (open_storage(workspace.storage_url), str(workspace.folder))[1]),
     ]
 
 
@@ -55,6 +55,5 @@ def _describe_device() -> str:
     return f"{execution.device}, {workers} trials at a time, fastest with {how}"
 
 
-def _describe_images() -> str:
-    source = DataSource(image_cache_folder())
+def _describe_images(source: DataSource) -> str:
     return f"{sum(verify_files(DEFAULT_DATASET, source).values()):,} bytes, verified, in {source.cache}"

@@ -20,7 +20,7 @@ from fmnist_search.models.classifier import Classifier, Ensemble, average_probab
 from fmnist_search.registry.champion_rule import CorrectnessRecord, ValidationScore
 from fmnist_search.registry.versions import MEMBER_RUNS_TAG, SELECTED_ON_VALIDATION_TAG
 from fmnist_search.reporting.model_card import Selection, selection_from_runs
-from fmnist_search.results.study import StudyCallback
+from fmnist_search.results.study import NullStudyCallback, StudyCallback
 from fmnist_search.results.training import TrialState
 from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.run_logger import RunLogger
@@ -59,11 +59,10 @@ class EnsembleResult:
 
 
 def build_ensemble(
-    workspace: Workspace,
     run_ids: Sequence[str],
-    source: DataSource,
-    callback: StudyCallback,
     *,
+    workspace: Workspace | None = None,
+    callback: StudyCallback | None = None,
     device: str = "cpu",
     should_register: bool = False,
     model_name: str | None = None,
@@ -78,6 +77,8 @@ def build_ensemble(
             what `registration.register` raises.
     """
     _check_run_ids(run_ids)
+    workspace, callback = workspace or Workspace.resolve(), callback or NullStudyCallback()
+    source = DataSource.from_workspace(workspace)
     with store_errors(workspace.tracking_uri):
         tracking = MlflowStore(workspace.tracking_uri, "fmnist-search")
         runs = [read_run(tracking, run_id) for run_id in run_ids]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import check_size
+from fmnist_search.recipe.execution import ExecutionSettings
 from fmnist_search.recipe.formatting import format_value_short
 from fmnist_search.recipe.hyperparameters import hyperparameters
 from fmnist_search.recipe.recipe import Optimizer, Recipe
@@ -17,8 +17,7 @@ from fmnist_search.reporting.training_plots import sweep_figure
 from fmnist_search.results.champion import LearningRateResult
 from fmnist_search.results.statistics import format_mean_std
 from fmnist_search.results.study import StudyCallback
-from fmnist_search.training.runtime import resolve_execution
-from fmnist_search.workflows.single_training import open_training_session
+from fmnist_search.workflows.single_training import open_training_session, resolve_settings
 from fmnist_search.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -42,13 +41,8 @@ def sweep_learning_rate(
     factors: Sequence[float],
     seeds: int,
     *,
-    tracking_uri: str | None = None,
-    workdir: str | None = None,
-    data_dir: str | Path | None = None,
-    device: str = "auto",
-    threads: int = 0,
-    engine: str = "plain",
-    workers: int | str = "auto",
+    workspace: Workspace | None = None,
+    execution: ExecutionSettings = ExecutionSettings(),
     experiment: str = "fmnist-search",
     callback: StudyCallback | None = None,
 ) -> LearningRateSweep:
@@ -74,14 +68,14 @@ def sweep_learning_rate(
         for name, factor, recipe in wanted
         for seed in range(recipe.seed, recipe.seed + seeds)
     ]
-    execution = resolve_execution(device, threads or 1, engine)
     title = f"sweep-lr {', '.join(recipes)}"
-    home = Workspace.resolve(tracking_uri, workdir)
+    workspace = workspace or Workspace.resolve()
+    resolved = resolve_settings(execution, threads=1)
     with (
-        open_training_session(home, data_dir, execution, experiment, callback) as shop,
+        open_training_session(workspace, resolved, experiment, callback) as shop,
         shop.open_group_run(title, {"sweep": LEARNING_RATE}) as above,
     ):
-        done = [result for result, _ in shop.run_several(trainings, above, workers)]
+        done = [result for result, _ in shop.run_several(trainings, above, execution.workers)]
         rates = tuple(
             LearningRateResult(name, factor, recipe.optimizer.learning_rate, tuple(done[at * seeds : (at + 1) * seeds]))
             for at, (name, factor, recipe) in enumerate(wanted)

@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Metric, Param, RunTag
@@ -23,7 +22,7 @@ from fmnist_search.data.loading import load_images
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.formatting import format_value
-from fmnist_search.results.study import StudyCallback
+from fmnist_search.results.study import NullStudyCallback, StudyCallback
 from fmnist_search.results.training import Decision, EpochReport, TrialResult, TrialState
 from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.provenance import environment, provenance_tags
@@ -37,7 +36,7 @@ from fmnist_search.tracking.stored_runs import (
     read_run,
 )
 from fmnist_search.training.trial import run_trial
-from fmnist_search.workspace import Workspace, image_cache_folder
+from fmnist_search.workspace import Workspace
 
 COMPARED_METRICS = {"train/loss": "train_loss", "val/loss": "val_loss", "val/accuracy": "val_accuracy"}
 """What is compared: metrics, and where an epoch's report holds them."""
@@ -86,11 +85,10 @@ class Reproduction:
 
 
 def reproduce(
-    workspace: Workspace,
     run_id: str,
     *,
-    callback: StudyCallback,
-    data_dir: str | Path | None = None,
+    workspace: Workspace | None = None,
+    callback: StudyCallback | None = None,
     record: bool = True,
 ) -> Reproduction:
     """Train a run's recipe again as it was trained, for as many epochs as are on record, and compare.
@@ -98,6 +96,7 @@ def reproduce(
     Raises:
         UserError: no such run, nothing in it to compare with, no record of its conditions, or they cannot be had here.
     """
+    workspace, callback = workspace or Workspace.resolve(), callback or NullStudyCallback()
     with store_errors(workspace.tracking_uri):
         tracking = MlflowStore(workspace.tracking_uri, "fmnist-search")
         original = read_run(tracking, run_id)
@@ -108,7 +107,7 @@ def reproduce(
     if not history:
         raise UserError(f"run {run_id!r}: has no epoch on record, so there is nothing to compare with; take another")
     execution = execution_from_environment(before, run_id)
-    result, moments = _retrain(original, execution, len(history), callback, data_dir)
+    result, moments = _retrain(original, execution, len(history), callback, DataSource.from_workspace(workspace))
     reports = {report.epoch: report for report in result.epochs}
     pairs = tuple(
         EpochComparison(epoch, _compare_epoch(figures, reports.get(epoch))) for epoch, figures in history.items()
@@ -128,13 +127,11 @@ def reproduce(
 
 
 def _retrain(
-    original: TrainedRun, execution: Execution, epochs: int, callback: StudyCallback, data_dir: str | Path | None
+    original: TrainedRun, execution: Execution, epochs: int, callback: StudyCallback, source: DataSource
 ) -> tuple[TrialResult, list[float]]:
     """The training, ended after so many epochs (the original may have been pruned there), and when each was over."""
     recipe, name = original.recipe, f"{original.name}, again"
-    images = load_images(
-        recipe.data, DataSource(image_cache_folder(), Path(data_dir) if data_dir else None), execution.device
-    )
+    images = load_images(recipe.data, source, execution.device)
     moments: list[float] = []
 
     def observe(report: EpochReport) -> Decision:

@@ -23,7 +23,7 @@ from fmnist_search.execution.capacity import worker_count
 from fmnist_search.execution.pool import WorkerPool
 from fmnist_search.files import atomic_write
 from fmnist_search.models.classifier import check_size
-from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.execution import Execution, ExecutionSettings
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.study_note import epochs_csv, origins_csv
 from fmnist_search.results.champion import completed_accuracies
@@ -53,7 +53,8 @@ from fmnist_search.workflows.jobs import (
     open_sender,
     run_jobs,
 )
-from fmnist_search.workspace import Workspace, image_cache_folder
+from fmnist_search.workflows.settings import RunOptions
+from fmnist_search.workspace import Workspace
 
 BEST_FILE, LAST_FILE, EPOCHS_FILE = "weights.pt", "last_weights.pt", "epochs.csv"
 ORIGINS_FILE = "recipe_origins.csv"
@@ -82,64 +83,45 @@ class SeedResults:
 def train(
     recipe: Recipe,
     *,
-    name: str | None = None,
-    tracking_uri: str | None = None,
-    workdir: str | None = None,
-    data_dir: str | Path | None = None,
-    device: str = "auto",
-    threads: int = 0,
-    engine: str = "plain",
-    precision: str | None = None,
-    experiment: str = "fmnist-search",
+    workspace: Workspace | None = None,
+    execution: ExecutionSettings = ExecutionSettings(),
+    run_options: RunOptions = RunOptions(),
     stopper: Stopper = never_stop,
     callback: StudyCallback | None = None,
     progress_callback: ProgressCallback | None = None,
-    origins: Mapping[str, str] | None = None,
-    output: Path | None = None,
-    tensorboard: Path | None = None,
 ) -> tuple[TrialResult, str]:
-    """Train one recipe without a study, on record in MLflow; gives the result and the run's id.
+    """Train one recipe without a study, recorded in MLflow; return the result and the run's id.
 
-    `precision` overrides the recipe's, "auto" by a probe of this machine. The observer sees every epoch and may end
-    the training; `progress_callback` sees how an epoch gets on. `find_origins` says where each value of the recipe
-    comes from, by dotted name. The run, called after its network or by `name`, keeps the best and the last weights as
-    plain state files and the epochs as CSV; the state from which `resume` goes on is written to our own folder (see
-    `Workspace.training`) after every epoch. The same files and the recipe are copied to the folder `output`;
-    TensorBoard's go to the folder `tensorboard`.
+    `stopper` is called after every epoch and may end the training; `progress_callback` is called several times a second
+    within an epoch. The run keeps the best and the last weights as state files and the epochs as CSV. The state from
+    which `resume` continues is written to `Workspace.training_folder` after every epoch.
 
     Raises:
-        UserError: a network that cannot be built, no images, no such device, or a store out of reach.
+        UserError: if the network cannot be built, images or device are missing, or the store is unreachable.
     """
     check_size(recipe.model)
-    _check_output(output)
-    # Nothing is tried out that changes a number, the number format apart, which the recipe holds: trained again, it is
-    # equal.
-    execution = resolve_execution(device, threads, engine)
-    recipe = _with_precision(recipe, precision, execution)
-    with open_training_session(
-        Workspace.resolve(tracking_uri, workdir), data_dir, execution, experiment, callback
-    ) as shop:
-        images = shop.load_images(recipe)
-        board = [TensorBoardWriter(tensorboard, images.classes)] if tensorboard else []
-        training = shop.make_job(f"train {name or recipe.label}", recipe, images, {}, stopper)
-        if origins:
-            training.run.log_text(ORIGINS_FILE, origins_csv(origins))
-        return shop.run_single(training, board, progress_callback, output), training.run.run_key
+    _check_output(run_options.output)
+    # Only the precision is measured, and the recipe records it: a run that is trained again gives the same values.
+    resolved = resolve_settings(execution)
+    recipe = _with_precision(recipe, execution.precision, resolved)
+    workspace = workspace or Workspace.resolve()
+    with open_training_session(workspace, resolved, run_options.experiment, callback) as session:
+        images = session.load_images(recipe)
+        training = session.make_job(f"train {run_options.name or recipe.label}", recipe, images, {}, stopper)
+        if run_options.origins:
+            training.run.log_text(ORIGINS_FILE, origins_csv(run_options.origins))
+        return session.run_single(training, run_options, progress_callback), training.run.run_key
 
 
 def resume(
     run_id: str,
     *,
     epochs: int | None = None,
-    tracking_uri: str | None = None,
-    workdir: str | None = None,
-    data_dir: str | Path | None = None,
-    experiment: str = "fmnist-search",
+    workspace: Workspace | None = None,
+    run_options: RunOptions = RunOptions(),
     stopper: Stopper = never_stop,
     callback: StudyCallback | None = None,
     progress_callback: ProgressCallback | None = None,
-    output: Path | None = None,
-    tensorboard: Path | None = None,
 ) -> tuple[TrialResult, str]:
     """Go on with a single training from its last whole epoch, in a new run that holds all its epochs.
 
@@ -150,9 +132,9 @@ def resume(
         UserError: nothing is kept of that run here, it is damaged, has those epochs already, or needs other images or
             another device than there are.
     """
-    _check_output(output)
-    home = Workspace.resolve(tracking_uri, workdir)
-    kept = load_checkpoint(home.training_folder(run_id), run_id)
+    _check_output(run_options.output)
+    workspace = workspace or Workspace.resolve()
+    kept = load_checkpoint(workspace.training_folder(run_id), run_id)
     recipe = kept.recipe.replace({"epochs": epochs}) if epochs else kept.recipe
     if recipe.epochs <= kept.epochs_done:
         raise UserError(
@@ -161,10 +143,10 @@ def resume(
             "shall have in all, with --epochs"
         )
     execution = execution_from_environment(kept.execution, run_id)
-    with open_training_session(home, data_dir, execution, experiment, callback) as shop:
+    with open_training_session(workspace, execution, run_options.experiment, callback) as shop:
         if shop.mlflow_store.load_recipe(run_id) != kept.recipe:
             raise UserError(
-                f"run {run_id!r}: what {home.training_folder(run_id)} keeps is another training's; take it away"
+                f"run {run_id!r}: what {workspace.training_folder(run_id)} keeps is another training's; take it away"
             )
         images = shop.load_images(recipe)
         if [images.digest, images.split_digest] != kept.image_digests:
@@ -177,29 +159,20 @@ def resume(
                 f"schedule.name: {recipe.schedule.name} was drawn over {kept.recipe.epochs} epochs until now, and over "
                 f"{recipe.epochs} from here on"
             )
-        board = [TensorBoardWriter(tensorboard, images.classes)] if tensorboard else []
         name = f"train {recipe.label}, on from epoch {kept.epochs_done}"
         training = shop.make_job(name, recipe, images, {RESUMES_TAG: run_id}, stopper)
         training.replay_epochs([EpochReport(**report) for report in kept.state["epochs"]])
-        return shop.run_single(training, board, progress_callback, output, kept.state), training.run.run_key
+        return shop.run_single(training, run_options, progress_callback, kept.state), training.run.run_key
 
 
 def train_seeds(
     recipe: Recipe,
     seeds: int,
     *,
-    name: str | None = None,
-    tracking_uri: str | None = None,
-    workdir: str | None = None,
-    data_dir: str | Path | None = None,
-    device: str = "auto",
-    threads: int = 0,
-    engine: str = "plain",
-    precision: str | None = None,
-    workers: int | str = "auto",
-    experiment: str = "fmnist-search",
+    workspace: Workspace | None = None,
+    execution: ExecutionSettings = ExecutionSettings(),
+    run_options: RunOptions = RunOptions(),
     callback: StudyCallback | None = None,
-    origins: Mapping[str, str] | None = None,
 ) -> SeedResults:
     """Train one recipe from its seed and those that follow, side by side, each in a run below a common one.
 
@@ -210,22 +183,34 @@ def train_seeds(
         UserError: a network that cannot be built, no images, no such device, or a store out of reach.
     """
     check_size(recipe.model)
-    execution = resolve_execution(device, threads or 1, engine)
-    recipe = _with_precision(recipe, precision, execution)
+    resolved = resolve_settings(execution, threads=1)
+    recipe = _with_precision(recipe, execution.precision, resolved)
+    name = run_options.name or recipe.label
     recipes = [recipe.replace({"seed": recipe.seed + number}) for number in range(seeds)]
-    trainings = [(f"seed {each.seed} {name or each.label}", each) for each in recipes]
-    home = Workspace.resolve(tracking_uri, workdir)
+    trainings = [(f"seed {each.seed} {name}", each) for each in recipes]
+    workspace = workspace or Workspace.resolve()
     with (
-        open_training_session(home, data_dir, execution, experiment, callback) as shop,
-        shop.open_group_run(f"train {name or recipe.label}, {seeds} seeds", {"family": recipe.model.family}) as above,
+        open_training_session(workspace, resolved, run_options.experiment, callback) as shop,
+        shop.open_group_run(f"train {name}, {seeds} seeds", {"family": recipe.model.family}) as above,
     ):
-        if origins:
-            above.log_text(ORIGINS_FILE, origins_csv(origins))
-        done = shop.run_several(trainings, above, workers)
+        if run_options.origins:
+            above.log_text(ORIGINS_FILE, origins_csv(run_options.origins))
+        done = shop.run_several(trainings, above, execution.workers)
         results, runs = zip(*done, strict=True)
         several = SeedResults(tuple(recipes), results, runs, above.run_key)
         _log_seed_results(above, several)
     return several
+
+
+def resolve_settings(settings: ExecutionSettings, threads: int = 0) -> Execution:
+    """Return how trainings with these settings are run here; `threads` is taken where the settings name no number.
+
+    Raises:
+        UserError: if the device is missing, or the engine needs another one.
+    """
+    return resolve_execution(
+        settings.device, settings.threads or threads, settings.engine, deterministic=settings.deterministic
+    )
 
 
 def _with_precision(recipe: Recipe, precision: str | None, execution: Execution) -> Recipe:
@@ -303,25 +288,25 @@ class TrainingSession:
     def run_single(
         self,
         job: SingleJob,
-        tensorboard_writers: Sequence[TensorBoardWriter],
+        run_options: RunOptions,
         progress_callback: ProgressCallback | None,
-        output: Path | None,
         resume_from: Mapping[str, Any] | None = None,
     ) -> TrialResult:
         """Run it to its end, and keep what is to be kept of it."""
         keeper = CheckpointWriter(
             self.workspace.training_folder(job.run.run_key), job.recipe, job.images, self.execution
         )
-        result = _run_inline(
-            job, self.execution, CallbackList([keeper, *tensorboard_writers]), progress_callback, resume_from
-        )
+        callbacks: list[TrainingCallback] = [keeper]
+        if run_options.tensorboard:
+            callbacks.append(TensorBoardWriter(run_options.tensorboard, job.images.classes))
+        result = _run_inline(job, self.execution, CallbackList(callbacks), progress_callback, resume_from)
         if keeper.has_checkpoint:
             state = keeper.last_checkpoint().state
             weights = {BEST_FILE: state["weights"], LAST_FILE: state["training"]["averaged"]}
             files = _artifact_files(weights, result)
             for path, content in files.items():
                 job.run.log_artifact(path, content)
-            if output:
+            if output := run_options.output:
                 _write_files({RECIPE_FILE: recipe_to_toml(job.recipe).encode(), **files}, output)
             of = (job.name, job.recipe, result.epochs, weights[LAST_FILE], job.images)
             self.context.sender.run_when_idle(partial(log_training_plots, job.run, *of))
@@ -369,7 +354,6 @@ class TrainingSession:
 @contextlib.contextmanager
 def open_training_session(
     workspace: Workspace,
-    data_dir: str | Path | None,
     execution: Execution,
     experiment: str,
     callback: StudyCallback | None,
@@ -379,7 +363,7 @@ def open_training_session(
     Raises:
         UserError: the store is out of reach.
     """
-    source = DataSource(image_cache_folder(), Path(data_dir) if data_dir else None)
+    source = DataSource.from_workspace(workspace)
     callback = callback or NullStudyCallback()
     interruption = InterruptHandler()
     with interruption.handle_signals(), store_errors(workspace.tracking_uri):

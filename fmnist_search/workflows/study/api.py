@@ -7,7 +7,6 @@ import statistics
 import time
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 from fmnist_search.config.sections import Finalists
 from fmnist_search.config.study_config import StudyConfig
@@ -49,9 +48,7 @@ FORWARD_PASSES_PER_STEP = 3
 def run_study(
     config: StudyConfig,
     *,
-    tracking_uri: str | None = None,
-    workdir: str | None = None,
-    data_dir: str | Path | None = None,
+    workspace: Workspace | None = None,
     fresh: bool = False,
     tracked: bool = True,
     stopper: Stopper = never_stop,
@@ -66,9 +63,9 @@ def run_study(
     Raises:
         UserError: no images, no such device, a store out of reach, or a stored study that searches something else.
     """
-    home = Workspace.resolve(tracking_uri, workdir)
+    workspace = workspace or Workspace.resolve()
     with open_session(
-        home, config, data_dir, callback or NullStudyCallback(), fresh=fresh, for_search=True, tracked=tracked
+        workspace, config, callback or NullStudyCallback(), fresh=fresh, for_search=True, tracked=tracked
     ) as session:
         session.enqueue_starts()
         ledger = session.study_store
@@ -78,7 +75,7 @@ def run_study(
         if session.context.interrupt_handler.requested:
             ending = StopReason.INTERRUPTED
         summary = _summarize_study(
-            home, ledger, ending, len(ledger.trial_records()) - before, time.monotonic() - started, champion
+            workspace, ledger, ending, len(ledger.trial_records()) - before, time.monotonic() - started, champion
         )
         session.close(summary)
     return summary
@@ -88,9 +85,7 @@ def promote(
     name: str,
     *,
     settings: Finalists | None = None,
-    tracking_uri: str | None = None,
-    workdir: str | None = None,
-    data_dir: str | Path | None = None,
+    workspace: Workspace | None = None,
     callback: StudyCallback | None = None,
 ) -> StudySummary:
     """Confirm the best recipes of a study anew, and register the chosen one's model.
@@ -100,15 +95,15 @@ def promote(
     Raises:
         UserError: there is no such study, or it has no completed trial.
     """
-    home = Workspace.resolve(tracking_uri, workdir)
-    ledger = StudyStore.load(home.storage_url, name)
-    if _summarize_study(home, ledger, StopReason.OPEN).best is None:
+    workspace = workspace or Workspace.resolve()
+    ledger = StudyStore.load(workspace.storage_url, name)
+    if _summarize_study(workspace, ledger, StopReason.OPEN).best is None:
         raise UserError(f"study {name!r}: has no completed trial to promote; search on first", exit_code=3)
-    with open_session(home, ledger.config, data_dir, callback or NullStudyCallback()) as session:
+    with open_session(workspace, ledger.config, callback or NullStudyCallback()) as session:
         config = ledger.config
         champion = session.promote_best((settings or config.finalists).for_dataset(config.data.dataset), force=True)
         ending = StopReason.INTERRUPTED if session.context.interrupt_handler.requested else _current_stop_reason(ledger)
-        summary = _summarize_study(home, ledger, ending, champion=champion)
+        summary = _summarize_study(workspace, ledger, ending, champion=champion)
         session.close(summary)
     return summary
 
@@ -143,15 +138,15 @@ def preview(config: StudyConfig, count: int = 5) -> Preview:
     return Preview(recipes, min(seconds, limit or seconds))
 
 
-def status(name: str, *, tracking_uri: str | None = None, workdir: str | None = None) -> StudySummary:
+def status(name: str, *, workspace: Workspace | None = None) -> StudySummary:
     """A study as it stands, read from Optuna alone.
 
     Raises:
         UserError: there is no such study.
     """
-    home = Workspace.resolve(tracking_uri, workdir)
-    ledger = StudyStore.load(home.storage_url, name)
-    return _summarize_study(home, ledger, _current_stop_reason(ledger))
+    workspace = workspace or Workspace.resolve()
+    ledger = StudyStore.load(workspace.storage_url, name)
+    return _summarize_study(workspace, ledger, _current_stop_reason(ledger))
 
 
 @dataclass(frozen=True)
@@ -162,20 +157,19 @@ class OutboxStatus:
     rejected: dict[str, int]
 
 
-def outbox_status(*, tracking_uri: str | None = None, workdir: str | None = None) -> OutboxStatus:
+def outbox_status(*, workspace: Workspace | None = None) -> OutboxStatus:
     """What MLflow has not got of the record."""
-    home = Workspace.resolve(tracking_uri, workdir)
-    if not home.outbox_path.exists():
+    workspace = workspace or Workspace.resolve()
+    if not workspace.outbox_path.exists():
         return OutboxStatus(0, {})
-    with closing(Outbox(home.outbox_path, home.tracking_uri)) as outbox:
+    with closing(Outbox(workspace.outbox_path, workspace.tracking_uri)) as outbox:
         return OutboxStatus(outbox.pending_count(), outbox.rejected_counts())
 
 
 def sync(
     *,
     forget: bool = False,
-    tracking_uri: str | None = None,
-    workdir: str | None = None,
+    workspace: Workspace | None = None,
 ) -> int:
     """Send MLflow what it has not got, and what it refused once more; gives the number of events.
 
@@ -184,18 +178,18 @@ def sync(
     Raises:
         UserError: MLflow is out of reach, or refuses some of it.
     """
-    home = Workspace.resolve(tracking_uri, workdir)
-    if not home.outbox_path.exists():
+    workspace = workspace or Workspace.resolve()
+    if not workspace.outbox_path.exists():
         return 0
-    with store_errors(home.tracking_uri):
-        tracking = MlflowStore(home.tracking_uri, "fmnist-search")
-        with closing(Outbox(home.outbox_path, home.tracking_uri)) as outbox:
+    with store_errors(workspace.tracking_uri):
+        tracking = MlflowStore(workspace.tracking_uri, "fmnist-search")
+        with closing(Outbox(workspace.outbox_path, workspace.tracking_uri)) as outbox:
             if forget:
                 outbox.discard_rejected()
             else:
                 outbox.retry_rejected()
             events = outbox.pending_count()
-            with open_sender(home, tracking, NullStudyCallback()) as sender:
+            with open_sender(workspace, tracking, NullStudyCallback()) as sender:
                 arrived = sender.flush(SYNC_TIMEOUT)
             refused = outbox.rejected_counts()
     if not arrived:
@@ -208,47 +202,47 @@ def sync(
     return events
 
 
-def importance(name: str, *, tracking_uri: str | None = None, workdir: str | None = None) -> Importances:
+def importance(name: str, *, workspace: Workspace | None = None) -> Importances:
     """Which hyperparameters of a study decide; UserError where it is not there, or too few of its trials completed."""
-    return StudyStore.load(Workspace.resolve(tracking_uri, workdir).storage_url, name).importances()
+    return StudyStore.load((workspace or Workspace.resolve()).storage_url, name).importances()
 
 
-def all_studies(*, tracking_uri: str | None = None, workdir: str | None = None) -> list[StudySummary]:
+def all_studies(*, workspace: Workspace | None = None) -> list[StudySummary]:
     """Every study of a folder as it stands; none where nothing was ever run there."""
-    url = Workspace.resolve(tracking_uri, workdir).storage_url
+    url = (workspace or Workspace.resolve()).storage_url
     try:
         names = StudyStore.study_names(url)
     except UserError:
         return []
-    return [status(name, tracking_uri=tracking_uri, workdir=workdir) for name in names]
+    return [status(name, workspace=workspace) for name in names]
 
 
-def run_url(run_id: str, *, tracking_uri: str | None = None, workdir: str | None = None) -> str | None:
+def run_url(run_id: str, *, workspace: Workspace | None = None) -> str | None:
     """The address of a run's page in the MLflow UI; None where the store does not know the run."""
-    uri = Workspace.resolve(tracking_uri, workdir).tracking_uri
+    uri = (workspace or Workspace.resolve()).tracking_uri
     with store_errors(uri):
         experiment = MlflowStore(uri, "fmnist-search").find_experiment_id(run_id)
     server = uri if uri.startswith("http") else "http://127.0.0.1:5000"
     return run_page_url(server, experiment, run_id) if experiment else None
 
 
-def load_study_config(name: str, *, tracking_uri: str | None = None, workdir: str | None = None) -> StudyConfig:
+def load_study_config(name: str, *, workspace: Workspace | None = None) -> StudyConfig:
     """The configuration with which a study last ran; UserError where there is no such study."""
-    return StudyStore.load(Workspace.resolve(tracking_uri, workdir).storage_url, name).config
+    return StudyStore.load((workspace or Workspace.resolve()).storage_url, name).config
 
 
-def latest_study(*, tracking_uri: str | None = None, workdir: str | None = None) -> str:
+def latest_study(*, workspace: Workspace | None = None) -> str:
     """The name of the study that was begun last; UserError where there is none."""
-    home = Workspace.resolve(tracking_uri, workdir)
-    names = StudyStore.study_names(home.storage_url)
+    workspace = workspace or Workspace.resolve()
+    names = StudyStore.study_names(workspace.storage_url)
     if not names:
-        raise UserError(f"{home.folder}: holds no study yet; run `fmnist-search search studies/quick.toml` first")
+        raise UserError(f"{workspace.folder}: holds no study yet; run `fmnist-search search studies/quick.toml` first")
     return names[-1]
 
 
-def latest_run(*, tracking_uri: str | None = None, workdir: str | None = None) -> str | None:
+def latest_run(*, workspace: Workspace | None = None) -> str | None:
     """The MLflow run of the study that was begun last; None where there is no study."""
-    url = Workspace.resolve(tracking_uri, workdir).storage_url
+    url = (workspace or Workspace.resolve()).storage_url
     try:
         return StudyStore.load(url, StudyStore.study_names(url)[-1]).run_id
     except (UserError, IndexError):

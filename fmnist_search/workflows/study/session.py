@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from fmnist_search.config.sections import Finalists
 from fmnist_search.config.space import NOT_SEARCHABLE
@@ -40,14 +39,13 @@ from fmnist_search.workflows.study import finalists
 from fmnist_search.workflows.study.promotion import Promotion
 from fmnist_search.workflows.study.run_logging import StudyRunLogger, log_system_metrics
 from fmnist_search.workflows.study.search_loop import SearchLoop
-from fmnist_search.workspace import Workspace, image_cache_folder
+from fmnist_search.workspace import Workspace
 
 
 @contextlib.contextmanager
 def open_session(
     workspace: Workspace,
     config: StudyConfig,
-    data_dir: str | Path | None,
     callback: StudyCallback,
     *,
     fresh: bool = False,
@@ -60,7 +58,7 @@ def open_session(
     """
     interruption = InterruptHandler()
     with interruption.handle_signals(), store_errors(workspace.tracking_uri):
-        source = DataSource(image_cache_folder(), Path(data_dir) if data_dir else None)
+        source = DataSource.from_workspace(workspace)
         images = load_images(config.data, source)
         execution = study_execution(config)
         with _make_pool(

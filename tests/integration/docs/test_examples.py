@@ -27,7 +27,7 @@ def test_the_python_examples_run(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     names: dict[str, object] = {}
     blocks = code_blocks("python-api.md", "python")
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     assert len(blocks[0].strip().splitlines()) <= 22
     for block in blocks:
         exec(block, names)

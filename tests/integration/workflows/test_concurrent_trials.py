@@ -39,6 +39,7 @@ from fmnist_search.training.callbacks import never_stop
 from fmnist_search.training.trial import run_trial
 from fmnist_search.workflows import jobs
 from fmnist_search.workflows.study.api import outbox_status, status, sync
+from fmnist_search.workspace import Workspace
 from tests.integration.conftest import CommandResult, run_command, start_command, start_python
 
 SMALL_STUDY = """
@@ -90,6 +91,10 @@ class StudyFolder:
     folder: Path
 
     @property
+    def workspace(self) -> Workspace:
+        return Workspace.resolve(self.tracking_uri)
+
+    @property
     def tracking_uri(self) -> str:
         return f"sqlite:///{self.folder / 'mlflow.db'}"
 
@@ -99,7 +104,7 @@ class StudyFolder:
 
     @property
     def trial_records(self) -> list[TrialRecord]:
-        return list(status("small", tracking_uri=self.tracking_uri).trials)
+        return list(status("small", workspace=self.workspace).trials)
 
     @property
     def optuna_trials(self) -> list[FrozenTrial]:
@@ -124,7 +129,7 @@ class StudyFolder:
         self, stopper: Stopper = never_stop, callback: NullStudyCallback | None = None, **to: Any
     ) -> StudySummary:
         """The study with other settings, run in this process."""
-        return run_study(make_config(to), tracking_uri=self.tracking_uri, stopper=stopper, callback=callback)
+        return run_study(make_config(to), workspace=self.workspace, stopper=stopper, callback=callback)
 
 
 def make_config(changes: dict[str, Any]) -> StudyConfig:
@@ -505,7 +510,7 @@ def test_minutes_are_those_of_the_clock_over_all_sessions(place: StudyFolder) ->
     second = place.run_study(budget__trials=1_000, budget__epochs=4, budget__minutes=minutes)
     assert second.ended_by is StopReason.MINUTES
     assert 5 <= place.study_store.searched_seconds <= between + second.seconds
-    assert status("small", tracking_uri=place.tracking_uri).ended_by is StopReason.MINUTES
+    assert status("small", workspace=place.workspace).ended_by is StopReason.MINUTES
 
 
 # ------------------------------------------------------------------------------------- interrupted
@@ -609,8 +614,9 @@ def test_a_second_ctrl_c_stops_in_the_middle_of_an_epoch(
 def test_a_script_that_was_interrupted_twice_goes_on_to_its_own_end(place: StudyFolder) -> None:
     changes = {"budget.trials": 1, "execution.workers": 1, "data.train_images": 15000, "space.cnn.width_1": 64}
     script = (
-        "import sys; from fmnist_search import StudyConfig, run_study\n"
-        f"summary = run_study(StudyConfig.load('small.toml', {changes}), tracking_uri={place.tracking_uri!r})\n"
+        "import sys; from fmnist_search import StudyConfig, Workspace, run_study\n"
+        f"workspace = Workspace.resolve({place.tracking_uri!r})\n"
+        f"summary = run_study(StudyConfig.load('small.toml', {changes}), workspace=workspace)\n"
         "print(*(row.reason for row in summary.trials))\n"
         "sys.exit(7)"
     )
@@ -676,10 +682,10 @@ def test_a_store_that_breaks_stops_no_trial_and_gets_everything_once_it_is_mende
     assert summary.ended_by is StopReason.EXHAUSTED
     assert OptunaState.RUNNING not in [trial.state for trial in place.optuna_trials]
     assert "Traceback" not in capfd.readouterr().err
-    assert outbox_status(tracking_uri=place.tracking_uri).pending > 0
+    assert outbox_status(workspace=place.workspace).pending > 0
 
     rename("gone", table)
-    assert sync(tracking_uri=place.tracking_uri) > 0
+    assert sync(workspace=place.workspace) > 0
     done = [row for row in place.trial_records if row.state is TrialState.COMPLETED]
     assert Counter((row.recipe.batch_size, row.recipe.widths) for row in done) == dict.fromkeys(
         itertools.product((50, 100, 200), ("4", "8")), 1

@@ -19,6 +19,7 @@ from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.results.training import EpochReport
 from fmnist_search.training.trial import Decision
 from fmnist_search.workflows.study import run_logging
+from fmnist_search.workspace import Workspace
 from tests.integration.conftest import FinishedStudy, run_command
 
 pytestmark = pytest.mark.usefixtures("drawn")
@@ -173,7 +174,7 @@ def test_the_pictures_of_a_study_that_runs_are_drawn_anew(tiny: Path, monkeypatc
         return Decision.CONTINUE
 
     config = StudyConfig.load(tiny, {"finalists.recipes": 0, "data.train_images": 4_000, "budget.trials": 6})
-    run_study(config, tracking_uri=uri, stopper=look)
+    run_study(config, workspace=Workspace.resolve(uri), stopper=look)
     assert "plots/history.png" not in seen[0]
     assert "plots/history.png" in seen[-1]
     assert "leaderboard.csv" in seen[-1]

@@ -1,0 +1,23 @@
+"""Values that group the parameters of workflows; importing them loads no library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a training without a study is recorded.
+
+    `name` replaces the network's label in the run's name; `origins` says where each value of the recipe comes from, by
+    dotted name. Weights, epochs and recipe are copied to the folder `output`, and TensorBoard's files are written to
+    the folder `tensorboard`; only a single training takes these two.
+    """
+
+    name: str | None = None
+    experiment: str = "fmnist-search"
+    origins: Mapping[str, str] | None = None
+    output: Path | None = None
+    tensorboard: Path | None = None
