@@ -16,7 +16,7 @@ import torch
 from fmnist_search.data.files import DataSource
 from fmnist_search.data.images import Images
 from fmnist_search.data.loading import load_images
-from fmnist_search.execution.pool import WorkerPool
+from fmnist_search.execution.backend import make_backend
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.recipe import Data, Recipe
 from fmnist_search.results.training import Decision, EpochReport, TrialResult, TrialState
@@ -136,13 +136,14 @@ def train_concurrently(recipes: list[Recipe], images: Images, execution: Executi
     """The results of the recipes, trained by a crew of so many workers."""
     jobs = [_ResultJob(each, images) for each in recipes]
     waiting = iter(jobs)
-    with WorkerPool(execution, workers) as crew:
+    with make_backend(execution, workers) as crew:
         crew.run(lambda: next(waiting, None))
     return [job.result for job in jobs if job.result]
 
 
 class _ResultJob:
     worker = 0
+    checkpoint = None
 
     def __init__(self, recipe: Recipe, images: Images):
         self.recipe = recipe

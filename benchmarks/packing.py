@@ -17,7 +17,7 @@ from benchmarks.throughput import BenchmarkConfig, Case, tutorial_throughputs
 from fmnist_search.data.files import DataSource
 from fmnist_search.data.images import Images
 from fmnist_search.data.loading import load_images
-from fmnist_search.execution.pool import WorkerPool
+from fmnist_search.execution.backend import make_backend
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import Decision, EpochReport, TrialResult, TrialState
@@ -114,7 +114,7 @@ class ConcurrentRunner:
 
     def throughputs(self, stack: contextlib.ExitStack, cases: Sequence[Case]) -> Iterator[float]:
         """Images a second in all of such trials at once, again and again by the same workers."""
-        crew = stack.enter_context(WorkerPool(self.execution, len(cases)))
+        crew = stack.enter_context(make_backend(self.execution, len(cases)))
         changes = {"data.train_images": self.train_images, "epochs": MAX_EPOCHS}
         recipes = [case.recipe(self.precision, **changes) for case in cases]
         prepared = load_images(recipes[0].data, self.source, self.execution.device)
@@ -144,6 +144,9 @@ class MeasurementWindow:
 
 class TimedJob:
     """A training that notes when its epochs end, until the window closes."""
+
+    worker = 0
+    checkpoint = None
 
     def __init__(self, recipe: Recipe, images: Images, window: MeasurementWindow):
         self.recipe = recipe

@@ -36,8 +36,8 @@ from benchmarks.ours import data_source
 from fmnist_search.data.files import DataSource
 from fmnist_search.data.images import Images, LabelledImages
 from fmnist_search.data.loading import load_images, read_test_set
+from fmnist_search.execution.backend import make_backend
 from fmnist_search.execution.capacity import worker_count
-from fmnist_search.execution.pool import WorkerPool
 from fmnist_search.models.presets import PRESETS, Preset
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.recipe import Data, Recipe
@@ -83,7 +83,7 @@ def main() -> None:
     bench = ReferenceRunner(data_source(arguments.data_dir), execution, workers, arguments.save)
     attempts = _make_experiments(arguments, execution)
     waiting = deque(bench.make_job(attempt, seed) for attempt in attempts for seed in range(arguments.seeds))
-    with WorkerPool(execution, workers) as crew, bench.interrupt_handler():
+    with make_backend(execution, workers) as crew, bench.interrupt_handler():
         crew.run(lambda: waiting.popleft() if waiting and not bench.interrupted else None)
     results = [bench.result(attempt) for attempt in attempts if attempt.scores]
     if arguments.json:
@@ -246,6 +246,7 @@ class ReferenceJob:
     """One training of an attempt: a job for a worker."""
 
     worker = 0
+    checkpoint = None
 
     def __init__(self, recipe: Recipe, images: Images, experiment: Experiment, runner: ReferenceRunner):
         self.recipe = recipe

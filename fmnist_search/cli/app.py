@@ -126,9 +126,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def has_running_training() -> bool:
     """Whether an impatient Ctrl-C has left a training alone."""
-    if "fmnist_search.execution.pool" not in sys.modules:  # a command that had no use for torch
+    if "fmnist_search.execution.thread_backend" not in sys.modules:  # a command that had no use for torch
         return False
-    from fmnist_search.execution.worker import is_training
+    from fmnist_search.execution.thread_backend import is_training
 
     return is_training()
 

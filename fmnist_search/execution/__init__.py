@@ -1,1 +1,15 @@
-"""Trainings side by side: jobs, the pool of workers that runs them, and what a machine has room for."""
+"""Runs several trials at a time: jobs, the backends that run them, and how many a machine can run."""
+
+from typing import TYPE_CHECKING
+
+from fmnist_search._lazy import attach
+
+if TYPE_CHECKING:
+    from fmnist_search.execution.backend import Backend, make_backend
+    from fmnist_search.execution.capacity import worker_count
+    from fmnist_search.execution.job import Job
+
+__all__ = ["Backend", "Job", "make_backend", "worker_count"]
+__getattr__, __dir__ = attach(
+    __name__, {"Backend": "backend", "Job": "job", "make_backend": "backend", "worker_count": "capacity"}
+)

@@ -1,43 +1,56 @@
-"""How many trainings a machine runs at a time."""
+"""How many trials a machine runs at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
 from fmnist_search.recipe.execution import Execution
 
 WORKER_MEMORY_BYTES = 1_200 * 2**20
-"""Bytes that a worker process may need: torch, the images, and the standard network at large batches."""
+"""Memory that a worker process may need: torch, the images, and the standard network at large batch sizes."""
 MAX_STREAMS = 6
 MIN_STEP_SECONDS = 200e-6
-"""What a captured step of a small network takes on an H200-class card, however few bytes it moves."""
+"""Seconds of a captured step of a small network on an H200-class card, however few bytes the step moves."""
 
 
-# ----------------------------------------------------------------------------------- how many
+class HostResources(NamedTuple):
+    """What worker processes share: CPU cores and bytes of free memory."""
+
+    cores: int
+    free_memory: int
+
+    @classmethod
+    def detect(cls) -> HostResources:
+        """Return this machine's resources, within the limits of its container."""
+        import joblib
+        import psutil  # imported here: a machine on which only the engine is measured has neither
+
+        return cls(joblib.cpu_count(), psutil.virtual_memory().available)
 
 
-def worker_count(requested: int | str, execution: Execution, step_bytes: Sequence[int] = ()) -> tuple[int, str]:
-    """How many workers run at a time, and a line that says why where it is not what was asked for.
+def worker_count(
+    requested: int | str, execution: Execution, step_bytes: Sequence[int] = (), *, host: HostResources | None = None
+) -> tuple[int, str]:
+    """Return how many workers run at a time and, if that is not the requested number, one line that says why.
 
-    "auto" takes what fits: on a CPU as many as there are cores for their threads and memory for their processes; on a
-    GPU, one for the plain loop, and for captured graphs so many that steps of `step_bytes` keep the card busy.
+    "auto" is the number that fits. On a CPU the cores limit it by the threads of a worker, and the free memory of
+    `host` (default: this machine) by `WORKER_MEMORY_BYTES`. On a GPU it is one for the plain loop; for captured graphs
+    it is the number that keeps the card busy with training steps that move `step_bytes` each.
     """
     if torch.device(execution.device).type != "cpu":
         return _device_worker_count(requested, execution, step_bytes)
-    import joblib
-    import psutil  # neither is there on a bare machine on which the engine is measured
-
-    cores, threads = joblib.cpu_count(), max(execution.threads, 1)
-    memory = psutil.virtual_memory().available
-    fits = max(1, min(cores // threads, memory // WORKER_MEMORY_BYTES))
+    host = host or HostResources.detect()
+    threads = max(execution.threads, 1)
+    limit = max(1, min(host.cores // threads, host.free_memory // WORKER_MEMORY_BYTES))
     if requested == "auto":
-        return fits, ""
-    if int(requested) > fits:
-        has = f"{cores} cores and {memory / 2**30:.1f} GiB of free memory"
-        each = f"{threads} thread{'s' * (threads > 1)} and {WORKER_MEMORY_BYTES / 2**30:.1f} GiB each"
-        return fits, f"execution.workers: {requested} with {each} is more than {has}; {fits} at a time"
+        return limit, ""
+    if int(requested) > limit:
+        available = f"{host.cores} cores and {host.free_memory / 2**30:.1f} GiB of free memory"
+        needed = f"{threads} thread{'s' * (threads > 1)} and {WORKER_MEMORY_BYTES / 2**30:.1f} GiB each"
+        return limit, f"execution.workers: {requested} with {needed} is more than {available}; {limit} at a time"
     return int(requested), ""
 
 
@@ -48,9 +61,9 @@ def _device_worker_count(requested: int | str, execution: Execution, step_bytes:
         return 1, ""
     properties = torch.cuda.get_device_properties(torch.device(execution.device))
     bandwidth = properties.memory_clock_rate * 1e3 * 2 * properties.memory_bus_width / 8
-    typical = sorted(step_bytes)[len(step_bytes) // 2]
-    count = min(MAX_STREAMS, 1 + round(MIN_STEP_SECONDS * bandwidth / max(typical, 1)))
+    median_bytes = sorted(step_bytes)[len(step_bytes) // 2]
+    count = min(MAX_STREAMS, 1 + round(MIN_STEP_SECONDS * bandwidth / max(median_bytes, 1)))
     return (
         count,
-        f"{count} trials at a time: a typical step moves {typical / 1e6:.0f} MB at {bandwidth / 1e12:.1f} TB/s",
+        f"{count} trials at a time: the median step moves {median_bytes / 1e6:.0f} MB at {bandwidth / 1e12:.1f} TB/s",
     )

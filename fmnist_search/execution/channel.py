@@ -1,32 +1,90 @@
-"""Messages between the pool and a worker."""
+"""A two-way connection that carries typed messages between a pool and a worker."""
 
 from __future__ import annotations
 
 import pickle
-from multiprocessing.connection import Connection
-from typing import Any
+import socket
+import struct
+import threading
+from typing import Generic, TypeVar
 
-READY = "ready"
-STOP = "stop"
+from fmnist_search.execution.messages import ToPool, ToWorker
+
+Sent = TypeVar("Sent")
+Received = TypeVar("Received")
+_LENGTH = struct.Struct("!Q")
 
 
-class Channel:
-    """One end of the talk between a study and a worker.
+class Channel(Generic[Sent, Received]):
+    """One end of a connection.
 
-    Tensors go as plain pickles: torch's own way of sending them needs the sender to be alive when they are unpacked.
+    Messages are pickled without torch's own reductions: those share memory, which the sender would have to keep
+    alive until the receiver has unpickled the message.
+
+    With a `timeout` in seconds, no call blocks longer than that on a peer that neither reads nor writes, for example
+    on a process that was stopped in the middle of a message.
     """
 
-    def __init__(self, connection: Connection):
-        self.connection = connection
+    def __init__(self, connected: socket.socket, timeout: float | None = None):
+        self._socket = connected
+        self._socket.settimeout(timeout)
+        self._send_lock = threading.Lock()
 
-    def send(self, message: object) -> None:
-        """Send a message; OSError where nobody listens any more."""
-        self.connection.send_bytes(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
+    def send(self, message: Sent) -> None:
+        """Send a message. Several threads may do so.
 
-    def receive(self) -> Any:
-        """The next message; EOFError or OSError where none will come."""
-        return pickle.loads(self.connection.recv_bytes())
+        Raises:
+            TimeoutError: if the peer does not read.
+            OSError: if the connection is closed.
+        """
+        payload = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+        with self._send_lock:
+            self._socket.sendall(_LENGTH.pack(len(payload)))
+            self._socket.sendall(payload)
+
+    def receive(self) -> Received:
+        """Return the next message.
+
+        Raises:
+            TimeoutError: if the peer does not write.
+            EOFError: if the peer has closed the connection.
+            OSError: if the connection is broken.
+        """
+        (length,) = _LENGTH.unpack(self._read(_LENGTH.size))
+        message: Received = pickle.loads(self._read(length))
+        return message
 
     def close(self) -> None:
-        """Hang up."""
-        self.connection.close()
+        """Close this end."""
+        self._socket.close()
+
+    def fileno(self) -> int:
+        """Return the file descriptor, which is readable when a message has arrived."""
+        return self._socket.fileno()
+
+    def _read(self, count: int) -> bytearray:
+        data = bytearray(count)
+        unread = memoryview(data)
+        while unread:
+            received = self._socket.recv_into(unread)
+            if not received:
+                raise EOFError("the connection is closed")
+            unread = unread[received:]
+        return data
+
+
+PoolChannel = Channel[ToWorker, ToPool]
+"""The pool's end."""
+WorkerChannel = Channel[ToPool, ToWorker]
+"""The worker's end."""
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Return two connected stream sockets, which child processes do not inherit."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+
+
+def channel_pair() -> tuple[PoolChannel, WorkerChannel]:
+    """Return the two ends of a connection within this process."""
+    near, far = socket_pair()
+    return Channel(near), Channel(far)

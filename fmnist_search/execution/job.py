@@ -1,8 +1,9 @@
-"""A training as the worker pool sees it."""
+"""A training as an execution backend sees it."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from fmnist_search.data.images import Images
 from fmnist_search.recipe.recipe import Recipe
@@ -10,18 +11,26 @@ from fmnist_search.results.training import Decision, EpochReport, TrialResult
 
 
 class Job(Protocol):
-    """One training, as the study sees it."""
+    """One training and what happens with its reports.
+
+    The methods are called in the thread that calls `Backend.run`; what they raise leaves `Backend.run`. After
+    `on_result` or `on_worker_lost` none is called again.
+    """
 
     recipe: Recipe
     images: Images
     worker: int
-    """The number of the worker that runs it."""
+    """The number of the worker that runs the job, set by the backend."""
+
+    @property
+    def checkpoint(self) -> Mapping[str, Any] | None:
+        """The state to resume from, as a `TrainingCallback` receives it; None starts with the first epoch."""
 
     def on_epoch(self, report: EpochReport) -> Decision:
-        """Take in an epoch, and say whether the training goes on."""
+        """Handle an epoch's report and return whether the training continues."""
 
     def on_result(self, result: TrialResult, seconds: float) -> None:
-        """Take in the result; `seconds` passed since its worker became free for it."""
+        """Handle the result; `seconds` passed since the worker became free for this job."""
 
     def on_worker_lost(self, reason: str) -> None:
-        """The worker has died over it."""
+        """Handle the end of the worker before it delivered a result."""

@@ -1,68 +1,106 @@
-"""The far end of a worker: trains what it is sent, reports each epoch, and does what it is answered.
+"""The worker's side: trains the recipes that it receives and reports each epoch.
 
-A process of its own runs `python -m fmnist_search.execution.worker_main`, a thread calls `worker_loop`; both look
-alike to the pool that sends the recipes. Nothing but the core is imported here, so that a process is there in seconds.
+A worker process runs `python -m fmnist_search.execution.worker_main`, a thread calls `worker_loop`. This module imports
+neither MLflow nor Optuna, so that a process is ready in seconds.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import signal
+import socket
 import sys
+import threading
+import time
 from collections.abc import MutableMapping
-from multiprocessing.connection import Connection
 
 import torch
 
 from fmnist_search.data.images import Images
-from fmnist_search.execution.channel import READY, STOP, Channel
+from fmnist_search.execution.channel import Channel, WorkerChannel
+from fmnist_search.execution.messages import (
+    AddImages,
+    Configure,
+    Decide,
+    EpochReported,
+    Finished,
+    Heartbeat,
+    Ready,
+    Stop,
+    Train,
+)
 from fmnist_search.recipe.execution import Execution
-from fmnist_search.recipe.recipe import Data, Recipe
+from fmnist_search.recipe.recipe import Data
 from fmnist_search.results.training import Decision, EpochReport
 from fmnist_search.training.trial import run_trial
 
 
-def worker_loop(channel: Channel, images_by_data: MutableMapping[Data, Images]) -> None:
-    """Train recipe after recipe until told to stop, or until nobody is there.
+class _Stopped(Exception):
+    """Ends a trial for whose result nobody waits."""
 
-    What a recipe needs comes before it: how it is run, and its images unless the gallery holds them.
+
+def worker_loop(channel: WorkerChannel, images_by_data: MutableMapping[Data, Images]) -> None:
+    """Train recipe after recipe until a `Stop` arrives or the pool closes the channel, then close it here.
+
+    The execution and the images of a recipe arrive before it, unless `images_by_data` holds the images already.
     """
 
-    def observe(report: EpochReport) -> Decision:
-        channel.send(report)
+    def stopper(report: EpochReport) -> Decision:
+        channel.send(EpochReported(report))
         answer = channel.receive()
-        if not isinstance(answer, Decision):  # told to stop: nobody waits for the rest
-            raise EOFError
-        return answer
+        if not isinstance(answer, Decide):
+            raise _Stopped
+        return answer.decision
 
-    importlib.import_module("torch._dynamo")  # the first optimizer would load it, while a trial waits
+    importlib.import_module("torch._dynamo")  # otherwise the first optimizer imports it during a trial
     execution = Execution()
     try:
-        channel.send(READY)
-        while (message := channel.receive()) != STOP:
+        channel.send(Ready())
+        while not isinstance(message := channel.receive(), Stop):
             match message:
-                case Execution():
-                    execution = message
+                case Configure():
+                    execution = message.execution
                     use_private_stream(torch.device(execution.device))
-                case Recipe():
-                    channel.send(run_trial(message, images_by_data[message.data], execution, observe))
-                case (data, images):
+                case AddImages(data, images):
                     images_by_data[data] = images
-    except (EOFError, OSError):
+                case Train(recipe, data, checkpoint):
+                    result = run_trial(recipe, images_by_data[data], execution, stopper, resume_from=checkpoint)
+                    channel.send(Finished(result))
+                case Decide():
+                    raise AssertionError("a decision without an epoch report")
+    except (EOFError, OSError, _Stopped):
         return
+    finally:
+        channel.close()
 
 
 def use_private_stream(device: torch.device) -> None:
-    """Threads on one stream would wait for each other."""
+    """Give the calling thread a CUDA stream of its own: threads that share a stream wait for each other."""
     if device.type == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
 
 
+def send_heartbeats(channel: WorkerChannel, interval: float) -> None:
+    """Send a heartbeat every `interval` seconds; exit the process when the pool has closed the channel.
+
+    Without a pool nobody reads the result, so the running epoch is not waited for.
+    """
+    while True:
+        time.sleep(interval)
+        try:
+            channel.send(Heartbeat())
+        except OSError:
+            os._exit(0)
+
+
 def main() -> None:
-    """A worker process, given the number of its end of the connection."""
-    # Whoever presses Ctrl-C asks the study, which lets running epochs end; when it is gone, so is the connection.
+    """Run a worker process; the arguments are the socket's file descriptor and the seconds between heartbeats."""
+    # On Ctrl-C the study decides how running epochs end; when the study ends, the channel closes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    worker_loop(Channel(Connection(int(sys.argv[1]))), {})
+    channel: WorkerChannel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    threading.Thread(target=send_heartbeats, args=(channel, float(sys.argv[2])), daemon=True).start()
+    worker_loop(channel, {})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from fmnist_search.data.images import Images
-from fmnist_search.execution.pool import WorkerPool
+from fmnist_search.execution.backend import Backend
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.model_summary import summarize
 from fmnist_search.reporting.study_note import class_scores_csv
@@ -78,6 +78,7 @@ class TrackedJob:
     """
 
     worker = 0
+    checkpoint = None
 
     def __init__(
         self,
@@ -176,7 +177,7 @@ JobFactory = Callable[[str, Recipe, "Callable[[], None] | None"], RetryingJob]
 
 
 def run_jobs(
-    named_recipes: Sequence[tuple[str, Recipe]], pool: WorkerPool, context: JobContext, make_job: JobFactory
+    named_recipes: Sequence[tuple[str, Recipe]], pool: Backend, context: JobContext, make_job: JobFactory
 ) -> list[RetryingJob | None]:
     """Run recipes, each under a name of its own, as many at a time as there are workers; in their order.
 

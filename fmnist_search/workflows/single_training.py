@@ -19,8 +19,8 @@ from fmnist_search.data.files import DataSource
 from fmnist_search.data.images import Images
 from fmnist_search.data.loading import load_images
 from fmnist_search.errors import UserError
+from fmnist_search.execution.backend import make_backend
 from fmnist_search.execution.capacity import worker_count
-from fmnist_search.execution.pool import WorkerPool
 from fmnist_search.files import atomic_write
 from fmnist_search.models.classifier import check_size
 from fmnist_search.recipe.execution import Execution, ExecutionSettings
@@ -342,7 +342,7 @@ class TrainingSession:
             run = TrainingRunLogger.start(self.context.sender, name, recipe, list(recipe.to_flat_dict()), tags, parent)
             return SeedJob(name, recipe, images[recipe.data], run, self.context, again)
 
-        with WorkerPool(self.execution, min(count, len(named_recipes))) as crew:
+        with make_backend(self.execution, min(count, len(named_recipes))) as crew:
             done = run_jobs(named_recipes, crew, self.context, begin)
         flush_tracking(self.context)  # from here on the runs have ids
         return [

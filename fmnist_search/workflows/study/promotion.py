@@ -11,7 +11,7 @@ from fmnist_search.config.sections import Finalists
 from fmnist_search.data.files import DataSource
 from fmnist_search.data.images import Images
 from fmnist_search.data.loading import load_images
-from fmnist_search.execution.pool import WorkerPool
+from fmnist_search.execution.backend import Backend
 from fmnist_search.recipe.recipe import Data, Recipe
 from fmnist_search.registry.champion_rule import ValidationScore
 from fmnist_search.reporting.model_card import selection_from_study
@@ -37,7 +37,7 @@ class Promotion:
     mlflow_store: MlflowStore
     study_run: RunLogger
     images: Images
-    pool: WorkerPool
+    pool: Backend
     context: JobContext
     jobs: list[TrackedJob] = field(init=False, default_factory=list)
     images_by_data: dict[Data, Images] = field(init=False, default_factory=dict)

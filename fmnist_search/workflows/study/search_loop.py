@@ -11,7 +11,7 @@ import optuna
 
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.data.images import Images
-from fmnist_search.execution.pool import WorkerPool
+from fmnist_search.execution.backend import Backend
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.study import StopReason, TrialRecord
 from fmnist_search.results.training import Decision, EpochReport, Overhead, Stopper, TrialResult, TrialState
@@ -58,7 +58,7 @@ class SearchLoop:
         self._previous_seconds = study_store.searched_seconds
         self._started_at = time.monotonic()
 
-    def run(self, pool: WorkerPool) -> StopReason:
+    def run(self, pool: Backend) -> StopReason:
         """Search until something ends the study; says what. Trials that still run then are trained to their ends."""
         self.context.callback.on_study_start(self._records, self._previous_seconds)
         try:

@@ -14,8 +14,8 @@ from fmnist_search.data.files import DataSource
 from fmnist_search.data.images import Images
 from fmnist_search.data.loading import load_images
 from fmnist_search.errors import UserError
+from fmnist_search.execution.backend import Backend, make_backend
 from fmnist_search.execution.capacity import worker_count
-from fmnist_search.execution.pool import WorkerPool
 from fmnist_search.models.presets import get_preset
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.hyperparameters import Value
@@ -111,13 +111,13 @@ def resolve_runtime(config: StudyConfig, execution: Execution) -> StudyRuntime:
     return StudyRuntime(*tune(execution, config.execution.precision))
 
 
-def _make_pool(config: StudyConfig, execution: Execution, callback: StudyCallback) -> WorkerPool:
+def _make_pool(config: StudyConfig, execution: Execution, callback: StudyCallback) -> Backend:
     guess = config.execution.workers == "auto" and execution.engine == "graph"
     step_bytes = [sketch.step_bytes for sketch in preview_recipes(config, "bfloat16")] if guess else []
     count, remark = worker_count(config.execution.workers, execution, step_bytes)
     if remark:
         callback.on_message(f"{config.name}: {remark}")
-    return WorkerPool(execution, count)
+    return make_backend(execution, count)
 
 
 def _warm_starts(
@@ -200,7 +200,7 @@ class Session:
     images: Images
     mlflow_store: MlflowStore | None
     run: RunLogger
-    pool: WorkerPool
+    pool: Backend
     context: JobContext
     warm_starts: tuple[tuple[str, Mapping[str, Value]], ...]
     study_logger: StudyRunLogger = field(init=False)

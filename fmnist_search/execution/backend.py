@@ -1,0 +1,69 @@
+"""What runs trials: the interface of an execution backend, and the choice of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol, Self
+
+import torch
+
+from fmnist_search.execution.job import Job
+from fmnist_search.execution.process_backend import ProcessBackend
+from fmnist_search.execution.thread_backend import ThreadBackend
+from fmnist_search.recipe.execution import Execution
+
+
+class Backend(Protocol):
+    """Runs jobs, several at a time. A context manager: leaving it ends all workers.
+
+    `tests/contract/test_backends.py` tests what every backend has to do.
+    """
+
+    @property
+    def execution(self) -> Execution:
+        """How jobs are run."""
+
+    @property
+    def size(self) -> int:
+        """How many jobs run at a time."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+    def configure(self, execution: Execution) -> None:
+        """Run all following jobs in this way, which may change `size`. Must not be called while `run` runs."""
+
+    def wait_until_ready(self) -> None:
+        """Wait until all workers can start a job at once.
+
+        Raises:
+            UserError: if workers cannot be started.
+        """
+
+    def run(self, next_job: Callable[[], Job | None]) -> None:
+        """Run jobs until `next_job` returns None and all jobs have ended.
+
+        `next_job` is called when a worker is free, and after a None again after every event of a running job. The jobs'
+        methods are called in this thread; what they or `next_job` raise is raised here.
+
+        Raises:
+            UserError: if workers cannot be started.
+        """
+
+    def stop(self) -> None:
+        """End the workers without waiting for their jobs; the backend runs no more jobs."""
+
+
+def make_backend(execution: Execution, size: int) -> Backend:
+    """Return a backend for this machine that runs `size` jobs at a time.
+
+    One worker is a thread, which starts at once; several on a GPU are threads, which share its context. Several on the
+    CPU are processes: Python's global interpreter lock would slow threads down.
+    """
+    if size == 1 or torch.device(execution.device).type != "cpu":
+        return ThreadBackend(execution, size)
+    return ProcessBackend(execution, size)
