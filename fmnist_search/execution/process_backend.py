@@ -28,7 +28,7 @@ class Liveness:
 
     A worker sends a heartbeat every `heartbeat_interval` from a thread of its own, also during a step or a graph
     capture. One that sends nothing for `heartbeat_timeout` is ended: its process was stopped, or a call that holds the
-    global interpreter lock hangs. `start_timeout` applies until the worker is ready, since imports can delay heartbeats.
+    global interpreter lock hangs. `start_timeout` applies until the worker is ready: imports can delay heartbeats.
 
     A call that hangs without holding the lock does not stop the heartbeats and is not noticed. A limit on the time
     between epoch reports would notice it, but no value fits both trainings of seconds and those whose epochs take
