@@ -36,7 +36,7 @@ __getattr__, __dir__ = attach(
         "Decision": "results.training",
         "EpochReport": "results.training",
         "Progress": "training.loop",
-        "Recipe": "config.study_config",
+        "Recipe": "recipe.recipe",
         "StudyConfig": "config.study_config",
         "Workspace": "workspace",
         "load_model": "registry.packaging",

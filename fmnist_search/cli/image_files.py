@@ -18,8 +18,8 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fmnist_search.errors import UserError
+from fmnist_search.recipe.datasets import IMAGE_SIZE
 
-IMAGE_SIZE = 28
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 """What counts as a picture in a folder; a file that is named itself is looked into."""
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fmnist_search.errors import UserError, did_you_mean
-from fmnist_search.models import classifier as _families  # noqa: F401 - registers the families that a space may name
-from fmnist_search.recipe.families import FAMILIES, get_family
+from fmnist_search.recipe import families
+from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.formatting import format_value
 from fmnist_search.recipe.hyperparameters import Hyperparameter, Value, hyperparameters
 from fmnist_search.recipe.recipe import Data, recipe_hyperparameters
@@ -168,11 +168,11 @@ def parse_space(table: object) -> Space:
         else:
             tables[name] = content
     common_table = dict(tables.pop("common", {}))
-    families = _parse_families(common_table.pop("family", list(tables) or ["cnn"]), problems)
+    searched = _parse_families(common_table.pop("family", list(tables) or ["cnn"]), problems)
     problems += [
         f"space.{name}: the study does not search this family; add {name!r} to space.common.family"
         for name in tables
-        if families and name not in families
+        if searched and name not in searched
     ]
     common = _parse_domains("space.common", common_table, shared_hyperparameters(), problems)
     by_family = {}
@@ -182,7 +182,7 @@ def parse_space(table: object) -> Space:
         by_family[name] = {f"model.{key}": domain for key, domain in domains.items()}
     if problems:
         raise UserError(*problems)
-    return Space(families, common, by_family)
+    return Space(searched, common, by_family)
 
 
 def _parse_families(given: object, problems: list[str]) -> tuple[str, ...]:
@@ -192,7 +192,7 @@ def _parse_families(given: object, problems: list[str]) -> tuple[str, ...]:
             raise UserError("space.common.family: an empty list chooses nothing; name at least one family")
         if len({str(name) for name in names}) < len(names):
             raise UserError(f"space.common.family: {names} names a family twice; name each once")
-        return tuple(get_family(name).family for name in names)
+        return tuple(families.get(name).family for name in names)
     except UserError as error:
         problems.extend(line.replace("model.family", "space.common.family") for line in error.lines)
         return ()

@@ -44,7 +44,8 @@ from fmnist_search.config.sections import (
 from fmnist_search.config.space import Domain, Fixed, Space, bounds, parse_space, shared_hyperparameters
 from fmnist_search.config.toml_files import read_toml
 from fmnist_search.errors import UserError, did_you_mean
-from fmnist_search.recipe.families import FAMILIES, get_family
+from fmnist_search.recipe import families
+from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.formatting import format_value
 from fmnist_search.recipe.hyperparameters import hyperparameters
 from fmnist_search.recipe.recipe import Data, Recipe
@@ -351,10 +352,10 @@ def _fix_model_hyperparameter(tables: dict[str, Any], name: str, value: object) 
     space = _get_or_create_table(tables, "space")
     default = [family for family in space if family in FAMILIES] or ["cnn"]
     searched = _get_or_create_table(tables, "space", "common").get("family", default)
-    families = [get_family(family) for family in (searched if isinstance(searched, list) else [searched])]
-    having = [family for family in families if name in hyperparameters(family, "model.")]
+    architectures = [families.get(family) for family in (searched if isinstance(searched, list) else [searched])]
+    having = [family for family in architectures if name in hyperparameters(family, "model.")]
     if not having:
-        known = [key for family in families for key in hyperparameters(family, "model.")]
+        known = [key for family in architectures for key in hyperparameters(family, "model.")]
         raise UserError(f"--set {name}: unknown name; {did_you_mean(name, known)}")
     for family in having:
         _get_or_create_table(tables, "space", family.family)[name.removeprefix("model.")] = value

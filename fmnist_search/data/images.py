@@ -12,7 +12,6 @@ from torch import Tensor
 MIN_PIXEL_STD_FRACTION = 0.1
 """Smallest deviation that a pixel is divided by, as a share of that of all pixels: the outermost ones are nearly always
 black, and by their own deviation a rare grey one would stand hundreds of deviations out."""
-IMAGE_SIZE = 28
 
 
 @dataclass(frozen=True)

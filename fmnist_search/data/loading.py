@@ -22,9 +22,9 @@ from fmnist_search.data.files import (
     DataSource,
     read_verified_file,
 )
-from fmnist_search.data.images import IMAGE_SIZE, Images, LabelledImages
+from fmnist_search.data.images import Images, LabelledImages
 from fmnist_search.data.split import split
-from fmnist_search.recipe.datasets import get_dataset
+from fmnist_search.recipe.datasets import IMAGE_SIZE, get_dataset
 from fmnist_search.recipe.recipe import Data
 
 

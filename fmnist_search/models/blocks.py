@@ -1,4 +1,4 @@
-"""What families share whose networks are blocks of convolutions, each block of its own width."""
+"""The hyperparameters that families of convolutional blocks share, each block with its own width, and their sizes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from fmnist_search.errors import UserError
 from fmnist_search.recipe.families import Architecture
 from fmnist_search.recipe.hyperparameters import Value, hyperparameter
 
-IMAGE_SIZE = 28
 MAX_DEPTH = 5
 KERNEL_SIZES = (1, 3, 5, 7, 9, 11)
 """Kernel sizes: odd ones, whose padding is the same on both sides."""
@@ -22,7 +21,7 @@ def _width_field(block: int) -> int:
 
 @dataclass(frozen=True)
 class BlockArchitecture(Architecture):
-    """`depth` blocks. Widths of blocks beyond it are 0: there is no such block."""
+    """An architecture of `depth` blocks. The widths of blocks beyond `depth` are 0."""
 
     default_widths: ClassVar[tuple[int, ...]]
 
@@ -38,28 +37,28 @@ class BlockArchitecture(Architecture):
         self.fill_defaults("width", self.default_widths)
 
     def fill_defaults(self, prefix: str, defaults: tuple[int, ...]) -> None:
-        """Give blocks that are there their default where nothing was said, and 0 to those that are not."""
+        """Set `{prefix}_1`, `{prefix}_2`, ...: 0 becomes the default in blocks up to `depth`, the others become 0."""
         for block, default in enumerate(defaults, start=1):
             given = getattr(self, f"{prefix}_{block}")
             object.__setattr__(self, f"{prefix}_{block}", (given or default) if block <= self.depth else 0)
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of the blocks that are there."""
+        """Channels of each block up to `depth`."""
         return tuple(getattr(self, f"width_{block}") for block in range(1, self.depth + 1))
 
     @classmethod
     def is_active(cls, name: str, values: Mapping[str, Value]) -> bool:
-        """Widths matter up to `depth`."""
+        """Return False for the widths of blocks beyond `depth`."""
         stem, _, block = name.rpartition("_")
         return stem != "width" or int(block) <= int(values.get("depth", MAX_DEPTH))
 
 
 def pooled_size(size: int, pool_size: int, block: int) -> int:
-    """The side of an image after the pool of a block.
+    """Return the side of an image after the pool of a block, in pixels.
 
     Raises:
-        UserError: nothing is left of it.
+        UserError: if the pool is larger than the image.
     """
     if size < pool_size:
         fewer = f"model.depth = {block - 1} or " if block > 1 else ""
@@ -71,10 +70,10 @@ def pooled_size(size: int, pool_size: int, block: int) -> int:
 
 
 def convolved_size(size: int, kernel: int, block: int) -> int:
-    """The side of an image after a convolution without padding.
+    """Return the side of an image after a convolution without padding, in pixels.
 
     Raises:
-        UserError: the kernel does not fit in.
+        UserError: if the kernel is larger than the image.
     """
     if size < kernel:
         fewer = f"model.depth = {block - 1}, " if block > 1 else ""

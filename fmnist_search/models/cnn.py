@@ -1,33 +1,28 @@
 """The family that the search is about: blocks of convolutions, each of its own width and kernel size.
 
-    block  = 1 or 2 x (convolution k x k, same padding -> normalisation -> activation)
+    block   = 1 or 2 x (convolution k x k, same padding -> normalisation -> activation)
     network = block, pool, block, pool, ..., block -> global average -> [hidden layer] -> dropout -> logits
 
-Pooling stands between blocks, so that five blocks still see an image (28, 14, 7, 3, 1).
+Pools stand only between blocks, so that the fifth block still has an image (sides 28, 14, 7, 3, 1).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from fmnist_search.errors import UserError
-from fmnist_search.models.blocks import IMAGE_SIZE, MAX_DEPTH, BlockArchitecture
-from fmnist_search.models.layers import (
-    ACTIVATIONS,
-    MONOTONIC_ACTIVATIONS,
-    BatchNorm,
-    Dropout,
-    GlobalAverage,
-    make_activation,
-)
+from fmnist_search.models.activations import ACTIVATIONS
+from fmnist_search.models.blocks import MAX_DEPTH, BlockArchitecture
+from fmnist_search.recipe.datasets import IMAGE_SIZE
 from fmnist_search.recipe.families import register_family
 from fmnist_search.recipe.hyperparameters import Value, hyperparameter
 
+if TYPE_CHECKING:
+    from torch import nn
+
 DEFAULT_KERNEL_SIZE = 3
-NUM_GROUPS = 8
 
 
 def _kernel_field(block: int) -> int:
@@ -37,7 +32,7 @@ def _kernel_field(block: int) -> int:
 @register_family("cnn")
 @dataclass(frozen=True)
 class Cnn(BlockArchitecture):
-    """Hyperparameters of a `cnn`. Kernels of blocks beyond `depth` are 0, as their widths are."""
+    """Hyperparameters of a `cnn`. Widths and kernels of blocks beyond `depth` are 0."""
 
     default_widths = (32, 64, 128, 128, 128)
 
@@ -61,32 +56,42 @@ class Cnn(BlockArchitecture):
 
     @property
     def kernels(self) -> tuple[int, ...]:
-        """Kernel sizes of the blocks that are there."""
+        """Kernel sizes of the blocks up to `depth`."""
         return tuple(getattr(self, f"kernel_{block}") for block in range(1, self.depth + 1))
 
     @classmethod
     def is_active(cls, name: str, values: Mapping[str, Value]) -> bool:
-        """Widths and kernels matter up to `depth`, the pool where there are two blocks."""
+        """Return False for widths and kernels of blocks beyond `depth`, and for the pool of a single block."""
         if name in ("pool", "pool_size"):
             return int(values.get("depth", MAX_DEPTH)) > 1
         return super().is_active(name.replace("kernel_", "width_"), values)
 
     def build_network(self, num_classes: int) -> nn.Module:
-        """The blocks and their head.
+        """Return the blocks and their head.
 
         Raises:
-            UserError: the pooling leaves nothing of the image.
+            UserError: if the pooling leaves nothing of the image.
         """
+        from torch import nn
+
+        from fmnist_search.models import layers
+
         self._check_pooling()
-        layers: list[nn.Module] = []
+        modules: list[nn.Module] = []
         channels = 1
         for block, (width, kernel) in enumerate(zip(self.widths, self.kernels, strict=True), start=1):
-            for _ in range(self.convolutions):
-                layers += self._conv_layers(channels, width, kernel)
+            for convolution in range(1, self.convolutions + 1):
+                # No bias before a normalisation, which would subtract it again.
+                modules.append(nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=self.norm == "none"))
+                modules += layers.normalisation_layers(self.norm, width)
+                is_pooled = convolution == self.convolutions and block < self.depth
+                modules += layers.activation_and_pool(self.activation, self.pool_size if is_pooled else 1, self.pool)
                 channels = width
-            if block < self.depth:
-                layers = self._add_pool(layers)
-        return nn.Sequential(*layers, GlobalAverage(), *self._head_layers(channels, num_classes))
+        modules.append(layers.GlobalAverage())
+        if self.hidden:
+            modules += [nn.Linear(channels, self.hidden), layers.make_activation(self.activation)]
+        modules += layers.dropout_layers(self.dropout)
+        return nn.Sequential(*modules, nn.Linear(self.hidden or channels, num_classes))
 
     def _check_pooling(self) -> None:
         side = IMAGE_SIZE
@@ -97,34 +102,3 @@ class Cnn(BlockArchitecture):
                     f"(side {side}); take model.depth = {block} or a smaller model.pool_size"
                 )
             side //= self.pool_size
-
-    def _conv_layers(self, inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
-        """Convolution, normalisation, activation; no bias where the normalisation takes it away again."""
-        convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=self.norm == "none")
-        return [convolution, *self._norm_layers(outputs), make_activation(self.activation)]
-
-    def _add_pool(self, layers: list[nn.Module]) -> list[nn.Module]:
-        """A block and its pool. The maximum commutes with an activation that never falls, which then has less to do."""
-        pool = _POOLS[self.pool](self.pool_size)
-        if self.pool == "max" and self.activation in MONOTONIC_ACTIVATIONS:
-            return [*layers[:-1], pool, layers[-1]]
-        return [*layers, pool]
-
-    def _norm_layers(self, channels: int) -> list[nn.Module]:
-        if self.norm == "none":
-            return []
-        if self.norm == "group":
-            groups = NUM_GROUPS if channels % NUM_GROUPS == 0 else 1
-            return [nn.GroupNorm(groups, channels)]
-        return [BatchNorm(channels)]
-
-    def _head_layers(self, channels: int, classes: int) -> list[nn.Module]:
-        layers: list[nn.Module] = []
-        if self.hidden:
-            layers += [nn.Linear(channels, self.hidden), make_activation(self.activation)]
-        if self.dropout:
-            layers.append(Dropout(self.dropout))
-        return [*layers, nn.Linear(self.hidden or channels, classes)]
-
-
-_POOLS: dict[str, type[nn.Module]] = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}

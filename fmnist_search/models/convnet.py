@@ -1,4 +1,4 @@
-"""The classical plan: blocks of convolutions, then layers that see all of the image.
+"""The classical plan: blocks of convolutions, then fully connected layers.
 
 block   = 1 or 2 x convolution k x k -> [normalisation] -> activation -> [maximum pool]
 network = blocks -> [dropout] -> hidden layers -> [dropout] -> logits
@@ -11,21 +11,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import nn
-
-from fmnist_search.models.blocks import IMAGE_SIZE, KERNEL_SIZES, BlockArchitecture, convolved_size, pooled_size
-from fmnist_search.models.layers import (
-    ACTIVATIONS,
-    BatchNorm,
-    Dropout,
-    Flatten,
-    activation_and_pool,
-    make_activation,
-)
+from fmnist_search.models.activations import ACTIVATIONS
+from fmnist_search.models.blocks import KERNEL_SIZES, BlockArchitecture, convolved_size, pooled_size
 from fmnist_search.models.presets import EPOCHS, LEARNING_RATE, PLAIN_SGD, register_preset
+from fmnist_search.recipe.datasets import IMAGE_SIZE
 from fmnist_search.recipe.families import register_family
 from fmnist_search.recipe.hyperparameters import Value, hyperparameter
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def _hidden_field(layer: int, default: int) -> int:
@@ -39,7 +35,7 @@ def _dropout_field(layer: str) -> float:
 @register_family("convnet")
 @dataclass(frozen=True)
 class ConvNet(BlockArchitecture):
-    """Hyperparameters of a `convnet`. What belongs to hidden layers that are not there is 0."""
+    """Hyperparameters of a `convnet`. Values of hidden layers that it does not have are 0."""
 
     default_widths = (32, 64, 128, 128, 128)
 
@@ -63,7 +59,7 @@ class ConvNet(BlockArchitecture):
 
     @classmethod
     def is_active(cls, name: str, values: Mapping[str, Value]) -> bool:
-        """Widths matter up to `depth`, dropout and a second hidden layer behind hidden layers that are there."""
+        """Return False for widths beyond `depth`, and for units and dropout after a hidden layer that is left out."""
         if name in ("hidden_2", "dropout_2"):
             return bool(values.get("hidden_1", True))
         if name == "dropout_3":
@@ -71,55 +67,48 @@ class ConvNet(BlockArchitecture):
         return super().is_active(name, values)
 
     def build_network(self, num_classes: int) -> nn.Module:
-        """The blocks and the layers behind them.
+        """Return the blocks and the fully connected layers after them.
 
         Raises:
-            UserError: kernels or pools leave nothing of the image.
+            UserError: if kernels or pools leave nothing of the image.
         """
-        layers: list[nn.Module] = []
+        from torch import nn
+
+        from fmnist_search.models import layers
+
+        modules: list[nn.Module] = []
         channels, side = 1, IMAGE_SIZE
+        padding = self.kernel // 2 if self.padding == "same" else 0
         for block, width in enumerate(self.widths, start=1):
             for _ in range(self.convolutions):
                 side = side if self.padding == "same" else convolved_size(side, self.kernel, block)
-                layers.append(self._conv_layer(channels, width))
+                modules.append(nn.Conv2d(channels, width, self.kernel, padding=padding))
                 channels = width
             side = pooled_size(side, self.pool_size, block)
-            layers += [*self._norm_layers(width), *activation_and_pool(self.activation, self.pool_size)]
-        return nn.Sequential(*layers, Flatten(), *self._head_layers(channels * side * side, num_classes))
-
-    def _conv_layer(self, inputs: int, outputs: int) -> nn.Module:
-        padding = self.kernel // 2 if self.padding == "same" else 0
-        return nn.Conv2d(inputs, outputs, self.kernel, padding=padding)
-
-    def _norm_layers(self, width: int) -> list[nn.Module]:
-        return [BatchNorm(width)] if self.norm == "batch" else []
-
-    def _head_layers(self, features: int, classes: int) -> list[nn.Module]:
-        layers: list[nn.Module] = []
+            modules += layers.normalisation_layers(self.norm, width)
+            modules += layers.activation_and_pool(self.activation, self.pool_size)
+        modules.append(layers.Flatten())
+        features = channels * side * side
         hidden = [units for units in (self.hidden_1, self.hidden_2) if units]
         dropouts = (self.dropout_1, self.dropout_2, self.dropout_3)
         for units, dropout in zip(hidden, dropouts, strict=False):
-            layers += [
-                *_dropout_layers(dropout),
-                nn.Linear(features, units),
-                *self._norm_layers(units),
-                make_activation(self.activation),
-            ]
+            modules += [*layers.dropout_layers(dropout), nn.Linear(features, units)]
+            modules += [*layers.normalisation_layers(self.norm, units), layers.make_activation(self.activation)]
             features = units
-        return [*layers, *_dropout_layers(dropouts[len(hidden)]), nn.Linear(features, classes)]
+        modules += layers.dropout_layers(dropouts[len(hidden)])
+        return nn.Sequential(*modules, nn.Linear(features, num_classes))
 
 
-def _dropout_layers(probability: float) -> list[nn.Module]:
-    return [Dropout(probability)] if probability else []
-
-
-register_preset("convnet", ConvNet(), {"batch_size": 64}, published_accuracy="none")
+register_preset(
+    "convnet", ConvNet(), {"batch_size": 64}, published_accuracy="none", parameters=225_034, mult_adds=2_660_554
+)
 register_preset(
     "conv-dropout",
     ConvNet(width_1=16, width_2=32, padding="same", dropout_1=0.25, dropout_2=0.5),
     {**PLAIN_SGD, "data.dataset": "mnist", "optimizer.learning_rate": 0.1, "batch_size": 32, "epochs": 5},
     published_accuracy="none",
     parameters=206_922,
+    mult_adds=1_237_002,
 )
 register_preset(
     "lenet",
@@ -136,6 +125,8 @@ register_preset(
     ),
     {"batch_size": 128},
     published_accuracy="about 92, loss about 0.22",
+    parameters=147_274,
+    mult_adds=5_435_914,
     assumed_names=(LEARNING_RATE, EPOCHS),
 )
 register_preset(
@@ -144,6 +135,7 @@ register_preset(
     {"batch_size": 64},
     published_accuracy="none",
     parameters=39_358,
+    mult_adds=51_858,
     assumed_names=("optimizer.name", LEARNING_RATE, EPOCHS),
 )
 WIDE_CONVNET = ConvNet(depth=3, padding="same", convolutions=2, pool_size=1, hidden_1=256, hidden_2=64)
@@ -153,6 +145,7 @@ register_preset(
     {"batch_size": 64},
     published_accuracy="none",
     parameters=25_993_898,
+    mult_adds=250_270_154,
     assumed_names=("optimizer.name", LEARNING_RATE, EPOCHS),
 )
 register_preset(
@@ -161,6 +154,7 @@ register_preset(
     {"batch_size": 64},
     published_accuracy="none; learns faster as the rate rises",
     parameters=25_994_986,
+    mult_adds=250_271_242,
     assumed_names=("optimizer.name", LEARNING_RATE, EPOCHS),
     deviations="trained at 1, 2, 4 and 8 times the rate",
 )

@@ -1,42 +1,56 @@
-"""Layers that several families choose by name."""
+"""Layers that families share. This module imports torch: families import it in `build_network`."""
 
-from collections.abc import Callable
+from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "prelu": nn.PReLU,
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-}
+from fmnist_search.models.activations import ACTIVATIONS, MONOTONIC_ACTIVATIONS
 
-MONOTONIC_ACTIVATIONS = ("relu", "leaky_relu", "elu")
-"""Activations that keep the order of what they are given; a PReLU may learn not to."""
+NUM_GROUPS = 8
+"""Groups of a group normalisation, where they divide the channels; otherwise there is one."""
 
 
 def make_activation(name: str) -> nn.Module:
-    """A fresh activation of that name; one a layer, since PReLU has weights of its own."""
-    return ACTIVATIONS[name]()
+    """Return a new activation of that name. Each layer needs its own, because a PReLU has weights."""
+    activation: nn.Module = getattr(nn, ACTIVATIONS[name])()
+    return activation
 
 
-def activation_and_pool(name: str, pool_size: int) -> list[nn.Module]:
-    """An activation and a maximum pool; a pool of 1 is none.
+def activation_and_pool(name: str, pool_size: int, pool: str = "max") -> list[nn.Module]:
+    """Return an activation and a pool of `pool_size` x `pool_size`, "max" or "average"; a pool of size 1 is left out.
 
-    The maximum commutes with an activation that never falls, which then has less to do.
+    The maximum commutes with an activation that never decreases. The pool then comes first, so that the activation has
+    fewer values to compute.
     """
+    activation = make_activation(name)
     if pool_size == 1:
-        return [make_activation(name)]
-    pool = nn.MaxPool2d(pool_size)
-    return [pool, make_activation(name)] if name in MONOTONIC_ACTIVATIONS else [make_activation(name), pool]
+        return [activation]
+    if pool == "average":
+        return [activation, nn.AvgPool2d(pool_size)]
+    layers = [nn.MaxPool2d(pool_size), activation]
+    return layers if name in MONOTONIC_ACTIVATIONS else layers[::-1]
+
+
+def normalisation_layers(name: str, channels: int) -> list[nn.Module]:
+    """Return the normalisation of that name, "batch" or "group"; no layer for "none"."""
+    match name:
+        case "batch":
+            return [BatchNorm(channels)]
+        case "group":
+            return [nn.GroupNorm(NUM_GROUPS if channels % NUM_GROUPS == 0 else 1, channels)]
+        case _:
+            return []
+
+
+def dropout_layers(probability: float) -> list[nn.Module]:
+    """Return a dropout of that probability; no layer for 0."""
+    return [Dropout(probability)] if probability else []
 
 
 class Dropout(nn.Module):
-    """Dropout that draws from a training's own generator, so that trainings side by side do not disturb each other."""
+    """Dropout with a random generator of its own, so that trainings in other threads do not change its numbers."""
 
     generator: torch.Generator | None = None
 
@@ -45,7 +59,7 @@ class Dropout(nn.Module):
         self.probability = probability
 
     def forward(self, values: Tensor) -> Tensor:
-        """In training, values with some set to 0 and the others scaled up; in evaluation the values as they are."""
+        """Return `values`: in training mode some set to 0 and the others scaled up, in evaluation mode unchanged."""
         if not self.training:
             return values
         kept = 1 - self.probability
@@ -53,10 +67,10 @@ class Dropout(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """BatchNorm that does not count its batches: nothing reads the count, and it costs a kernel a layer and step."""
+    """Batch normalisation that does not count its batches: nothing reads the count, and each costs a kernel launch."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images, with statistics of the batch in training and running ones in evaluation."""
+        """Return normalised images: by the batch's statistics in training mode, by the running ones in evaluation."""
         assert self.momentum is not None
         return functional.batch_norm(
             images,
@@ -74,19 +88,42 @@ class GlobalAverage(nn.Module):
     """Mean over height and width: (N, C, H, W) to (N, C)."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """The mean of each channel."""
-        # With the channels last in memory, `mean(dim=(2, 3))` hands back a gradient of the other layout, and on a CPU
-        # what comes before it takes five times as long.
+        """Return the mean of each channel."""
+        # With the channels last in memory, the gradient of `mean(dim=(2, 3))` has the other layout, and on a CPU the
+        # layers before it take five times as long.
         return images.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)
 
 
 class Flatten(nn.Module):
-    """(N, C, H, W) to (N, H·W·C): `nn.Flatten` with the channels last, as they lie in memory.
+    """(N, C, H, W) to (N, H·W·C): `nn.Flatten` with the channels last, as they are in memory.
 
-    A linear layer behind it is the same function with its columns in another order, and nothing is copied, neither
+    A linear layer after it is the same function with its columns in another order, and nothing is copied, neither
     forward nor backward.
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        """All values of each image."""
+        """Return all values of each image."""
         return images.permute(0, 2, 3, 1).flatten(1)
+
+
+class Residual(nn.Module):
+    """A residual block of two convolutions: (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, activation_name: str):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = BatchNorm(outputs)
+        self.relu1 = make_activation(activation_name)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = BatchNorm(outputs)
+        self.relu2 = make_activation(activation_name)
+        self.downsample: nn.Module | None = None
+        if stride > 1 or inputs != outputs:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), BatchNorm(outputs))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the images for the next block."""
+        shortcut = images if self.downsample is None else self.downsample(images)
+        inner = self.relu1(self.bn1(self.conv1(images)))
+        out: Tensor = self.relu2(self.bn2(self.conv2(inner)) + shortcut)
+        return out

@@ -14,15 +14,16 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from fmnist_search.errors import UserError
-from fmnist_search.models.layers import ACTIVATIONS, BatchNorm, Dropout, GlobalAverage, make_activation
+from fmnist_search.models.activations import ACTIVATIONS
 from fmnist_search.models.presets import EPOCHS, LEARNING_RATE, register_preset
 from fmnist_search.recipe.families import Architecture, register_family
 from fmnist_search.recipe.hyperparameters import hyperparameter
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 REPLACED_LAYERS = ("conv1.", "fc.")
 """Layers of torchvision's network that are others here: it sees three colours and tells a thousand classes."""
@@ -48,24 +49,28 @@ class ResNet(Architecture):
         return tuple(self.width * 2**stage for stage in range(self.stages))
 
     def build_network(self, num_classes: int) -> nn.Module:
-        """Stem, stages, logits."""
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        layers["conv1"] = nn.Conv2d(
+        """Return stem, stages and a linear layer for the logits, named as in torchvision."""
+        from torch import nn
+
+        from fmnist_search.models import layers
+
+        modules: OrderedDict[str, nn.Module] = OrderedDict()
+        modules["conv1"] = nn.Conv2d(
             1, self.width, self.stem_kernel, self.stem_stride, padding=self.stem_kernel // 2, bias=False
         )
-        layers["bn1"] = BatchNorm(self.width)
-        layers["relu"] = make_activation(self.activation)
+        modules["bn1"] = layers.BatchNorm(self.width)
+        modules["relu"] = layers.make_activation(self.activation)
         if self.stem_pool > 1:
-            layers["maxpool"] = nn.MaxPool2d(3, self.stem_pool, padding=1)
+            modules["maxpool"] = nn.MaxPool2d(3, self.stem_pool, padding=1)
         for stage, (inputs, outputs) in enumerate(itertools.pairwise((self.width, *self.widths)), start=1):
-            first = Residual(inputs, outputs, 1 if stage == 1 else 2, self.activation)
-            rest = (Residual(outputs, outputs, 1, self.activation) for _ in range(self.blocks - 1))
-            layers[f"layer{stage}"] = nn.Sequential(first, *rest)
-        layers["avgpool"] = GlobalAverage()
+            first = layers.Residual(inputs, outputs, 1 if stage == 1 else 2, self.activation)
+            rest = (layers.Residual(outputs, outputs, 1, self.activation) for _ in range(self.blocks - 1))
+            modules[f"layer{stage}"] = nn.Sequential(first, *rest)
+        modules["avgpool"] = layers.GlobalAverage()
         if self.dropout:
-            layers["dropout"] = Dropout(self.dropout)
-        layers["fc"] = nn.Linear(self.widths[-1], num_classes)
-        return nn.Sequential(layers)
+            modules["dropout"] = layers.Dropout(self.dropout)
+        modules["fc"] = nn.Linear(self.widths[-1], num_classes)
+        return nn.Sequential(modules)
 
     def pretrained_weights(self) -> Mapping[str, Tensor]:
         """ImageNet weights of torchvision's ResNet-18, all but those of its first and last layer."""
@@ -77,30 +82,8 @@ class ResNet(Architecture):
         return {name: value for name, value in _imagenet_weights().items() if not name.startswith(REPLACED_LAYERS)}
 
 
-class Residual(nn.Module):
-    """Two convolutions and what they add to; (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int, activation_name: str):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.bn1 = BatchNorm(outputs)
-        self.relu1 = make_activation(activation_name)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.bn2 = BatchNorm(outputs)
-        self.relu2 = make_activation(activation_name)
-        self.downsample: nn.Module | None = None
-        if stride > 1 or inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), BatchNorm(outputs))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The images of the next block."""
-        shortcut = images if self.downsample is None else self.downsample(images)
-        inner = self.relu1(self.bn1(self.conv1(images)))
-        out: Tensor = self.relu2(self.bn2(self.conv2(inner)) + shortcut)
-        return out
-
-
 def _imagenet_weights() -> Mapping[str, Tensor]:
+    import torch
     from torchvision.models import ResNet18_Weights
 
     weights = ResNet18_Weights.IMAGENET1K_V1
@@ -121,6 +104,7 @@ register_preset(
     {"batch_size": 64},
     published_accuracy="none",
     parameters=11_175_370,
+    mult_adds=33_020_554,
     assumed_names=("optimizer.name", LEARNING_RATE, EPOCHS),
     deviations="with ImageNet weights on request: initial_weights = 'imagenet'",
 )

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from fmnist_search.errors import UserError, did_you_mean
 
+IMAGE_SIZE = 28
+"""Width and height of every image, in pixels."""
+
 FILE_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 """Images and labels to learn from, images and labels to test: every dataset of the format names them so."""
 

@@ -27,7 +27,8 @@ from fmnist_search.recipe.hyperparameters import (
 
 if TYPE_CHECKING:
     pass
-from fmnist_search.recipe.families import FAMILIES, Architecture, get_family
+from fmnist_search.recipe import families
+from fmnist_search.recipe.families import DEFAULT_FAMILY, FAMILIES, Architecture
 
 TRAINING_SET_SIZE = 60_000
 """Images that the datasets of this format offer for training and validation together."""
@@ -150,7 +151,7 @@ class Augmentation(HyperparameterGroup):
 class Recipe(HyperparameterGroup):
     """Everything that determines a training run. Equal recipes give equal numbers on equal machines."""
 
-    model: Architecture = field(default_factory=lambda: FAMILIES["cnn"]())
+    model: Architecture = field(default_factory=lambda: FAMILIES[DEFAULT_FAMILY]())
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
     averaging: Averaging = field(default_factory=Averaging)
@@ -219,7 +220,7 @@ class Recipe(HyperparameterGroup):
         Raises:
             UserError: one line per mistake.
         """
-        family = get_family(changes.get("model.family", self.model.family))
+        family = families.get(changes.get("model.family", self.model.family))
         known = recipe_hyperparameters(family)
         values: dict[str, object] = {
             name: value

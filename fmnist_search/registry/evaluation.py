@@ -14,13 +14,13 @@ from mlflow.types import Schema, TensorSpec
 
 from fmnist_search.data.images import LabelledImages
 from fmnist_search.errors import UserError
+from fmnist_search.recipe.datasets import IMAGE_SIZE
 from fmnist_search.registry.champion_rule import pack_bits, unpack_bits
 from fmnist_search.registry.packaging import LoadedModel, load_model, read_dataset_name
 from fmnist_search.registry.versions import get_version, read_test_result, record_test_evaluation
 from fmnist_search.results.statistics import mcnemar, wilson
 from fmnist_search.results.training import Accuracy
 
-IMAGE_SIZE = 28
 SIGNIFICANCE_LEVEL = 0.05
 """Two models differ where chance alone would part them as far as this seldom or more seldom."""
 

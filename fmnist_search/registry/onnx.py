@@ -19,7 +19,8 @@ import torch
 
 from fmnist_search.errors import UserError
 from fmnist_search.files import atomic_write
-from fmnist_search.registry.evaluation import IMAGE_SIZE, load_classifier
+from fmnist_search.recipe.datasets import IMAGE_SIZE
+from fmnist_search.registry.evaluation import load_classifier
 from fmnist_search.text import first_line
 
 INPUT_NAME, OUTPUT_NAME = "pixels", "probabilities"

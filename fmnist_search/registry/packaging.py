@@ -29,11 +29,10 @@ from torch import Tensor, nn
 
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import Classifier, Ensemble
-from fmnist_search.recipe.datasets import DEFAULT_DATASET, get_dataset
+from fmnist_search.recipe.datasets import DEFAULT_DATASET, IMAGE_SIZE, get_dataset
 from fmnist_search.text import first_line
 
 DEFAULT_MODEL = "models:/fmnist-search@champion"
-IMAGE_SIZE = 28
 PREDICT_BATCH_SIZE = 1_000
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torchinfo
 
 from fmnist_search.models.classifier import Classifier, build
+from fmnist_search.recipe.datasets import IMAGE_SIZE
 from fmnist_search.recipe.families import Architecture
 
 COLUMNS = ("input_size", "output_size", "kernel_size", "num_params", "mult_adds")
@@ -46,7 +47,7 @@ def summarize(architecture: Architecture) -> ModelSummary:
     model: Classifier = build(architecture)
     found = torchinfo.summary(
         model,
-        input_size=(1, 28, 28),
+        input_size=(1, IMAGE_SIZE, IMAGE_SIZE),
         device="cpu",
         col_names=COLUMNS,
         col_width=COLUMN_WIDTH,

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from fmnist_search.errors import UserError
+from fmnist_search.recipe.datasets import IMAGE_SIZE
 from fmnist_search.reporting.chart_data import BLUE, GREY, ORANGE, RED, TEXT_COLOR
 from fmnist_search.reporting.style import (
     manual_layout,
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-IMAGE_SIZE = 28
 UNKNOWN_LABEL = -1
 """The label of an image whose true class is not known."""
 MAX_FILTERS = 64

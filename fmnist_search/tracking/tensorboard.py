@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fmnist_search.data.images import IMAGE_SIZE
 from fmnist_search.errors import UserError
+from fmnist_search.recipe.datasets import IMAGE_SIZE
 from fmnist_search.reporting.training_plots import confusion_figure
 from fmnist_search.training.loop import EpochResult
 

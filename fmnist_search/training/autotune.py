@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fmnist_search.models.classifier import Classifier, build
+from fmnist_search.recipe.datasets import IMAGE_SIZE
 from fmnist_search.recipe.execution import MEMORY_FORMATS, Execution
 from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.training.evaluation import autocast
@@ -96,7 +97,7 @@ def measure_throughput(execution: Execution, precision: str) -> float:
 def _step_seconds(execution: Execution, candidates: Sequence[tuple[str, str]]) -> dict[tuple[str, str], float]:
     """Seconds of a step of the standard network, the best of several; the ways take turns, so that noise hits all."""
     device = torch.device(execution.device)
-    pixels = torch.zeros(PROBE_BATCH, 28, 28, device=device)
+    pixels = torch.zeros(PROBE_BATCH, IMAGE_SIZE, IMAGE_SIZE, device=device)
     labels = torch.zeros(PROBE_BATCH, dtype=torch.int64, device=device)
     samples: dict[tuple[str, str], list[float]] = {way: [] for way in candidates}
     with torch_settings(execution), torch.random.fork_rng(devices=[]):

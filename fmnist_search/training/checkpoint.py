@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fmnist_search.data.images import IMAGE_SIZE
 from fmnist_search.errors import UserError
 from fmnist_search.files import atomic_write
 from fmnist_search.models.classifier import Classifier, build
+from fmnist_search.recipe.datasets import IMAGE_SIZE
 from fmnist_search.recipe.recipe import Recipe
 
 

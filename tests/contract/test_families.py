@@ -19,7 +19,7 @@ from fmnist_search.data.images import Images
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import MAX_PARAMETERS, NUM_CLASSES, Classifier, build, count_parameters
 from fmnist_search.models.cnn import Cnn
-from fmnist_search.recipe.families import FAMILIES, Architecture, get_family
+from fmnist_search.recipe.families import FAMILIES, Architecture
 from fmnist_search.recipe.hyperparameters import hyperparameters
 from fmnist_search.recipe.recipe import Optimizer
 from fmnist_search.training.evaluation import autocast
@@ -242,11 +242,6 @@ def test_it_exports_for_batches_of_any_size(family: type[Architecture], images: 
 
 
 # ---------------------------------------------------------------------------------------- the list
-
-
-def test_the_families_that_study_files_name_are_registered() -> None:
-    assert {"cnn", "mlp"} <= FAMILIES.keys()
-    assert all(get_family(name).family == name for name in FAMILIES)
 
 
 def test_one_name_is_of_one_type_in_every_family() -> None:

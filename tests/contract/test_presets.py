@@ -66,9 +66,10 @@ each_small_preset = pytest.mark.parametrize(
 
 
 @each_preset
-def test_it_has_the_parameters_that_were_published(preset: Preset) -> None:
-    assert count_parameters(preset.recipe.model) == PUBLISHED_PARAMETER_COUNTS[preset.name]
-    assert preset.parameters in (None, PUBLISHED_PARAMETER_COUNTS[preset.name])
+def test_its_recorded_counts_are_those_of_its_network_and_of_its_author(preset: Preset) -> None:
+    summary = summarize(preset.recipe.model)
+    assert (preset.parameters, preset.mult_adds) == (summary.parameters, summary.mult_adds)
+    assert preset.parameters == count_parameters(preset.recipe.model) == PUBLISHED_PARAMETER_COUNTS[preset.name]
 
 
 def test_the_presets_are_these() -> None:

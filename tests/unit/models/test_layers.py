@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from fmnist_search.data.images import Images
+from fmnist_search.models.activations import ACTIVATIONS
 from fmnist_search.models.cnn import Cnn
-from fmnist_search.models.layers import ACTIVATIONS, Dropout
+from fmnist_search.models.layers import Dropout, make_activation
 from fmnist_search.models.mlp import Mlp
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.families import Architecture
@@ -20,7 +21,7 @@ from fmnist_search.results.training import EpochReport, TrialResult
 from fmnist_search.training.trial import run_trial
 
 POOL_TYPES = (nn.MaxPool2d, nn.AvgPool2d)
-ACTIVATION_TYPES = tuple(type(make()) for make in ACTIVATIONS.values())
+ACTIVATION_TYPES = tuple(type(make_activation(name)) for name in ACTIVATIONS)
 DATA_CONFIG = Data(train_images=1_000, validation=1_000)
 
 
@@ -89,7 +90,7 @@ def test_every_activation_that_changes_places_never_falls() -> None:
     values = torch.linspace(-30, 30, 20_001)
     for name in ACTIVATIONS:
         if pools_before_activations(build_network(name, "max")):
-            assert (ACTIVATIONS[name]()(values).diff() >= 0).all(), name
+            assert (make_activation(name)(values).diff() >= 0).all(), name
 
 
 # -------------------------------------------------------------------------------------- dropout
