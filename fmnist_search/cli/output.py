@@ -23,8 +23,9 @@ from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.formatting import format_value, format_value_short, short_names
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.results.study import NullStudyCallback, TrialRecord
+from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import EpochReport, TrialState
+from fmnist_search.workflows.callbacks import StudyCallback
 
 if TYPE_CHECKING:
     from fmnist_search.training.loop import Progress, ProgressCallback
@@ -113,7 +114,7 @@ def format_duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-class MessagePrinter(NullStudyCallback):
+class MessagePrinter(StudyCallback):
     """Listens to several trainings at once: what is worth a line, and nothing of their epochs."""
 
     def on_message(self, text: str) -> None:
@@ -166,7 +167,7 @@ class TrainingProgressDisplay(MessagePrinter):
         )
 
 
-class StudyProgressDisplay:
+class StudyProgressDisplay(StudyCallback):
     """Listens to a study: a live display on a terminal, one plain line a trial elsewhere."""
 
     def __init__(self, config: StudyConfig):

@@ -6,14 +6,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
 
 from fmnist_search.recipe.recipe import Recipe
-
-if TYPE_CHECKING:
-    pass
 from fmnist_search.results.champion import Champion
-from fmnist_search.results.training import EpochReport, Overhead, TrialState
+from fmnist_search.results.training import Overhead, TrialState
 
 
 @dataclass(frozen=True)
@@ -131,47 +127,3 @@ def rank_trials(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     """The completed of these trials, the best first; of equal ones the earlier first."""
     done = [row for row in trials if row.state is TrialState.COMPLETED and row.duplicate_of is None]
     return sorted(done, key=lambda row: (-(row.value or 0.0), row.number))
-
-
-class StudyCallback(Protocol):
-    """Hears what a study does while it does it; the console is one."""
-
-    def on_message(self, text: str) -> None:
-        """Something worth a line."""
-
-    def on_study_start(self, rows: Sequence[TrialRecord], seconds: float) -> None:
-        """A study begins, or goes on after these trials and so many seconds of searching."""
-
-    def on_training_start(self, name: str, recipe: Recipe) -> None:
-        """A trial, or a finalist's training, begins; others may run at the same time."""
-
-    def on_epoch_end(self, name: str, report: EpochReport) -> None:
-        """An epoch of the training of that name."""
-
-    def on_training_end(self, name: str) -> None:
-        """The training of that name is over, however it ended."""
-
-    def on_trial_end(self, row: TrialRecord) -> None:
-        """A trial of the search is over."""
-
-
-class NullStudyCallback:
-    """The listener of those who do not want one."""
-
-    def on_message(self, text: str) -> None:
-        """Say nothing."""
-
-    def on_study_start(self, rows: Sequence[TrialRecord], seconds: float) -> None:
-        """Say nothing."""
-
-    def on_training_start(self, name: str, recipe: Recipe) -> None:
-        """Say nothing."""
-
-    def on_epoch_end(self, name: str, report: EpochReport) -> None:
-        """Say nothing."""
-
-    def on_training_end(self, name: str) -> None:
-        """Say nothing."""
-
-    def on_trial_end(self, row: TrialRecord) -> None:
-        """Say nothing."""

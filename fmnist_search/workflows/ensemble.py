@@ -20,7 +20,6 @@ from fmnist_search.models.classifier import Classifier, Ensemble, average_probab
 from fmnist_search.registry.champion_rule import CorrectnessRecord, ValidationScore
 from fmnist_search.registry.versions import MEMBER_RUNS_TAG, SELECTED_ON_VALIDATION_TAG
 from fmnist_search.reporting.model_card import Selection, selection_from_runs
-from fmnist_search.results.study import NullStudyCallback, StudyCallback
 from fmnist_search.results.training import TrialState
 from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.run_logger import RunLogger
@@ -28,6 +27,7 @@ from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.stored_runs import TrainedRun, load_stored_classifier, read_run
 from fmnist_search.tracking.training_artifacts import log_evaluation_plots
 from fmnist_search.training.evaluation import Evaluation, evaluate_logits, predict_logits
+from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.jobs import InterruptHandler, JobContext, flush_tracking, open_sender
 from fmnist_search.workflows.registration import Candidate, RegisteredVersion, prepare_name, register
 from fmnist_search.workspace import Workspace
@@ -77,7 +77,7 @@ def build_ensemble(
             what `registration.register` raises.
     """
     _check_run_ids(run_ids)
-    workspace, callback = workspace or Workspace.resolve(), callback or NullStudyCallback()
+    workspace, callback = workspace or Workspace.resolve(), callback or StudyCallback()
     source = DataSource.from_workspace(workspace)
     with store_errors(workspace.tracking_uri):
         tracking = MlflowStore(workspace.tracking_uri, "fmnist-search")

@@ -19,7 +19,6 @@ from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.model_summary import summarize
 from fmnist_search.reporting.study_note import class_scores_csv
 from fmnist_search.reporting.training_plots import confusion_figure
-from fmnist_search.results.study import StudyCallback
 from fmnist_search.results.training import Decision, EpochReport, Overhead, Stopper, TrialResult, TrialState
 from fmnist_search.tracking.connection import short_timeouts
 from fmnist_search.tracking.outbox import Outbox
@@ -28,6 +27,7 @@ from fmnist_search.tracking.sender import NullSender, Sender
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.writer import MlflowWriter, Renderer
 from fmnist_search.training.callbacks import never_stop
+from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workspace import Workspace
 
 if TYPE_CHECKING:

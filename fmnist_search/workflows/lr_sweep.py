@@ -16,7 +16,7 @@ from fmnist_search.reporting.style import figure_to_png
 from fmnist_search.reporting.training_plots import sweep_figure
 from fmnist_search.results.champion import LearningRateResult
 from fmnist_search.results.statistics import format_mean_std
-from fmnist_search.results.study import StudyCallback
+from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.single_training import open_training_session, resolve_settings
 from fmnist_search.workspace import Workspace
 

@@ -22,7 +22,6 @@ from fmnist_search.data.loading import load_images
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.formatting import format_value
-from fmnist_search.results.study import NullStudyCallback, StudyCallback
 from fmnist_search.results.training import Decision, EpochReport, TrialResult, TrialState
 from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.provenance import environment, provenance_tags
@@ -36,6 +35,7 @@ from fmnist_search.tracking.stored_runs import (
     read_run,
 )
 from fmnist_search.training.trial import run_trial
+from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workspace import Workspace
 
 COMPARED_METRICS = {"train/loss": "train_loss", "val/loss": "val_loss", "val/accuracy": "val_accuracy"}
@@ -96,7 +96,7 @@ def reproduce(
     Raises:
         UserError: no such run, nothing in it to compare with, no record of its conditions, or they cannot be had here.
     """
-    workspace, callback = workspace or Workspace.resolve(), callback or NullStudyCallback()
+    workspace, callback = workspace or Workspace.resolve(), callback or StudyCallback()
     with store_errors(workspace.tracking_uri):
         tracking = MlflowStore(workspace.tracking_uri, "fmnist-search")
         original = read_run(tracking, run_id)

@@ -28,7 +28,6 @@ from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.study_note import epochs_csv, origins_csv
 from fmnist_search.results.champion import completed_accuracies
 from fmnist_search.results.statistics import format_mean_std, mean_and_std
-from fmnist_search.results.study import NullStudyCallback, StudyCallback
 from fmnist_search.results.training import EpochReport, Stopper, TrialResult, TrialState
 from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.provenance import environment
@@ -43,6 +42,7 @@ from fmnist_search.training.checkpoint import load_checkpoint, state_to_bytes
 from fmnist_search.training.loop import ProgressCallback
 from fmnist_search.training.runtime import resolve_execution
 from fmnist_search.training.trial import run_trial
+from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.jobs import (
     InterruptHandler,
     JobContext,
@@ -364,7 +364,7 @@ def open_training_session(
         UserError: the store is out of reach.
     """
     source = DataSource.from_workspace(workspace)
-    callback = callback or NullStudyCallback()
+    callback = callback or StudyCallback()
     interruption = InterruptHandler()
     with interruption.handle_signals(), store_errors(workspace.tracking_uri):
         tracking = MlflowStore(workspace.tracking_uri, experiment)

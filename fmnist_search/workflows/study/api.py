@@ -15,14 +15,7 @@ from fmnist_search.execution.capacity import worker_count
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.model_summary import ModelSummary
 from fmnist_search.results.champion import Champion
-from fmnist_search.results.study import (
-    Importances,
-    NullStudyCallback,
-    StopReason,
-    StudyCallback,
-    StudySummary,
-    mean_overhead,
-)
+from fmnist_search.results.study import Importances, StopReason, StudySummary, mean_overhead
 from fmnist_search.results.training import Stopper
 from fmnist_search.search.analysis import boundary_warnings
 from fmnist_search.search.preview import preview_recipes
@@ -34,6 +27,7 @@ from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.ui import run_page_url
 from fmnist_search.training.autotune import measure_throughput
 from fmnist_search.training.callbacks import never_stop
+from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.jobs import open_sender
 from fmnist_search.workflows.study.search_loop import reached_limit
 from fmnist_search.workflows.study.session import open_session, resolve_runtime, study_execution
@@ -65,7 +59,7 @@ def run_study(
     """
     workspace = workspace or Workspace.resolve()
     with open_session(
-        workspace, config, callback or NullStudyCallback(), fresh=fresh, for_search=True, tracked=tracked
+        workspace, config, callback or StudyCallback(), fresh=fresh, for_search=True, tracked=tracked
     ) as session:
         session.enqueue_starts()
         ledger = session.study_store
@@ -99,7 +93,7 @@ def promote(
     ledger = StudyStore.load(workspace.storage_url, name)
     if _summarize_study(workspace, ledger, StopReason.OPEN).best is None:
         raise UserError(f"study {name!r}: has no completed trial to promote; search on first", exit_code=3)
-    with open_session(workspace, ledger.config, callback or NullStudyCallback()) as session:
+    with open_session(workspace, ledger.config, callback or StudyCallback()) as session:
         config = ledger.config
         champion = session.promote_best((settings or config.finalists).for_dataset(config.data.dataset), force=True)
         ending = StopReason.INTERRUPTED if session.context.interrupt_handler.requested else _current_stop_reason(ledger)
@@ -189,7 +183,7 @@ def sync(
             else:
                 outbox.retry_rejected()
             events = outbox.pending_count()
-            with open_sender(workspace, tracking, NullStudyCallback()) as sender:
+            with open_sender(workspace, tracking, StudyCallback()) as sender:
                 arrived = sender.flush(SYNC_TIMEOUT)
             refused = outbox.rejected_counts()
     if not arrived:

@@ -22,7 +22,7 @@ from fmnist_search.recipe.hyperparameters import Value
 from fmnist_search.recipe.recipe import flatten_tables
 from fmnist_search.registry import versions
 from fmnist_search.results.champion import Champion
-from fmnist_search.results.study import StopReason, StudyCallback, StudySummary, TrialRecord, rank_trials
+from fmnist_search.results.study import StopReason, StudySummary, TrialRecord, rank_trials
 from fmnist_search.results.training import Stopper
 from fmnist_search.search.preview import preview_recipes
 from fmnist_search.search.samplers import independently_sampled
@@ -34,6 +34,7 @@ from fmnist_search.tracking.sender import NullSender
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.training.autotune import tune
 from fmnist_search.training.runtime import resolve_execution
+from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.jobs import InterruptHandler, JobContext, flush_tracking, open_sender
 from fmnist_search.workflows.study import finalists
 from fmnist_search.workflows.study.promotion import Promotion

@@ -31,13 +31,14 @@ from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.data.files import DataSource
 from fmnist_search.data.loading import load_images
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.results.study import NullStudyCallback, StopReason, StudySummary, TrialRecord
+from fmnist_search.results.study import StopReason, StudySummary, TrialRecord
 from fmnist_search.results.training import Decision, EpochReport, Overhead, Stopper, TrialState
 from fmnist_search.search.storage import open_storage
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.training.callbacks import never_stop
 from fmnist_search.training.trial import run_trial
 from fmnist_search.workflows import jobs
+from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.study.api import outbox_status, status, sync
 from fmnist_search.workspace import Workspace
 from tests.integration.conftest import CommandResult, run_command, start_command, start_python
@@ -126,7 +127,7 @@ class StudyFolder:
         return Counter(run.info.status for kind in ("study", "trial", "finalist") for run in self.runs(kind))
 
     def run_study(
-        self, stopper: Stopper = never_stop, callback: NullStudyCallback | None = None, **to: Any
+        self, stopper: Stopper = never_stop, callback: StudyCallback | None = None, **to: Any
     ) -> StudySummary:
         """The study with other settings, run in this process."""
         return run_study(make_config(to), workspace=self.workspace, stopper=stopper, callback=callback)
@@ -310,7 +311,7 @@ def test_status_says_what_a_trial_takes_beside_training(both: BothRuns) -> None:
 def test_a_worker_that_is_killed_costs_one_attempt_and_no_trial(place: StudyFolder) -> None:
     said: list[str] = []
 
-    class Listener(NullStudyCallback):
+    class Listener(StudyCallback):
         def on_message(self, text: str) -> None:
             said.append(text)
 
@@ -363,7 +364,7 @@ def test_a_finalist_whose_worker_dies_is_tried_again(both: BothRuns, tmp_path: P
     left = [1]
     said: list[str] = []
 
-    class Listener(NullStudyCallback):
+    class Listener(StudyCallback):
         def on_epoch_end(self, name: str, report: EpochReport) -> None:
             if name.startswith("finalist") and left[0]:
                 left[0] -= 1
@@ -422,7 +423,7 @@ def test_a_recipe_that_is_drawn_while_it_runs_is_trained_once(place: StudyFolder
 def test_nothing_is_begun_after_an_interruption_not_even_what_waited_for_an_equal_trial(place: StudyFolder) -> None:
     begun: list[str] = []
 
-    class Listener(NullStudyCallback):
+    class Listener(StudyCallback):
         def on_training_start(self, name: str, recipe: Recipe) -> None:
             begun.append(name)
 
@@ -438,7 +439,7 @@ def test_one_epoch_trains_the_best_of_all_candidates_and_no_more(place: StudyFol
     running: set[str] = set()
     together: list[tuple[str, ...]] = []
 
-    class Listener(NullStudyCallback):
+    class Listener(StudyCallback):
         def on_training_start(self, name: str, recipe: Recipe) -> None:
             running.add(name)
             together.append(tuple(sorted(running)))
