@@ -29,7 +29,7 @@ def ui(
     """Open the MLflow UI on this folder's store."""
     from fmnist_search.cli.output import stdout
     from fmnist_search.tracking.store import MlflowStore
-    from fmnist_search.workflows.study.api import latest_run
+    from fmnist_search.workflows.lookup import latest_run
 
     workspace = make_workspace(tracking_uri, workdir)
     uri = workspace.tracking_uri

@@ -38,7 +38,7 @@ def status(
     from fmnist_search.cli.output import format_percent, show_json, stdout
     from fmnist_search.cli.serialization import status_to_dict
     from fmnist_search.results.training import TrialState
-    from fmnist_search.workflows.study.api import outbox_status
+    from fmnist_search.workflows.lookup import outbox_status
 
     workspace = make_workspace(tracking_uri, workdir)
     summary = _load_summary(study, workspace)
@@ -83,7 +83,7 @@ def leaderboard(
     from fmnist_search.cli import output
     from fmnist_search.cli.serialization import trial_to_dict
     from fmnist_search.search.suggest import varying_names
-    from fmnist_search.workflows.study.api import load_study_config
+    from fmnist_search.workflows.lookup import load_study_config
 
     workspace = make_workspace(tracking_uri, workdir)
     summary = _load_summary(study, workspace)
@@ -96,8 +96,8 @@ def leaderboard(
 
 
 def _load_summary(study: str | None, workspace: Workspace) -> StudySummary:
-    from fmnist_search.workflows.study.api import latest_study
-    from fmnist_search.workflows.study.api import status as read
+    from fmnist_search.workflows.lookup import latest_study
+    from fmnist_search.workflows.lookup import status as read
 
     name = study or latest_study(workspace=workspace)
     return read(name, workspace=workspace)
@@ -124,7 +124,7 @@ def show(
     from fmnist_search.cli.serialization import trial_to_dict
     from fmnist_search.config.toml_files import recipe_to_toml
     from fmnist_search.search.suggest import varying_names
-    from fmnist_search.workflows.study.api import load_study_config, run_url
+    from fmnist_search.workflows.lookup import load_study_config, run_url
 
     workspace = make_workspace(tracking_uri, workdir)
     summary = _load_summary(study, workspace)
@@ -165,8 +165,8 @@ def importance(
 ) -> None:
     """Which hyperparameters decide whether a trial is among the best."""
     from fmnist_search.cli import output
-    from fmnist_search.workflows.study.api import importance as measure
-    from fmnist_search.workflows.study.api import latest_study
+    from fmnist_search.workflows.lookup import importance as measure
+    from fmnist_search.workflows.lookup import latest_study
 
     workspace = make_workspace(tracking_uri, workdir)
     name = study or latest_study(workspace=workspace)
@@ -264,7 +264,7 @@ def list_studies(
     from fmnist_search.cli import output
     from fmnist_search.cli.serialization import listed_study_to_dict
     from fmnist_search.config.study_config import StudyConfig
-    from fmnist_search.workflows.study.api import all_studies
+    from fmnist_search.workflows.lookup import all_studies
 
     stored = {s.name: s for s in all_studies(workspace=make_workspace(tracking_uri, workdir))}
     files = {}

@@ -65,11 +65,12 @@ def promote(
     from fmnist_search.cli.output import TrainingProgressDisplay, show_json
     from fmnist_search.cli.serialization import champion_to_dict
     from fmnist_search.config.study_config import StudyConfig
-    from fmnist_search.workflows.study import api as studies
+    from fmnist_search.workflows import lookup
+    from fmnist_search.workflows.study.api import promote as promote_study
 
     workspace = make_workspace(tracking_uri, workdir, data_dir)
-    name = study or studies.latest_study(workspace=workspace)
-    config = studies.load_study_config(name, workspace=workspace)
+    name = study or lookup.latest_study(workspace=workspace)
+    config = lookup.load_study_config(name, workspace=workspace)
     given = {"recipes": recipes, "seeds": seeds, "epochs": epochs, "ensemble": ensemble, "model_name": model_name}
     changes = {key: value for key, value in given.items() if value is not None}
     if not config.finalists.recipes and not recipes:
@@ -77,7 +78,7 @@ def promote(
     settings = StudyConfig.from_dict(
         {**config.model_dump(), "finalists": {**dict(config.finalists), **changes}}
     ).finalists
-    summary = studies.promote(name, settings=settings, workspace=workspace, callback=TrainingProgressDisplay())
+    summary = promote_study(name, settings=settings, workspace=workspace, callback=TrainingProgressDisplay())
     if as_json:
         show_json(champion_to_dict(summary.champion) if summary.champion else None)
     print_summary(summary, f"fmnist-search promote {name!r}", quiet=as_json, after_search=False)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
 
 import optuna
 
-from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.data.images import Images
 from fmnist_search.execution.backend import Backend
 from fmnist_search.recipe.recipe import Recipe
@@ -22,6 +20,7 @@ from fmnist_search.tracking.run_logger import RunLogger, TrainingRunLogger
 from fmnist_search.training.checkpoint import save_state
 from fmnist_search.workflows.jobs import JobContext, TrackedJob, not_started, trial_overhead
 from fmnist_search.workflows.study.run_logging import StudyRunLogger
+from fmnist_search.workflows.study.stopping import reached_limit
 from fmnist_search.workspace import Workspace
 
 MAX_CONSECUTIVE_DUPLICATES = 50
@@ -262,28 +261,6 @@ def _run_tags(study_store: StudyStore, trial: optuna.Trial) -> dict[str, str]:
         if name in trial.user_attrs
     }
     return tags | {name: str(value) for name, value in also.items()}
-
-
-def reached_limit(
-    config: StudyConfig, records: Sequence[TrialRecord], seconds: float, running: int = 0
-) -> StopReason | None:
-    """Which limit is reached, after these trials and so many seconds of searching; None if none is."""
-    counted = [row for row in records if row.is_final and row.duplicate_of is None]
-    completed = [(row.value or 0.0, -place) for place, row in enumerate(counted) if row.state is TrialState.COMPLETED]
-    best, place = max(completed, default=(0.0, 0))
-    budget = config.budget
-    reached = {
-        StopReason.FAILURES: (
-            sum(row.state is TrialState.FAILED and row.duplicate_of is None for row in records),
-            budget.failures,
-        ),
-        StopReason.TARGET: (best, budget.target),
-        StopReason.TRIALS: (len(counted) + running, budget.trials),
-        StopReason.EPOCHS: (sum(row.epochs for row in counted), budget.total_epochs),
-        StopReason.MINUTES: (seconds / 60, budget.minutes),
-        StopReason.PATIENCE: (len(counted) - 1 + place if completed else len(counted), budget.patience),
-    }
-    return next((ending for ending, (spent, limit) in reached.items() if limit is not None and spent >= limit), None)
 
 
 def _can_answer(record: TrialRecord) -> bool:

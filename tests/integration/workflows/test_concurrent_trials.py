@@ -39,7 +39,8 @@ from fmnist_search.training.callbacks import never_stop
 from fmnist_search.training.trial import run_trial
 from fmnist_search.workflows import jobs
 from fmnist_search.workflows.callbacks import StudyCallback
-from fmnist_search.workflows.study.api import outbox_status, status, sync
+from fmnist_search.workflows.lookup import outbox_status, status
+from fmnist_search.workflows.study.api import sync
 from fmnist_search.workspace import Workspace
 from tests.integration.conftest import CommandResult, run_command, start_command, start_python
 
