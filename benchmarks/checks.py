@@ -18,7 +18,8 @@ from fmnist_search.data.images import Images
 from fmnist_search.data.loading import load_images
 from fmnist_search.execution.backend import make_backend
 from fmnist_search.recipe.execution import Execution
-from fmnist_search.recipe.recipe import Data, Recipe
+from fmnist_search.recipe.groups import Data
+from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import Decision, EpochReport, TrialResult, TrialState
 from fmnist_search.training.loop import EpochResult
 from fmnist_search.training.runtime import resolve_execution

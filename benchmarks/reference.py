@@ -40,7 +40,8 @@ from fmnist_search.execution.backend import make_backend
 from fmnist_search.execution.capacity import worker_count
 from fmnist_search.models.presets import PRESETS, Preset
 from fmnist_search.recipe.execution import Execution
-from fmnist_search.recipe.recipe import Data, Recipe
+from fmnist_search.recipe.groups import Data
+from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import Decision, EpochReport, TrialResult, TrialState
 from fmnist_search.training.checkpoint import classifier_from_weights
 from fmnist_search.training.evaluation import evaluate

@@ -20,8 +20,9 @@ from benchmarks.ours import data_source, tuned_settings
 from fmnist_search.data.files import DataSource
 from fmnist_search.data.images import Images, LabelledImages
 from fmnist_search.data.loading import load_images
+from fmnist_search.recipe.datasets import TRAINING_SET_SIZE
 from fmnist_search.recipe.execution import Execution
-from fmnist_search.recipe.recipe import TRAINING_SET_SIZE, Recipe
+from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.training.engine import fit
 from fmnist_search.training.evaluation import evaluate
 from fmnist_search.training.runtime import torch_settings

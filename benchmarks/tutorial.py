@@ -30,7 +30,8 @@ from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import NUM_PIXELS, Mlp
 from fmnist_search.recipe.datasets import DATASETS
 from fmnist_search.recipe.families import Architecture
-from fmnist_search.recipe.recipe import Augmentation, Data, Recipe
+from fmnist_search.recipe.groups import Augmentation, Data
+from fmnist_search.recipe.recipe import Recipe
 
 VALIDATION_BATCH_SIZE = 1_000
 

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import tutorial
 from fmnist_search.models.cnn import Cnn
-from fmnist_search.recipe.recipe import Data
+from fmnist_search.recipe.groups import Data
 
 
 class TrialSettings(NamedTuple):

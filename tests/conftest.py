@@ -41,7 +41,7 @@ def source() -> DataSource:
 def images(source: DataSource) -> Images:
     """A thousand real images to train on and a thousand to validate."""
     from fmnist_search.data.loading import load_images
-    from fmnist_search.recipe.recipe import Data
+    from fmnist_search.recipe.groups import Data
 
     return load_images(Data(train_images=1_000, validation=1_000), source)
 

@@ -15,8 +15,8 @@ from fmnist_search.models.presets import PRESETS
 from fmnist_search.recipe.datasets import DEFAULT_DATASET, get_dataset
 from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.formatting import format_value
+from fmnist_search.recipe.groups import Data
 from fmnist_search.recipe.hyperparameters import Hyperparameter, hyperparameters
-from fmnist_search.recipe.recipe import Data
 from fmnist_search.text import markdown_table
 
 if TYPE_CHECKING:

@@ -19,8 +19,9 @@ from fmnist_search.errors import UserError, did_you_mean
 from fmnist_search.recipe import families
 from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.formatting import format_value
+from fmnist_search.recipe.groups import Data
 from fmnist_search.recipe.hyperparameters import Hyperparameter, Value, hyperparameters
-from fmnist_search.recipe.recipe import Data, recipe_hyperparameters
+from fmnist_search.recipe.recipe import recipe_hyperparameters
 
 
 @dataclass(frozen=True)

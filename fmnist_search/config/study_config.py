@@ -47,8 +47,9 @@ from fmnist_search.errors import UserError, did_you_mean
 from fmnist_search.recipe import families
 from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.formatting import format_value
+from fmnist_search.recipe.groups import Data
 from fmnist_search.recipe.hyperparameters import hyperparameters
-from fmnist_search.recipe.recipe import Data, Recipe
+from fmnist_search.recipe.recipe import Recipe
 
 MAX_GRID_SIZE = 10_000
 """Recipes of a grid search: more of them no study will ever train."""

@@ -25,7 +25,7 @@ from fmnist_search.data.files import (
 from fmnist_search.data.images import Images, LabelledImages
 from fmnist_search.data.split import split
 from fmnist_search.recipe.datasets import IMAGE_SIZE, get_dataset
-from fmnist_search.recipe.recipe import Data
+from fmnist_search.recipe.groups import Data
 
 
 def load_images(data: Data, source: DataSource, device: torch.device | str = "cpu") -> Images:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fmnist_search.recipe.recipe import Data
+from fmnist_search.recipe.groups import Data
 
 # ------------------------------------------------------------------------------------- the split
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from fmnist_search.data.images import Images
 from fmnist_search.recipe.execution import Execution
-from fmnist_search.recipe.recipe import Data, Recipe
+from fmnist_search.recipe.groups import Data
+from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import Decision, EpochReport, TrialResult
 
 

@@ -14,7 +14,7 @@ from fmnist_search.execution.pool import WorkerPool
 from fmnist_search.execution.worker import Worker
 from fmnist_search.execution.worker_main import worker_loop
 from fmnist_search.recipe.execution import Execution
-from fmnist_search.recipe.recipe import Data
+from fmnist_search.recipe.groups import Data
 
 JOIN_TIMEOUT_SECONDS = 5.0
 """How long the end of an idle thread is waited for."""

@@ -31,7 +31,7 @@ from fmnist_search.execution.messages import (
     Train,
 )
 from fmnist_search.recipe.execution import Execution
-from fmnist_search.recipe.recipe import Data
+from fmnist_search.recipe.groups import Data
 from fmnist_search.results.training import Decision, EpochReport
 from fmnist_search.training.trial import run_trial
 

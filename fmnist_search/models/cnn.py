@@ -42,7 +42,7 @@ class Cnn(BlockArchitecture):
     kernel_3: int = _kernel_field(3)
     kernel_4: int = _kernel_field(4)
     kernel_5: int = _kernel_field(5)
-    convolutions: int = hyperparameter(1, "convolutions a block", choices=(1, 2))
+    convolutions: int = hyperparameter(1, "convolutions per block", choices=(1, 2))
     norm: str = hyperparameter("batch", "normalisation", choices=("batch", "group", "none"))
     activation: str = hyperparameter("relu", "activation function", choices=tuple(ACTIVATIONS))
     pool: str = hyperparameter("max", "pooling between blocks", choices=("max", "average"))

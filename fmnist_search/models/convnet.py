@@ -40,11 +40,13 @@ class ConvNet(BlockArchitecture):
     default_widths = (32, 64, 128, 128, 128)
 
     kernel: int = hyperparameter(3, "kernel size of every convolution", choices=KERNEL_SIZES)
-    padding: str = hyperparameter("valid", "same keeps the image's size, valid pads nothing", choices=("same", "valid"))
-    convolutions: int = hyperparameter(1, "convolutions a block", choices=(1, 2))
+    padding: str = hyperparameter(
+        "valid", "same keeps the image size, valid adds no padding", choices=("same", "valid")
+    )
+    convolutions: int = hyperparameter(1, "convolutions per block", choices=(1, 2))
     norm: str = hyperparameter("none", "normalisation, of hidden layers too", choices=("none", "batch"))
     activation: str = hyperparameter("relu", "activation function", choices=tuple(ACTIVATIONS))
-    pool_size: int = hyperparameter(2, "side and stride of the pooling; 1 pools nothing", low=1, high=4)
+    pool_size: int = hyperparameter(2, "side and stride of the pooling; 1 leaves it out", low=1, high=4)
     hidden_1: int = _hidden_field(1, 128)
     hidden_2: int = _hidden_field(2, 0)
     dropout_1: float = _dropout_field("the first layer behind the blocks")

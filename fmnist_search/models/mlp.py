@@ -25,7 +25,7 @@ class Mlp(Architecture):
 
     depth: int = hyperparameter(2, "number of hidden layers; 0 is a linear classifier", low=0, high=8)
     width: int = hyperparameter(256, "units of each hidden layer", low=1, high=8192)
-    shrink: int = hyperparameter(1, "how many times fewer units each further hidden layer has", low=1, high=8)
+    shrink: int = hyperparameter(1, "factor by which each further hidden layer has fewer units", low=1, high=8)
     activation: str = hyperparameter("relu", "activation function", choices=tuple(ACTIVATIONS))
     dropout: float = hyperparameter(0.0, "dropout after each hidden layer", low=0, high=0.95)
     input_dropout: float = hyperparameter(0.0, "dropout of the pixels", low=0, high=0.95)

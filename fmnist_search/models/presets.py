@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from fmnist_search.errors import UserError, did_you_mean
 from fmnist_search.recipe.families import FAMILIES, Architecture
-from fmnist_search.recipe.recipe import Averaging, Optimizer, Recipe
+from fmnist_search.recipe.groups import Averaging, Optimizer
+from fmnist_search.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""Residual networks (arXiv 1512.03385): stages of blocks that add to what they are given, each stage twice as wide.
+"""Residual networks (arXiv 1512.03385): stages of blocks that add to their input, each stage twice as wide.
 
 block   = 2 x (convolution 3 x 3 -> batch normalisation), added to the block's input -> activation
 network = stem -> stages of blocks -> global average -> [dropout] -> logits
 
 A stage after the first halves the image. With the default stem a small image keeps its size up to the second stage;
-torchvision's ResNet-18 is four stages of two blocks behind a stem of 7 x 7, stride 2 and a pool. Layers are named as
-there, so that its ImageNet weights fit.
+torchvision's ResNet-18 is four stages of two blocks behind a stem of 7 x 7, stride 2 and a pool. Layers have the
+same names as in torchvision, so that its ImageNet weights can be loaded.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 REPLACED_LAYERS = ("conv1.", "fc.")
-"""Layers of torchvision's network that are others here: it sees three colours and tells a thousand classes."""
+"""Layers whose shapes differ from torchvision's network, which has three colours and a thousand classes."""
 
 
 @register_family("resnet")
 @dataclass(frozen=True)
 class ResNet(Architecture):
-    """Hyperparameters of a `resnet`. The defaults make the ResNet-20 of the CIFAR experiments."""
+    """Hyperparameters of a `resnet`. The defaults are those of the ResNet-20 of the CIFAR experiments."""
 
     stages: int = hyperparameter(3, "number of stages", low=1, high=4)
-    blocks: int = hyperparameter(3, "residual blocks a stage", low=1, high=9)
+    blocks: int = hyperparameter(3, "residual blocks per stage", low=1, high=9)
     width: int = hyperparameter(16, "channels of the first stage; each further one has twice as many", low=1, high=512)
     stem_kernel: int = hyperparameter(3, "kernel size of the first convolution", choices=(3, 5, 7))
     stem_stride: int = hyperparameter(1, "stride of the first convolution", choices=(1, 2))
@@ -73,7 +73,7 @@ class ResNet(Architecture):
         return nn.Sequential(modules)
 
     def pretrained_weights(self) -> Mapping[str, Tensor]:
-        """ImageNet weights of torchvision's ResNet-18, all but those of its first and last layer."""
+        """Return the ImageNet weights of torchvision's ResNet-18 without those of its first and last layer."""
         if (self.stages, self.blocks, self.width) != (4, 2, 64):
             raise UserError(
                 "initial_weights: the ImageNet weights are those of a resnet with stages = 4, blocks = 2, width = 64; "
@@ -92,7 +92,7 @@ def _imagenet_weights() -> Mapping[str, Tensor]:
     except (OSError, RuntimeError) as error:
         file = weights.url.rpartition("/")[2]
         raise UserError(
-            f"initial_weights: the ImageNet weights cannot be had ({error}); put {file} into "
+            f"initial_weights: the ImageNet weights cannot be downloaded ({error}); put {file} into "
             f"{torch.hub.get_dir()}/checkpoints, or take other initial weights"
         ) from None
     return state

@@ -28,7 +28,7 @@ class SimpleCnn(BlockArchitecture):
     default_widths = (8, 16, 32, 32, 32)
 
     kernel: int = hyperparameter(3, "kernel size of every convolution", choices=KERNEL_SIZES)
-    pool_size: int = hyperparameter(2, "side and stride of the pooling; 1 pools nothing", low=1, high=4)
+    pool_size: int = hyperparameter(2, "side and stride of the pooling; 1 leaves it out", low=1, high=4)
     activation: str = hyperparameter("relu", "activation function", choices=tuple(ACTIVATIONS))
 
     def build_network(self, num_classes: int) -> nn.Module:

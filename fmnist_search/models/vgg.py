@@ -1,6 +1,6 @@
-"""A ladder of blocks, each twice as wide as the one below it: `cnn`s that few numbers describe.
+"""Blocks of convolutions, each block twice as wide as the one before: `cnn` networks described by few numbers.
 
-Searched beside `cnn`, whose blocks each have a width and a kernel of their own, it is the small space.
+Its search space is small compared with that of `cnn`, whose blocks each have their own width and kernel size.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Vgg(Architecture):
 
     depth: int = hyperparameter(3, "number of blocks", low=1, high=MAX_DEPTH)
     width: int = hyperparameter(64, "channels of the first block", low=1, high=256)
-    convolutions: int = hyperparameter(2, "convolutions a block", choices=(1, 2))
+    convolutions: int = hyperparameter(2, "convolutions per block", choices=(1, 2))
     activation: str = hyperparameter("relu", "activation function", choices=tuple(ACTIVATIONS))
     dropout: float = hyperparameter(0.0, "dropout before the last layer", low=0, high=0.95)
 
@@ -36,7 +36,7 @@ class Vgg(Architecture):
         return tuple(self.width * 2**block for block in range(self.depth))
 
     def build_network(self, num_classes: int) -> nn.Module:
-        """The `cnn` of these widths."""
+        """Return the network of the `cnn` of these widths."""
         widths = {f"width_{block}": width for block, width in enumerate(self.widths, start=1)}
         return Cnn(
             depth=self.depth,

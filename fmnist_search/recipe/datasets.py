@@ -1,6 +1,6 @@
-"""The datasets: grey images of 28 by 28 pixels in ten classes, 60,000 to learn from and 10,000 to test.
+"""The datasets: grey images of 28 by 28 pixels in ten classes, 60,000 for training and validation, 10,000 for tests.
 
-Whatever differs between them stands in this table. An entry more is a dataset more, for recipes and commands alike.
+All differences between the datasets are in this table: to add a dataset, add an entry.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ from fmnist_search.errors import UserError, did_you_mean
 IMAGE_SIZE = 28
 """Width and height of every image, in pixels."""
 
+TRAINING_SET_SIZE = 60_000
+"""Images that each dataset has for training and validation together."""
+
 FILE_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-"""Images and labels to learn from, images and labels to test: every dataset of the format names them so."""
+"""Images and labels for training, images and labels for testing; the names are part of the format."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What is known about a dataset; its images show `subject`, the thing itself light on dark ground.
+    """The facts about one dataset. Its images show `subject`, light on a dark background.
 
-    `digests` are the SHA-256 of its unpacked files by name or, where it is `compressed`, of those files' `.gz` as they
-    were published. `download_url` is the address below which those lie, for a person to fetch them from.
+    `digests` holds the SHA-256 of each uncompressed file by name or, if the dataset is `compressed`, of the published
+    `.gz` file. `download_url` is the folder of the published files, for messages that tell the user where to get them.
     """
 
     name: str
@@ -39,7 +42,7 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """One SHA-256 over the four."""
+        """SHA-256 of the four digests, which identifies the dataset."""
         return hashlib.sha256("".join(self.digests[name] for name in FILE_NAMES).encode()).hexdigest()
 
 
@@ -107,19 +110,19 @@ KMNIST = Dataset(
         "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5",
         "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c",
     ),
-    compressed=True,  # several projects quote the sums of these, and none those of what is in them
+    compressed=True,  # other projects publish the sums of the .gz files only
 )
 
 DATASETS = {dataset.name: dataset for dataset in (FASHION_MNIST, MNIST, KMNIST)}
 DEFAULT_DATASET = FASHION_MNIST.name
-"""What a recipe learns that does not say it, and a model whose record was written before there were others."""
+"""The dataset of recipes that name none, and of models registered before there was a choice."""
 
 
 def get_dataset(name: str) -> Dataset:
-    """The dataset of that name.
+    """Return the dataset of that name.
 
     Raises:
-        UserError: there is none; names the nearest.
+        UserError: if there is none; the message suggests the nearest name.
     """
     if name not in DATASETS:
         raise UserError(f"dataset {name!r}: is not known; {did_you_mean(name, DATASETS)}")
@@ -127,5 +130,5 @@ def get_dataset(name: str) -> Dataset:
 
 
 def dataset_with_digest(digest: str) -> Dataset | None:
-    """The dataset that has this digest, or one file with it; None where it is of no known one."""
+    """Return the dataset that has this digest, or a file with this digest; None if there is none."""
     return next((known for known in DATASETS.values() if digest in (known.digest, *known.digests.values())), None)

@@ -1,4 +1,4 @@
-"""Hyperparameters as fields of dataclasses: each knows its type, its limits and how to refuse a value.
+"""Hyperparameters as fields of dataclasses, each with its type, its limits and its error messages.
 
 Recipes and families of networks declare theirs with `hyperparameter`; study files are checked against the same limits.
 """
@@ -15,10 +15,10 @@ from typing import Any, ClassVar, cast, get_type_hints
 from fmnist_search.errors import UserError
 
 Value = bool | int | float | str
-"""What a hyperparameter may be: always a scalar, so that every column of a comparison is one."""
+"""The type of a hyperparameter: a scalar, so that it can be a column of a table."""
 
 MAX_SEED = 2**63 - 1
-"""The largest integer that TOML, SQL and torch all take."""
+"""The largest integer that TOML, SQL and torch all accept."""
 
 _TYPE_DESCRIPTIONS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
@@ -38,10 +38,10 @@ class Hyperparameter:
     share_of: int | None = None
 
     def parse(self, value: object) -> Value:
-        """The value in this field's type.
+        """Return the value in this field's type.
 
         Raises:
-            UserError: it is of another type or outside the limits; names the field, the value and the remedy.
+            UserError: if its type is wrong or it is out of bounds; the line names field, value and remedy.
         """
         if self.kind is float and isinstance(value, int | float) and not isinstance(value, bool):
             value = _as_float(value)
@@ -55,7 +55,7 @@ class Hyperparameter:
         return value
 
     def expected(self) -> str:
-        """What would be right, as the end of an error message."""
+        """Return what values are right, as the end of an error message."""
         if self.choices is not None:
             return f"choose from {', '.join(map(str, self.choices))}"
         if self.kind is bool:
@@ -82,7 +82,7 @@ class Hyperparameter:
 
 
 def _as_float(value: float) -> float:
-    """A float without the sign of its zero, so that equal recipes look equal; integers beyond all floats stay."""
+    """Return a float: -0.0 as 0.0, so that equal recipes have equal keys, and too large an integer as infinity."""
     try:
         return float(value) + 0.0
     except OverflowError:
@@ -99,20 +99,20 @@ def hyperparameter(
     choices: Collection[Value] | None = None,
     share_of: int | None = None,
 ) -> Any:
-    """A dataclass field that knows its limits; `default` is always allowed, whatever they say.
+    """Return a dataclass field with limits. `default` is allowed even where it is outside the limits.
 
-    With `share_of`, a number between 0 and 1 stands for that share of it.
+    With `share_of`, a float between 0 and 1 stands for that share of it.
     """
     limits = {"low": low, "above": above, "high": high, "choices": choices, "share_of": share_of}
     return field(default=default, metadata={"meaning": description, "limits": limits})
 
 
 def hyperparameters(group: type, prefix: str = "") -> dict[str, Hyperparameter]:
-    """The hyperparameters of one dataclass by dotted name, in the order in which it declares them."""
+    """Return the hyperparameters of one dataclass by dotted name, in the order of their declaration."""
     return {spec.name: spec for spec in _collect(group, prefix)}
 
 
-@functools.cache  # asked for with every recipe that is made, and type hints are slow to resolve
+@functools.cache  # called for every new recipe, and type hints are slow to resolve
 def _collect(group: type, prefix: str) -> tuple[Hyperparameter, ...]:
     types = get_type_hints(group)
     return tuple(
@@ -125,7 +125,7 @@ def _collect(group: type, prefix: str) -> tuple[Hyperparameter, ...]:
 
 
 class HyperparameterGroup:
-    """A group of hyperparameters that checks its own values; `prefix` is its place in a recipe."""
+    """Base class of dataclasses that check their own hyperparameters; `prefix` is their place in a recipe."""
 
     prefix: ClassVar[str] = ""
 

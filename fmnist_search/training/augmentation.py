@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fmnist_search.recipe.recipe import Augmentation
+from fmnist_search.recipe.groups import Augmentation
 
 # Random erasing after Zhong et al. (arXiv 1708.04896), with the defaults of torchvision.transforms.RandomErasing.
 ERASING_AREA_RANGE = (0.02, 0.33)

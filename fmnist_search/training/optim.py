@@ -10,7 +10,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
-from fmnist_search.recipe import recipe as recipes
+from fmnist_search.recipe import groups
+from fmnist_search.recipe.recipe import Recipe
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -21,7 +22,7 @@ DIV_FACTOR = 25.0
 FINAL_DIV_FACTOR = 1e4
 
 
-def make_optimizer(model: nn.Module, settings: recipes.Optimizer) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, settings: groups.Optimizer) -> torch.optim.Optimizer:
     """The update rule over the model's parameters; weights decay, biases and norms (one dimension) do not."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -47,7 +48,7 @@ def sum_of_norms(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack([torch.linalg.vector_norm(p) for p in parameters if p.ndim > 1]).sum()
 
 
-def learning_rates(recipe: recipes.Recipe, steps: int) -> list[float]:
+def learning_rates(recipe: Recipe, steps: int) -> list[float]:
     """The rate of each of a training's steps; every curve's highest value is `optimizer.learning_rate`."""
     curve = _SCHEDULES[recipe.schedule.name]
     peak = recipe.optimizer.learning_rate

@@ -10,8 +10,9 @@ from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import check_size
 from fmnist_search.recipe.execution import ExecutionSettings
 from fmnist_search.recipe.formatting import format_value_short
+from fmnist_search.recipe.groups import Optimizer
 from fmnist_search.recipe.hyperparameters import hyperparameters
-from fmnist_search.recipe.recipe import Optimizer, Recipe
+from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.style import figure_to_png
 from fmnist_search.reporting.training_plots import sweep_figure
 from fmnist_search.results.champion import LearningRateResult

@@ -20,8 +20,8 @@ from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import MAX_PARAMETERS, NUM_CLASSES, Classifier, build, count_parameters
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.recipe.families import FAMILIES, Architecture
+from fmnist_search.recipe.groups import Optimizer
 from fmnist_search.recipe.hyperparameters import hyperparameters
-from fmnist_search.recipe.recipe import Optimizer
 from fmnist_search.training.evaluation import autocast
 from fmnist_search.training.optim import make_optimizer
 from tests.support.strategies import architectures, hyperparameter_values

@@ -23,7 +23,8 @@ from fmnist_search.models.initialization import INITIALIZERS, set_initial_weight
 from fmnist_search.models.presets import PRESETS, Preset, get_preset
 from fmnist_search.models.resnet import ResNet
 from fmnist_search.recipe.families import FAMILIES
-from fmnist_search.recipe.recipe import INITIAL_WEIGHTS, Optimizer, Recipe
+from fmnist_search.recipe.groups import Optimizer
+from fmnist_search.recipe.recipe import INITIAL_WEIGHTS, Recipe
 from fmnist_search.reporting.model_summary import summarize
 from fmnist_search.training.optim import make_optimizer
 from fmnist_search.training.state import initial_classifier
@@ -220,7 +221,7 @@ def test_imagenet_weights_that_cannot_be_had_are_one_line(monkeypatch: pytest.Mo
     with pytest.raises(UserError) as caught:
         PRESETS["resnet18"].recipe.model.pretrained_weights()
     (line,) = caught.value.lines
-    assert line.startswith("initial_weights: the ImageNet weights cannot be had")
+    assert line.startswith("initial_weights: the ImageNet weights cannot be downloaded")
     assert f"resnet18-f37072fd.pth into {tmp_path}" in line
 
 

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import check_size
+from fmnist_search.recipe.datasets import TRAINING_SET_SIZE
 from fmnist_search.recipe.families import FAMILIES, Architecture
 from fmnist_search.recipe.hyperparameters import Hyperparameter, Value, hyperparameters
-from fmnist_search.recipe.recipe import TRAINING_SET_SIZE, Recipe, recipe_hyperparameters
+from fmnist_search.recipe.recipe import Recipe, recipe_hyperparameters
 
 
 def hyperparameter_values(spec: Hyperparameter, largest: int | None = None) -> st.SearchStrategy[Value]:

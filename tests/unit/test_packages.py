@@ -90,7 +90,8 @@ def test_the_core_runs_a_trial_where_only_torch_is_installed(source: DataSource,
         from pathlib import Path
         from fmnist_search.data.files import DataSource
         from fmnist_search.data.loading import load_images
-        from fmnist_search.recipe.recipe import Data, Recipe
+        from fmnist_search.recipe.groups import Data
+        from fmnist_search.recipe.recipe import Recipe
         from fmnist_search.recipe.execution import Execution
         from fmnist_search.training.trial import run_trial
 

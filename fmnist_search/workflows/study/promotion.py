@@ -12,7 +12,8 @@ from fmnist_search.data.files import DataSource
 from fmnist_search.data.images import Images
 from fmnist_search.data.loading import load_images
 from fmnist_search.execution.backend import Backend
-from fmnist_search.recipe.recipe import Data, Recipe
+from fmnist_search.recipe.groups import Data
+from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.registry.champion_rule import ValidationScore
 from fmnist_search.reporting.model_card import selection_from_study
 from fmnist_search.results.champion import Champion

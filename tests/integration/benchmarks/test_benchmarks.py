@@ -21,7 +21,8 @@ from fmnist_search.data.images import Images
 from fmnist_search.data.loading import load_images, read_test_set
 from fmnist_search.models.classifier import build
 from fmnist_search.models.presets import PRESETS
-from fmnist_search.recipe.recipe import Data, Recipe
+from fmnist_search.recipe.groups import Data
+from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.training.engine import fit
 from fmnist_search.training.evaluation import evaluate
 from fmnist_search.training.runtime import resolve_execution

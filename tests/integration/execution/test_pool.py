@@ -30,7 +30,8 @@ from fmnist_search.execution.worker import ProcessWorker
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import Mlp
 from fmnist_search.recipe.execution import Execution
-from fmnist_search.recipe.recipe import Augmentation, Data, Recipe
+from fmnist_search.recipe.groups import Augmentation, Data
+from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import Decision, EpochReport, TrialResult, TrialState
 from fmnist_search.training.trial import run_trial
 from tests.integration.conftest import clean_environment

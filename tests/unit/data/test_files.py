@@ -32,7 +32,7 @@ from fmnist_search.data.loading import load_images, read_test_set, read_training
 from fmnist_search.data.split import split, stratified_sample
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.datasets import DATASETS, FILE_NAMES
-from fmnist_search.recipe.recipe import Data
+from fmnist_search.recipe.groups import Data
 
 FASHION_MNIST = DATASETS["fashion-mnist"]
 SYSTEM_PACKAGE = Path("/usr/share/datasets/fashion-mnist")

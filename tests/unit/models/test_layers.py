@@ -16,7 +16,8 @@ from fmnist_search.models.layers import Dropout, make_activation
 from fmnist_search.models.mlp import Mlp
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.families import Architecture
-from fmnist_search.recipe.recipe import Augmentation, Data, Recipe
+from fmnist_search.recipe.groups import Augmentation, Data
+from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import EpochReport, TrialResult
 from fmnist_search.training.trial import run_trial
 

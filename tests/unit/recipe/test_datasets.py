@@ -17,7 +17,8 @@ from fmnist_search.data.files import DataSource, read_verified_file, verify_file
 from fmnist_search.data.loading import load_images, read_test_set
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.datasets import DATASETS, FILE_NAMES, Dataset, get_dataset
-from fmnist_search.recipe.recipe import Data, Recipe
+from fmnist_search.recipe.groups import Data
+from fmnist_search.recipe.recipe import Recipe
 from tests.support.synthetic_dataset import CLASS_NAMES, gzip_files, make_dataset, make_dataset_files, write_files
 
 FILE_NAME = FILE_NAMES[0]

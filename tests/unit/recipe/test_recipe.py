@@ -18,7 +18,8 @@ from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import Mlp
 from fmnist_search.recipe.families import FAMILIES, Architecture
 from fmnist_search.recipe.formatting import format_value
-from fmnist_search.recipe.recipe import Augmentation, Data, Optimizer, Recipe, is_active, recipe_hyperparameters
+from fmnist_search.recipe.groups import Augmentation, Data, Optimizer
+from fmnist_search.recipe.recipe import Recipe, is_active, recipe_hyperparameters
 from tests.support.strategies import hyperparameter_values, recipes
 
 each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)

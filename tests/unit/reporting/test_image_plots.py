@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from fmnist_search.data.images import LabelledImages
 from fmnist_search.errors import UserError
-from fmnist_search.recipe.recipe import Augmentation
+from fmnist_search.recipe.groups import Augmentation
 from fmnist_search.reporting.image_plots import active_augmentations, augmentations_figure, samples_figure
 from fmnist_search.training.augmentation import augment
 from tests.support.figures import figure_texts, render_png

@@ -12,7 +12,7 @@ from torchvision.transforms import RandomErasing
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from fmnist_search.data.images import Images
-from fmnist_search.recipe.recipe import Augmentation
+from fmnist_search.recipe.groups import Augmentation
 from fmnist_search.training.augmentation import augment, erase, flip, mix, rotate, shift, symmetric_beta
 
 FILL = 73

@@ -14,7 +14,8 @@ from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import build
 from fmnist_search.models.mlp import Mlp
 from fmnist_search.recipe.execution import Execution
-from fmnist_search.recipe.recipe import NORMALISATIONS, Data, Recipe
+from fmnist_search.recipe.groups import Data
+from fmnist_search.recipe.recipe import NORMALISATIONS, Recipe
 from fmnist_search.training.checkpoint import classifier_from_weights, save_state, state_from_bytes
 from fmnist_search.training.evaluation import evaluate
 from fmnist_search.training.trial import run_trial

@@ -16,7 +16,8 @@ from fmnist_search.data.loading import load_images
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import Mlp
 from fmnist_search.recipe.execution import Execution
-from fmnist_search.recipe.recipe import Augmentation, Averaging, Data, Recipe
+from fmnist_search.recipe.groups import Augmentation, Averaging, Data
+from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.training.cuda_graph import DeviceLoop
 from fmnist_search.training.eager import EagerLoop
 from fmnist_search.training.runtime import torch_settings

@@ -24,7 +24,8 @@ from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import Mlp
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.families import Architecture
-from fmnist_search.recipe.recipe import Augmentation, Averaging, Data, Optimizer, Recipe, Schedule
+from fmnist_search.recipe.groups import Augmentation, Averaging, Data, Optimizer, Schedule
+from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import EpochReport, TrialResult
 from fmnist_search.training import autotune
 from fmnist_search.training.augmentation import mix

@@ -17,7 +17,8 @@ from fmnist_search.data.images import Images, LabelledImages
 from fmnist_search.models.classifier import Classifier, build
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.recipe.execution import Execution
-from fmnist_search.recipe.recipe import Data, Recipe
+from fmnist_search.recipe.groups import Data
+from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.statistics import mcnemar, wilson
 from fmnist_search.training import evaluation as module
 from fmnist_search.training.evaluation import (

@@ -18,7 +18,8 @@ from fmnist_search.data.images import Images
 from fmnist_search.models.classifier import Classifier, build
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import Mlp
-from fmnist_search.recipe.recipe import Optimizer, Recipe, Schedule
+from fmnist_search.recipe.groups import Optimizer, Schedule
+from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.training.optim import AveragedWeights, learning_rates, make_optimizer
 
 OPTIMIZER_NAMES = ("sgd", "adam", "adamw")

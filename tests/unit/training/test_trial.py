@@ -17,7 +17,8 @@ from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import Mlp
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.families import Architecture
-from fmnist_search.recipe.recipe import Averaging, Data, Optimizer, Recipe
+from fmnist_search.recipe.groups import Averaging, Data, Optimizer
+from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import Decision, EpochReport, TrialState
 from fmnist_search.training.engine import fit
 from fmnist_search.training.evaluation import evaluate

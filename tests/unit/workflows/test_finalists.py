@@ -18,7 +18,8 @@ from fmnist_search.data.loading import load_images, read_test_set
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import build
 from fmnist_search.recipe.execution import Execution
-from fmnist_search.recipe.recipe import Data, Recipe
+from fmnist_search.recipe.groups import Data
+from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import Decision, TrialResult, TrialState
 from fmnist_search.search.suggest import trial_seed
