@@ -1,60 +1,59 @@
-"""The one sender of a machine's events: a thread that brings them from the outbox to MLflow while trials train.
+"""The sender: a thread that delivers the events of an outbox to MLflow while trials train.
 
-Nothing that is written to MLflow keeps a worker waiting, and a store that is down keeps nobody waiting but the sender.
+A worker that logs something never waits for MLflow, and only the sender waits for a store that is down.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
 
-from fmnist_search.tracking.outbox import Event, EventRejected, Outbox, StoreUnavailable
+from fmnist_search.tracking.events import EndRun, Event, EventKind
+from fmnist_search.tracking.outbox import EventRejected, Outbox, StoreUnavailable
 
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.25, 10.0
-"""Seconds between two attempts to reach a store: half of how long it has been away."""
+"""Bounds of the time between two attempts to reach a store, which is half of how long it has been down."""
 OUTAGE_NOTICE_SECONDS = 3.0
-"""A store that is gone for less is not worth a word."""
+"""A store that is down for a shorter time is not reported."""
 LOCK_POLL_SECONDS = 0.1
-"""Seconds after which to ask again whether another process still sends."""
-
-END_KIND, SECONDS_KEY = "end", "seconds"
-"""The last event of a run learns how long all before it took."""
+"""Seconds between two checks whether another process still sends."""
 
 WriteEvent = Callable[[Event], None]
-"""Writes an event to the store. Raises StoreUnavailable when it is to be tried again, Refused when that would be "
-"in vain."""
+"""Writes an event to the store. Raises StoreUnavailable if the event is to be sent again later, and EventRejected if
+the store will never take it."""
 
 
 class NullSender:
-    """The sender of those who want no record: what they write goes nowhere."""
+    """A sender that discards everything, for studies that are not tracked."""
 
     def send(self, event: Event) -> None:
         """Do nothing."""
 
     def run_id(self, run_key: str) -> str | None:
-        """None."""
+        """Return None."""
         return None
 
     def remember_run(self, run_key: str, run_id: str) -> None:
         """Do nothing."""
 
     def tracking_seconds(self, run_key: str) -> float:
-        """Not a moment."""
+        """Return 0."""
         return 0.0
 
     def run_when_idle(self, task: Callable[[], None]) -> None:
         """Do nothing."""
 
     def flush(self, timeout: float, should_stop: Callable[[], bool] = lambda: False) -> bool:
-        """Nothing is waited for."""
+        """Return True without waiting."""
         return True
 
 
 class Sender:
-    """A thread that delivers what is in an outbox, and does in its idle time what can wait."""
+    """A thread that delivers the events of an outbox, and runs tasks when no event is pending."""
 
     def __init__(self, outbox: Outbox, write_event: WriteEvent, print_message: Callable[[str], None]):
         self.outbox = outbox
@@ -79,45 +78,45 @@ class Sender:
         self.close()
 
     def send(self, event: Event) -> None:
-        """Keep an event, and deliver it after all that was sent before."""
+        """Take an event, and deliver it after all that were sent before."""
         self._last_number = self.outbox.put(event)
         self._wakeup.set()
 
     def run_id(self, run_key: str) -> str | None:
-        """The run behind an address; None before it was made."""
+        """Return the id of the run with this key; None before MLflow has created it."""
         return self.outbox.run_id(run_key)
 
     def remember_run(self, run_key: str, run_id: str) -> None:
-        """Remember which run an address has got."""
+        """Store the id of the run with this key."""
         self.outbox.remember_run(run_key, run_id)
 
     def tracking_seconds(self, run_key: str) -> float:
-        """How long the events of a run have taken so far."""
+        """Return the seconds that the delivery of the events of a run has taken so far."""
         return self._seconds.get(run_key, 0.0)
 
     def run_when_idle(self, task: Callable[[], None]) -> None:
-        """Have this done once nothing waits to be sent; a store that is down does not count."""
+        """Run the task in the thread of the sender when no event is pending, or while the store is down."""
         self._idle_tasks.put(task)
         self._wakeup.set()
 
     def flush(self, timeout: float, should_stop: Callable[[], bool] = lambda: False) -> bool:
-        """Wait until what was sent has arrived, and what an earlier process left.
+        """Wait until all events have been delivered, those that an earlier process left included.
 
-        False when the store has taken nothing for so many seconds, or is down and `should_stop`. What it refuses
-        is put aside, and not waited for.
+        Return False if the store has taken nothing for `timeout` seconds, or is down and `should_stop` returns True.
+        Rejected events are not waited for.
         """
-        left, since = -1, time.monotonic()
+        last_count, since = -1, time.monotonic()
         while not self._is_drained():
-            now, waiting = time.monotonic(), self.outbox.pending_count(self._last_number)
-            if waiting != left:
-                left, since = waiting, now
+            now, pending = time.monotonic(), self.outbox.pending_count(self._last_number)
+            if pending != last_count:
+                last_count, since = pending, now
             if now - since > timeout or (self._down_since is not None and should_stop()):
                 return False
             time.sleep(0.01)
         return True
 
     def close(self) -> None:
-        """End the thread once everything has been delivered, or as soon as the store is out of reach."""
+        """End the thread once all events have been delivered, or as soon as the store cannot be reached."""
         self._closing = True
         self._wakeup.set()
         self._thread.join()
@@ -149,16 +148,14 @@ class Sender:
 
     def _try_deliver(self, event: Event) -> bool:
         started = time.perf_counter()
-        if event.kind == END_KIND and SECONDS_KEY not in event.body:
-            event = self.outbox.update_body(event, **{SECONDS_KEY: self._seconds[event.run_key]})
         try:
-            self._write_event(event)
+            self._write_event(self._with_tracking_seconds(event))
         except StoreUnavailable as error:
             self._on_unavailable(str(error))
             return False
         except EventRejected as error:
             self._reject(event, str(error))
-        except Exception as error:  # an event that nobody can write must not stop all that come after it
+        except Exception as error:  # an event that cannot be written must not stop the events after it
             self._reject(event, f"unexpected {type(error).__name__}: {error}")
         else:
             self.outbox.mark_delivered(event)
@@ -166,12 +163,19 @@ class Sender:
         self._on_available()
         return True
 
+    def _with_tracking_seconds(self, event: Event) -> Event:
+        """Return the event; the last one of a run gets, once, how long all its earlier events took."""
+        if event.kind != EventKind.END_RUN or EndRun.from_body(event.body).tracking_seconds is not None:
+            return event
+        end = dataclasses.replace(EndRun.from_body(event.body), tracking_seconds=self._seconds[event.run_key])
+        return self.outbox.update_body(event, end.to_body())
+
     def _reject(self, event: Event, reason: str) -> None:
         self.outbox.reject(event, reason)
         if reason not in self._reported_reasons:
             self._reported_reasons.add(reason)
             self._print_message(
-                f"MLflow refuses what belongs to {event.run_key}: {reason}; it is kept for `fmnist-search sync`"
+                f"MLflow refuses events of the run {event.run_key}: {reason}; they are kept for `fmnist-search sync`"
             )
 
     def _on_unavailable(self, reason: str) -> None:
@@ -180,20 +184,20 @@ class Sender:
         if not self._outage_reported and now - self._down_since > OUTAGE_NOTICE_SECONDS:
             self._outage_reported = True
             self._print_message(
-                f"MLflow is out of reach ({reason}); training goes on, the record is kept in {self.outbox.path}"
+                f"MLflow cannot be reached ({reason}); training goes on, and the events are kept in {self.outbox.path}"
             )
 
     def _on_available(self) -> None:
         if self._outage_reported and self._down_since:
             self._print_message(
-                f"MLflow is back after {time.monotonic() - self._down_since:.0f} s; it gets what it has missed"
+                f"MLflow is back after {time.monotonic() - self._down_since:.0f} s; the events that it missed are sent now"
             )
         self._down_since, self._outage_reported = None, False
 
     def _wait_before_retry(self) -> None:
         assert self._down_since is not None
-        length = min(MAX_RETRY_SECONDS, max(MIN_RETRY_SECONDS, (time.monotonic() - self._down_since) / 2))
-        until = time.monotonic() + length
+        seconds = min(MAX_RETRY_SECONDS, max(MIN_RETRY_SECONDS, (time.monotonic() - self._down_since) / 2))
+        until = time.monotonic() + seconds
         while time.monotonic() < until and not self._closing:
             if self._idle_tasks.empty():
                 time.sleep(0.02)
@@ -204,7 +208,7 @@ class Sender:
         self._busy = True
         try:
             self._idle_tasks.get()()
-        except Exception as error:  # a picture that cannot be drawn is no reason to stop a search
-            self._print_message(f"not drawn: {type(error).__name__}: {error}")
+        except Exception as error:  # a figure that cannot be drawn must not stop a search
+            self._print_message(f"a figure was not drawn: {type(error).__name__}: {error}")
         finally:
             self._busy = False

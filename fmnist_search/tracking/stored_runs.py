@@ -1,40 +1,55 @@
-"""Trainings as MLflow holds them: found by a run's id or a trial's number, and read back, their weights too."""
+"""Trainings as MLflow holds them, read back from any store. Importing this module imports neither torch nor MLflow."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import mlflow
-from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
-
+from fmnist_search.config.toml_files import recipe_from_toml
 from fmnist_search.errors import UserError
-from fmnist_search.models.classifier import Classifier
-from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.formatting import format_value
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.search.study_store import StudyStore
-from fmnist_search.tracking.run_logger import resolve_run_ids
-from fmnist_search.tracking.store import MlflowStore
-from fmnist_search.training.checkpoint import classifier_from_weights, state_from_bytes
-from fmnist_search.training.runtime import resolve_execution
-from fmnist_search.workspace import Workspace
+from fmnist_search.tracking import metric_names, tag_names
+from fmnist_search.tracking.run_logger import RECIPE_FILE
 
 ENVIRONMENT_FILE = "environment.json"
-WEIGHTS_FILE = "weights.pt"
-"""The artifact of a single training."""
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run as a store holds it. `metrics` are the last values, by key."""
+
+    run_id: str
+    name: str
+    experiment_id: str
+    is_active: bool
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+
+class RunReader(Protocol):
+    """Reads runs from one store."""
+
+    uri: str
+
+    def find_run(self, run_id: str) -> StoredRun | None:
+        """Return a run, which may be deleted; None if the store has no such run."""
+
+    def metric_history(self, run_id: str, key: str) -> list[tuple[int, float]]:
+        """Return the logged points of a metric as (step, value), in no particular order."""
+
+    def read_text(self, run_id: str, path: str) -> str | None:
+        """Return a text artifact of a run; None if the run has no such artifact."""
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run that trained a recipe; `accuracy` is the last epoch's on validation, `best` the highest of all."""
+    """A run that trained a recipe.
+
+    `accuracy` is the validation accuracy of the last epoch, `best` the highest of any epoch, both in 0..1.
+    """
 
     run_id: str
     name: str
@@ -51,154 +66,89 @@ class TrainedRun:
     study: str | None
 
 
-def resolve_run_id(workspace: Workspace, run_or_trial: str, study: str) -> str:
-    """The id of a run that is named by its id, or by its trial's number in a study.
+def read_run(reader: RunReader, run_id: str) -> TrainedRun:
+    """Return the run of a training.
 
     Raises:
-        UserError: the study, or its trial, is not there, or the trial has no run.
+        UserError: if there is no such run, or it trained nothing.
     """
-    if not is_trial_number(run_or_trial):
-        return run_or_trial
-    rows = {
-        row.number: row
-        for row in resolve_run_ids(workspace, StudyStore.load(workspace.storage_url, study).trial_records())
-    }
-    row = rows.get(int(run_or_trial))
-    if row is None:
-        known = f"give a number from 0 to {max(rows)}, or a run's id" if rows else "none has ended yet"
-        raise UserError(f"trial {run_or_trial}: study {study!r} has no such trial that ended; {known}")
-    if not row.run_id:
-        raise UserError(f"trial {run_or_trial}: of study {study!r} has no run in MLflow; name another")
-    return row.run_id
-
-
-def is_trial_number(text: str) -> bool:
-    """Whether this names a trial: a run's id has 32 characters."""
-    return text.isdecimal() and len(text) < 32
-
-
-def read_run(tracking: MlflowStore, run_id: str) -> TrainedRun:
-    """A training's run.
-
-    Raises:
-        UserError: there is no such run, or it trained nothing.
-    """
-    recipe = None if _is_study(tracking, run_id) else tracking.load_recipe(run_id)
-    run = tracking.client.get_run(run_id)
-    tags, metrics = run.data.tags, run.data.metrics
-    if recipe is None:
-        raise UserError(f"run {run_id!r}: is that of the study {tags.get('study')!r}; name one of its trials' runs")
-    parameters = metrics.get("model/parameters")
+    run = _active_run(reader, run_id)
+    tags, metrics = run.tags, run.metrics
+    if tags.get(tag_names.KIND) == tag_names.STUDY_RUN:
+        study = tags.get(tag_names.STUDY)
+        raise UserError(f"run {run_id!r}: is the run of the study {study!r}; give the run of one of its trials")
+    parameters = metrics.get(metric_names.PARAMETER_COUNT)
     return TrainedRun(
         run_id=run_id,
-        name=str(run.info.run_name),
-        kind=tags.get("kind", "-"),
-        state=tags.get("state", "-"),
-        recipe=recipe,
-        accuracy=metrics.get("val/accuracy"),
-        best=metrics.get("best/val_accuracy"),
-        epochs=len(tracking.client.get_metric_history(run_id, "train/loss")),
-        seconds=metrics.get("time/trial_seconds"),
+        name=run.name,
+        kind=tags.get(tag_names.KIND, "-"),
+        state=tags.get(tag_names.STATE, "-"),
+        recipe=_read_recipe(reader, run_id),
+        accuracy=metrics.get(metric_names.VAL_ACCURACY),
+        best=metrics.get(metric_names.BEST_VAL_ACCURACY),
+        epochs=len(reader.metric_history(run_id, metric_names.TRAIN_LOSS)),
+        seconds=metrics.get(metric_names.TRIAL_SECONDS),
         parameters=None if parameters is None else int(parameters),
-        experiment_id=str(run.info.experiment_id),
-        parent=tags.get(MLFLOW_PARENT_RUN_ID),
-        study=tags.get("study"),
+        experiment_id=run.experiment_id,
+        parent=tags.get(tag_names.PARENT_RUN_ID),
+        study=tags.get(tag_names.STUDY),
     )
 
 
-def _is_study(tracking: MlflowStore, run_id: str) -> bool:
-    try:
-        run: Run = tracking.client.get_run(run_id)
-    except MlflowException:
-        return False
-    return run.data.tags.get("kind") == "study"
-
-
-def load_stored_classifier(workspace: Workspace, tracking: MlflowStore, run: TrainedRun) -> Classifier:
-    """A run's network with the weights that were kept of it, in evaluation mode on the CPU.
-
-    Of a single training they are an artifact of its run; of a trial that completed, a file of this home.
+def load_recipe(reader: RunReader, run_id: str) -> Recipe:
+    """Return the recipe of a run that trained one.
 
     Raises:
-        UserError: none were kept, or what was kept is damaged or another network's.
+        UserError: if there is no such run, or it has no recipe.
     """
-    name = f"run {run.run_id!r}: its kept weights"
-    content = _read_artifact(tracking, run.run_id, WEIGHTS_FILE) or _read_trial_weights(workspace, run)
-    if content is None:
-        raise UserError(
-            f"run {run.run_id!r}: no weights of it are kept here; train it again with `fmnist-search train --from-run "
-            f"{run.run_id}` and name that run"
-        )
-    return classifier_from_weights(run.recipe, state_from_bytes(content, name), name)
+    return _read_recipe(reader, _active_run(reader, run_id).run_id)
 
 
-def _read_artifact(tracking: MlflowStore, run_id: str, path: str) -> bytes | None:
-    if not any(item.path == path for item in tracking.client.list_artifacts(run_id)):
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        return Path(tracking.client.download_artifacts(run_id, path, folder)).read_bytes()
+def find_experiment_id(reader: RunReader, run_id: str) -> str | None:
+    """Return the id of the experiment that a run belongs to; None if there is no such run."""
+    run = reader.find_run(run_id)
+    return run.experiment_id if run and run.is_active else None
 
 
-def _read_trial_weights(workspace: Workspace, run: TrainedRun) -> bytes | None:
-    """What a study has kept of the trial behind a run.
-
-    The trial is looked for by its run: once a study was put aside by --fresh, its numbers are those of other trials.
-    """
-    if run.study is None:
-        return None
-    try:
-        names = [name for name in StudyStore.study_names(workspace.storage_url) if name.startswith(run.study)]
-    except UserError:  # no study was ever run here
-        return None
-    for study in names:
-        for row in resolve_run_ids(workspace, StudyStore.load(workspace.storage_url, study).trial_records()):
-            path = workspace.weights_path(study, row.number)
-            if row.run_id == run.run_id and path.is_file():
-                return path.read_bytes()
-    return None
-
-
-def load_environment(run: TrainedRun) -> dict[str, Any]:
-    """Under what a run was trained: its own record, or that of the study it belongs to.
+def load_environment(reader: RunReader, run: TrainedRun) -> dict[str, Any]:
+    """Return the environment that a run was trained in: its own record, or that of the study it belongs to.
 
     Raises:
-        UserError: neither has one.
+        UserError: if neither has a record.
     """
     for run_id in (run.run_id, run.parent):
-        if run_id is not None:
-            try:
-                stored: dict[str, Any] = json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/{ENVIRONMENT_FILE}"))
-            except (MlflowException, OSError):
-                continue
-            return stored
-    raise UserError(f"run {run.run_id!r}: has no {ENVIRONMENT_FILE}, nor has its study; it cannot be trained alike")
-
-
-def execution_from_environment(environment: Mapping[str, Any], run_id: str) -> Execution:
-    """How a run was trained, from the record of its environment; a field that is not there takes its default.
-
-    Raises:
-        UserError: it cannot be had here.
-    """
-    fields = {field.name for field in dataclasses.fields(Execution)}
-    execution = Execution(**{name: value for name, value in environment.items() if name in fields})
-    try:
-        resolve_execution(execution.device, engine=execution.engine)
-    except UserError:
-        raise UserError(
-            f"run {run_id!r}: was trained on {execution.device!r} with the {execution.engine} engine, which cannot be "
-            "used here; train it where there is one"
-        ) from None
-    return execution
+        if run_id is not None and (text := reader.read_text(run_id, ENVIRONMENT_FILE)) is not None:
+            environment: dict[str, Any] = json.loads(text)
+            return environment
+    raise UserError(
+        f"run {run.run_id!r}: neither it nor its study has {ENVIRONMENT_FILE}, so it cannot be trained again alike"
+    )
 
 
 def differing_hyperparameters(recipes: Sequence[Recipe]) -> list[str]:
-    """The hyperparameters in which these recipes differ, in the order of a recipe; one that a family lacks differs."""
+    """Return the names of the hyperparameters in which the recipes differ, in the order of a recipe.
+
+    A hyperparameter that one of the families lacks differs.
+    """
     texts = [hyperparameter_texts(recipe) for recipe in recipes]
     names = dict.fromkeys(name for each in texts for name in each)
     return [name for name in names if len({each.get(name) for each in texts}) > 1]
 
 
 def hyperparameter_texts(recipe: Recipe) -> Mapping[str, str]:
-    """A recipe's hyperparameters as texts, by dotted name."""
+    """Return the hyperparameters of a recipe as texts, by dotted name."""
     return {name: format_value(value) for name, value in recipe.to_flat_dict().items()}
+
+
+def _active_run(reader: RunReader, run_id: str) -> StoredRun:
+    run = reader.find_run(run_id)
+    if run is None or not run.is_active:
+        raise UserError(f"run {run_id!r}: does not exist in {reader.uri}; copy its id from the MLflow UI")
+    return run
+
+
+def _read_recipe(reader: RunReader, run_id: str) -> Recipe:
+    text = reader.read_text(run_id, RECIPE_FILE)
+    if text is None:
+        raise UserError(f"run {run_id!r}: has no {RECIPE_FILE}; give the run of a trial or of a training")
+    return recipe_from_toml(text)

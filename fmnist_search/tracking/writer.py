@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
-from fmnist_search.tracking.outbox import Event, EventRejected, Outbox
-from fmnist_search.tracking.run_logger import (
-    RUN_KEY_TAG,
+from fmnist_search.tracking import metric_names, tag_names
+from fmnist_search.tracking.connection import classified_errors
+from fmnist_search.tracking.events import (
+    Artifact,
+    Batch,
+    CreateRun,
+    EndRun,
+    Event,
+    EventKind,
+    LogDataset,
+    Params,
+    Rendering,
 )
+from fmnist_search.tracking.outbox import EventRejected, Outbox
+from fmnist_search.tracking.renderers import RENDERERS, Renderer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-from fmnist_search.tracking.connection import classified_errors
-
-# ------------------------------------------------------------------------------------------- the courier
-
-Renderer = Callable[[Mapping[str, Any]], "str | Figure"]
-"""Makes a text or a picture of figures that were kept until there was time for it."""
 
 
 class MlflowWriter:
-    """Writes events to a store, each so that it may come twice."""
+    """Writes events to a store. An event that is written twice is stored once."""
 
-    def __init__(self, client: MlflowClient, outbox: Outbox, renderers: Mapping[str, Renderer]):
+    def __init__(self, client: MlflowClient, outbox: Outbox, renderers: Mapping[str, Renderer] = RENDERERS):
         self._client = client
         self._outbox = outbox
         self._renderers = renderers
@@ -39,27 +44,26 @@ class MlflowWriter:
         """Write an event.
 
         Raises:
-            StoreUnavailable: the store does not take it now.
-            Refused: the store will never take it.
+            StoreUnavailable: if the store cannot take the event now.
+            EventRejected: if the store will never take the event.
         """
         with classified_errors():
-            if event.kind == "open":
-                self._create_run(event)
+            if event.kind == EventKind.CREATE_RUN:
+                self._create_run(event, CreateRun.from_body(event.body))
                 return
             run_id = self._outbox.run_id(event.run_key)
             if run_id is None:
-                raise EventRejected("its run could not be made")
+                raise EventRejected("its run could not be created")
             self._write_to_run(run_id, event)
 
-    def _create_run(self, event: Event) -> None:
+    def _create_run(self, event: Event, create: CreateRun) -> None:
         if self._outbox.run_id(event.run_key):
             return
-        body = event.body
-        experiment_id = self._find_experiment_id(body["parent"])
+        experiment_id = self._find_experiment_id(create.parent_id)
         run_id = self._find_created_run(experiment_id, event.run_key) if event.attempted else None
         if run_id is None:
-            made = self._client.create_run(experiment_id, body["at"], body["tags"], body["name"])
-            run_id = str(made.info.run_id)
+            created = self._client.create_run(experiment_id, create.start_ms, dict(create.tags), create.name)
+            run_id = str(created.info.run_id)
         self._outbox.remember_run(event.run_key, run_id)
 
     def _find_experiment_id(self, run_id: str) -> str:
@@ -68,37 +72,45 @@ class MlflowWriter:
         return self._experiment_ids[run_id]
 
     def _find_created_run(self, experiment_id: str, run_key: str) -> str | None:
-        found = self._client.search_runs([experiment_id], f"tags.{RUN_KEY_TAG} = '{run_key}'", ViewType.ALL, 1)
+        found = self._client.search_runs([experiment_id], f"tags.{tag_names.RUN_KEY} = '{run_key}'", ViewType.ALL, 1)
         return str(found[0].info.run_id) if found else None
 
     def _write_to_run(self, run_id: str, event: Event) -> None:
-        body = event.body
         match event.kind:
-            case "batch":
-                self._client.log_batch(
-                    run_id,
-                    metrics=[Metric(*point) for point in body.get("metrics", ())],
-                    params=[Param(key, value) for key, value in body.get("parameters", {}).items()],
-                    tags=[RunTag(key, value) for key, value in body.get("tags", {}).items()],
-                )
-            case "parameters":
-                held = self._client.get_run(run_id).data.params
-                new = [Param(key, value) for key, value in body["values"].items() if key not in held]
-                self._client.log_batch(run_id, params=new)
-            case "file":
-                self._log_file(run_id, body["path"], event.content or b"")
-            case "drawing":
-                self._log_rendered(run_id, body["path"], self._renderers[body["artist"]](body["of"]))
-            case "dataset":
-                dataset = Dataset(body["name"], body["digest"], "local", body["source"], profile=body["profile"])
-                tag = InputTag(MLFLOW_DATASET_CONTEXT, "training")
-                self._client.log_inputs(run_id, [DatasetInput(dataset, [tag])])
-            case "end":
-                spent = Metric("time/tracking_seconds", body["seconds"], body["at"], body["step"])
-                self._client.log_batch(run_id, [spent])
-                self._client.set_terminated(run_id, body["status"], body["at"])
+            case EventKind.BATCH:
+                self._log_batch(run_id, Batch.from_body(event.body))
+            case EventKind.PARAMS:
+                self._log_missing_params(run_id, Params.from_body(event.body))
+            case EventKind.ARTIFACT:
+                self._log_artifact(run_id, Artifact.from_body(event.body).path, event.content or b"")
+            case EventKind.RENDERING:
+                rendering = Rendering.from_body(event.body)
+                self._log_rendered(run_id, rendering.path, self._renderers[rendering.renderer](rendering.data))
+            case EventKind.DATASET:
+                self._log_dataset(run_id, LogDataset.from_body(event.body))
+            case EventKind.END_RUN:
+                self._end_run(run_id, EndRun.from_body(event.body))
             case unknown:
                 raise EventRejected(f"an event of the kind {unknown!r}, which this version does not know")
+
+    def _log_batch(self, run_id: str, batch: Batch) -> None:
+        self._client.log_batch(
+            run_id,
+            metrics=[Metric(*point) for point in batch.metrics or ()],
+            params=[Param(key, value) for key, value in (batch.params or {}).items()],
+            tags=[RunTag(key, value) for key, value in (batch.tags or {}).items()],
+        )
+
+    def _log_missing_params(self, run_id: str, params: Params) -> None:
+        existing = self._client.get_run(run_id).data.params
+        missing = [Param(key, value) for key, value in params.params.items() if key not in existing]
+        self._client.log_batch(run_id, params=missing)
+
+    def _log_artifact(self, run_id: str, path: str, content: bytes) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, Path(path).name)
+            file.write_bytes(content)
+            self._client.log_artifact(run_id, str(file), str(Path(path).parent) if "/" in path else None)
 
     def _log_rendered(self, run_id: str, path: str, rendered: str | Figure) -> None:
         if isinstance(rendered, str):
@@ -106,8 +118,11 @@ class MlflowWriter:
         else:
             self._client.log_figure(run_id, rendered, path)
 
-    def _log_file(self, run_id: str, path: str, content: bytes) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, Path(path).name)
-            file.write_bytes(content)
-            self._client.log_artifact(run_id, str(file), str(Path(path).parent) if "/" in path else None)
+    def _log_dataset(self, run_id: str, logged: LogDataset) -> None:
+        dataset = Dataset(logged.name, logged.digest, "local", logged.source, profile=logged.profile)
+        self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])])
+
+    def _end_run(self, run_id: str, end: EndRun) -> None:
+        seconds = Metric(metric_names.TRACKING_SECONDS, end.tracking_seconds, end.end_ms, end.step)
+        self._client.log_batch(run_id, [seconds])
+        self._client.set_terminated(run_id, end.status, end.end_ms)

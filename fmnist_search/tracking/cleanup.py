@@ -1,0 +1,142 @@
+"""Models and runs that MLflow holds and nothing needs any more: found, and removed for good."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import LifecycleStage, LoggedModel, Run, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.entities import PagedList
+from mlflow.tracking._tracking_service.utils import _get_store
+
+from fmnist_search.tracking import tag_names
+
+REMOVABLE_KINDS = (tag_names.TRIAL_RUN, tag_names.TRAINING_RUN)
+"""Runs of finalists and of studies are left to `mlflow gc`, because versions and studies refer to them."""
+
+
+@dataclass(frozen=True)
+class UnusedModel:
+    """A logged model of ours that no registered version refers to; `study` is None for an ensemble of runs."""
+
+    model_id: str
+    study: str | None
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class DeletedRun:
+    """A deleted run of ours that no version or model comes from; `study` is None for a single training."""
+
+    run_id: str
+    study: str | None
+    size_bytes: int
+
+
+def unregistered_models(client: MlflowClient, created_before: float) -> Iterator[UnusedModel]:
+    """Yield models of ours that no version of any registered model comes from.
+
+    Models that were created after `created_before`, in Unix seconds, are left out.
+    """
+    versions = _all_pages(client.search_model_versions)
+    sources = {str(version.source) for version in versions}
+    runs = {version.run_id for version in versions}
+    experiments = [experiment.experiment_id for experiment in _all_pages(client.search_experiments)]
+    for model in _all_pages(partial(client.search_logged_models, experiment_ids=experiments)):
+        registered = model.source_run_id in runs or any(model.model_id in source for source in sources)
+        if not registered and model.creation_timestamp / 1000 < created_before:
+            yield from _as_unused(client, model)
+
+
+def _as_unused(client: MlflowClient, model: LoggedModel) -> Iterator[UnusedModel]:
+    """Yield the model, if it is the model of a finalist or of an ensemble of runs."""
+    try:
+        tags = client.get_run(model.source_run_id).data.tags if model.source_run_id else {}
+    except MlflowException:
+        return
+    kind, study = tags.get(tag_names.KIND), tags.get(tag_names.STUDY)
+    if kind == tag_names.ENSEMBLE_RUN and tag_names.MEMBERS in tags:
+        yield UnusedModel(model.model_id, None, _artifact_bytes(model.artifact_location))
+    elif kind == tag_names.FINALIST_RUN and study is not None:
+        yield UnusedModel(model.model_id, study, _artifact_bytes(model.artifact_location))
+
+
+def deleted_runs(client: MlflowClient) -> list[DeletedRun]:
+    """Return the deleted runs of our trials and trainings that have ended and that no version or model comes from."""
+    experiments = [e.experiment_id for e in _all_pages(partial(client.search_experiments, view_type=ViewType.ALL))]
+    deleted = _all_pages(partial(client.search_runs, experiments, run_view_type=ViewType.DELETED_ONLY))
+    registered = {version.run_id for version in _all_pages(client.search_model_versions)} if deleted else set()
+    return [
+        DeletedRun(run.info.run_id, run.data.tags.get(tag_names.STUDY), _artifact_bytes(run.info.artifact_uri))
+        for run in deleted
+        if _is_removable(run) and run.info.run_id not in registered
+    ]
+
+
+def _is_removable(run: Run) -> bool:
+    return (
+        run.data.tags.get(tag_names.KIND) in REMOVABLE_KINDS
+        and tag_names.FAMILY in run.data.tags
+        and run.info.status not in ("RUNNING", "SCHEDULED")
+        and not (run.outputs and run.outputs.model_outputs)
+    )
+
+
+# `mlflow gc` does the same with a model and with a run. The command itself, given runs, also removes every deleted
+# experiment and model of the store, no matter whose they are.
+
+
+def remove_model(tracking_uri: str, model_id: str) -> bool:
+    """Remove a logged model and its files; return False if it is gone already."""
+    with contextlib.suppress(MlflowException):
+        store = _get_store(tracking_uri)  # type: ignore[no-untyped-call]
+        model = store.get_logged_model(model_id)
+        store.delete_logged_model(model_id)
+        get_artifact_repository(model.artifact_location).delete_artifacts()  # type: ignore[no-untyped-call]
+        store._hard_delete_logged_model(model_id)
+        return True
+    return False
+
+
+def remove_run(tracking_uri: str, run_id: str) -> bool:
+    """Remove a deleted run and its artifacts; return False if it is gone already or has been restored."""
+    with contextlib.suppress(MlflowException):
+        store = _get_store(tracking_uri)  # type: ignore[no-untyped-call]
+        run = store.get_run(run_id)
+        if run.info.lifecycle_stage != LifecycleStage.DELETED:
+            return False
+        get_artifact_repository(run.info.artifact_uri).delete_artifacts()  # type: ignore[no-untyped-call]
+        store._hard_delete_run(run_id)
+        return True
+    return False
+
+
+def _all_pages(search: Callable[..., PagedList[Any]]) -> list[Any]:
+    page = search()
+    found = list(page)
+    while page.token:
+        page = search(page_token=page.token)
+        found += page
+    return found
+
+
+def _artifact_bytes(uri: str) -> int:
+    """Return the size of a folder of artifacts; 0 if it cannot be read."""
+    try:
+        return _bytes_below(get_artifact_repository(uri), None)
+    except (MlflowException, OSError):
+        return 0
+
+
+def _bytes_below(repository: ArtifactRepository, path: str | None) -> int:
+    return sum(
+        _bytes_below(repository, item.path) if item.is_dir else item.file_size or 0
+        for item in repository.list_artifacts(path)
+    )

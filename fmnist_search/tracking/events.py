@@ -1,0 +1,167 @@
+"""Events: what is written to runs of MLflow, as the outbox keeps it.
+
+The values of `EventKind` and the keys of the bodies are stored in outboxes and never change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, ClassVar, Protocol, Self
+
+MetricPoint = tuple[str, float, int, int]
+"""Key, value, time in milliseconds, step. MLflow stores a point that is sent twice with the same time once."""
+
+
+class EventKind(StrEnum):
+    """What an event does with its run."""
+
+    CREATE_RUN = "open"
+    BATCH = "batch"
+    PARAMS = "parameters"
+    ARTIFACT = "file"
+    RENDERING = "drawing"
+    DATASET = "dataset"
+    END_RUN = "end"
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something to write to a run of MLflow.
+
+    `run_key` names the run, `kind` tells which payload `body` holds, `content` are the bytes of an artifact. A
+    `deferred` event is sent when nothing else is pending. An `attempted` event may have reached the store already.
+    `kind` is a plain string because an outbox may hold events of a later version.
+    """
+
+    run_key: str
+    kind: str
+    body: Mapping[str, Any] = field(default_factory=dict)
+    content: bytes | None = None
+    deferred: bool = False
+    number: int = 0
+    attempted: bool = False
+
+
+def _key(name: str, **options: Any) -> Any:
+    """Return a field that the body holds under another name."""
+    return field(metadata={"key": name}, **options)
+
+
+@dataclass(frozen=True)
+class Payload:
+    """The body of an event as typed values."""
+
+    kind: ClassVar[EventKind]
+
+    def to_body(self) -> dict[str, Any]:
+        """Return the body as it is stored. Values that are None are left out."""
+        values = {_body_key(each): getattr(self, each.name) for each in dataclasses.fields(self)}
+        return {key: value for key, value in values.items() if value is not None}
+
+    @classmethod
+    def from_body(cls, body: Mapping[str, Any]) -> Self:
+        """Return the payload of a stored body.
+
+        Raises:
+            KeyError: if a value without a default is missing.
+        """
+        required = [each for each in dataclasses.fields(cls) if each.default is dataclasses.MISSING]
+        optional = [each for each in dataclasses.fields(cls) if _body_key(each) in body and each not in required]
+        return cls(**{each.name: body[_body_key(each)] for each in (*required, *optional)})
+
+    def event(self, run_key: str, content: bytes | None = None, *, deferred: bool = False) -> Event:
+        """Return the event that writes this, and the bytes `content`, to a run."""
+        return Event(run_key, self.kind.value, self.to_body(), content, deferred)
+
+
+def _body_key(of: dataclasses.Field[Any]) -> str:
+    key: str = of.metadata.get("key", of.name)
+    return key
+
+
+@dataclass(frozen=True)
+class CreateRun(Payload):
+    """Create a run below the run `parent_id`, with a start time in milliseconds."""
+
+    kind = EventKind.CREATE_RUN
+    parent_id: str = _key("parent")
+    name: str
+    tags: Mapping[str, str]
+    start_ms: int = _key("at")
+
+
+@dataclass(frozen=True)
+class Batch(Payload):
+    """Log metrics, parameters and tags in one call."""
+
+    kind = EventKind.BATCH
+    metrics: list[MetricPoint] | None = None
+    params: Mapping[str, str] | None = _key("parameters", default=None)
+    tags: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Params(Payload):
+    """Log those parameters that the run does not have yet."""
+
+    kind = EventKind.PARAMS
+    params: Mapping[str, str] = _key("values")
+
+
+@dataclass(frozen=True)
+class Artifact(Payload):
+    """Store the content of the event as an artifact."""
+
+    kind = EventKind.ARTIFACT
+    path: str
+
+
+@dataclass(frozen=True)
+class Rendering(Payload):
+    """Store as an artifact what the renderer of a name makes of `data`."""
+
+    kind = EventKind.RENDERING
+    path: str
+    renderer: str = _key("artist")
+    data: Mapping[str, Any] = _key("of")
+
+
+@dataclass(frozen=True)
+class LogDataset(Payload):
+    """Log the dataset that the run trains on. `source` and `profile` are JSON texts."""
+
+    kind = EventKind.DATASET
+    name: str
+    digest: str
+    source: str
+    profile: str
+
+
+@dataclass(frozen=True)
+class EndRun(Payload):
+    """Close the run at a time in milliseconds.
+
+    `tracking_seconds` is how long all earlier events of the run took; the sender adds it.
+    """
+
+    kind = EventKind.END_RUN
+    status: str
+    end_ms: int = _key("at")
+    step: int
+    tracking_seconds: float | None = _key("seconds", default=None)
+
+
+class EventSink(Protocol):
+    """Where events are put to be delivered to the store."""
+
+    def send(self, event: Event) -> None:
+        """Take an event, and deliver it after all that were sent before."""
+
+    def run_id(self, run_key: str) -> str | None:
+        """Return the id of the run with this key; None before MLflow has created it."""
+
+    def remember_run(self, run_key: str, run_id: str) -> None:
+        """Store the id of the run with this key."""

@@ -1,0 +1,109 @@
+"""Runs of an MLflow store that is a SQLite file, read without MLflow.
+
+Importing MLflow and opening a store with it takes seconds; a command that only reads a few runs need not wait for it.
+Tables and columns are those of MLflow 3 (mlflow/store/tracking/dbmodels/models.py). If they are not there, or the run's
+artifacts are elsewhere, MLflow itself reads the store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from fmnist_search.tracking.stored_runs import RunReader, StoredRun
+from fmnist_search.workspace import sqlite_path
+
+
+class LocalStore:
+    """Reads runs from the SQLite file of an MLflow store."""
+
+    def __init__(self, uri: str, database: Path):
+        self.uri = uri
+        self._database = database
+
+    def is_readable(self) -> bool:
+        """Return whether the file has the tables and columns that this class reads."""
+        try:
+            self.find_run("")
+            self.metric_history("", "")
+        except sqlite3.Error:
+            return False
+        return True
+
+    def find_run(self, run_id: str) -> StoredRun | None:
+        """Return a run, which may be deleted; None if the store has no such run."""
+        with self._open() as database:
+            found = database.execute(
+                "SELECT name, experiment_id, lifecycle_stage FROM runs WHERE run_uuid = ?", (run_id,)
+            ).fetchone()
+            tags = database.execute("SELECT key, value FROM tags WHERE run_uuid = ?", (run_id,)).fetchall()
+            metrics = database.execute(
+                "SELECT key, value, is_nan FROM latest_metrics WHERE run_uuid = ?", (run_id,)
+            ).fetchall()
+        if found is None:
+            return None
+        name, experiment_id, stage = found
+        values = {key: math.nan if is_nan else float(value) for key, value, is_nan in metrics}
+        return StoredRun(run_id, str(name), str(experiment_id), stage == "active", dict(tags), values)
+
+    def metric_history(self, run_id: str, key: str) -> list[tuple[int, float]]:
+        """Return the logged points of a metric as (step, value), in no particular order."""
+        with self._open() as database:
+            points = database.execute(
+                "SELECT step, value, is_nan FROM metrics WHERE run_uuid = ? AND key = ?", (run_id, key)
+            ).fetchall()
+        return [(step, math.nan if is_nan else float(value)) for step, value, is_nan in points]
+
+    def read_text(self, run_id: str, path: str) -> str | None:
+        """Return a text artifact of a run; None if the run has no such artifact."""
+        with self._open() as database:
+            found = database.execute("SELECT artifact_uri FROM runs WHERE run_uuid = ?", (run_id,)).fetchone()
+        if found is None:
+            return None
+        folder = _local_folder(found[0])
+        if folder is None:
+            return _open_with_mlflow(self.uri).read_text(run_id, path)
+        try:
+            return (folder / path).read_text()
+        except OSError:
+            return None
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        """Open the file for reading; a search may write to it at the same time."""
+        uri = f"{self._database.as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=30)) as database:
+            yield database
+
+
+def open_run_reader(uri: str) -> RunReader:
+    """Return a reader of a store, without MLflow if the store is a SQLite file that can be read without it.
+
+    Raises:
+        UserError: if the store cannot be reached or read.
+    """
+    database = sqlite_path(uri)
+    if database and database.is_file():
+        store = LocalStore(uri, database)
+        if store.is_readable():
+            return store
+    return _open_with_mlflow(uri)
+
+
+def _open_with_mlflow(uri: str) -> Any:
+    from fmnist_search.tracking.store import MlflowStore
+
+    return MlflowStore(uri, "fmnist-search")
+
+
+def _local_folder(artifact_uri: str) -> Path | None:
+    """Return the folder behind the address of artifacts; None if they are not files of this machine."""
+    address = urlparse(artifact_uri)
+    if address.scheme not in ("", "file") or address.netloc:
+        return None
+    return Path(unquote(address.path) if address.scheme else artifact_uri)

@@ -1,0 +1,43 @@
+"""Metric keys of MLflow runs. They are stored and never change."""
+
+TRAIN_LOSS = "train/loss"
+TRAIN_ACCURACY = "train/accuracy"
+VAL_LOSS = "val/loss"
+VAL_ACCURACY = "val/accuracy"
+BEST_VAL_ACCURACY = "best/val_accuracy"
+"""The highest validation accuracy of any epoch; for a study, of any completed trial."""
+CONFIRMED_VAL_ACCURACY = "confirmed/val_accuracy"
+"""The mean validation accuracy of a study's champion over fresh seeds."""
+LEARNING_RATE = "optimizer/learning_rate"
+PARAMETER_COUNT = "model/parameters"
+
+EPOCH_SECONDS = "time/epoch_seconds"
+TRIAL_SECONDS = "time/trial_seconds"
+OVERHEAD_SECONDS = "time/overhead_seconds"
+BUILD_SECONDS = "time/build_seconds"
+CAPTURE_SECONDS = "time/capture_seconds"
+SAMPLING_SECONDS = "time/sampling_seconds"
+TRACKING_SECONDS = "time/tracking_seconds"
+
+TEST_ACCURACY = "test/accuracy"
+TEST_ACCURACY_LOW = "test/accuracy_low"
+TEST_ACCURACY_HIGH = "test/accuracy_high"
+"""Bounds of the 95 % interval of the test accuracy."""
+
+SEEDS_VAL_ACCURACY_MEAN = "seeds/val_accuracy_mean"
+SEEDS_VAL_ACCURACY_STD = "seeds/val_accuracy_deviation"
+
+
+def calibration_error(split: str) -> str:
+    """Return the key of the expected calibration error on `split`, "val" or "test"."""
+    return f"{split}/calibration_error"
+
+
+def trial_count(state: str) -> str:
+    """Return the key of the number of a study's trials in a state, such as "completed"."""
+    return f"progress/{state}"
+
+
+def system(name: str) -> str:
+    """Return the key of a system metric, such as "cpu_utilization_percentage"."""
+    return f"system/{name}"
