@@ -25,7 +25,6 @@ from fmnist_search.tracking.run_logger import RunLogger, TrainingRunLogger
 from fmnist_search.tracking.sender import Sender
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.writer import MlflowWriter
-from fmnist_search.workflows.jobs import RENDERERS
 
 BASELINE_STUDY = Path(__file__).parents[1] / "studies" / "baseline.toml"
 WINDOW = 25
@@ -93,7 +92,7 @@ class _TrialRecorder:
         uri = f"sqlite:///{folder}/mlflow.db"
         tracking = MlflowStore(uri, config.experiment)
         outbox = Outbox(folder / "outbox.db", uri)
-        self._sender = Sender(outbox, MlflowWriter(tracking.client, outbox, RENDERERS), typer.echo)
+        self._sender = Sender(outbox, MlflowWriter(tracking.client, outbox), typer.echo)
         self._study_run = RunLogger.existing(self._sender, tracking.get_or_create_study_run(config.name, None))
 
     def record(self, recipe: Recipe, result: TrialResult) -> None:

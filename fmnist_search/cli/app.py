@@ -201,8 +201,7 @@ def make_workspace(
 
 def resolve_runs(run_names: list[str], study: str | None, workspace: Workspace) -> list[str]:
     """Return the ids of the runs that are named by id or by number of a trial."""
-    from fmnist_search.tracking.stored_runs import is_trial_number, resolve_run_id
-    from fmnist_search.workflows.lookup import latest_study
+    from fmnist_search.workflows.lookup import is_trial_number, latest_study, resolve_run_id
 
     if study is None and any(map(is_trial_number, run_names)):
         study = latest_study(workspace=workspace)

@@ -124,14 +124,15 @@ def draw_filters(
     from fmnist_search.reporting.training_plots import filters_figure
     from fmnist_search.tracking.connection import store_errors
     from fmnist_search.tracking.store import MlflowStore
-    from fmnist_search.tracking.stored_runs import load_stored_classifier, read_run
+    from fmnist_search.tracking.stored_runs import read_run
+    from fmnist_search.workflows.lookup import load_run_classifier
 
     workspace = make_workspace(tracking_uri, workdir)
     (run_id,) = resolve_runs([run], study, workspace)
     with store_errors(workspace.tracking_uri):
         tracking = MlflowStore(workspace.tracking_uri, "fmnist-search")
         found = read_run(tracking, run_id)
-        network = load_stored_classifier(workspace, tracking, found).network
+        network = load_run_classifier(workspace, tracking, found).network
     _save_figure(filters_figure(network.state_dict(), found.name), output)
 
 

@@ -46,15 +46,13 @@ def compare(
     """
     from fmnist_search.cli import output
     from fmnist_search.cli.serialization import run_to_dict
-    from fmnist_search.tracking.connection import store_errors
-    from fmnist_search.tracking.store import MlflowStore
+    from fmnist_search.tracking.local_store import open_run_reader
     from fmnist_search.tracking.stored_runs import differing_hyperparameters, hyperparameter_texts, read_run
 
     workspace = make_workspace(tracking_uri, workdir)
     run_ids = resolve_runs(runs, study, workspace)
-    with store_errors(workspace.tracking_uri):
-        tracking = MlflowStore(workspace.tracking_uri, "fmnist-search")
-        found = [read_run(tracking, run_id) for run_id in run_ids]
+    with open_run_reader(workspace.tracking_uri) as reader:
+        found = [read_run(reader, run_id) for run_id in run_ids]
     names = differing_hyperparameters([run.recipe for run in found])
     if as_json:
         output.show_json({"runs": [run_to_dict(run) for run in found], "differing": names})

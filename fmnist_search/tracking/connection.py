@@ -1,4 +1,4 @@
-"""The connection to an MLflow store: probed, with its errors told apart."""
+"""The connection to an MLflow store, and the classification of its errors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import mlflow
 import requests
@@ -20,24 +19,20 @@ from fmnist_search.text import first_line
 from fmnist_search.tracking.outbox import EventRejected, StoreUnavailable
 from fmnist_search.workspace import sqlite_path
 
-if TYPE_CHECKING:
-    pass
-
-
 STORE_ERRORS: tuple[type[Exception], ...] = (MlflowException, SQLAlchemyError, requests.RequestException)
 STORE_OR_DISK_ERRORS: tuple[type[Exception], ...] = (*STORE_ERRORS, OSError)
 PROBE_TIMEOUT_SECONDS, CALL_TIMEOUT_SECONDS = 5, 30
 PERMANENT_ERRORS = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_CONFLICT"}
-"""What MLflow answers when it will never take an event, however often it is sent."""
+"""Error codes of MLflow after which an event need not be sent again."""
 MAX_DETAIL = 300
 """Characters of an error's message that are kept."""
 TRANSIENT_STATUS = {401, 403, 408, 425, 429}
-"""HTTP answers of the 400s that another time, or another password, may change."""
+"""HTTP status codes from 400 to 499 that may change later, or with other credentials."""
 
 
 @contextlib.contextmanager
 def classified_errors() -> Iterator[None]:
-    """Tells what may pass from what is in vain, of all that a store throws."""
+    """Turn the errors of a store into `StoreUnavailable`, if they may pass, or `EventRejected`."""
     try:
         yield
     except requests.HTTPError as error:
@@ -51,20 +46,17 @@ def classified_errors() -> Iterator[None]:
         raise StoreUnavailable(first_line(error)[:MAX_DETAIL]) from error
 
 
-# ---------------------------------------------------------------------------------------- reaching it
-
-
 def connect(uri: str) -> MlflowClient:
-    """A client of a store that answers within seconds.
+    """Return a client of a store, after a call that the store has answered.
 
     Raises:
-        UserError: it does not.
+        UserError: if the store does not answer within seconds, or is a file store.
     """
     if is_local_uri(uri):  # type: ignore[no-untyped-call]
         raise UserError(
-            f"tracking {uri}: is a file store, which MLflow no longer keeps up; take a database such as "
-            "sqlite:///mlflow.db, into which `mlflow migrate-filestore --source FOLDER --target sqlite:///mlflow.db` "
-            "brings what it holds"
+            f"tracking {uri}: is a file store, which MLflow no longer maintains; use a database such as "
+            "sqlite:///mlflow.db, to which `mlflow migrate-filestore --source FOLDER --target sqlite:///mlflow.db` "
+            "copies its content"
         )
     with store_errors(uri, OSError), short_timeouts(PROBE_TIMEOUT_SECONDS, retries=0):
         mlflow.set_tracking_uri(uri)
@@ -75,23 +67,27 @@ def connect(uri: str) -> MlflowClient:
 
 @contextlib.contextmanager
 def store_errors(uri: str, *extra_errors: type[OSError]) -> Iterator[None]:
-    """Turns what a store throws, and `extra_errors` such errors, into one line: out of reach, not writable, too old."""
+    """Turn the errors of a store, and `extra_errors`, into a `UserError` of one line.
+
+    Raises:
+        UserError: if the store cannot be reached or written, refuses the user, or was made by another MLflow version.
+    """
     _silence_library_logs()
     database = sqlite_path(uri)
     if database and not database.parent.is_dir():
-        raise UserError(f"tracking {uri}: there is no folder {database.parent}; make it, or name another place")
+        raise UserError(f"tracking {uri}: there is no folder {database.parent}; create it, or give another address")
     try:
         yield
     except (*STORE_ERRORS, *extra_errors) as error:
         detail = first_line(error)[:MAX_DETAIL]
         if "out-of-date database schema" in detail:
             raise UserError(
-                f"tracking {uri}: was made by another version of MLflow; keep a copy of it, then run "
+                f"tracking {uri}: was created by another version of MLflow; make a copy of it, then run "
                 f"`mlflow db upgrade {uri}`"
             ) from error
         if isinstance(error, MlflowException) and error.error_code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
             raise UserError(
-                f"tracking {uri}: the server refuses you ({detail}); set MLFLOW_TRACKING_USERNAME and "
+                f"tracking {uri}: the server denies access ({detail}); set MLFLOW_TRACKING_USERNAME and "
                 "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
             ) from error
         raise UserError(
@@ -102,7 +98,7 @@ def store_errors(uri: str, *extra_errors: type[OSError]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def short_timeouts(seconds: int = CALL_TIMEOUT_SECONDS, *, retries: int = 1) -> Iterator[None]:
-    """Calls that answer or fail within seconds: with MLflow's defaults a closed port hangs for over a minute."""
+    """Make MLflow's HTTP calls answer or fail within seconds; by default a closed port blocks for over a minute."""
     names = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries), "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(names)
@@ -117,7 +113,7 @@ def short_timeouts(seconds: int = CALL_TIMEOUT_SECONDS, *, retries: int = 1) -> 
 
 
 def _silence_library_logs() -> None:
-    """A new store logs each of its migrations, and one that fails a traceback; nobody asked."""
+    """Silence the migrations that a new store logs, and the traceback of a store that fails."""
     for name in ("alembic", "mlflow.store", "mlflow.tracking", "mlflow.system_metrics"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)

@@ -45,20 +45,17 @@ class Event:
     attempted: bool = False
 
 
-def _key(name: str, **options: Any) -> Any:
-    """Return a field that the body holds under another name."""
-    return field(metadata={"key": name}, **options)
-
-
 @dataclass(frozen=True)
 class Payload:
     """The body of an event as typed values."""
 
     kind: ClassVar[EventKind]
+    body_keys: ClassVar[Mapping[str, str]] = {}
+    """Keys in the body, by field, if they differ from the name of the field."""
 
     def to_body(self) -> dict[str, Any]:
         """Return the body as it is stored. Values that are None are left out."""
-        values = {_body_key(each): getattr(self, each.name) for each in dataclasses.fields(self)}
+        values = {key: getattr(self, name) for name, key in self._keys().items()}
         return {key: value for key, value in values.items() if value is not None}
 
     @classmethod
@@ -68,18 +65,17 @@ class Payload:
         Raises:
             KeyError: if a value without a default is missing.
         """
-        required = [each for each in dataclasses.fields(cls) if each.default is dataclasses.MISSING]
-        optional = [each for each in dataclasses.fields(cls) if _body_key(each) in body and each not in required]
-        return cls(**{each.name: body[_body_key(each)] for each in (*required, *optional)})
+        keys, fields = cls._keys(), dataclasses.fields(cls)
+        present = [f.name for f in fields if f.default is dataclasses.MISSING or keys[f.name] in body]
+        return cls(**{name: body[keys[name]] for name in present})
 
     def event(self, run_key: str, content: bytes | None = None, *, deferred: bool = False) -> Event:
         """Return the event that writes this, and the bytes `content`, to a run."""
         return Event(run_key, self.kind.value, self.to_body(), content, deferred)
 
-
-def _body_key(of: dataclasses.Field[Any]) -> str:
-    key: str = of.metadata.get("key", of.name)
-    return key
+    @classmethod
+    def _keys(cls) -> dict[str, str]:
+        return {each.name: cls.body_keys.get(each.name, each.name) for each in dataclasses.fields(cls)}
 
 
 @dataclass(frozen=True)
@@ -87,10 +83,11 @@ class CreateRun(Payload):
     """Create a run below the run `parent_id`, with a start time in milliseconds."""
 
     kind = EventKind.CREATE_RUN
-    parent_id: str = _key("parent")
+    body_keys: ClassVar[Mapping[str, str]] = {"parent_id": "parent", "start_ms": "at"}
+    parent_id: str
     name: str
     tags: Mapping[str, str]
-    start_ms: int = _key("at")
+    start_ms: int
 
 
 @dataclass(frozen=True)
@@ -98,8 +95,9 @@ class Batch(Payload):
     """Log metrics, parameters and tags in one call."""
 
     kind = EventKind.BATCH
+    body_keys: ClassVar[Mapping[str, str]] = {"params": "parameters"}
     metrics: list[MetricPoint] | None = None
-    params: Mapping[str, str] | None = _key("parameters", default=None)
+    params: Mapping[str, str] | None = None
     tags: Mapping[str, str] | None = None
 
 
@@ -108,7 +106,8 @@ class Params(Payload):
     """Log those parameters that the run does not have yet."""
 
     kind = EventKind.PARAMS
-    params: Mapping[str, str] = _key("values")
+    body_keys: ClassVar[Mapping[str, str]] = {"params": "values"}
+    params: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -124,9 +123,10 @@ class Rendering(Payload):
     """Store as an artifact what the renderer of a name makes of `data`."""
 
     kind = EventKind.RENDERING
+    body_keys: ClassVar[Mapping[str, str]] = {"renderer": "artist", "data": "of"}
     path: str
-    renderer: str = _key("artist")
-    data: Mapping[str, Any] = _key("of")
+    renderer: str
+    data: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,11 @@ class EndRun(Payload):
     """
 
     kind = EventKind.END_RUN
+    body_keys: ClassVar[Mapping[str, str]] = {"end_ms": "at", "tracking_seconds": "seconds"}
     status: str
-    end_ms: int = _key("at")
+    end_ms: int
     step: int
-    tracking_seconds: float | None = _key("seconds", default=None)
+    tracking_seconds: float | None = None
 
 
 class EventSink(Protocol):

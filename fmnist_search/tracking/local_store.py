@@ -12,7 +12,6 @@ import math
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlparse
 
 from fmnist_search.tracking.stored_runs import RunReader, StoredRun
@@ -67,7 +66,8 @@ class LocalStore:
             return None
         folder = _local_folder(found[0])
         if folder is None:
-            return _open_with_mlflow(self.uri).read_text(run_id, path)
+            with _open_with_mlflow(self.uri) as reader:
+                return reader.read_text(run_id, path)
         try:
             return (folder / path).read_text()
         except OSError:
@@ -81,24 +81,28 @@ class LocalStore:
             yield database
 
 
-def open_run_reader(uri: str) -> RunReader:
-    """Return a reader of a store, without MLflow if the store is a SQLite file that can be read without it.
+@contextlib.contextmanager
+def open_run_reader(uri: str) -> Iterator[RunReader]:
+    """Open a store to read runs, without MLflow if the store is a SQLite file that can be read without it.
 
     Raises:
         UserError: if the store cannot be reached or read.
     """
     database = sqlite_path(uri)
-    if database and database.is_file():
-        store = LocalStore(uri, database)
-        if store.is_readable():
-            return store
-    return _open_with_mlflow(uri)
+    if database and database.is_file() and (store := LocalStore(uri, database)).is_readable():
+        yield store
+        return
+    with _open_with_mlflow(uri) as reader:
+        yield reader
 
 
-def _open_with_mlflow(uri: str) -> Any:
+@contextlib.contextmanager
+def _open_with_mlflow(uri: str) -> Iterator[RunReader]:
+    from fmnist_search.tracking.connection import store_errors
     from fmnist_search.tracking.store import MlflowStore
 
-    return MlflowStore(uri, "fmnist-search")
+    with store_errors(uri):
+        yield MlflowStore(uri, "fmnist-search")
 
 
 def _local_folder(artifact_uri: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""Where a result comes from: the code, the command, the machine and the versions."""
+"""The origin of a result: code, command, machine and versions."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE, MLFLOW_USER
-
 from fmnist_search.recipe.execution import Execution
+from fmnist_search.tracking import tag_names
 from fmnist_search.version import VERSION
 
 COMMAND_LIMIT = 7_500
-"""MLflow cuts a tag at 8,000 characters without a word."""
+"""Characters of the tag. MLflow cuts tags at 8,000 without a warning."""
 
 
 def environment(execution: Execution) -> dict[str, Any]:
-    """What shaped the numbers, apart from the recipe: machine, device, threads and versions."""
+    """Return what affects the numbers of a training besides its recipe: execution, machine and versions."""
     libraries = ("torch", "torchvision", "optuna", "mlflow", "numpy")
     versions = {"fmnist-search": VERSION} | {name: metadata.version(name) for name in libraries}
     machine = {"platform": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()}
@@ -30,28 +29,30 @@ def environment(execution: Execution) -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """The command that was given, with the program's bare name."""
+    """Return the command of this process, with the program as a name without a folder."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def provenance_tags() -> dict[str, str]:
-    """Who ran what, of which code; under MLflow's own names where it has any."""
+    """Return tags that say who ran which command with which code, under MLflow's own names if it has any."""
     tags = {
-        MLFLOW_SOURCE_NAME: "fmnist-search",
-        MLFLOW_SOURCE_TYPE: "LOCAL",
-        MLFLOW_USER: getpass.getuser(),
-        "command": command_line()[:COMMAND_LIMIT],
-        "code_version": VERSION,
+        tag_names.SOURCE_NAME: "fmnist-search",
+        tag_names.SOURCE_TYPE: "LOCAL",
+        tag_names.USER: getpass.getuser(),
+        tag_names.COMMAND: command_line()[:COMMAND_LIMIT],
+        tag_names.CODE_VERSION: VERSION,
     }
     commit = _run_git("rev-parse", "HEAD")
     if commit:
-        tags[MLFLOW_GIT_COMMIT] = commit
-        tags["code_version"] += f"+{commit[:12]}" + (".dirty" if _run_git("status", "--porcelain", "-uno") else "")
+        tags[tag_names.GIT_COMMIT] = commit
+        tags[tag_names.CODE_VERSION] += f"+{commit[:12]}" + (
+            ".dirty" if _run_git("status", "--porcelain", "-uno") else ""
+        )
     return tags
 
 
 def _run_git(*arguments: str) -> str:
-    """What git says of the folder that this package stands in; nothing where it is no checkout of ours."""
+    """Return the output of git in the folder of the package; empty if that is not a checkout of the package."""
     root = Path(__file__).parent.parent.parent
     if not (root / ".git").exists():
         return ""

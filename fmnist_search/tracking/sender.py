@@ -189,9 +189,8 @@ class Sender:
 
     def _on_available(self) -> None:
         if self._outage_reported and self._down_since:
-            self._print_message(
-                f"MLflow is back after {time.monotonic() - self._down_since:.0f} s; the events that it missed are sent now"
-            )
+            seconds = time.monotonic() - self._down_since
+            self._print_message(f"MLflow is back after {seconds:.0f} s; the events that it missed are sent now")
         self._down_since, self._outage_reported = None, False
 
     def _wait_before_retry(self) -> None:

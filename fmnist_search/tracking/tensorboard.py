@@ -12,40 +12,38 @@ import torch
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.datasets import IMAGE_SIZE
 from fmnist_search.reporting.training_plots import confusion_figure
+from fmnist_search.tracking import metric_names
 from fmnist_search.training.loop import EpochResult
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
 
-# --------------------------------------------------------------------------------------- TensorBoard
-
-
 class TensorBoardWriter:
-    """TensorBoard's files of a training: scalars and the confusion matrix of every epoch, and the network's graph."""
+    """Training callback that writes scalars and the confusion matrix of every epoch, and the graph of the network."""
 
     def __init__(self, folder: Path, classes: Sequence[str]):
-        """Begin to write.
+        """Open the files in `folder`.
 
         Raises:
-            UserError: the extra is not installed, or the folder cannot be written.
+            UserError: if the extra `tensorboard` is not installed, or the folder cannot be written.
         """
         self._classes = classes
         self._writer = _open_summary_writer(folder)
         self._has_graph = False
 
     def on_epoch_end(self, epoch: EpochResult, state: dict[str, Any]) -> None:
-        """Write what is known of it."""
+        """Write the metrics of an epoch; on the first call the graph as well."""
         report = epoch.report
-        figures = {
-            "train/loss": report.train_loss,
-            "train/accuracy": report.train_accuracy,
-            "val/loss": report.val_loss,
-            "val/accuracy": report.val_accuracy,
-            "optimizer/learning_rate": report.learning_rate,
-            "time/epoch_seconds": report.seconds,
+        values = {
+            metric_names.TRAIN_LOSS: report.train_loss,
+            metric_names.TRAIN_ACCURACY: report.train_accuracy,
+            metric_names.VAL_LOSS: report.val_loss,
+            metric_names.VAL_ACCURACY: report.val_accuracy,
+            metric_names.LEARNING_RATE: report.learning_rate,
+            metric_names.EPOCH_SECONDS: report.seconds,
         }
-        for name, value in figures.items():
+        for name, value in values.items():
             if value is not None:
                 self._writer.add_scalar(name, value, report.epoch)
         if epoch.evaluation:
@@ -56,14 +54,14 @@ class TensorBoardWriter:
             self._has_graph = True
             device = next(epoch.classifier.parameters()).device
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # TensorBoard's graphs rest on torch.jit.trace, which is deprecated
+                warnings.simplefilter("ignore")  # TensorBoard uses torch.jit.trace, which is deprecated
                 self._writer.add_graph(epoch.classifier, torch.zeros(2, IMAGE_SIZE, IMAGE_SIZE, device=device))
         self._writer.flush()
 
 
 def _open_summary_writer(folder: Path) -> SummaryWriter:
     try:
-        from torch.utils.tensorboard import SummaryWriter  # an extra, and a second to load
+        from torch.utils.tensorboard import SummaryWriter  # an optional dependency that takes a second to import
     except ImportError:
         raise UserError(
             "--tensorboard: needs the package tensorboard; pip install 'fmnist-search[tensorboard]'"

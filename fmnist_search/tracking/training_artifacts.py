@@ -1,4 +1,4 @@
-"""What a run shows of the network it trained: curves, filters, confusion, calibration, its surest mistakes."""
+"""Figures of a trained network in its run: curves, filters, confusion, predictions, mistakes and calibration."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from fmnist_search.reporting.training_plots import (
     training_figure,
 )
 from fmnist_search.results.training import EpochReport
+from fmnist_search.tracking import metric_names
 from fmnist_search.tracking.run_logger import RunLogger
 from fmnist_search.training.checkpoint import classifier_from_weights
 from fmnist_search.training.evaluation import calibration, confusion_matrix, misclassifications, predict_logits
 
 GRID_IMAGES = 25
-"""Images of the grid of predictions: the first, whatever they are."""
+"""Number of images in the grid of predictions, the first of the split."""
 
 
 def log_training_plots(
@@ -35,7 +36,7 @@ def log_training_plots(
     weights: Mapping[str, Tensor],
     images: Images,
 ) -> None:
-    """A training's curves, the filters that it learned, and how these weights of it do on its validation images."""
+    """Log the curves of a training, its filters, and the evaluation of `weights` on its validation images."""
     run.log_artifact("curves.png", figure_to_png(training_figure(epochs, title)))
     classifier = classifier_from_weights(recipe, weights)
     run.log_artifact("filters.png", figure_to_png(filters_figure(classifier.network.state_dict(), title)))
@@ -47,9 +48,9 @@ def log_training_plots(
 def log_evaluation_plots(
     run: RunLogger, probabilities: Tensor, images: LabelledImages, classes: Sequence[str], split: str, title: str
 ) -> None:
-    """How a network does on a part of the images, `val` or `test`: its pictures below that name, and its calibration.
+    """Log figures and the calibration error of a network on a split, "val" or "test", below the name of the split.
 
-    `probabilities` (N, classes) are of the images (N, 28, 28), on any device.
+    `probabilities` float32 (N, classes) belong to the N images, on any device.
     """
     probabilities, images = probabilities.cpu(), images.to("cpu")
     calibrated = calibration(probabilities, images.labels)
@@ -59,7 +60,7 @@ def log_evaluation_plots(
     figures = {
         "confusion_normalised": confusion_figure(confusion, classes, title, normalised=True),
         "mistakes": mistakes_figure(
-            pixels, misclassifications(probabilities, labels), classes, f"{title}: surest mistakes"
+            pixels, misclassifications(probabilities, labels), classes, f"{title}: most confident mistakes"
         ),
         "predictions": predictions_figure(pixels[first], probabilities[first], labels[first], classes, title),
         "calibration": calibration_figure(calibrated, title),
@@ -68,4 +69,4 @@ def log_evaluation_plots(
         run.log_artifact(f"{split}/{name}.png", figure_to_png(figure))
     matrix = {"classes": list(classes), "rows_true_columns_predicted": confusion}
     run.log_text(f"{split}/confusion_matrix.json", json.dumps(matrix))
-    run.log_metrics({f"{split}/calibration_error": calibrated.expected_error})
+    run.log_metrics({metric_names.calibration_error(split): calibrated.expected_error})

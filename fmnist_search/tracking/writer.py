@@ -123,6 +123,6 @@ class MlflowWriter:
         self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])])
 
     def _end_run(self, run_id: str, end: EndRun) -> None:
-        seconds = Metric(metric_names.TRACKING_SECONDS, end.tracking_seconds, end.end_ms, end.step)
+        seconds = Metric(metric_names.TRACKING_SECONDS, end.tracking_seconds or 0.0, end.end_ms, end.step)
         self._client.log_batch(run_id, [seconds])
         self._client.set_terminated(run_id, end.status, end.end_ms)

@@ -21,14 +21,16 @@ from fmnist_search.registry.champion_rule import CorrectnessRecord, ValidationSc
 from fmnist_search.registry.versions import MEMBER_RUNS_TAG, SELECTED_ON_VALIDATION_TAG
 from fmnist_search.reporting.model_card import Selection, selection_from_runs
 from fmnist_search.results.training import TrialState
+from fmnist_search.tracking import metric_names, tag_names
 from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.run_logger import RunLogger
 from fmnist_search.tracking.store import MlflowStore
-from fmnist_search.tracking.stored_runs import TrainedRun, load_stored_classifier, read_run
+from fmnist_search.tracking.stored_runs import TrainedRun, read_run
 from fmnist_search.tracking.training_artifacts import log_evaluation_plots
 from fmnist_search.training.evaluation import Evaluation, evaluate_logits, predict_logits
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.jobs import InterruptHandler, JobContext, flush_tracking, open_sender
+from fmnist_search.workflows.lookup import load_run_classifier
 from fmnist_search.workflows.registration import Candidate, RegisteredVersion, prepare_name, register
 from fmnist_search.workspace import Workspace
 
@@ -83,21 +85,21 @@ def build_ensemble(
         tracking = MlflowStore(workspace.tracking_uri, "fmnist-search")
         runs = [read_run(tracking, run_id) for run_id in run_ids]
         _check_same_split(runs)
-        classifiers = [load_stored_classifier(workspace, tracking, run) for run in runs]
+        classifiers = [load_run_classifier(workspace, tracking, run) for run in runs]
         name = model_name or Finalists().for_dataset(runs[0].recipe.data.dataset).model_name
         if should_register:
-            prepare_name(tracking.client, name, runs[0].experiment_id)
+            prepare_name(tracking, name, runs[0].experiment_id)
         team = _evaluate_members(runs, classifiers, load_images(runs[0].recipe.data, source, device))
         with open_sender(workspace, tracking, callback) as sender:
             desk = JobContext(sender, callback, InterruptHandler())
-            tags = {"kind": "ensemble", "members": ", ".join(run_ids)}
+            tags = {tag_names.KIND: tag_names.ENSEMBLE_RUN, tag_names.MEMBERS: ", ".join(run_ids)}
             run = tracking.sibling_run(runs[0].run_id, sender, team.name, tags)
             with _closed_run(run):
                 _log_ensemble(run, team)
                 registered = None
                 if should_register:
                     command = shlex.join(["fmnist-search", "ensemble", *run_ids, "--register", "--model-name", name])
-                    registered = register(tracking.client, name, _candidate(team), run, desk, source, command)
+                    registered = register(tracking, name, _candidate(team), run, desk, source, command)
             flush_tracking(desk)
     return EnsembleResult(team.members, team.evaluation, len(team.images.validation), run.run_key, registered)
 
@@ -189,7 +191,13 @@ def _log_ensemble(run: RunLogger, ensemble: _Members) -> None:
     """What the run of an ensemble keeps, registered or not."""
     accuracy, images, runs = ensemble.evaluation.accuracy, ensemble.images, [member.run for member in ensemble.members]
     parameters = sum(parameter.numel() for classifier in ensemble.classifiers for parameter in classifier.parameters())
-    run.log_metrics({"val/accuracy": accuracy, "val/loss": ensemble.evaluation.loss, "model/parameters": parameters})
+    run.log_metrics(
+        {
+            metric_names.VAL_ACCURACY: accuracy,
+            metric_names.VAL_LOSS: ensemble.evaluation.loss,
+            metric_names.PARAMETER_COUNT: parameters,
+        }
+    )
     run.log_dataset(images, vars(runs[0].recipe.data))
     columns: dict[str, Sequence[object]] = {
         "run": [trained.run_id for trained in runs],

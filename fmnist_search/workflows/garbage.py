@@ -11,24 +11,15 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
 from pathlib import Path
-from typing import Any
-
-from mlflow import MlflowClient
-from mlflow.entities import LifecycleStage, LoggedModel, Run, ViewType
-from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.artifact_repo import ArtifactRepository
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.store.entities import PagedList
-from mlflow.tracking._tracking_service.utils import _get_store
 
 from fmnist_search.errors import UserError
 from fmnist_search.results.study import TrialRecord, rank_trials
 from fmnist_search.search.study_store import StudyStore
+from fmnist_search.tracking import cleanup
 from fmnist_search.tracking.connection import connect, store_errors
 from fmnist_search.workspace import Workspace, sqlite_path
 
@@ -42,9 +33,6 @@ TEMPORARY_FILE = re.compile(r"tmp[a-z0-9_]{8}|.*\.part")
 SINGLE_TRAININGS, ENSEMBLES = "single trainings", "ensembles of runs"
 TRAININGS_FOLDER = "train"
 """The folder of the weights of single trainings, one below it for each run."""
-
-REMOVABLE_KINDS = ("trial", "training")
-"""Runs of finalists and of studies are left to `mlflow gc`: versions and studies, perhaps of others, lean on them."""
 
 
 class GarbageKind(Enum):
@@ -81,15 +69,13 @@ def find_garbage(workspace: Workspace, cache: Path, keep: int) -> list[GarbageIt
     """
     with store_errors(workspace.tracking_uri):
         client = connect(workspace.tracking_uri)
-        deleted = _deleted_runs(client)
+        deleted = cleanup.deleted_runs(client)
+        models = cleanup.unregistered_models(client, created_before=time.time() - MIN_AGE_SECONDS)
         found = [
-            *_unneeded_weights(workspace, keep, {str(run.info.run_id) for run in deleted}),
+            *_unneeded_weights(workspace, keep, {run.run_id for run in deleted}),
             *_incomplete_files(workspace.folder / "weights", cache),
-            *_unregistered_models(client),
-            *(
-                GarbageItem(GarbageKind.RUNS, _study_name(run), run.info.run_id, _artifact_bytes(run.info.artifact_uri))
-                for run in deleted
-            ),
+            *(GarbageItem(GarbageKind.MODELS, m.study or ENSEMBLES, m.model_id, m.size_bytes) for m in models),
+            *(GarbageItem(GarbageKind.RUNS, r.study or SINGLE_TRAININGS, r.run_id, r.size_bytes) for r in deleted),
         ]
     order = list(GarbageKind)
     return sorted(found, key=lambda item: (order.index(item.kind), item.owner, item.name))
@@ -202,77 +188,6 @@ def _file_stamp(stat: os.stat_result) -> tuple[int, ...]:
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
-# ------------------------------------------------------------------------------------------ MLflow
-
-
-def _unregistered_models(client: MlflowClient) -> Iterator[GarbageItem]:
-    """Models of ours that no version of any registered model comes from."""
-    versions = _all_pages(client.search_model_versions)
-    sources = {str(version.source) for version in versions}
-    runs = {version.run_id for version in versions}
-    experiments = [experiment.experiment_id for experiment in _all_pages(client.search_experiments)]
-    for model in _all_pages(partial(client.search_logged_models, experiment_ids=experiments)):
-        known = model.source_run_id in runs or any(model.model_id in source for source in sources)
-        old = time.time() - model.creation_timestamp / 1000 > MIN_AGE_SECONDS
-        if not known and old and (place := _model_owner(client, model)):
-            yield GarbageItem(GarbageKind.MODELS, place, model.model_id, _artifact_bytes(model.artifact_location))
-
-
-def _model_owner(client: MlflowClient, model: LoggedModel) -> str | None:
-    """The study whose finalist it is, or that it is an ensemble of runs; None for a model that is not ours."""
-    try:
-        tags = client.get_run(model.source_run_id).data.tags if model.source_run_id else {}
-    except MlflowException:
-        return None
-    if tags.get("kind") == "ensemble" and "members" in tags:
-        return ENSEMBLES
-    return tags.get("study") if tags.get("kind") == "finalist" else None
-
-
-def _deleted_runs(client: MlflowClient) -> list[Run]:
-    """Deleted runs of ours that are at their end, and that no version or model comes from."""
-    experiments = [e.experiment_id for e in _all_pages(partial(client.search_experiments, view_type=ViewType.ALL))]
-    deleted = _all_pages(partial(client.search_runs, experiments, run_view_type=ViewType.DELETED_ONLY))
-    registered = {version.run_id for version in _all_pages(client.search_model_versions)} if deleted else set()
-    return [
-        run
-        for run in deleted
-        if run.data.tags.get("kind") in REMOVABLE_KINDS
-        and "family" in run.data.tags
-        and run.info.status not in ("RUNNING", "SCHEDULED")
-        and run.info.run_id not in registered
-        and not (run.outputs and run.outputs.model_outputs)
-    ]
-
-
-def _study_name(run: Run) -> str:
-    return str(run.data.tags.get("study", SINGLE_TRAININGS))
-
-
-def _all_pages(search: Callable[..., PagedList[Any]]) -> list[Any]:
-    page = search()
-    found = list(page)
-    while page.token:
-        page = search(page_token=page.token)
-        found += page
-    return found
-
-
-def _artifact_bytes(uri: str) -> int:
-    """Bytes of a folder of artifacts; 0 where it cannot be looked into."""
-    try:
-        return _bytes_below(get_artifact_repository(uri), None)
-    except (MlflowException, OSError):
-        return 0
-
-
-def _bytes_below(repository: ArtifactRepository, path: str | None) -> int:
-    return sum(
-        _bytes_below(repository, item.path) if item.is_dir else item.file_size or 0
-        for item in repository.list_artifacts(path)
-    )
-
-
 # ---------------------------------------------------------------------------------------- removing
 
 
@@ -281,36 +196,14 @@ def _remove_item(workspace: Workspace, item: GarbageItem) -> bool:
         return False
     try:
         if item.kind is GarbageKind.MODELS:
-            _remove_model(workspace, item.name)
-        elif item.kind is GarbageKind.RUNS:
-            _remove_run(workspace, item.name)
-        elif _file_stamp(Path(item.name).stat()) == item.file_stamp:
+            return cleanup.remove_model(workspace.tracking_uri, item.name)
+        if item.kind is GarbageKind.RUNS:
+            return cleanup.remove_run(workspace.tracking_uri, item.name)
+        if _file_stamp(Path(item.name).stat()) == item.file_stamp:
             Path(item.name).unlink()
-        else:
-            return False
-    except (FileNotFoundError, MlflowException):  # somebody was faster
+            return True
+    except FileNotFoundError:  # somebody was faster
         return False
     except OSError as error:
         raise UserError(f"{item.name}: cannot be removed ({error.strerror}); the rest is still there") from None
-    return True
-
-
-# What `mlflow gc` does with a model and with a run. The command itself, given runs, also removes every deleted
-# experiment and model of the store, whosever they are.
-
-
-def _remove_model(workspace: Workspace, model_id: str) -> None:
-    store = _get_store(workspace.tracking_uri)  # type: ignore[no-untyped-call]
-    model = store.get_logged_model(model_id)
-    store.delete_logged_model(model_id)
-    get_artifact_repository(model.artifact_location).delete_artifacts()  # type: ignore[no-untyped-call]
-    store._hard_delete_logged_model(model_id)
-
-
-def _remove_run(workspace: Workspace, run_id: str) -> None:
-    store = _get_store(workspace.tracking_uri)  # type: ignore[no-untyped-call]
-    run = store.get_run(run_id)
-    if run.info.lifecycle_stage != LifecycleStage.DELETED:  # somebody has restored it
-        raise MlflowException(f"run {run_id} is not deleted")
-    get_artifact_repository(run.info.artifact_uri).delete_artifacts()  # type: ignore[no-untyped-call]
-    store._hard_delete_run(run_id)
+    return False

@@ -11,27 +11,22 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, Any
 
 from fmnist_search.data.images import Images
 from fmnist_search.execution.backend import Backend
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.reporting.model_summary import summarize
 from fmnist_search.reporting.study_note import class_scores_csv
-from fmnist_search.reporting.training_plots import confusion_figure
 from fmnist_search.results.training import Decision, EpochReport, Overhead, Stopper, TrialResult, TrialState
 from fmnist_search.tracking.connection import short_timeouts
 from fmnist_search.tracking.outbox import Outbox
+from fmnist_search.tracking.renderers import CONFUSION, RENDERERS, SUMMARY, Renderer
 from fmnist_search.tracking.run_logger import TrainingRunLogger
 from fmnist_search.tracking.sender import NullSender, Sender
 from fmnist_search.tracking.store import MlflowStore
-from fmnist_search.tracking.writer import MlflowWriter, Renderer
+from fmnist_search.tracking.writer import MlflowWriter
 from fmnist_search.training.callbacks import never_stop
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workspace import Workspace
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 FLUSH_TIMEOUT = 30.0
 """Seconds to wait at the end for a store that is down; what it has not got then waits for `fmnist-search sync`."""
@@ -228,7 +223,7 @@ def _log_artifacts(run: TrainingRunLogger, recipe: Recipe, result: TrialResult, 
     if result.error:
         run.log_text("error.txt", result.error)
     if result.epochs:
-        run.render_later("model_summary.txt", "summary", {"recipe": recipe.to_flat_dict()})
+        run.render_later("model_summary.txt", SUMMARY, {"recipe": recipe.to_flat_dict()})
     if result.confusion:
         matrix = {"classes": classes, "rows_true_columns_predicted": result.confusion}
         run.log_text("confusion_matrix.json", json.dumps(matrix))
@@ -236,30 +231,24 @@ def _log_artifacts(run: TrainingRunLogger, recipe: Recipe, result: TrialResult, 
         if result.state is TrialState.COMPLETED:
             value = "" if result.value is None else f": {result.value:.2%} on validation"
             figures = {"confusion": result.confusion, "classes": classes, "title": recipe.label + value}
-            run.render_later("confusion_matrix.png", "confusion", figures)
-
-
-def _render_confusion(values: Mapping[str, Any]) -> Figure:
-    return confusion_figure(values["confusion"], values["classes"], values["title"])
-
-
-def _render_summary(values: Mapping[str, Any]) -> str:
-    return summarize(Recipe().replace(values["recipe"]).model).text
-
-
-RENDERERS: dict[str, Renderer] = {"confusion": _render_confusion, "summary": _render_summary}
+            run.render_later("confusion_matrix.png", CONFUSION, figures)
 
 
 # ---------------------------------------------------------------------------------------- the record
 
 
 @contextlib.contextmanager
-def open_sender(workspace: Workspace, mlflow_store: MlflowStore, callback: StudyCallback) -> Iterator[Sender]:
+def open_sender(
+    workspace: Workspace,
+    mlflow_store: MlflowStore,
+    callback: StudyCallback,
+    renderers: Mapping[str, Renderer] = RENDERERS,
+) -> Iterator[Sender]:
     """The sender of what is written to MLflow while this lasts; what an earlier process left goes first."""
     outbox = Outbox(workspace.outbox_path, workspace.tracking_uri)
     with (
         short_timeouts(),
-        Sender(outbox, MlflowWriter(mlflow_store.client, outbox, RENDERERS), callback.on_message) as sender,
+        Sender(outbox, MlflowWriter(mlflow_store.client, outbox, renderers), callback.on_message) as sender,
     ):
         yield sender
 

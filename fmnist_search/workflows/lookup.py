@@ -1,6 +1,6 @@
-"""Studies as they are stored: what commands read that train nothing.
+"""Studies and runs as they are stored: what commands read that train nothing.
 
-The study comes from Optuna's storage alone, so that these functions import neither torch nor MLflow.
+Studies come from Optuna's storage alone, so that these functions import neither torch nor MLflow.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
@@ -15,10 +17,17 @@ from fmnist_search.results.champion import Champion
 from fmnist_search.results.study import Importances, StopReason, StudySummary, mean_overhead
 from fmnist_search.search.analysis import boundary_warnings
 from fmnist_search.search.study_store import StudyStore
+from fmnist_search.tracking.local_store import open_run_reader
 from fmnist_search.tracking.outbox import Outbox
-from fmnist_search.tracking.run_logger import resolve_run_ids
+from fmnist_search.tracking.run_ref import resolve_run_ids
+from fmnist_search.tracking.stored_runs import TrainedRun, find_experiment_id
+from fmnist_search.tracking.ui import run_page_url
 from fmnist_search.workflows.study.stopping import current_stop_reason
 from fmnist_search.workspace import Workspace
+
+if TYPE_CHECKING:
+    from fmnist_search.models.classifier import Classifier
+    from fmnist_search.tracking.store import MlflowStore
 
 
 def status(name: str, *, workspace: Workspace | None = None) -> StudySummary:
@@ -133,12 +142,63 @@ def run_url(run_id: str, *, workspace: Workspace | None = None) -> str | None:
     Raises:
         UserError: if the store is unreachable.
     """
-    from fmnist_search.tracking.connection import store_errors
-    from fmnist_search.tracking.store import MlflowStore
-    from fmnist_search.tracking.ui import run_page_url
-
     uri = (workspace or Workspace.resolve()).tracking_uri
-    with store_errors(uri):
-        experiment = MlflowStore(uri, "fmnist-search").find_experiment_id(run_id)
+    with open_run_reader(uri) as reader:
+        experiment = find_experiment_id(reader, run_id)
     server = uri if uri.startswith("http") else "http://127.0.0.1:5000"
     return run_page_url(server, experiment, run_id) if experiment else None
+
+
+def is_trial_number(text: str) -> bool:
+    """Return whether the text is the number of a trial; the id of a run has 32 characters."""
+    return text.isdecimal() and len(text) < 32
+
+
+def resolve_run_id(workspace: Workspace, run_or_trial: str, study: str) -> str:
+    """Return the id of a run that is given by its id, or by the number of its trial in a study.
+
+    Raises:
+        UserError: if there is no such study or trial, or the trial has no run.
+    """
+    if not is_trial_number(run_or_trial):
+        return run_or_trial
+    trials = StudyStore.load(workspace.storage_url, study).trial_records()
+    by_number = {trial.number: trial for trial in resolve_run_ids(workspace, trials)}
+    trial = by_number.get(int(run_or_trial))
+    if trial is None:
+        remedy = f"give a number from 0 to {max(by_number)}, or the id of a run" if by_number else "none has ended yet"
+        raise UserError(f"trial {run_or_trial}: study {study!r} has no such trial that ended; {remedy}")
+    if not trial.run_id:
+        raise UserError(f"trial {run_or_trial}: of study {study!r} has no run in MLflow; give another")
+    return trial.run_id
+
+
+def load_run_classifier(workspace: Workspace, mlflow_store: MlflowStore, run: TrainedRun) -> Classifier:
+    """Return the network of a run with its stored weights, in evaluation mode on the CPU.
+
+    Raises:
+        UserError: if no weights are stored, or they are damaged or belong to another network.
+    """
+    from fmnist_search.tracking.stored_training import load_stored_classifier
+
+    return load_stored_classifier(mlflow_store, run, _find_trial_weights(workspace, run))
+
+
+def _find_trial_weights(workspace: Workspace, run: TrainedRun) -> Path | None:
+    """Return the file with the weights of the trial behind a run; None if there is none.
+
+    The trial is found by its run: if its study was replaced with --fresh, its number is that of another trial now.
+    """
+    if run.study is None:
+        return None
+    try:
+        names = [name for name in StudyStore.study_names(workspace.storage_url) if name.startswith(run.study)]
+    except UserError:  # this folder has no study
+        return None
+    for study in names:
+        trials = StudyStore.load(workspace.storage_url, study).trial_records()
+        for trial in resolve_run_ids(workspace, trials):
+            path = workspace.weights_path(study, trial.number)
+            if trial.run_id == run.run_id and path.is_file():
+                return path
+    return None

@@ -17,6 +17,7 @@ from fmnist_search.reporting.style import figure_to_png
 from fmnist_search.reporting.training_plots import sweep_figure
 from fmnist_search.results.champion import LearningRateResult
 from fmnist_search.results.statistics import format_mean_std
+from fmnist_search.tracking import tag_names
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.single_training import open_training_session, resolve_settings
 from fmnist_search.workspace import Workspace
@@ -74,7 +75,7 @@ def sweep_learning_rate(
     resolved = resolve_settings(execution, threads=1)
     with (
         open_training_session(workspace, resolved, experiment, callback) as shop,
-        shop.open_group_run(title, {"sweep": LEARNING_RATE}) as above,
+        shop.open_group_run(title, {tag_names.SWEEP: LEARNING_RATE}) as above,
     ):
         done = [result for result, _ in shop.run_several(trainings, above, execution.workers)]
         rates = tuple(

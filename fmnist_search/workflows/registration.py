@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mlflow import MlflowClient
-
 from fmnist_search.data.files import DataSource
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import Classifier, Ensemble
@@ -17,7 +15,9 @@ from fmnist_search.registry.evaluation import TEST_CORRECT_TAG
 from fmnist_search.registry.packaging import log_model
 from fmnist_search.reporting.model_card import ModelCard, Selection
 from fmnist_search.results.training import Accuracy
+from fmnist_search.tracking import metric_names
 from fmnist_search.tracking.run_logger import RunLogger
+from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.training_artifacts import log_evaluation_plots
 from fmnist_search.workflows.jobs import JobContext, flush_tracking
 from fmnist_search.workflows.study.finalists import TestEvaluation, evaluate_on_test_set
@@ -50,18 +50,18 @@ class RegisteredVersion:
     test: Accuracy
 
 
-def prepare_name(client: MlflowClient, name: str, experiment_id: str) -> None:
+def prepare_name(mlflow_store: MlflowStore, name: str, experiment_id: str) -> None:
     """See that a model can be registered under that name, and clear away what died on its way there.
 
     Raises:
         UserError: the name is taken.
     """
-    versions.check_model_name(client, name)
-    versions.delete_orphans(client, name, experiment_id)
+    versions.check_model_name(mlflow_store.client, name)
+    versions.delete_orphans(mlflow_store.client, name, experiment_id)
 
 
 def register(
-    client: MlflowClient,
+    mlflow_store: MlflowStore,
     name: str,
     candidate: Candidate,
     run: RunLogger,
@@ -81,15 +81,21 @@ def register(
     _log_test_evaluation(run, candidate, tested, card)
     run_id = _flushed_run_id(run, context, retry_command)
     uri = log_model(candidate.classifier, run_id, candidate.recipes[0].data.dataset, versions.pending_tags(name))
-    version = versions.register_version(client, name, uri, run_id, _version_tags(candidate, tested), card)
-    claim = versions.decide_alias(client, name, version)
+    version = versions.register_version(mlflow_store.client, name, uri, run_id, _version_tags(candidate, tested), card)
+    claim = versions.decide_alias(mlflow_store.client, name, version)
     return RegisteredVersion(name, version, claim.alias, claim.reason, tested.accuracy)
 
 
 def _log_test_evaluation(run: RunLogger, candidate: Candidate, test_evaluation: TestEvaluation, card: str) -> None:
     """What the version's run keeps: it stands there before the version does."""
     test, hits = test_evaluation.accuracy, candidate.validation_score.correctness
-    run.log_metrics({"test/accuracy": test.value, "test/accuracy_low": test.low, "test/accuracy_high": test.high})
+    run.log_metrics(
+        {
+            metric_names.TEST_ACCURACY: test.value,
+            metric_names.TEST_ACCURACY_LOW: test.low,
+            metric_names.TEST_ACCURACY_HIGH: test.high,
+        }
+    )
     if hits:
         run.log_text(versions.CORRECTNESS_FILE, hits.to_json())
     run.log_text(versions.MODEL_CARD_FILE, card)

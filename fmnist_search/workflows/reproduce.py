@@ -13,9 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow.entities import Metric, Param, RunTag
-from mlflow.utils.validation import MAX_METRICS_PER_BATCH
-
 from fmnist_search.config.toml_files import recipe_to_toml
 from fmnist_search.data.files import DataSource
 from fmnist_search.data.loading import load_images
@@ -23,26 +20,23 @@ from fmnist_search.errors import UserError
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.formatting import format_value
 from fmnist_search.results.training import Decision, EpochReport, TrialResult, TrialState
+from fmnist_search.tracking import metric_names, tag_names
 from fmnist_search.tracking.connection import store_errors
-from fmnist_search.tracking.provenance import environment, provenance_tags
+from fmnist_search.tracking.provenance import environment
 from fmnist_search.tracking.run_logger import RECIPE_FILE
-from fmnist_search.tracking.store import MlflowStore
-from fmnist_search.tracking.stored_runs import (
-    ENVIRONMENT_FILE,
-    TrainedRun,
-    execution_from_environment,
-    load_environment,
-    read_run,
-)
+from fmnist_search.tracking.store import FinishedRun, MlflowStore
+from fmnist_search.tracking.stored_runs import ENVIRONMENT_FILE, TrainedRun, load_environment, read_run
+from fmnist_search.tracking.stored_training import execution_from_environment
 from fmnist_search.training.trial import run_trial
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workspace import Workspace
 
-COMPARED_METRICS = {"train/loss": "train_loss", "val/loss": "val_loss", "val/accuracy": "val_accuracy"}
+COMPARED_METRICS = {
+    metric_names.TRAIN_LOSS: "train_loss",
+    metric_names.VAL_LOSS: "val_loss",
+    metric_names.VAL_ACCURACY: "val_accuracy",
+}
 """What is compared: metrics, and where an epoch's report holds them."""
-
-REPRODUCES_TAG = "reproduces"
-"""Tag of a run: the run that it trained again."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +96,7 @@ def reproduce(
         original = read_run(tracking, run_id)
         if original.state == "running":
             raise UserError(f"run {run_id!r}: is not at its end; wait for it, or take a run that is")
-        before = load_environment(original)
+        before = load_environment(tracking, original)
         history = _metric_history(tracking, run_id)
     if not history:
         raise UserError(f"run {run_id!r}: has no epoch on record, so there is nothing to compare with; take another")
@@ -149,8 +143,8 @@ def _metric_history(mlflow_store: MlflowStore, run_id: str) -> dict[int, dict[st
     """The figures on record, by epoch."""
     found: dict[int, dict[str, float]] = {}
     for name in COMPARED_METRICS:
-        for point in mlflow_store.client.get_metric_history(run_id, name):
-            found.setdefault(point.step, {})[name] = point.value
+        for step, value in mlflow_store.metric_history(run_id, name):
+            found.setdefault(step, {})[name] = value
     return dict(sorted(found.items()))
 
 
@@ -190,34 +184,34 @@ def _log_run(
     """A run of its own that points to the one it trained again."""
     original, recipe = reproduction.original, reproduction.original.recipe
     tags = {
-        "kind": "training",
-        "family": recipe.model.family,
-        "device": reproduction.execution.device,
-        "engine": result.setup.engine,
-        "state": result.state.value,
-        "epochs": str(len(result.epochs)),
-        **provenance_tags(),
-        REPRODUCES_TAG: original.run_id,
-        "same": format_value(reproduction.is_identical),
+        tag_names.KIND: tag_names.TRAINING_RUN,
+        tag_names.FAMILY: recipe.model.family,
+        tag_names.DEVICE: reproduction.execution.device,
+        tag_names.ENGINE: result.setup.engine,
+        tag_names.STATE: result.state.value,
+        tag_names.EPOCHS: str(len(result.epochs)),
+        tag_names.REASON: reproduction.reason or "",
+        tag_names.REPRODUCES: original.run_id,
+        tag_names.IDENTICAL: format_value(reproduction.is_identical),
     }
-    client = mlflow_store.client
-    run = client.create_run(original.experiment_id, run_name=f"again {original.name}", tags=tags)
-    run_id = str(run.info.run_id)
     metrics = [
-        Metric(name, value, int(moment * 1000), report.epoch)
+        (name, value, int(moment * 1000), report.epoch)
         for report, moment in zip(result.epochs, epoch_times, strict=True)
         for name, value in _epoch_metrics(report).items()
     ]
-    params = [Param(name, format_value(value)) for name, value in recipe.to_flat_dict().items()]
-    summary = {"model/parameters": result.parameters, "time/trial_seconds": result.seconds}
+    summary = {metric_names.PARAMETER_COUNT: result.parameters, metric_names.TRIAL_SECONDS: result.seconds}
     if result.best_val_accuracy is not None:
-        summary["best/val_accuracy"] = result.best_val_accuracy
+        summary[metric_names.BEST_VAL_ACCURACY] = result.best_val_accuracy
     now = int(time.time() * 1000)
-    metrics += [Metric(name, float(value), now, len(result.epochs)) for name, value in summary.items()]
-    for at in range(0, len(metrics), MAX_METRICS_PER_BATCH):
-        client.log_batch(run_id, metrics[at : at + MAX_METRICS_PER_BATCH])
-    client.log_batch(run_id, params=params, tags=[RunTag("reason", reproduction.reason or "")])
-    client.log_text(run_id, recipe_to_toml(recipe), RECIPE_FILE)
-    client.log_text(run_id, json.dumps(environment(reproduction.execution), indent=2), ENVIRONMENT_FILE)
-    client.set_terminated(run_id, "FAILED" if result.state is TrialState.FAILED else "FINISHED")
-    return run_id
+    run = FinishedRun(
+        name=f"again {original.name}",
+        tags=tags,
+        params={name: format_value(value) for name, value in recipe.to_flat_dict().items()},
+        metrics=[*metrics, *((name, float(value), now, len(result.epochs)) for name, value in summary.items())],
+        texts={
+            RECIPE_FILE: recipe_to_toml(recipe),
+            ENVIRONMENT_FILE: json.dumps(environment(reproduction.execution), indent=2),
+        },
+        status="FAILED" if result.state is TrialState.FAILED else "FINISHED",
+    )
+    return mlflow_store.create_finished_run(original.experiment_id, run)

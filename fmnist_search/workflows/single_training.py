@@ -29,11 +29,13 @@ from fmnist_search.reporting.study_note import epochs_csv, origins_csv
 from fmnist_search.results.champion import completed_accuracies
 from fmnist_search.results.statistics import format_mean_std, mean_and_std
 from fmnist_search.results.training import EpochReport, Stopper, TrialResult, TrialState
+from fmnist_search.tracking import metric_names, tag_names
 from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.provenance import environment
 from fmnist_search.tracking.run_logger import RECIPE_FILE, RunLogger, TrainingRunLogger
 from fmnist_search.tracking.store import MlflowStore
-from fmnist_search.tracking.stored_runs import ENVIRONMENT_FILE, execution_from_environment
+from fmnist_search.tracking.stored_runs import ENVIRONMENT_FILE
+from fmnist_search.tracking.stored_training import execution_from_environment
 from fmnist_search.tracking.tensorboard import TensorBoardWriter
 from fmnist_search.tracking.training_artifacts import log_training_plots
 from fmnist_search.training.autotune import tune
@@ -58,8 +60,6 @@ from fmnist_search.workspace import Workspace
 
 BEST_FILE, LAST_FILE, EPOCHS_FILE = "weights.pt", "last_weights.pt", "epochs.csv"
 ORIGINS_FILE = "recipe_origins.csv"
-RESUMES_TAG = "resumes"
-"""Tag of a run: the run that it took up again."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def resume(
                 f"{recipe.epochs} from here on"
             )
         name = f"train {recipe.label}, on from epoch {kept.epochs_done}"
-        training = shop.make_job(name, recipe, images, {RESUMES_TAG: run_id}, stopper)
+        training = shop.make_job(name, recipe, images, {tag_names.RESUMES: run_id}, stopper)
         training.replay_epochs([EpochReport(**report) for report in kept.state["epochs"]])
         return shop.run_single(training, run_options, progress_callback, kept.state), training.run.run_key
 
@@ -191,7 +191,7 @@ def train_seeds(
     workspace = workspace or Workspace.resolve()
     with (
         open_training_session(workspace, resolved, run_options.experiment, callback) as shop,
-        shop.open_group_run(f"train {name}, {seeds} seeds", {"family": recipe.model.family}) as above,
+        shop.open_group_run(f"train {name}, {seeds} seeds", {tag_names.FAMILY: recipe.model.family}) as above,
     ):
         if run_options.origins:
             above.log_text(ORIGINS_FILE, origins_csv(run_options.origins))
@@ -233,7 +233,7 @@ def _log_seed_results(parent: RunLogger, seed_results: SeedResults) -> None:
     parent.set_note(f"# {seed_results.recipes[0].label}\n\nValidation accuracy: {seed_results}\n")
     if seed_results.accuracies:
         mean, deviation = mean_and_std(seed_results.accuracies)
-        parent.log_metrics({"seeds/val_accuracy_mean": mean, "seeds/val_accuracy_deviation": deviation})
+        parent.log_metrics({metric_names.SEEDS_VAL_ACCURACY_MEAN: mean, metric_names.SEEDS_VAL_ACCURACY_STD: deviation})
 
 
 # ---------------------------------------------------------------------------------------- the workshop
@@ -279,7 +279,7 @@ class TrainingSession:
         self, name: str, recipe: Recipe, images: Images, tags: Mapping[str, str], stopper: Stopper
     ) -> SingleJob:
         """Open the run of a single training."""
-        every = {"kind": "training", "device": self.execution.device, **tags}
+        every = {tag_names.KIND: tag_names.TRAINING_RUN, tag_names.DEVICE: self.execution.device, **tags}
         run = self.mlflow_store.start_training_run(self.context.sender, name, recipe, every)
         run.log_dataset(images, vars(recipe.data))
         run.log_text(ENVIRONMENT_FILE, json.dumps(environment(self.execution), indent=2))
@@ -316,7 +316,9 @@ class TrainingSession:
     @contextlib.contextmanager
     def open_group_run(self, name: str, tags: Mapping[str, str]) -> Iterator[RunLogger]:
         """The run above several trainings, which closes it well."""
-        run_id = self.mlflow_store.create_parent_run(name, {"kind": "group", "device": self.execution.device, **tags})
+        run_id = self.mlflow_store.create_parent_run(
+            name, {tag_names.KIND: tag_names.GROUP_RUN, tag_names.DEVICE: self.execution.device, **tags}
+        )
         run = RunLogger.existing(self.context.sender, run_id)
         run.log_text(ENVIRONMENT_FILE, json.dumps(environment(self.execution), indent=2))
         try:
@@ -336,7 +338,7 @@ class TrainingSession:
         if remark:
             self.context.callback.on_message(remark)
         images = {recipe.data: self.load_images(recipe) for _, recipe in named_recipes}
-        tags = {"kind": "training", "device": self.execution.device}
+        tags = {tag_names.KIND: tag_names.TRAINING_RUN, tag_names.DEVICE: self.execution.device}
 
         def begin(name: str, recipe: Recipe, again: Callable[[], None] | None) -> SeedJob:
             run = TrainingRunLogger.start(self.context.sender, name, recipe, list(recipe.to_flat_dict()), tags, parent)

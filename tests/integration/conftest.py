@@ -22,8 +22,9 @@ from matplotlib.figure import Figure
 from sqlalchemy import Engine
 
 from fmnist_search.cli import main
+from fmnist_search.tracking.renderers import RENDERERS
 from fmnist_search.training.autotune import tune
-from fmnist_search.workflows import ensemble, jobs, registration, single_training
+from fmnist_search.workflows import ensemble, registration, single_training
 from fmnist_search.workflows.study import promotion, run_logging, session
 
 TINY_STUDY = """
@@ -176,7 +177,7 @@ RENDERER_NAMES = {
 ORIGINAL_RENDERERS = [
     (module, name, getattr(module, name)) for module, names in RENDERER_NAMES.items() for name in names
 ]
-CONFUSION_RENDERER = jobs.RENDERERS["confusion"]
+CONFUSION_RENDERER = RENDERERS["confusion"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -188,7 +189,7 @@ def undrawn() -> Iterator[None]:
         for module, names in RENDERER_NAMES.items():
             for name in names if module is not run_logging else ():
                 patch.setattr(module, name, lambda *_: None)
-        patch.setitem(jobs.RENDERERS, "confusion", lambda _: Figure(figsize=(1, 1)))
+        patch.setitem(RENDERERS, "confusion", lambda _: Figure(figsize=(1, 1)))
         yield
 
 
@@ -198,7 +199,7 @@ def drawn(undrawn: None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module, name, draw in ORIGINAL_RENDERERS:
             patch.setattr(module, name, draw)
-        patch.setitem(jobs.RENDERERS, "confusion", CONFUSION_RENDERER)
+        patch.setitem(RENDERERS, "confusion", CONFUSION_RENDERER)
         yield
 
 

@@ -19,6 +19,7 @@ from fmnist_search.reporting.model_card import selection_from_study
 from fmnist_search.results.champion import Champion
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import TrialResult, TrialState
+from fmnist_search.tracking import tag_names
 from fmnist_search.tracking.run_logger import RunLogger, TrainingRunLogger
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.training_artifacts import log_training_plots
@@ -49,15 +50,15 @@ class Promotion:
         Raises:
             UserError: the model's name is taken, or too few of the finalists could be trained.
         """
-        client, name = self.mlflow_store.client, self.settings.model_name
-        prepare_name(client, name, client.get_run(self.study_run.run_key).info.experiment_id)
+        store, name = self.mlflow_store, self.settings.model_name
+        prepare_name(store, name, store.find_experiment_id(self.study_run.run_key) or store.experiment_id)
         self.images_by_data[leaders[0].recipe.data] = self.images
         chosen = finalists.select_model(leaders, self.settings, self.seed, self._train, self.images)
         if chosen is None or self.context.interrupt_handler.requested:
             return None
         run = next(training.run for training in self.jobs if training.recipe == chosen.recipe)
         again = f"fmnist-search promote {shlex.quote(self.study)}"
-        made = register(client, name, self._candidate(chosen), run, self.context, self.source, again)
+        made = register(store, name, self._candidate(chosen), run, self.context, self.source, again)
         return Champion(
             confirmed=chosen.confirmed,
             recipe=chosen.recipe,
@@ -103,7 +104,7 @@ class Promotion:
     def open_run(self, name: str, recipe: Recipe) -> TrainingRunLogger:
         """The run of a finalist."""
         device = self.pool.execution.device
-        tags = {"study": self.study, "kind": "finalist", "device": device}
+        tags = {tag_names.STUDY: self.study, tag_names.KIND: tag_names.FINALIST_RUN, tag_names.DEVICE: device}
         return TrainingRunLogger.start(
             self.context.sender, name, recipe, list(recipe.to_flat_dict()), tags, self.study_run
         )

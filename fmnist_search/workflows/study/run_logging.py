@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Sequence
-
-from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from collections.abc import Sequence
 
 from fmnist_search.data.images import Images
 from fmnist_search.errors import UserError
@@ -21,8 +17,11 @@ from fmnist_search.results.study import Importances, StopReason, StudySummary, T
 from fmnist_search.results.training import TrialState
 from fmnist_search.search.study_store import StudyRuntime, StudyStore
 from fmnist_search.search.suggest import base_recipe, constant_values, varying_names
+from fmnist_search.tracking import metric_names, tag_names
 from fmnist_search.tracking.provenance import command_line, environment
-from fmnist_search.tracking.run_logger import RunLogger, is_run_key
+from fmnist_search.tracking.run_logger import RunLogger
+from fmnist_search.tracking.run_ref import RunRef
+from fmnist_search.tracking.stored_runs import ENVIRONMENT_FILE
 from fmnist_search.workflows.jobs import JobContext
 
 PLOT_INTERVAL_SECONDS = 300.0
@@ -50,18 +49,21 @@ class StudyRunLogger:
         if config.origins:
             self._run.log_text("study_origins.csv", origins_csv(config.origins))
         self._run.log_text("command.txt", command_line() + "\n")
-        self._run.log_text("environment.json", json.dumps(environment(runtime.execution), indent=2))
+        self._run.log_text(ENVIRONMENT_FILE, json.dumps(environment(runtime.execution), indent=2))
         device = runtime.execution.device
-        self._run.set_tags({"device": device, "optuna_study": config.name, "workers": str(workers)})
+        self._run.set_tags(
+            {tag_names.DEVICE: device, tag_names.OPTUNA_STUDY: config.name, tag_names.WORKERS: str(workers)}
+        )
 
     def log_progress(self, records: Sequence[TrialRecord]) -> None:
         """How far the search has come: what is new of it; from time to time the pictures as well."""
         own = [row for row in records if row.duplicate_of is None]
         figures = {
-            f"progress/{state.value}": float(sum(row.state is state for row in own)) for state in PROGRESS_STATES
+            metric_names.trial_count(state.value): float(sum(row.state is state for row in own))
+            for state in PROGRESS_STATES
         }
         if done := [row.value for row in own if row.state is TrialState.COMPLETED and row.value is not None]:
-            figures["best/val_accuracy"] = max(done)
+            figures[metric_names.BEST_VAL_ACCURACY] = max(done)
         new = {name: value for name, value in figures.items() if self._progress.get(name) != value}
         self._progress = figures
         self._run.log_metrics(new, step=len(records))
@@ -80,7 +82,7 @@ class StudyRunLogger:
         """The note, the pictures, and how it ended."""
         self._log_note(summary)
         self.log_plots(self._study_store.trial_records())
-        self._run.set_tags({"ended_by": summary.ended_by.name.lower()})
+        self._run.set_tags({tag_names.ENDED_BY: summary.ended_by.name.lower()})
         interrupted = summary.ended_by is StopReason.INTERRUPTED
         self._run.end("KILLED" if interrupted else "FINISHED", "interrupted" if interrupted else "finished")
 
@@ -110,41 +112,5 @@ class StudyRunLogger:
 
     def _resolve_run_id(self, record: TrialRecord) -> str | None:
         """Its run, which the sender has made by the time that pictures are drawn."""
-        return (
-            self._context.sender.run_id(record.run_id) if record.run_id and is_run_key(record.run_id) else record.run_id
-        )
-
-
-@contextlib.contextmanager
-def log_system_metrics(run: RunLogger) -> Iterator[None]:
-    """Processor, memory and GPU on the run while this lasts, where MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING asks for it."""
-    if not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
-        yield
-        return
-    monitor = _SystemMetricsLogger(run)
-    monitor.start()
-    try:
-        yield
-    finally:
-        monitor.finish()
-
-
-class _SystemMetricsLogger(SystemMetricsMonitor):
-    """MLflow's monitor, whose figures take the way of all others."""
-
-    def __init__(self, run: RunLogger):
-        super().__init__(run.run_key)
-        self._run = run
-
-    def monitor(self) -> None:
-        while not self._shutdown_event.wait(self.sampling_interval):
-            self.collect_metrics()
-            self._run.log_metrics(
-                {f"system/{name}": value for name, value in self.aggregate_metrics().items()}, self._step()
-            )
-            for each in self.monitors:
-                each.clear_metrics()
-
-    def _step(self) -> int:
-        self._logging_step += 1
-        return int(self._logging_step)
+        ref = RunRef.from_stored(record.run_id) if record.run_id else None
+        return (ref.id or self._context.sender.run_id(ref.key)) if ref else None

@@ -16,6 +16,7 @@ from fmnist_search.results.training import Decision, EpochReport, Overhead, Stop
 from fmnist_search.search.pruners import SURVIVOR_OF_ATTRIBUTE
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.search.suggest import varying_names
+from fmnist_search.tracking import tag_names
 from fmnist_search.tracking.run_logger import RunLogger, TrainingRunLogger
 from fmnist_search.training.checkpoint import save_state
 from fmnist_search.workflows.jobs import JobContext, TrackedJob, not_started, trial_overhead
@@ -242,18 +243,19 @@ class TrialJob(TrackedJob):
         return row
 
     def _tell(self, result: TrialResult, overhead: Overhead = Overhead(), *, worker_lost: bool = False) -> TrialRecord:  # noqa: B008
-        run = self.run.run_id or self.run.run_key
-        self._record = self._search_loop.study_store.tell(self._trial, result, run, overhead, worker_lost=worker_lost)
+        self._record = self._search_loop.study_store.tell(
+            self._trial, result, self.run.ref.stored, overhead, worker_lost=worker_lost
+        )
         return self._record
 
 
 def _run_tags(study_store: StudyStore, trial: optuna.Trial) -> dict[str, str]:
     assert study_store.runtime is not None
     tags = {
-        "study": study_store.config.name,
-        "kind": "trial",
-        "trial": str(trial.number),
-        "device": study_store.runtime.execution.device,
+        tag_names.STUDY: study_store.config.name,
+        tag_names.KIND: tag_names.TRIAL_RUN,
+        tag_names.TRIAL: str(trial.number),
+        tag_names.DEVICE: study_store.runtime.execution.device,
     }
     also = {
         name: trial.user_attrs[name]

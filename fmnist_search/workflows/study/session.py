@@ -28,17 +28,19 @@ from fmnist_search.search.preview import preview_recipes
 from fmnist_search.search.samplers import independently_sampled
 from fmnist_search.search.study_store import StudyRuntime, StudyStore, start_params
 from fmnist_search.search.suggest import varying_names
+from fmnist_search.tracking import metric_names
 from fmnist_search.tracking.connection import store_errors
-from fmnist_search.tracking.run_logger import RunLogger
+from fmnist_search.tracking.run_logger import NullRunLogger, RunLogger
 from fmnist_search.tracking.sender import NullSender
 from fmnist_search.tracking.store import MlflowStore
+from fmnist_search.tracking.system_metrics import log_system_metrics
 from fmnist_search.training.autotune import tune
 from fmnist_search.training.runtime import resolve_execution
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.jobs import InterruptHandler, JobContext, flush_tracking, open_sender
 from fmnist_search.workflows.study import finalists
 from fmnist_search.workflows.study.promotion import Promotion
-from fmnist_search.workflows.study.run_logging import StudyRunLogger, log_system_metrics
+from fmnist_search.workflows.study.run_logging import StudyRunLogger
 from fmnist_search.workflows.study.search_loop import SearchLoop
 from fmnist_search.workspace import Workspace
 
@@ -85,7 +87,7 @@ def open_session(
                 if tracking
                 else contextlib.nullcontext(NullSender()) as sender
             ):
-                run = RunLogger.existing(sender, ledger.run_id or "")
+                run = RunLogger.existing(sender, ledger.run_id) if tracking and ledger.run_id else NullRunLogger()
                 try:
                     desk = JobContext(sender, callback, interruption)
                     session = Session(workspace, ledger, conditions, source, images, tracking, run, crew, desk, starts)
@@ -258,7 +260,9 @@ class Session:
         if champion:
             self.study_store.save_champion(fingerprint, champion)
             confirmed = champion.confirmed.mean
-            self.run.log_metrics({"test/accuracy": champion.test.value, "confirmed/val_accuracy": confirmed})
+            self.run.log_metrics(
+                {metric_names.TEST_ACCURACY: champion.test.value, metric_names.CONFIRMED_VAL_ACCURACY: confirmed}
+            )
         return champion
 
     def close(self, summary: StudySummary) -> None:

@@ -22,12 +22,12 @@ from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import EpochReport, Overhead, TrialResult, TrialState
 from fmnist_search.search.study_store import StudyStore
-from fmnist_search.tracking.outbox import Event, Outbox
+from fmnist_search.tracking.events import Event
+from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.run_logger import RunLogger, TrainingRunLogger
 from fmnist_search.tracking.sender import NullSender
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.writer import MlflowWriter
-from fmnist_search.workflows.jobs import RENDERERS
 from tests.integration.conftest import clean_environment, run_command, start_command
 from tests.integration.servers import MlflowServer, running_server
 
@@ -130,7 +130,7 @@ def test_what_a_finished_study_could_not_send_is_sent_by_sync(tiny: Path, tmp_pa
         server.kill()
         _, talk = process.communicate(timeout=240)
         assert process.returncode == 0, talk
-        assert "MLflow is out of reach" in talk
+        assert "MLflow cannot be reached" in talk
         assert "fmnist-search sync" in talk
         assert len(load_trials(home)) == 5
 
@@ -192,7 +192,7 @@ def test_what_is_sent_twice_is_stored_once(place: Path) -> None:
     sent: list[Event] = []
     with closing(Outbox(place / "outbox.db", uri)) as outbox:
         tracking = MlflowStore(uri, "fmnist-search")
-        courier = MlflowWriter(tracking.client, outbox, RENDERERS)
+        courier = MlflowWriter(tracking.client, outbox)
         for event in training_events(outbox, tracking):
             sent.append(dataclasses.replace(event, body={**event.body, "seconds": 0.5}))
             courier(sent[-1])
@@ -250,7 +250,7 @@ def test_a_run_that_was_deleted_meanwhile_is_said_once_and_can_be_dropped(place:
     with closing(Outbox(place / "fmnist-search" / "outbox.db", uri)) as outbox:
         tracking = MlflowStore(uri, "fmnist-search")
         opening, *rest = training_events(outbox, tracking)
-        MlflowWriter(tracking.client, outbox, RENDERERS)(opening)
+        MlflowWriter(tracking.client, outbox)(opening)
         for event in rest:
             outbox.put(event)
         run_id = outbox.run_id(opening.run_key)

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmnist_search.tracking.outbox import Event, Outbox
+from fmnist_search.tracking.events import Event
+from fmnist_search.tracking.outbox import Outbox
 
 STORE_URI = "sqlite:///mlflow.db"
 
@@ -129,7 +130,8 @@ def test_threads_may_put_at_once(outbox: Outbox) -> None:
 WRITER_SCRIPT = """
 import sys
 from pathlib import Path
-from fmnist_search.tracking.outbox import Event, Outbox
+from fmnist_search.tracking.events import Event
+from fmnist_search.tracking.outbox import Outbox
 outbox = Outbox(Path(sys.argv[1]), "sqlite:///mlflow.db")
 assert outbox.try_lock() or len(sys.argv) > 2
 for number in range(1_000_000):

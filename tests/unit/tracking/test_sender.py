@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_search.tracking.outbox import Event, EventRejected, Outbox, StoreUnavailable
+from fmnist_search.tracking.events import Event
+from fmnist_search.tracking.outbox import EventRejected, Outbox, StoreUnavailable
 from fmnist_search.tracking.sender import Sender
 
 
@@ -101,7 +102,7 @@ def test_a_store_that_comes_back_gets_everything_once(opened: OpenSender, store:
         for number in range(5):
             sender.send(Event(str(number), "batch"))
         wait_until(lambda: bool(said))
-        assert "out of reach (nobody answers)" in said[0]
+        assert "cannot be reached (nobody answers)" in said[0]
         assert "outbox.db" in said[0]
         store.is_down = False
         assert sender.flush(10)
@@ -196,7 +197,7 @@ def test_errands_are_done_in_idle_time_and_one_that_fails_is_said(
         store.unblock.set()
         assert sender.flush(10)
     assert done == ["drawn after 2"]
-    assert said == ["not drawn: ZeroDivisionError: integer division or modulo by zero"]
+    assert said == ["a figure was not drawn: ZeroDivisionError: integer division or modulo by zero"]
 
 
 def test_errands_are_done_while_the_store_is_down(opened: OpenSender, store: FakeStore) -> None:
