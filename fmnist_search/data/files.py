@@ -1,4 +1,4 @@
-"""The files of a dataset: where they are looked for, how they are verified, cached and downloaded."""
+"""The files of a dataset: where they are searched, and how they are verified, cached and downloaded."""
 
 from __future__ import annotations
 
@@ -23,13 +23,16 @@ log = logging.getLogger(__name__)
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = FILE_NAMES
 DOWNLOAD_TIMEOUT_SECONDS = 30.0
-"""Seconds that a silent server is waited for: torchvision itself would wait for ever."""
+"""Time limit of the download for a server that sends nothing; torchvision sets none."""
 IMAGE_HEADER_BYTES, LABEL_HEADER_BYTES = 16, 8
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where the files may come from: `cache` is ours to write, `folder` is the user's and is only read."""
+    """Where the files may come from: the program writes to `cache` and only reads `folder`, which is the user's.
+
+    `download` allows a download where no copy is found.
+    """
 
     cache: Path
     folder: Path | None = None
@@ -42,20 +45,23 @@ class DataSource:
 
 
 def verify_files(dataset: str, source: DataSource) -> dict[str, int]:
-    """Make sure that all four files are there and whole; their sizes in bytes, by name.
+    """Verify all four files and return their sizes in bytes, uncompressed, by name.
 
     Raises:
-        UserError: no whole copy of one of them is to be had.
+        UserError: if no intact copy of a file is found.
     """
     known = get_dataset(dataset)
     return {name: len(read_verified_file(known, name, source)) for name in FILE_NAMES}
 
 
 def read_verified_file(dataset: Dataset, name: str, source: DataSource) -> bytes:
-    """The verified content of one file: from the user's folder, our cache, the system's package or a download.
+    """Return the verified content of one file: from the user's folder, the cache, the system's package or a download.
 
-    Whatever was found elsewhere is put into the cache, whole or not at all. A folder that the user names counts
-    alone: if its file is damaged, that is an error and not a reason to take another.
+    A file from the package or a download is copied to the cache. If the user names a folder, no other place is
+    searched, and a damaged file in it is an error.
+
+    Raises:
+        UserError: if no intact copy is found.
     """
     content = (
         _read_from_folder(dataset, name, source.folder)
@@ -81,10 +87,10 @@ def _read_from_any_source(dataset: Dataset, name: str, source: DataSource) -> by
     content = first_valid(dataset, name, [_cache_path(folder, dataset, name)])
     if content is None:
         content = first_valid(dataset, name, _system_paths(dataset, name))
-        fetched = _download(dataset) if content is None and source.download else {}
-        for other in fetched.keys() - {name}:
-            _write_to_cache(_cache_path(folder, dataset, other), fetched[other])
-        content = content or fetched.get(name)
+        downloaded = _download(dataset) if content is None and source.download else {}
+        for other in downloaded.keys() - {name}:
+            _write_to_cache(_cache_path(folder, dataset, other), downloaded[other])
+        content = content or downloaded.get(name)
         if content is None:
             raise UserError(not_found_message(dataset, name, source))
         _write_to_cache(_cache_path(folder, dataset, name), content)
@@ -92,7 +98,7 @@ def _read_from_any_source(dataset: Dataset, name: str, source: DataSource) -> by
 
 
 def not_found_message(dataset: Dataset, name: str, source: DataSource) -> str:
-    """Return what to do about a file that was found nowhere."""
+    """Return the error message for a file that was not found: where it was searched, and what to do."""
     place, tried = source.cache / dataset.name, ", and could not be downloaded" if source.download else ""
     if package := dataset.system_package:
         where = f"is neither in {place} nor in the system's dataset package"
@@ -104,7 +110,7 @@ def not_found_message(dataset: Dataset, name: str, source: DataSource) -> str:
 
 
 def _cache_path(folder: Path, dataset: Dataset, name: str) -> Path:
-    """Where our copy of a file lies, in the form that its digest is of, so that it can be verified again."""
+    """Return the path of the cached copy, which has the form that its digest is of, so that it can be verified."""
     return folder / (f"{name}.gz" if dataset.compressed else name)
 
 
@@ -122,9 +128,12 @@ def _system_paths(dataset: Dataset, name: str) -> Iterator[Path]:
 
 
 def first_valid(dataset: Dataset, name: str, paths: Iterable[Path], *, strict: bool = False) -> bytes | None:
-    """What the digest is of, from the first of the files that is there and whole.
+    """Return the content, in the form that the digest is of, of the first path that exists and is intact, or None.
 
-    A damaged one is an error or, unless strict, passed over.
+    A damaged file is skipped with a warning.
+
+    Raises:
+        UserError: if a file is damaged and `strict` is set.
     """
     for path in paths:
         if not path.is_file():
@@ -134,20 +143,20 @@ def first_valid(dataset: Dataset, name: str, paths: Iterable[Path], *, strict: b
             if path.suffix == ".gz" and not dataset.compressed:
                 content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
-            complaint = f"{path}: cannot be read ({error})"
+            problem = f"{path}: cannot be read ({error})"
         else:
             digest = hashlib.sha256(content).hexdigest()
             if digest == dataset.digests[name]:
                 return content
-            complaint = f"{path}: {_mismatch_message(dataset, digest, len(content))}"
+            problem = f"{path}: {_mismatch_message(dataset, digest, len(content))}"
         if strict:
-            raise UserError(f"{complaint}; replace it with the {dataset.name} file, or name no folder")
-        log.warning("%s; it is not used", complaint)
+            raise UserError(f"{problem}; replace it with the {dataset.name} file, or name no folder")
+        log.warning("%s; it is not used", problem)
     return None
 
 
 def _mismatch_message(dataset: Dataset, digest: str, size: int) -> str:
-    """What is wrong with a file of this digest."""
+    """Return what is wrong with a file of this digest."""
     owner = dataset_with_digest(digest)
     if owner and owner is not dataset:
         return f"is a file of {owner.name}, not of {dataset.name}"
@@ -155,10 +164,10 @@ def _mismatch_message(dataset: Dataset, digest: str, size: int) -> str:
 
 
 def _download(dataset: Dataset) -> dict[str, bytes]:
-    """All files by torchvision's own download, through a folder that is gone afterwards; those that are whole."""
-    import torchvision  # takes a second, and hardly anybody comes here twice
+    """Download all files with torchvision into a temporary folder, and return the intact ones by name."""
+    import torchvision  # takes a second, and is needed only for a download
 
-    patience = socket.getdefaulttimeout()
+    previous_timeout = socket.getdefaulttimeout()
     with tempfile.TemporaryDirectory() as folder:
         try:
             socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
@@ -167,7 +176,7 @@ def _download(dataset: Dataset) -> dict[str, bytes]:
             log.warning("%s: the download failed (%s)", dataset.name, " ".join(str(error).split()))
             return {}
         finally:
-            socket.setdefaulttimeout(patience)
+            socket.setdefaulttimeout(previous_timeout)
         found = {name: first_valid(dataset, name, _candidate_paths(Path(folder), dataset, name)) for name in FILE_NAMES}
     return {name: content for name, content in found.items() if content is not None}
 
@@ -178,4 +187,4 @@ def _write_to_cache(path: Path, content: bytes) -> None:
         with atomic_write(path) as file:
             file.write(content)
     except OSError as error:
-        log.warning("%s: the cache cannot be written (%s); the images are read anew each time", path, error)
+        log.warning("%s: the cache cannot be written (%s); the images are verified again each time", path, error)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 MIN_PIXEL_STD_FRACTION = 0.1
-"""Smallest deviation that a pixel is divided by, as a share of that of all pixels: the outermost ones are nearly always
-black, and by their own deviation a rare grey one would stand hundreds of deviations out."""
+"""Smallest standard deviation of a pixel, as a share of that of all pixels. Pixels at the border are nearly always
+black: divided by their own deviation, a rare grey one would become several hundred."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class LabelledImages:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> LabelledImages:
-        """The same on another device."""
+        """Return a copy on another device."""
         return LabelledImages(self.pixels.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True)
 class Images:
-    """What one training sees. Mean and deviation (0..255) come from the images that are trained on, alone.
+    """The images of one training, with the mean and standard deviation (0..255) of its training images.
 
-    `split_digest` names the validation images: two accuracies compare only where it is the same.
+    `split_digest` identifies the validation images: two accuracies are comparable only if it is the same.
     """
 
     train: LabelledImages
@@ -45,7 +45,10 @@ class Images:
     classes: tuple[str, ...]
 
     def normalization_stats(self, normalisation: str) -> tuple[float | Tensor, float | Tensor]:
-        """What is taken from a pixel of 0..255, and what it is then divided by, under a recipe's normalisation."""
+        """Return the mean to subtract from pixels of 0..255, and the deviation to divide them by afterwards.
+
+        `normalisation` is that of a recipe; "per-pixel" gives tensors (28, 28), the others give floats.
+        """
         match normalisation:
             case "unit":
                 return 0.0, 255.0
@@ -56,7 +59,7 @@ class Images:
 
     @functools.cached_property
     def per_pixel_stats(self) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of each pixel over the images that are trained on, (28, 28) float32 on the CPU.
+        """Mean and standard deviation of each pixel over the training images, each (28, 28) float32 on the CPU.
 
         No deviation is below `MIN_PIXEL_STD_FRACTION` of that of all pixels.
         """
@@ -65,5 +68,5 @@ class Images:
         return values.mean(0).float(), deviation.float()
 
     def to(self, device: torch.device | str) -> Images:
-        """The same on another device."""
+        """Return a copy on another device."""
         return dataclasses.replace(self, train=self.train.to(device), validation=self.validation.to(device))

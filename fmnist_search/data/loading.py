@@ -1,8 +1,7 @@
-"""The images of a dataset: found or downloaded, verified, split, and laid on the device as one tensor each.
+"""Read the images of a dataset, split them, and copy them to the device as one tensor each.
 
-No DataLoader and no per-image objects: 70,000 images are 55 MB of uint8, which every device holds.
-`read_training_set` is what searches and trainings see. `read_test_set` is a door of its own; a test pins who may use
-it.
+There is no DataLoader and no object per image: 70,000 images are 55 MB of uint8, which fit on every device. Searches
+and trainings use `load_images`. Test images are read only by `read_test_set`; a test checks which modules call it.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ from fmnist_search.recipe.groups import Data
 
 
 def load_images(data: Data, source: DataSource, device: torch.device | str = "cpu") -> Images:
-    """The images of a recipe, split and resident on the device.
+    """Return the training and validation images of a recipe on the device.
 
     Raises:
-        UserError: no whole copy of the files is to be had.
+        UserError: if no intact copy of the files is found.
     """
     dataset = get_dataset(data.dataset)
     pool = read_training_set(data.dataset, source)
@@ -50,23 +49,20 @@ def load_images(data: Data, source: DataSource, device: torch.device | str = "cp
     )
 
 
-# -------------------------------------------------------------------------------- reading the files
-
-
 def read_training_set(dataset: str, source: DataSource) -> LabelledImages:
-    """The 60,000 images that training and validation share.
+    """Return the 60,000 images for training and validation.
 
     Raises:
-        UserError: no whole copy of the files is to be had.
+        UserError: if no intact copy of the files is found.
     """
     return _read_labelled_images(dataset, TRAIN_IMAGES, TRAIN_LABELS, source)
 
 
 def read_test_set(dataset: str, source: DataSource) -> LabelledImages:
-    """The 10,000 test images: for finalists, `evaluate`, `predict`, pictures and benchmarks, never for a search.
+    """Return the 10,000 test images: for finalists, `evaluate`, `predict`, plots and benchmarks, never for a search.
 
     Raises:
-        UserError: no whole copy of the files is to be had.
+        UserError: if no intact copy of the files is found.
     """
     return _read_labelled_images(dataset, TEST_IMAGES, TEST_LABELS, source)
 

@@ -1,4 +1,4 @@
-"""Which images train and which validate: a seeded, stratified split."""
+"""The seeded, stratified split into training and validation images."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from torch import Tensor
 
 from fmnist_search.recipe.groups import Data
 
-# ------------------------------------------------------------------------------------- the split
-
 
 def split(labels: npt.NDArray[np.int64], data: Data) -> tuple[Tensor, Tensor]:
-    """Indices (int64, ascending) of the images to train on and of those held back for validation.
+    """Return the indices of the training images and of the validation images, each int64 and ascending.
 
-    Validation is a stratified draw from all images, the training slice one from what is left; both depend on
-    nothing but the labels, the counts and the seed, so they are the same for every trial of a study.
+    The validation images are a stratified sample of all images, a subset of the training images is one of the others.
+    Both depend only on the labels, the counts and the seed, so they are the same in every trial of a study.
     """
     everything = np.arange(len(labels))
     validation = stratified_sample(labels, everything, data.validation, np.random.default_rng([data.seed, 0]))
@@ -32,9 +30,9 @@ def stratified_sample(
     count: int,
     generator: np.random.Generator,
 ) -> npt.NDArray[np.int64]:
-    """`count` of the candidate indices, ascending, with each class in its share.
+    """Return `count` of the candidate indices, ascending, with each class in proportion to its size.
 
-    The quota of class c is count * n_c / N: floors first, the rest by largest remainder, ties to the lower class.
+    The quota of class c is count * n_c / N, rounded by the largest remainder method; ties go to the lower class.
     """
     sizes = np.bincount(labels[candidates])
     quotas, remainders = np.divmod(count * sizes, max(len(candidates), 1))

@@ -1,4 +1,4 @@
-"""The `Classifier`: normalisation, network and test-time views of an image, from raw pixels to logits."""
+"""The `Classifier` from raw pixels to logits: normalisation, network and test-time augmentation."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from fmnist_search.recipe.families import Architecture
 
 NUM_CLASSES = 10
 MAX_PARAMETERS = 50_000_000
-"""Networks above this are refused: at 28x28 they are mistakes, and 200 MB of weights a trial."""
+"""Largest number of parameters. For images of 28 x 28 more is a mistake, and takes 200 MB of weights per trial."""
 
 
 class Classifier(nn.Module):
-    """Raw pixels to logits: the training images' mean and deviation travel with the weights.
+    """A network that takes raw pixels: mean and deviation of the training images are stored with the weights.
 
-    Takes (N, 28, 28) pixels of 0..255, any dtype, and gives (N, classes) logits. Mean and deviation are numbers, or
-    (28, 28) where each pixel has its own. In evaluation mode the logits are those of the mean of the probabilities over
-    the `test_time` views of an image, one of `make_recipe.TEST_TIME_VIEWS`; in training mode an image is seen as it is.
+    Takes pixels (N, 28, 28) of 0..255, any dtype, and returns logits (N, classes). `mean` and `std` are floats, or
+    tensors (28, 28) for each pixel. In evaluation mode the logits are those of the mean of the probabilities over the
+    views of an image that `test_time` (one of `recipe.TEST_TIME_VIEWS`) names; in training mode there is one view.
     """
 
     mean: Tensor
@@ -35,7 +35,7 @@ class Classifier(nn.Module):
         self.register_buffer("deviation", torch.as_tensor(std, dtype=torch.float32).clone())
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits of such pixels."""
+        """Return the logits (N, classes) of pixels (N, 28, 28) of 0..255."""
         pixels = pixels.to(self.mean.dtype)
         if self.training or self.test_time == "none":
             return self._logits(pixels)
@@ -47,39 +47,36 @@ class Classifier(nn.Module):
 
 
 def augmented_views(pixels: Tensor, test_time: str) -> list[Tensor]:
-    """The images (N, H, W) as they are, and as test-time augmentation shows them besides.
+    """Return the images (N, H, W) and their changed copies for test-time augmentation.
 
-    "flip" adds the mirror image, "shift" one pixel up, down, left and right, "flip+shift" these of both; what a shift
-    uncovers is 0, as in training.
+    "flip" adds the mirror image, "shift" shifts by one pixel up, down, left and right, and "flip+shift" adds both of
+    each. Pixels that a shift uncovers are 0, as in training.
     """
-    seen = [pixels]
+    views = [pixels]
     if "shift" in test_time:
         height, width = pixels.shape[1:]
         padded = functional.pad(pixels, (1, 1, 1, 1))
         corners = ((0, 1), (2, 1), (1, 0), (1, 2))
-        seen += [padded[:, top : top + height, left : left + width] for top, left in corners]
+        views += [padded[:, top : top + height, left : left + width] for top, left in corners]
     if "flip" in test_time:
-        seen += [view.flip(-1) for view in seen]
-    return seen
+        views += [view.flip(-1) for view in views]
+    return views
 
 
 class Ensemble(nn.Module):
-    """Several classifiers as one: its logits are those of the mean of the members' probabilities.
-
-    Takes what they take, and stands wherever a single one is judged or exported.
-    """
+    """Several classifiers as one, with the mean of their probabilities. It takes the same pixels as they do."""
 
     def __init__(self, members: Sequence[Classifier]):
         super().__init__()
         self.members = nn.ModuleList(members)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits (N, classes) whose softmax is the mean of the members' softmax."""
+        """Return logits (N, classes) whose softmax is the mean of the softmax of the members."""
         return average_probabilities([member(pixels) for member in self.members])
 
 
 def average_probabilities(logits: Sequence[Tensor]) -> Tensor:
-    """Logits (N, classes) whose softmax is the mean of the softmax of each of these."""
+    """Return logits (N, classes) whose softmax is the mean of the softmax of the given logits."""
     return torch.stack([functional.log_softmax(each.float(), dim=1) for each in logits]).logsumexp(0)
 
 
@@ -89,20 +86,20 @@ def build(
     std: float | Tensor = 1.0,
     test_time: str = "none",
 ) -> Classifier:
-    """A fresh network of this architecture on the CPU; initial weights come from torch's global generator.
+    """Return a new classifier of this architecture on the CPU, its weights drawn from torch's global generator.
 
     Raises:
-        UserError: it cannot be built; see `check_size`.
+        UserError: if it cannot be built; see `check_size`.
     """
     check_size(architecture)
     return Classifier(architecture.build_network(NUM_CLASSES), mean, std, test_time)
 
 
 def check_size(architecture: Architecture) -> None:
-    """Refuse a network before it is built: on the meta device nothing is allocated.
+    """Check a network without allocating it.
 
     Raises:
-        UserError: it pools the image away, or has more than MAX_PARAMETERS.
+        UserError: if pooling leaves nothing of the image, or it has more than `MAX_PARAMETERS`.
     """
     count = count_parameters(architecture)
     if count > MAX_PARAMETERS:
@@ -113,7 +110,7 @@ def check_size(architecture: Architecture) -> None:
 
 
 def count_parameters(architecture: Architecture) -> int:
-    """Number of trainable parameters, without building the network."""
+    """Return the number of trainable parameters, from a network on the meta device, which allocates nothing."""
     with torch.device("meta"):
         network = architecture.build_network(NUM_CLASSES)
     return sum(parameter.numel() for parameter in network.parameters())

@@ -1,8 +1,8 @@
-"""Weights before the first step, by name."""
+"""The initial weights of a network, by the name of a scheme."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
@@ -18,20 +18,19 @@ INITIALIZERS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def set_initial_weights(network: nn.Module, recipe: Recipe) -> None:
-    """Draw a fresh network's weights anew by `make_recipe.initial_weights`, from torch's global generator.
+    """Set the weights of a new network by `recipe.initial_weights`, drawn from torch's global generator.
 
-    A scheme of `torch.nn.init` draws the weights of convolutions and linear layers and sets their biases to 0;
-    normalisation keeps its own. "imagenet" takes over those that others have trained, and leaves the other layers as
-    they are; "default" leaves all of them.
+    A scheme of `torch.nn.init` draws the weights of convolutions and linear layers and sets their biases to 0; it does
+    not change normalisation layers. "imagenet" loads pretrained weights and does not change the other layers;
+    "default" changes nothing.
 
     Raises:
-        UserError: there are no ImageNet weights for this network, or they are out of reach.
+        UserError: if there are no ImageNet weights for this network, or they cannot be downloaded.
     """
     if recipe.initial_weights == "default":
         return
     if recipe.initial_weights == "imagenet":
-        # Strictly but for layers that this network has of its own: a name that it does not know is an error.
-        network.load_state_dict({**network.state_dict(), **recipe.model.pretrained_weights()})
+        load_pretrained_weights(network, recipe.model.pretrained_weights())
         return
     draw = INITIALIZERS[recipe.initial_weights]
     for module in network.modules():
@@ -39,3 +38,8 @@ def set_initial_weights(network: nn.Module, recipe: Recipe) -> None:
             draw(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def load_pretrained_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load weights by name. Layers without pretrained weights keep theirs; an unknown name is an error."""
+    network.load_state_dict({**network.state_dict(), **weights})

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -72,17 +72,24 @@ class ResNet(Architecture):
         modules["fc"] = nn.Linear(self.widths[-1], num_classes)
         return nn.Sequential(modules)
 
-    def pretrained_weights(self) -> Mapping[str, Tensor]:
-        """Return the ImageNet weights of torchvision's ResNet-18 without those of its first and last layer."""
+    def pretrained_weights(self, read: Callable[[], Mapping[str, Tensor]] | None = None) -> Mapping[str, Tensor]:
+        """Return the ImageNet weights of torchvision's ResNet-18 without those of its first and last layer.
+
+        `read` returns the weights of the whole network by name; the default downloads them with torchvision.
+
+        Raises:
+            UserError: if this is not a ResNet-18, or the weights cannot be downloaded.
+        """
         if (self.stages, self.blocks, self.width) != (4, 2, 64):
             raise UserError(
                 "initial_weights: the ImageNet weights are those of a resnet with stages = 4, blocks = 2, width = 64; "
                 "take these (the preset resnet18), or other initial weights"
             )
-        return {name: value for name, value in _imagenet_weights().items() if not name.startswith(REPLACED_LAYERS)}
+        weights = (read or _read_imagenet_weights)()
+        return {name: value for name, value in weights.items() if not name.startswith(REPLACED_LAYERS)}
 
 
-def _imagenet_weights() -> Mapping[str, Tensor]:
+def _read_imagenet_weights() -> Mapping[str, Tensor]:
     import torch
     from torchvision.models import ResNet18_Weights
 

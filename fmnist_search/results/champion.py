@@ -1,23 +1,19 @@
-"""Scores of confirmed recipes, and the champion of a study."""
+"""The scores of confirmed recipes, the results of a learning rate sweep, and the champion of a study."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from fmnist_search.recipe.recipe import Recipe
-
-if TYPE_CHECKING:
-    pass
 from fmnist_search.results.statistics import format_mean_std, mean_and_std
 from fmnist_search.results.training import Accuracy, TrialResult, TrialState
 
 
 @dataclass(frozen=True)
 class ConfirmedScore:
-    """A recipe trained from several fresh seeds: an honest estimate, since none of them was selected."""
+    """The accuracies of a recipe trained again with several new seeds. They are unbiased: none was selected."""
 
     trial: int
     recipe: Recipe
@@ -30,7 +26,7 @@ class ConfirmedScore:
 
     @property
     def std(self) -> float:
-        """Standard deviation over the seeds; 0 for a single one."""
+        """Standard deviation over the seeds; 0 for a single seed."""
         return mean_and_std(self.accuracies)[1]
 
     def __str__(self) -> str:
@@ -39,7 +35,7 @@ class ConfirmedScore:
 
 @dataclass(frozen=True)
 class LearningRateResult:
-    """A network trained at one learning rate of a sweep, `factor` times its own, from several seeds."""
+    """A network trained at one learning rate of a sweep, `factor` times the rate of its recipe, with several seeds."""
 
     network: str
     factor: float
@@ -48,28 +44,29 @@ class LearningRateResult:
 
     @property
     def accuracies(self) -> tuple[float, ...]:
-        """Validation accuracies at the last epoch, of those that completed."""
+        """Validation accuracies at the last epoch of the completed trainings."""
         return completed_accuracies(self.results)
 
     @property
     def mean_curve(self) -> tuple[float, ...]:
-        """Mean validation accuracy after each epoch, of those that completed."""
-        done = [result.epochs for result in self.results if result.state is TrialState.COMPLETED]
-        curves = [[report.val_accuracy or 0.0 for report in epochs] for epochs in done]
+        """Mean validation accuracy after each epoch over the completed trainings."""
+        completed = [result.epochs for result in self.results if result.state is TrialState.COMPLETED]
+        curves = [[report.val_accuracy or 0.0 for report in epochs] for epochs in completed]
         return tuple(map(statistics.fmean, zip(*curves, strict=False)))
 
 
 def completed_accuracies(results: Sequence[TrialResult]) -> tuple[float, ...]:
-    """Validation accuracies at the last epoch, of those that completed and have one."""
-    done = [result.value for result in results if result.state is TrialState.COMPLETED]
-    return tuple(value for value in done if value is not None)
+    """Return the validation accuracies at the last epoch of the completed trainings that have one."""
+    values = [result.value for result in results if result.state is TrialState.COMPLETED]
+    return tuple(value for value in values if value is not None)
 
 
 @dataclass(frozen=True)
 class Champion:
-    """The chosen recipe's model, registered: how it was confirmed and what it reached on the test images.
+    """The selected model of a study, as registered, with its confirmed score and its accuracy on the test images.
 
-    `verdict` says in words why it is champion or challenger; an ensemble has `members`, and the recipe is the first's.
+    `verdict` says why it is champion or challenger. For an ensemble `members` is greater than 1, and `recipe` is that
+    of the first member.
     """
 
     confirmed: ConfirmedScore

@@ -1,32 +1,28 @@
-"""Means, deviations, confidence intervals and tests of accuracies."""
+"""Mean, standard deviation, confidence interval and significance test of accuracies."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from fmnist_search.results.training import Accuracy
 
-if TYPE_CHECKING:
-    pass
-
 
 def mean_and_std(accuracies: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation of one accuracy or more; the deviation of a single one is 0."""
+    """Return mean and sample standard deviation of at least one accuracy; the deviation of a single one is 0."""
     return statistics.fmean(accuracies), statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
 
 
 def format_mean_std(accuracies: Sequence[float]) -> str:
-    """The same for people, with how many there are."""
-    mean, deviation = mean_and_std(accuracies)
-    spread = f" ± {deviation:.2%}" if len(accuracies) > 1 else ""
+    """Return mean, standard deviation and number of accuracies as text: `92.10% ± 0.20% (n = 3)`."""
+    mean, std = mean_and_std(accuracies)
+    spread = f" ± {std:.2%}" if len(accuracies) > 1 else ""
     return f"{mean:.2%}{spread} (n = {len(accuracies)})"
 
 
 def wilson(hits: int, images: int) -> Accuracy:
-    """An accuracy with the 95 % score interval of Wilson (JASA 22, 1927)."""
+    """Return the accuracy `hits / images` with the 95 % score interval of Wilson (JASA 22, 1927)."""
     z = 1.959963984540054
     share = hits / images
     centre = (share + z**2 / (2 * images)) / (1 + z**2 / images)
@@ -35,10 +31,11 @@ def wilson(hits: int, images: int) -> Accuracy:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """The p-value of McNemar's exact two-sided test on the images that one of two classifiers alone gets right.
+    """Return the p-value of McNemar's exact two-sided test.
 
-    Were both equally good, each of these images would fall to either like a fair coin: the binomial distribution takes
-    the place of McNemar's approximation (Psychometrika 12, 1947; Agresti, Categorical Data Analysis, section 11.1).
+    `only_first` and `only_second` count the images that only one of two classifiers predicts correctly. If both are
+    equally good, each such image is a fair coin toss, so the exact binomial distribution replaces McNemar's
+    approximation (Psychometrika 12, 1947; Agresti, Categorical Data Analysis, section 11.1).
     """
     tosses, fewer = only_first + only_second, min(only_first, only_second)
     ways = term = 1

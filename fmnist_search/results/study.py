@@ -1,4 +1,4 @@
-"""What a training run leaves behind: plain frozen values that every room may read."""
+"""The trials of a study and its summary, as frozen values."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fmnist_search.results.training import Overhead, TrialState
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial of a study, as a table shows it; `value` of a pruned one is the last that it reported.
+    """One trial of a study. The `value` of a pruned trial is the last one that it reported.
 
-    `curve` holds the validation accuracy after each epoch. One that `will_retry` lost its worker and is tried anew
-    as another trial. `parameters` counts those of its network, 0 where they are not known; `began_at` and `ended_at`
-    are Unix seconds: when it ran is no part of what it is, so rows that differ in nothing else are equal.
+    `curve` holds the validation accuracy after each epoch. A trial that `comes_again` has lost its worker and is
+    repeated as a new trial. `parameters` is the number of parameters of its network, 0 if unknown. `began_at` and
+    `ended_at` are Unix times in seconds; they do not count when records are compared.
     """
 
     number: int
@@ -39,12 +39,12 @@ class TrialRecord:
 
     @property
     def is_final(self) -> bool:
-        """Whether it counts against a budget: one that comes again does not."""
+        """Whether the trial counts towards a budget: one that is interrupted or repeated does not."""
         return not self.comes_again and self.state is not TrialState.INTERRUPTED
 
 
 class StopReason(Enum):
-    """Why a study starts no further trial, or that it would."""
+    """Why a study starts no further trial. The values are shown to the user and stored."""
 
     TARGET = "its target accuracy is reached"
     TRIALS = "its budget of trials is spent"
@@ -58,15 +58,15 @@ class StopReason(Enum):
 
     @property
     def is_final(self) -> bool:
-        """Whether the search came to its end, so that a champion can be found."""
+        """Whether the search is complete, so that a champion can be selected."""
         return self not in (StopReason.FAILURES, StopReason.INTERRUPTED, StopReason.OPEN)
 
 
 @dataclass(frozen=True)
 class Importances:
-    """Share of the importance of each hyperparameter, the greatest first, and how many trials it rests on.
+    """The relative importance of each hyperparameter, the greatest first, and the number of trials it is based on.
 
-    Where a study searches several families, what belongs to one carries its name: `cnn.depth`.
+    If a study searches several families, a hyperparameter of one family has the family's name in front: `cnn.depth`.
     """
 
     by_name: dict[str, float]
@@ -75,11 +75,11 @@ class Importances:
 
 @dataclass(frozen=True)
 class StudySummary:
-    """A study as it stands: every trial, what ended this run of it, and what came of it.
+    """The state of a study: every trial, why this run of it stopped, and the champion if there is one.
 
-    `new_trials` counts the trials of this run of the study, `seconds` is how long it took, and `searched_seconds` how
-    long it has searched in all its runs; `boundary_warnings` says in a line each which domains the best trials would
-    leave; `overhead` is a trial's on average.
+    `new_trials` counts the trials of this run of the study, `seconds` is its duration, and `searched_seconds` the
+    duration of all runs. `edges` holds one warning for each domain whose bounds the best trials are close to.
+    `overhead` is the mean over the trials.
     """
 
     name: str
@@ -95,12 +95,12 @@ class StudySummary:
     searched_seconds: float = 0.0
 
     def count(self, state: TrialState) -> int:
-        """Trials that ended so; those answered from an earlier equal one do not count."""
-        return sum(row.state is state for row in self.trials if row.duplicate_of is None)
+        """Return the number of trials in this state, without those answered from an earlier equal trial."""
+        return sum(trial.state is state for trial in self.trials if trial.duplicate_of is None)
 
     @property
     def ranked_trials(self) -> list[TrialRecord]:
-        """Completed trials, the best first; of equal ones the earlier first."""
+        """The completed trials, best first; of equal ones the earlier first."""
         return rank_trials(self.trials)
 
     @property
@@ -110,8 +110,11 @@ class StudySummary:
 
 
 def mean_overhead(trials: Sequence[TrialRecord], tracking_seconds: float) -> Overhead | None:
-    """What a trial took on average beside training and validation; None where no trial was trained."""
-    measured = [row.overhead for row in trials if row.overhead.seconds]
+    """Return the mean overhead of the trials that were trained; None if there are none.
+
+    `tracking_seconds` is the time that MLflow took for all of them.
+    """
+    measured = [trial.overhead for trial in trials if trial.overhead.seconds]
     if not measured:
         return None
     return Overhead(
@@ -124,6 +127,6 @@ def mean_overhead(trials: Sequence[TrialRecord], tracking_seconds: float) -> Ove
 
 
 def rank_trials(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """The completed of these trials, the best first; of equal ones the earlier first."""
-    done = [row for row in trials if row.state is TrialState.COMPLETED and row.duplicate_of is None]
-    return sorted(done, key=lambda row: (-(row.value or 0.0), row.number))
+    """Return the completed trials, best first; of equal ones the earlier first."""
+    completed = [trial for trial in trials if trial.state is TrialState.COMPLETED and trial.duplicate_of is None]
+    return sorted(completed, key=lambda trial: (-(trial.value or 0.0), trial.number))

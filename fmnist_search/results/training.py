@@ -1,4 +1,4 @@
-"""What a single training reports and results in."""
+"""The reports and the result of one training, as frozen values. torch is imported only for type checkers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Decision(Enum):
-    """What an observer returns after each epoch."""
+    """What a `Stopper` returns after each epoch."""
 
     CONTINUE = "continue"
     PRUNE = "prune"
@@ -21,11 +21,11 @@ class Decision(Enum):
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One epoch. Training figures are of the raw weights as they moved, validation figures of the averaged ones.
+    """The metrics of one epoch: of training with the weights of each step, of validation with the averaged weights.
 
-    `epoch` counts from 1; accuracies lie in 0..1; `seconds` covers training and validation; validation figures
-    are None where nothing is held back. The training loss is without the penalty on weights; an image that was mixed
-    with another counts as right where it was taken for the one that has the larger share.
+    `epoch` counts from 1, accuracies are in 0..1, and `seconds` covers training and validation. Validation metrics are
+    None if there are no validation images. The training loss is without the penalty on weights. A mixed image counts as
+    correct if the prediction is the class of the image with the larger share.
     """
 
     epoch: int
@@ -39,7 +39,7 @@ class EpochReport:
 
 @dataclass(frozen=True)
 class SetupInfo:
-    """What came before a training's first step: seconds to build network and optimizer, and to capture a graph."""
+    """Seconds before the first step of a training: to build network and optimizer, and to capture a CUDA graph."""
 
     build_seconds: float = 0.0
     capture_seconds: float = 0.0
@@ -48,11 +48,11 @@ class SetupInfo:
 
 @dataclass(frozen=True)
 class Overhead:
-    """What a trial took beside training and validation, in seconds.
+    """The time that a trial takes besides training and validation, in seconds.
 
-    `seconds` counts from when its worker was free for it to when its result was there, training and validation apart;
-    of it, `build` and `capture` came before the first step and `sampling` is Optuna's part (ask and report).
-    `tracking` is what MLflow took, beside the training and not in `seconds`.
+    `seconds` is the time from when its worker was free until its result arrived, without training and validation. It
+    includes `build` and `capture` before the first step and `sampling`, the time in Optuna (ask and report). `tracking`
+    is the time of MLflow, which runs beside the training and is not part of `seconds`.
     """
 
     seconds: float = 0.0
@@ -63,7 +63,7 @@ class Overhead:
 
 
 Stopper = Callable[[EpochReport], Decision]
-"""Sees each epoch of a trial and says whether it goes on: the extension point that users get."""
+"""Called after each epoch of a trial; decides whether the trial continues. Users can pass their own."""
 
 
 class TrialState(Enum):
@@ -77,13 +77,12 @@ class TrialState(Enum):
 
 @dataclass(frozen=True)
 class TrialResult:
-    """A trial that ended, however it ended.
+    """The result of a trial in any state.
 
-    `value` is the last epoch's validation accuracy, `best_epoch` the one whose weights were kept; `confusion`
-    counts validation images of the last epoch, rows true and columns predicted; `weights` are the kept averaged
-    weights on the CPU, `last_weights` those of the last epoch; `setup` is what came before the first step;
-    `reason` says in one line why it ended early (out of patience it has completed), and `error` holds the traceback of
-    a failure.
+    `best_epoch` is the epoch whose weights are kept. `confusion` counts validation images of the last epoch, rows are
+    true classes and columns predicted ones. `weights` are the kept averaged weights on the CPU, `last_weights` those of
+    the last epoch. `reason` says in one line why the trial ended early (also if its patience ran out, although it then
+    counts as completed), and `error` is the traceback of a failure.
     """
 
     state: TrialState
@@ -100,18 +99,18 @@ class TrialResult:
 
     @property
     def value(self) -> float | None:
-        """What the search maximises; None before the first epoch or without validation images."""
+        """Validation accuracy of the last epoch, which the search maximises; None if there is none."""
         return self.epochs[-1].val_accuracy if self.epochs else None
 
     @property
     def best_val_accuracy(self) -> float | None:
-        """The highest validation accuracy of any epoch."""
+        """The highest validation accuracy of any epoch; None if there is none."""
         return max((e.val_accuracy for e in self.epochs if e.val_accuracy is not None), default=None)
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """An accuracy on the test images with its 95 % interval after Wilson (1927)."""
+    """An accuracy on the test images with its 95 % interval (Wilson 1927): `hits` of `images` are correct."""
 
     hits: int
     images: int
@@ -120,5 +119,5 @@ class Accuracy:
 
     @property
     def value(self) -> float:
-        """Share of the images that were classified right."""
+        """Share of the images that are classified correctly."""
         return self.hits / self.images

@@ -19,7 +19,7 @@ from fmnist_search.data.images import Images
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import NUM_CLASSES, build, check_size, count_parameters
 from fmnist_search.models.convnet import ConvNet
-from fmnist_search.models.initialization import INITIALIZERS, set_initial_weights
+from fmnist_search.models.initialization import INITIALIZERS, load_pretrained_weights, set_initial_weights
 from fmnist_search.models.presets import PRESETS, Preset, get_preset
 from fmnist_search.models.resnet import ResNet
 from fmnist_search.recipe.families import FAMILIES
@@ -200,26 +200,30 @@ def test_resnet18_is_torchvision_s_but_for_its_ends() -> None:
         torch.testing.assert_close(ours.train(mode)(pixels), theirs.train(mode)(pixels))
 
 
-def test_imagenet_weights_are_taken_for_all_but_the_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imagenet_weights_are_loaded_into_all_but_the_first_and_last_layer() -> None:
     # The weights themselves are a download; torchvision's own network has the same names and shapes.
     state = torchvision.models.resnet18().state_dict()
-    monkeypatch.setattr("fmnist_search.models.resnet._imagenet_weights", lambda: state)
-    recipe = PRESETS["resnet18"].recipe.replace({"initial_weights": "imagenet"})
-    network = recipe.model.build_network(NUM_CLASSES)
+    model = PRESETS["resnet18"].recipe.model
+    assert isinstance(model, ResNet)
+    network = model.build_network(NUM_CLASSES)
     before = copy.deepcopy(network.state_dict())
-    set_initial_weights(network, recipe)
+    load_pretrained_weights(network, model.pretrained_weights(lambda: state))
     for name, value in network.state_dict().items():
-        wanted = before if name.startswith(TORCHVISION_PREFIXES) else state
-        assert torch.equal(value, wanted[name]), name
+        expected = before if name.startswith(TORCHVISION_PREFIXES) else state
+        assert torch.equal(value, expected[name]), name
 
 
-def test_imagenet_weights_that_cannot_be_had_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_imagenet_weights_that_cannot_be_downloaded_are_an_error_of_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    # A folder where the file would be written: no download can end well, and none is tried.
+    # A file stands where torch would make its folder, so torch fails before it opens a connection.
     (tmp_path / "hub" / "checkpoints").parent.mkdir()
     (tmp_path / "hub" / "checkpoints").write_text("")
+    recipe = PRESETS["resnet18"].recipe.replace({"initial_weights": "imagenet"})
+    network = recipe.model.build_network(NUM_CLASSES)
     with pytest.raises(UserError) as caught:
-        PRESETS["resnet18"].recipe.model.pretrained_weights()
+        set_initial_weights(network, recipe)
     (line,) = caught.value.lines
     assert line.startswith("initial_weights: the ImageNet weights cannot be downloaded")
     assert f"resnet18-f37072fd.pth into {tmp_path}" in line

@@ -15,6 +15,7 @@ from fmnist_search.data.files import DataSource
 
 PACKAGE = Path(fmnist_search.__file__).parent
 ALLOWED_TEST_SET_READERS = {
+    "data.__init__",
     "data.loading",
     "workflows.study.finalists",
     "workflows.ensemble",
