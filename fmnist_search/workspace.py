@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 
-import platformdirs
-
 from fmnist_search.errors import UserError
 
 APP_NAME = "fmnist-search"
@@ -17,16 +15,18 @@ APP_NAME = "fmnist-search"
 
 def image_cache_folder() -> Path:
     """Folder of the verified images, one for all the studies of a user."""
-    return platformdirs.user_cache_path(APP_NAME) / "images"
+    return _user_cache_folder() / "images"
 
 
 def lock_file(tracking_uri: str) -> Path:
     """The file that a user's processes on this machine lock while they change aliases in a store."""
-    return (
-        platformdirs.user_cache_path(APP_NAME)
-        / "locks"
-        / f"{hashlib.sha256(tracking_uri.encode()).hexdigest()[:16]}.lock"
-    )
+    return _user_cache_folder() / "locks" / f"{hashlib.sha256(tracking_uri.encode()).hexdigest()[:16]}.lock"
+
+
+def _user_cache_folder() -> Path:
+    import platformdirs  # not at the top: reading images and training work where it is not installed
+
+    return platformdirs.user_cache_path(APP_NAME)
 
 
 @dataclass(frozen=True)
@@ -113,4 +113,6 @@ def resolve_workdir(tracking_uri: str, given: str | Path | None = None) -> Path:
         return database.parent / APP_NAME
     server = urlparse(tracking_uri)
     address = f"{server.netloc.rpartition('@')[2]}/{server.path.strip('/')}".strip("/")
+    import platformdirs
+
     return platformdirs.user_data_path(APP_NAME) / address
