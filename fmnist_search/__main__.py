@@ -1,4 +1,4 @@
-"""`python -m fmnist_search`: what MLproject calls."""
+"""Run the command line with `python -m fmnist_search`, as MLproject does."""
 
 from fmnist_search.cli import run_process
 

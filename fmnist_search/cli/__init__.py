@@ -1,6 +1,6 @@
-"""The command line: parse, call, print. Heavy imports stand inside the commands, so that `--help` is instant."""
+"""The command line. Each command imports what it needs when it runs, so that `--help` and light commands are fast."""
 
-# The order of these imports is the order of the commands in `--help`.
+# `--help` lists the commands in the order of these imports.
 # ruff: noqa: F401
 # isort: off
 from fmnist_search.cli import search

@@ -1,4 +1,4 @@
-"""The application, the options that commands share, and what becomes of an error."""
+"""The Typer application, the options that commands share, and the handling of errors."""
 
 from __future__ import annotations
 
@@ -24,92 +24,102 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Hyperparameter search over convolutional networks for Fashion-MNIST, on record in MLflow.\n\n"
+    help="Hyperparameter search over convolutional networks for Fashion-MNIST, tracked in MLflow.\n\n"
     "Start with:  fmnist-search search studies/quick.toml",
 )
 
 TrackingUriOption = Annotated[
     str | None,
-    typer.Option(help="MLflow store; by default MLFLOW_TRACKING_URI, else mlflow.db here.", show_default=False),
+    typer.Option(
+        help="Address of the MLflow store; by default MLFLOW_TRACKING_URI, else mlflow.db in the current folder.",
+        show_default=False,
+    ),
 ]
 WorkdirOption = Annotated[
     str | None,
-    typer.Option(help="Our own files; by default FMNIST_SEARCH_HOME, else fmnist-search/ beside the store."),
+    typer.Option(
+        help="Folder of studies and weights; by default FMNIST_SEARCH_HOME, else fmnist-search/ beside the store."
+    ),
 ]
-DataDirOption = Annotated[Path | None, typer.Option(help="Folder that holds the dataset's files.", show_default=False)]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace a file that is there.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DataDirOption = Annotated[Path | None, typer.Option(help="Folder with the files of the dataset.", show_default=False)]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="NAME=VALUE", help="Override a key of the file, or pin a hyperparameter; again for more."
+        "--set", metavar="NAME=VALUE", help="Override a key of the file, or fix a hyperparameter; repeatable."
     ),
 ]
-DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", show_default=False)]
+DeviceOption = Annotated[str | None, typer.Option(help="Device: auto, cpu, cuda, cuda:1 or mps.", show_default=False)]
 SamplerOption = Annotated[
-    str | None, typer.Option(help="tpe, random, gp, cmaes, qmc or grid.", metavar="NAME", show_default=False)
+    str | None, typer.Option(help="Sampler: tpe, random, gp, cmaes, qmc or grid.", metavar="NAME", show_default=False)
 ]
 PrunerOption = Annotated[
     str | None,
     typer.Option(
-        help="halving, hyperband, median, percentile, patience, one-epoch or none.", metavar="NAME", show_default=False
+        help="Pruner: halving, hyperband, median, percentile, patience, one-epoch or none.",
+        metavar="NAME",
+        show_default=False,
     ),
 ]
-ThreadsOption = Annotated[int | None, typer.Option(help="Intra-op threads on a CPU.", min=0, show_default=False)]
+ThreadsOption = Annotated[
+    int | None, typer.Option(help="Number of intra-op threads on a CPU.", min=0, show_default=False)
+]
 WorkersOption = Annotated[
-    str | None, typer.Option(help="Trials at a time: a number, or auto.", metavar="N", show_default=False)
+    str | None, typer.Option(help="Number of parallel trials, or auto.", metavar="N", show_default=False)
 ]
 EngineOption = Annotated[
     str | None,
-    typer.Option(help="plain, or graph for captured CUDA graphs (experimental).", metavar="NAME", show_default=False),
+    typer.Option(
+        help="Training loop: plain, or graph for CUDA graphs (experimental).", metavar="NAME", show_default=False
+    ),
 ]
 DeterministicOption = Annotated[
-    bool | None, typer.Option("--deterministic", help="Deterministic algorithms alone.", show_default=False)
+    bool | None, typer.Option("--deterministic", help="Use deterministic algorithms only.", show_default=False)
 ]
-StudyOption = Annotated[str | None, typer.Option(help="Study of the trials' numbers; by default the latest.")]
+StudyOption = Annotated[str | None, typer.Option(help="Study that trial numbers refer to; by default the latest.")]
 StudyArgument = Annotated[
     str | None, typer.Argument(help="Name of a study; by default the latest.", show_default=False)
 ]
 
 
 def run_process() -> None:
-    """The command line as a process of its own, which is gone as soon as it is done.
+    """Run the command line as a process, and end the process as soon as the command is done.
 
-    To take torch and MLflow apart, an interpreter needs over a second. Whatever is to be done at a process's end is
-    done all the same, and only then is it cut short.
+    The interpreter takes over a second to unload torch and MLflow. Exit handlers run first; then `os._exit` ends the
+    process.
     """
     code: int | None = None
 
     def end() -> None:
         if code is not None:
-            with contextlib.suppress(OSError):  # what cannot be written, the interpreter complains about
+            with contextlib.suppress(OSError):  # the interpreter then reports what cannot be written
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
 
-    atexit.register(end)  # libraries register theirs later, and are called before it
+    atexit.register(end)  # libraries register their handlers later, and these run first
     try:
         main()
     except SystemExit as exit_:
         if isinstance(exit_.code, int | None):
             code = exit_.code or 0
         if has_running_training():
-            atexit.register(end)  # and before whoever would wait for the epoch
+            atexit.register(end)  # runs before the handler that waits for the epoch
         raise
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse, call, print: every mistake of a user becomes one clear line and an exit code."""
+    """Run a command; turn errors into one line each on stderr and an exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    sys.argv = ["fmnist-search", *arguments]  # the command that gets recorded, however we were started
+    sys.argv = ["fmnist-search", *arguments]  # MLflow records it as the command
     debug = "--debug" in arguments
-    os.umask(0o077)  # MLflow makes its database readable by everybody
+    os.umask(0o077)  # by default MLflow makes its database readable by everybody
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    # The libraries that a command imports make a million objects that stay: looking through them again and again while
-    # they load takes a second.
+    # Imports create a million objects that stay; with the default threshold, collections during them take a second.
     gc.set_threshold(100_000, 50, 100)
     try:
         app([argument for argument in arguments if argument != "--debug"], prog_name="fmnist-search")
@@ -125,8 +135,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def has_running_training() -> bool:
-    """Whether an impatient Ctrl-C has left a training alone."""
-    if "fmnist_search.execution.thread_backend" not in sys.modules:  # a command that had no use for torch
+    """Return whether a training still runs in a thread after a second Ctrl-C."""
+    if "fmnist_search.execution.thread_backend" not in sys.modules:  # the command did not load torch
         return False
     from fmnist_search.execution.thread_backend import is_training
 
@@ -148,25 +158,27 @@ def _print_error(error: Exception) -> int:
 
 @app.callback()
 def _global_options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback; anywhere on the line.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere on the line.")
+    ] = False,
 ) -> None:
-    """`main` looks for --debug itself, wherever it stands; here it is for the help."""
+    """Describe --debug in the help; `main` reads it, so that it may stand anywhere."""
 
 
 def check_output_path(path: Path, *, suffix: str = "", force: bool = True) -> None:
-    """Make sure that a file may be written, before work is put into it.
+    """Check that a file may be written, before the work for it begins.
 
     Raises:
-        UserError: its name ends otherwise, or it is there already and nobody said `force`.
+        UserError: if the name does not end in `suffix`, or the file exists and `force` is not set.
     """
     if suffix and path.suffix.lower() != suffix:
-        raise UserError(f"{path}: is written as a {suffix[1:].upper()}; give a name that ends in {suffix}")
+        raise UserError(f"{path}: the file is written as {suffix[1:].upper()}; give a name that ends in {suffix}")
     if path.exists() and not force:
-        raise UserError(f"{path}: is there already; name another file, or replace it with --force")
+        raise UserError(f"{path}: exists already; give another name, or replace it with --force")
 
 
 def image_source(data_dir: Path | None) -> DataSource:
-    """Where the images are looked for."""
+    """Return where the files of a dataset are searched: the given folder and the cache."""
     from fmnist_search.data.files import DataSource
     from fmnist_search.workspace import image_cache_folder
 
@@ -174,10 +186,10 @@ def image_source(data_dir: Path | None) -> DataSource:
 
 
 def load_recipe(name: str) -> Recipe:
-    """The recipe of a file, a preset or a family.
+    """Return the recipe of a file, a preset or a family.
 
     Raises:
-        UserError: there is none, or the file has mistakes.
+        UserError: if there is none, or the file is invalid.
     """
     from fmnist_search.config.toml_files import read_recipe
     from fmnist_search.models.presets import get_preset
@@ -186,7 +198,7 @@ def load_recipe(name: str) -> Recipe:
 
 
 def is_recipe_file(name: str) -> bool:
-    """Whether this names a recipe file and no preset."""
+    """Return whether the name is that of a recipe file rather than of a preset."""
     return name.endswith(".toml") or "/" in name or Path(name).is_file()
 
 

@@ -1,4 +1,4 @@
-"""Pictures as files: of the images, of what augmentation makes of them, of the filters of a trained network."""
+"""Plots as PNG files: images, augmented images, and the filters of a trained network."""
 
 from __future__ import annotations
 
@@ -29,23 +29,27 @@ if TYPE_CHECKING:
 
     from fmnist_search.recipe.recipe import Recipe
 
-draw_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Draw a picture into a PNG file.")
+draw_app = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, help="Draw images, augmentations or filters as a PNG file."
+)
 app.add_typer(draw_app, name="draw")
 
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")]
-SeedOption = Annotated[int, typer.Option(help="Another seed draws others.", min=0)]
+SeedOption = Annotated[int, typer.Option(help="Seed of the random choice.", min=0)]
 
 
 @draw_app.command("samples")
 def draw_samples(
     output: OutputOption,
-    count: Annotated[int, typer.Option(help="Images of each class.", min=1, max=50)] = 10,
+    count: Annotated[int, typer.Option(help="Number of images of each class.", min=1, max=50)] = 10,
     seed: SeedOption = 0,
-    dataset_name: Annotated[str, typer.Option("--dataset", help=f"{', '.join(DATASETS)}.")] = DEFAULT_DATASET,
+    dataset_name: Annotated[
+        str, typer.Option("--dataset", help=f"Name of a dataset: {', '.join(DATASETS)}.")
+    ] = DEFAULT_DATASET,
     force: ForceOption = False,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Training images of each class, a row for each.
+    """Draw training images, a row for each class.
 
     Examples:
 
@@ -65,15 +69,18 @@ def draw_samples(
 @draw_app.command("augmentations")
 def draw_augmentations(
     output: OutputOption,
-    recipe: Annotated[str | None, typer.Argument(help="Recipe file, or name of a preset.", show_default=False)] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(help="Recipe file, or name of a preset; by default the default recipe.", show_default=False),
+    ] = None,
     settings: SetOption = None,
-    image: Annotated[int, typer.Option(help="Number of a training image, from 0.", min=0)] = 0,
-    count: Annotated[int, typer.Option(help="Draws of each change.", min=1, max=50)] = 8,
+    image: Annotated[int, typer.Option(help="Index of a training image, from 0.", min=0)] = 0,
+    count: Annotated[int, typer.Option(help="Number of images for each augmentation.", min=1, max=50)] = 8,
     seed: SeedOption = 0,
     force: ForceOption = False,
     data_dir: DataDirOption = None,
 ) -> None:
-    """What a recipe's augmentation makes of a training image: each change by itself, then all together.
+    """Draw a training image with the augmentations of a recipe: each alone, then all together.
 
     Examples:
 
@@ -85,17 +92,19 @@ def draw_augmentations(
     from fmnist_search.data.loading import load_images, read_training_set
     from fmnist_search.reporting.image_plots import augmentations_figure
 
-    chosen, source = _load_recipe(recipe, settings), image_source(data_dir)
-    pool = read_training_set(chosen.data.dataset, source)
+    loaded, source = _load_recipe(recipe, settings), image_source(data_dir)
+    pool = read_training_set(loaded.data.dataset, source)
     if image >= len(pool):
-        raise UserError(f"--image {image}: there are {len(pool):,} training images; take one from 0 to {len(pool) - 1}")
-    fill = round(load_images(chosen.data, source).mean)
+        raise UserError(
+            f"--image {image}: there are {len(pool):,} training images; give an index from 0 to {len(pool) - 1}"
+        )
+    fill = round(load_images(loaded.data, source).mean)
     title = f"training image {image}, augmented"
-    _save_figure(augmentations_figure(pool.pixels[image], chosen.augmentation, fill, count, seed, title), output)
+    _save_figure(augmentations_figure(pool.pixels[image], loaded.augmentation, fill, count, seed, title), output)
 
 
 def _load_recipe(recipe_name: str | None, settings: list[str] | None) -> Recipe:
-    """A recipe file or a preset, without either the defaults, with such settings."""
+    """Return the recipe of a file or a preset, or the default recipe, with the settings of --set."""
     from fmnist_search.config.toml_files import parse_assignment
     from fmnist_search.recipe.recipe import Recipe
 
@@ -105,14 +114,14 @@ def _load_recipe(recipe_name: str | None, settings: list[str] | None) -> Recipe:
 
 @draw_app.command("filters")
 def draw_filters(
-    run: Annotated[str, typer.Argument(help="Id of a run in MLflow, or number of a trial.")],
+    run: Annotated[str, typer.Argument(help="Id of an MLflow run, or number of a trial.")],
     output: OutputOption,
     study: StudyOption = None,
     force: ForceOption = False,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
 ) -> None:
-    """The filters of a trained network's first layer, from the weights that its run has kept.
+    """Draw the filters of the first layer of a trained network, from the weights that its run has stored.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""What stands around a search: the MLflow UI, the images, the machine."""
+"""The environment of a search: the MLflow UI, the outbox, the images, the machine."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from fmnist_search.recipe.datasets import DATASETS, DEFAULT_DATASET, get_dataset
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 5000,
+    port: Annotated[int, typer.Option(help="Port of the server on this machine.", min=1, max=65535)] = 5000,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
 ) -> None:
-    """Open the MLflow UI on this folder's store."""
+    """Start the MLflow UI for the store of this folder."""
     from fmnist_search.cli.output import stdout
     from fmnist_search.tracking.store import MlflowStore
     from fmnist_search.workflows.lookup import latest_run
@@ -41,7 +41,7 @@ def ui(
     sys.stdout.flush()
     hosts = f"localhost:{port},127.0.0.1:{port}"
     arguments = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--allowed-hosts", hosts]
-    # For one person: there in 7 s and not in 20 (2 cores, once each), and smaller. The jobs are for language models.
+    # One worker starts in 7 s instead of 20 (2 cores, once each). The jobs are for language models.
     arguments += ["--workers", "1"]
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", *arguments])
@@ -49,32 +49,32 @@ def ui(
 
 @app.command()
 def sync(
-    forget: Annotated[bool, typer.Option("--forget", help="Drop what MLflow refused.")] = False,
+    forget: Annotated[bool, typer.Option("--forget", help="Drop the events that MLflow rejected.")] = False,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Send MLflow what it missed while it was out of reach.
+    """Send MLflow the events that it missed while it was unreachable.
 
-    Every process that searches does so by itself; this is for what the last of them had to leave.
+    Each search sends them as soon as it can; this command sends what the last search could not.
     """
-    from fmnist_search.cli.output import show_json, stdout
+    from fmnist_search.cli.output import print_json, stdout
     from fmnist_search.workflows.study.api import sync as send
 
     events = send(forget=forget, workspace=make_workspace(tracking_uri, workdir))
     if as_json:
-        show_json({"events": events})
+        print_json({"events": events})
     else:
         stdout.print(f"MLflow has everything; {events} events were sent" if events else "MLflow has everything")
 
 
 @app.command()
 def data(
-    dataset: Annotated[str, typer.Argument(help=f"{', '.join(DATASETS)}.")] = DEFAULT_DATASET,
+    dataset: Annotated[str, typer.Argument(help=f"Name of the dataset: {', '.join(DATASETS)}.")] = DEFAULT_DATASET,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find the images of a dataset, or download them, and check every byte.
+    """Find or download the images of a dataset, and verify their checksums.
 
     Examples:
 
@@ -82,30 +82,30 @@ def data(
 
       fmnist-search data mnist
     """
-    from fmnist_search.cli.output import show_json, stdout
+    from fmnist_search.cli.output import print_json, stdout
     from fmnist_search.data.files import verify_files
 
-    known = get_dataset(dataset)
+    spec = get_dataset(dataset)
     source = image_source(data_dir)
     files = verify_files(dataset, source)
-    place = data_dir or source.cache / dataset
+    folder = data_dir or source.cache / dataset
     if as_json:
-        found = {"dataset": dataset, "place": str(place), "digest": known.digest, "bytes": files}
-        show_json({**found, "classes": known.classes})
+        result = {"dataset": dataset, "place": str(folder), "digest": spec.digest, "bytes": files}
+        print_json({**result, "classes": spec.classes})
     else:
-        stdout.print(f"{dataset}: {len(files)} files, {sum(files.values()):,} bytes, verified, in {place}")
+        stdout.print(f"{dataset}: {len(files)} files, {sum(files.values()):,} bytes, verified, in {folder}")
 
 
 @app.command()
 def doctor(tracking_uri: TrackingUriOption = None, workdir: WorkdirOption = None, as_json: JsonOption = False) -> None:
-    """Check what a search needs, from versions to stores."""
+    """Check what a search needs: library versions, device, images and stores."""
     from fmnist_search.cli import output
     from fmnist_search.cli.serialization import check_to_dict
     from fmnist_search.workflows.doctor import run_checks
 
     checks = run_checks(make_workspace(tracking_uri, workdir))
     if as_json:
-        output.show_json([check_to_dict(check) for check in checks])
+        output.print_json([check_to_dict(check) for check in checks])
     else:
         rows = [["ok" if check.ok else "FAILED", check.subject, check.finding] for check in checks]
         output.print_table(output.make_table(["", "what", "finding"], rows))

@@ -1,6 +1,6 @@
-"""Picture files as the model's pixels: grey images of 28 by 28, the thing itself light on black.
+"""Image files as pixels for a model: grey images of 28 by 28 pixels, the item light on black.
 
-A picture file holds one, an IDX file (the form in which the dataset itself comes) any number.
+An image file holds one image, an IDX file (the format of the dataset itself) any number.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from fmnist_search.errors import UserError
 from fmnist_search.recipe.datasets import IMAGE_SIZE
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
-"""What counts as a picture in a folder; a file that is named itself is looked into."""
+"""Suffixes of image files in a folder; a file that is given by name is read whatever its suffix."""
 
 IDX_IMAGES_MAGIC, IDX_LABELS_MAGIC = 0x0803, 0x0801
-"""How an IDX file begins: two zeros, the type (8: unsigned bytes), the number of dimensions."""
+"""First four bytes of an IDX file: two zeros, the type (8: unsigned bytes), the number of dimensions."""
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_PIXELS = 100_000_000
-"""A larger image is taken for a damaged header."""
+"""A header with a larger image counts as damaged."""
 
 Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class NamedImage:
-    """One image, pixels (28, 28) uint8, and where it comes from."""
+    """One image, pixels (28, 28) uint8, and the name of its file."""
 
     name: str
     pixels: Pixels
@@ -47,33 +47,32 @@ def read_image_files(
     invert: bool = False,
     on_message: Callable[[str], None] = lambda _: None,
 ) -> Iterator[NamedImage]:
-    """The images of picture files, IDX files (`.gz` as well) and folders of pictures, one after the other.
+    """Yield the images of image files, IDX files (`.gz` as well) and folders of image files.
 
-    A folder gives its pictures in the order of their names; what is no picture by its name is passed over, which
-    `on_message` hears.
+    A folder yields its image files in order of their names; `on_message` is called with the files that are skipped.
 
     Raises:
-        UserError: no such file, or an empty folder: at once. A file that cannot be read, or images of another size and
-            no `resize`: when it is its turn.
+        UserError: at once if a file does not exist or a folder has no image files; during the iteration if a file
+            cannot be read, or has another size and `resize` is not set.
     """
     files = [file for path in paths for file in _list_image_files(path, on_message)]
-    return (picture for file in files for picture in _read_images(file, resize, invert))
+    return (image for file in files for image in _read_images(file, resize, invert))
 
 
 def read_image(path: Path, *, resize: bool = False, invert: bool = False) -> Pixels:
-    """The pixels (28, 28) uint8 of a picture file.
+    """Return the pixels (28, 28) uint8 of an image file.
 
     Raises:
-        UserError: no such file, no picture, or another size and no `resize`.
+        UserError: if the file does not exist, is not an image, or has another size and `resize` is not set.
     """
     try:
         with Image.open(path) as opened:
-            picture = _to_grayscale(ImageOps.exif_transpose(opened))
+            image = _to_grayscale(ImageOps.exif_transpose(opened))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the path") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: is no picture that can be read ({error}); give a PNG or JPEG") from None
-    return _to_pixels(picture, str(path), resize, invert)
+        raise UserError(f"{path}: cannot be read as an image ({error}); give a PNG or JPEG") from None
+    return _to_pixels(image, str(path), resize, invert)
 
 
 def _list_image_files(path: Path, on_message: Callable[[str], None]) -> list[Path]:
@@ -82,12 +81,12 @@ def _list_image_files(path: Path, on_message: Callable[[str], None]) -> list[Pat
             raise UserError(f"{path}: no such file; check the path")
         return [path]
     files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-    pictures = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    if not pictures:
-        raise UserError(f"{path}: holds no picture; give a folder with PNG or JPEG files in it")
-    if others := [file.name for file in files if file not in set(pictures)]:
-        on_message(f"{path}: skipped what is no picture: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}")
-    return pictures
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    if not images:
+        raise UserError(f"{path}: has no image files; give a folder with PNG or JPEG files")
+    if others := [file.name for file in files if file not in set(images)]:
+        on_message(f"{path}: skipped, not an image: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}")
+    return images
 
 
 def _read_images(path: Path, resize: bool, invert: bool) -> Iterator[NamedImage]:
@@ -106,7 +105,7 @@ def _read_images(path: Path, resize: bool, invert: bool) -> Iterator[NamedImage]
 
 
 def _read_idx_images(path: Path, gzipped: bool, resize: bool, invert: bool) -> Iterator[NamedImage]:
-    """The images of an IDX file, read one by one: a file may be larger than the memory."""
+    """Yield the images of an IDX file, read one by one, since a file may be larger than the memory."""
     opened = gzip.open if gzipped else open
     try:
         with opened(path, "rb") as stream:
@@ -115,25 +114,29 @@ def _read_idx_images(path: Path, gzipped: bool, resize: bool, invert: bool) -> I
                 name = f"{path}[{number}]"
                 content = stream.read(height * width)
                 if len(content) < height * width:
-                    raise UserError(f"{path}: ends within image {number} of {count:,}; fetch the file again")
+                    raise UserError(f"{path}: ends within image {number} of {count:,}; download the file again")
                 pixels = np.frombuffer(content, np.uint8).reshape(height, width)
                 yield NamedImage(name, _to_pixels(Image.fromarray(pixels), str(path), resize, invert))
             if stream.read(1):
-                raise UserError(f"{path}: is longer than its {count:,} images; fetch the file again")
+                raise UserError(f"{path}: is longer than its {count:,} images; download the file again")
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); fetch the file again") from None
+        raise UserError(f"{path}: cannot be read ({error}); download the file again") from None
 
 
 def _read_idx_header(path: Path, stream: BufferedIOBase) -> tuple[int, int, int]:
     header = stream.read(16)
     magic = int.from_bytes(header[:4], "big")
     if magic == IDX_LABELS_MAGIC:
-        raise UserError(f"{path}: holds labels; give the file of the images, such as t10k-images-idx3-ubyte.gz")
+        raise UserError(f"{path}: contains labels; give the file of the images, such as t10k-images-idx3-ubyte.gz")
     if magic != IDX_IMAGES_MAGIC or len(header) < 16:
-        raise UserError(f"{path}: is no IDX file of images (bytes in three dimensions); give a PNG, JPEG or IDX file")
+        raise UserError(
+            f"{path}: is not an IDX file of images (bytes in three dimensions); give a PNG, JPEG or IDX file"
+        )
     count, height, width = struct.unpack(">3I", header[4:])
     if not count or not 0 < height * width <= MAX_PIXELS:
-        raise UserError(f"{path}: says that it holds {count} images of {width} by {height} pixels; fetch it again")
+        raise UserError(
+            f"{path}: has a header of {count} images of {width} by {height} pixels; download the file again"
+        )
     return count, height, width
 
 
@@ -141,7 +144,7 @@ def _read_idx_header(path: Path, stream: BufferedIOBase) -> tuple[int, int, int]
 
 
 def _to_pixels(image: Image.Image, name: str, resize: bool, invert: bool) -> Pixels:
-    """Eight-bit grey pixels in the model's size, the shape of the picture kept on black ground."""
+    """Return 8-bit grey pixels (28, 28); the aspect ratio stays, and the rest is black."""
     if image.size != (IMAGE_SIZE, IMAGE_SIZE):
         if not resize:
             width, height = image.size
@@ -153,7 +156,7 @@ def _to_pixels(image: Image.Image, name: str, resize: bool, invert: bool) -> Pix
 
 
 def _to_grayscale(image: Image.Image) -> Image.Image:
-    """Eight bits of grey; Pillow would cut sixteen off at 255 instead of scaling them."""
+    """Return an 8-bit grey image; Pillow would clip 16-bit values at 255 instead of scaling them."""
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
     return image.convert("L")

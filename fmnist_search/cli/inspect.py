@@ -35,7 +35,7 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """How a study stands: its trials, its best, its champion."""
-    from fmnist_search.cli.output import format_percent, show_json, stdout
+    from fmnist_search.cli.output import format_percent, print_json, stdout
     from fmnist_search.cli.serialization import status_to_dict
     from fmnist_search.results.training import TrialState
     from fmnist_search.workflows.lookup import outbox_status
@@ -43,7 +43,7 @@ def status(
     workspace = make_workspace(tracking_uri, workdir)
     summary = _load_summary(study, workspace)
     if as_json:
-        show_json(status_to_dict(summary))
+        print_json(status_to_dict(summary))
         return
     counts = ", ".join(f"{summary.count(state)} {state.value}" for state in TrialState if summary.count(state))
     stdout.print(f"{summary.name}: {summary.question}", markup=False)
@@ -89,7 +89,7 @@ def leaderboard(
     summary = _load_summary(study, workspace)
     rows = summary.ranked_trials[:top]
     if as_json:
-        output.show_json([trial_to_dict(row) for row in rows])
+        output.print_json([trial_to_dict(row) for row in rows])
         return
     config = load_study_config(summary.name, workspace=workspace)
     output.print_table(output.leaderboard_table(rows, varying_names(config.space)))
@@ -134,7 +134,7 @@ def show(
         return
     page = run_url(row.run_id, workspace=workspace) if row.run_id else None
     if as_json:
-        output.show_json({"study": summary.name, **trial_to_dict(row), "page": page})
+        output.print_json({"study": summary.name, **trial_to_dict(row), "page": page})
         return
     names = varying_names(load_study_config(summary.name, workspace=workspace).space)
     output.print_trial(row, names)
@@ -172,7 +172,7 @@ def importance(
     name = study or latest_study(workspace=workspace)
     found = measure(name, workspace=workspace)
     if as_json:
-        output.show_json({"study": name, "trials": found.trials, "importances": found.by_name})
+        output.print_json({"study": name, "trials": found.trials, "importances": found.by_name})
         return
     rows = [[key, f"{share:.1%}", "█" * round(40 * share)] for key, share in found.by_name.items()]
     output.stdout.print(
@@ -204,7 +204,7 @@ def space(
     at_random = independently_sampled(config.sampler, config.space)
     if as_json:
         found = {"recipes": total.recipe_count, "endless": total.unbounded, "drawn_at_random": at_random}
-        output.show_json({"study": config.name, "space": rows, **found})
+        output.print_json({"study": config.name, "space": rows, **found})
         return
     body = [
         [
@@ -280,7 +280,7 @@ def list_studies(
     ]
     rows += [listed_study_to_dict(s, s.name, s.question) for s in stored.values() if s.name not in known]
     if as_json:
-        output.show_json(rows)
+        output.print_json(rows)
         return
     body = [
         [row["study"], row["builds_on"] or "-", _format_count(row["trials"]), output.format_percent(row["best"]),
@@ -300,7 +300,7 @@ def check_studies(
     files: Annotated[list[Path], typer.Argument(help="Study files.")], as_json: JsonOption = False
 ) -> None:
     """Check study files; every mistake is a line."""
-    from fmnist_search.cli.output import show_json, stdout
+    from fmnist_search.cli.output import print_json, stdout
     from fmnist_search.config.conditional_space import space_size
     from fmnist_search.config.study_config import StudyConfig
 
@@ -320,7 +320,7 @@ def check_studies(
             times = f" times endless values of {', '.join(found.unbounded)}" if found.unbounded else ""
             stdout.print(f"{path}: fine; {config.name}, {found.recipe_count:,} recipes{times}", markup=False)
     if as_json:
-        show_json({"checked": checked, "problems": problems})
+        print_json({"checked": checked, "problems": problems})
     if problems:
         raise UserError(*problems)
 

@@ -1,4 +1,4 @@
-"""From a search to a model, and what the model is good for: promote, ensemble, evaluate, export."""
+"""Registered models: promote, ensemble, evaluate, export."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
     from fmnist_search.workflows.ensemble import EnsembleResult
 
 EXPORT_CHECK_IMAGES = 100
-"""Training images on which an exported file is compared with its model."""
+"""Number of training images on which an exported file is compared with its model."""
 
 
 @app.command()
 def promote(
     study: StudyArgument = None,
-    recipes: Annotated[int | None, typer.Option(help="How many of the best recipes.", min=1)] = None,
-    seeds: Annotated[int | None, typer.Option(help="Fresh seeds for each.", min=1)] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs of each training.", min=1)] = None,
+    recipes: Annotated[int | None, typer.Option(help="Number of the best recipes to confirm.", min=1)] = None,
+    seeds: Annotated[int | None, typer.Option(help="Number of new seeds for each recipe.", min=1)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Number of epochs of each training.", min=1)] = None,
     ensemble: Annotated[
-        int | None, typer.Option(help="Average so many of the finalists in one model.", min=0, show_default=False)
+        int | None, typer.Option(help="Number of finalists to average in one model.", min=0, show_default=False)
     ] = None,
     model_name: Annotated[
-        str | None, typer.Option(help="Registered model; by default the study's.", show_default=False)
+        str | None, typer.Option(help="Name of the registered model; by default that of the study.", show_default=False)
     ] = None,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
@@ -53,8 +53,8 @@ def promote(
 ) -> None:
     """Confirm a study's best recipes and register the best model.
 
-    They are trained again from fresh seeds, and the chosen one's model meets the test images once. The alias
-    `champion` moves only where the new model is better by more than the noise.
+    The recipes are trained again from new seeds, and the model of the best one is tested once on the test images. The
+    alias `champion` moves only if the new model is better by more than the noise.
 
     Examples:
 
@@ -62,7 +62,8 @@ def promote(
 
       fmnist-search promote quick --recipes 3 --seeds 3 --ensemble 3
     """
-    from fmnist_search.cli.output import TrainingProgressDisplay, show_json
+    from fmnist_search.cli.output import print_json
+    from fmnist_search.cli.progress import TrainingProgressDisplay
     from fmnist_search.cli.serialization import champion_to_dict
     from fmnist_search.config.study_config import StudyConfig
     from fmnist_search.workflows import lookup
@@ -74,25 +75,25 @@ def promote(
     given = {"recipes": recipes, "seeds": seeds, "epochs": epochs, "ensemble": ensemble, "model_name": model_name}
     changes = {key: value for key, value in given.items() if value is not None}
     if not config.finalists.recipes and not recipes:
-        raise UserError(f"study {name!r}: has finalists.recipes = 0; say how many with --recipes")
+        raise UserError(f"study {name!r}: has finalists.recipes = 0; give their number with --recipes")
     settings = StudyConfig.from_dict(
         {**config.model_dump(), "finalists": {**dict(config.finalists), **changes}}
     ).finalists
     summary = promote_study(name, settings=settings, workspace=workspace, callback=TrainingProgressDisplay())
     if as_json:
-        show_json(champion_to_dict(summary.champion) if summary.champion else None)
+        print_json(champion_to_dict(summary.champion) if summary.champion else None)
     print_summary(summary, f"fmnist-search promote {name!r}", quiet=as_json, after_search=False)
 
 
 @app.command()
 def ensemble(
-    runs: Annotated[list[str], typer.Argument(help="Ids of runs in MLflow, or numbers of trials.", metavar="RUN...")],
+    runs: Annotated[list[str], typer.Argument(help="Ids of MLflow runs, or numbers of trials.", metavar="RUN...")],
     study: StudyOption = None,
     register: Annotated[
-        bool, typer.Option("--register", help="Test it once and register it, as promote does.")
+        bool, typer.Option("--register", help="Test the ensemble once and register it, as promote does.")
     ] = False,
     model_name: Annotated[
-        str | None, typer.Option(help="Registered model; by default a promotion's.", show_default=False)
+        str | None, typer.Option(help="Name of the registered model; by default that of `promote`.", show_default=False)
     ] = None,
     device: DeviceOption = None,
     tracking_uri: TrackingUriOption = None,
@@ -100,10 +101,10 @@ def ensemble(
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Average the probabilities of several trained runs, and say how good that is on their validation images.
+    """Average the probabilities of several trained runs, and evaluate the result on their validation images.
 
-    The members may be of different families; all have held the same images back for validation. Their weights are
-    those that single trainings and completed trials keep. The test images are looked at where it is registered.
+    The members may be of different families; all must have the same validation images. Their weights are those that
+    single trainings and completed trials store. The test images are used only with --register.
 
     Examples:
 
@@ -111,14 +112,14 @@ def ensemble(
 
       fmnist-search ensemble 4f1c... 9b20... --register --model-name team
     """
-    from fmnist_search.cli.output import TrainingProgressDisplay
+    from fmnist_search.cli.progress import TrainingProgressDisplay
     from fmnist_search.training.runtime import resolve_execution
     from fmnist_search.workflows import ensemble
 
     if model_name and not register:
-        raise UserError("--model-name: names what is registered; add --register")
+        raise UserError("--model-name: is the name of a registered model; add --register")
     workspace = make_workspace(tracking_uri, workdir, data_dir)
-    made = ensemble.build_ensemble(
+    result = ensemble.build_ensemble(
         resolve_runs(runs, study, workspace),
         workspace=workspace,
         callback=TrainingProgressDisplay(),
@@ -126,52 +127,54 @@ def ensemble(
         should_register=register,
         model_name=model_name,
     )
-    _print_ensemble(made, as_json)
+    _print_ensemble(result, as_json)
 
 
 def _print_ensemble(result: EnsembleResult, as_json: bool) -> None:
     from fmnist_search.cli import output
     from fmnist_search.cli.serialization import ensemble_to_dict
 
-    whole, registered = result.evaluation, result.registered
+    evaluation, registered = result.evaluation, result.registered
     if as_json:
-        output.show_json(ensemble_to_dict(result))
+        output.print_json(ensemble_to_dict(result))
         return
     rows = [(member.run.name, member.run.run_id, member.evaluation) for member in result.members]
-    rows.append(("ensemble", result.run_id, whole))
+    rows.append(("ensemble", result.run_id, evaluation))
     body = [[name, run_id, f"{each.accuracy:.2%}", f"{each.loss:.4f}"] for name, run_id, each in rows]
     output.print_table(output.make_table(["", "run", "val_accuracy", "val_loss"], body))
-    gain = whole.accuracy - max(member.evaluation.accuracy for member in result.members)
-    told = (
-        f"{whole.accuracy:.2%} on {result.validation_images:,} validation images, "
+    gain = evaluation.accuracy - max(member.evaluation.accuracy for member in result.members)
+    line = (
+        f"{evaluation.accuracy:.2%} on {result.validation_images:,} validation images, "
         f"{100 * gain:+.2f} points over its best member"
     )
     if registered:
         output.stderr.print(f"{registered.model} {registered.verdict}", markup=False)
         address = f"models:/{registered.model}/{registered.version} ({registered.alias})"
-        told += f"; {registered.test.value:.2%} on the test images, registered as {address}"
+        line += f"; {registered.test.value:.2%} on the test images, registered as {address}"
     else:
-        told += "; add --register to test and register it"
-    output.stdout.print(f"ensemble of {len(result.members)}: {told}", markup=False)
+        line += "; add --register to test and register it"
+    output.stdout.print(f"ensemble of {len(result.members)}: {line}", markup=False)
 
 
 @app.command()
 def evaluate(
     model: Annotated[
-        str | None, typer.Argument(help="MLflow address of a model; by default the champion.", show_default=False)
+        str | None, typer.Argument(help="MLflow address of the model; by default the champion.", show_default=False)
     ] = None,
     other: Annotated[
-        str | None, typer.Argument(help="Another model, to say which of the two is better.", show_default=False)
+        str | None, typer.Argument(help="MLflow address of a second model, to compare the two.", show_default=False)
     ] = None,
-    again: Annotated[bool, typer.Option("--again", help="Look at the test images again, and record that.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Test again although a result is stored, and record that.")
+    ] = False,
     tracking_uri: TrackingUriOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """A registered model's accuracy on the test images, or which of two is better.
+    """Show the accuracy of a registered model on the test images, or compare two models.
 
-    The same weights are tested once: a figure that is on record is shown, and --again takes it anew. Two models are
-    compared image by image; one whose images are not on record is tested for it, and its record says so.
+    The same weights are tested once: a stored result is shown, and --again tests anew. Two models are compared image
+    by image; a model without stored results per image is tested for it, and its record says so.
 
     Examples:
 
@@ -188,17 +191,17 @@ def evaluate(
     client = _connect_client(tracking_uri)
     test = partial(read_test_set, source=image_source(data_dir))
     if other is None:
-        judged = evaluation.evaluate_model(client, model or DEFAULT_MODEL, test, again=again)
+        score = evaluation.evaluate_model(client, model or DEFAULT_MODEL, test, again=again)
         if as_json:
-            output.show_json(test_score_to_dict(judged))
+            output.print_json(test_score_to_dict(score))
         else:
-            output.stdout.print(_format_test_score(judged), markup=False)
+            output.stdout.print(_format_test_score(score), markup=False)
         return
-    found = evaluation.compare_models(client, model or DEFAULT_MODEL, other, test, again=again)
+    comparison = evaluation.compare_models(client, model or DEFAULT_MODEL, other, test, again=again)
     if as_json:
-        output.show_json(comparison_to_dict(found))
+        output.print_json(comparison_to_dict(comparison))
     else:
-        _print_comparison(found)
+        _print_comparison(comparison)
 
 
 def _format_test_score(score: TestScore) -> str:
@@ -212,21 +215,21 @@ def _format_test_score(score: TestScore) -> str:
 def _print_comparison(comparison: ModelComparison) -> None:
     from fmnist_search.cli import output
 
-    for judged in (comparison.first, comparison.second):
-        output.stdout.print(_format_test_score(judged), markup=False)
+    for score in (comparison.first, comparison.second):
+        output.stdout.print(_format_test_score(score), markup=False)
     rows = [
         ["first right", f"{comparison.both:,}", f"{comparison.only_first:,}"],
         ["first wrong", f"{comparison.only_second:,}", f"{comparison.neither:,}"],
     ]
     output.print_table(output.make_table(["", "second right", "second wrong"], rows))
-    verdict = f"{comparison.better.model} is better" if comparison.better else "they cannot be told apart"
+    verdict = f"{comparison.better.model} is better" if comparison.better else "there is no significant difference"
     output.stdout.print(f"{verdict}: McNemar's exact test gives p = {comparison.p_value:.2g}", markup=False)
 
 
 @app.command()
 def export(
     model: Annotated[
-        str | None, typer.Argument(help="MLflow address of a model; by default the champion.", show_default=False)
+        str | None, typer.Argument(help="MLflow address of the model; by default the champion.", show_default=False)
     ] = None,
     onnx: Annotated[Path | None, typer.Option(help="ONNX file to write.", show_default=False)] = None,
     force: ForceOption = False,
@@ -236,8 +239,8 @@ def export(
 ) -> None:
     """Write a registered model as a file for other runtimes.
 
-    The file takes `pixels`, float32 (N, 28, 28) of 0..255, and gives `probabilities` (N, 10). It is checked with ONNX
-    Runtime against the model, and written only where the two agree.
+    The input is `pixels`, float32 (N, 28, 28) of 0..255, the output `probabilities` (N, 10). The file is written only
+    if ONNX Runtime computes the same probabilities as the model.
 
     Examples:
 
@@ -251,22 +254,22 @@ def export(
     from fmnist_search.registry.packaging import DEFAULT_MODEL
 
     if onnx is None:
-        raise UserError("export: say where to, with --onnx FILE")
+        raise UserError("export: give the file to write with --onnx FILE")
     check_output_path(onnx, force=force)
     check_installed()
     _connect_client(tracking_uri)
     address = model or DEFAULT_MODEL
     source = image_source(data_dir)
-    off = export_onnx(
+    difference = export_onnx(
         address, onnx, lambda dataset: read_training_set(dataset, source).pixels[:EXPORT_CHECK_IMAGES].numpy()
     )
     if as_json:
-        found = {"model": address, "file": str(onnx), "bytes": onnx.stat().st_size}
-        output.show_json({**found, "largest_difference": off, "tolerance": TOLERANCE})
+        exported = {"model": address, "file": str(onnx), "bytes": onnx.stat().st_size}
+        output.print_json({**exported, "largest_difference": difference, "tolerance": TOLERANCE})
         return
     output.stdout.print(
-        f"{onnx}: {address}, {onnx.stat().st_size:,} bytes; ONNX Runtime gives the same probabilities to {off:.1g} on "
-        f"{EXPORT_CHECK_IMAGES} training images and as many random ones",
+        f"{onnx}: {address}, {onnx.stat().st_size:,} bytes; ONNX Runtime gives the same probabilities within "
+        f"{difference:.1g} on {EXPORT_CHECK_IMAGES} training images and {EXPORT_CHECK_IMAGES} random ones",
         markup=False,
     )
 

@@ -1,4 +1,4 @@
-"""What a registered model sees on pictures and on test images."""
+"""Predictions of a registered model for image files and test images."""
 
 from __future__ import annotations
 
@@ -15,38 +15,44 @@ if TYPE_CHECKING:
     from fmnist_search.registry.packaging import LoadedModel
 
 PREDICTION_BATCH_SIZE = 1_000
-"""Images that are held and asked about together, however many there are."""
+"""Images in a batch: memory stays bounded for any number of images."""
 MAX_GRID_IMAGES = 100
-"""Images that a picture of predictions shows."""
+"""Images in the grid of --grid at most."""
 
 
 @app.command()
 def predict(
     images: Annotated[
         list[Path] | None,
-        typer.Argument(help="Pictures of one thing each, IDX files, or folders of pictures.", show_default=False),
+        typer.Argument(help="Image files of one item each, IDX files, or folders of image files.", show_default=False),
     ] = None,
     test_image: Annotated[
-        list[int] | None, typer.Option(help="Number of a test image, from 0; repeatable.", min=0, show_default=False)
+        list[int] | None, typer.Option(help="Index of a test image, from 0; repeatable.", min=0, show_default=False)
     ] = None,
     test_images: Annotated[
-        str | None, typer.Option(help="Test images A to B-1, such as 0:25.", metavar="A:B", show_default=False)
+        str | None,
+        typer.Option(help="Test images from index A to B-1, such as 0:25.", metavar="A:B", show_default=False),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="MLflow address of a model; by default the champion.")] = None,
-    resize: Annotated[bool, typer.Option("--resize", help="Bring pictures to 28 by 28 pixels.")] = False,
-    invert: Annotated[bool, typer.Option("--invert", help="For what is dark on a light ground.")] = False,
-    top: Annotated[int, typer.Option(help="How many of the most probable classes.", min=1, max=10)] = 1,
+    model: Annotated[str | None, typer.Option(help="MLflow address of the model; by default the champion.")] = None,
+    resize: Annotated[bool, typer.Option("--resize", help="Resize images to 28 by 28 pixels.")] = False,
+    invert: Annotated[
+        bool, typer.Option("--invert", help="Invert images that show a dark item on a light background.")
+    ] = False,
+    top: Annotated[int, typer.Option(help="Number of classes to show, the most probable first.", min=1, max=10)] = 1,
     grid: Annotated[
         Path | None,
-        typer.Option(help="Draw the pictures with their classes to this PNG, mistakes in red.", show_default=False),
+        typer.Option(
+            help="PNG file for the images with their predicted classes, wrong ones in red.", show_default=False
+        ),
     ] = None,
     tracking_uri: TrackingUriOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what is on pictures, or on test images.
+    """Predict the classes of image files or of test images.
 
-    A picture is a PNG or JPEG; an IDX file, `.gz` or not, holds many; of a folder all pictures are taken, in order.
+    An image file is a PNG, a JPEG, or an IDX file of many images, `.gz` or not; a folder stands for all its image
+    files in order of their names.
 
     Examples:
 
@@ -67,17 +73,17 @@ def predict(
 
     numbers = [*(test_image or []), *_parse_range(test_images)]
     if not images and not numbers:
-        raise UserError("predict: give a picture, --test-image NUMBER or --test-images A:B")
+        raise UserError("predict: give an image file, --test-image NUMBER or --test-images A:B")
     if grid:
         check_output_path(grid, suffix=".png")
-    say = partial(output.stderr.print, markup=False)
-    given = read_image_files(images or [], resize=resize, invert=invert, on_message=say)
+    print_message = partial(output.stderr.print, markup=False)
+    files = read_image_files(images or [], resize=resize, invert=invert, on_message=print_message)
     loaded = _load_model(model, tracking_uri)
-    named = ((picture.name, picture.pixels, None) for picture in given)
-    asked = itertools.chain(named, _load_test_images(numbers, loaded, data_dir))
+    from_files = ((image.name, image.pixels, None) for image in files)
+    inputs = itertools.chain(from_files, _load_test_images(numbers, loaded, data_dir))
     rows: list[dict[str, Any]] = []
     drawn: list[tuple[Any, Any]] = []
-    while batch := list(itertools.islice(asked, PREDICTION_BATCH_SIZE)):
+    while batch := list(itertools.islice(inputs, PREDICTION_BATCH_SIZE)):
         names, pixels, truths = zip(*batch, strict=True)
         probabilities = loaded.probabilities(np.stack(pixels))
         rows += [
@@ -87,28 +93,28 @@ def predict(
     if grid and drawn:
         _save_grid(grid, drawn, [row["true"] for row in rows], loaded.classes, loaded.uri)
         if len(rows) > len(drawn):
-            say(f"{grid}: shows the first {len(drawn)} of {len(rows):,}")
+            print_message(f"{grid}: shows the first {len(drawn)} of {len(rows):,}")
     if as_json:
-        output.show_json(rows)
+        output.print_json(rows)
         return
     columns = ["image", "class", "probability", *(["then"] if top > 1 else []), *(["true class"] if numbers else [])]
     output.print_table(output.make_table(columns, ([_format_cell(row, column) for column in columns] for row in rows)))
 
 
 def _parse_range(text: str | None) -> range:
-    """The numbers of test images from A to before B, given as A:B."""
+    """Return the indices from A to B-1, given as A:B."""
     if text is None:
         return range(0)
     first, _, end = text.partition(":")
     if not (first.isdecimal() and end.isdecimal() and int(first) < int(end)):
-        raise UserError(f"--test-images {text}: is no range of numbers; write A:B, such as 0:25 for the first 25")
+        raise UserError(f"--test-images {text}: is not a range; write A:B, such as 0:25 for the first 25")
     return range(int(first), int(end))
 
 
 def _save_grid(
     path: Path, predictions: list[tuple[Any, Any]], true_classes: list[str | None], classes: tuple[str, ...], title: str
 ) -> None:
-    """Pixels and probabilities as a picture; `true_classes` are the true classes of these images, as far as known."""
+    """Write the images with their predicted classes as a PNG; a true class is None if it is unknown."""
     import numpy as np
     import torch
 
@@ -125,7 +131,7 @@ def _save_grid(
 def _load_test_images(
     indices: list[int], model: LoadedModel, data_dir: Path | None
 ) -> list[tuple[str, Any, str | None]]:
-    """Test images of a model's dataset by number, each with its name and its class."""
+    """Return test images of the model's dataset: name, pixels (28, 28) uint8 and class of each."""
     from fmnist_search.data.loading import read_test_set
 
     if not indices:

@@ -1,4 +1,4 @@
-"""The networks that this package knows, before anything is trained: families and published presets."""
+"""Families of networks and published presets."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ app.add_typer(models_app, name="models")
 
 @models_app.callback(invoke_without_command=True)
 def list_presets(context: typer.Context, as_json: JsonOption = False) -> None:
-    """The networks that come with this program: published ones as presets, with their size and accuracy.
+    """List the published networks that this program knows as presets, with their size and accuracy.
 
-    Registered models are looked at with `evaluate`, `predict` and the MLflow UI.
+    For registered models see `evaluate`, `predict` and the MLflow UI.
 
     Examples:
 
@@ -38,7 +38,7 @@ def list_presets(context: typer.Context, as_json: JsonOption = False) -> None:
 
     rows = [_preset_row(preset, summarize(preset.recipe.model)) for preset in PRESETS.values()]
     if as_json:
-        output.show_json(rows)
+        output.print_json(rows)
         return
     columns = ["preset", "family", "parameters", "mult_adds", "published", "notes"]
     body = [[f"{row[name]:,}" if isinstance(row[name], int) else row[name] for name in columns] for row in rows]
@@ -54,14 +54,12 @@ def _preset_row(preset: Preset, summary: ModelSummary) -> dict[str, Any]:
 
 @models_app.command("show")
 def show_preset(
-    name: Annotated[str, typer.Argument(help="A preset, or a family.")],
+    name: Annotated[str, typer.Argument(help="Name of a preset or a family.")],
     settings: SetOption = None,
-    recipe: Annotated[
-        bool, typer.Option("--recipe", help="Print network and training as a recipe file and nothing else.")
-    ] = False,
+    recipe: Annotated[bool, typer.Option("--recipe", help="Print only the recipe, as TOML.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """A network layer by layer: shapes, parameters and multiply-adds of one image.
+    """Show a network layer by layer: shapes, parameters and multiply-adds of one image.
 
     Examples:
 
@@ -94,18 +92,18 @@ def show_preset(
             "hyperparameters": values,
             "layers": [layer_to_dict(layer) for layer in summary.layers],
         }
-        output.show_json(row)
+        output.print_json(row)
         return
     output.stdout.print(summary.text, markup=False)
     output.stdout.print(f"{name}: {preset.recipe.label}, {summary.parameters:,} parameters", markup=False)
     published = "published of the unchanged preset" if changes else "published"
-    for said, text in ((published, preset.published_accuracy), ("notes", preset.notes)):
+    for label, text in ((published, preset.published_accuracy), ("notes", preset.notes)):
         if text:
-            output.stdout.print(f"{said}: {text}", markup=False)
+            output.stdout.print(f"{label}: {text}", markup=False)
 
 
 @models_app.command("recipes")
-def write_recipes(folder: Annotated[Path, typer.Argument(help="Folder to write to.")]) -> None:
+def write_recipes(folder: Annotated[Path, typer.Argument(help="Folder for the recipe files.")]) -> None:
     """Write the recipe file of every preset into a folder."""
     from fmnist_search.models.presets import PRESETS
 
@@ -115,17 +113,17 @@ def write_recipes(folder: Annotated[Path, typer.Argument(help="Folder to write t
 
 
 def _preset_to_toml(preset: Preset) -> str:
-    """A recipe file: what differs from the defaults, below what the author reports."""
+    """Return a recipe file of the values that differ from the defaults, below comments with the author's figures."""
     from fmnist_search.config.toml_files import recipe_to_toml
 
-    said = {"published": preset.published_accuracy, "notes": preset.notes}
-    head = [f"# {preset.name}", *(f"# {key}: {text}" for key, text in said.items() if text)]
+    comments = {"published": preset.published_accuracy, "notes": preset.notes}
+    head = [f"# {preset.name}", *(f"# {key}: {text}" for key, text in comments.items() if text)]
     return "\n".join([*head, "", recipe_to_toml(preset.recipe, brief=True)])
 
 
 @models_app.command("page")
 def print_page() -> None:
-    """Every preset and family, as Markdown."""
+    """Print every preset and family as Markdown."""
     from fmnist_search.config.schema import presets_page
     from fmnist_search.models.presets import PRESETS
     from fmnist_search.reporting.model_summary import summarize

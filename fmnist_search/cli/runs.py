@@ -1,4 +1,4 @@
-"""Runs once they are on record: compared, trained again, and cleared away."""
+"""Stored runs: compare, reproduce, and remove what is no longer needed."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 @app.command()
 def compare(
-    runs: Annotated[list[str], typer.Argument(help="Ids of runs in MLflow, or numbers of trials.", metavar="RUN...")],
+    runs: Annotated[list[str], typer.Argument(help="Ids of MLflow runs, or numbers of trials.", metavar="RUN...")],
     study: StudyOption = None,
-    show_all: Annotated[bool, typer.Option("--all", help="Hyperparameters that are the same as well.")] = False,
+    show_all: Annotated[bool, typer.Option("--all", help="Show equal hyperparameters as well.")] = False,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Runs side by side: what they reached, and the hyperparameters in which they differ.
+    """Compare runs: their results, and the hyperparameters in which they differ.
 
     Examples:
 
@@ -55,7 +55,7 @@ def compare(
         found = [read_run(reader, run_id) for run_id in run_ids]
     names = differing_hyperparameters([run.recipe for run in found])
     if as_json:
-        output.show_json({"runs": [run_to_dict(run) for run in found], "differing": names})
+        output.print_json({"runs": [run_to_dict(run) for run in found], "differing": names})
         return
     texts = [hyperparameter_texts(run.recipe) for run in found]
     shown = list(dict.fromkeys(name for each in texts for name in each)) if show_all else names
@@ -64,11 +64,11 @@ def compare(
     rows += [[name, *(each.get(name, "-") for each in texts)] for name in shown]
     output.print_table(output.make_table(["", *(run.name for run in found)], rows))
     if not names and len(found) > 1:
-        output.stdout.print("\ntheir recipes are the same")
+        output.stdout.print("\ntheir recipes are equal")
 
 
 def _format_metrics(run: TrainedRun) -> dict[str, str]:
-    """What a run reached, for people."""
+    """Return the results of a run as texts."""
     from fmnist_search.cli.output import format_percent
 
     return {
@@ -85,18 +85,18 @@ def _format_metrics(run: TrainedRun) -> dict[str, str]:
 
 @app.command()
 def reproduce(
-    run: Annotated[str, typer.Argument(help="Id of a run in MLflow, or number of a trial.")],
+    run: Annotated[str, typer.Argument(help="Id of an MLflow run, or number of a trial.")],
     study: StudyOption = None,
-    no_record: Annotated[bool, typer.Option("--no-record", help="Leave no run in MLflow.")] = False,
+    no_record: Annotated[bool, typer.Option("--no-record", help="Create no run in MLflow.")] = False,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a run's recipe again under its own conditions, and compare every epoch bit for bit.
+    """Train the recipe of a run again under the same settings, and compare every epoch bit for bit.
 
-    Exits with 0 where all are the same, and with 1 where they are not; then it says what of the environment is not as
-    it was. The new run in MLflow carries the tag `reproduces`.
+    The exit code is 0 if all epochs are equal, else 1; then the differences of the environment are shown. The new run
+    in MLflow has the tag `reproduces`.
 
     Examples:
 
@@ -104,18 +104,21 @@ def reproduce(
 
       fmnist-search reproduce 4f1c... --no-record
     """
-    from fmnist_search.cli.output import TrainingProgressDisplay, show_json
+    from fmnist_search.cli.output import print_json
+    from fmnist_search.cli.progress import TrainingProgressDisplay
     from fmnist_search.cli.serialization import reproduction_to_dict
     from fmnist_search.workflows import reproduce
 
     workspace = make_workspace(tracking_uri, workdir, data_dir)
     (run_id,) = resolve_runs([run], study, workspace)
-    done = reproduce.reproduce(run_id, workspace=workspace, callback=TrainingProgressDisplay(), record=not no_record)
+    reproduction = reproduce.reproduce(
+        run_id, workspace=workspace, callback=TrainingProgressDisplay(), record=not no_record
+    )
     if as_json:
-        show_json(reproduction_to_dict(done))
+        print_json(reproduction_to_dict(reproduction))
     else:
-        _print_reproduction(done)
-    if not done.is_identical:
+        _print_reproduction(reproduction)
+    if not reproduction.is_identical:
         raise typer.Exit(1)
 
 
@@ -128,8 +131,8 @@ def _print_reproduction(reproduction: Reproduction) -> None:
         stdout.print(f"the training failed: {reproduction.reason}", markup=False)
     if not reproduction.is_identical:
         changed = [f"{name} was {was} and is {now}" for name, (was, now) in reproduction.environment_changes.items()]
-        stdout.print(f"of the environment, {'; '.join(changed) or 'nothing on record differs'}", markup=False)
-    verdict = "the same, bit for bit" if reproduction.is_identical else "not the same"
+        stdout.print(f"differences of the environment: {'; '.join(changed) or 'none is recorded'}", markup=False)
+    verdict = "identical, bit for bit" if reproduction.is_identical else "not identical"
     where = f"; run {reproduction.run_id}" if reproduction.run_id else ""
     stdout.print(
         f"{reproduction.original.name}: {verdict}, over {len(reproduction.epochs)} epochs{where}", markup=False
@@ -138,10 +141,10 @@ def _print_reproduction(reproduction: Reproduction) -> None:
 
 def _format_epoch_pair(epoch: EpochComparison) -> str:
     if epoch.is_identical:
-        return f"the same {', '.join(epoch.metrics)}"
-    off = [f"{name} {'missing' if by is None else f'by {by:+.3g}'}" for name, by in epoch.differences.items()]
+        return f"identical {', '.join(epoch.metrics)}"
+    different = [f"{name} {'missing' if by is None else f'by {by:+.3g}'}" for name, by in epoch.differences.items()]
     same = [name for name in epoch.metrics if name not in epoch.differences]
-    return f"differs in {', '.join(off)}" + (f"; the same {', '.join(same)}" if same else "")
+    return f"differs in {', '.join(different)}" + (f"; identical {', '.join(same)}" if same else "")
 
 
 # -------------------------------------------------------------------------------------------- gc
@@ -149,16 +152,16 @@ def _format_epoch_pair(epoch: EpochComparison) -> str:
 
 @app.command()
 def gc(
-    delete: Annotated[bool, typer.Option("--delete", help="Remove it, after a second question.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Ask no second question.")] = False,
-    keep: Annotated[int, typer.Option(help="How many of a study's best trials keep their weights.", min=1)] = 10,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove what is listed, after a question.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without a question.")] = False,
+    keep: Annotated[int, typer.Option(help="Number of best trials of each study whose weights stay.", min=1)] = 10,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List what nothing needs any more, with its size; with --delete, remove it.
+    """List files, models and runs that are no longer needed, with their size; remove them with --delete.
 
-    What a registered model, a finalist or a study needs stays, whether the study goes on now or later.
+    What a registered model, a finalist or a study needs stays, also for studies that are continued later.
 
     Examples:
 
@@ -166,35 +169,38 @@ def gc(
 
       fmnist-search gc --delete
     """
-    from fmnist_search.cli.output import show_json, stderr, stdout
+    from fmnist_search.cli.output import format_bytes, print_json, stderr, stdout
     from fmnist_search.cli.serialization import garbage_to_dict
     from fmnist_search.workflows.garbage import find_garbage, is_removable, remove_garbage
     from fmnist_search.workspace import image_cache_folder
 
     workspace = make_workspace(tracking_uri, workdir)
-    listed = find_garbage(workspace, image_cache_folder(), keep)
-    left = [item for item in listed if not is_removable(workspace, item)]
+    garbage = find_garbage(workspace, image_cache_folder(), keep)
+    remote = [item for item in garbage if not is_removable(workspace, item)]
     if not as_json:
-        _print_garbage(listed)
-    if left:
-        stderr.print(_server_note(left), markup=False)
-    going = [item for item in listed if is_removable(workspace, item)]
+        _print_garbage(garbage)
+    if remote:
+        stderr.print(_server_note(remote), markup=False)
+    removable = [item for item in garbage if is_removable(workspace, item)]
     removed: list[GarbageItem] = []
-    if delete and going:
+    if delete and removable:
         if not yes:
-            _confirm_removal(going)
-        removed = remove_garbage(workspace, image_cache_folder(), keep, going)
+            _confirm_removal(removable)
+        removed = remove_garbage(workspace, image_cache_folder(), keep, removable)
     if as_json:
-        show_json(garbage_to_dict(listed, removed))
+        print_json(garbage_to_dict(garbage, removed))
     elif delete:
-        stayed = f"; {len(going) - len(removed)} are in use again and stay" if len(removed) < len(going) else ""
-        stdout.print(f"freed {_format_bytes(_total_bytes(removed))}: {len(removed)} removed{stayed}")
+        in_use = len(removable) - len(removed)
+        kept = f"; {in_use} are in use again and stay" if in_use else ""
+        stdout.print(f"freed {format_bytes(_total_bytes(removed))}: {len(removed)} removed{kept}")
 
 
 def _confirm_removal(items: list[GarbageItem]) -> None:
+    from fmnist_search.cli.output import format_bytes
+
     if not sys.stdin.isatty():
-        raise UserError("gc --delete: asks before it removes, and nobody is there to answer; add --yes")
-    question = f"Remove these {len(items)} for good, {_format_bytes(_total_bytes(items))}?"
+        raise UserError("gc --delete: asks before it removes, which needs a terminal; add --yes")
+    question = f"Remove these {len(items)} permanently, {format_bytes(_total_bytes(items))}?"
     if not typer.confirm(question, err=True):
         raise typer.Exit(0)
 
@@ -203,31 +209,28 @@ def _print_garbage(garbage: list[GarbageItem]) -> None:
     from fmnist_search.cli import output
 
     if not garbage:
-        output.stdout.print("nothing is left over")
+        output.stdout.print("nothing to remove")
         return
-    places = dict.fromkeys((item.kind, item.owner) for item in garbage)
+    groups = dict.fromkeys((item.kind, item.owner) for item in garbage)
     rows = []
-    for group, place in places:
-        items = [item for item in garbage if (item.kind, item.owner) == (group, place)]
-        rows.append([group.value, place, str(len(items)), _format_bytes(_total_bytes(items))])
-    rows.append(["in all", "", str(len(garbage)), _format_bytes(_total_bytes(garbage))])
+    for kind, owner in groups:
+        items = [item for item in garbage if (item.kind, item.owner) == (kind, owner)]
+        rows.append([kind.value, owner, str(len(items)), output.format_bytes(_total_bytes(items))])
+    rows.append(["total", "", str(len(garbage)), output.format_bytes(_total_bytes(garbage))])
     output.print_table(output.make_table(["what", "of", "count", "size"], rows))
 
 
 def _server_note(items: list[GarbageItem]) -> str:
-    """What to do with what only the machine of the tracking server can remove."""
+    """Return how to remove what only the machine of the tracking server can remove."""
     from fmnist_search.workflows.garbage import GarbageKind
 
-    line = f"{len(items)} of these are the tracking server's and stay"
+    line = f"{len(items)} of these belong to the tracking server and stay"
     runs = ",".join(item.name for item in items if item.kind is GarbageKind.RUNS)
-    remedy = f"; there, `mlflow gc --run-ids {runs}` removes the runs, and all deleted experiments" if runs else ""
+    remedy = (
+        f"; on its machine, `mlflow gc --run-ids {runs}` removes the runs, and all deleted experiments" if runs else ""
+    )
     return line + remedy
 
 
 def _total_bytes(items: list[GarbageItem]) -> int:
     return sum(item.size_bytes for item in items)
-
-
-def _format_bytes(byte_count: int) -> str:
-    """Bytes for people."""
-    return f"{byte_count / 1e6:.1f} MB" if byte_count >= 100_000 else f"{byte_count / 1e3:.1f} kB"

@@ -1,4 +1,4 @@
-"""Running a study, and training a single recipe."""
+"""Running a study."""
 
 from __future__ import annotations
 
@@ -33,14 +33,23 @@ if TYPE_CHECKING:
 @app.command()
 def search(
     study: Annotated[Path, typer.Argument(help="Study file, such as studies/quick.toml.")],
-    name: Annotated[str | None, typer.Option(help="Another name for the study.", show_default=False)] = None,
-    trials: Annotated[int | None, typer.Option(help="Trials in all.", show_default=False)] = None,
-    minutes: Annotated[float | None, typer.Option(help="Minutes of searching in all.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the study, in place of the one in the file.", show_default=False)
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Number of trials in all sessions of the study.", show_default=False)
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Minutes of searching in all sessions of the study.", show_default=False)
+    ] = None,
     sampler: SamplerOption = None,
     pruner: PrunerOption = None,
     start: Annotated[
         list[str] | None,
-        typer.Option(help="Try this first: a recipe file, preset:NAME, study:NAME or champion.", show_default=False),
+        typer.Option(
+            help="Recipe to try first: a recipe file, preset:NAME, study:NAME or champion; repeatable.",
+            show_default=False,
+        ),
     ] = None,
     device: DeviceOption = None,
     workers: WorkersOption = None,
@@ -48,17 +57,23 @@ def search(
     engine: EngineOption = None,
     deterministic: DeterministicOption = None,
     settings: SetOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Put an earlier study of this name aside.")] = False,
-    no_tracking: Annotated[bool, typer.Option("--no-tracking", help="Leave nothing in MLflow; no champion.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Archive an earlier study of this name and begin anew.")
+    ] = False,
+    no_tracking: Annotated[
+        bool, typer.Option("--no-tracking", help="Write nothing to MLflow; the study has no champion then.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the study and its first networks, and start nothing.")
+    ] = False,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a study, or go on with it; then find its champion.
+    """Run a study, or continue it; then find its champion.
 
-    Budgets are totals: the same command again continues and does not add.
+    Budgets count all sessions: the same command run again continues the study and adds no trials to its budget.
 
     Examples:
 
@@ -94,7 +109,8 @@ def search(
     if dry_run:
         _print_preview(config, as_json)
         return
-    from fmnist_search.cli.output import StudyProgressDisplay, show_json
+    from fmnist_search.cli.output import print_json
+    from fmnist_search.cli.progress import StudyProgressDisplay
     from fmnist_search.cli.serialization import search_to_dict
     from fmnist_search.workflows.study.api import run_study
 
@@ -107,7 +123,7 @@ def search(
             callback=display,
         )
     if as_json:
-        show_json(search_to_dict(summary))
+        print_json(search_to_dict(summary))
     print_summary(summary, f"fmnist-search search {study}", quiet=as_json)
 
 
@@ -117,25 +133,27 @@ def _print_preview(config: StudyConfig, as_json: bool) -> None:
     from fmnist_search.search.suggest import varying_names
     from fmnist_search.workflows.study.api import preview
 
-    shown = preview(config)
+    preview_ = preview(config)
     if as_json:
         recipes = [
             {"recipe": recipe.to_flat_dict(), "parameters": summary.parameters, "mult_adds": summary.mult_adds}
-            for recipe, summary in shown.recipes
+            for recipe, summary in preview_.recipes
         ]
-        output.show_json({"study": config.model_dump(exclude_none=True), "recipes": recipes, "seconds": shown.seconds})
+        output.print_json(
+            {"study": config.model_dump(exclude_none=True), "recipes": recipes, "seconds": preview_.seconds}
+        )
         return
     output.stdout.print(config.to_toml(), markup=False)
     names = varying_names(config.space)
     rows = [
         [recipe.label, f"{s.parameters:,}", f"{s.mult_adds / 1e6:.1f} M", *_format_values(recipe.to_flat_dict(), names)]
-        for recipe, s in shown.recipes
+        for recipe, s in preview_.recipes
     ]
     short = short_names(names)
     output.print_table(output.make_table(["network", "parameters", "multiply-adds", *short], rows, "The first recipes"))
-    if shown.seconds is not None:
+    if preview_.seconds is not None:
         output.stdout.print(
-            f"\nabout {output.format_duration(shown.seconds)} of training if nothing is pruned; nothing was started"
+            f"\nabout {output.format_duration(preview_.seconds)} of training if nothing is pruned; nothing was started"
         )
 
 
@@ -146,17 +164,21 @@ def _format_values(flat: dict[str, Any], names: list[str]) -> list[str]:
 
 
 def print_summary(summary: StudySummary, command: str, *, quiet: bool, after_search: bool = True) -> None:
-    """The last lines of a search: what was found, where to look, what to do next; and the exit code."""
+    """Print the result of a search and the next command.
+
+    Raises:
+        typer.Exit: with the exit code of a search that was interrupted, failed or completed no trial.
+    """
     from fmnist_search.cli.output import ExitCode, format_percent, stderr, stdout
     from fmnist_search.results.study import StopReason
     from fmnist_search.results.training import TrialState
 
     if summary.ended_by is StopReason.INTERRUPTED:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `mlflow run` sends one after the other; we are leaving
-        stderr.print(f"interrupted; nothing is lost: `{command}` goes on from here")
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `mlflow run` sends SIGINT and then SIGTERM
+        stderr.print(f"interrupted; nothing is lost: `{command}` continues the study")
         raise typer.Exit(ExitCode.INTERRUPTED)
     if summary.ended_by is StopReason.FAILURES:
-        failed = [row for row in summary.trials if row.state is TrialState.FAILED]
+        failed = [trial for trial in summary.trials if trial.state is TrialState.FAILED]
         stderr.print(f"error: {len(failed)} trials failed, the last because {failed[-1].reason}; see budget.failures")
         raise typer.Exit(ExitCode.TOO_MANY_FAILURES)
     if summary.best is None:

@@ -1,4 +1,4 @@
-"""Sweeps: the same recipes at several values of one hyperparameter."""
+"""Sweeps: recipes trained at several values of one hyperparameter."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ from fmnist_search.errors import UserError
 @app.command("sweep-lr")
 def sweep_lr(
     recipes: Annotated[list[str], typer.Argument(help="Presets, families or recipe files.", metavar="RECIPE...")],
-    factors: Annotated[str, typer.Option(help="Times the recipe's own rate.", metavar="A,B,...")] = "1,2,4,8",
-    seeds: Annotated[int, typer.Option(help="Seeds at each rate.", min=1)] = 2,
-    epochs: Annotated[int | None, typer.Option(help="Epochs.", show_default=False)] = None,
+    factors: Annotated[
+        str, typer.Option(help="Factors of the learning rate of the recipe.", metavar="A,B,...")
+    ] = "1,2,4,8",
+    seeds: Annotated[int, typer.Option(help="Number of seeds at each learning rate.", min=1)] = 2,
+    epochs: Annotated[int | None, typer.Option(help="Number of epochs.", show_default=False)] = None,
     settings: SetOption = None,
-    output: Annotated[Path, typer.Option(help="The picture, a PNG.", metavar="FILE")] = Path("sweep.png"),
-    force: Annotated[bool, typer.Option("--force", help="Replace a picture that is there.")] = False,
+    output: Annotated[Path, typer.Option(help="PNG file to write.", metavar="FILE")] = Path("sweep.png"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     workers: WorkersOption = None,
@@ -43,10 +45,10 @@ def sweep_lr(
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train networks at several learning rates, and draw which they bear.
+    """Train networks at several learning rates, and plot the accuracy that each reaches.
 
-    Every training is a run in MLflow below the sweep's, which holds the table and the picture as well. Several
-    networks come into one picture: with batch normalisation, say, and without.
+    Each training is a child run of the sweep's run in MLflow, which also stores the table and the plot. Several
+    networks share one plot, for example with and without batch normalisation.
 
     Examples:
 
@@ -54,7 +56,8 @@ def sweep_lr(
 
       fmnist-search sweep-lr wide-conv wide-conv-bn --factors 1,2,4,8 --epochs 3
     """
-    from fmnist_search.cli.output import ExitCode, MessagePrinter, make_table, print_table, show_json, stdout
+    from fmnist_search.cli.output import ExitCode, make_table, print_json, print_table, stdout
+    from fmnist_search.cli.progress import MessagePrinter
     from fmnist_search.cli.serialization import learning_rate_to_dict
     from fmnist_search.config.toml_files import parse_assignment
     from fmnist_search.recipe.execution import ExecutionSettings
@@ -77,7 +80,7 @@ def sweep_lr(
     )
     save_png(sweep.figure, output)
     if as_json:
-        show_json(
+        print_json(
             {
                 "run_id": sweep.run_id,
                 "picture": str(output),
@@ -107,5 +110,5 @@ def _parse_factors(factors_text: str) -> list[float]:
     except ValueError:
         factors = []
     if not factors or min(factors) <= 0 or len(set(factors)) < len(factors):
-        raise UserError(f"--factors {factors_text}: are no different positive numbers; write such as 1,2,4,8")
+        raise UserError(f"--factors {factors_text}: must be different positive numbers, such as 1,2,4,8")
     return factors

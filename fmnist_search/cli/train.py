@@ -1,4 +1,4 @@
-"""Training recipes without a study."""
+"""Training a recipe without a study."""
 
 from __future__ import annotations
 
@@ -34,40 +34,46 @@ PRESET_PREFIX = "preset "
 @app.command()
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(help="Recipe file, or the name of a preset or family.", show_default=False)
+        str | None, typer.Argument(help="Recipe file, or name of a preset or family.", show_default=False)
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Train this preset.", metavar="NAME", show_default=False)] = None,
-    from_run: Annotated[str | None, typer.Option(help="Train this MLflow run's recipe.", show_default=False)] = None,
+    preset: Annotated[str | None, typer.Option(help="Preset to train.", metavar="NAME", show_default=False)] = None,
+    from_run: Annotated[
+        str | None, typer.Option(help="MLflow run whose recipe is trained.", show_default=False)
+    ] = None,
     resume: Annotated[
-        str | None, typer.Option(help="Go on with this run, to --epochs in all.", metavar="RUN_ID", show_default=False)
+        str | None, typer.Option(help="Run to continue, up to --epochs in all.", metavar="RUN_ID", show_default=False)
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs.", show_default=False)] = None,
-    seeds: Annotated[int, typer.Option(help="Train from so many seeds, side by side.", min=1)] = 1,
+    epochs: Annotated[int | None, typer.Option(help="Number of epochs.", show_default=False)] = None,
+    seeds: Annotated[int, typer.Option(help="Number of seeds, each a training of its own, in parallel.", min=1)] = 1,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     workers: WorkersOption = None,
     engine: EngineOption = None,
-    precision: Annotated[str | None, typer.Option(help="float32, bfloat16, or auto for a probe.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Precision: float32, bfloat16, or auto for the faster one here.")
+    ] = None,
     settings: SetOption = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder for a copy of weights, epochs and recipe.", metavar="FOLDER", show_default=False),
+        typer.Option(
+            help="Folder for a copy of the weights, the epochs and the recipe.", metavar="FOLDER", show_default=False
+        ),
     ] = None,
     tensorboard: Annotated[
-        Path | None, typer.Option(help="Folder for TensorBoard's files.", metavar="FOLDER", show_default=False)
+        Path | None, typer.Option(help="Folder for event files of TensorBoard.", metavar="FOLDER", show_default=False)
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show every value, where it comes from and the network, and do nothing.")
+        bool, typer.Option("--dry-run", help="Show every value with its origin and the network, and start nothing.")
     ] = False,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train one recipe without a study, on record in MLflow.
+    """Train one recipe without a study, tracked in MLflow.
 
-    The run keeps the best weights, the last ones and the epochs as CSV. Ctrl-C ends the running epoch, and --resume
-    goes on from there.
+    The run stores the best weights, the last weights and the epochs as CSV. Ctrl-C stops after the running epoch;
+    --resume continues from there.
 
     Examples:
 
@@ -123,33 +129,33 @@ def train(
 
 
 def _resolve_recipe(recipe_name: str | None, from_run: str | None, tracking_uri: str | None) -> tuple[Recipe, str]:
-    """The recipe that is to be trained before anything is overridden, and what it is called."""
-    from fmnist_search.tracking.store import MlflowStore
-    from fmnist_search.workspace import resolve_tracking_uri as resolve
-
+    """Return the recipe before any override, and the name of its origin."""
     if from_run:
+        from fmnist_search.tracking.store import MlflowStore
+        from fmnist_search.workspace import resolve_tracking_uri as resolve
+
         return MlflowStore(resolve(tracking_uri), "fmnist-search").load_recipe(from_run), f"run {from_run}"
     assert recipe_name
     return load_recipe(recipe_name), recipe_name if is_recipe_file(recipe_name) else f"{PRESET_PREFIX}{recipe_name}"
 
 
 def _value_origins(base: Recipe, recipe: Recipe, name: str, overridden_keys: Collection[str]) -> dict[str, str]:
-    """Where each value comes from, by dotted name; what the base does not change of its family's usual is a default."""
+    """Return the origin of each value by dotted name; a value of the base equal to that of its family is a default."""
     from fmnist_search.config.origins import COMMAND_LINE, DEFAULT
     from fmnist_search.recipe.recipe import Recipe
 
-    usual, given = Recipe(model=type(recipe.model)()).to_flat_dict(), base.to_flat_dict()
+    defaults, given = Recipe(model=type(recipe.model)()).to_flat_dict(), base.to_flat_dict()
     return {
-        key: COMMAND_LINE if key in overridden_keys else name if given.get(key) == value != usual[key] else DEFAULT
+        key: COMMAND_LINE if key in overridden_keys else name if given.get(key) == value != defaults[key] else DEFAULT
         for key, value in recipe.to_flat_dict().items()
     }
 
 
 def _reject_resume_options(options: Sequence[str]) -> None:
-    """What goes on keeps its recipe and its conditions."""
+    """Raise UserError if there are options that a continued training cannot change."""
     if options:
         raise UserError(
-            f"--resume: a training that goes on keeps its recipe and conditions; leave out {', '.join(options)}, or "
+            f"--resume: a continued training keeps its recipe and its settings; leave out {', '.join(options)}, or "
             "train the recipe anew with --from-run"
         )
 
@@ -163,7 +169,7 @@ def _print_recipe(recipe: Recipe, origins: dict[str, str], as_json: bool) -> Non
     flat = recipe.to_flat_dict()
     if as_json:
         values = {key: {"value": value, "origin": origins[key]} for key, value in flat.items()}
-        output.show_json({"recipe": values, "parameters": summary.parameters, "mult_adds": summary.mult_adds})
+        output.print_json({"recipe": values, "parameters": summary.parameters, "mult_adds": summary.mult_adds})
         return
     rows = [[key, format_value(value), origins[key]] for key, value in flat.items()]
     output.print_table(output.make_table(["hyperparameter", "value", "origin"], rows))
@@ -171,8 +177,9 @@ def _print_recipe(recipe: Recipe, origins: dict[str, str], as_json: bool) -> Non
 
 
 def _train_one(recipe_or_run_id: Recipe | str, options: dict[str, Any], as_json: bool) -> None:
-    """Train a recipe, or go on with a run of that id."""
-    from fmnist_search.cli.output import ExitCode, TrainingProgressDisplay, format_percent, show_json, stderr, stdout
+    """Train a recipe, or continue the run of that id."""
+    from fmnist_search.cli.output import ExitCode, format_percent, print_json, stderr, stdout
+    from fmnist_search.cli.progress import TrainingProgressDisplay
     from fmnist_search.cli.serialization import training_to_dict
     from fmnist_search.results.training import TrialState
     from fmnist_search.workflows import single_training
@@ -189,14 +196,14 @@ def _train_one(recipe_or_run_id: Recipe | str, options: dict[str, Any], as_json:
     else:
         result, run_id = single_training.train(recipe_or_run_id, **options)
     if as_json:
-        show_json(training_to_dict(result, run_id))
+        print_json(training_to_dict(result, run_id))
     if result.state is TrialState.FAILED:
         raise UserError(
             f"train: {result.reason}; the run {run_id} has the details", exit_code=ExitCode.NOTHING_COMPLETED
         )
     if result.state is TrialState.INTERRUPTED:
         done = len(result.epochs)
-        further = f"; `fmnist-search train --resume {run_id}` goes on" if done else ""
+        further = f"; continue with `fmnist-search train --resume {run_id}`" if done else ""
         stderr.print(f"interrupted after {done} epoch{'s' * (done != 1)}; run {run_id}{further}", markup=False)
         raise typer.Exit(ExitCode.INTERRUPTED)
     if not as_json:
@@ -208,7 +215,8 @@ def _train_one(recipe_or_run_id: Recipe | str, options: dict[str, Any], as_json:
 
 
 def _train_seeds(recipe: Recipe, seeds: int, options: dict[str, Any], as_json: bool) -> None:
-    from fmnist_search.cli.output import ExitCode, MessagePrinter, show_json, stderr, stdout
+    from fmnist_search.cli.output import ExitCode, print_json, stderr, stdout
+    from fmnist_search.cli.progress import MessagePrinter
     from fmnist_search.cli.serialization import training_to_dict
     from fmnist_search.results.statistics import mean_and_std
     from fmnist_search.results.training import TrialState
@@ -219,10 +227,10 @@ def _train_seeds(recipe: Recipe, seeds: int, options: dict[str, Any], as_json: b
     if as_json:
         mean, deviation = mean_and_std(several.accuracies) if several.accuracies else (None, None)
         runs = [training_to_dict(result, run_id) for result, run_id in trained]
-        show_json({"run_id": several.run_id, "mean": mean, "deviation": deviation, "runs": runs})
+        print_json({"run_id": several.run_id, "mean": mean, "deviation": deviation, "runs": runs})
     states = {result.state for result in several.results}
     if TrialState.INTERRUPTED in states:
-        stderr.print(f"interrupted; the run {several.run_id} holds what was done", markup=False)
+        stderr.print(f"interrupted; the run {several.run_id} has the results so far", markup=False)
         raise typer.Exit(ExitCode.INTERRUPTED)
     if failed := [result.reason for result in several.results if result.state is TrialState.FAILED]:
         raise UserError(

@@ -170,7 +170,7 @@ def test_what_does_not_exist_is_named(finished: FinishedStudy, tmp_path: Path) -
     assert_error(finished.run("predict"), "--test-image")
     assert_error(finished.run("predict", tmp_path / "none.png"), "none.png", "no such file")
     (tmp_path / "text.png").write_text("not a picture")
-    assert_error(finished.run("predict", tmp_path / "text.png"), "text.png", "no picture")
+    assert_error(finished.run("predict", tmp_path / "text.png"), "text.png", "cannot be read as an image")
 
 
 @pytest.mark.parametrize(

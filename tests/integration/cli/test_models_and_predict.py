@@ -60,7 +60,7 @@ def test_predict_gives_the_same_for_a_picture_an_idx_file_and_a_test_image(
         Image.fromarray(image).save(tmp_path / "folder" / f"{number}.png")
     numbers = [part for number in range(3) for part in ("--test-image", number)]
     outcome = finished.run("predict", tmp_path / "three.gz", tmp_path / "folder", *numbers, "--top", 10, "--json")
-    assert "skipped what is no picture: notes.txt" in outcome.stderr
+    assert "skipped, not an image: notes.txt" in outcome.stderr
     packed, drawn, tested = (outcome.json[at : at + 3] for at in (0, 3, 6))
     assert [row["image"] for row in drawn] == [str(tmp_path / "folder" / f"{n}.png") for n in range(3)]
     for one, other, test in zip(packed, drawn, tested, strict=True):
@@ -118,7 +118,7 @@ def test_a_grid_of_many_shows_the_first_and_says_so(finished: FinishedStudy, tmp
 
 def test_bad_pictures_are_one_line_that_names_the_file(finished: FinishedStudy, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert_single_error(finished.run("predict", tmp_path / "empty"), str(tmp_path / "empty"), "holds no picture")
+    assert_single_error(finished.run("predict", tmp_path / "empty"), str(tmp_path / "empty"), "has no image files")
     (tmp_path / "short").write_bytes(struct.pack(">4I", 0x0803, 3, 28, 28) + bytes(1000))
     assert_single_error(finished.run("predict", tmp_path / "short"), "short", "ends within image 1 of 3")
 
@@ -211,8 +211,8 @@ def test_a_comparison_is_said_in_words(finished: FinishedStudy, client: MlflowCl
     assert table.split() == ["second", "right", "second", "wrong"]
     assert first.split() == ["first", "right", f"{found['both']:,}", f"{found['only_first']:,}"]
     assert second.split() == ["first", "wrong", f"{found['only_second']:,}", f"{found['neither']:,}"]
-    said = f"{found['better']} is better" if found["better"] else "they cannot be told apart"
-    assert verdict == f"{said}: McNemar's exact test gives p = {found['p_value']:.2g}"
+    conclusion = f"{found['better']} is better" if found["better"] else "there is no significant difference"
+    assert verdict == f"{conclusion}: McNemar's exact test gives p = {found['p_value']:.2g}"
 
 
 def test_a_record_that_does_not_fit_the_accuracy_is_not_used(finished: FinishedStudy, client: MlflowClient) -> None:

@@ -553,7 +553,7 @@ def test_ctrl_c_interrupts_all_that_run_and_nothing_is_lost(place: StudyFolder) 
     wait_until(lambda: both_first_epochs_done(place))
     outcome, _ = interrupt(process)
     assert outcome.exit_code == 130, outcome.stderr
-    assert "goes on from here" in outcome.stderr
+    assert "continues the study" in outcome.stderr
     assert "Traceback" not in outcome.stderr
     rows = place.trial_records
     assert [row.state for row in rows] == [TrialState.INTERRUPTED] * 2

@@ -51,7 +51,7 @@ def test_an_interrupted_study_is_finished_by_the_same_command(
     arguments = ["search", "tiny.toml", "--threads", "1", *LONG_SEARCH_OPTIONS]
     interrupted = interrupt_after("000 ", start_command(tmp_path, *arguments), *signals)
     assert interrupted.exit_code == 130, interrupted.stderr
-    assert "goes on from here" in interrupted.stderr
+    assert "continues the study" in interrupted.stderr
     assert "Traceback" not in interrupted.stderr
     assert not list((tmp_path / "fmnist-search").glob("*-wal"))  # all is in the database itself
     first, second = load_trials(tmp_path)[:2]

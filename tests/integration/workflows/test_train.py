@@ -14,13 +14,8 @@ import torch
 from mlflow import MlflowClient
 from mlflow.artifacts import load_text
 
-from fmnist_search.cli import output
-from fmnist_search.cli.output import TrainingProgressDisplay
 from fmnist_search.config.toml_files import read_recipe
-from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.results.training import EpochReport
 from fmnist_search.training.checkpoint import classifier_from_weights
-from fmnist_search.training.loop import Progress
 from tests.integration.conftest import CommandResult, RunCommand, run_command, start_command
 
 RECIPE_TOML = """
@@ -164,22 +159,6 @@ def test_tensorboard_shows_scalars_matrices_and_the_graph(command: RunCommand, t
     assert [event.value for event in events.Scalars("val/accuracy")] == pytest.approx(logged)
     assert [event.step for event in events.Images("val/confusion_matrix")] == [1, 2]
     assert any("Conv2d" in node.name for node in events.Graph().node)
-
-
-def test_an_epoch_on_its_way_shows_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert TrainingProgressDisplay().progress_callback is None, "without a terminal nobody looks into an epoch"
-    screen = io.StringIO()
-    monkeypatch.setattr(output, "stderr", output.Console(file=screen, force_terminal=True, width=100, highlight=False))
-    display = TrainingProgressDisplay()
-    display.on_training_start("train lenet", Recipe())
-    assert display.progress_callback
-    display.progress_callback(Progress(epoch=1, fraction=0.5, loss=0.4321, accuracy=0.875))
-    display.on_epoch_end("train lenet", EpochReport(1, 0.4, 0.88, 0.3, 0.9, 0.001, 2.0))
-    display.on_training_end("train lenet")
-    shown = screen.getvalue()
-    assert "epoch 1 of 9: loss 0.4321, accuracy 87.50%" in shown
-    assert "50%" in shown
-    assert "validation 90.00%" in shown
 
 
 # --------------------------------------------------------------------------------------- taken up again

@@ -1,4 +1,4 @@
-"""Pictures become the model's pixels as they are meant, or are refused with what to do."""
+"""Image files and IDX files are read as pixels for a model, or refused with a remedy."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from fmnist_search.errors import UserError
 PIXELS: npt.NDArray[np.uint8] = (np.arange(28 * 28) % 256).astype(np.uint8).reshape(28, 28)
 
 
-def save_image(folder: Path, picture: Image.Image, name: str = "picture.png") -> Path:
-    picture.save(folder / name)
+def save_image(folder: Path, image: Image.Image, name: str = "picture.png") -> Path:
+    image.save(folder / name)
     return folder / name
 
 
@@ -33,7 +33,7 @@ def read_image_error(path: Path) -> str:
     return line.removeprefix(f"{path}: ")
 
 
-def test_a_test_image_saved_as_a_picture_comes_back_as_its_pixels(source: DataSource, tmp_path: Path) -> None:
+def test_a_test_image_saved_as_a_file_is_read_unchanged(source: DataSource, tmp_path: Path) -> None:
     boot = read_test_set("fashion-mnist", source).pixels[0].numpy()
     read = read_image(save_image(tmp_path, Image.fromarray(boot)))
     assert read.dtype == np.uint8
@@ -41,29 +41,29 @@ def test_a_test_image_saved_as_a_picture_comes_back_as_its_pixels(source: DataSo
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P"])
-def test_a_grey_picture_is_the_same_however_it_is_stored(mode: str, tmp_path: Path) -> None:
+def test_a_grey_image_is_read_the_same_in_every_mode(mode: str, tmp_path: Path) -> None:
     assert np.array_equal(read_image(save_image(tmp_path, Image.fromarray(PIXELS).convert(mode))), PIXELS)
 
 
-def test_a_picture_of_sixteen_bits_keeps_its_shades(tmp_path: Path) -> None:
+def test_a_16_bit_image_is_scaled(tmp_path: Path) -> None:
     path = save_image(tmp_path, Image.fromarray(PIXELS.astype(np.uint16) * 257))
     with Image.open(path) as stored:
         assert stored.mode.startswith("I")
     assert np.array_equal(read_image(path), PIXELS)
 
 
-def test_a_jpeg_is_read_as_well(tmp_path: Path) -> None:
+def test_a_jpeg_is_read(tmp_path: Path) -> None:
     smooth = np.add.outer(np.arange(28), np.arange(28)).astype(np.uint8)
     read = read_image(save_image(tmp_path, Image.fromarray(smooth), "picture.jpg"))
     assert np.abs(read.astype(int) - smooth).max() <= 4
 
 
-def test_a_dark_garment_on_a_light_ground_is_inverted(tmp_path: Path) -> None:
+def test_a_dark_item_on_a_light_background_is_inverted(tmp_path: Path) -> None:
     path = save_image(tmp_path, Image.fromarray(255 - PIXELS))
     assert np.array_equal(read_image(path, invert=True), PIXELS)
 
 
-def test_a_picture_of_another_size_is_refused_and_resized_on_request(tmp_path: Path) -> None:
+def test_an_image_of_another_size_is_refused_unless_resized(tmp_path: Path) -> None:
     large = Image.fromarray(PIXELS).resize((112, 112), Image.Resampling.NEAREST)
     path = save_image(tmp_path, large)
     assert read_image_error(path) == "is 112 by 112 pixels, not 28 by 28; add --resize to bring it to that size"
@@ -73,9 +73,7 @@ def test_a_picture_of_another_size_is_refused_and_resized_on_request(tmp_path: P
 
 @pytest.mark.parametrize("size", [(56, 28), (28, 56), (300, 200), (2, 3)])
 @pytest.mark.parametrize("invert", [False, True])
-def test_a_picture_that_is_not_square_keeps_its_shape_on_black_ground(
-    size: tuple[int, int], invert: bool, tmp_path: Path
-) -> None:
+def test_the_aspect_ratio_is_kept(size: tuple[int, int], invert: bool, tmp_path: Path) -> None:
     path = save_image(tmp_path, Image.new("L", size, 55 if invert else 200))
     read = read_image(path, resize=True, invert=invert)
     assert read.shape == (28, 28)
@@ -85,33 +83,33 @@ def test_a_picture_that_is_not_square_keeps_its_shape_on_black_ground(
     assert width / height == pytest.approx(size[0] / size[1], rel=0.05)
 
 
-def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path) -> None:
+def test_a_photograph_is_rotated_as_its_exif_tag_says(tmp_path: Path) -> None:
     turned = Image.Exif()
-    turned[0x0112] = 6  # the camera stood on its side: what is stored at the left belongs at the top
-    picture = Image.new("L", (280, 280))
-    picture.paste(255, (0, 0, 140, 280))
-    picture.save(tmp_path / "photograph.jpg", exif=turned)
+    turned[0x0112] = 6  # rotate by 90 degrees: the left side becomes the top
+    image = Image.new("L", (280, 280))
+    image.paste(255, (0, 0, 140, 280))
+    image.save(tmp_path / "photograph.jpg", exif=turned)
     read = read_image(tmp_path / "photograph.jpg", resize=True)
     assert read[:10].min() > 200
     assert read[-10:].max() < 50
 
 
-# ------------------------------------------------------------------------------- what is no picture
+# -------------------------------------------------------------------------------- unreadable files
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     assert read_image_error(tmp_path / "shoe.png") == "no such file; check the path"
 
 
-def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
-    whole = save_image(tmp_path, Image.fromarray(PIXELS)).read_bytes()
-    for content in (b"", b"I am a shoe", whole[: len(whole) // 2], whole[:60] + b"?" + whole[61:]):
+def test_a_file_that_is_not_an_image_is_refused(tmp_path: Path) -> None:
+    valid = save_image(tmp_path, Image.fromarray(PIXELS)).read_bytes()
+    for content in (b"", b"I am a shoe", valid[: len(valid) // 2], valid[:60] + b"?" + valid[61:]):
         (tmp_path / "broken.png").write_bytes(content)
-        assert "is no picture that can be read" in read_image_error(tmp_path / "broken.png")
-    assert "is no picture that can be read" in read_image_error(tmp_path)
+        assert "cannot be read as an image" in read_image_error(tmp_path / "broken.png")
+    assert "cannot be read as an image" in read_image_error(tmp_path)
 
 
-def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
     chunks = [
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -133,12 +131,12 @@ IMAGE_BATCH = np.random.default_rng(0).integers(0, 256, (5, 28, 28)).astype(np.u
 
 
 def read_all_images(*paths: Path, **settings: bool) -> tuple[list[str], npt.NDArray[np.uint8]]:
-    pictures = list(read_image_files(paths, **settings))
-    return [picture.name for picture in pictures], np.stack([picture.pixels for picture in pictures])
+    images = list(read_image_files(paths, **settings))
+    return [image.name for image in images], np.stack([image.pixels for image in images])
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_an_idx_file_gives_its_images_in_order_whatever_its_name(packed: bool, tmp_path: Path) -> None:
+def test_an_idx_file_yields_its_images_in_order(packed: bool, tmp_path: Path) -> None:
     path = tmp_path / "anything"
     path.write_bytes(gzip.compress(to_idx_bytes(IMAGE_BATCH)) if packed else to_idx_bytes(IMAGE_BATCH))
     names, pixels = read_all_images(path)
@@ -147,11 +145,11 @@ def test_an_idx_file_gives_its_images_in_order_whatever_its_name(packed: bool, t
     assert np.array_equal(read_all_images(path, invert=True)[1], 255 - IMAGE_BATCH)
 
 
-def test_the_datasets_own_file_is_read(source: DataSource) -> None:
-    pictures = read_image_files([source.cache / "fashion-mnist" / "train-images-idx3-ubyte"])
+def test_the_file_of_the_dataset_is_read(source: DataSource) -> None:
+    images = read_image_files([source.cache / "fashion-mnist" / "train-images-idx3-ubyte"])
     pool = read_training_set("fashion-mnist", source).pixels
     for pixels in pool[:3]:
-        assert np.array_equal(next(pictures).pixels, pixels.numpy())
+        assert np.array_equal(next(images).pixels, pixels.numpy())
 
 
 def test_an_idx_file_of_larger_images_is_resized_on_request(tmp_path: Path) -> None:
@@ -175,40 +173,40 @@ def read_image_files_error(path: Path) -> str:
         (to_idx_bytes(IMAGE_BATCH)[:-1], "ends within image 4 of 5"),
         (to_idx_bytes(IMAGE_BATCH) + b"?", "is longer than its 5 images"),
         (gzip.compress(to_idx_bytes(IMAGE_BATCH))[:-9], "cannot be read"),
-        (gzip.compress(b"hello", mtime=0), "is no IDX file of images"),
-        (to_idx_bytes(IMAGE_BATCH)[:11], "is no IDX file of images"),
-        (struct.pack(">2I", 0x0801, 3) + b"123", "holds labels"),
-        (struct.pack(">4I", 0x0D03, 1, 28, 28) + bytes(4 * 784), "is no IDX file of images"),
-        (struct.pack(">4I", 0x0803, 0, 28, 28), "says that it holds 0 images"),
-        (struct.pack(">4I", 0x0803, 1, 2**31, 2**31), "says that it holds 1 images"),
+        (gzip.compress(b"hello", mtime=0), "is not an IDX file of images"),
+        (to_idx_bytes(IMAGE_BATCH)[:11], "is not an IDX file of images"),
+        (struct.pack(">2I", 0x0801, 3) + b"123", "contains labels"),
+        (struct.pack(">4I", 0x0D03, 1, 28, 28) + bytes(4 * 784), "is not an IDX file of images"),
+        (struct.pack(">4I", 0x0803, 0, 28, 28), "has a header of 0 images"),
+        (struct.pack(">4I", 0x0803, 1, 2**31, 2**31), "has a header of 1 images"),
     ],
 )
-def test_a_damaged_idx_file_is_refused_by_name(content: bytes, expected: str, tmp_path: Path) -> None:
+def test_a_damaged_idx_file_is_refused(content: bytes, expected: str, tmp_path: Path) -> None:
     path = tmp_path / "file-idx3-ubyte"
     path.write_bytes(content)
     assert expected in read_image_files_error(path)
 
 
-def test_a_folder_gives_its_pictures_sorted_and_says_what_it_skips(tmp_path: Path) -> None:
+def test_a_folder_yields_its_images_in_order_and_reports_skipped_files(tmp_path: Path) -> None:
     for name, number in (("b.png", 1), ("a.PNG", 0), ("c.bmp", 2)):
         Image.fromarray(IMAGE_BATCH[number]).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("a list")
-    (tmp_path / ".hidden").write_text("nobody asks for it")
+    (tmp_path / ".hidden").write_text("hidden")
     (tmp_path / "below").mkdir()
-    said: list[str] = []
-    pictures = list(read_image_files([tmp_path], on_message=said.append))
-    assert [Path(picture.name).name for picture in pictures] == ["a.PNG", "b.png", "c.bmp"]
-    assert np.array_equal(np.stack([picture.pixels for picture in pictures]), IMAGE_BATCH[:3])
-    assert said == [f"{tmp_path}: skipped what is no picture: notes.txt"]
+    messages: list[str] = []
+    images = list(read_image_files([tmp_path], on_message=messages.append))
+    assert [Path(image.name).name for image in images] == ["a.PNG", "b.png", "c.bmp"]
+    assert np.array_equal(np.stack([image.pixels for image in images]), IMAGE_BATCH[:3])
+    assert messages == [f"{tmp_path}: skipped, not an image: notes.txt"]
 
 
-def test_a_folder_without_pictures_or_with_a_broken_one_is_refused(tmp_path: Path) -> None:
-    assert "holds no picture" in read_image_files_error(tmp_path)
+def test_a_folder_without_images_or_with_a_broken_one_is_refused(tmp_path: Path) -> None:
+    assert "has no image files" in read_image_files_error(tmp_path)
     (tmp_path / "broken.png").write_text("I am a shoe")
-    with pytest.raises(UserError, match=r"broken\.png: is no picture that can be read"):
+    with pytest.raises(UserError, match=r"broken\.png: cannot be read as an image"):
         list(read_image_files([tmp_path]))
 
 
-def test_what_is_missing_is_said_before_anything_is_read(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_before_any_is_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.png: no such file"):
         read_image_files([tmp_path / "none.png"])
