@@ -1,11 +1,11 @@
-"""The one exception that a user is meant to read. Everything else is a bug or a true failure."""
+"""The exception for mistakes that the user can correct. Any other exception is a bug or a failure."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something the user can mend: each line says what, where and what to do.
+    """A mistake that the user can correct. Each line names the place, the problem and the remedy.
 
     The command line prints the lines without a traceback and exits with `exit_code`.
     """
@@ -17,9 +17,9 @@ class UserError(ValueError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Advice for a name that is not known: the nearest known one, or all of them.
+    """Return a suggestion for an unknown name: the nearest known one, or the list of all of them.
 
-    A dotted name is compared with those of its own group first.
+    A dotted name is compared with the names of its own group first.
     """
     known = sorted(known)
     grouped = [other for other in known if other.rpartition(".")[2] == name]

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from typing import IO
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, beside its place, into which it moves in one step at the end: readers and rivals see no half.
+    """Write a file atomically: yield a temporary file in the same folder, and rename it to `path` at the end.
+
+    Other processes see either no file, the old one or the complete new one. After an error `path` is unchanged.
 
     Raises:
-        OSError: it cannot be written; a folder that is not there is not made.
+        OSError: if the file cannot be written; the folder must exist.
     """
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as part:
         try:

@@ -1,3 +1,3 @@
-"""The version, in the one place that everything else reads it from."""
+"""The version of the package, which the build reads too."""
 
 VERSION = "0.1.0"
