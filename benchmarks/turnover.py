@@ -65,7 +65,7 @@ def _time_trial(
 ) -> tuple[float, float, float, float]:
     """One trial whose curve is drawn; seconds of ask, of a report on average, of tell, and of its record in MLflow."""
     marks = [time.perf_counter()]
-    trial, recipe = study_store.ask()
+    trial = study_store.ask()
     marks.append(time.perf_counter())
     value, reports, state = rng.uniform(0.6, 0.8), [], TrialState.COMPLETED
     for epoch in range(1, study_store.config.budget.epochs + 1):
@@ -79,7 +79,7 @@ def _time_trial(
     study_store.tell(trial, result, "")
     marks.append(time.perf_counter())
     if recorder:
-        recorder.record(recipe, result)
+        recorder.record(trial.recipe, result)
     marks.append(time.perf_counter())
     ask, reported, tell, recorded = (after - before for before, after in itertools.pairwise(marks))
     return ask, reported / len(reports), tell, recorded

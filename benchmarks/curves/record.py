@@ -19,6 +19,7 @@ import optuna
 
 from benchmarks.curves.table import FORMAT_VERSION, Curve, CurveTable, Header
 from benchmarks.machine import machine, versions
+from fmnist_search.config.conditional_space import varying_names
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.data.files import DataSource
 from fmnist_search.data.images import Images
@@ -26,7 +27,7 @@ from fmnist_search.data.loading import load_images
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import Decision, EpochReport, TrialState
-from fmnist_search.search.suggest import base_recipe, suggest_recipe, trial_seed, varying_names
+from fmnist_search.search.suggest import base_recipe, suggest_recipe, trial_seed
 from fmnist_search.training.autotune import tune
 from fmnist_search.training.runtime import resolve_execution
 from fmnist_search.training.trial import run_trial

@@ -41,7 +41,6 @@ from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.hyperparameters import Value
 from fmnist_search.recipe.recipe import is_active
 from fmnist_search.results.training import EpochReport, TrialResult, TrialState
-from fmnist_search.search.pruners import SURVIVOR_OF_ATTRIBUTE
 from fmnist_search.search.study_store import StudyRuntime, StudyStore
 
 Array = npt.NDArray[np.float64]
@@ -134,15 +133,16 @@ def replay_search(recorded: RecordedRecipes, method: Method, seed: int, budget_c
     for _ in range(method.trials):
         if not free or spent >= budget_compute:
             break
-        trial, recipe = ledger.ask()
-        if SURVIVOR_OF_ATTRIBUTE not in trial.user_attrs:
-            study.tell(trial, state=OptunaState.FAIL)  # a proposal: what was recorded nearest to it takes its place
-            nearest = recorded.nearest_recipe(recipe.to_flat_dict(), free)
+        trial = ledger.ask()
+        if not trial.is_survivor:
+            # A proposal: the nearest recorded recipe takes its place.
+            study.tell(trial.optuna_trial, state=OptunaState.FAIL)
+            nearest = recorded.nearest_recipe(trial.recipe.to_flat_dict(), free)
             free.discard(nearest)
             ledger.enqueue_start(str(nearest), recorded.values[nearest])
-            trial, recipe = ledger.ask()
-            tried[recipe.seed_independent_key()] = nearest
-        number = tried[recipe.seed_independent_key()]
+            trial = ledger.ask()
+            tried[trial.recipe.seed_independent_key()] = nearest
+        number = tried[trial.recipe.seed_independent_key()]
         state, reports = TrialState.COMPLETED, []
         for epoch, (value, cost) in enumerate(
             zip(recorded.curves[number], recorded.epoch_costs[number], strict=True), start=1

@@ -82,7 +82,7 @@ def leaderboard(
     """The best completed trials of a study."""
     from fmnist_search.cli import output
     from fmnist_search.cli.serialization import trial_to_dict
-    from fmnist_search.search.suggest import varying_names
+    from fmnist_search.config.conditional_space import varying_names
     from fmnist_search.workflows.lookup import load_study_config
 
     workspace = make_workspace(tracking_uri, workdir)
@@ -122,8 +122,8 @@ def show(
     """
     from fmnist_search.cli import output
     from fmnist_search.cli.serialization import trial_to_dict
+    from fmnist_search.config.conditional_space import varying_names
     from fmnist_search.config.toml_files import recipe_to_toml
-    from fmnist_search.search.suggest import varying_names
     from fmnist_search.workflows.lookup import load_study_config, run_url
 
     workspace = make_workspace(tracking_uri, workdir)
@@ -194,14 +194,13 @@ def space(
     from fmnist_search.config.conditional_space import space_size
     from fmnist_search.config.study_config import StudyConfig
     from fmnist_search.config.toml_files import parse_assignment
-    from fmnist_search.search.samplers import independently_sampled
 
     options = {"sampler": sampler, "pruner": pruner}
     overrides = {key: value for key, value in options.items() if value is not None}
     config = StudyConfig.load(study, overrides | dict(map(parse_assignment, settings or [])))
     rows = _variable_rows(config)
     total = space_size(config.space)
-    at_random = independently_sampled(config.sampler, config.space)
+    at_random = config.independently_sampled
     if as_json:
         found = {"recipes": total.recipe_count, "endless": total.unbounded, "drawn_at_random": at_random}
         output.print_json({"study": config.name, "space": rows, **found})

@@ -129,8 +129,8 @@ def search(
 
 def _print_preview(config: StudyConfig, as_json: bool) -> None:
     from fmnist_search.cli import output
+    from fmnist_search.config.conditional_space import varying_names
     from fmnist_search.recipe.formatting import short_names
-    from fmnist_search.search.suggest import varying_names
     from fmnist_search.workflows.study.api import preview
 
     preview_ = preview(config)

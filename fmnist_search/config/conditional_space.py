@@ -1,4 +1,4 @@
-"""What a space lets vary: which values each hyperparameter takes, on what it depends, how many recipes there are."""
+"""What a space lets vary: conditional hyperparameters, the number of recipes, varying and constant values."""
 
 from __future__ import annotations
 
@@ -7,41 +7,22 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from fmnist_search.config.space import Choice, Domain, Fixed, Range, Space, bounds
+from fmnist_search.config.space import NOT_SEARCHABLE, Choice, Domain, Fixed, Range, Space, bounds
 from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.hyperparameters import Value
 from fmnist_search.recipe.recipe import Recipe, is_active, recipe_hyperparameters
 
+FAMILY_NAME = "model.family"
+
 MAX_CONDITION_VALUES = 1000
-"""A range of more values than this is not looked through for what depends on them: its ends are."""
+"""Of a range with more values, only the ends are checked for hyperparameters that depend on it."""
 
 
-@dataclass(frozen=True)
-class ConditionalHyperparameter:
-    """A hyperparameter that a space lets vary in one family.
-
-    `conditions` names the hyperparameters that decide whether it is there, each with the values for which it is.
-    """
-
-    name: str
-    domain: Domain
-    conditions: Mapping[str, tuple[Value, ...]]
-
-    def is_active(self, chosen: Mapping[str, Value]) -> bool:
-        """Whether a recipe has it, given what it depends on."""
-        return all(chosen.get(gate) in wanted for gate, wanted in self.conditions.items())
-
-
-@dataclass(frozen=True)
-class SpaceSize:
-    """How many recipes a space holds, and the names of those hyperparameters that have no end of values."""
-
-    recipe_count: int
-    unbounded: tuple[str, ...]
+# ------------------------------------------------------------------------------ values of a domain
 
 
 def domain_values(domain: Domain) -> tuple[Value, ...] | None:
-    """All values of a domain; None where there is no end of them."""
+    """Return all values of a domain, or None if it is infinite."""
     match domain:
         case Fixed(value):
             return (value,)
@@ -50,51 +31,76 @@ def domain_values(domain: Domain) -> tuple[Value, ...] | None:
         case Range(low, high, _, step) if isinstance(low, int) and isinstance(high, int):
             return tuple(range(low, high + 1, int(step or 1)))
         case Range(low, high, _, step) if step:
-            # A last step that falls on `high` but for rounding is `high`, and no more.
+            # A last step that misses `high` only by rounding is `high` itself.
             return tuple(min(low + step * n, high) for n in range(math.floor((high - low) / step + 1e-8) + 1))
     return None
 
 
 def value_count(domain: Domain) -> int | None:
-    """How many values a domain has; None where there is no end of them."""
+    """Return the number of values of a domain, or None if it is infinite."""
     match domain:
         case Range(low, high, _, step) if isinstance(low, int) and isinstance(high, int):
             return len(range(low, high + 1, int(step or 1)))
-    all_values = domain_values(domain)
-    return None if all_values is None else len(all_values)
+    values = domain_values(domain)
+    return None if values is None else len(values)
+
+
+def family_domain(space: Space) -> Domain:
+    """Return the domain of the family."""
+    return Choice(space.families) if len(space.families) > 1 else Fixed(space.families[0])
+
+
+# ----------------------------------------------------------------------------------- conditions
+
+
+@dataclass(frozen=True)
+class ConditionalHyperparameter:
+    """A hyperparameter that varies within one family.
+
+    `conditions` maps each hyperparameter on which it depends to the values with which it is active.
+    """
+
+    name: str
+    domain: Domain
+    conditions: Mapping[str, tuple[Value, ...]]
+
+    def is_active(self, chosen: Mapping[str, Value]) -> bool:
+        """Return whether a recipe with these values has the hyperparameter."""
+        return all(chosen.get(other) in allowed for other, allowed in self.conditions.items())
 
 
 def conditional_hyperparameters(space: Space, family: str) -> list[ConditionalHyperparameter]:
-    """What varies in the recipes of one family, in the order in which it is drawn.
+    """Return the hyperparameters that vary in the recipes of a family, in the order in which they are sampled.
 
-    A domain of what no recipe of the space has (the third block of networks of two) is left out.
+    A hyperparameter that is active in no recipe of the space (the third block of networks of two) is left out.
     """
     domains = space.domains(family)
-    known = recipe_hyperparameters(FAMILIES[family])
-    gates = {
-        name: _conditions(name, family, domains) for name in known if not isinstance(domains.get(name, Fixed(0)), Fixed)
+    conditions = {
+        name: _conditions(name, family, domains)
+        for name in recipe_hyperparameters(FAMILIES[family])
+        if not isinstance(domains.get(name, Fixed(0)), Fixed)
     }
     return [
-        ConditionalHyperparameter(name, domains[name], wanted) for name, wanted in gates.items() if wanted is not None
+        ConditionalHyperparameter(name, domains[name], found) for name, found in conditions.items() if found is not None
     ]
 
 
 def _conditions(name: str, family: str, domains: Mapping[str, Domain]) -> dict[str, tuple[Value, ...]] | None:
-    """What decides whether a hyperparameter is there, with the values for which it is; None where it never is."""
+    """Return the hyperparameters on which one depends, with the values that activate it; None if nothing does."""
     others = {other: _condition_values(domain) for other, domain in domains.items() if other != name}
 
-    def wanted(other: str, point: Mapping[str, Value]) -> tuple[Value, ...]:
+    def activating(other: str, point: Mapping[str, Value]) -> tuple[Value, ...]:
         return tuple(value for value in others[other] if is_active(name, FAMILIES[family], {**point, other: value}))
 
-    flat = Recipe().replace({"model.family": family}).to_flat_dict()
-    point = {**flat, **{other: candidates[-1] for other, candidates in others.items()}}
+    defaults = Recipe().replace({FAMILY_NAME: family}).to_flat_dict()
+    point = {**defaults, **{other: values[-1] for other, values in others.items()}}
     while not is_active(name, FAMILIES[family], point):
-        switch = next((other for other in others if wanted(other, point)), None)
+        switch = next((other for other in others if activating(other, point)), None)
         if switch is None:
             return None
-        point[switch] = wanted(switch, point)[0]
-    gates = {other: wanted(other, point) for other in others}
-    return {other: values for other, values in gates.items() if len(values) < len(others[other])}
+        point[switch] = activating(switch, point)[0]
+    conditions = {other: activating(other, point) for other in others}
+    return {other: values for other, values in conditions.items() if len(values) < len(others[other])}
 
 
 def _condition_values(domain: Domain) -> tuple[Value, ...]:
@@ -102,39 +108,79 @@ def _condition_values(domain: Domain) -> tuple[Value, ...]:
     return (domain_values(domain) if few else None) or bounds(domain)
 
 
-def space_size(space: Space) -> SpaceSize:
-    """How many recipes a space holds; what has no end of values counts as one and is named."""
-    recipes, endless = 0, set()
+def qualified_name(space: Space, family: str, name: str) -> str:
+    """Return the name of a hyperparameter in its study: `cnn.depth` for `model.depth` if it has several families."""
+    if len(space.families) > 1 and name.startswith("model."):
+        return f"{family}.{name.removeprefix('model.')}"
+    return name
+
+
+def hyperparameter_groups(space: Space) -> list[dict[str, Domain]]:
+    """Return the domains that vary, by qualified name; each group holds hyperparameters that the same recipes have.
+
+    The first group, which may be empty, holds what all recipes have.
+    """
+    groups: dict[object, dict[str, Domain]] = {(): {}}
+    if len(space.families) > 1:
+        groups[()][FAMILY_NAME] = family_domain(space)
     for family in space.families:
-        for _, there in _enumerate_branches(conditional_hyperparameters(space, family)):
-            counts = {variable.name: value_count(variable.domain) for variable in there}
-            recipes += math.prod(number or 1 for number in counts.values())
-            endless |= {name for name, number in counts.items() if number is None}
-    return SpaceSize(recipes, tuple(sorted(endless)))
+        for variable in conditional_hyperparameters(space, family):
+            if value_count(variable.domain) == 1:
+                continue
+            own = len(space.families) > 1 and variable.name.startswith("model.")
+            conditions = tuple(sorted(variable.conditions.items()))
+            group = groups.setdefault((family, *conditions) if own else conditions, {})
+            group[qualified_name(space, family, variable.name)] = variable.domain
+    return list(groups.values())
+
+
+# ------------------------------------------------------------------------------ all recipes of a space
+
+
+@dataclass(frozen=True)
+class SpaceSize:
+    """The number of recipes of a space, and the names of the hyperparameters with infinitely many values."""
+
+    recipe_count: int
+    unbounded: tuple[str, ...]
+
+
+def space_size(space: Space) -> SpaceSize:
+    """Return the size of a space; an infinite domain counts as one value and is named."""
+    recipes, unbounded = 0, set()
+    for family in space.families:
+        for _, active in _enumerate_branches(conditional_hyperparameters(space, family)):
+            counts = {variable.name: value_count(variable.domain) for variable in active}
+            recipes += math.prod(count or 1 for count in counts.values())
+            unbounded |= {name for name, count in counts.items() if count is None}
+    return SpaceSize(recipes, tuple(sorted(unbounded)))
 
 
 def enumerate_points(space: Space, family: str) -> Iterator[dict[str, Value]]:
-    """Every combination of one family's values, each with what is there in it; what has no end is an error."""
-    for chosen, there in _enumerate_branches(conditional_hyperparameters(space, family)):
-        columns = [domain_values(variable.domain) for variable in there]
+    """Yield every combination of values of one family, with the active hyperparameters only; needs a finite space."""
+    for chosen, active in _enumerate_branches(conditional_hyperparameters(space, family)):
+        columns = [domain_values(variable.domain) for variable in active]
         assert all(column is not None for column in columns)
         for row in itertools.product(*(column or () for column in columns)):
-            yield chosen | {variable.name: value for variable, value in zip(there, row, strict=True)}
+            yield chosen | {variable.name: value for variable, value in zip(active, row, strict=True)}
 
 
 def _enumerate_branches(
-    all_variables: list[ConditionalHyperparameter],
+    variables: list[ConditionalHyperparameter],
 ) -> Iterator[tuple[dict[str, Value], list[ConditionalHyperparameter]]]:
-    """Each choice of what others depend on, with the variables that are there besides."""
-    gates = {gate for variable in all_variables for gate in variable.conditions}
-    gating = [variable for variable in all_variables if variable.name in gates]
-    for row in itertools.product(*(domain_values(variable.domain) or () for variable in gating)):
-        chosen = {variable.name: value for variable, value in zip(gating, row, strict=True)}
-        yield chosen, [v for v in all_variables if v.name not in gates and v.is_active(chosen)]
+    """Yield each combination of the values that conditions name, with the other hyperparameters that it activates."""
+    names = {other for variable in variables for other in variable.conditions}
+    switches = [variable for variable in variables if variable.name in names]
+    for row in itertools.product(*(domain_values(variable.domain) or () for variable in switches)):
+        chosen = {variable.name: value for variable, value in zip(switches, row, strict=True)}
+        yield chosen, [v for v in variables if v.name not in names and v.is_active(chosen)]
+
+
+# ------------------------------------------------------------------------- what varies and what does not
 
 
 def unconditional_domains(space: Space) -> dict[str, Domain]:
-    """What every recipe of a space has, of whatever family, by dotted name."""
+    """Return the varying domains, by dotted name, that every recipe of a space has, of whatever family."""
     if len(space.families) > 1:
         own = [conditional_hyperparameters(space, family) for family in space.families]
         return {v.name: v.domain for v in own[0] if not v.conditions and not v.name.startswith("model.")}
@@ -142,5 +188,43 @@ def unconditional_domains(space: Space) -> dict[str, Domain]:
 
 
 def unconditional_ranges(space: Space) -> dict[str, Domain]:
-    """The ranges among what every recipe has."""
+    """Return the ranges among the unconditional domains."""
     return {name: domain for name, domain in unconditional_domains(space).items() if isinstance(domain, Range)}
+
+
+def searchable_values(given: Mapping[str, Value]) -> dict[str, Value]:
+    """Return the values, by dotted name, without those that a study sets for all its trials."""
+    return {name: value for name, value in given.items() if name not in NOT_SEARCHABLE and name != "schema_version"}
+
+
+def varying_names(space: Space) -> list[str]:
+    """Return the dotted names of everything that may differ between trials, in the order of a recipe."""
+    names = [FAMILY_NAME] if len(space.families) > 1 else []
+    for family in space.families:
+        names += [name for name in recipe_hyperparameters(FAMILIES[family]) if _varies(name, space, family)]
+    return list(dict.fromkeys(names))
+
+
+def constant_values(space: Space, base: Recipe) -> dict[str, Value]:
+    """Return the values, by dotted name, that are the same in all trials of a study with this base recipe."""
+    varying = {*varying_names(space), "seed"}
+    fixed = {n: bounds(d)[0] for n, d in space.domains(space.families[0]).items() if len(bounds(d)) == 1}
+    values = base.replace({FAMILY_NAME: space.families[0], **fixed}).to_flat_dict()
+    if len(space.families) > 1:
+        values = {name: value for name, value in values.items() if not name.startswith("model.")}
+    return {name: value for name, value in values.items() if name not in varying}
+
+
+def _varies(name: str, space: Space, family: str) -> bool:
+    """Return whether a hyperparameter is sampled, or belongs to a block that not all recipes have."""
+    domains = space.domains(family)
+    if name in domains and not isinstance(domains[name], Fixed):
+        return True
+    if not name.startswith("model."):
+        return False
+    ends = {n: bounds(d) for n, d in domains.items() if n.startswith("model.")}
+    first = {FAMILY_NAME: family, **{other: values[0] for other, values in ends.items()}}
+    values = {
+        Recipe().replace({**first, other: end}).to_flat_dict()[name] for other, others in ends.items() for end in others
+    }
+    return len(values) > 1

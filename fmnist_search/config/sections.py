@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
+from fmnist_search.config.space import Choice, Domain
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.datasets import DEFAULT_DATASET
 
@@ -20,43 +21,70 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
 
 
-class Tpe(Section):
+class SamplerSection(Section):
+    """The settings of a sampler."""
+
+    def joint_groups(self, groups: Sequence[Mapping[str, Domain]]) -> list[Mapping[str, Domain]]:
+        """Return the groups of hyperparameters that it samples jointly; all others it samples independently.
+
+        `groups` are those of a space, as in `conditional_space.hyperparameter_groups`; the first is unconditional.
+        """
+        return []
+
+
+class Tpe(SamplerSection):
     """Tree-structured Parzen estimator, multivariate and grouped: learns from the trials so far."""
 
     name: Literal["tpe"] = "tpe"
-    startup_trials: int = Field(5, ge=1, description="trials drawn at random before it learns")
-    candidates: int = Field(24, ge=1, description="draws of which the most promising one is tried")
+    startup_trials: int = Field(5, ge=1, description="trials sampled at random before it learns")
+    candidates: int = Field(24, ge=1, description="random candidates for each trial, of which the best is tried")
+
+    def joint_groups(self, groups: Sequence[Mapping[str, Domain]]) -> list[Mapping[str, Domain]]:
+        """Return every group."""
+        return list(groups)
 
 
-class Random(Section):
-    """Every trial drawn independently."""
+class Random(SamplerSection):
+    """Every trial sampled independently."""
 
     name: Literal["random"] = "random"
 
 
-class Gp(Section):
-    """Gaussian process, learning from completed trials; what not every recipe has is drawn at random."""
+class Gp(SamplerSection):
+    """Gaussian process, learning from completed trials; conditional hyperparameters are sampled at random."""
 
     name: Literal["gp"] = "gp"
-    startup_trials: int = Field(10, ge=1, description="completed trials drawn at random before it learns")
+    startup_trials: int = Field(10, ge=1, description="completed trials sampled at random before it learns")
+
+    def joint_groups(self, groups: Sequence[Mapping[str, Domain]]) -> list[Mapping[str, Domain]]:
+        """Return the unconditional group."""
+        return [groups[0]]
 
 
-class Cmaes(Section):
-    """CMA-ES over ranges that every recipe has, learning from completed trials; all else is drawn at random."""
+class Cmaes(SamplerSection):
+    """CMA-ES over unconditional ranges, learning from completed trials; all else is sampled at random."""
 
     name: Literal["cmaes"] = "cmaes"
-    startup_trials: int = Field(1, ge=0, description="completed trials drawn at random before it begins")
+    startup_trials: int = Field(1, ge=0, description="completed trials sampled at random before it begins")
     population: int | None = Field(None, ge=2, description="recipes a generation; by default from the number of ranges")
 
+    def joint_groups(self, groups: Sequence[Mapping[str, Domain]]) -> list[Mapping[str, Domain]]:
+        """Return the ranges of the unconditional group."""
+        return [{name: domain for name, domain in groups[0].items() if not isinstance(domain, Choice)}]
 
-class Qmc(Section):
+
+class Qmc(SamplerSection):
     """Quasi-random: a scrambled low-discrepancy sequence over the whole space, which learns nothing."""
 
     name: Literal["qmc"] = "qmc"
     sequence: Literal["sobol", "halton"] = "sobol"
 
+    def joint_groups(self, groups: Sequence[Mapping[str, Domain]]) -> list[Mapping[str, Domain]]:
+        """Return one group of all hyperparameters."""
+        return [{name: domain for group in groups for name, domain in group.items()}]
 
-class Grid(Section):
+
+class Grid(SamplerSection):
     """Every recipe of a space of lists and steps, once, in random order."""
 
     name: Literal["grid"] = "grid"

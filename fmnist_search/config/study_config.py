@@ -24,7 +24,12 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from fmnist_search.config.conditional_space import domain_values, space_size, unconditional_ranges
+from fmnist_search.config.conditional_space import (
+    domain_values,
+    hyperparameter_groups,
+    space_size,
+    unconditional_ranges,
+)
 from fmnist_search.config.origins import Origins, find_origins
 from fmnist_search.config.sections import (
     NAME_PATTERN,
@@ -185,6 +190,14 @@ class StudyConfig(Section):
             raise UserError(
                 *dict.fromkeys(line for details in error.errors() for line in _error_lines(details))
             ) from None
+
+    @property
+    def independently_sampled(self) -> list[str]:
+        """The hyperparameters that a model-based sampler cannot model and samples at random, by qualified name."""
+        groups = hyperparameter_groups(self.space)
+        joint = self.sampler.joint_groups(groups)
+        modelled = {name for group in joint for name in group}
+        return sorted({name for group in groups for name in group} - modelled) if joint else []
 
     @property
     def warnings(self) -> tuple[str, ...]:

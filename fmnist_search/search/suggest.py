@@ -1,4 +1,4 @@
-"""Domains of a study file become Optuna's suggestions, and suggestions become a recipe."""
+"""Recipes from Optuna's trials: domains become suggestions, and recipes become Optuna's parameters."""
 
 from __future__ import annotations
 
@@ -9,184 +9,49 @@ from typing import cast
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from fmnist_search.config.conditional_space import conditional_hyperparameters, enumerate_points
-from fmnist_search.config.space import NOT_SEARCHABLE, Choice, Domain, Fixed, Range, Space, bounds
+from fmnist_search.config.conditional_space import (
+    FAMILY_NAME,
+    enumerate_points,
+    family_domain,
+    qualified_name,
+    searchable_values,
+)
+from fmnist_search.config.space import Choice, Domain, Fixed, Range, Space
 from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.errors import UserError
 from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.formatting import format_value
 from fmnist_search.recipe.hyperparameters import Value
 from fmnist_search.recipe.recipe import Recipe, is_active, recipe_hyperparameters
 
-FAMILY_NAME = "model.family"
-
 
 def base_recipe(config: StudyConfig, precision: str) -> Recipe:
-    """What every trial of a study has in common, before its domains are drawn from."""
+    """Return the recipe that all trials of a study share, before any hyperparameter is sampled."""
     data: dict[str, object] = {f"data.{name}": value for name, value in vars(config.data).items()}
     batch_size = min(Recipe().batch_size, config.data.training_count)
     return Recipe().replace({**data, "epochs": config.budget.epochs, "precision": precision, "batch_size": batch_size})
 
 
+def trial_seed(study_seed: int, number: int) -> int:
+    """Return the seed of a trial, from 0 to 2**31 - 1. Stored studies rely on it, so it must not change."""
+    digest = hashlib.sha256(f"{study_seed}/{number}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+# ------------------------------------------------------------------------------------ sampling
+
+
 def suggest_recipe(trial: optuna.Trial, space: Space, base: Recipe, seed: int) -> Recipe:
-    """Draw a recipe. What depends on another value (the width of a third block) is asked for only where it matters."""
-    family = str(_suggest(trial, FAMILY_NAME, _family_domain(space.families)))
+    """Sample a recipe. A conditional hyperparameter is suggested only if the recipe has it."""
+    family = str(_suggest(trial, FAMILY_NAME, family_domain(space)))
     domains = space.domains(family)
     start = base.replace({FAMILY_NAME: family})
     values = start.to_flat_dict()
     for name, spec in recipe_hyperparameters(FAMILIES[family]).items():
-        pinned = isinstance(domains.get(name), Fixed)
-        if name in domains and (pinned or is_active(name, FAMILIES[family], values)):
-            values[name] = spec.parse(_suggest(trial, optuna_param_name(space, family, name), domains[name]))
+        fixed = isinstance(domains.get(name), Fixed)
+        if name in domains and (fixed or is_active(name, FAMILIES[family], values)):
+            values[name] = spec.parse(_suggest(trial, qualified_name(space, family, name), domains[name]))
     return start.replace({**values, "seed": seed})
-
-
-def _family_domain(families: tuple[str, ...]) -> Domain:
-    return Choice(families) if len(families) > 1 else Fixed(families[0])
-
-
-def optuna_param_name(space: Space, family: str, name: str) -> str:
-    """A hyperparameter's name in Optuna: its dotted one, with the family's where several families may share it."""
-    if len(space.families) > 1 and name.startswith("model."):
-        return f"{family}.{name.removeprefix('model.')}"
-    return name
-
-
-def distribution_groups(space: Space) -> list[dict[str, BaseDistribution]]:
-    """Optuna's distributions of a space, by Optuna's names; each group holds what is there in the same recipes.
-
-    The first group is what all recipes have. Domains of a single value are left out.
-    """
-    groups: dict[object, dict[str, BaseDistribution]] = {(): {}}
-    if len(space.families) > 1:
-        groups[()][FAMILY_NAME] = CategoricalDistribution(space.families)
-    for family in space.families:
-        for variable in conditional_hyperparameters(space, family):
-            own = len(space.families) > 1 and variable.name.startswith("model.")
-            gates = tuple(sorted((gate, wanted) for gate, wanted in variable.conditions.items()))
-            group = groups.setdefault((family, *gates) if own else gates, {})
-            group[optuna_param_name(space, family, variable.name)] = _to_distribution(variable.domain)
-    return [{name: d for name, d in group.items() if not d.single()} for group in groups.values()]
-
-
-def _to_distribution(domain: Domain) -> BaseDistribution:
-    match domain:
-        case Fixed(value):
-            return CategoricalDistribution((value,))
-        case Choice(values):
-            return CategoricalDistribution(values)
-        case Range(low, high, log, step) if isinstance(low, int) and isinstance(high, int):
-            return IntDistribution(low, high, log=log, step=int(step or 1))
-        case Range(low, high, log, step):
-            return FloatDistribution(low, high, log=log, step=step)
-
-
-def grid_points(space: Space) -> Iterator[dict[str, Value]]:
-    """Every recipe of a space as Optuna's parameters; its domains must all have an end."""
-    for family in space.families:
-        head: dict[str, Value] = {FAMILY_NAME: family} if len(space.families) > 1 else {}
-        for point in enumerate_points(space, family):
-            yield head | {optuna_param_name(space, family, name): value for name, value in point.items()}
-
-
-def searchable_values(given: Mapping[str, Value]) -> dict[str, Value]:
-    """The values, by dotted name, that a study may search: not those that it decides for all its trials."""
-    return {name: value for name, value in given.items() if name not in NOT_SEARCHABLE and name != "schema_version"}
-
-
-def to_optuna_params(space: Space, base: Recipe, given: Mapping[str, Value]) -> tuple[dict[str, Value], list[str]]:
-    """Optuna's parameters that give these values, by dotted name, and what of them the space does not hold.
-
-    Values that a study decides for all its trials (images, epochs, seed) are none of a space's.
-
-    Raises:
-        UserError: the values are no recipe's.
-    """
-    family = _select_family(space, given)
-    own = searchable_values(given)
-    domains = space.domains(family)
-    pins = {name: domain.value for name, domain in domains.items() if isinstance(domain, Fixed)}
-    whole = base.replace({FAMILY_NAME: family, **pins, **own})
-    if family not in space.families:
-        return {}, [f"{FAMILY_NAME} = {family}, and the space has {', '.join(space.families)}"]
-    wanted = whole.to_flat_dict()
-    drawn = {name: value for name, value in own.items() if not isinstance(domains.get(name, Fixed(0)), Fixed)}
-    reached = base.replace({FAMILY_NAME: family, **pins, **drawn}).to_flat_dict()
-    names_a_family = any(name.startswith("model.") for name in given)
-    params: dict[str, Value] = {FAMILY_NAME: family} if names_a_family and len(space.families) > 1 else {}
-    outside = []
-    for name, spec in recipe_hyperparameters(FAMILIES[family]).items():
-        if name not in own or not is_active(name, FAMILIES[family], wanted):
-            continue
-        domain = domains[name] if name in drawn else Fixed(reached[name])
-        if domain.contains(wanted[name]):
-            chosen = wanted[name]
-        elif domain.contains(spec.default) and whole.replace({name: spec.default}) == whole:
-            chosen = spec.default  # 0 stands in a space for the default width of a block, and no recipe says 0
-        else:
-            outside.append(f"{name} = {format_value(wanted[name])}, and the space has {domain}")
-            continue
-        if name in drawn:
-            params[optuna_param_name(space, family, name)] = chosen
-    return params, outside
-
-
-def sample_with_fixed(space: Space, base: Recipe, given: Mapping[str, Value], seed: int) -> Recipe:
-    """A recipe with these values, whether the space holds them or not; what is not given is drawn by the seed."""
-    family = _select_family(space, given)
-    pins = {name: Fixed(value) for name, value in searchable_values(given).items()}
-    common = {name: pin for name, pin in pins.items() if not name.startswith("model.")}
-    own = {name: pin for name, pin in pins.items() if name.startswith("model.")}
-    around = Space((family,), {**space.common, **common}, {family: {**space.by_family.get(family, {}), **own}})
-    scratch = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    return suggest_recipe(scratch.ask(), around, base, seed)
-
-
-def _select_family(space: Space, given: Mapping[str, Value]) -> str:
-    """The family that is given, or the first of the space that has every hyperparameter that is."""
-    if FAMILY_NAME in given:
-        return str(given[FAMILY_NAME])
-    own = {name for name in given if name.startswith("model.")}
-    having = (family for family in space.families if own <= recipe_hyperparameters(FAMILIES[family]).keys())
-    return next(having, space.families[0])
-
-
-def varying_names(space: Space) -> list[str]:
-    """Dotted names of everything that may differ between trials, in the order of a recipe."""
-    names = [FAMILY_NAME] if len(space.families) > 1 else []
-    for family in space.families:
-        names += [name for name in recipe_hyperparameters(FAMILIES[family]) if _varies(name, space, family)]
-    return list(dict.fromkeys(names))
-
-
-def constant_values(space: Space, base: Recipe) -> dict[str, Value]:
-    """Dotted names and values of everything that is the same in all trials of a study."""
-    varying = {*varying_names(space), "seed"}
-    pins = {n: bounds(d)[0] for n, d in space.domains(space.families[0]).items() if len(bounds(d)) == 1}
-    flat = base.replace({FAMILY_NAME: space.families[0], **pins}).to_flat_dict()
-    if len(space.families) > 1:
-        flat = {name: value for name, value in flat.items() if not name.startswith("model.")}
-    return {name: value for name, value in flat.items() if name not in varying}
-
-
-def _varies(name: str, space: Space, family: str) -> bool:
-    """Whether trials differ in a hyperparameter: it is drawn, or it belongs to a block that not all of them have."""
-    domains = space.domains(family)
-    if name in domains and not isinstance(domains[name], Fixed):
-        return True
-    if not name.startswith("model."):
-        return False
-    gates = {n: bounds(d) for n, d in domains.items() if n.startswith("model.")}
-    first = {FAMILY_NAME: family, **{gate: values[0] for gate, values in gates.items()}}
-    values = {
-        Recipe().replace({**first, gate: end}).to_flat_dict()[name] for gate, ends in gates.items() for end in ends
-    }
-    return len(values) > 1
-
-
-def trial_seed(study_seed: int, number: int) -> int:
-    """A seed for each trial of a study, so that neighbours share neither weights nor order."""
-    digest = hashlib.sha256(f"{study_seed}/{number}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
 
 
 def _suggest(trial: optuna.Trial, name: str, domain: Domain) -> Value:
@@ -199,3 +64,100 @@ def _suggest(trial: optuna.Trial, name: str, domain: Domain) -> Value:
             return trial.suggest_int(name, low, high, log=log, step=int(step or 1))
         case Range(low, high, log, step):
             return trial.suggest_float(name, low, high, log=log, step=step)
+
+
+def sample_with_fixed(space: Space, base: Recipe, given: Mapping[str, Value], seed: int) -> Recipe:
+    """Return a recipe with the given values, even if they lie outside the space; `seed` samples all others."""
+    family = _select_family(space, given)
+    fixed = {name: Fixed(value) for name, value in searchable_values(given).items()}
+    common = {name: domain for name, domain in fixed.items() if not name.startswith("model.")}
+    own = {name: domain for name, domain in fixed.items() if name.startswith("model.")}
+    fixed_space = Space((family,), {**space.common, **common}, {family: {**space.by_family.get(family, {}), **own}})
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    return suggest_recipe(study.ask(), fixed_space, base, seed)
+
+
+def to_distribution(domain: Domain) -> BaseDistribution:
+    """Return Optuna's distribution of a domain."""
+    match domain:
+        case Fixed(value):
+            return CategoricalDistribution((value,))
+        case Choice(values):
+            return CategoricalDistribution(values)
+        case Range(low, high, log, step) if isinstance(low, int) and isinstance(high, int):
+            return IntDistribution(low, high, log=log, step=int(step or 1))
+        case Range(low, high, log, step):
+            return FloatDistribution(low, high, log=log, step=step)
+
+
+# --------------------------------------------------------------------------------- parameters
+
+
+def grid_points(space: Space) -> Iterator[dict[str, Value]]:
+    """Yield every recipe of a finite space as Optuna's parameters."""
+    for family in space.families:
+        head: dict[str, Value] = {FAMILY_NAME: family} if len(space.families) > 1 else {}
+        for point in enumerate_points(space, family):
+            yield head | {qualified_name(space, family, name): value for name, value in point.items()}
+
+
+def start_params(config: StudyConfig, source: str, given: Mapping[str, Value]) -> tuple[dict[str, Value], list[str]]:
+    """Return Optuna's parameters of a start recipe, and a line for each value that lies outside the space.
+
+    Raises:
+        UserError: if the values do not make a recipe, or if they lie outside the space and the study refuses that.
+    """
+    try:
+        params, outside = to_optuna_params(config.space, base_recipe(config, "float32"), given)
+    except UserError as error:
+        raise UserError(*(f"start.recipes: {source}: {line}" for line in error.lines)) from None
+    if outside and config.start.outside == "refuse":
+        remedy = "widen the space, or allow it with start.outside = 'try'"
+        raise UserError(*(f"start.recipes: {source}: {reason}; {remedy}" for reason in outside))
+    return params, outside
+
+
+def to_optuna_params(space: Space, base: Recipe, given: Mapping[str, Value]) -> tuple[dict[str, Value], list[str]]:
+    """Return Optuna's parameters for the given values, and a line for each value that lies outside the space.
+
+    `given` holds values by dotted name. Those that a study sets for all its trials (images, epochs, seed) are ignored.
+
+    Raises:
+        UserError: if the values do not make a recipe.
+    """
+    family = _select_family(space, given)
+    own = searchable_values(given)
+    domains = space.domains(family)
+    fixed = {name: domain.value for name, domain in domains.items() if isinstance(domain, Fixed)}
+    recipe = base.replace({FAMILY_NAME: family, **fixed, **own})
+    if family not in space.families:
+        return {}, [f"{FAMILY_NAME} = {family}, and the space has {', '.join(space.families)}"]
+    wanted = recipe.to_flat_dict()
+    sampled = {name: value for name, value in own.items() if not isinstance(domains.get(name, Fixed(0)), Fixed)}
+    reachable = base.replace({FAMILY_NAME: family, **fixed, **sampled}).to_flat_dict()
+    names_a_family = any(name.startswith("model.") for name in given)
+    params: dict[str, Value] = {FAMILY_NAME: family} if names_a_family and len(space.families) > 1 else {}
+    outside = []
+    for name, spec in recipe_hyperparameters(FAMILIES[family]).items():
+        if name not in own or not is_active(name, FAMILIES[family], wanted):
+            continue
+        domain = domains[name] if name in sampled else Fixed(reachable[name])
+        if domain.contains(wanted[name]):
+            value = wanted[name]
+        elif domain.contains(spec.default) and recipe.replace({name: spec.default}) == recipe:
+            value = spec.default  # a space may hold 0 for the default width of a block; a recipe holds that width
+        else:
+            outside.append(f"{name} = {format_value(wanted[name])}, and the space has {domain}")
+            continue
+        if name in sampled:
+            params[qualified_name(space, family, name)] = value
+    return params, outside
+
+
+def _select_family(space: Space, given: Mapping[str, Value]) -> str:
+    """Return the given family, or the first family of the space that has all given hyperparameters."""
+    if FAMILY_NAME in given:
+        return str(given[FAMILY_NAME])
+    own = {name for name in given if name.startswith("model.")}
+    suitable = (family for family in space.families if own <= recipe_hyperparameters(FAMILIES[family]).keys())
+    return next(suitable, space.families[0])

@@ -1,4 +1,7 @@
-"""What Optuna's attributes keep of a trial and of a champion: plain values there, ours here."""
+"""The attributes of Optuna's trials and studies: their names, and the values of ours that are stored in them.
+
+The names and the form of the values never change: studies of earlier versions are read and continued.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+import optuna
 from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as OptunaState
 
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.champion import Champion, ConfirmedScore
@@ -15,12 +20,39 @@ from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import Accuracy, Overhead, TrialResult, TrialState
 
 RECIPE_ATTRIBUTE = "recipe"
+"""The recipe of a trial, as a flat dictionary."""
+
 OUTCOME_ATTRIBUTE = "outcome"
-"""Attributes of a trial."""
+"""How a trial ended: `outcome_attribute` or `duplicate_outcome_attribute`."""
+
+SEED_ATTRIBUTE = "seed"
+"""The seed of a queued trial that repeats the seed of an earlier one."""
+
+START_ATTRIBUTE = "start"
+"""The source of a recipe that the study file starts with."""
+
+FIXED_VALUES_ATTRIBUTE = "given"
+"""The values of a start recipe outside the space, as they were given."""
+
+RETRY_ATTRIBUTE = "retry_of"
+"""The number of the interrupted or lost trial that a trial repeats."""
+
+WORKER_LOST_ATTRIBUTE = "lost"
+"""Whether a trial repeats one whose worker was lost."""
+
+SURVIVOR_OF_ATTRIBUTE = "survivor_of"
+"""The number of the candidate that a trial trains in full under the one-epoch rule."""
+
+DUPLICATE_ATTRIBUTE = "duplicate_of"
+"""The number of the earlier equal trial whose result a trial reuses."""
+
+COPIED_ON_RETRY = (START_ATTRIBUTE, FIXED_VALUES_ATTRIBUTE, SURVIVOR_OF_ATTRIBUTE, WORKER_LOST_ATTRIBUTE)
+
+FINISHED_STATES = (OptunaState.COMPLETE, OptunaState.PRUNED, OptunaState.FAIL)
 
 
 def outcome_attribute(result: TrialResult, run_id: str, overhead: Overhead, *, will_retry: bool) -> dict[str, Any]:
-    """How a trial ended, to be kept beside what Optuna keeps of it."""
+    """Return how a trial ended, as the value of `OUTCOME_ATTRIBUTE`."""
     return {
         "state": result.state.value,
         "reason": result.reason,
@@ -34,7 +66,7 @@ def outcome_attribute(result: TrialResult, run_id: str, overhead: Overhead, *, w
 
 
 def duplicate_outcome_attribute(original: TrialRecord) -> dict[str, Any]:
-    """How a trial ended that an earlier equal one has answered."""
+    """Return how a trial ended that reuses the result of an earlier equal trial, as `OUTCOME_ATTRIBUTE`."""
     return {
         "state": original.state.value,
         "reason": f"equals trial {original.number}",
@@ -45,28 +77,33 @@ def duplicate_outcome_attribute(original: TrialRecord) -> dict[str, Any]:
     }
 
 
-def has_ended(trial: FrozenTrial) -> bool:
-    """Whether it is known what the trial trained and what came of it."""
-    return RECIPE_ATTRIBUTE in trial.user_attrs and OUTCOME_ATTRIBUTE in trial.user_attrs
+def trial_records(study: optuna.Study) -> list[TrialRecord]:
+    """Return a record of each trial that has ended, by number.
+
+    A trial without a recipe or an outcome is left out: its process was killed before it reported the end.
+    """
+    return [
+        trial_record(trial)
+        for trial in study.get_trials(deepcopy=False, states=FINISHED_STATES)
+        if RECIPE_ATTRIBUTE in trial.user_attrs and OUTCOME_ATTRIBUTE in trial.user_attrs
+    ]
 
 
 def trial_record(trial: FrozenTrial) -> TrialRecord:
-    """A trial that has ended, as the rest of the house knows it."""
+    """Return the record of a trial that has ended; its value is the last reported one if it was not completed."""
     outcome = trial.user_attrs[OUTCOME_ATTRIBUTE]
-    value = trial.value
-    if value is None and trial.intermediate_values:
-        value = trial.intermediate_values[max(trial.intermediate_values)]
+    curve = tuple(value for _, value in sorted(trial.intermediate_values.items()))
     return TrialRecord(
         number=trial.number,
         state=TrialState(outcome["state"]),
-        value=value,
+        value=curve[-1] if trial.value is None and curve else trial.value,
         epochs=outcome["epochs"],
         recipe=Recipe().replace(trial.user_attrs[RECIPE_ATTRIBUTE]),
         seconds=outcome["seconds"],
         reason=outcome["reason"],
-        duplicate_of=trial.user_attrs.get("duplicate_of"),
+        duplicate_of=trial.user_attrs.get(DUPLICATE_ATTRIBUTE),
         run_id=outcome["run_id"],
-        curve=tuple(trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values)),
+        curve=curve,
         overhead=Overhead(**outcome.get("overhead", {})),
         comes_again=outcome.get("comes_again", outcome["state"] == TrialState.INTERRUPTED.value),
         parameters=outcome.get("parameters", 0),
@@ -76,12 +113,12 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
 
 
 def _to_unix_seconds(local: datetime | None) -> float | None:
-    """Optuna keeps times of this machine's clock, without a zone."""
+    """Return Unix seconds; Optuna stores the local time of this machine without a time zone."""
     return local.timestamp() if local else None
 
 
 def champion_to_dict(champion: Champion) -> dict[str, Any]:
-    """A champion in plain values."""
+    """Return a champion as values that JSON can hold."""
     confirmed = champion.confirmed
     return {
         "confirmed": {
@@ -100,7 +137,7 @@ def champion_to_dict(champion: Champion) -> dict[str, Any]:
 
 
 def champion_from_dict(stored: Mapping[str, Any]) -> Champion:
-    """The champion of such values; those of earlier versions lack some."""
+    """Return the champion that `champion_to_dict` stored; earlier versions stored neither verdict nor members."""
     confirmed = stored["confirmed"]
     return Champion(
         confirmed=ConfirmedScore(

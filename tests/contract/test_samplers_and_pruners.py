@@ -36,7 +36,6 @@ from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import EpochReport, TrialResult, TrialState
-from fmnist_search.search.samplers import independently_sampled
 from fmnist_search.search.storage import open_storage
 from fmnist_search.search.study_store import StudyRuntime, StudyStore
 from tests.support.studies import make_study
@@ -103,10 +102,10 @@ def run_trials(study_store: StudyStore, count: int, curve_of: Callable[[Recipe],
     for _ in range(count):
         if study_store.is_exhausted:
             return
-        trial, recipe = study_store.ask()
+        trial = study_store.ask()
         reports: list[EpochReport] = []
         state = TrialState.COMPLETED
-        for epoch, value in enumerate(curve_of(recipe), start=1):
+        for epoch, value in enumerate(curve_of(trial.recipe), start=1):
             reports.append(EpochReport(epoch, 1.0, value, 1.0, value, 0.01, 1.0))
             if study_store.should_prune(trial, reports[-1]):
                 state = TrialState.PRUNED
@@ -171,7 +170,7 @@ def test_workers_that_start_together_do_not_draw_alike(sampler: Any) -> None:
     # Each has a cold sampler of the same seed and takes the next trial before the others have ended.
     storage = optuna.storages.InMemoryStorage()
     config = make_config(sampler, NoPruner())
-    keys = {open_store(config, storage).ask()[1].seed_independent_key() for _ in range(6)}
+    keys = {open_store(config, storage).ask().recipe.seed_independent_key() for _ in range(6)}
     assert len(keys) == 6
 
 
@@ -218,7 +217,7 @@ def test_tpe_learns_of_what_only_some_recipes_have() -> None:
 
 @each_sampler
 def test_what_a_sampler_leaves_to_chance_is_known(sampler: Any) -> None:
-    left = independently_sampled(sampler, make_study(SPACE).space)
+    left = make_config(sampler, NoPruner()).independently_sampled
     conditional = {"model.width_2", "model.width_3"}
     choices = {"batch_size", "model.depth", "model.width_1"}
     assert set(left) == {"gp": conditional, "cmaes": conditional | choices}.get(sampler.name, set())
@@ -238,13 +237,13 @@ def test_a_grid_takes_every_recipe_once_and_then_says_so() -> None:
 def test_a_grid_does_not_take_a_recipe_that_runs_or_failed() -> None:
     config = make_config(next(s for s in SAMPLERS if s.name == "grid"), NoPruner())
     ledger = open_store(config)
-    running = ledger.ask()[1].seed_independent_key()
-    trial, failed = ledger.ask()
-    ledger.tell(trial, TrialResult(TrialState.FAILED, (), 0.0, reason="out of memory"), "")
+    running = ledger.ask().recipe.seed_independent_key()
+    failed = ledger.ask()
+    ledger.tell(failed, TrialResult(TrialState.FAILED, (), 0.0, reason="out of memory"), "")
     run_trials(ledger, 1000)
     keys = [row.recipe.seed_independent_key() for row in ledger.trial_records()]
     assert running not in keys
-    assert keys.count(failed.seed_independent_key()) == 1
+    assert keys.count(failed.recipe.seed_independent_key()) == 1
 
 
 def test_strategies_are_made_and_asked_without_warnings() -> None:

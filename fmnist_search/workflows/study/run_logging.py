@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Sequence
 
+from fmnist_search.config.conditional_space import constant_values, varying_names
 from fmnist_search.data.images import Images
 from fmnist_search.errors import UserError
 from fmnist_search.reporting.study_note import leaderboard_columns, leaderboard_csv, origins_csv, study_note
@@ -16,7 +17,7 @@ from fmnist_search.reporting.style import figure_to_png
 from fmnist_search.results.study import Importances, StopReason, StudySummary, TrialRecord
 from fmnist_search.results.training import TrialState
 from fmnist_search.search.study_store import StudyRuntime, StudyStore
-from fmnist_search.search.suggest import base_recipe, constant_values, varying_names
+from fmnist_search.search.suggest import base_recipe
 from fmnist_search.tracking import metric_names, tag_names
 from fmnist_search.tracking.provenance import command_line, environment
 from fmnist_search.tracking.run_logger import RunLogger

@@ -6,16 +6,13 @@ import dataclasses
 import math
 import time
 
-import optuna
-
+from fmnist_search.config.conditional_space import varying_names
 from fmnist_search.data.images import Images
 from fmnist_search.execution.backend import Backend
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.study import StopReason, TrialRecord
 from fmnist_search.results.training import Decision, EpochReport, Overhead, Stopper, TrialResult, TrialState
-from fmnist_search.search.pruners import SURVIVOR_OF_ATTRIBUTE
-from fmnist_search.search.study_store import StudyStore
-from fmnist_search.search.suggest import varying_names
+from fmnist_search.search.study_store import AskedTrial, StudyStore
 from fmnist_search.tracking import tag_names
 from fmnist_search.tracking.run_logger import RunLogger, TrainingRunLogger
 from fmnist_search.training.checkpoint import save_state
@@ -52,7 +49,7 @@ class SearchLoop:
         self._records = study_store.trial_records()
         self._records_by_key = {row.recipe.seed_independent_key(): row for row in self._records if _can_answer(row)}
         self._running: dict[str, TrialJob] = {}
-        self._pending_duplicates: list[tuple[optuna.Trial, Recipe]] = []
+        self._pending_duplicates: list[tuple[AskedTrial, Recipe]] = []
         self._consecutive_duplicates = 0
         self._run_keys: list[str] = []
         self._previous_seconds = study_store.searched_seconds
@@ -102,7 +99,8 @@ class SearchLoop:
             if trial is None or recipe is None:
                 if self.study_store.waits_for_running or self._stop_reason():
                     return None
-                trial, recipe = self.study_store.ask()
+                trial = self.study_store.ask()
+                recipe = trial.recipe
             if recipe.seed_independent_key() in self._running:
                 self._pending_duplicates.append((trial, recipe))
                 self._consecutive_duplicates += 1
@@ -113,7 +111,7 @@ class SearchLoop:
                 self._consecutive_duplicates = 0
                 return self._start_job(trial, recipe, time.monotonic() - asked)
 
-    def _start_job(self, trial: optuna.Trial, recipe: Recipe, sampling_seconds: float) -> TrialJob:
+    def _start_job(self, trial: AskedTrial, recipe: Recipe, sampling_seconds: float) -> TrialJob:
         try:
             begun = self._running[recipe.seed_independent_key()] = TrialJob(self, trial, recipe, sampling_seconds)
             self._run_keys.append(begun.run.run_key)
@@ -122,7 +120,7 @@ class SearchLoop:
             raise
         return begun
 
-    def _resolved_duplicate(self) -> tuple[optuna.Trial, Recipe] | None:
+    def _resolved_duplicate(self) -> tuple[AskedTrial, Recipe] | None:
         """A trial that was asked while an equal one ran, which has ended since."""
         answered = (
             self._records_by_key if self.context.interrupt_handler.requested else None
@@ -140,12 +138,8 @@ class SearchLoop:
             self._pending_duplicates.remove(parted)
         return parted
 
-    def _equal_record(self, trial: optuna.Trial, recipe: Recipe) -> TrialRecord | None:
-        return (
-            None
-            if SURVIVOR_OF_ATTRIBUTE in trial.user_attrs
-            else self._records_by_key.get(recipe.seed_independent_key())
-        )
+    def _equal_record(self, trial: AskedTrial, recipe: Recipe) -> TrialRecord | None:
+        return None if trial.is_survivor else self._records_by_key.get(recipe.seed_independent_key())
 
     def _stop_reason(self) -> StopReason | None:
         if self.context.interrupt_handler.requested:
@@ -177,7 +171,7 @@ class SearchLoop:
 class TrialJob(TrackedJob):
     """One trial: trained, pruned where that is advised, and written down wherever it ends."""
 
-    def __init__(self, search_loop: SearchLoop, trial: optuna.Trial, recipe: Recipe, sampling_seconds: float):
+    def __init__(self, search_loop: SearchLoop, trial: AskedTrial, recipe: Recipe, sampling_seconds: float):
         self._search_loop = search_loop
         name = f"{trial.number:03d} {recipe.label}"
         tags = _run_tags(search_loop.study_store, trial)
@@ -249,7 +243,7 @@ class TrialJob(TrackedJob):
         return self._record
 
 
-def _run_tags(study_store: StudyStore, trial: optuna.Trial) -> dict[str, str]:
+def _run_tags(study_store: StudyStore, trial: AskedTrial) -> dict[str, str]:
     assert study_store.runtime is not None
     tags = {
         tag_names.STUDY: study_store.config.name,
@@ -257,12 +251,7 @@ def _run_tags(study_store: StudyStore, trial: optuna.Trial) -> dict[str, str]:
         tag_names.TRIAL: str(trial.number),
         tag_names.DEVICE: study_store.runtime.execution.device,
     }
-    also = {
-        name: trial.user_attrs[name]
-        for name in ("retry_of", "start", SURVIVOR_OF_ATTRIBUTE)
-        if name in trial.user_attrs
-    }
-    return tags | {name: str(value) for name, value in also.items()}
+    return {**tags, **trial.origin}
 
 
 def _can_answer(record: TrialRecord) -> bool:

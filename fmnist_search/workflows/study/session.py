@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from fmnist_search.config.conditional_space import varying_names
 from fmnist_search.config.sections import Finalists
 from fmnist_search.config.space import NOT_SEARCHABLE
 from fmnist_search.config.study_config import StudyConfig
@@ -25,9 +26,8 @@ from fmnist_search.results.champion import Champion
 from fmnist_search.results.study import StopReason, StudySummary, TrialRecord, rank_trials
 from fmnist_search.results.training import Stopper
 from fmnist_search.search.preview import preview_recipes
-from fmnist_search.search.samplers import independently_sampled
-from fmnist_search.search.study_store import StudyRuntime, StudyStore, start_params
-from fmnist_search.search.suggest import varying_names
+from fmnist_search.search.study_store import StudyRuntime, StudyStore
+from fmnist_search.search.suggest import start_params
 from fmnist_search.tracking import metric_names
 from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.run_logger import NullRunLogger, RunLogger
@@ -217,7 +217,7 @@ class Session:
         config = self.study_store.config
         for line in (*config.warnings, *self.study_store.widened_ranges):
             self.context.callback.on_message(f"{config.name}: {line}")
-        if left := independently_sampled(config.sampler, config.space):
+        if left := config.independently_sampled:
             self.context.callback.on_message(
                 f"{config.name}: {config.sampler.name} leaves to chance: {', '.join(left)}"
             )

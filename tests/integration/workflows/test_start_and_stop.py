@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from fmnist_search.config.conditional_space import searchable_values
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.config.toml_files import recipe_to_toml
 from fmnist_search.errors import UserError
@@ -22,7 +23,7 @@ from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import EpochReport, TrialResult, TrialState
 from fmnist_search.search.study_store import StudyRuntime, StudyStore
-from fmnist_search.search.suggest import base_recipe, searchable_values, suggest_recipe
+from fmnist_search.search.suggest import base_recipe, suggest_recipe
 from tests.integration.conftest import CommandResult, FinishedStudy, run_command
 from tests.support.studies import make_study, space_tables
 
@@ -62,7 +63,7 @@ def run_next_trial(
     study_store: StudyStore, state: TrialState = TrialState.COMPLETED, *accuracies: float
 ) -> TrialRecord:
     """The next trial, ended so."""
-    trial, _ = study_store.ask()
+    trial = study_store.ask()
     reports = tuple(EpochReport(n, 1.0, 0.5, 1.0, a, 0.01, 1.0) for n, a in enumerate(accuracies or (0.5,), 1))
     for report in reports:
         if study_store.should_prune(trial, report):
@@ -125,7 +126,7 @@ def test_a_recipe_from_outside_is_refused_with_a_line_for_each_value_and_the_stu
     row = run_next_trial(ledger)
     with pytest.raises(UserError) as caught:
         ledger.enqueue_start("best.toml", Recipe().replace(VALUES_OUTSIDE).to_flat_dict())
-    remedy = "widen the space, or try it all the same with start.outside = 'try'"
+    remedy = "widen the space, or allow it with start.outside = 'try'"
     assert sorted(caught.value.lines) == [
         f"start.recipes: best.toml: augmentation.shift = 2, and the space has 0; {remedy}",
         f"start.recipes: best.toml: batch_size = 100, and the space has 64, 128; {remedy}",
@@ -159,8 +160,8 @@ def test_a_search_goes_on_after_the_same_recipe_from_outside_was_given_under_two
     for name in ("one.toml", "other.toml"):
         ledger.enqueue_start(name, Recipe().replace(VALUES_OUTSIDE).to_flat_dict())
     first = run_next_trial(ledger)
-    trial, recipe = ledger.ask()
-    assert recipe.seed_independent_key() == first.recipe.seed_independent_key()
+    trial = ledger.ask()
+    assert trial.recipe.seed_independent_key() == first.recipe.seed_independent_key()
     assert ledger.tell_duplicate(trial, first).duplicate_of == first.number
     assert {run_next_trial(ledger).recipe.batch_size for _ in range(8)} <= {64, 128}
 
@@ -366,7 +367,7 @@ def test_any_other_change_of_a_domain_is_refused_by_its_key(
     (line,) = caught.value.lines
     key, domain = next((key, domain) for key, domain in new.domains() if key.endswith(f".{name}"))
     assert line.startswith(
-        f"{key}: is {domain} now and was {dict(old.domains())[key]} when the study {new.name!r} began"
+        f"{key}: is {domain} now and was {dict(old.domains())[key]} when the study {new.name!r} was created"
     )
     assert ("a range may be widened" in line) == isinstance(before, Mapping)
     assert "--name" in line
@@ -385,9 +386,9 @@ def test_every_sampler_draws_from_a_range_that_was_widened(sampler: str) -> None
         ledger = open_store(config, stored)
         drawn = []
         for _ in range(count):
-            trial, recipe = ledger.ask()
-            drawn.append(recipe.label_smoothing)
-            report = EpochReport(1, 1.0, 0.5, 1.0, recipe.label_smoothing, 0.01, 1.0)
+            trial = ledger.ask()
+            drawn.append(trial.recipe.label_smoothing)
+            report = EpochReport(1, 1.0, 0.5, 1.0, trial.recipe.label_smoothing, 0.01, 1.0)
             ledger.should_prune(trial, report)
             ledger.tell(trial, TrialResult(TrialState.COMPLETED, (report,), 1.0), "")
         return drawn

@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fmnist_search.config.conditional_space import (
+    FAMILY_NAME,
     ConditionalHyperparameter,
     SpaceSize,
     conditional_hyperparameters,
@@ -23,7 +24,7 @@ from fmnist_search.config.conditional_space import (
 from fmnist_search.config.space import Choice, Domain, Fixed, Range, Space, parse_space
 from fmnist_search.recipe.hyperparameters import Value
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.search.suggest import FAMILY_NAME, grid_points
+from fmnist_search.search.suggest import grid_points
 from tests.support.studies import space_tables
 
 # ------------------------------------------------------------------------------ values of a domain

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from fmnist_search.config.conditional_space import varying_names
 from fmnist_search.config.sections import Budget
 from fmnist_search.config.space import Choice, Domain, Fixed, Range
 from fmnist_search.config.study_config import StudyConfig
@@ -30,7 +31,6 @@ from fmnist_search.results.champion import Champion, ConfirmedScore
 from fmnist_search.results.statistics import wilson
 from fmnist_search.results.study import Importances, StopReason, StudySummary, TrialRecord
 from fmnist_search.results.training import TrialState
-from fmnist_search.search.suggest import varying_names
 from tests.support.trials import make_importances, make_trials
 
 STUDIES_FOLDER = Path(__file__).parents[3] / "studies"

@@ -263,8 +263,8 @@ def run_trials(
 ) -> None:
     """So many random trials whose values are known."""
     for number in range(count):
-        trial, recipe = study_store.ask()
-        report = EpochReport(1, 1.0, 0.5, 1.0, score(recipe), 0.01, 1.0)
+        trial = study_store.ask()
+        report = EpochReport(1, 1.0, 0.5, 1.0, score(trial.recipe), 0.01, 1.0)
         study_store.should_prune(trial, report)
         study_store.tell(trial, TrialResult(state_of(number), (report,), 1.0), "")
 

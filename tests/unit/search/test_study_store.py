@@ -65,7 +65,7 @@ def make_result(state: TrialState, *accuracies: float, reason: str | None = None
 
 def run_trial(study_store: StudyStore, state: TrialState, *accuracies: float, reason: str | None = None) -> TrialRecord:
     """One trial that reports its epochs and ends so."""
-    asked, _ = study_store.ask()
+    asked = study_store.ask()
     result = make_result(state, *accuracies, reason=reason)
     for report in result.epochs:
         study_store.should_prune(asked, report)
@@ -78,7 +78,7 @@ def run_one_of_each_state(study_store: StudyStore) -> list[TrialRecord]:
     pruned = run_trial(study_store, TrialState.PRUNED, 0.3, 0.2, reason="pruned after epoch 2")
     failed = run_trial(study_store, TrialState.FAILED, 0.3, reason="diverged: the loss of epoch 2 is not finite")
     hopeless = run_trial(study_store, TrialState.FAILED, reason="out of memory")
-    asked, _ = study_store.ask()
+    asked = study_store.ask()
     duplicate = study_store.tell_duplicate(asked, completed)
     interrupted = run_trial(study_store, TrialState.INTERRUPTED, 0.4, reason="interrupted after epoch 1")
     return [completed, pruned, failed, hopeless, duplicate, interrupted]
@@ -112,7 +112,7 @@ def test_every_trial_is_a_row_that_says_how_it_ended(url: str) -> None:
 def test_a_row_says_how_large_its_network_was_and_when_it_ran(url: str) -> None:
     ledger = open_store(url, make_study())
     before = time.time()
-    asked, _ = ledger.ask()
+    asked = ledger.ask()
     result = dataclasses.replace(make_result(TrialState.COMPLETED, 0.5), parameters=12_345)
     for report in result.epochs:
         ledger.should_prune(asked, report)
@@ -122,7 +122,7 @@ def test_a_row_says_how_large_its_network_was_and_when_it_ran(url: str) -> None:
     assert before - 1 < row.began_at <= row.ended_at < time.time() + 1
     (again,) = StudyStore.load(url, "small").trial_records()
     assert (again.parameters, again.began_at, again.ended_at) == (12_345, row.began_at, row.ended_at)
-    answered = ledger.tell_duplicate(ledger.ask()[0], row)
+    answered = ledger.tell_duplicate(ledger.ask(), row)
     assert (answered.parameters, answered.seconds) == (12_345, 0.0)
     assert answered.ended_at is not None
 
@@ -154,7 +154,7 @@ def test_rows_survive_a_reload(space: dict[str, Any], url: str) -> None:
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_study_whose_search_was_killed_as_it_made_it_is_said_and_searched_again(url: str, fresh: bool) -> None:
     optuna.create_study(storage=open_storage(url), study_name="small", direction="maximize")
-    with pytest.raises(UserError, match=r"'small': has only just been made; .* search it again"):
+    with pytest.raises(UserError, match=r"'small': has only just been created; .* search it again"):
         StudyStore.load(url, "small")
     rows = run_one_of_each_state(open_store(url, make_study(), fresh=fresh))
     assert StudyStore.load(url, "small").trial_records() == rows
@@ -186,7 +186,7 @@ def test_a_trial_that_was_never_told_is_no_row_and_is_in_nobodys_way(url: str) -
 def test_every_trial_has_a_recipe_of_its_own_seed_and_of_the_studys_settings(url: str) -> None:
     ledger = open_store(url, make_study(data={"train_images": 500}, budget={"trials": 9, "epochs": 4}))
     ledger.runtime = StudyRuntime(Execution(), "bfloat16")
-    recipes = [ledger.ask()[1] for _ in range(3)]
+    recipes = [ledger.ask().recipe for _ in range(3)]
     assert len({recipe.seed for recipe in recipes}) == 3
     assert {(r.epochs, r.data.train_images, r.precision) for r in recipes} == {(4, 500, "bfloat16")}
 
@@ -239,7 +239,7 @@ def test_a_study_that_searches_something_else_is_refused_with_the_key(
     with pytest.raises(UserError) as caught:
         StudyStore.open(url, make_study(**change))
     (line,) = [line for line in caught.value.lines if line.startswith(f"{key}: ")]
-    assert f"is {now} now and was {before} when the study 'small' began" in line
+    assert f"is {now} now and was {before} when the study 'small' was created" in line
     assert "--name" in line
     assert "--fresh" in line
     # Nothing has happened to the study.
@@ -277,7 +277,7 @@ def test_a_study_begun_anew_puts_the_old_one_aside_and_loses_nothing(url: str) -
     kept = StudyStore.load(url, aside)
     assert (kept.trial_records(), kept.run_id, kept.config.seed) == (rows, "abc", 0)
     # What was interrupted there is no business of the new one.
-    assert new.ask()[1].seed != rows[-1].recipe.seed
+    assert new.ask().recipe.seed != rows[-1].recipe.seed
 
 
 def test_a_study_put_aside_is_found_under_its_new_name(url: str) -> None:
@@ -316,7 +316,7 @@ def test_a_study_that_is_not_there_yet_begins_with_fresh_as_without(url: str) ->
 def test_a_duplicate_is_told_the_value_that_is_known(url: str) -> None:
     ledger = open_store(url, make_study())
     completed = run_trial(ledger, TrialState.COMPLETED, 0.5, 0.6)
-    asked, _ = ledger.ask()
+    asked = ledger.ask()
     row = ledger.tell_duplicate(asked, completed)
     assert (row.state, row.value, row.duplicate_of) == (TrialState.COMPLETED, 0.6, 0)
     assert row.reason == "equals trial 0"
@@ -328,7 +328,7 @@ def test_a_duplicate_is_told_the_value_that_is_known(url: str) -> None:
 def test_a_duplicate_of_a_pruned_trial_is_pruned_with_its_last_value(url: str) -> None:
     ledger = open_store(url, make_study())
     pruned = run_trial(ledger, TrialState.PRUNED, 0.3, 0.2, reason="pruned after epoch 2")
-    asked, _ = ledger.ask()
+    asked = ledger.ask()
     row = ledger.tell_duplicate(asked, pruned)
     assert (row.state, row.value, row.epochs, row.duplicate_of) == (TrialState.PRUNED, 0.2, 2, 0)
     told = optuna.load_study(study_name="small", storage=url).trials[1]
@@ -342,13 +342,13 @@ def test_an_interrupted_trial_comes_again_with_its_seed_and_its_values(space: di
     interrupted = run_trial(ledger, TrialState.INTERRUPTED, 0.4, reason="interrupted after epoch 1")
     # After a restart as well.
     again = open_store(url, make_study(space))
-    asked, recipe = again.ask()
-    assert recipe == interrupted.recipe
+    asked = again.ask()
+    assert asked.recipe == interrupted.recipe
     assert asked.number != interrupted.number
-    assert asked.user_attrs["retry_of"] == interrupted.number
+    assert asked.origin == {"retry_of": str(interrupted.number)}
     row = again.tell(asked, make_result(TrialState.COMPLETED, 0.8), "run")
     assert row.recipe == interrupted.recipe
-    assert again.ask()[1].seed_independent_key() != interrupted.recipe.seed_independent_key()
+    assert again.ask().recipe.seed_independent_key() != interrupted.recipe.seed_independent_key()
 
 
 def test_a_trial_that_is_interrupted_twice_keeps_the_seed_of_its_first_attempt(url: str) -> None:
@@ -362,9 +362,9 @@ def test_interrupted_trials_come_again_in_their_order(url: str) -> None:
     # Two workers were stopped together.
     ledger = open_store(url, make_study())
     running = [ledger.ask() for _ in range(2)]
-    for asked, _ in running:
+    for asked in running:
         ledger.tell(asked, make_result(TrialState.INTERRUPTED), "run")
-    assert [ledger.ask()[1] for _ in range(2)] == [recipe for _, recipe in running]
+    assert [ledger.ask().recipe for _ in range(2)] == [asked.recipe for asked in running]
 
 
 # -------------------------------------------------------------------------------------- finding one
@@ -400,7 +400,7 @@ def test_a_pruner_is_heeded_from_its_startup_trials_on_and_never_after_the_last_
     ledger = open_store(url, make_study(sampler="random", pruner={"name": "halving", "startup_trials": 8}))
     ends = []
     for number in range(12):
-        asked, _ = ledger.ask()
+        asked = ledger.ask()
         reports = make_result(TrialState.COMPLETED, *[0.9 - number / 100] * 3).epochs
         advice = [ledger.should_prune(asked, report) for report in reports]
         ends.append(advice)
@@ -420,7 +420,7 @@ def test_trials_that_stopped_early_are_completed_ones_and_no_pruner_stumbles_ove
     assert rows == [*early, *full]
     assert [(row.epochs, row.reason) for row in early] == [(2, reason), (3, reason)] * 3
     assert max(rows, key=lambda row: row.value or 0) == early[-1]
-    asked, _ = ledger.ask()
+    asked = ledger.ask()
     falling = [0.2 - epoch / 100 for epoch in range(6)]
     advice = [ledger.should_prune(asked, report) for report in make_result(TrialState.PRUNED, *falling).epochs]
     if pruner != "hyperband":  # whose brackets differ

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from fmnist_search.config.conditional_space import constant_values, varying_names
 from fmnist_search.config.space import Choice, Domain, Fixed, Range
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.models.classifier import check_size
@@ -19,7 +20,7 @@ from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.hyperparameters import Value
 from fmnist_search.recipe.recipe import Recipe, is_active, recipe_hyperparameters
 from fmnist_search.search.samplers import make_sampler
-from fmnist_search.search.suggest import base_recipe, constant_values, suggest_recipe, trial_seed, varying_names
+from fmnist_search.search.suggest import base_recipe, suggest_recipe, trial_seed
 from tests.support.studies import make_study, space_tables
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
