@@ -68,6 +68,11 @@ class ProcessBackend(WorkerPool):
 
         super().__init__(execution, size, start_worker, check_interval=liveness.heartbeat_interval)
 
+    @property
+    def worker_pids(self) -> list[int]:
+        """The process ids by worker number."""
+        return [worker.pid for worker in self._workers if isinstance(worker, ProcessWorker)]
+
     def configure(self, execution: Execution) -> None:
         """Run all following jobs in this way; another number of threads restarts the processes, as many as fit."""
         needs_restart = execution.threads != self._execution.threads

@@ -1,0 +1,309 @@
+"""Worker processes that are killed, stopped or cannot start: what they lose, and what the pool does."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.images import Images
+from fmnist_search.data.loading import load_images
+from fmnist_search.errors import UserError
+from fmnist_search.execution.capacity import worker_count
+from fmnist_search.execution.process_backend import Liveness, ProcessBackend
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.recipe.recipe import Data, Recipe
+from fmnist_search.results.training import Decision, EpochReport, TrialState
+from tests.support.jobs import (
+    CNN_RECIPE,
+    LONG_RECIPE,
+    SLOW_EPOCH_CHANGES,
+    TINY_RECIPE,
+    RecordingJob,
+    run_all,
+    run_with_retries,
+)
+
+LIVENESS = Liveness(heartbeat_interval=0.5, heartbeat_timeout=4.0)
+"""Short enough for a test, and long enough for a worker on a busy machine."""
+MANY_IMAGES = Data(train_images=20_000, validation=1_000)
+"""More bytes than a socket buffers: sending them blocks until the worker reads."""
+
+
+@pytest.fixture(scope="module")
+def shared_backend(execution: Execution) -> Iterator[ProcessBackend]:
+    with ProcessBackend(execution, 2, liveness=LIVENESS) as backend:
+        yield backend
+
+
+@pytest.fixture
+def backend(shared_backend: ProcessBackend) -> ProcessBackend:
+    """Two worker processes that are ready; what a test kills is replaced."""
+    shared_backend.wait_until_ready()
+    return shared_backend
+
+
+def signal_worker(backend: ProcessBackend, job: RecordingJob, number: int) -> None:
+    os.kill(backend.worker_pids[job.worker], number)
+
+
+def make_recipe(data: Data) -> Recipe:
+    return TINY_RECIPE.replace({f"data.{name}": value for name, value in vars(data).items()})
+
+
+def assert_completed(*jobs: RecordingJob) -> None:
+    for job in jobs:
+        assert (job.finished_result.state, job.lost_reasons) == (TrialState.COMPLETED, [])
+
+
+# --------------------------------------------------------------------------------------------- killed
+
+
+@pytest.mark.parametrize(
+    ("epoch", "number", "reason"),
+    [
+        pytest.param(1, signal.SIGKILL, "SIGKILL, possibly because memory ran out", id="between epochs"),
+        pytest.param(2, signal.SIGSEGV, "SIGSEGV", id="within an epoch"),
+    ],
+)
+def test_a_killed_worker_loses_its_own_job_only(
+    epoch: int, number: int, reason: str, backend: ProcessBackend, images: Images
+) -> None:
+    def kill(report: EpochReport) -> Decision:
+        if epoch == 1:
+            signal_worker(backend, killed, number)
+        elif report.epoch == 1:
+            threading.Timer(0.05, signal_worker, (backend, killed, number)).start()
+        return Decision.CONTINUE
+
+    killed = RecordingJob(LONG_RECIPE, images, kill)
+    others = [RecordingJob(recipe, images) for recipe in (CNN_RECIPE, TINY_RECIPE, TINY_RECIPE.replace({"seed": 1}))]
+    before = backend.worker_pids
+    run_all(backend, [killed, *others])
+    assert killed.lost_reasons == [f"its worker process was killed ({reason})"]
+    assert killed.result is None
+    assert_completed(*others)
+    assert len(set(before) & set(backend.worker_pids)) == 1
+
+
+def test_idle_workers_that_are_killed_hand_back_the_jobs_sent_to_them(
+    backend: ProcessBackend, images: Images, source: DataSource
+) -> None:
+    run_all(backend, [RecordingJob(TINY_RECIPE, images) for _ in range(2)])
+    dead = [psutil.Process(pid) for pid in backend.worker_pids]
+    for process in dead:
+        process.kill()
+    psutil.wait_procs(dead, timeout=5)
+    new_data = Data(train_images=700, validation=300)
+    images_known, images_sent_first = (
+        RecordingJob(TINY_RECIPE, images),
+        RecordingJob(make_recipe(new_data), load_images(new_data, source)),
+    )
+    started = run_with_retries(backend, [images_known, images_sent_first])
+    assert [len(job.lost_reasons) for job in started] == [1, 1, 0, 0]
+    assert_completed(*started[2:])
+
+
+def test_ctrl_c_in_a_terminal_does_not_reach_the_workers(backend: ProcessBackend, images: Images) -> None:
+    for pid in backend.worker_pids:
+        assert os.getpgid(pid) != os.getpgid(0)
+
+    def interrupt(report: EpochReport) -> Decision:
+        if report.epoch == 1:
+            signal_worker(backend, job, signal.SIGINT)
+        return Decision.CONTINUE
+
+    job = RecordingJob(TINY_RECIPE, images, interrupt)
+    run_all(backend, [job])
+    assert_completed(job)
+
+
+# -------------------------------------------------------------------------------------------- stopped
+
+
+def test_a_stopped_worker_is_ended_and_hands_back_its_job(backend: ProcessBackend, images: Images) -> None:
+    def stop(_: EpochReport) -> Decision:
+        stopped_pids.append(backend.worker_pids[stopped.worker])
+        signal_worker(backend, stopped, signal.SIGSTOP)
+        return Decision.CONTINUE
+
+    stopped_pids: list[int] = []
+    stopped, other = RecordingJob(LONG_RECIPE, images, stop), RecordingJob(CNN_RECIPE, images)
+    started = time.monotonic()
+    run_all(backend, [stopped, other])
+    assert LIVENESS.heartbeat_timeout - LIVENESS.heartbeat_interval < time.monotonic() - started < 30
+    assert stopped.lost_reasons == ["its worker process did not respond for 4 seconds and was ended"]
+    assert_completed(other)
+    assert not any(map(psutil.pid_exists, stopped_pids))
+    assert not set(stopped_pids) & set(backend.worker_pids)
+
+
+def test_a_worker_that_was_stopped_while_idle_does_not_block_the_pool(
+    backend: ProcessBackend, source: DataSource
+) -> None:
+    os.kill(backend.worker_pids[0], signal.SIGSTOP)
+    images = load_images(MANY_IMAGES, source)
+    recipe = make_recipe(MANY_IMAGES).replace({"epochs": 1})
+    lost, *completed = run_with_retries(backend, [RecordingJob(recipe, images) for _ in range(2)])
+    assert lost.lost_reasons == ["its worker process did not respond for 4 seconds and was ended"]
+    assert len(completed) == 2
+    assert_completed(*completed)
+
+
+def test_a_pool_that_is_busy_itself_ends_no_worker(backend: ProcessBackend, images: Images) -> None:
+    def block(report: EpochReport) -> Decision:
+        if report.epoch == 1:
+            time.sleep(1.5 * LIVENESS.heartbeat_timeout)
+        return Decision.CONTINUE
+
+    blocking, other = RecordingJob(TINY_RECIPE, images, block), RecordingJob(CNN_RECIPE, images)
+    run_all(backend, [blocking, other])
+    assert_completed(blocking, other)
+
+
+def test_a_heartbeat_timeout_below_two_intervals_is_refused() -> None:
+    with pytest.raises(ValueError, match="heartbeat_timeout: 8"):
+        Liveness(heartbeat_interval=5.0, heartbeat_timeout=8.0)
+
+
+# ------------------------------------------------------------------------------------------- starting
+
+
+def test_workers_that_are_killed_while_they_start_are_replaced(images: Images, execution: Execution) -> None:
+    with ProcessBackend(execution, 2) as backend:
+        killed = backend.worker_pids
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        job = RecordingJob(TINY_RECIPE, images)
+        run_all(backend, [job])
+        assert_completed(job)
+        assert not set(killed) & set(backend.worker_pids)
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [("exit 3", "ended with exit code 3"), ("sleep 30", "did not respond for 0.3 seconds and was ended")],
+)
+def test_workers_that_cannot_start_end_with_one_line(
+    program: str, reason: str, images: Images, execution: Execution
+) -> None:
+    job = RecordingJob(TINY_RECIPE, images)
+    liveness = Liveness(heartbeat_interval=0.1, start_timeout=0.3)
+    started = time.monotonic()
+    with (
+        pytest.raises(UserError) as caught,
+        ProcessBackend(execution, 2, liveness=liveness, command=("sh", "-c", program)) as backend,
+    ):
+        run_all(backend, [job])
+    (line,) = caught.value.lines
+    assert "could not start 3 times in a row" in line
+    assert reason in line
+    assert "--workers 1" in line
+    assert (job.result, job.lost_reasons) == (None, [])
+    assert time.monotonic() - started < 5
+
+
+def test_another_number_of_threads_restarts_as_many_processes_as_fit(execution: Execution) -> None:
+    two_threads = dataclasses.replace(execution, threads=2)
+    with ProcessBackend(execution, 2, command=("sh", "-c", "sleep 30")) as backend:
+        before = [psutil.Process(pid) for pid in backend.worker_pids]
+        backend.configure(dataclasses.replace(execution, memory_format="contiguous"))
+        assert backend.worker_pids == [process.pid for process in before]
+        backend.configure(two_threads)
+        assert not any(process.is_running() for process in before)
+        assert backend.size == worker_count(2, two_threads)[0]
+        for pid in backend.worker_pids:
+            assert psutil.Process(pid).environ()["OMP_NUM_THREADS"] == "2"
+
+
+def test_a_worker_imports_neither_mlflow_nor_optuna() -> None:
+    unwanted = ("mlflow", "optuna", "pydantic", "typer", "rich", "matplotlib", "sqlalchemy", "joblib", "psutil")
+    program = textwrap.dedent(f"""
+        import sys
+        for name in {unwanted!r}:
+            sys.modules[name] = None
+        import socket
+        from fmnist_search.execution.channel import Channel, channel_pair
+        from fmnist_search.execution.messages import Ready, Stop
+        from fmnist_search.execution.worker_main import worker_loop
+        near, far = channel_pair()
+        near.send(Stop())
+        worker_loop(far, {{}})
+        print(near.receive())
+    """)
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout.strip(), done.stderr) == ("Ready()", "")
+    assert time.monotonic() - started < 30
+
+
+# --------------------------------------------------------------------------------------------- leaving
+
+
+def test_leaving_does_not_wait_for_the_epoch(images: Images, execution: Execution) -> None:
+    class Left(Exception):
+        pass
+
+    def leave(*_: object) -> None:
+        raise Left
+
+    def next_job() -> RecordingJob:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        return RecordingJob(LONG_RECIPE.replace(SLOW_EPOCH_CHANGES), images)
+
+    handler = signal.signal(signal.SIGUSR1, leave)
+    try:
+        with ProcessBackend(execution, 1) as backend:
+            processes = [psutil.Process(pid) for pid in backend.worker_pids]
+            with pytest.raises(Left):
+                backend.run(next_job)
+            started = time.monotonic()
+        assert time.monotonic() - started < 3
+        assert not any(process.is_running() for process in processes)
+    finally:
+        signal.signal(signal.SIGUSR1, handler)
+
+
+def test_workers_end_within_a_heartbeat_when_the_pool_is_killed(source: DataSource) -> None:
+    program = textwrap.dedent(f"""
+        from pathlib import Path
+        from fmnist_search.data.files import DataSource
+        from fmnist_search.data.loading import load_images
+        from fmnist_search.execution.process_backend import Liveness, ProcessBackend
+        from fmnist_search.training.runtime import resolve_execution
+        from tests.support.jobs import DATA_CONFIG, LONG_RECIPE, SLOW_EPOCH_CHANGES, RecordingJob
+
+        images = load_images(DATA_CONFIG, DataSource(Path({str(source.cache)!r})))
+        liveness = Liveness(heartbeat_interval=0.5)
+        with ProcessBackend(resolve_execution("cpu", threads=1), 2, liveness=liveness) as backend:
+            backend.wait_until_ready()
+            print("ready", flush=True)
+            backend.run(lambda: RecordingJob(LONG_RECIPE.replace(SLOW_EPOCH_CHANGES), images))
+    """)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[3],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    time.sleep(1)
+    orphans = psutil.Process(process.pid).children()
+    assert len(orphans) == 2
+    process.kill()
+    _, stderr = process.communicate()
+    _, alive = psutil.wait_procs(orphans, timeout=10)
+    assert alive == []
+    assert stderr == b""
