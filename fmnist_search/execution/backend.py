@@ -58,6 +58,10 @@ class Backend(Protocol):
         """End the workers without waiting for their jobs; the backend runs no more jobs."""
 
 
+BackendFactory = Callable[[Execution, int], Backend]
+"""Returns a backend that runs so many jobs at a time."""
+
+
 def make_backend(execution: Execution, size: int) -> Backend:
     """Return a backend for this machine that runs `size` jobs at a time.
 

@@ -19,7 +19,7 @@ from fmnist_search.execution.backend import Backend
 from fmnist_search.execution.process_backend import ProcessBackend
 from fmnist_search.execution.thread_backend import ThreadBackend
 from fmnist_search.recipe.execution import Execution
-from fmnist_search.recipe.recipe import Data
+from fmnist_search.recipe.groups import Data
 from fmnist_search.results.training import Decision, EpochReport, TrialState
 from fmnist_search.training.loop import EpochResult
 from fmnist_search.training.trial import run_trial

@@ -13,7 +13,8 @@ from fmnist_search.execution.backend import Backend
 from fmnist_search.execution.job import Job
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import Mlp
-from fmnist_search.recipe.recipe import Augmentation, Data, Recipe
+from fmnist_search.recipe.groups import Augmentation, Data
+from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import Decision, EpochReport, TrialResult
 
 DATA_CONFIG = Data(train_images=1_000, validation=1_000)

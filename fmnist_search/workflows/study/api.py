@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fmnist_search.config.sections import Finalists
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
+from fmnist_search.execution.backend import BackendFactory, make_backend
 from fmnist_search.execution.capacity import worker_count
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.model_summary import ModelSummary
@@ -43,19 +44,26 @@ def run_study(
     tracked: bool = True,
     stopper: Stopper = never_stop,
     callback: StudyCallback | None = None,
+    backend_factory: BackendFactory = make_backend,
 ) -> StudySummary:
     """Run a study to the end of its budget, or go on with it where it stopped, and find its champion.
 
     Every trial is a run in MLflow. The observer sees each epoch of every trial and may end it; the listener hears
     what happens. With `fresh`, an earlier study of that name is put aside. What is not `tracked` leaves nothing in
-    MLflow, and has no champion.
+    MLflow, and has no champion. `backend_factory` starts the workers that run the trials.
 
     Raises:
         UserError: no images, no such device, a store out of reach, or a stored study that searches something else.
     """
     workspace = workspace or Workspace.resolve()
     with open_session(
-        workspace, config, callback or StudyCallback(), fresh=fresh, for_search=True, tracked=tracked
+        workspace,
+        config,
+        callback or StudyCallback(),
+        fresh=fresh,
+        for_search=True,
+        tracked=tracked,
+        backend_factory=backend_factory,
     ) as session:
         session.enqueue_starts()
         ledger = session.study_store

@@ -15,7 +15,7 @@ from fmnist_search.data.files import DataSource
 from fmnist_search.data.images import Images
 from fmnist_search.data.loading import load_images
 from fmnist_search.errors import UserError
-from fmnist_search.execution.backend import Backend, make_backend
+from fmnist_search.execution.backend import Backend, BackendFactory, make_backend
 from fmnist_search.execution.capacity import worker_count
 from fmnist_search.models.presets import get_preset
 from fmnist_search.recipe.execution import Execution
@@ -54,6 +54,7 @@ def open_session(
     fresh: bool = False,
     for_search: bool = False,
     tracked: bool = True,
+    backend_factory: BackendFactory = make_backend,
 ) -> Iterator[Session]:
     """Everything a study needs while it runs: images on the device, its run in MLflow, signals caught.
 
@@ -64,8 +65,8 @@ def open_session(
         source = DataSource.from_workspace(workspace)
         images = load_images(config.data, source)
         execution = study_execution(config)
-        with _make_pool(
-            config, execution, callback
+        with backend_factory(
+            execution, _worker_count(config, execution, callback)
         ) as crew:  # while its processes load their libraries, all else is opened
             tracking = MlflowStore(workspace.tracking_uri, config.experiment) if tracked else None
             starts = tuple(_warm_starts(workspace, config, tracking)) if for_search else ()
@@ -114,13 +115,13 @@ def resolve_runtime(config: StudyConfig, execution: Execution) -> StudyRuntime:
     return StudyRuntime(*tune(execution, config.execution.precision))
 
 
-def _make_pool(config: StudyConfig, execution: Execution, callback: StudyCallback) -> Backend:
+def _worker_count(config: StudyConfig, execution: Execution, callback: StudyCallback) -> int:
     guess = config.execution.workers == "auto" and execution.engine == "graph"
     step_bytes = [sketch.step_bytes for sketch in preview_recipes(config, "bfloat16")] if guess else []
     count, remark = worker_count(config.execution.workers, execution, step_bytes)
     if remark:
         callback.on_message(f"{config.name}: {remark}")
-    return make_backend(execution, count)
+    return count
 
 
 def _warm_starts(

@@ -23,7 +23,8 @@ from fmnist_search.errors import UserError
 from fmnist_search.execution.capacity import worker_count
 from fmnist_search.execution.process_backend import Liveness, ProcessBackend
 from fmnist_search.recipe.execution import Execution
-from fmnist_search.recipe.recipe import Data, Recipe
+from fmnist_search.recipe.groups import Data
+from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import Decision, EpochReport, TrialState
 from tests.support.jobs import (
     CNN_RECIPE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import signal
 import sqlite3
@@ -30,6 +31,8 @@ from fmnist_search import run_study
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.data.files import DataSource
 from fmnist_search.data.loading import load_images
+from fmnist_search.execution.backend import BackendFactory, make_backend
+from fmnist_search.execution.process_backend import Liveness, ProcessBackend
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.study import StopReason, StudySummary, TrialRecord
 from fmnist_search.results.training import Decision, EpochReport, Overhead, Stopper, TrialState
@@ -128,10 +131,20 @@ class StudyFolder:
         return Counter(run.info.status for kind in ("study", "trial", "finalist") for run in self.runs(kind))
 
     def run_study(
-        self, stopper: Stopper = never_stop, callback: StudyCallback | None = None, **to: Any
+        self,
+        stopper: Stopper = never_stop,
+        callback: StudyCallback | None = None,
+        backend_factory: BackendFactory = make_backend,
+        **to: Any,
     ) -> StudySummary:
         """The study with other settings, run in this process."""
-        return run_study(make_config(to), workspace=self.workspace, stopper=stopper, callback=callback)
+        return run_study(
+            make_config(to),
+            workspace=self.workspace,
+            stopper=stopper,
+            callback=callback,
+            backend_factory=backend_factory,
+        )
 
 
 def make_config(changes: dict[str, Any]) -> StudyConfig:
@@ -339,6 +352,28 @@ def test_a_worker_that_is_killed_costs_one_attempt_and_no_trial(place: StudyFold
     assert "SIGKILL" in tags["reason"]
     (run_of_retry,) = (run for run in place.runs("trial") if run.data.tags.get("retry_of") == str(lost.number))
     assert run_of_retry.data.tags["trial"] == str(again.number)
+
+
+def test_a_worker_that_is_stopped_is_ended_and_its_trial_tried_again(place: StudyFolder) -> None:
+    def stop_a_worker(report: EpochReport) -> Decision:
+        if not stopped_pids:
+            process = worker_processes()[0]
+            stopped_pids.append(process.pid)
+            process.suspend()
+        return Decision.CONTINUE
+
+    stopped_pids: list[int] = []
+    liveness = Liveness(heartbeat_interval=0.5, heartbeat_timeout=4.0)
+    backend_factory = functools.partial(ProcessBackend, liveness=liveness)
+    summary = place.run_study(stop_a_worker, backend_factory=backend_factory, budget__trials=3)
+    assert summary.ended_by is StopReason.TRIALS
+    (lost,) = (row for row in summary.trials if row.state is TrialState.FAILED)
+    assert lost.reason == "its worker process did not respond for 4 seconds and was ended"
+    assert lost.comes_again
+    assert [row.state for row in summary.trials].count(TrialState.COMPLETED) == 3
+    assert any(trial.user_attrs.get("retry_of") == lost.number for trial in place.optuna_trials)
+    assert place.statuses() == {"FINISHED": 4, "FAILED": 1}
+    assert not any(map(psutil.pid_exists, stopped_pids))
 
 
 @pytest.mark.slow

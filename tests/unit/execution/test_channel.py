@@ -23,7 +23,8 @@ from fmnist_search.execution.messages import (
     Train,
 )
 from fmnist_search.recipe.execution import Execution
-from fmnist_search.recipe.recipe import Data, Recipe
+from fmnist_search.recipe.groups import Data
+from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import Decision, EpochReport, TrialResult, TrialState
 
 REPORT = EpochReport(1, 0.5, 0.8, 0.6, 0.7, 1e-3, 0.1)
@@ -65,7 +66,12 @@ def test_tensors_arrive_after_the_sender_has_closed() -> None:
 
 def test_messages_of_several_threads_do_not_mix() -> None:
     near, far = make_channels()
-    threads = [threading.Thread(target=lambda: [near.send(LARGE) for _ in range(5)]) for _ in range(4)]
+
+    def send_five() -> None:
+        for _ in range(5):
+            near.send(LARGE)
+
+    threads = [threading.Thread(target=send_five) for _ in range(4)]
     for thread in threads:
         thread.start()
     assert all(far.receive() == LARGE for _ in range(20))
