@@ -1,7 +1,7 @@
-"""Whether one model is better than another past the noise: image by image where both have left a record.
+"""The rule that decides whether a model replaces the champion: it must be better by more than the noise.
 
-Two models that are judged on the same images share most of their luck. What is left of it is smaller than the error of
-either figure alone, so a difference is told from noise sooner where the images are compared one by one.
+The errors of two models on the same images are correlated. A comparison image by image therefore has a smaller
+standard error than a comparison of two means, and needs a smaller difference.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import numpy.typing as npt
 from fmnist_search.recipe.datasets import dataset_with_digest
 
 STANDARD_ERRORS_REQUIRED = 2
-"""A difference counts when it is larger than so many of its standard errors."""
+"""A difference counts if it is larger than this number of its standard errors."""
 
 
 def pack_bits(bits: npt.NDArray[np.bool_]) -> str:
-    """A bit for each flag, in their order, packed and as base64."""
+    """Return flags as base64 of packed bits, one bit for each in order."""
     return base64.b64encode(np.packbits(bits).tobytes()).decode()
 
 
 def unpack_bits(text: str, count: int) -> npt.NDArray[np.bool_]:
-    """So many flags of a text that `pack_bits` made.
+    """Return the `count` flags of a text that `pack_bits` made, as bool (count,).
 
     Raises:
-        ValueError: it is no such text, or of another number of flags.
+        ValueError: if it is not such a text, or holds another number of flags.
     """
     packed = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
     if len(packed) != math.ceil(count / 8):
@@ -39,9 +39,9 @@ def unpack_bits(text: str, count: int) -> npt.NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class CorrectnessRecord:
-    """Which validation images were classified right: bool (trainings, images), a row for each fresh seed.
+    """Which validation images were classified correctly: bool (trainings, images), one row for each fresh seed.
 
-    The trainings have seen the training part alone. The digests name the data and the images that were held back.
+    The trainings used the training split only. The digests identify the dataset and the validation split.
     """
 
     correct: npt.NDArray[np.bool_]
@@ -50,11 +50,11 @@ class CorrectnessRecord:
 
     @property
     def accuracies(self) -> tuple[float, ...]:
-        """The accuracy of each training."""
+        """The accuracy of each training, in 0..1."""
         return tuple(float(share) for share in self.correct.mean(1))
 
     def to_json(self) -> str:
-        """A text of about an eighth of a byte an image and training, a third on top for base64."""
+        """Return a JSON text of about one sixth of a byte for each image and training."""
         return json.dumps(
             {
                 "dataset_digest": self.dataset_digest,
@@ -67,27 +67,27 @@ class CorrectnessRecord:
 
     @classmethod
     def from_json(cls, text: str) -> CorrectnessRecord:
-        """What `to_json` wrote.
+        """Return the record that `to_json` wrote.
 
         Raises:
-            ValueError: it did not write this.
+            ValueError: if the text is not such a record.
         """
         try:
             stored = json.loads(text)
             images = int(stored["images"])
             if images < 1 or not stored["right"]:
-                raise ValueError("there are no images in it")
-            right = np.stack([unpack_bits(row, images) for row in stored["right"]])
-            return cls(right, str(stored["dataset_digest"]), str(stored["split_digest"]))
+                raise ValueError("it holds no images")
+            correct = np.stack([unpack_bits(row, images) for row in stored["right"]])
+            return cls(correct, str(stored["dataset_digest"]), str(stored["split_digest"]))
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"no record of validation images: {error}") from error
+            raise ValueError(f"not a record of validation images: {error}") from error
 
 
 @dataclass(frozen=True)
 class ValidationScore:
-    """What is known of a model's accuracy on validation images, confirmed on `seeds` fresh seeds.
+    """The accuracy of a model on validation images, confirmed with `seeds` fresh seeds.
 
-    `hits` is its record image by image, where there is one.
+    `mean` and `std` are over the seeds; `correctness` is the record image by image, if there is one.
     """
 
     mean: float
@@ -101,9 +101,10 @@ class ValidationScore:
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """Whether a model takes the champion's place, and why in words; `method` is how the two were compared.
+    """Whether a model replaces the champion, and the reason in words.
 
-    `difference` of the mean accuracies and its standard error are None where nothing could be compared.
+    `method` is "paired" (image by image), "unpaired" (by the means), "first" or "none". `difference` of the mean
+    accuracies and its standard error are None if nothing was compared.
     """
 
     is_better: bool
@@ -114,61 +115,55 @@ class ComparisonResult:
 
 
 def compare_with_champion(candidate: ValidationScore, champion: ValidationScore | None) -> ComparisonResult:
-    """The rule for a new champion: on the same data and split, better by more than two standard errors.
+    """Apply the rule for a new champion: on the same data and split, better by more than two standard errors.
 
-    Image by image, with d the difference of the mean correctness over seeds, s the deviation of the accuracies over
-    n seeds and N images, the difference has the standard error sqrt(var(d)/N + s_a²/n_a + s_b²/n_b): what other
-    images, and what other seeds would change. A single seed has no deviation; its s² is taken as p(1-p)/N, that of N
-    independent images. Where one of them has no record, each mean has the error of its own deviation, taken as at
-    least that of N independent images, over the root of n. One without figures of ours is never beaten: there is
-    nothing to compare.
+    Image by image, with d the difference of the mean correctness over seeds, s the standard deviation of the accuracies
+    over n seeds, and N images, the standard error of the difference is sqrt(var(d)/N + s_a²/n_a + s_b²/n_b): the first
+    term is the effect of other images, the others that of other seeds. For a single seed, s² is p(1-p)/N, the variance
+    of N independent images. If one of the two has no record, the variance of each mean is s²/n, where s² is at least
+    that of N independent images. A champion without a validation score is never replaced.
     """
     if champion is None:
-        return ComparisonResult(False, "none", "it has no confirmed figures to compare with")
-    for what, mine, its in (
+        return ComparisonResult(False, "none", "the champion has no confirmed validation score to compare with")
+    for what, own, other in (
         ("data", candidate.dataset_digest, champion.dataset_digest),
         ("validation images", candidate.split_digest, champion.split_digest),
     ):
-        if mine != its:
-            told = (
-                f"it was judged on other {what} ({_dataset_title(its)}, here {_dataset_title(mine)}), "
-                f"so nothing compares"
+        if own != other:
+            reason = (
+                f"the champion was evaluated on other {what} ({_dataset_title(other)}, here {_dataset_title(own)}), "
+                "so the two cannot be compared"
             )
-            return ComparisonResult(False, "none", told)
-    if (
-        candidate.correctness
-        and champion.correctness
-        and candidate.correctness.correct.shape[1] == champion.correctness.correct.shape[1]
-    ):
-        rule, (difference, error) = (
-            "paired",
-            _paired_difference(candidate.correctness.correct, champion.correctness.correct),
-        )
-        how = f"image by image on the same {candidate.correctness.correct.shape[1]:,} validation images"
+            return ComparisonResult(False, "none", reason)
+    ours, theirs = candidate.correctness, champion.correctness
+    if ours and theirs and ours.correct.shape[1] == theirs.correct.shape[1]:
+        method = "paired"
+        difference, error = _paired_difference(ours.correct, theirs.correct)
+        how = f"image by image on the same {ours.correct.shape[1]:,} validation images"
     else:
-        rule, difference = "unpaired", candidate.mean - champion.mean
+        method, difference = "unpaired", candidate.mean - champion.mean
         error = math.sqrt(_mean_variance(candidate) + _mean_variance(champion))
-        how = "by the confirmed means alone"
-    wins = difference > STANDARD_ERRORS_REQUIRED * error
+        how = "by the confirmed means only"
+    required = STANDARD_ERRORS_REQUIRED * error
     reason = (
-        f"{abs(difference) * 100:.2f} points {'below' if difference < 0 else 'above'} it, {how}; the rule asks for "
-        f"more than two standard errors of the difference, {STANDARD_ERRORS_REQUIRED * error * 100:.2f}"
+        f"{abs(difference) * 100:.2f} points {'below' if difference < 0 else 'above'} the champion, {how}; the rule "
+        f"requires more than two standard errors of the difference, {required * 100:.2f}"
     )
-    return ComparisonResult(wins, rule, reason, difference, error)
+    return ComparisonResult(difference > required, method, reason, difference, error)
 
 
 def _dataset_title(digest: str) -> str:
-    """The name of a dataset, or the beginning of a digest that is of none."""
+    """Return the title of the dataset with a digest, or the beginning of a digest that is unknown."""
     dataset = dataset_with_digest(digest)
     return dataset.title if dataset else f"digest {digest[:8]}"
 
 
 def _paired_difference(candidate: npt.NDArray[np.bool_], champion: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """Difference of the accuracies and its standard error."""
+    """Return the difference of the mean accuracies and its standard error, of bool (trainings, images) each."""
     differences = candidate.mean(0) - champion.mean(0)
     images = len(differences)
-    spread = float(differences.var(ddof=1)) / images if images > 1 else 0.0
-    error = math.sqrt(spread + sum(_seed_variance(side.mean(1), images) for side in (candidate, champion)))
+    image_variance = float(differences.var(ddof=1)) / images if images > 1 else 0.0
+    error = math.sqrt(image_variance + sum(_seed_variance(side.mean(1), images) for side in (candidate, champion)))
     return float(differences.mean()), error
 
 
@@ -183,5 +178,5 @@ def _mean_variance(score: ValidationScore) -> float:
 
 
 def _binomial_variance(accuracy: float, images: int) -> float:
-    """Variance of an accuracy that is counted over so many independent images."""
+    """Return the variance of an accuracy over independent images."""
     return accuracy * (1 - accuracy) / images

@@ -1,4 +1,4 @@
-"""A registered model as an ONNX file that any runtime reads, written only where it computes what the model computes."""
+"""Registered models as ONNX files, which are written only if ONNX Runtime computes the same as the model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fmnist_search.text import first_line
 INPUT_NAME, OUTPUT_NAME = "pixels", "probabilities"
 REQUIRED_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
-"""Largest difference of a probability: the two add up the same float32 products in another order."""
+"""Largest difference of a probability. The two add the same float32 products in different orders."""
 
 BATCH_SIZES = (1, 2, 7)
 
@@ -34,41 +34,42 @@ Images = npt.NDArray[np.float32]
 
 
 def check_installed() -> None:
-    """Refuse to go on without the libraries of the extra `onnx`.
+    """Check that the libraries of the extra `onnx` are installed.
 
     Raises:
-        UserError: one of them is not there.
+        UserError: if one of them is missing.
     """
     if missing := [name for name in REQUIRED_PACKAGES if find_spec(name) is None]:
         raise UserError(f"export: needs {', '.join(missing)}; pip install 'fmnist-search[onnx]'")
 
 
 def export_onnx(uri: str, path: Path, read_images: Callable[[str], npt.ArrayLike]) -> float:
-    """Write a model as ONNX: `pixels` float32 (N, 28, 28) of 0..255 in, `probabilities` float32 (N, classes) out.
+    """Write a model as ONNX: input `pixels` float32 (N, 28, 28) of 0..255, output `probabilities` float32 (N, classes).
 
-    ONNX Runtime then computes images (N, 28, 28) of the model's dataset, which `read_images` gives by its name, and
-    random ones, in batches of 1, 2 and 7; the file is put in its place only where no probability is off by more than
-    `TOLERANCE`. The file's metadata names dataset and classes. Gives the largest difference.
+    Before the file is written, ONNX Runtime computes images (N, 28, 28) of the model's dataset, which `read_images`
+    returns by the name of the dataset, and as many random ones, in batches of 1, 2, 7 and N. No probability may differ
+    by more than `TOLERANCE`. The metadata of the file holds dataset and classes. Return the largest difference.
 
     Raises:
-        UserError: no such model, an operator that ONNX lacks, a file that cannot be written or that does not agree.
+        UserError: if there is no such model, ONNX lacks one of its operators, ONNX Runtime computes something else, or
+            the file cannot be written.
     """
     check_installed()
     model = load_classifier(uri)
     images = np.asarray(read_images(model.dataset), np.float32)
     content = _convert(uri, {"dataset": model.dataset, "classes": json.dumps(model.classes)})
-    off = _largest_difference(content, model.probabilities, _check_batches(images))
-    if not off <= TOLERANCE:
+    difference = _largest_difference(content, model.probabilities, _check_batches(images))
+    if not difference <= TOLERANCE:
         raise UserError(
-            f"{path}: is not written, for ONNX Runtime differs from the model by {off:.2g} in a probability, and "
-            f"{TOLERANCE:g} is allowed; other versions of torch or onnxruntime may agree"
+            f"{path}: was not written, because ONNX Runtime differs from the model by {difference:.2g} in a "
+            f"probability, and at most {TOLERANCE:g} is allowed; try other versions of torch or onnxruntime"
         )
     _write_file(path, content)
-    return off
+    return difference
 
 
 def _convert(uri: str, metadata: Mapping[str, str]) -> bytes:
-    """The graph, translated, with this metadata; without the traces of our source that torch leaves at every node."""
+    """Return the model as ONNX with this metadata, and without the source locations that torch adds to every node."""
     with _silence_exporter():
         exported = mlflow.pytorch.load_model(uri)
         batch = torch.export.Dim("images")
@@ -94,13 +95,13 @@ def _convert(uri: str, metadata: Mapping[str, str]) -> bytes:
 
 
 def _check_batches(images: Images) -> Iterator[Images]:
-    """Some of these images and as many random ones, in batches of several sizes."""
+    """Yield the images and as many random ones, in batches of several sizes and all at once."""
     noise = np.random.default_rng(0).integers(0, 256, images.shape).astype(np.float32)
     for source in (images, noise):
-        at = 0
+        start = 0
         for size in BATCH_SIZES:
-            yield source[at : at + size]
-            at += size
+            yield source[start : start + size]
+            start += size
         yield source
 
 
@@ -117,12 +118,12 @@ def _write_file(path: Path, content: bytes) -> None:
         with atomic_write(path) as file:
             file.write(content)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); name another place") from None
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
 
 
 @contextlib.contextmanager
 def _silence_exporter(logger_names: Sequence[str] = ("onnxscript", "onnx_ir", "torch.onnx")) -> Iterator[None]:
-    """Keep the exporter's talk, which is about itself, from the user's terminal."""
+    """Silence the log messages, warnings and output of the exporter."""
     before = {name: logging.getLogger(name).level for name in logger_names}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

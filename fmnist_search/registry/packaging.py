@@ -1,7 +1,7 @@
-"""A classifier as a model of MLflow: packaged, and such a model loaded again.
+"""Classifiers as models of MLflow: packaged, and loaded again.
 
-It is a pt2 file (torch.export): no pickle, and no code of ours is needed to load it. It takes float32 pixels
-(-1, 28, 28) of 0..255 and gives probabilities.
+A model is a pt2 file (torch.export). It holds no pickle and can be loaded without this package. It maps float32 pixels
+(-1, 28, 28) of 0..255 to probabilities.
 """
 
 from __future__ import annotations
@@ -37,27 +37,26 @@ PREDICT_BATCH_SIZE = 1_000
 
 
 class ProbabilityModel(nn.Module):
-    """What is exported: a classifier or an ensemble that ends in probabilities."""
+    """The exported module: a classifier or an ensemble, followed by a softmax."""
 
     def __init__(self, classifier: Classifier | Ensemble):
         super().__init__()
         self.classifier = classifier
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Probabilities (N, classes) of float32 pixels (N, 28, 28)."""
+        """Return probabilities (N, classes) of float32 pixels (N, 28, 28)."""
         return torch.softmax(self.classifier(pixels), dim=1)
 
 
 def log_model(classifier: Classifier | Ensemble, run_id: str, dataset: str, tags: Mapping[str, str]) -> str:
-    """Log the classifier as a model of a run, which must be closed or closing: MLflow ends it as FINISHED.
+    """Log the classifier as a model of a run, and return the address of the model.
 
-    Which dataset it was trained on, and the names of its classes, go with it wherever it is copied.
-
-    Returns the model's address. Call it in the main thread: MLflow's logging of models has no run id of its own.
+    MLflow sets the status of the run to FINISHED. The name of the dataset and its classes are part of the model's
+    metadata. Call this in the main thread, because MLflow logs models to the active run, which belongs to a thread.
     """
     model = ProbabilityModel(copy.deepcopy(classifier).cpu().eval()).eval()
     with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # from inside torch.export and MLflow, about their own deprecations
+        warnings.simplefilter("ignore")  # about deprecations inside torch.export and MLflow
         logged = Model.log(
             artifact_path=None,
             name="model",
@@ -69,7 +68,7 @@ def log_model(classifier: Classifier | Ensemble, run_id: str, dataset: str, tags
             validate_serving_input=False,
             serialization_format="pt2",
             signature=_signature(classifier),
-            # Two images: an example of one would freeze the batch size into the graph.
+            # Two images: with an example of one image the batch size would be a constant of the graph.
             input_example=np.zeros((2, IMAGE_SIZE, IMAGE_SIZE), np.float32),
             pip_requirements=[f"{name}=={metadata.version(name)}" for name in ("mlflow", "torch", "numpy")],
         )
@@ -77,7 +76,7 @@ def log_model(classifier: Classifier | Ensemble, run_id: str, dataset: str, tags
 
 
 class _CpuPytorchFlavor:
-    """MLflow's pytorch flavor, pinned to the CPU: MLflow cannot move a pt2 model, and tries where it sees a GPU."""
+    """MLflow's pytorch flavor for the CPU. On a machine with a GPU, MLflow would try to move a pt2 model and fail."""
 
     @staticmethod
     def save_model(path: str, mlflow_model: Model, validate_serving_input: bool, **settings: Any) -> None:
@@ -99,7 +98,7 @@ def _signature(classifier: Classifier | Ensemble) -> ModelSignature:
 
 
 class LoadedModel:
-    """A registered model, ready to predict on the CPU; it knows its dataset and the names of its classes."""
+    """A registered model that predicts on the CPU, with the name of its dataset and of its classes."""
 
     def __init__(self, uri: str, model: Any):
         self.uri = uri
@@ -107,10 +106,12 @@ class LoadedModel:
         self._model = model
 
     def probabilities(self, pixels: npt.ArrayLike | Tensor) -> npt.NDArray[np.float32]:
-        """Probabilities (N, classes) of images (28, 28), (N, 28, 28) or (N, 1, 28, 28) with pixels of 0..255.
+        """Return probabilities float32 (N, classes) of images with pixels of 0..255.
+
+        The images are (28, 28), (N, 28, 28) or (N, 1, 28, 28).
 
         Raises:
-            UserError: the images have another shape.
+            UserError: if the images have another shape.
         """
         images = as_model_input(pixels)
         parts = [
@@ -120,13 +121,13 @@ class LoadedModel:
         return np.concatenate([np.asarray(part, np.float32) for part in parts])
 
     def predict(self, pixels: npt.ArrayLike | Tensor) -> npt.NDArray[np.int64]:
-        """The most probable class of each image."""
+        """Return the most probable class of each image, int64 (N,), see `probabilities`."""
         classes: npt.NDArray[np.int64] = self.probabilities(pixels).argmax(1)
         return classes
 
 
 def dataset_metadata(metadata: Mapping[str, Any] | None) -> tuple[str, tuple[str, ...]]:
-    """The dataset and the classes of a model, of what was packed with it; old ones and those of others say nothing."""
+    """Return dataset and classes of a model from its metadata; without them, those of the default dataset."""
     match metadata:
         case {"dataset": str(dataset), "classes": [*classes]}:
             return dataset, tuple(map(str, classes))
@@ -134,20 +135,22 @@ def dataset_metadata(metadata: Mapping[str, Any] | None) -> tuple[str, tuple[str
 
 
 def read_dataset_name(uri: str) -> str:
-    """The dataset of a model by its MLflow address, without loading its weights.
+    """Return the name of the dataset of a model by its MLflow address, without loading the weights.
 
     Raises:
-        UserError: there is no such model.
+        UserError: if there is no such model.
     """
     with _model_errors(uri):
         return dataset_metadata(mlflow.models.get_model_info(uri).metadata)[0]
 
 
 def as_model_input(pixels: npt.ArrayLike | Tensor) -> npt.NDArray[np.float32]:
-    """Images in the registered model's form, float32 (N, 28, 28); warns where they do not look like 0..255.
+    """Return images as float32 (N, 28, 28), the input of a model, and warn if they do not look like 0..255.
+
+    The images are (28, 28), (N, 28, 28) or (N, 1, 28, 28).
 
     Raises:
-        UserError: they have another shape, or none.
+        UserError: if the images have another shape, or there are none.
     """
     images = np.asarray(pixels)
     if images.ndim == 4 and images.shape[1] == 1:
@@ -162,10 +165,10 @@ def as_model_input(pixels: npt.ArrayLike | Tensor) -> npt.NDArray[np.float32]:
 
 
 def load_model(uri: str = DEFAULT_MODEL, tracking_uri: str | None = None) -> LoadedModel:
-    """A model by its MLflow address, by default the champion; nothing in it is ever unpickled.
+    """Load a model by its MLflow address, by default the champion. Pickled models are refused.
 
     Raises:
-        UserError: there is no such model.
+        UserError: if there is no such model, or it is pickled.
     """
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     if tracking_uri:
@@ -177,12 +180,12 @@ def load_model(uri: str = DEFAULT_MODEL, tracking_uri: str | None = None) -> Loa
 
 @contextlib.contextmanager
 def _model_errors(uri: str) -> Iterator[None]:
-    """Says of a model that cannot be read what to do."""
+    """Turn the errors of a model that cannot be loaded into a `UserError`."""
     try:
         yield
     except (MlflowException, OSError) as error:
         detail = first_line(error)
         raise UserError(
             f"model {uri!r}: cannot be loaded from {mlflow.get_tracking_uri()} ({detail[:200]}); "
-            "run a search first, or name a model such as models:/fmnist-search/1"
+            "run a search first, or give a model such as models:/fmnist-search/1"
         ) from error

@@ -17,8 +17,8 @@ from fmnist_search.data.images import Images
 from fmnist_search.data.loading import load_images
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import Classifier, Ensemble, average_probabilities
+from fmnist_search.registry import tags as version_tags
 from fmnist_search.registry.champion_rule import CorrectnessRecord, ValidationScore
-from fmnist_search.registry.versions import MEMBER_RUNS_TAG, SELECTED_ON_VALIDATION_TAG
 from fmnist_search.reporting.model_card import Selection, selection_from_runs
 from fmnist_search.results.training import TrialState
 from fmnist_search.tracking import metric_names, tag_names
@@ -229,8 +229,8 @@ def _candidate(ensemble: _Members) -> Candidate:
         ),
         selection=ensemble.selection,
         tags={
-            "ensemble": str(len(ensemble.members)),
-            SELECTED_ON_VALIDATION_TAG: "by the best epoch of each member",
-            MEMBER_RUNS_TAG: ", ".join(member.run.run_id for member in ensemble.members),
+            version_tags.ENSEMBLE: str(len(ensemble.members)),
+            version_tags.SELECTED_ON_VALIDATION: "by the best epoch of each member",
+            version_tags.MEMBER_RUNS: ", ".join(member.run.run_id for member in ensemble.members),
         },
     )

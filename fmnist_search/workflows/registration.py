@@ -9,10 +9,17 @@ from fmnist_search.data.files import DataSource
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import Classifier, Ensemble
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.registry import versions
+from fmnist_search.registry import tags
+from fmnist_search.registry.aliases import decide_alias
 from fmnist_search.registry.champion_rule import ValidationScore, pack_bits
-from fmnist_search.registry.evaluation import TEST_CORRECT_TAG
 from fmnist_search.registry.packaging import log_model
+from fmnist_search.registry.register import (
+    UNDECIDED_NOTE,
+    check_model_name,
+    delete_orphans,
+    pending_tags,
+    register_version,
+)
 from fmnist_search.reporting.model_card import ModelCard, Selection
 from fmnist_search.results.training import Accuracy
 from fmnist_search.tracking import metric_names
@@ -56,8 +63,8 @@ def prepare_name(mlflow_store: MlflowStore, name: str, experiment_id: str) -> No
     Raises:
         UserError: the name is taken.
     """
-    versions.check_model_name(mlflow_store.client, name)
-    versions.delete_orphans(mlflow_store.client, name, experiment_id)
+    check_model_name(mlflow_store.client, name)
+    delete_orphans(mlflow_store.client, name, experiment_id)
 
 
 def register(
@@ -80,9 +87,9 @@ def register(
     card = _model_card(name, candidate, tested.accuracy).to_markdown()
     _log_test_evaluation(run, candidate, tested, card)
     run_id = _flushed_run_id(run, context, retry_command)
-    uri = log_model(candidate.classifier, run_id, candidate.recipes[0].data.dataset, versions.pending_tags(name))
-    version = versions.register_version(mlflow_store.client, name, uri, run_id, _version_tags(candidate, tested), card)
-    claim = versions.decide_alias(mlflow_store.client, name, version)
+    uri = log_model(candidate.classifier, run_id, candidate.recipes[0].data.dataset, pending_tags(name))
+    version = register_version(mlflow_store.client, name, uri, run_id, _version_tags(candidate, tested), card)
+    claim = decide_alias(mlflow_store.client, name, version)
     return RegisteredVersion(name, version, claim.alias, claim.reason, tested.accuracy)
 
 
@@ -97,8 +104,8 @@ def _log_test_evaluation(run: RunLogger, candidate: Candidate, test_evaluation: 
         }
     )
     if hits:
-        run.log_text(versions.CORRECTNESS_FILE, hits.to_json())
-    run.log_text(versions.MODEL_CARD_FILE, card)
+        run.log_text(tags.CORRECTNESS_FILE, hits.to_json())
+    run.log_text(tags.MODEL_CARD_FILE, card)
     title = f"{candidate.recipes[0].label}: {test.value:.2%} of {test.images:,} test images"
     log_evaluation_plots(run, test_evaluation.probabilities, test_evaluation.images, candidate.classes, "test", title)
 
@@ -119,14 +126,14 @@ def _flushed_run_id(run: RunLogger, context: JobContext, retry_command: str) -> 
 def _version_tags(candidate: Candidate, test_evaluation: TestEvaluation) -> dict[str, str]:
     return {
         **candidate.tags,
-        "network": candidate.recipes[0].label,
-        "dataset": candidate.recipes[0].data.dataset,
-        "members": "; ".join(f"{recipe.label} seed {recipe.seed}" for recipe in candidate.recipes),
-        **versions.score_tags(candidate.validation_score),
-        "test_hits": str(test_evaluation.accuracy.hits),
-        "test_images": str(test_evaluation.accuracy.images),
-        "test_evaluations": "1",
-        TEST_CORRECT_TAG: pack_bits(test_evaluation.correct),
+        tags.NETWORK: candidate.recipes[0].label,
+        tags.DATASET: candidate.recipes[0].data.dataset,
+        tags.MEMBERS: "; ".join(f"{recipe.label} seed {recipe.seed}" for recipe in candidate.recipes),
+        **tags.score_tags(candidate.validation_score),
+        tags.TEST_HITS: str(test_evaluation.accuracy.hits),
+        tags.TEST_IMAGES: str(test_evaluation.accuracy.images),
+        tags.TEST_EVALUATIONS: "1",
+        tags.TEST_CORRECT: pack_bits(test_evaluation.correct),
     }
 
 
@@ -140,5 +147,5 @@ def _model_card(name: str, candidate: Candidate, test: Accuracy) -> ModelCard:
         validation_images=figures.images,
         dataset_digest=figures.dataset_digest,
         split_digest=figures.split_digest,
-        comparison=versions.UNDECIDED_NOTE,
+        comparison=UNDECIDED_NOTE,
     )

@@ -14,6 +14,7 @@ from fmnist_search.data.loading import load_images
 from fmnist_search.execution.backend import Backend
 from fmnist_search.recipe.groups import Data
 from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.registry import tags as version_tags
 from fmnist_search.registry.champion_rule import ValidationScore
 from fmnist_search.reporting.model_card import selection_from_study
 from fmnist_search.results.champion import Champion
@@ -86,7 +87,11 @@ class Promotion:
                 correctness=selected.correctness,
             ),
             selection=selection_from_study(self.study, selected.recipes, confirmed, selected.candidates),
-            tags={"study": self.study, "trial": str(confirmed.trial), "ensemble": str(self.settings.ensemble)},
+            tags={
+                version_tags.STUDY: self.study,
+                version_tags.TRIAL: str(confirmed.trial),
+                version_tags.ENSEMBLE: str(self.settings.ensemble),
+            },
         )
 
     def _train(self, named_recipes: Sequence[tuple[str, Recipe]]) -> list[TrialResult]:

@@ -21,7 +21,8 @@ from fmnist_search.models.presets import get_preset
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.hyperparameters import Value
 from fmnist_search.recipe.recipe import flatten_tables
-from fmnist_search.registry import versions
+from fmnist_search.registry import tags as version_tags
+from fmnist_search.registry.versions import get_champion
 from fmnist_search.results.champion import Champion
 from fmnist_search.results.study import StopReason, StudySummary, TrialRecord, rank_trials
 from fmnist_search.results.training import Stopper
@@ -162,10 +163,10 @@ def _champion_values(config: StudyConfig, mlflow_store: MlflowStore | None) -> d
     if mlflow_store is None:
         raise UserError("start.recipes: the champion is in MLflow; leave it out, or leave out --no-tracking")
     name = config.finalists.model_name
-    version = versions.get_champion(mlflow_store.client, name)
+    version = get_champion(mlflow_store.client, name)
     if version is None or not version.run_id:
         raise UserError(f"start.recipes: model {name!r} has no champion yet; leave it out, or promote one first")
-    trained = version.tags.get(versions.MEMBER_RUNS_TAG, version.run_id).split(", ")[0]
+    trained = version.tags.get(version_tags.MEMBER_RUNS, version.run_id).split(", ")[0]
     recipe = mlflow_store.load_recipe(trained)
     return {key: value for key, value in recipe.to_flat_dict().items() if not key.startswith("schedule.")}
 

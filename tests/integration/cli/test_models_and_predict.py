@@ -289,7 +289,7 @@ def test_a_file_that_does_not_agree_is_not_written(
     convert = onnx._convert
     monkeypatch.setattr(onnx, "_convert", other)
     outcome = finished.run("export", FIRST_VERSION_URI, "--onnx", tmp_path / "model.onnx")
-    assert_single_error(outcome, "model.onnx: is not written", "differs from the model by")
+    assert_single_error(outcome, "model.onnx: was not written", "differs from the model by")
     assert not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""Promotions that run at once, and promotions that are killed: the right champion, and no version by halves."""
+"""Promotions that run at once or are killed: the best version is champion, and no version is incomplete."""
 
 from __future__ import annotations
 
@@ -19,8 +19,17 @@ from mlflow import MlflowClient
 
 from fmnist_search.models.classifier import build
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.registry import versions
+from fmnist_search.registry.aliases import decide_alias
 from fmnist_search.registry.packaging import log_model
+from fmnist_search.registry.register import (
+    UNDECIDED_NOTE,
+    check_model_name,
+    delete_orphans,
+    pending_tags,
+    register_version,
+)
+from fmnist_search.registry.tags import CHALLENGER, CHAMPION
+from fmnist_search.registry.versions import get_champion
 from tests.integration.tracking.test_server import server  # noqa: F401 - a fixture
 
 PROMOTER_COUNT = 6
@@ -44,25 +53,25 @@ def version_tags(accuracy: float) -> dict[str, str]:
 
 
 def log_empty_model(client: MlflowClient) -> tuple[str, str]:
-    """A run, and a model of it that nobody will ever load."""
+    """Create a run and a logged model of it without content."""
     run_id = client.create_run("0").info.run_id
     return run_id, client.create_logged_model("0", name="model", source_run_id=run_id).model_uri
 
 
 @pytest.fixture(scope="session")
 def processes() -> ForkServerContext:
-    """Processes of their own that need not load everything anew."""
+    """Context that starts processes in which the libraries are already imported."""
     context = multiprocessing.get_context("forkserver")
     stores = ["mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"]
     context.set_forkserver_preload(
-        [*stores, "fmnist_search.registry.versions", "tests.integration.registry.test_concurrent_promotions"]
+        [*stores, "fmnist_search.registry.aliases", "tests.integration.registry.test_concurrent_promotions"]
     )
     return context
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A store of their own, with its tables."""
+    """Address of a store with its tables, which these tests share."""
     uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
     MlflowClient(uri).search_experiments(max_results=1)
     return uri
@@ -72,26 +81,26 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def promote(uri: str, name: str, accuracy: float, cache: str, barrier: Any) -> None:
-    """One of several promotions, with its figures ready."""
-    os.environ["XDG_CACHE_HOME"] = cache  # where the lock of this machine is
+    """Register a version and decide about it, at the same time as other processes."""
+    os.environ["XDG_CACHE_HOME"] = cache  # the folder of the promotion lock
     mlflow.set_tracking_uri(uri)
     client = MlflowClient(uri)
     run_id, model = log_empty_model(client)
     barrier.wait()
-    version = versions.register_version(client, name, model, run_id, version_tags(accuracy), versions.UNDECIDED_NOTE)
-    versions.decide_alias(client, name, version)
+    version = register_version(client, name, model, run_id, version_tags(accuracy), UNDECIDED_NOTE)
+    decide_alias(client, name, version)
 
 
 def run_concurrent_promotions(processes: ForkServerContext, uri: str, folder: Path, machines: int, rounds: int) -> None:
-    """Six promotions at once, round after round, in as many folders of locks as there are machines."""
+    """Run six promotions at once, several times. Processes of one "machine" share the folder of the lock."""
     client = MlflowClient(uri)
     for number in range(rounds):
         name = f"race {rounds} {machines} {number}"
         accuracies = [0.80 + 0.02 * place for place in range(PROMOTER_COUNT)]
         random.Random(number).shuffle(accuracies)
-        together = processes.Barrier(PROMOTER_COUNT)
+        barrier = processes.Barrier(PROMOTER_COUNT)
         promoters = [
-            processes.Process(target=promote, args=(uri, name, accuracy, str(folder / str(place % machines)), together))
+            processes.Process(target=promote, args=(uri, name, accuracy, str(folder / str(place % machines)), barrier))
             for place, accuracy in enumerate(accuracies)
         ]
         for promoter in promoters:
@@ -99,16 +108,16 @@ def run_concurrent_promotions(processes: ForkServerContext, uri: str, folder: Pa
         for promoter in promoters:
             promoter.join(120)
         assert [promoter.exitcode for promoter in promoters] == [0] * PROMOTER_COUNT
-        champion = versions.get_champion(client, name)
+        champion = get_champion(client, name)
         assert champion is not None
         assert float(champion.tags["confirmed_mean"]) == max(accuracies), f"round {number}"
         registered = client.search_model_versions(f"name='{name}'")
         assert len(registered) == PROMOTER_COUNT
-        assert all("decision" in version.tags for version in versions)
+        assert all("decision" in version.tags for version in registered)
 
 
 @pytest.mark.slow
-def test_of_six_promotions_at_once_the_best_is_champion_even_where_no_lock_holds_them_apart(
+def test_the_best_of_six_promotions_at_once_is_champion_even_without_a_common_lock(
     processes: ForkServerContext, store: str, tmp_path: Path
 ) -> None:
     run_concurrent_promotions(processes, store, tmp_path, machines=PROMOTER_COUNT, rounds=1)
@@ -116,7 +125,7 @@ def test_of_six_promotions_at_once_the_best_is_champion_even_where_no_lock_holds
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("machines", "rounds"), [(1, 5), (PROMOTER_COUNT, 20)])
-def test_of_six_promotions_at_once_the_best_is_champion_twenty_times(
+def test_the_best_of_six_promotions_at_once_is_champion_every_time(
     processes: ForkServerContext, store: str, tmp_path: Path, machines: int, rounds: int
 ) -> None:
     run_concurrent_promotions(processes, store, tmp_path / "twenty", machines, rounds)
@@ -124,7 +133,7 @@ def test_of_six_promotions_at_once_the_best_is_champion_twenty_times(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("machines", "rounds"), [(1, 5), (PROMOTER_COUNT, 5)])
-def test_of_six_promotions_at_once_the_best_is_champion_on_a_server(
+def test_the_best_of_six_promotions_at_once_is_champion_on_a_server(
     processes: ForkServerContext,
     server: str,  # noqa: F811
     tmp_path: Path,
@@ -138,15 +147,15 @@ def test_of_six_promotions_at_once_the_best_is_champion_on_a_server(
 
 
 def kill_after(write_count: int) -> None:
-    """Let this process be killed once it has written so often to MLflow."""
-    left = [write_count]
+    """Kill this process before the write to MLflow after `write_count` others."""
+    remaining = [write_count]
 
     def counted(method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
         def wrapped(*arguments: Any, **named: Any) -> Any:
-            if not left[0]:
+            if not remaining[0]:
                 os.kill(os.getpid(), signal.SIGKILL)
-            left[0] -= 1
+            remaining[0] -= 1
             return method(*arguments, **named)
 
         return wrapped
@@ -156,22 +165,20 @@ def kill_after(write_count: int) -> None:
 
 
 def promote_until_killed(uri: str, name: str, run_id: str, accuracy: float, writes: int, *, packaged: bool) -> None:
-    """A promotion that is killed before one of its writes, or comes to its end."""
+    """Promote a model, and be killed before one of the writes, unless there are fewer."""
     mlflow.set_tracking_uri(uri)
     client = MlflowClient(uri)
     model = client.create_logged_model("0", name="model", source_run_id=run_id).model_uri if packaged else ""
     kill_after(writes)
-    versions.delete_orphans(client, name, "0")
+    delete_orphans(client, name, "0")
     if not packaged:
-        model = log_model(build(TINY_RECIPE.model), run_id, TINY_RECIPE.data.dataset, versions.pending_tags(name))
-    version = versions.register_version(
-        client, name, model, run_id, version_tags(accuracy), f"A card. {versions.UNDECIDED_NOTE}"
-    )
-    versions.decide_alias(client, name, version)
+        model = log_model(build(TINY_RECIPE.model), run_id, TINY_RECIPE.data.dataset, pending_tags(name))
+    version = register_version(client, name, model, run_id, version_tags(accuracy), f"A card. {UNDECIDED_NOTE}")
+    decide_alias(client, name, version)
 
 
 def run_killed_promotion(processes: ForkServerContext, uri: str, writes: int, *, packaged: bool) -> tuple[str, bool]:
-    """A promotion that was killed after so many writes: the model's name, and whether it was, or came to its end."""
+    """Run a promotion that is killed after some writes; return the name of the model, and whether it was killed."""
     client = MlflowClient(uri)
     name = f"killed {packaged} {writes}"
     run_id = client.create_run("0").info.run_id
@@ -186,25 +193,28 @@ def run_killed_promotion(processes: ForkServerContext, uri: str, writes: int, *,
 
 
 def assert_next_promotion_recovers(client: MlflowClient, name: str) -> bool:
-    """What a killed promotion leaves is whole or nothing, and the next one finishes it; whether a version was left."""
+    """Check that a killed promotion leaves a complete version or none, and that the next one decides about it.
+
+    Return whether it left a version.
+    """
     left = client.search_model_versions(f"name='{name}'")
     for version in left:
         assert version_tags(0.90).items() <= version.tags.items()
         assert version.description.startswith("A card. ")
         assert version.source
-    assert versions.get_champion(client, name) is None or left
+    assert get_champion(client, name) is None or left
     mlflow.set_tracking_uri(client.tracking_uri)
-    versions.check_model_name(client, name)
-    versions.delete_orphans(client, name, "0")
+    check_model_name(client, name)
+    delete_orphans(client, name, "0")
     run_id, model = log_empty_model(client)
-    mine = versions.register_version(client, name, model, run_id, version_tags(0.85), versions.UNDECIDED_NOTE)
-    assert versions.decide_alias(client, name, mine).alias == (versions.CHALLENGER if left else versions.CHAMPION)
+    own = register_version(client, name, model, run_id, version_tags(0.85), UNDECIDED_NOTE)
+    assert decide_alias(client, name, own).alias == (CHALLENGER if left else CHAMPION)
     registered = {version.version: version for version in client.search_model_versions(f"name='{name}'")}
     assert len(registered) == len(left) + 1
     for version in registered.values():
         assert "decision" in version.tags
-        assert versions.UNDECIDED_NOTE not in version.description
-    best = versions.get_champion(client, name)
+        assert UNDECIDED_NOTE not in version.description
+    best = get_champion(client, name)
     assert best is not None
     assert float(best.tags["confirmed_mean"]) == (0.90 if left else 0.85)
     sources = {version.source for version in registered.values()}
@@ -216,17 +226,17 @@ def assert_next_promotion_recovers(client: MlflowClient, name: str) -> bool:
 
 
 @pytest.mark.parametrize(("writes", "left"), [(1, False), (2, True), (4, True), (5, True)])
-def test_a_promotion_that_is_killed_while_it_registers_leaves_a_whole_version_or_none(
+def test_a_promotion_that_is_killed_while_it_registers_leaves_a_complete_version_or_none(
     processes: ForkServerContext, store: str, writes: int, left: bool
 ) -> None:
-    # Before the version is made, after that, after the alias, and after its description.
+    # Before the version is created, after that, after the alias, and after the description.
     name, killed = run_killed_promotion(processes, store, writes, packaged=True)
     assert killed
     assert assert_next_promotion_recovers(MlflowClient(store), name) is left
 
 
 @pytest.mark.slow
-def test_a_promotion_that_is_killed_at_any_step_leaves_a_whole_version_or_none(
+def test_a_promotion_that_is_killed_at_any_step_leaves_a_complete_version_or_none(
     processes: ForkServerContext, store: str
 ) -> None:
     left = []
@@ -235,8 +245,8 @@ def test_a_promotion_that_is_killed_at_any_step_leaves_a_whole_version_or_none(
         left.append(assert_next_promotion_recovers(MlflowClient(store), name))
         if not killed:
             break
-    # At least: the model and its files, the version, the alias, the description, the tags.
+    # At least the model and its files, the version, the alias, the description and the tags.
     assert len(left) > 8
-    assert left == sorted(left), "once a version is there, it stays"
+    assert left == sorted(left), "a version that has been created stays"
     assert not left[0]
     assert left[-1]

@@ -153,8 +153,7 @@ def test_models_of_two_datasets_are_not_compared(finished: FinishedStudy, old: s
     assert outcome.exit_code == 2
     assert outcome.errors == [
         f"error: evaluate: '{SYNTHETIC_MODEL_URI}' is a model of made and '{OLD_MODEL_URI}' one of fashion-mnist, "
-        f"so nothing compares; "
-        "name two models of one dataset"
+        "so they cannot be compared; give two models of one dataset"
     ]
 
 

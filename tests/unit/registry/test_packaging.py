@@ -1,4 +1,4 @@
-"""Images of whatever form become the model's, or are refused with theirs."""
+"""Images of any supported form become the input of a model; others are refused with their shape."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (3, 28, 28)).astype(np.uint8)
     ],
     ids=lambda value: f"{type(value).__name__} {getattr(value, 'dtype', '')} {np.shape(value)}",
 )
-def test_images_of_any_form_become_the_models(given_as: Any, count: int) -> None:
+def test_images_of_any_supported_form_become_the_input_of_a_model(given_as: Any, count: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         images = as_model_input(given_as)
@@ -42,16 +42,16 @@ def test_images_of_any_form_become_the_models(given_as: Any, count: int) -> None
     assert np.array_equal(images, PIXELS[:count])
 
 
-def test_images_are_not_changed_where_they_stand() -> None:
-    mine = PIXELS.astype(np.float32)
-    as_model_input(mine)[:] = 0
-    assert np.array_equal(mine, PIXELS)
+def test_images_are_not_changed_in_place() -> None:
+    images = PIXELS.astype(np.float32)
+    as_model_input(images)[:] = 0
+    assert np.array_equal(images, PIXELS)
 
 
 @pytest.mark.parametrize(
     "shape", [(28,), (784,), (3, 784), (3, 3, 28, 28), (28, 28, 1), (3, 32, 32), (0, 28, 28), (1, 1, 1, 28, 28), ()]
 )
-def test_images_of_another_shape_are_refused_with_theirs(shape: tuple[int, ...]) -> None:
+def test_images_of_another_shape_are_refused_with_their_shape(shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError) as caught:
         as_model_input(np.zeros(shape, np.uint8))
     (line,) = caught.value.lines
@@ -59,14 +59,14 @@ def test_images_of_another_shape_are_refused_with_theirs(shape: tuple[int, ...])
     assert "resize" in line
 
 
-def test_images_that_were_divided_by_255_are_warned_of() -> None:
+def test_images_that_were_divided_by_255_give_a_warning() -> None:
     with pytest.warns(UserWarning, match=r"all pixels lie within 0\.\.1.*multiply by 255"):
         images = as_model_input(PIXELS / 255)
-    # Warned of, and taken as they are.
+    # They are used as they are.
     assert images.max() == 1.0
 
 
-def test_dark_pixels_that_are_whole_numbers_are_not_warned_of() -> None:
+def test_dark_integer_pixels_give_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         as_model_input(np.zeros((28, 28), np.uint8))

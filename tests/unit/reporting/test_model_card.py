@@ -9,7 +9,8 @@ import pytest
 from fmnist_search.recipe.datasets import DATASETS, Dataset
 from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.registry.versions import DESCRIPTION_LIMIT, UNDECIDED_NOTE, truncate_description
+from fmnist_search.registry.register import UNDECIDED_NOTE
+from fmnist_search.registry.versions import DESCRIPTION_LIMIT, truncate_description
 from fmnist_search.reporting.model_card import ModelCard, Selection, selection_from_runs, selection_from_study
 from fmnist_search.results.champion import ConfirmedScore
 from fmnist_search.results.statistics import wilson

@@ -1,0 +1,107 @@
+"""Registers models: a version is created in one step, complete and undecided; `aliases` decides about it.
+
+A promotion that is killed leaves a complete version or none. The models that it has logged and not registered are
+deleted by the next promotion under the same name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Mapping
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from fmnist_search.config.sections import NAME_PATTERN
+from fmnist_search.errors import UserError
+from fmnist_search.registry import tags
+from fmnist_search.registry.promoters import process_identity, process_is_dead
+from fmnist_search.registry.versions import all_versions, get_champion, truncate_description, version_number
+
+UNDECIDED_NOTE = "It has not been compared with the champion yet: its promotion is on the way, or was cut short."
+"""Part of the description of a version until it is decided. It is stored and never changes."""
+
+
+def check_model_name(client: MlflowClient, name: str) -> None:
+    """Make sure that a model can be registered under the name, before anything is trained for it.
+
+    Raises:
+        UserError: if it is not a name for a model, or the name of a prompt in MLflow.
+    """
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise UserError(
+            f"finalists.model_name: {name!r} is no usable name; use letters, digits, spaces and . _ + @ - "
+            "(--model-name)"
+        )
+    try:
+        client.get_registered_model(name)
+    except MlflowException:  # the same for a name that does not exist and for a prompt
+        if client.get_prompt(name):
+            raise UserError(
+                f"finalists.model_name: {name!r} is the name of a prompt in MLflow; choose another (--model-name)"
+            ) from None
+
+
+def pending_tags(name: str) -> dict[str, str]:
+    """Return the tags of a logged model that this process is going to register under the name."""
+    return {tags.REGISTERED_MODEL: name, tags.PROMOTER: process_identity()}
+
+
+def register_version(
+    client: MlflowClient, name: str, model_uri: str, run_id: str, version_tags: Mapping[str, str], description: str
+) -> str:
+    """Create a new version of a registered model, which is created if it does not exist; return the version.
+
+    The version is complete from the start, with tags and description, and undecided.
+    """
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    model_id = model_uri.removeprefix("models:/")
+    version = client.create_model_version(
+        name,
+        source=model_uri,
+        run_id=run_id,
+        tags={**version_tags, **snapshot_tags(client, name), tags.PROMOTER: process_identity()},
+        description=truncate_description(description),
+        model_id=model_id,
+    )
+    with contextlib.suppress(MlflowException):  # the version is registered, whether the mark is removed or not
+        client.delete_logged_model_tag(model_id, tags.PROMOTER)
+    return str(version.version)
+
+
+def snapshot_tags(client: MlflowClient, name: str) -> dict[str, str]:
+    """Return the champion and the number of versions as tags; no tags while a version is undecided."""
+    versions = all_versions(client, name)
+    champion = get_champion(client, name)
+    undecided = any(is_undecided(version) for version in versions.values())
+    if undecided or versions.keys() != all_versions(client, name).keys():
+        return {}
+    return {
+        tags.PREVIOUS_CHAMPION: str(version_number(champion) or 0),
+        tags.PREVIOUS_VERSIONS: str(max(versions, default=0)),
+    }
+
+
+def is_undecided(version: ModelVersion) -> bool:
+    """Return whether a version was registered by a promotion that has not decided about it."""
+    return tags.PROMOTER in version.tags and tags.DECISION not in version.tags
+
+
+def delete_orphans(client: MlflowClient, name: str, experiment_id: str) -> None:
+    """Delete the models of an experiment that promotions under this name have logged and died before registering."""
+    logged = client.search_logged_models([experiment_id], filter_string=f"tags.{tags.REGISTERED_MODEL} = '{name}'")
+    marked = [model for model in logged if tags.PROMOTER in model.tags]
+    registered = {str(version.source) for version in all_versions(client, name).values()} if marked else set()
+    for model in marked:
+        if model.model_uri in registered:
+            client.delete_logged_model_tag(model.model_id, tags.PROMOTER)
+        elif process_is_dead(model.tags[tags.PROMOTER], model.creation_timestamp):
+            client.delete_logged_model(model.model_id)
+            if model.source_run_id and client.get_run(model.source_run_id).info.status == "RUNNING":
+                client.set_terminated(model.source_run_id)

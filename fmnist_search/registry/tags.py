@@ -1,0 +1,50 @@
+"""Aliases, tags and files of registered models and versions. They are stored and never change."""
+
+from __future__ import annotations
+
+from fmnist_search.recipe.formatting import format_value
+from fmnist_search.registry.champion_rule import ValidationScore
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+"""Aliases of a registered model, and values of the tag `DECISION`."""
+
+MODEL_CARD_FILE, CORRECTNESS_FILE = "model_card.md", "validation_hits.json"
+"""Artifacts of the run that a version comes from."""
+
+REGISTERED_MODEL = "registered_model"
+"""Tag of a logged model: the name under which it is to be registered."""
+PROMOTER = "promoter"
+"""Tag of a version or a logged model: the process that promotes it."""
+DECISION, COMPARISON, COMPARED_BY, COMPARED_WITH = "decision", "comparison", "compared_by", "compared_with"
+DIFFERENCE, DIFFERENCE_ERROR = "difference", "difference_error"
+PREVIOUS_CHAMPION, PREVIOUS_VERSIONS = "champion_before", "versions_before"
+"""The champion, and the number of the last version, when a version was registered while no other was undecided."""
+
+STUDY, TRIAL, ENSEMBLE, NETWORK, DATASET, MEMBERS = "study", "trial", "ensemble", "network", "dataset", "members"
+MEMBER_RUNS = "member_runs"
+"""The ids of the runs that an ensemble consists of, separated by commas."""
+SELECTED_ON_VALIDATION = "flattered"
+"""Set if the validation images were also used to select the weights, so that the validation score is too high."""
+
+DATASET_DIGEST, SPLIT_DIGEST = "dataset_digest", "split_digest"
+CONFIRMED_MEAN, CONFIRMED_STD, CONFIRMED_SEEDS = "confirmed_mean", "confirmed_deviation", "confirmed_seeds"
+VALIDATION_IMAGES = "validation_images"
+CORRECTNESS = "validation_hits"
+"""The path of the artifact that holds the correctness record."""
+
+TEST_HITS, TEST_IMAGES, TEST_EVALUATIONS = "test_hits", "test_images", "test_evaluations"
+TEST_CORRECT = "test_right"
+"""Which test images the version classifies correctly: one bit for each in order, packed, as base64."""
+
+
+def score_tags(score: ValidationScore) -> dict[str, str]:
+    """Return the tags that hold the validation score of a version, so that it can be compared later."""
+    return {
+        DATASET_DIGEST: score.dataset_digest,
+        SPLIT_DIGEST: score.split_digest,
+        VALIDATION_IMAGES: str(score.images),
+        CONFIRMED_MEAN: format_value(score.mean),
+        CONFIRMED_STD: format_value(score.std),
+        CONFIRMED_SEEDS: str(score.seeds),
+        **({CORRECTNESS: CORRECTNESS_FILE} if score.correctness else {}),
+    }
