@@ -1,4 +1,4 @@
-"""What is put into the outbox stays there until it is done, whoever else uses the file and whatever is killed."""
+"""Events stay in the outbox until they are delivered, with several users of the file and processes that are killed."""
 
 from __future__ import annotations
 
@@ -39,18 +39,27 @@ def drain(outbox: Outbox) -> list[Event]:
     return events
 
 
+def test_the_body_of_an_event_can_be_replaced(outbox: Outbox, path: Path) -> None:
+    outbox.put(Event("run", "end", {"step": 1}))
+    event = outbox.next_event()
+    assert event
+    assert outbox.update_body(event, {"step": 1, "seconds": 0.5}).body == {"step": 1, "seconds": 0.5}
+    with closing(Outbox(path, STORE_URI)) as again:
+        assert [found.body for found in drain(again)] == [{"step": 1, "seconds": 0.5}]
+
+
 @given(st.lists(st.booleans(), max_size=20))
-def test_events_come_in_their_order_and_what_can_come_later_at_the_end(
-    tmp_path_factory: pytest.TempPathFactory, later: list[bool]
+def test_events_come_in_order_with_the_deferred_ones_last(
+    tmp_path_factory: pytest.TempPathFactory, deferred: list[bool]
 ) -> None:
     with closing(Outbox(tmp_path_factory.mktemp("box") / "outbox.db", STORE_URI)) as outbox:
-        for number, put_off in enumerate(later):
-            outbox.put(Event(f"run {number}", "batch", {"number": number}, deferred=put_off))
+        for number, is_deferred in enumerate(deferred):
+            outbox.put(Event(f"run {number}", "batch", {"number": number}, deferred=is_deferred))
         found = [event.body["number"] for event in drain(outbox)]
-    assert found == sorted(range(len(later)), key=lambda number: (later[number], number))
+    assert found == sorted(range(len(deferred)), key=lambda number: (deferred[number], number))
 
 
-def test_an_event_comes_back_as_it_was_and_says_whether_it_was_tried(outbox: Outbox) -> None:
+def test_an_event_is_read_back_unchanged_and_marked_as_attempted(outbox: Outbox) -> None:
     outbox.put(Event("run", "file", {"path": "a/b.png", "figures": [1.5, float("inf")]}, b"\x00\xff"))
     first, again = outbox.next_event(), outbox.next_event()
     assert first
@@ -60,12 +69,12 @@ def test_an_event_comes_back_as_it_was_and_says_whether_it_was_tried(outbox: Out
     assert (first.attempted, again.attempted) == (False, True)
 
 
-def test_what_was_not_done_is_there_after_a_restart(outbox: Outbox, path: Path) -> None:
+def test_pending_events_survive_a_restart(outbox: Outbox, path: Path) -> None:
     for number in range(3):
         outbox.put(Event("run", "batch", {"number": number}))
-    done = outbox.next_event()
-    assert done
-    outbox.mark_delivered(done)
+    delivered = outbox.next_event()
+    assert delivered
+    outbox.mark_delivered(delivered)
     outbox.remember_run("study/001", "id")
     outbox.close()
     with closing(Outbox(path, STORE_URI)) as again:
@@ -76,7 +85,7 @@ def test_what_was_not_done_is_there_after_a_restart(outbox: Outbox, path: Path) 
         assert [event.body["number"] for event in drain(again)] == [1, 2]
 
 
-def test_each_store_gets_its_own(outbox: Outbox, path: Path) -> None:
+def test_each_store_gets_its_own_events(outbox: Outbox, path: Path) -> None:
     outbox.put(Event("run", "batch"))
     with closing(Outbox(path, "http://other")) as other:
         assert other.next_event() is None
@@ -85,7 +94,7 @@ def test_each_store_gets_its_own(outbox: Outbox, path: Path) -> None:
     assert [event.run_key for event in drain(outbox)] == ["run"]
 
 
-def test_what_is_refused_is_put_aside_with_all_of_its_run_until_it_is_tried_again(outbox: Outbox) -> None:
+def test_a_rejection_affects_all_events_of_the_run_until_they_are_retried(outbox: Outbox) -> None:
     for run in ("bad", "good", "bad"):
         outbox.put(Event(run, "batch"))
     bad = outbox.next_event()
@@ -98,7 +107,7 @@ def test_what_is_refused_is_put_aside_with_all_of_its_run_until_it_is_tried_agai
     assert [event.run_key for event in drain(outbox)] == ["bad", "bad"]
 
 
-def test_what_is_refused_can_be_dropped(outbox: Outbox) -> None:
+def test_rejected_events_can_be_discarded(outbox: Outbox) -> None:
     outbox.put(Event("bad", "batch"))
     bad = outbox.next_event()
     assert bad
@@ -107,7 +116,7 @@ def test_what_is_refused_can_be_dropped(outbox: Outbox) -> None:
     assert (outbox.rejected_counts(), outbox.next_event()) == ({}, None)
 
 
-def test_one_at_a_time_may_send_and_another_takes_over(outbox: Outbox, path: Path) -> None:
+def test_one_process_at_a_time_holds_the_lock_and_another_takes_it_over(outbox: Outbox, path: Path) -> None:
     assert outbox.try_lock()
     assert outbox.try_lock()
     with closing(Outbox(path, STORE_URI)) as other:
@@ -116,7 +125,7 @@ def test_one_at_a_time_may_send_and_another_takes_over(outbox: Outbox, path: Pat
         assert other.try_lock()
 
 
-def test_threads_may_put_at_once(outbox: Outbox) -> None:
+def test_several_threads_can_put_events_at_once(outbox: Outbox) -> None:
     threads = [
         threading.Thread(target=lambda: [outbox.put(Event("run", "batch")) for _ in range(50)]) for _ in range(4)
     ]
@@ -140,7 +149,7 @@ for number in range(1_000_000):
 """
 
 
-def test_a_process_that_is_killed_loses_nothing_that_it_put_in(path: Path) -> None:
+def test_a_process_that_is_killed_loses_no_event(path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", WRITER_SCRIPT, str(path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout
     seen = [process.stdout.readline() for _ in range(200)]
@@ -154,7 +163,7 @@ def test_a_process_that_is_killed_loses_nothing_that_it_put_in(path: Path) -> No
     assert numbers[: last + 1] == list(range(last + 1))
 
 
-def test_processes_that_begin_at_once_lose_nothing(path: Path) -> None:
+def test_processes_that_start_at_once_lose_no_event(path: Path) -> None:
     processes = [
         subprocess.Popen([sys.executable, "-c", WRITER_SCRIPT, str(path), "many"], stdout=subprocess.PIPE, text=True)
         for _ in range(3)
