@@ -14,7 +14,7 @@ from fmnist_search.data.images import LabelledImages
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.formatting import format_value_short
 from fmnist_search.recipe.groups import Augmentation
-from fmnist_search.reporting.chart_data import TEXT_COLOR
+from fmnist_search.reporting.colors import TEXT_COLOR
 from fmnist_search.reporting.style import manual_layout, titled_figure
 from fmnist_search.training.augmentation import augment
 

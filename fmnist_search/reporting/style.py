@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from fmnist_search.errors import UserError
 from fmnist_search.files import atomic_write
-from fmnist_search.reporting.chart_data import GREY, TEXT_COLOR
+from fmnist_search.reporting.axes import MAX_TICKS, Axis
+from fmnist_search.reporting.chart_data import Chart, display_range
+from fmnist_search.reporting.colors import GREY, TEXT_COLOR
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
+
 
 DPI = 110
 TITLE_LINE_HEIGHT, NOTE_LINE_HEIGHT = 0.22, 0.16
@@ -96,3 +100,59 @@ def use_integer_ticks(axis: Any) -> None:
 def split_coordinates(points: Sequence[tuple[Any, ...]]) -> tuple[list[Any], list[Any]]:
     """Places across and places up of such pairs."""
     return [pair[0] for pair in points], [pair[1] for pair in points]
+
+
+VALUE_COLORMAP = "viridis_r"
+"""The best is dark, so that it stands out on white."""
+
+
+def mark_at_bottom(axes: Axes, numbers: Sequence[float], marker: str, color: str, label: str) -> None:
+    """Marks at the lower edge, whatever the axis shows."""
+    if numbers:
+        floor = axes.get_xaxis_transform()
+        axes.scatter(
+            numbers,
+            [0.02] * len(numbers),
+            s=28,
+            marker=marker,
+            color=color,
+            label=label,
+            transform=floor,
+            clip_on=False,
+        )
+
+
+def single_axes_figure(chart: Chart, *, height: float = 4.6, note: str = "") -> tuple[Figure, Axes]:
+    """Return a figure with the chart's title and note, and its only axes; `height` of the axes is in inches."""
+    figure = titled_figure(chart.title, note or chart.note, 8.2, height)
+    axes = figure.subplots()
+    style_axes(axes)
+    return figure, axes
+
+
+def add_legend(figure: Figure) -> None:
+    """Below the axes, where it hides nothing."""
+    figure.legend(loc="outside lower center", ncols=6, fontsize=8, frameon=False)
+
+
+def set_percent_axis(axes: Axes, values: Sequence[float]) -> float:
+    """The values' own window as the vertical axis; gives its lower end."""
+    low, high = display_range(values)
+    margin = 0.06 * (high - low) or 0.01
+    axes.set_ylim(low - margin, high + margin)
+    axes.yaxis.set_major_formatter(percent_formatter())
+    return low
+
+
+def value_norm(values: Sequence[float]) -> Normalize:
+    """Return the color scale of these values, without far outliers."""
+    from matplotlib.colors import Normalize
+
+    low, high = display_range(values)
+    return Normalize(low if high > low else low - 0.01, high)
+
+
+def set_ticks(axis_object: Any, axis: Axis, max_ticks: int = MAX_TICKS) -> None:
+    """Set the ticks of a matplotlib axis to those of `axis`."""
+    places, texts = zip(*axis.ticks(max_ticks), strict=True)
+    axis_object.set_ticks(places, texts)

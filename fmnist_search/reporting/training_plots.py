@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.datasets import IMAGE_SIZE
-from fmnist_search.reporting.chart_data import BLUE, GREY, ORANGE, RED, TEXT_COLOR
+from fmnist_search.reporting.colors import BLUE, GREY, ORANGE, RED, TEXT_COLOR
 from fmnist_search.reporting.style import (
     manual_layout,
     percent_formatter,

@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.reporting.axes import MAX_TICKS, build_axes
 from fmnist_search.reporting.chart_data import (
-    MAX_TICKS,
     StudyView,
     best_so_far,
-    build_axes,
     display_range,
     pareto_front,
     surface_points,

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from fmnist_search.errors import UserError
-from fmnist_search.reporting.chart_data import RED
+from fmnist_search.reporting.colors import RED
 from fmnist_search.reporting.training_plots import (
     UNKNOWN_LABEL,
     calibration_figure,
