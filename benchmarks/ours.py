@@ -7,13 +7,13 @@ from pathlib import Path
 from fmnist_search.data.files import DataSource
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.execution import Execution
-from fmnist_search.training.autotune import tune
+from fmnist_search.training.autotune import autotune
 from fmnist_search.training.runtime import resolve_execution
 
 
 def tuned_settings(device: str = "auto", threads: int = 0) -> tuple[Execution, str]:
     """The execution and the precision with which a study would train here; no threads are all cores."""
-    return tune(resolve_execution(device, threads))
+    return autotune(resolve_execution(device, threads))
 
 
 def data_source(folder: Path | None) -> DataSource:

@@ -28,7 +28,7 @@ from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import Decision, EpochReport, TrialState
 from fmnist_search.search.suggest import base_recipe, suggest_recipe, trial_seed
-from fmnist_search.training.autotune import tune
+from fmnist_search.training.autotune import autotune
 from fmnist_search.training.runtime import resolve_execution
 from fmnist_search.training.trial import run_trial
 from fmnist_search.workspace import image_cache_folder
@@ -163,7 +163,7 @@ def _make_header(config: StudyConfig, execution: Execution) -> Header:
     return Header(
         format=FORMAT_VERSION,
         study=config.model_dump(exclude_none=True),
-        precision=tune(execution)[1],
+        precision=autotune(execution)[1],
         machine=machine(),
         versions=versions(),
         seconds=f"{seconds} of each epoch on {execution.device}, validation included, one intra-op thread",

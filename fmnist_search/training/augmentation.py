@@ -1,7 +1,7 @@
-"""Augmentation on the device, batched, each image with random parameters of its own.
+"""Batched augmentation on the device, with random parameters for each image.
 
-torchvision's batched transforms draw one parameter for a whole batch; these draw one an image. Shapes are
-static and nothing depends on the values drawn, so that a step that augments can be captured in a graph.
+torchvision's batched transforms draw one parameter for a batch; these draw one for each image. Shapes are static and
+no control flow depends on random values, so that a step with augmentation can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ ERASING_RATIO_RANGE = (0.3, 3.3)
 
 
 def augment(pixels: Tensor, augmentation: Augmentation, fill_value: int, generator: torch.Generator) -> Tensor:
-    """Changed copies of (N, H, W) uint8 pixels; erased rectangles get `fill_value`, the mean of the training pixels."""
+    """Return augmented copies of pixels (N, H, W) uint8.
+
+    Args:
+        pixels: The images; they are not changed.
+        augmentation: Which changes to make, and how strong; without any, nothing is drawn from `generator`.
+        fill_value: The value of erased pixels, 0..255.
+        generator: The only source of random numbers, on the device of the pixels.
+    """
     count, height, width = pixels.shape
     if augmentation.rotation:
         pixels = rotate(pixels, augmentation.rotation * (2 * _uniform(count, generator) - 1))
@@ -37,39 +44,47 @@ def augment(pixels: Tensor, augmentation: Augmentation, fill_value: int, generat
 
 
 def mix(pixels: Tensor, augmentation: Augmentation, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Images (N, H, W) mixed with their neighbours in the batch, and the share (N,) of each that is still its own.
+    """Mix each image of pixels (N, H, W) with the image before it in the batch, the first with the last (`roll` by 1).
 
-    The neighbour is the image before, for the first the last one (`roll` by one): batches are in random order already.
-    Mixup (Zhang et al., arXiv 1710.09412) blends the two, CutMix (Yun et al., arXiv 1905.04899) puts a patch of the one
-    into the other; where a recipe has both, a fair coin an image decides. Labels are to be mixed by the same shares.
+    A random partner would add nothing, because batches are in random order. Mixup (Zhang et al., arXiv 1710.09412)
+    blends the two images, CutMix (Yun et al., arXiv 1905.04899) copies a patch of one into the other; with both in the
+    recipe, each image draws one of them with equal probability.
+
+    Returns:
+        The mixed images (N, H, W) float32, and the fraction (N,) float32 of each image that is its own, by which its
+        label is to be mixed as well.
     """
     if not augmentation.cutmix:
-        kept = _mixup_weights(pixels, augmentation.mixup, generator)
+        own_weights = _mixup_weights(pixels, augmentation.mixup, generator)
     elif not augmentation.mixup:
-        kept = _cutmix_weights(pixels, augmentation.cutmix, generator)
+        own_weights = _cutmix_weights(pixels, augmentation.cutmix, generator)
     else:
-        blended = _random_bools(len(pixels), 0.5, generator)[:, None, None]
-        blends = _mixup_weights(pixels, augmentation.mixup, generator)
-        kept = torch.where(blended, blends, _cutmix_weights(pixels, augmentation.cutmix, generator))
+        uses_mixup = _random_bools(len(pixels), 0.5, generator)[:, None, None]
+        mixup_weights = _mixup_weights(pixels, augmentation.mixup, generator)
+        own_weights = torch.where(uses_mixup, mixup_weights, _cutmix_weights(pixels, augmentation.cutmix, generator))
     own = pixels.float()
-    return torch.lerp(own.roll(1, 0), own, kept), kept.mean((1, 2))
+    return torch.lerp(own.roll(1, 0), own, own_weights), own_weights.mean((1, 2))
 
 
 def rotate(pixels: Tensor, degrees: Tensor) -> Tensor:
-    """Each uint8 image turned counter-clockwise about its centre by an angle (N,); bilinear, what is uncovered is 0."""
+    """Rotate each image (N, H, W) uint8 counter-clockwise about its centre by `degrees` (N,).
+
+    Interpolation is bilinear; pixels from outside the image are 0.
+    """
     _, height, width = pixels.shape
     angle = torch.deg2rad(degrees)[:, None, None]
     y = torch.arange(height, device=pixels.device) - (height - 1) / 2
     x = torch.arange(width, device=pixels.device) - (width - 1) / 2
-    across = torch.cos(angle) * x - torch.sin(angle) * y[:, None]
-    down = torch.sin(angle) * x + torch.cos(angle) * y[:, None]
-    places = torch.stack([across * (2 / width), down * (2 / height)], dim=-1)  # -1 and 1 are the image's edges
-    turned = functional.grid_sample(pixels[:, None].float(), places, align_corners=False).squeeze(1)
-    return turned.round().to(pixels.dtype)
+    source_x = torch.cos(angle) * x - torch.sin(angle) * y[:, None]
+    source_y = torch.sin(angle) * x + torch.cos(angle) * y[:, None]
+    # In grid_sample's coordinates -1 and 1 are the borders of the image.
+    grid = torch.stack([source_x * (2 / width), source_y * (2 / height)], dim=-1)
+    rotated = functional.grid_sample(pixels[:, None].float(), grid, align_corners=False).squeeze(1)
+    return rotated.round().to(pixels.dtype)
 
 
 def shift(pixels: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Each image moved by whole pixels (N,) each, negative ones up and left; what is uncovered is 0."""
+    """Move each image (N, H, W) by whole pixels, `down` and `right` (N,) int64; pixels from outside are 0."""
     count, height, width = pixels.shape
     device = pixels.device
     rows = torch.arange(height, device=device) - down[:, None]
@@ -81,30 +96,33 @@ def shift(pixels: Tensor, down: Tensor, right: Tensor) -> Tensor:
 
 
 def flip(pixels: Tensor, flipped: Tensor) -> Tensor:
-    """The images for which `flip_bit` (N,) bool is true, mirrored left to right."""
+    """Mirror the images (N, H, W) for which `flipped` (N,) bool is true left to right."""
     return torch.where(flipped[:, None, None], pixels.flip(-1), pixels)
 
 
 def erase(pixels: Tensor, top: Tensor, left: Tensor, rows: Tensor, columns: Tensor, fill_value: int) -> Tensor:
-    """Each image with one rectangle, given by (N,) int64 each, set to `fill_value`; no rows erase nothing."""
+    """Set one rectangle of each image (N, H, W) to `fill_value`; its position and size are (N,) int64 each.
+
+    A rectangle without rows or columns erases nothing.
+    """
     return pixels.masked_fill(_rectangle_masks(top, left, rows, columns, *pixels.shape[1:]), fill_value)
 
 
 def symmetric_beta(count: int, alpha: float, generator: torch.Generator) -> Tensor:
-    """So many draws (N,) from Beta(alpha, alpha), in 0..1 and finite for every alpha above 0.
+    """Draw `count` values (count,) float32 from Beta(alpha, alpha), in 0..1 and finite for every alpha above 0.
 
-    From Student's t with 2 alpha degrees of freedom, which takes two uniform numbers and no rejection (Bailey,
-    Mathematics of Computation 62, 1994): t / sqrt(2 alpha + t^2) is the symmetric Beta on -1..1 (Devroye, Random
-    Variate Generation in One Line of Code, 1996).
+    The values come from Student's t with 2 alpha degrees of freedom, which needs two uniform numbers and no rejection
+    (Bailey, Mathematics of Computation 62, 1994): t / sqrt(2 alpha + t^2) has the symmetric Beta distribution on -1..1
+    (Devroye, Random Variate Generation in One Line of Code, 1996).
     """
     log_radius = torch.log(_uniform(count, generator).clamp(min=2.0**-25)) / alpha
     cosine = torch.cos(2 * math.pi * _uniform(count, generator))
-    reach = -torch.expm1(log_radius)
-    return (1 + torch.sqrt(reach) * cosine / torch.sqrt(torch.exp(log_radius) + reach * cosine**2)) / 2
+    complement = -torch.expm1(log_radius)
+    return (1 + torch.sqrt(complement) * cosine / torch.sqrt(torch.exp(log_radius) + complement * cosine**2)) / 2
 
 
 def _rectangle_masks(top: Tensor, left: Tensor, rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
-    """Which pixels (N, height, width) lie in the rectangles."""
+    """Return a mask (N, height, width) of the pixels inside the rectangles."""
     y = torch.arange(height, device=top.device)
     x = torch.arange(width, device=top.device)
     in_rows = (y >= top[:, None]) & (y < (top + rows)[:, None])
@@ -121,14 +139,15 @@ def _random_bools(count: int, probability: float, generator: torch.Generator) ->
 
 
 def _random_offsets(count: int, limit: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    both = torch.randint(-limit, limit + 1, (2, count), generator=generator, device=generator.device)
-    return both[0], both[1]
+    offsets = torch.randint(-limit, limit + 1, (2, count), generator=generator, device=generator.device)
+    return offsets[0], offsets[1]
 
 
 def _random_rectangles(count: int, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Top, left, rows, columns: area uniform, ratio log-uniform, cut where they would leave the image.
+    """Return top, left, rows and columns, (N,) int64 each: the area is uniform, the aspect ratio log-uniform.
 
-    torchvision draws again until a rectangle fits; that depends on values, so ours are shortened instead.
+    torchvision draws again until a rectangle fits. A loop on random values cannot be captured, so a side that is too
+    long is shortened here.
     """
     low, high = ERASING_AREA_RANGE
     area = (low + (high - low) * _uniform(count, generator)) * height * width
@@ -142,15 +161,15 @@ def _random_rectangles(count: int, height: int, width: int, generator: torch.Gen
 
 
 def _mixup_weights(pixels: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
-    """How much of each image mixup keeps, (N, 1, 1)."""
+    """Return the weight (N, 1, 1) of each image's own pixels."""
     return symmetric_beta(len(pixels), alpha, generator)[:, None, None]
 
 
 def _cutmix_weights(pixels: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
-    """1 where CutMix keeps an image's own pixels and 0 in its patch, (N, H, W).
+    """Return the weight (N, H, W) of each image's own pixels: 0 inside the patch, 1 outside.
 
-    Patches have the image's ratio and an area from Beta(alpha, alpha), and are centred anywhere; one that would leave
-    the image is cut at its edge, as the authors do.
+    A patch has the aspect ratio of the image and an area from Beta(alpha, alpha). Its centre is uniform, and it is
+    clipped to the image, as in the authors' code.
     """
     count, height, width = pixels.shape
     side = torch.sqrt(symmetric_beta(count, alpha, generator))

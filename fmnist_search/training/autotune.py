@@ -1,7 +1,7 @@
-"""How trials run on this machine: device and threads, and which of the faster ways are faster here.
+"""Choose the fastest precision, memory format and allocator on this machine by short measurements.
 
-Each way is tried once a study, which keeps the answer: noise shall never choose the numerics of a trial, and a trick
-that loses on a machine is left off there.
+A study measures once and stores the choice: noise must never change the numerics of its trials, and an option that is
+slower on a machine must not be used there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,26 +21,38 @@ from fmnist_search.recipe.datasets import IMAGE_SIZE
 from fmnist_search.recipe.execution import MEMORY_FORMATS, Execution
 from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.training.evaluation import autocast
-from fmnist_search.training.runtime import _release_freed_memory, _retain_freed_memory, torch_settings
+from fmnist_search.training.runtime import release_freed_memory, retain_freed_memory, to_memory_format, torch_settings
 
-PROBE_BATCH = 32
 PROBE_MULT_ADDS = 7_470_000
 """Multiply-adds of the default cnn for one image."""
-PROBE_ROUNDS = 6
-PROBE_MIN_SPEEDUP = 1.1
-"""Another way than the one that is expected to win is taken only where it is faster by more than a probe's noise."""
+MIN_SPEEDUP = 1.1
+"""An unexpected candidate is chosen only if it is faster by more than a measurement's noise."""
 PRECISIONS = ("float32", "bfloat16")
 BASELINE = ("float32", "contiguous")
 EXPECTED_FORMAT = "channels_last"
 
+Candidate = tuple[str, str]
+"""A precision and a memory format."""
 
-# ------------------------------------------------------------------------------------- found out
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """The length of a measurement: images of a batch, and timed rounds, at least 2 because the first is dropped."""
+
+    batch_size: int = 32
+    rounds: int = 6
 
 
-def tune(execution: Execution, precision: str = "auto") -> tuple[Execution, str]:
-    """The execution and the precision in which the standard network trains fastest here, after a short trial of each.
+DEFAULT_PROBE = Probe()
 
-    A precision that is named stays; then the memory format and the allocator alone are chosen.
+
+def autotune(execution: Execution, precision: str = "auto", probe: Probe = DEFAULT_PROBE) -> tuple[Execution, str]:
+    """Return the execution and the precision with which the default cnn trains fastest on this machine.
+
+    Args:
+        execution: Device, threads and engine, which stay as they are.
+        precision: "auto", or a precision that is kept; then only memory format and allocator are chosen.
+        probe: The length of each measurement.
     """
     device = torch.device(execution.device)
     precisions = PRECISIONS if precision == "auto" else (precision,)
@@ -50,79 +62,85 @@ def tune(execution: Execution, precision: str = "auto") -> tuple[Execution, str]
         formats: Sequence[str] = ("channels_last",)
     else:
         formats = MEMORY_FORMATS
-    ways = list(itertools.product(precisions, formats))
-    chosen = _fastest(_step_seconds(execution, ways)) if len(ways) > 1 else ways[0]
-    return dataclasses.replace(execution, memory_format=chosen[1], allocator=_choose_allocator(device)), chosen[0]
+    candidates = list(itertools.product(precisions, formats))
+    if len(candidates) > 1:
+        chosen = choose_fastest(_measure_step_seconds(execution, candidates, probe))
+    else:
+        chosen = candidates[0]
+    allocator = _choose_allocator(device, probe)
+    return dataclasses.replace(execution, memory_format=chosen[1], allocator=allocator), chosen[0]
 
 
-def _fastest(seconds: dict[tuple[str, str], float]) -> tuple[str, str]:
-    """The fastest way; channels last and float32 where another wins by no more than noise."""
+def choose_fastest(seconds: Mapping[Candidate, float]) -> Candidate:
+    """Return the candidate with the fewest seconds; channels last and float32 unless another wins by `MIN_SPEEDUP`."""
 
-    def handicapped(way: tuple[str, str]) -> float:
-        precision, memory_format = way
+    def handicapped_seconds(candidate: Candidate) -> float:
+        precision, memory_format = candidate
         unexpected = (memory_format != EXPECTED_FORMAT) + (precision != BASELINE[0])
-        return seconds[way] * PROBE_MIN_SPEEDUP**unexpected
+        return seconds[candidate] * MIN_SPEEDUP**unexpected
 
-    return min(seconds, key=handicapped)
+    return min(seconds, key=handicapped_seconds)
 
 
-def _choose_allocator(device: torch.device) -> str:
+def measure_throughput(execution: Execution, precision: str, probe: Probe = DEFAULT_PROBE) -> float:
+    """Return the multiply-adds a second of a training step of the default cnn; a backward pass counts as two forward.
+
+    Args:
+        execution: How to run the step.
+        precision: "float32" or "bfloat16".
+        probe: The length of the measurement.
+    """
+    candidate = (precision, execution.memory_format)
+    seconds = _measure_step_seconds(execution, [candidate], probe)[candidate]
+    return 3 * probe.batch_size * PROBE_MULT_ADDS / seconds
+
+
+def _choose_allocator(device: torch.device, probe: Probe) -> str:
     if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
         return "default"
-    usual = _allocation_seconds()
-    _retain_freed_memory()
+    default = _measure_allocation_seconds(probe)
+    retain_freed_memory()
     try:
-        retaining = _allocation_seconds()
+        retaining = _measure_allocation_seconds(probe)
     finally:
-        _release_freed_memory()
-    return "retaining" if retaining * PROBE_MIN_SPEEDUP < usual else "default"
+        release_freed_memory()
+    return "retaining" if retaining * MIN_SPEEDUP < default else "default"
 
 
-def _allocation_seconds() -> float:
-    """Seconds to get and fill a tensor as large as an activation of a large batch: what retaining memory spares."""
+def _measure_allocation_seconds(probe: Probe) -> float:
+    """Return the seconds to allocate and fill a tensor of 48 MiB, the size of an activation of a large batch."""
     samples = []
-    for _ in range(PROBE_ROUNDS):
+    for _ in range(probe.rounds):
         started = time.perf_counter()
         torch.empty(48 * 2**18).fill_(1)
         samples.append(time.perf_counter() - started)
     return min(samples[1:])
 
 
-def measure_throughput(execution: Execution, precision: str) -> float:
-    """Multiply-adds a second in a training step of the standard network, backward pass counted as two forward ones."""
-    way = (precision, execution.memory_format)
-    return 3 * PROBE_BATCH * PROBE_MULT_ADDS / _step_seconds(execution, [way])[way]
+def _measure_step_seconds(
+    execution: Execution, candidates: Sequence[Candidate], probe: Probe
+) -> dict[Candidate, float]:
+    """Return the seconds of a step of the default cnn, the best of all rounds but the first.
 
-
-def _step_seconds(execution: Execution, candidates: Sequence[tuple[str, str]]) -> dict[tuple[str, str], float]:
-    """Seconds of a step of the standard network, the best of several; the ways take turns, so that noise hits all."""
+    The candidates take turns, so that noise affects all of them alike.
+    """
     device = torch.device(execution.device)
-    pixels = torch.zeros(PROBE_BATCH, IMAGE_SIZE, IMAGE_SIZE, device=device)
-    labels = torch.zeros(PROBE_BATCH, dtype=torch.int64, device=device)
-    samples: dict[tuple[str, str], list[float]] = {way: [] for way in candidates}
+    pixels = torch.zeros(probe.batch_size, IMAGE_SIZE, IMAGE_SIZE, device=device)
+    labels = torch.zeros(probe.batch_size, dtype=torch.int64, device=device)
+    samples: dict[Candidate, list[float]] = {candidate: [] for candidate in candidates}
     with torch_settings(execution), torch.random.fork_rng(devices=[]):
-        models = {way: to_memory_format(build(FAMILIES["cnn"]()).to(device), way[1]) for way in candidates}
-        for _ in range(PROBE_ROUNDS):
-            for way, model in models.items():
-                samples[way].append(_elapsed_seconds(lambda m=model, p=way[0]: _training_step(m, pixels, labels, p)))  # type: ignore[misc]
-    return {way: min(times[1:]) for way, times in samples.items()}
-
-
-def to_memory_format(model: Classifier, memory_format: str) -> Classifier:
-    """The model with its weights laid out so; what flows through it follows them."""
-    layouts = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-    return model.to(memory_format=layouts[memory_format])
-
-
-def _elapsed_seconds(action: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    action()
-    return time.perf_counter() - started
+        models = {each: to_memory_format(build(FAMILIES["cnn"]()).to(device), each[1]) for each in candidates}
+        for _ in range(probe.rounds):
+            for (precision, memory_format), model in models.items():
+                started = time.perf_counter()
+                _training_step(model, pixels, labels, precision)
+                samples[precision, memory_format].append(time.perf_counter() - started)
+    return {candidate: min(times[1:]) for candidate, times in samples.items()}
 
 
 def _training_step(model: Classifier, pixels: Tensor, labels: Tensor, precision: str) -> None:
     with autocast(pixels.device, precision):
         logits = model(pixels)
     torch.autograd.backward(functional.cross_entropy(logits.float(), labels))
-    # Reading a gradient waits for the device, whichever it is.
+    # Reading a value of a gradient waits for the device, on every type of device.
     next(model.parameters()).grad.sum().item()  # type: ignore[union-attr]

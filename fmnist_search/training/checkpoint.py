@@ -1,4 +1,4 @@
-"""A network's weights as a plain state file: written whole, and read without running anything that stands in it."""
+"""State files: weights and checkpoints, written atomically and read without running code from the file."""
 
 from __future__ import annotations
 
@@ -16,53 +16,62 @@ from fmnist_search.files import atomic_write
 from fmnist_search.models.classifier import Classifier, build
 from fmnist_search.recipe.datasets import IMAGE_SIZE
 from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.text import first_line
+
+CHECKPOINT_FILE = "state.pt"
+
+# ---------------------------------------------------------------------------------- state files
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Keep weights, or whatever a training goes on from, for `torch.load`; its folder is made where it is missing."""
+    """Write weights, or any dictionary of tensors and plain values, to `path`; create its folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         torch.save(state, file)
 
 
 def state_to_bytes(state: Mapping[str, Any]) -> bytes:
-    """The same as bytes."""
+    """Return what `save_state` would write."""
     stream = io.BytesIO()
     torch.save(state, stream)
     return stream.getvalue()
 
 
 def state_from_bytes(content: bytes, name: str) -> dict[str, Any]:
-    """What `save_state` kept, on the CPU; `name` is what an error calls it.
+    """Return the state in `content`, with all tensors on the CPU; `name` stands for the file in error messages.
 
-    Tensors and plain values alone are read (`weights_only` of torch.load): no code in a file ever runs.
+    Only tensors and plain values are read (`weights_only` of torch.load), so that no code in a file runs.
 
     Raises:
-        UserError: it is damaged, or holds something else.
+        UserError: if the content is damaged, or is not a state.
     """
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch says in a dozen ways that a file is not what it should be
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{name}: is damaged or no state file ({first[:120]}); take another copy of it") from None
+    except Exception as error:  # torch raises a dozen types of errors for a bad file
+        detail = first_line(error)[:120]
+        raise UserError(f"{name}: is damaged or not a state file ({detail}); use another copy of it") from None
     if not isinstance(state, dict):
-        raise UserError(f"{name}: holds a {type(state).__name__} and no state; take a file that a training has kept")
+        raise UserError(f"{name}: holds a {type(state).__name__}, not a state; use a file that a training has written")
     return state
 
 
 def classifier_from_weights(recipe: Recipe, weights: Mapping[str, Tensor], name: str = "weights") -> Classifier:
-    """A recipe's network with such weights, in evaluation mode on the CPU; its normalisation is among them.
+    """Return a recipe's network with these weights, in evaluation mode on the CPU.
+
+    The weights contain the normalisation; `name` stands for them in error messages.
 
     Raises:
-        UserError: they are another network's.
+        UserError: if the weights belong to another network.
     """
-    each_pixel = (IMAGE_SIZE, IMAGE_SIZE) if recipe.normalisation == "per-pixel" else ()
-    classifier = build(recipe.model, torch.zeros(each_pixel), torch.ones(each_pixel), recipe.test_time)
-    ours = {key: tuple(tensor.shape) for key, tensor in classifier.state_dict().items()}
-    theirs = {key: tuple(getattr(tensor, "shape", ())) for key, tensor in weights.items()}
-    if ours != theirs:
-        off = next(key for key in [*ours, *theirs] if ours.get(key) != theirs.get(key))
-        shapes = f"{off} is {_format_shape(theirs.get(off))} there and {_format_shape(ours.get(off))} in {recipe.label}"
+    statistics_shape = (IMAGE_SIZE, IMAGE_SIZE) if recipe.normalisation == "per-pixel" else ()
+    classifier = build(recipe.model, torch.zeros(statistics_shape), torch.ones(statistics_shape), recipe.test_time)
+    expected = {key: tuple(tensor.shape) for key, tensor in classifier.state_dict().items()}
+    found = {key: tuple(getattr(tensor, "shape", ())) for key, tensor in weights.items()}
+    if found != expected:
+        key = next(key for key in [*expected, *found] if expected.get(key) != found.get(key))
+        shapes = (
+            f"{key} is {_format_shape(found.get(key))} there and {_format_shape(expected.get(key))} in {recipe.label}"
+        )
         raise UserError(f"{name}: are the weights of another network ({shapes}); give the recipe they belong to")
     classifier.load_state_dict(weights)
     return classifier.eval()
@@ -72,15 +81,16 @@ def _format_shape(shape: tuple[int, ...] | None) -> str:
     return "missing" if shape is None else "x".join(map(str, shape)) or "a number"
 
 
-CHECKPOINT_FILE = "state.pt"
-
-
-# -------------------------------------------------------------------------------------- what is kept
+# ---------------------------------------------------------------------------------- checkpoints
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A training as it was kept: `state` is what `run_trial` goes on from, `image_digests` are their two digests."""
+    """The checkpoint of a single training.
+
+    `state` is what `run_trial` resumes from; `execution` holds the fields of `Execution`; `image_digests` are the
+    digests of the data and of the split.
+    """
 
     recipe: Recipe
     execution: Mapping[str, Any]
@@ -89,32 +99,49 @@ class Checkpoint:
 
     @property
     def epochs_done(self) -> int:
-        """How many it has had."""
+        """The number of finished epochs."""
         return len(self.state["epochs"])
 
 
 def load_checkpoint(folder: Path, run_id: str) -> Checkpoint:
-    """What a training has kept.
+    """Read the checkpoint of the run `run_id` from its folder.
 
     Raises:
-        UserError: nothing is kept of it here, or it is damaged.
+        UserError: if there is no checkpoint, or if it is damaged.
     """
     path = folder / CHECKPOINT_FILE
     if not path.is_file():
         raise UserError(
-            f"run {run_id!r}: {path} is not there, so it cannot go on; only single trainings can, and where they were "
-            f"trained: take `fmnist-search train --from-run {run_id}` to train its recipe anew"
+            f"run {run_id!r}: {path} does not exist, so the run cannot be resumed; only single trainings can, on the "
+            f"machine that trained them: use `fmnist-search train --from-run {run_id}` to train its recipe again"
         )
-    return _read_checkpoint(path)
+    return read_checkpoint(path)
 
 
-def _read_checkpoint(path: Path) -> Checkpoint:
-    found = state_from_bytes(path.read_bytes(), str(path))
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint, with all tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        UserError: if it is damaged, or is not a checkpoint.
+    """
+    content = state_from_bytes(path.read_bytes(), str(path))
     try:
-        recipe = Recipe().replace(found["recipe"])
-        kept = Checkpoint(recipe, dict(found["execution"]), list(found["images"]), dict(found["state"]))
-        weights = kept.state["training"]["averaged"]
+        recipe = Recipe().replace(content["recipe"])
+        checkpoint = Checkpoint(recipe, dict(content["execution"]), list(content["images"]), dict(content["state"]))
+        weights = checkpoint.state["training"]["averaged"]
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: is no state of a training; take another copy of it") from None
+        raise UserError(f"{path}: is not the checkpoint of a training; use another copy of it") from None
     classifier_from_weights(recipe, weights, str(path))
-    return kept
+    return checkpoint
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint that `read_checkpoint` can read."""
+    content = {
+        "recipe": checkpoint.recipe.to_flat_dict(),
+        "execution": checkpoint.execution,
+        "images": checkpoint.image_digests,
+        "state": checkpoint.state,
+    }
+    save_state(path, content)

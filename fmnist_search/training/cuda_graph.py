@@ -1,9 +1,9 @@
-"""A training's steps captured in a CUDA graph: the host replays them and launches nothing else.
+"""A training loop captured in a CUDA graph: the host replays the steps and launches nothing else.
 
-At small batches a GPU waits for Python to launch some fifty kernels a step. Here one step, with all that differs
-between steps read from tensors on the device (which images, which learning rate, how much of the average), is
-recorded once and replayed. The traps that this code walks around are PyTorch's: a generator must be registered before
-the capture, a capture in one thread is broken by a device-wide wait in another, warm-up steps must be undone.
+With small batches a GPU waits for Python to launch some fifty kernels a step. Here everything that differs between
+steps (the images, the learning rate, the weight of the average) is read from tensors on the device, and a step is
+captured once and replayed. PyTorch has three traps here: a generator must be registered before the capture, a
+device-wide synchronisation in another thread breaks a capture, and the warm-up steps must be undone.
 """
 
 from __future__ import annotations
@@ -11,31 +11,30 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from fmnist_search.training.state import TrainingState
+from fmnist_search.text import first_line
+from fmnist_search.training.state import TrainingState
 
 WARMUP_STEPS = 3
-"""Steps before a capture, in which libraries choose their kernels and workspaces."""
+"""Steps before a capture, during which libraries choose their kernels and workspaces."""
 STEPS_PER_GRAPH = 4
-"""Steps that one replay runs: the host then makes fewer than a call a millisecond."""
+"""Steps of one replay: enough for the host to make fewer than one call a millisecond."""
 
 capture_lock = threading.Lock()
-"""Held by whoever captures, or waits for the whole device."""
+"""Held during a capture and during a device-wide synchronisation, which would break a capture."""
 
 
 class CaptureError(Exception):
-    """A training whose steps cannot be captured."""
+    """Raised if the steps of a training cannot be captured."""
 
 
 class DeviceLoop:
-    """The steps of a training with everything that differs between them read from tensors on its device.
+    """A `TrainingLoop` whose steps read everything that differs between them from tensors on the device.
 
-    Run as they stand, on any device, they give the plain loop's result.
+    It runs on any device and gives the results of the eager loop; `CudaGraphLoop` captures its steps.
     """
 
     def __init__(self, training: TrainingState):
@@ -47,19 +46,19 @@ class DeviceLoop:
         self._batch_positions = torch.arange(self._batch_size, device=device)
         self._step = torch.zeros(1, dtype=torch.int64, device=device)
         self._offset = torch.zeros(1, dtype=torch.int64, device=device)
-        shares = [training.averaged.update_weight(step) for step in range(1, len(training.learning_rates) + 1)]
+        weights = [training.averaged.update_weight(step) for step in range(1, len(training.learning_rates) + 1)]
         self._learning_rates = torch.tensor(training.learning_rates, dtype=torch.float32, device=device)
-        self._average_weights = torch.tensor(shares, dtype=torch.float32, device=device)
+        self._average_weights = torch.tensor(weights, dtype=torch.float32, device=device)
         self._learning_rate = torch.zeros((), dtype=torch.float32, device=device)
         for group in training.optimizer.param_groups:
             group["lr"] = self._learning_rate
             if "capturable" in group:
                 group["capturable"] = device.type == "cuda"
-        # Torch warns of steps that are not captured; those of the warm-up, and the last of an epoch, are meant.
+        # Torch warns about steps that are not captured; warm-up steps and the last step of an epoch never are.
         training.optimizer._warned_capturable_if_run_uncaptured = True
 
     def run(self, order: Tensor, first_step: int) -> None:
-        """One pass over the training images in this order; `first_step` counts the steps before it."""
+        """Train once on each training image, in this order (N,) int64; `first_step` counts the steps before."""
         self._order.copy_(order)
         self._step.fill_(first_step)
         self._offset.zero_()
@@ -68,7 +67,7 @@ class DeviceLoop:
             self._train_step(order[len(order) - size :])
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: the loop holds nothing of its own."""
 
     def _run_full_batches(self, count: int) -> None:
         for _ in range(count):
@@ -79,7 +78,7 @@ class DeviceLoop:
         self._offset.add_(self._batch_size)
 
     def _train_step(self, indices: Tensor) -> None:
-        """One step on these images; it reads the rate and the share of its number, and counts it."""
+        """Run one step on the images at `indices`, and count it; rate and average weight are those of its number."""
         training = self.training
         training.backward(indices)
         self._learning_rate.copy_(self._learning_rates[self._step].squeeze(0))
@@ -89,14 +88,14 @@ class DeviceLoop:
 
 
 class CudaGraphLoop(DeviceLoop):
-    """The same, recorded once in a CUDA graph on a stream of the training's own, and replayed."""
+    """A `DeviceLoop` whose full batches are captured in a CUDA graph, on a stream of its own, and replayed."""
 
     def __init__(self, training: TrainingState):
-        """Warm up, put everything back as it was, and capture.
+        """Warm up, restore the training's state, and capture.
 
         Raises:
-            CaptureError: something in a step cannot be captured; the training is spoilt then.
-            torch.OutOfMemoryError: it does not fit on the device.
+            CaptureError: if a step cannot be captured; the training's state is undefined then.
+            torch.OutOfMemoryError: if the training does not fit on the device.
         """
         super().__init__(training)
         self._stream = torch.cuda.Stream(training.device)  # type: ignore[no-untyped-call]
@@ -111,15 +110,15 @@ class CudaGraphLoop(DeviceLoop):
             raise
         except RuntimeError as error:
             self.close()
-            raise CaptureError(next(iter(str(error).splitlines()), type(error).__name__)) from error
+            raise CaptureError(first_line(error)) from error
 
     def run(self, order: Tensor, first_step: int) -> None:
-        """One pass over the training images in this order; `first_step` counts the steps before it."""
+        """Train once on each training image, in this order (N,) int64; `first_step` counts the steps before."""
         with self._use_private_stream():
             super().run(order, first_step)
 
     def close(self) -> None:
-        """Give back the graph and what it holds, once its last replay is through."""
+        """Wait for the last replay, and free the graph and its memory."""
         self._stream.synchronize()
         if self._graph is not None:
             with capture_lock:
@@ -148,43 +147,43 @@ class CudaGraphLoop(DeviceLoop):
         return graph
 
     def _restoring(self, action: Callable[[], object]) -> None:
-        """Do something to the training and take it back: weights, statistics, averages, optimizer, generator."""
+        """Run `action`, then restore weights, statistics, averages, optimizer and generator of the training."""
         training = self.training
         changing = [*training.model.state_dict().values(), *training.averaged.model.state_dict().values()]
-        changing += optimizer_tensors(training)  # by a training that goes on; a fresh one remembers nothing yet
+        changing += optimizer_tensors(training)  # only a resumed training has any before its first step
         before = [tensor.detach().clone() for tensor in changing]
         known = {id(tensor) for tensor in changing}
-        drawn = training.generator.get_state()
+        generator_state = training.generator.get_state()
         action()
         with torch.no_grad():
             for tensor, value in zip(changing, before, strict=True):
                 tensor.copy_(value)
             for value in optimizer_tensors(training):
                 if id(value) not in known:
-                    value.zero_()  # what an optimizer remembers before its first step
-        training.generator.set_state(drawn)
+                    value.zero_()  # the state of an optimizer before its first step
+        training.generator.set_state(generator_state)
         for counter in (training.epoch_totals, self._step, self._offset):
             counter.zero_()
 
     @contextlib.contextmanager
     def _use_private_stream(self) -> Iterator[None]:
-        """Everything launched here waits for what was launched outside, and the other way round."""
-        outside = torch.cuda.current_stream(self.training.device)
-        self._stream.wait_stream(outside)
-        # One backward thread a device is shared by all of Python's: a capture must not run there.
+        """Launch work on the loop's stream, ordered after earlier and before later work on the current stream."""
+        current = torch.cuda.current_stream(self.training.device)
+        self._stream.wait_stream(current)
+        # All Python threads share one backward thread for each device, where a capture must not run.
         with torch.cuda.stream(self._stream), torch.autograd.set_multithreading_enabled(False):
             yield
-        outside.wait_stream(self._stream)
+        current.wait_stream(self._stream)
 
 
 def optimizer_tensors(training: TrainingState) -> list[Tensor]:
-    """What the optimizer has learned of its steps so far."""
+    """Return the tensors of the optimizer's state, such as momentum; none before the first step."""
     states = training.optimizer.state.values()
     return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
 
 def empty_gpu_cache() -> None:
-    """Give unused memory of the GPU back, if one is in use, without breaking a capture of another thread."""
+    """Free unused GPU memory, if a GPU is in use, without breaking a capture in another thread."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         with capture_lock:
             torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""The plain PyTorch loop, one step at a time."""
+"""The eager training loop: each step is launched from Python."""
 
 from __future__ import annotations
 
@@ -12,27 +12,33 @@ from fmnist_search.training.state import TrainingState
 
 
 class EagerLoop:
-    """Step after step, each launched from Python."""
+    """A `TrainingLoop` that launches each step from Python and can report progress within an epoch."""
 
-    def __init__(self, training: TrainingState, on_progress: ProgressCallback | None = None):
+    def __init__(
+        self,
+        training: TrainingState,
+        progress_callback: ProgressCallback | None = None,
+        progress_interval: float = PROGRESS_INTERVAL_SECONDS,
+    ):
         self._training = training
-        self._on_progress = on_progress
+        self._progress_callback = progress_callback
+        self._progress_interval = progress_interval
         self._last_progress_at = 0.0
 
     def run(self, order: Tensor, first_step: int) -> None:
-        """One pass over the training images in this order; `first_step` counts the steps before it."""
+        """Train once on each training image, in this order (N,) int64; `first_step` counts the steps before."""
         training, done = self._training, 0
-        for step, chosen in enumerate(torch.split(order, training.batch_sizes), start=first_step):
-            training.backward(chosen)
+        for step, indices in enumerate(torch.split(order, training.batch_sizes), start=first_step):
+            training.backward(indices)
             for group in training.optimizer.param_groups:
                 group["lr"] = training.learning_rates[step]
             training.optimizer.step()
             training.averaged.update()
-            done += len(chosen)
-            if self._on_progress and time.perf_counter() - self._last_progress_at > PROGRESS_INTERVAL_SECONDS:
+            done += len(indices)
+            if self._progress_callback and time.perf_counter() - self._last_progress_at > self._progress_interval:
                 loss, hits = training.epoch_totals.tolist()
-                self._on_progress(Progress(training.epochs_done + 1, done / len(order), loss / done, hits / done))
+                self._progress_callback(Progress(training.epochs_done + 1, done / len(order), loss / done, hits / done))
                 self._last_progress_at = time.perf_counter()
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: the loop holds nothing of its own."""

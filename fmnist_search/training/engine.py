@@ -1,14 +1,15 @@
-"""The training engine: a plain PyTorch loop with everything resident on the device.
+"""The training engine: a PyTorch loop whose images, weights and counters all stay on the device.
 
-Nothing inside an epoch waits for the device: losses and hits add up there and are read once, at its end. What a step
-does stands here, once; `graphs.py` captures the same steps in a CUDA graph.
+Nothing inside an epoch waits for the device: losses and hits are summed there and read once, at the end of the epoch.
+`state` defines what one step does; `eager` launches the steps one by one, `cuda_graph` captures and replays them.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 from fmnist_search.data.images import Images
@@ -18,7 +19,7 @@ from fmnist_search.results.training import EpochReport, SetupInfo
 from fmnist_search.training.cuda_graph import CaptureError, CudaGraphLoop
 from fmnist_search.training.eager import EagerLoop
 from fmnist_search.training.evaluation import evaluate
-from fmnist_search.training.loop import EpochResult, ProgressCallback, TrainingLoop
+from fmnist_search.training.loop import PROGRESS_INTERVAL_SECONDS, EpochResult, ProgressCallback, TrainingLoop
 from fmnist_search.training.state import TrainingState
 
 log = logging.getLogger(__name__)
@@ -30,55 +31,76 @@ def fit(
     execution: Execution,
     *,
     resume_from: Mapping[str, Any] | None = None,
-    on_progress: ProgressCallback | None = None,
+    progress_callback: ProgressCallback | None = None,
+    progress_interval: float = PROGRESS_INTERVAL_SECONDS,
 ) -> Generator[EpochResult]:
-    """Train a fresh network and yield after each epoch; whoever iterates decides whether it goes on.
+    """Train a new network and yield after each epoch; close the generator to stop earlier.
 
-    The same recipe, images, execution and library versions give the same numbers, bit for bit. So does a training that
-    goes on from the `state_dict` of an epoch, given as `resume_from`. `on_progress` is called by the plain loop alone.
+    The same recipe, images, execution and library versions give the same results, bit for bit, and so does a training
+    that is resumed. Call it inside `runtime.torch_settings(execution)`.
+
+    Args:
+        recipe: What to train.
+        images: Training and validation images, on `execution.device`.
+        execution: How to run the steps.
+        resume_from: The `state_dict()` of an `EpochResult` of this recipe; training continues after that epoch.
+        progress_callback: Receives the progress within an epoch; the eager loop alone calls it.
+        progress_interval: Least seconds between two calls of `progress_callback`, each of which waits for the device.
+
+    Yields:
+        Each new epoch with the averaged weights, which stay valid until the next epoch starts.
 
     Raises:
-        UserError: the network is too large.
-        torch.OutOfMemoryError: it does not fit on the device.
+        UserError: if the network is too large.
+        torch.OutOfMemoryError: if the training does not fit on the device.
     """
-    training, loop, preparation = _prepare_training(recipe, images, execution, resume_from, on_progress)
+    make_eager_loop = functools.partial(
+        EagerLoop, progress_callback=progress_callback, progress_interval=progress_interval
+    )
+    training, loop, setup = _set_up(recipe, images, execution, resume_from, make_eager_loop)
     try:
         for epoch in range(training.epochs_done + 1, recipe.epochs + 1):
-            started = time.perf_counter()
-            loss, accuracy = training.train_epoch(epoch, loop)
-            classifier = training.averaged.model
-            evaluation = evaluate(classifier, images.validation, recipe.precision) if len(images.validation) else None
-            report = EpochReport(
-                epoch=epoch,
-                train_loss=loss,
-                train_accuracy=accuracy,
-                val_loss=evaluation.loss if evaluation else None,
-                val_accuracy=evaluation.accuracy if evaluation else None,
-                learning_rate=training.learning_rates[epoch * len(training.batch_sizes) - 1],
-                seconds=time.perf_counter() - started,
-            )
-            yield EpochResult(report, evaluation, classifier, preparation, training.state_dict)
+            yield _run_epoch(epoch, training, loop, setup)
     finally:
         loop.close()
 
 
-def _prepare_training(
+def _set_up(
     recipe: Recipe,
     images: Images,
     execution: Execution,
     resume_from: Mapping[str, Any] | None,
-    on_progress: ProgressCallback | None,
+    make_eager_loop: Callable[[TrainingState], TrainingLoop],
 ) -> tuple[TrainingState, TrainingLoop, SetupInfo]:
-    """A training before its next step; what cannot be captured takes the plain loop, and says why."""
+    """Return the state before the first step and its loop: the eager loop if a CUDA graph cannot be captured."""
     started = time.perf_counter()
     training = TrainingState(recipe, images, execution, resume_from)
     built = time.perf_counter()
     if execution.engine == "plain":
-        return training, EagerLoop(training, on_progress), SetupInfo(build_seconds=built - started)
+        return training, make_eager_loop(training), SetupInfo(build_seconds=built - started)
     try:
         loop = CudaGraphLoop(training)
     except CaptureError as error:
-        log.warning("%s: runs without a graph: %s", recipe.label, error)
+        log.warning("%s: trains without a CUDA graph: %s", recipe.label, error)
+        # A failed capture leaves the state undefined, so it is built again.
         training = TrainingState(recipe, images, execution, resume_from)
-        return training, EagerLoop(training, on_progress), SetupInfo(build_seconds=time.perf_counter() - started)
+        return training, make_eager_loop(training), SetupInfo(build_seconds=time.perf_counter() - started)
     return training, loop, SetupInfo(built - started, time.perf_counter() - built, engine="graph")
+
+
+def _run_epoch(epoch: int, training: TrainingState, loop: TrainingLoop, setup: SetupInfo) -> EpochResult:
+    """Train one epoch and evaluate the averaged weights on the validation images, if there are any."""
+    started = time.perf_counter()
+    loss, accuracy = training.train_epoch(epoch, loop)
+    classifier, validation = training.averaged.model, training.images.validation
+    evaluation = evaluate(classifier, validation, training.recipe.precision) if len(validation) else None
+    report = EpochReport(
+        epoch=epoch,
+        train_loss=loss,
+        train_accuracy=accuracy,
+        val_loss=evaluation.loss if evaluation else None,
+        val_accuracy=evaluation.accuracy if evaluation else None,
+        learning_rate=training.learning_rates[epoch * len(training.batch_sizes) - 1],
+        seconds=time.perf_counter() - started,
+    )
+    return EpochResult(report, evaluation, classifier, setup, training.state_dict)

@@ -1,4 +1,4 @@
-"""How good a network is on labelled images."""
+"""Evaluate a classifier on labelled images: loss, accuracy, confusion, calibration and mistakes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.nn import functional
 from fmnist_search.data.images import LabelledImages
 from fmnist_search.models.classifier import Classifier, Ensemble
 
-# Both divide the 10,848 validation images, so that a chunk has one static shape. On a CPU activations stay in the
-# cache, on a GPU a few large launches win.
+# Both divide the 10,848 validation images, so that all batches have one shape. On a CPU, activations of a small batch
+# stay in the cache; on a GPU, a few large launches are faster.
 CPU_BATCH_SIZE = 226
 GPU_BATCH_SIZE = 3_616
 
@@ -29,9 +29,9 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class ClassScore:
-    """How well one class is told, in 0..1, and of how many images (`support`); what is undefined is 0.
+    """Precision, recall and F1 of one class, in 0..1, and the number of its images (`support`).
 
-    `precision` is undefined for a class that is never predicted, `recall` for one of which there are no images.
+    `precision` is 0 for a class that is never predicted, `recall` for a class without images.
     """
 
     precision: float
@@ -42,9 +42,9 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """The images whose confidence lies above `low` and not above `high`: how many, their means of both.
+    """The images with a confidence in (`low`, `high`]: their number, mean confidence and accuracy, all in 0..1.
 
-    `confidence` and `accuracy` are 0 where there are no images.
+    `confidence` and `accuracy` are 0 if there are no images.
     """
 
     low: float
@@ -56,7 +56,7 @@ class CalibrationBin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Whether confidence is what it says: bins of equal width, and the expected calibration error in 0..1."""
+    """Confidence compared with accuracy: bins of equal width, and the expected calibration error in 0..1."""
 
     bins: tuple[CalibrationBin, ...]
     expected_error: float
@@ -64,7 +64,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Misclassification:
-    """An image, by its place, that was taken for another class, and the probability that class was given."""
+    """An image that was assigned to a wrong class: its index, both classes, and the probability of the wrong one."""
 
     index: int
     true: int
@@ -72,13 +72,26 @@ class Misclassification:
     probability: float
 
 
-def evaluate(classifier: Classifier | Ensemble, images: LabelledImages, precision: str = "float32") -> Evaluation:
-    """Judge a classifier that is in evaluation mode on images of its own device; synchronises at the end alone."""
-    return evaluate_logits(predict_logits(classifier, images.pixels, precision), images.labels)
+def evaluate(
+    classifier: Classifier | Ensemble,
+    images: LabelledImages,
+    precision: str = "float32",
+    *,
+    batch_size: int | None = None,
+) -> Evaluation:
+    """Evaluate a classifier on images; synchronises once, at the end.
+
+    Args:
+        classifier: A classifier in evaluation mode, on the device of the images.
+        images: N > 0 labelled images.
+        precision: "float32" or "bfloat16", of the forward pass; the loss is computed in float32.
+        batch_size: Images of a forward pass; `None` for what suits the device.
+    """
+    return evaluate_logits(predict_logits(classifier, images.pixels, precision, batch_size=batch_size), images.labels)
 
 
 def evaluate_logits(logits: Tensor, labels: Tensor) -> Evaluation:
-    """How good such logits (N, classes) are for these labels (N,); synchronises at the end alone."""
+    """Evaluate logits (N, classes) against labels (N,) int64, N > 0; synchronises at the end."""
     loss = functional.cross_entropy(logits, labels)
     confusion = confusion_matrix(logits, labels)
     hits = sum(row[label] for label, row in enumerate(confusion))
@@ -86,22 +99,31 @@ def evaluate_logits(logits: Tensor, labels: Tensor) -> Evaluation:
 
 
 def confusion_matrix(scores: Tensor, labels: Tensor) -> tuple[tuple[int, ...], ...]:
-    """Counts of images, rows true and columns predicted, of scores (N, classes); synchronises."""
+    """Count images by true class (row) and predicted class (column), from scores (N, classes) and labels (N,) int64.
+
+    Synchronises.
+    """
     classes = scores.shape[1]
     cells = torch.bincount(labels * classes + scores.argmax(1), minlength=classes**2)
     return tuple(tuple(row) for row in cells.reshape(classes, classes).tolist())
 
 
 @torch.inference_mode()
-def predict_logits(classifier: Classifier | Ensemble, pixels: Tensor, precision: str = "float32") -> Tensor:
-    """Float32 logits (N, classes) of (N, 28, 28) pixels, chunk by chunk."""
-    chunk = CPU_BATCH_SIZE if pixels.device.type == "cpu" else GPU_BATCH_SIZE
+def predict_logits(
+    classifier: Classifier | Ensemble, pixels: Tensor, precision: str = "float32", *, batch_size: int | None = None
+) -> Tensor:
+    """Return float32 logits (N, classes) of pixels (N, 28, 28) in 0..255, on their device, without gradients.
+
+    The arguments are those of `evaluate`.
+    """
+    if batch_size is None:
+        batch_size = CPU_BATCH_SIZE if pixels.device.type == "cpu" else GPU_BATCH_SIZE
     with autocast(pixels.device, precision):
-        return torch.cat([classifier(part).float() for part in torch.split(pixels, chunk)])
+        return torch.cat([classifier(batch).float() for batch in torch.split(pixels, batch_size)])
 
 
 def class_scores(confusion: Sequence[Sequence[int]]) -> tuple[ClassScore, ...]:
-    """Precision, recall and F1 of each class of a confusion matrix, rows true and columns predicted."""
+    """Return precision, recall and F1 of each class, from a confusion matrix with rows true and columns predicted."""
     predicted = [sum(column) for column in zip(*confusion, strict=True)]
     return tuple(
         ClassScore(
@@ -114,34 +136,34 @@ def class_scores(confusion: Sequence[Sequence[int]]) -> tuple[ClassScore, ...]:
     )
 
 
-def _ratio(part: int, whole: int) -> float:
-    return part / whole if whole else 0.0
+def _ratio(part: int, total: int) -> float:
+    return part / total if total else 0.0
 
 
 def calibration(probabilities: Tensor, labels: Tensor, bins: int = 15) -> Calibration:
-    """Confidence against accuracy, of (N, classes) probabilities and (N,) labels, N > 0.
+    """Compare confidence with accuracy, for probabilities (N, classes) and labels (N,), N > 0.
 
-    Guo et al., On Calibration of Modern Neural Networks (2017), arXiv 1706.04599: the error is the mean distance of
-    the two over the bins, each weighted by its images.
+    The expected calibration error is the mean distance of the two over the bins, weighted by the images in each (Guo
+    et al., On Calibration of Modern Neural Networks, 2017, arXiv 1706.04599).
     """
     confidence, predicted = probabilities.double().cpu().max(dim=1)
     hits = (predicted == labels.cpu()).double()
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
-    places = torch.bucketize(confidence, edges[1:-1])
-    counts = torch.bincount(places, minlength=bins)
+    boundaries = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+    bin_indices = torch.bucketize(confidence, boundaries[1:-1])
+    counts = torch.bincount(bin_indices, minlength=bins)
     confidences, accuracies = (
-        torch.bincount(places, weights, minlength=bins) / counts.clamp(min=1) for weights in (confidence, hits)
+        torch.bincount(bin_indices, weights, minlength=bins) / counts.clamp(min=1) for weights in (confidence, hits)
     )
     error = ((confidences - accuracies).abs() * counts).sum() / len(labels)
-    columns = (edges[:-1], edges[1:], counts, confidences, accuracies)
+    columns = (boundaries[:-1], boundaries[1:], counts, confidences, accuracies)
     rows = zip(*(column.tolist() for column in columns), strict=True)
     return Calibration(tuple(CalibrationBin(*row) for row in rows), error.item())
 
 
 def misclassifications(probabilities: Tensor, labels: Tensor, limit: int = 25) -> tuple[Misclassification, ...]:
-    """The mistakes made with the most confidence, of (N, classes) probabilities and (N,) labels.
+    """Return the `limit` mistakes with the highest confidence, for probabilities (N, classes) and labels (N,).
 
-    The most confident comes first; of equal ones the earlier image.
+    The most confident mistake comes first; of equally confident ones, the earlier image.
     """
     probability, predicted = probabilities.cpu().max(dim=1)
     labels = labels.cpu()
@@ -152,5 +174,5 @@ def misclassifications(probabilities: Tensor, labels: Tensor, limit: int = 25) -
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which a recipe's forward pass runs."""
+    """Return the autocast context of a forward pass; it does nothing for "float32"."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")

@@ -1,4 +1,4 @@
-"""What the loops over the steps of an epoch have in common."""
+"""The interface of a training loop, and the values that a training passes to its caller."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from fmnist_search.training.evaluation import Evaluation
 
 
 class EpochResult(NamedTuple):
-    """What `fit` yields: figures, and the averaged weights they belong to, valid until the next epoch starts.
+    """What `fit` yields after an epoch.
 
-    `state_dict` gives all that `fit` needs to go on from here as if it had never stopped, valid as long.
+    `classifier` holds the averaged weights that the validation values belong to. `state_dict()` returns the state that
+    `fit` can resume from. Both are valid until the next epoch starts.
     """
 
     report: EpochReport
@@ -26,7 +27,10 @@ class EpochResult(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """An epoch on its way: the share of its images that is done, their mean loss and their accuracy."""
+    """The progress within an epoch: the fraction of its images that is done, their mean loss and their accuracy.
+
+    `epoch` counts from 1; `fraction` and `accuracy` lie in 0..1.
+    """
 
     epoch: int
     fraction: float
@@ -35,16 +39,21 @@ class Progress(NamedTuple):
 
 
 ProgressCallback = Callable[[Progress], None]
-"""Sees how an epoch gets on, a few times a second at most."""
+"""Receives the progress within an epoch, a few times a second at most."""
 PROGRESS_INTERVAL_SECONDS = 0.2
-"""Between two looks at a running epoch, each of which waits for the device."""
+"""Least time between two reports of progress: each of them waits for the device."""
 
 
 class TrainingLoop(Protocol):
-    """How the steps of an epoch are run."""
+    """Runs the steps of an epoch."""
 
     def run(self, order: Tensor, first_step: int) -> None:
-        """One pass over the training images in this order; `first_step` counts the steps before it."""
+        """Train once on each training image.
+
+        Args:
+            order: A permutation of the training images, (N,) int64 on the device.
+            first_step: The number of steps before this epoch.
+        """
 
     def close(self) -> None:
-        """Give back what it holds on the device."""
+        """Free what the loop holds on the device."""

@@ -1,4 +1,4 @@
-"""Update rules, learning-rate curves and averaged weights."""
+"""Optimizers, learning-rate schedules and averaged weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
-from fmnist_search.recipe import groups
+from fmnist_search.recipe.groups import Optimizer
 from fmnist_search.recipe.recipe import Recipe
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -22,8 +22,11 @@ DIV_FACTOR = 25.0
 FINAL_DIV_FACTOR = 1e4
 
 
-def make_optimizer(model: nn.Module, settings: groups.Optimizer) -> torch.optim.Optimizer:
-    """The update rule over the model's parameters; weights decay, biases and norms (one dimension) do not."""
+def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
+    """Return a fused optimizer of the model's trainable parameters.
+
+    Weight decay applies to parameters of two or more dimensions, so not to biases and normalisation layers.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
@@ -41,18 +44,18 @@ def make_optimizer(model: nn.Module, settings: groups.Optimizer) -> torch.optim.
 
 
 def sum_of_norms(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The sum of the Euclidean norms of the weight matrices, which are all parameters of two or more dimensions.
+    """Return the sum, a scalar, of the Euclidean norms of all parameters of two or more dimensions.
 
-    Its gradient is each matrix over its norm, and 0 where the matrix is.
+    The gradient of each is the parameter divided by its norm, and 0 if the parameter is 0.
     """
     return torch.stack([torch.linalg.vector_norm(p) for p in parameters if p.ndim > 1]).sum()
 
 
 def learning_rates(recipe: Recipe, steps: int) -> list[float]:
-    """The rate of each of a training's steps; every curve's highest value is `optimizer.learning_rate`."""
-    curve = _SCHEDULES[recipe.schedule.name]
+    """Return the learning rate of each step of a training; `optimizer.learning_rate` is the highest of a schedule."""
+    schedule = _SCHEDULES[recipe.schedule.name]
     peak = recipe.optimizer.learning_rate
-    return [peak * curve(step / max(steps - 1, 1), recipe.schedule.warmup) for step in range(steps)]
+    return [peak * schedule(step / max(steps - 1, 1), recipe.schedule.warmup) for step in range(steps)]
 
 
 def _constant(_: float, __: float) -> float:
@@ -71,7 +74,7 @@ def _one_cycle(progress: float, warmup: float) -> float:
 
 
 def _cosine_interpolation(start: float, end: float, progress: float) -> float:
-    """Half a cosine from start to end."""
+    """Return the value at `progress` (0..1) of half a cosine from `start` to `end`."""
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
@@ -85,9 +88,9 @@ _SCHEDULES: dict[str, Callable[[float, float], float]] = {
 class AveragedWeights(Generic[Model]):
     """Exponential moving average of a model's parameters and of its BatchNorm statistics.
 
-    `model` is a copy in evaluation mode that holds the averages, `step_counts` counts what it has taken in. The memory
-    grows with the steps until it reaches the horizon (as in TensorFlow's ExponentialMovingAverage with `num_updates`),
-    so that the initial weights are soon forgotten. A horizon of no steps copies the weights.
+    `model` is a copy of the model, in evaluation mode, that holds the averages; `steps` counts the updates. The decay
+    grows with the steps until it reaches that of the horizon, as in TensorFlow's ExponentialMovingAverage with
+    `num_updates`, so that the initial weights are soon forgotten. With a horizon of 0 the average is the model itself.
     """
 
     def __init__(self, model: Model, horizon_steps: float):
@@ -99,23 +102,23 @@ class AveragedWeights(Generic[Model]):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the model's present weights."""
+        """Update the averages with the model's current weights."""
         self.steps += 1
         torch._foreach_lerp_(self._averages, self._sources, self.update_weight(self.steps))
 
     @torch.no_grad()
     def update_with_weight(self, weight: torch.Tensor) -> None:
-        """The same with the share of the present weights read from the device, which a captured step needs."""
-        moves = torch._foreach_sub(self._sources, self._averages)
-        torch._foreach_mul_(moves, weight)
-        torch._foreach_add_(self._averages, moves)
+        """Update the averages with a weight (a scalar tensor) that is read from the device, as a CUDA graph needs."""
+        differences = torch._foreach_sub(self._sources, self._averages)
+        torch._foreach_mul_(differences, weight)
+        torch._foreach_add_(self._averages, differences)
 
     def update_weight(self, step: int) -> float:
-        """How much of the averages the weights after a step make up, steps counted from 1."""
+        """Return the weight (0..1) of the model's weights after a step in the average; steps count from 1."""
         return 1 - min(self._decay, (1 + step) / (10 + step))
 
 
 def _floating_state(model: nn.Module) -> list[torch.Tensor]:
-    """Parameters and floating-point buffers, in an order that two copies of a model share."""
+    """Return parameters and floating-point buffers, in the same order for two copies of a model."""
     state = [*model.parameters(), *model.buffers()]
     return [tensor.detach() for tensor in state if tensor.is_floating_point()]

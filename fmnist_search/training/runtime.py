@@ -1,25 +1,33 @@
-"""The device, the threads and the process-wide settings of torch and the allocator."""
+"""Apply an `Execution` to this process: device, threads, torch's settings, memory format and allocator."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 
 from fmnist_search.errors import UserError
+from fmnist_search.models.classifier import Classifier
 from fmnist_search.recipe.execution import Execution
 
 
 def resolve_execution(
     device: str = "auto", threads: int = 0, engine: str = "plain", *, deterministic: bool = False
 ) -> Execution:
-    """How trials run on this machine: "auto" takes CUDA where there is one, no threads are torch's own number.
+    """Return how trials run on this machine.
+
+    Args:
+        device: A torch device, or "auto" for CUDA if there is a GPU and the CPU otherwise.
+        threads: Intra-op threads on the CPU; 0 for torch's own number.
+        engine: "plain", or "graph" for captured CUDA graphs.
+        deterministic: Whether to use deterministic algorithms only.
 
     Raises:
-        UserError: the device is not there, or the engine needs another.
+        UserError: if the device cannot be used, or if the engine needs another device.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -27,56 +35,72 @@ def resolve_execution(
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
-            f"device: {device!r} cannot be used here ({str(error).splitlines()[0]}); take --device cpu or auto"
+            f"device: {device!r} cannot be used here ({str(error).splitlines()[0]}); use --device cpu or auto"
         ) from error
     if engine == "graph" and torch.device(device).type != "cuda":
-        raise UserError(f"engine: 'graph' captures CUDA graphs, and the device is {device!r}; take --engine plain")
+        raise UserError(f"engine: 'graph' captures CUDA graphs, but the device is {device!r}; use --engine plain")
     threads = threads or torch.get_num_threads()
     return Execution(device=device, threads=threads, engine=engine, deterministic=deterministic)
 
 
-# --------------------------------------------------------------------------------------- set so
+def to_memory_format(model: Classifier, memory_format: str) -> Classifier:
+    """Return the model with its weights in "channels_last" or "contiguous" format; activations follow the weights."""
+    formats = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+    return model.to(memory_format=formats[memory_format])
+
+
+# -------------------------------------------------------------------------------- torch's settings
+
+
+class _TorchSettings(NamedTuple):
+    threads: int
+    benchmark: bool
+    deterministic_convolutions: bool
+    deterministic: bool
 
 
 _settings_lock = threading.Lock()
 _active_count = 0
-_saved_settings: tuple[int, bool, bool, bool] = (0, False, False, False)
+_saved_settings = _TorchSettings(0, False, False, False)
 
 
 @contextlib.contextmanager
 def torch_settings(execution: Execution) -> Iterator[None]:
-    """Torch set as the execution says, and set back when the last of those inside leaves; trials run inside it.
+    """Apply torch's settings for `execution`, and restore the previous ones when the last user leaves.
 
-    These are settings of the whole process. Threads that train side by side share one execution.
+    The settings belong to the whole process, so threads that train at the same time must share one execution. The
+    context can be entered again inside itself.
     """
     global _active_count, _saved_settings
     with _settings_lock:
         if not _active_count:
             _saved_settings = _current_settings()
             _apply_settings(
-                execution.threads or _saved_settings[0],
-                benchmark=False,
-                deterministic_convolutions=True,
-                deterministic=execution.deterministic or _saved_settings[3],
+                _TorchSettings(
+                    execution.threads or _saved_settings.threads,
+                    benchmark=False,
+                    deterministic_convolutions=True,
+                    deterministic=execution.deterministic or _saved_settings.deterministic,
+                )
             )
             if execution.allocator == "retaining":
-                _retain_freed_memory()
+                retain_freed_memory()
         _active_count += 1
     if execution.threads:
-        torch.set_num_threads(execution.threads)  # counts for the calling thread
+        torch.set_num_threads(execution.threads)  # takes effect in the calling thread
     try:
         yield
     finally:
         with _settings_lock:
             _active_count -= 1
             if not _active_count:
-                _apply_settings(*_saved_settings)
+                _apply_settings(_saved_settings)
                 if execution.allocator == "retaining":
-                    _release_freed_memory()
+                    release_freed_memory()
 
 
-def _current_settings() -> tuple[int, bool, bool, bool]:
-    return (
+def _current_settings() -> _TorchSettings:
+    return _TorchSettings(
         torch.get_num_threads(),
         torch.backends.cudnn.benchmark,
         torch.backends.cudnn.deterministic,
@@ -84,29 +108,35 @@ def _current_settings() -> tuple[int, bool, bool, bool]:
     )
 
 
-def _apply_settings(threads: int, benchmark: bool, deterministic_convolutions: bool, deterministic: bool) -> None:
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.benchmark = benchmark
-    torch.backends.cudnn.deterministic = deterministic_convolutions
-    if (
-        deterministic != torch.are_deterministic_algorithms_enabled()
-    ):  # calling it loads a compiler, which takes a second
-        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+def _apply_settings(settings: _TorchSettings) -> None:
+    torch.set_num_threads(settings.threads)
+    torch.backends.cudnn.benchmark = settings.benchmark
+    torch.backends.cudnn.deterministic = settings.deterministic_convolutions
+    # The call imports torch's compiler, which takes a second, so it is made only if it changes something.
+    if settings.deterministic != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(settings.deterministic, warn_only=True)
 
 
-# glibc gives large tensors back to the system as they are freed, and every step pays for their pages anew. Numbers
-# and defaults are those of malloc.h.
+# -------------------------------------------------------------------------------------- allocator
+
+# By default glibc returns large tensors to the system when they are freed, so that every step pays for page faults.
+# The numbers of the options and their defaults are those of malloc.h.
 _MMAP_MAX, _TOP_PAD, _TRIM_THRESHOLD = -4, -2, -1
 _RETAINING_OPTIONS = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 * 2**20}
 _DEFAULT_OPTIONS = {_MMAP_MAX: 65_536, _TRIM_THRESHOLD: 128 * 1024, _TOP_PAD: 128 * 1024}
 
 
-def _retain_freed_memory() -> None:
-    for option, value in _RETAINING_OPTIONS.items():
-        ctypes.CDLL(None).mallopt(option, value)
+def retain_freed_memory() -> None:
+    """Make glibc's allocator keep freed memory for later tensors; the C library must be glibc."""
+    _set_malloc_options(_RETAINING_OPTIONS)
 
 
-def _release_freed_memory() -> None:
-    for option, value in _DEFAULT_OPTIONS.items():
-        ctypes.CDLL(None).mallopt(option, value)
+def release_freed_memory() -> None:
+    """Restore glibc's defaults and return unused memory to the system; the C library must be glibc."""
+    _set_malloc_options(_DEFAULT_OPTIONS)
     ctypes.CDLL(None).malloc_trim(0)
+
+
+def _set_malloc_options(options: Mapping[int, int]) -> None:
+    for option, value in options.items():
+        ctypes.CDLL(None).mallopt(option, value)

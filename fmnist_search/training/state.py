@@ -1,4 +1,4 @@
-"""Everything that changes while a network trains: weights, optimizer, averages, generators and counters."""
+"""The state of a training: weights, optimizer, averages, generator and counters, and what one step does to them."""
 
 from __future__ import annotations
 
@@ -17,21 +17,31 @@ from fmnist_search.models.layers import Dropout
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.training.augmentation import augment, mix
-from fmnist_search.training.autotune import to_memory_format
 from fmnist_search.training.evaluation import autocast
 from fmnist_search.training.loop import TrainingLoop
 from fmnist_search.training.optim import AveragedWeights, learning_rates, make_optimizer, sum_of_norms
+from fmnist_search.training.runtime import to_memory_format
 
 global_rng_lock = threading.Lock()
-"""Torch draws initial weights from a generator that all threads share."""
+"""Held while initial weights are drawn: torch draws them from a generator that all threads share."""
 
 
 class TrainingState:
-    """Everything that changes while a recipe trains, and what one step does to it."""
+    """Everything that changes while a recipe trains.
+
+    `learning_rates` holds the rate of every step of the training, `batch_sizes` the sizes of an epoch's batches, and
+    `epoch_totals` (2,) the summed loss and the number of hits of the current epoch, on the device.
+    """
 
     def __init__(
         self, recipe: Recipe, images: Images, execution: Execution, resume_from: Mapping[str, Any] | None = None
     ):
+        """Build network and optimizer from the recipe's seed, or from a `state_dict()` of the same recipe.
+
+        Raises:
+            UserError: if the network is too large.
+            torch.OutOfMemoryError: if it does not fit on the device.
+        """
         self.recipe = recipe
         self.images = images
         self.device = torch.device(execution.device)
@@ -51,7 +61,7 @@ class TrainingState:
             self._load_state_dict(resume_from)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes, between two epochs: weights, averages, optimizer, generator; valid until the next step."""
+        """Return the state between two epochs: weights, averages, optimizer, generator; valid until the next step."""
         return {
             "epochs": self.epochs_done,
             "network": self.model.state_dict(),
@@ -69,7 +79,11 @@ class TrainingState:
         self.generator.set_state(state["generator"])
 
     def train_epoch(self, number: int, loop: TrainingLoop) -> tuple[float, float]:
-        """One pass over the training images; mean loss and accuracy of the raw weights as they moved."""
+        """Train epoch `number`, counted from 1, on all training images; synchronises at its end.
+
+        Returns:
+            Mean loss and accuracy (0..1) of the raw weights, each batch before its step.
+        """
         count = len(self.images.train)
         order = torch.randperm(count, generator=self.generator, device=self.device)
         self.epoch_totals.zero_()
@@ -80,23 +94,26 @@ class TrainingState:
         return loss / count, hits / count
 
     def backward(self, indices: Tensor) -> None:
-        """The gradients of a batch, given by the places of its images; its loss and hits are added to the totals.
+        """Compute the gradients of a batch, and add its loss and its hits to `epoch_totals`; never synchronises.
 
-        The loss that is added is without the penalty on weights.
+        Args:
+            indices: The positions of the batch's images among the training images, (N,) int64 on the device.
+
+        The loss that is added does not contain the penalty on weights.
         """
         images, recipe = self.images.train, self.recipe
         pixels = augment(images.pixels[indices], recipe.augmentation, self._fill_value, self.generator)
         labels = images.labels[indices]
-        share = None
+        own_fraction = None
         if recipe.augmentation.mixes_images:
-            pixels, share = mix(pixels, recipe.augmentation, self.generator)
+            pixels, own_fraction = mix(pixels, recipe.augmentation, self.generator)
         with autocast(self.device, recipe.precision):
             logits = self.model(pixels)
         logits = logits.float()
-        if share is None:
+        if own_fraction is None:
             loss = functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
         else:
-            loss, labels = _mixed_loss(logits, labels, share, recipe.label_smoothing)
+            loss, labels = _mixed_loss(logits, labels, own_fraction, recipe.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         penalty = recipe.optimizer.penalty
         torch.autograd.backward(loss + penalty * sum_of_norms(self.parameters) if penalty else loss)
@@ -106,12 +123,16 @@ class TrainingState:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """What the optimizer changes."""
+        """The tensors that the optimizer changes."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
 
 def initial_classifier(recipe: Recipe, images: Images) -> Classifier:
-    """The network with its initial weights, which come from the recipe's seed whatever else draws at the moment."""
+    """Return the network with initial weights that depend on the recipe's seed alone.
+
+    Raises:
+        UserError: if the network is too large.
+    """
     with global_rng_lock, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
         classifier = build(recipe.model, *images.normalization_stats(recipe.normalisation), recipe.test_time)
@@ -119,30 +140,34 @@ def initial_classifier(recipe: Recipe, images: Images) -> Classifier:
         return classifier
 
 
-def _accumulator_dtype(device: torch.device) -> torch.dtype:
-    return torch.float64 if device.type != "mps" else torch.float32
-
-
-def _mixed_loss(logits: Tensor, labels: Tensor, fraction: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
-    """The loss of images that `augment.mix` has mixed, and the label that has the larger share of each."""
-    others = labels.roll(1)
-    own_loss, others_loss = (
-        functional.cross_entropy(logits, wanted, label_smoothing=label_smoothing, reduction="none")
-        for wanted in (labels, others)
-    )
-    return torch.lerp(others_loss, own_loss, fraction).mean(), torch.where(fraction < 0.5, others, labels)
-
-
-def _loss_and_correct(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    return torch.stack([loss * len(labels), (logits.argmax(1) == labels).sum()])
-
-
 def batch_sizes(images: int, batch_size: int) -> list[int]:
-    """The sizes of an epoch's batches: all alike but the last, and none of one image, which BatchNorm cannot take."""
-    whole, rest = divmod(images, batch_size)
-    sizes = [batch_size] * whole
+    """Return the sizes of an epoch's batches: all equal but the last, and none of 1, which BatchNorm cannot take."""
+    full_batches, rest = divmod(images, batch_size)
+    sizes = [batch_size] * full_batches
     if rest == 1 and sizes:
         sizes[-1] += 1
     elif rest:
         sizes.append(rest)
     return sizes
+
+
+def _accumulator_dtype(device: torch.device) -> torch.dtype:
+    return torch.float64 if device.type != "mps" else torch.float32
+
+
+def _mixed_loss(logits: Tensor, labels: Tensor, own_fraction: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
+    """Return the mean loss of images that `augmentation.mix` mixed, and the label (N,) with the larger share of each.
+
+    `own_fraction` (N,) is the share of each image's own label; the rest belongs to the image before it in the batch.
+    """
+    others = labels.roll(1)
+    own_loss, others_loss = (
+        functional.cross_entropy(logits, target, label_smoothing=label_smoothing, reduction="none")
+        for target in (labels, others)
+    )
+    return torch.lerp(others_loss, own_loss, own_fraction).mean(), torch.where(own_fraction < 0.5, others, labels)
+
+
+def _loss_and_correct(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the summed loss and the number of hits of a batch, (2,), from its mean loss."""
+    return torch.stack([loss * len(labels), (logits.argmax(1) == labels).sum()])

@@ -1,4 +1,4 @@
-"""One trial: a recipe trained, watched and summed up."""
+"""A trial: train one recipe, report each epoch, and return the result."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from fmnist_search.models.classifier import Classifier
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import Decision, EpochReport, SetupInfo, Stopper, TrialResult, TrialState
+from fmnist_search.text import first_line
 from fmnist_search.training.callbacks import TrainingCallback, never_stop
 from fmnist_search.training.cuda_graph import empty_gpu_cache
 from fmnist_search.training.engine import fit
@@ -26,7 +27,7 @@ from fmnist_search.training.evaluation import Evaluation
 from fmnist_search.training.loop import EpochResult, ProgressCallback
 from fmnist_search.training.runtime import torch_settings
 
-STATE_OF_DECISION = {Decision.PRUNE: TrialState.PRUNED, Decision.INTERRUPT: TrialState.INTERRUPTED}
+STATE_AFTER_DECISION = {Decision.PRUNE: TrialState.PRUNED, Decision.INTERRUPT: TrialState.INTERRUPTED}
 
 
 def run_trial(
@@ -39,77 +40,128 @@ def run_trial(
     training_callback: TrainingCallback | None = None,
     progress_callback: ProgressCallback | None = None,
 ) -> TrialResult:
-    """Train a recipe until its last epoch, which comes early where patience ends, or until the observer says otherwise.
+    """Train a recipe until its last epoch, until early stopping applies, or until `stopper` ends the trial.
 
-    With the state that a companion was given as `resume_from` it goes on from there; the observer sees the epochs that
-    are new, the result holds all. `progress_callback` sees how epochs get on, a few times a second.
+    Each finished epoch is passed to `training_callback` first and then to `stopper`. A decision after the last epoch
+    is ignored. A failure of the training itself (a network that is refused, too little memory, a loss that is not
+    finite) is not raised: the result has the state FAILED and the reason. Torch's process-wide settings are as
+    `execution` says while the trial runs, and are restored afterwards.
 
-    What goes wrong in the training itself (a network refused, memory gone, a loss that is not finite) is a result,
-    FAILED with its reason. What goes wrong in the observer is the caller's and is raised.
+    Args:
+        recipe: What to train.
+        images: Training and validation images, on `execution.device`.
+        execution: How to run the steps.
+        stopper: Returns after each new epoch whether the trial goes on.
+        resume_from: A state that a `TrainingCallback` received for this recipe. Training continues after that epoch,
+            with the same bits as without the break; the result holds the earlier epochs too.
+        training_callback: Receives each new epoch and the state to resume from.
+        progress_callback: Receives the progress within an epoch, a few times a second; the eager loop alone calls it.
+            An exception that it raises counts as a failure of the training.
+
+    Returns:
+        The result, with all weights on the CPU.
+
+    Raises:
+        Exception: whatever `stopper` or `training_callback` raises.
     """
     started = time.perf_counter()
-    course = _TrialProgress.from_checkpoint(recipe, resume_from) if resume_from else _TrialProgress(recipe)
-    steps = resume_from["training"] if resume_from else None
-    with (
-        torch_settings(execution),
-        contextlib.closing(fit(recipe, images, execution, resume_from=steps, on_progress=progress_callback)) as epochs,
-    ):
-        while course.state is None:
-            epoch = _next_epoch(epochs, course)
-            if epoch is None:
-                break
-            course.record(epoch)
-            if course.state is TrialState.FAILED:
-                break
-            if training_callback:
-                training_callback.on_epoch_end(epoch, course.checkpoint(epoch, time.perf_counter() - started))
-            decision = stopper(epoch.report)
-            if course.should_stop_early:
-                course.finish(
-                    TrialState.COMPLETED, f"early stopping: no better {recipe.keep} since epoch {course.best_epoch}"
-                )
-            elif decision is not Decision.CONTINUE and epoch.report.epoch < recipe.epochs:
-                state = STATE_OF_DECISION[decision]
-                course.finish(state, f"{state.value} after epoch {epoch.report.epoch}")
-    if course.state is TrialState.FAILED:
-        empty_gpu_cache()
-    return course.result(time.perf_counter() - started)
-
-
-def _next_epoch(epochs: Iterator[EpochResult], progress: _TrialProgress) -> EpochResult | None:
+    progress = _TrialProgress.from_checkpoint(recipe, resume_from) if resume_from else _TrialProgress(recipe)
+    training_state = resume_from["training"] if resume_from else None
     try:
-        return next(epochs)
-    except StopIteration:
-        progress.finish(TrialState.COMPLETED)
-    except torch.OutOfMemoryError as error:
-        progress.finish(TrialState.FAILED, f"out of memory: {_first_line(error)}", traceback.format_exc())
-    except UserError as error:
-        progress.finish(TrialState.FAILED, str(error))
-    except Exception as error:
-        progress.finish(TrialState.FAILED, f"{type(error).__name__}: {_first_line(error)}", traceback.format_exc())
-    return None
+        with (
+            torch_settings(execution),
+            contextlib.closing(_train(recipe, images, execution, training_state, progress_callback)) as epochs,
+        ):
+            end = _run_epochs(epochs, progress, stopper, training_callback, started)
+    except _TrainingFailed as failure:
+        end = failure.end
+    if end.state is TrialState.FAILED:
+        empty_gpu_cache()
+    return progress.result(end, time.perf_counter() - started)
 
 
-def _copy_weights_to_cpu(classifier: Classifier) -> dict[str, Tensor]:
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in classifier.state_dict().items()}
+@dataclass(frozen=True)
+class _TrialEnd:
+    """How a trial ended; `error` is the traceback of a failure."""
+
+    state: TrialState
+    reason: str | None = None
+    error: str | None = None
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "")
+class _TrainingFailed(Exception):
+    """Raised if the training itself fails, as opposed to a stopper or a callback."""
+
+    def __init__(self, reason: str, error: str | None = None):
+        super().__init__(reason)
+        self.end = _TrialEnd(TrialState.FAILED, reason, error)
+
+
+def _run_epochs(
+    epochs: Iterator[EpochResult],
+    progress: _TrialProgress,
+    stopper: Stopper,
+    training_callback: TrainingCallback | None,
+    started: float,
+) -> _TrialEnd:
+    recipe = progress.recipe
+    for epoch in epochs:
+        if not _is_finite(epoch.report):
+            reason = f"diverged: the loss of epoch {epoch.report.epoch} is not finite"
+            return _TrialEnd(TrialState.FAILED, reason)
+        progress.record(epoch)
+        if training_callback:
+            training_callback.on_epoch_end(epoch, progress.checkpoint(epoch, time.perf_counter() - started))
+        decision = stopper(epoch.report)
+        if progress.should_stop_early:
+            reason = f"early stopping: no better {recipe.keep} since epoch {progress.best_epoch}"
+            return _TrialEnd(TrialState.COMPLETED, reason)
+        if decision is not Decision.CONTINUE and epoch.report.epoch < recipe.epochs:
+            state = STATE_AFTER_DECISION[decision]
+            return _TrialEnd(state, f"{state.value} after epoch {epoch.report.epoch}")
+    return _TrialEnd(TrialState.COMPLETED)
+
+
+def _train(
+    recipe: Recipe,
+    images: Images,
+    execution: Execution,
+    training_state: Mapping[str, Any] | None,
+    progress_callback: ProgressCallback | None,
+) -> Generator[EpochResult]:
+    """Yield the epochs of `fit`.
+
+    What the consumer of an epoch raises does not pass through here, so it is never taken for a failed training.
+
+    Raises:
+        _TrainingFailed: if `fit` raises.
+    """
+    epochs = fit(recipe, images, execution, resume_from=training_state, progress_callback=progress_callback)
+    with contextlib.closing(epochs):
+        try:
+            yield from epochs
+        except torch.OutOfMemoryError as error:
+            raise _TrainingFailed(f"out of memory: {first_line(error)}", traceback.format_exc()) from error
+        except UserError as error:
+            raise _TrainingFailed(str(error)) from error
+        except Exception as error:
+            raise _TrainingFailed(f"{type(error).__name__}: {first_line(error)}", traceback.format_exc()) from error
+
+
+def _is_finite(report: EpochReport) -> bool:
+    values = (report.train_loss, report.val_loss, report.val_accuracy)
+    return all(math.isfinite(value) for value in values if value is not None)
 
 
 @dataclass
 class _TrialProgress:
-    """What is known of a trial while it runs."""
+    """The epochs of a trial so far, and the weights of the best one."""
 
     recipe: Recipe
-    state: TrialState | None = None
-    reason: str | None = None
-    error: str | None = None
     parameters: int = 0
     reports: list[EpochReport] = field(default_factory=list)
     evaluation: Evaluation | None = None
-    preparation: SetupInfo = field(default_factory=SetupInfo)
+    setup: SetupInfo = field(default_factory=SetupInfo)
     best: EpochReport | None = None
     weights: Mapping[str, Tensor] | None = None
     classifier: Classifier | None = None
@@ -117,7 +169,7 @@ class _TrialProgress:
 
     @classmethod
     def from_checkpoint(cls, recipe: Recipe, checkpoint: Mapping[str, Any]) -> _TrialProgress:
-        """What was known of a training when it was kept."""
+        """Return the progress that `checkpoint` stored."""
         reports = [EpochReport(**report) for report in checkpoint["epochs"]]
         best = reports[checkpoint["best_epoch"] - 1]
         return cls(
@@ -125,7 +177,7 @@ class _TrialProgress:
         )
 
     def checkpoint(self, epoch: EpochResult, seconds: float) -> dict[str, Any]:
-        """All that is known now, and what the training itself goes on from."""
+        """Return the state that `run_trial` can resume from, valid until the next epoch starts."""
         assert self.best is not None
         return {
             "epochs": [asdict(report) for report in self.reports],
@@ -135,18 +187,11 @@ class _TrialProgress:
             "training": epoch.state_dict(),
         }
 
-    def finish(self, state: TrialState, reason: str | None = None, error: str | None = None) -> None:
-        self.state, self.reason, self.error = state, reason, error
-
     def record(self, epoch: EpochResult) -> None:
-        """Take in an epoch, and end the trial if its figures are not finite: such an epoch is never reported."""
-        figures = (epoch.report.train_loss, epoch.report.val_loss, epoch.report.val_accuracy)
-        if not all(math.isfinite(figure) for figure in figures if figure is not None):
-            self.finish(TrialState.FAILED, f"diverged: the loss of epoch {epoch.report.epoch} is not finite")
-            return
+        """Add an epoch, and copy its weights if it is the best so far."""
         self.reports.append(epoch.report)
         self.evaluation = epoch.evaluation
-        self.preparation = epoch.setup
+        self.setup = epoch.setup
         self.classifier = epoch.classifier
         self.parameters = sum(p.numel() for p in epoch.classifier.parameters())
         if self._is_best(epoch.report):
@@ -155,13 +200,13 @@ class _TrialProgress:
 
     @property
     def should_stop_early(self) -> bool:
-        """Whether early stopping ends it with the epoch that was taken in last."""
+        """Whether the patience is used up after the last recorded epoch."""
         last, patience = self.reports[-1].epoch, self.recipe.patience
         return 0 < patience <= last - (self.best_epoch or 0) and last < self.recipe.epochs
 
     @property
     def best_epoch(self) -> int | None:
-        """The epoch whose weights are kept."""
+        """The epoch that `weights` belong to."""
         return self.best.epoch if self.best else None
 
     def _is_best(self, report: EpochReport) -> bool:
@@ -173,20 +218,22 @@ class _TrialProgress:
             return report.val_loss < self.best.val_loss
         return report.val_accuracy > self.best.val_accuracy
 
-    def result(self, seconds: float) -> TrialResult:
-        assert self.state is not None
+    def result(self, end: _TrialEnd, seconds: float) -> TrialResult:
+        completed = end.state is TrialState.COMPLETED
         return TrialResult(
-            state=self.state,
+            state=end.state,
             epochs=tuple(self.reports),
             seconds=self.previous_seconds + seconds,
             parameters=self.parameters,
             best_epoch=self.best_epoch,
             confusion=self.evaluation.confusion if self.evaluation else None,
-            reason=self.reason,
-            error=self.error,
-            setup=self.preparation,
+            reason=end.reason,
+            error=end.error,
+            setup=self.setup,
             weights=self.weights,
-            last_weights=_copy_weights_to_cpu(self.classifier)
-            if self.classifier and self.state is TrialState.COMPLETED
-            else None,
+            last_weights=_copy_weights_to_cpu(self.classifier) if self.classifier and completed else None,
         )
+
+
+def _copy_weights_to_cpu(classifier: Classifier) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in classifier.state_dict().items()}

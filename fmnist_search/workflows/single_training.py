@@ -38,7 +38,7 @@ from fmnist_search.tracking.stored_runs import ENVIRONMENT_FILE
 from fmnist_search.tracking.stored_training import execution_from_environment
 from fmnist_search.tracking.tensorboard import TensorBoardWriter
 from fmnist_search.tracking.training_artifacts import log_training_plots
-from fmnist_search.training.autotune import tune
+from fmnist_search.training.autotune import autotune
 from fmnist_search.training.callbacks import CallbackList, CheckpointWriter, TrainingCallback, never_stop
 from fmnist_search.training.checkpoint import load_checkpoint, state_to_bytes
 from fmnist_search.training.loop import ProgressCallback
@@ -217,7 +217,7 @@ def _with_precision(recipe: Recipe, precision: str | None, execution: Execution)
     """The recipe with another number format where one is asked for, "auto" by a probe of this machine."""
     if precision is None:
         return recipe
-    return recipe.replace({"precision": tune(execution)[1] if precision == "auto" else precision})
+    return recipe.replace({"precision": autotune(execution)[1] if precision == "auto" else precision})
 
 
 def _log_seed_results(parent: RunLogger, seed_results: SeedResults) -> None:

@@ -23,7 +23,7 @@ from sqlalchemy import Engine
 
 from fmnist_search.cli import main
 from fmnist_search.tracking.renderers import RENDERERS
-from fmnist_search.training.autotune import tune
+from fmnist_search.training.autotune import autotune
 from fmnist_search.workflows import ensemble, registration, single_training
 from fmnist_search.workflows.study import promotion, run_logging, session
 
@@ -139,7 +139,7 @@ def tuned_once() -> Iterator[None]:
     """What is fastest here is found out once, and not by each of a hundred small studies: the answer is the same."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (session, single_training):
-            patch.setattr(module, "tune", functools.cache(tune))
+            patch.setattr(module, "autotune", functools.cache(autotune))
         yield
 
 

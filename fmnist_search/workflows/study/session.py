@@ -35,7 +35,7 @@ from fmnist_search.tracking.run_logger import NullRunLogger, RunLogger
 from fmnist_search.tracking.sender import NullSender
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.system_metrics import log_system_metrics
-from fmnist_search.training.autotune import tune
+from fmnist_search.training.autotune import autotune
 from fmnist_search.training.runtime import resolve_execution
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.jobs import InterruptHandler, JobContext, flush_tracking, open_sender
@@ -113,7 +113,7 @@ def study_execution(config: StudyConfig) -> Execution:
 
 def resolve_runtime(config: StudyConfig, execution: Execution) -> StudyRuntime:
     """How the trials of a study that begins are run: what is fastest here, as far as the study leaves it open."""
-    return StudyRuntime(*tune(execution, config.execution.precision))
+    return StudyRuntime(*autotune(execution, config.execution.precision))
 
 
 def _worker_count(config: StudyConfig, execution: Execution, callback: StudyCallback) -> int:

@@ -45,7 +45,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
     (folder / "other.toml").write_text(OTHER_STUDY)
     assert run_command(folder, "search", "tiny.toml").exit_code == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "tune", unusual_settings)
+        patch.setattr(session, "autotune", unusual_settings)
         outcome = run_command(folder, "search", "other.toml", "--set", "finalists.recipes=0")
     assert outcome.exit_code == 0, outcome.stderr
     return FinishedStudy(folder, outcome)

@@ -243,7 +243,7 @@ def test_what_cannot_go_on_is_one_line(command: RunCommand, tmp_path: Path, reci
     torch.save({**kept, "recipe": {**kept["recipe"], "model.width_1": 16}}, state(first))
     assert_single_error(command("train", "--resume", first, "--epochs", 3), "weights of another network")
     torch.save({"weights": kept["state"]["weights"]}, state(first))
-    assert_single_error(command("train", "--resume", first, "--epochs", 3), "no state of a training")
+    assert_single_error(command("train", "--resume", first, "--epochs", 3), "not the checkpoint of a training")
     state(first).write_bytes(content)
     assert command("train", "--resume", first, "--epochs", 3).exit_code == 0
 

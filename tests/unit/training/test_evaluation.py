@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor
@@ -19,8 +18,6 @@ from fmnist_search.models.cnn import Cnn
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.groups import Data
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.results.statistics import mcnemar, wilson
-from fmnist_search.training import evaluation as module
 from fmnist_search.training.evaluation import (
     CPU_BATCH_SIZE,
     GPU_BATCH_SIZE,
@@ -69,13 +66,10 @@ def test_confusion_counts_every_image_once_in_the_row_of_its_class(classifier: C
     assert found.accuracy == sum(found.confusion[label][label] for label in range(10)) / len(images.validation)
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 999, 1_000, 5_000])
-def test_the_size_of_the_chunks_does_not_change_the_figures(
-    chunk: int, classifier: Classifier, images: Images, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("batch_size", [1, 7, 999, 1_000, 5_000])
+def test_batch_size_does_not_change_the_result(batch_size: int, classifier: Classifier, images: Images) -> None:
     expected = evaluate(classifier, images.validation)
-    monkeypatch.setattr(module, "CPU_BATCH_SIZE", chunk)
-    found = evaluate(classifier, images.validation)
+    found = evaluate(classifier, images.validation, batch_size=batch_size)
     assert (found.accuracy, found.confusion) == (expected.accuracy, expected.confusion)
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)
 
@@ -104,36 +98,6 @@ def test_logits_are_float32_and_carry_no_gradient(precision: str, classifier: Cl
 def test_bfloat16_is_really_used_where_it_is_asked_for(classifier: Classifier, images: Images) -> None:
     pixels = images.validation.pixels[:300]
     assert not torch.equal(predict_logits(classifier, pixels, "bfloat16"), predict_logits(classifier, pixels))
-
-
-# ---------------------------------------------------------------------------- Wilson's interval
-
-
-@pytest.mark.parametrize(
-    ("hits", "images", "low", "high"),
-    # The examples of Newcombe, Statistics in Medicine 17 (1998), table I, method 3.
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_the_interval_equals_published_ones(hits: int, images: int, low: float, high: float) -> None:
-    found = wilson(hits, images)
-    assert found.value == hits / images
-    assert (found.low, found.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
-
-
-correct_and_total = st.integers(1, 100_000).flatmap(lambda images: st.tuples(st.integers(0, images), st.just(images)))
-
-
-@given(correct_and_total)
-def test_the_interval_holds_the_accuracy_and_stays_between_zero_and_one(count: tuple[int, int]) -> None:
-    found = wilson(*count)
-    assert 0 <= found.low <= found.value <= found.high <= 1
-
-
-@given(correct_and_total)
-def test_the_interval_of_the_mistakes_is_that_of_the_hits_mirrored(count: tuple[int, int]) -> None:
-    hits, images = count
-    found, mirrored = wilson(hits, images), wilson(images - hits, images)
-    assert (1 - mirrored.high, 1 - mirrored.low) == (pytest.approx(found.low), pytest.approx(found.high))
 
 
 # ------------------------------------------------------------------------------ scores of classes
@@ -234,20 +198,3 @@ def test_of_equally_confident_mistakes_the_earlier_image_comes_first() -> None:
     probabilities = torch.tensor([[0.4, 0.6], [0.75, 0.25]]).repeat(50, 1)
     found = misclassifications(probabilities, torch.tensor([0, 1]).repeat(50), limit=60)
     assert [mistake.index for mistake in found] == [*range(1, 100, 2), *range(0, 20, 2)]
-
-
-# ------------------------------------------------------------------------------- McNemar's test
-
-
-@given(st.integers(0, 3_000), st.integers(0, 3_000))
-def test_mcnemars_exact_test_is_the_binomial_test_of_the_images_that_one_alone_gets_right(one: int, other: int) -> None:
-    expected = binomtest(one, one + other).pvalue if one + other else 1.0
-    assert mcnemar(one, other) == mcnemar(other, one) == pytest.approx(expected, rel=1e-9)
-
-
-def test_mcnemars_exact_test_by_hand() -> None:
-    # One of six, or none, to one side: (1 + 6) / 64, twice.
-    assert mcnemar(1, 5) == 14 / 64
-    assert mcnemar(0, 0) == mcnemar(7, 7) == 1.0
-    # Thousands of one kind: smaller than any float that is not zero, and no overflow.
-    assert mcnemar(0, 10_000) == 0.0

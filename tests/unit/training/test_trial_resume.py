@@ -12,7 +12,7 @@ from fmnist_search.data.images import Images
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import Decision, EpochReport, TrialState
-from fmnist_search.training.loop import EpochResult, Progress
+from fmnist_search.training.loop import EpochResult
 from fmnist_search.training.trial import run_trial
 
 RECIPE = Recipe().replace(
@@ -87,23 +87,6 @@ def test_the_observer_sees_new_epochs_and_the_result_holds_all(images: Images, e
     assert seen == [3, 4]
     assert second.epochs[:2] == first.epochs
     assert second.seconds > first.seconds
-
-
-def test_progress_is_told_within_an_epoch_and_changes_nothing(
-    images: Images, execution: Execution, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fmnist_search.training.eager.PROGRESS_INTERVAL_SECONDS", 0.0)
-    seen: list[Progress] = []
-    watched = run_trial(RECIPE, images, execution, progress_callback=seen.append)
-    unwatched = run_trial(RECIPE, images, execution)
-    assert [_report_values(report) for report in watched.epochs] == [
-        _report_values(report) for report in unwatched.epochs
-    ]
-    first = [progress for progress in seen if progress.epoch == 1]
-    assert [progress.fraction for progress in first] == sorted({progress.fraction for progress in first})
-    assert first[-1].fraction == 1.0
-    assert first[-1].loss == pytest.approx(watched.epochs[0].train_loss)
-    assert {progress.epoch for progress in seen} == {1, 2, 3, 4}
 
 
 def _report_values(report: EpochReport) -> tuple[object, ...]:
