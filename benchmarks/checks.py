@@ -1,6 +1,6 @@
-"""Whether the fast ways train what the plain loop trains: for a machine with a GPU, and for its tests.
+"""Check that the fast engines train the same as the plain loop, on a machine with a GPU.
 
-Torch alone is needed, so that the checks run where only the engine does.
+Needs only what the engine needs, so that the checks run where nothing else is installed.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from fmnist_search.training.trial import run_trial
 
 DATA_CONFIG = Data(train_images=6_000, validation=2_000)
 TOLERANCE = 2e-2
-"""How far the weights of two ways may lie apart after two epochs, as a share of their norm: the order in which a GPU
-adds floats differs between kernels, and training magnifies it."""
+"""Largest difference of the weights after two epochs, relative to their norm. The order in which a GPU adds floats
+differs between kernels, and training amplifies the difference."""
 
 RECIPE_CHANGES: dict[str, dict[str, object]] = {
     "adamw": {},
@@ -51,7 +51,7 @@ OVERSIZED_CHANGES: dict[str, object] = {
 
 
 class CheckResult(NamedTuple):
-    """What was compared, whether it holds, and by how much."""
+    """The result of one check; `details` gives the measured difference."""
 
     name: str
     passed: bool
@@ -59,7 +59,7 @@ class CheckResult(NamedTuple):
 
 
 def run_all_checks(source: DataSource, device: str = "cuda") -> Iterator[CheckResult]:
-    """Everything that can be checked on a CUDA device."""
+    """Run every check that needs a CUDA device."""
     plain = resolve_execution(device, threads=1)
     graph = dataclasses.replace(plain, engine="graph")
     images = load_images(DATA_CONFIG, source, device)
@@ -72,7 +72,7 @@ def run_all_checks(source: DataSource, device: str = "cuda") -> Iterator[CheckRe
 
 
 def make_recipe(name: str) -> Recipe:
-    """One of the recipes, small and short."""
+    """Return one of `RECIPE_CHANGES` as a recipe of a small network and two epochs."""
     small = {"model.width_1": 16, "model.width_2": 32, "model.width_3": 32} if name != "mlp" else {}
     common = {
         "data.train_images": DATA_CONFIG.train_images,
@@ -84,42 +84,44 @@ def make_recipe(name: str) -> Recipe:
 
 
 def check_graph_matches_eager(images: Images, execution: Execution) -> Iterator[CheckResult]:
-    """A captured training gives the plain loop's result, and was captured."""
+    """Check that captured training gives the plain loop's weights, and that it was captured."""
     graph = dataclasses.replace(execution, engine="graph")
     for name in RECIPE_CHANGES:
         captured, eager = run_trial(make_recipe(name), images, graph), run_trial(make_recipe(name), images, execution)
-        apart = _relative_weight_distance(captured, eager)
-        was = captured.setup.engine
+        distance = _relative_weight_distance(captured, eager)
+        engine = captured.setup.engine
         yield CheckResult(
-            f"graph equals plain: {name}", was == "graph" and apart <= TOLERANCE, f"{was}, {apart:.1e} apart"
+            f"graph equals plain: {name}",
+            engine == "graph" and distance <= TOLERANCE,
+            f"{engine}, {distance:.1e} apart",
         )
 
 
 def check_concurrent_matches_single(images: Images, execution: Execution, count: int) -> CheckResult:
-    """Trials side by side give what each gives alone: bit for bit with deterministic algorithms."""
+    """Check that trials at once give what each gives alone, bit for bit with deterministic algorithms."""
     recipes = [make_recipe(name) for name in list(RECIPE_CHANGES)[:count]]
     alone = [run_trial(each, images, execution) for each in recipes]
-    packed = train_concurrently(recipes, images, execution, count)
-    apart = max(_relative_weight_distance(one, other) for one, other in zip(packed, alone, strict=True))
+    concurrent = train_concurrently(recipes, images, execution, count)
+    distance = max(_relative_weight_distance(one, other) for one, other in zip(concurrent, alone, strict=True))
     limit = 0.0 if execution.deterministic or execution.device == "cpu" else TOLERANCE
     how = f"{execution.engine}{', deterministic' if execution.deterministic else ''}"
-    return CheckResult(f"{count} at once equal each alone: {how}", apart <= limit, f"{apart:.1e} apart")
+    return CheckResult(f"{count} at once equal each alone: {how}", distance <= limit, f"{distance:.1e} apart")
 
 
 def check_resume_matches_uninterrupted(images: Images, execution: Execution) -> CheckResult:
-    """A training that goes on from what was kept after its first epoch gives what it gives in one go."""
-    keeper = _StateRecorder()
-    whole = run_trial(make_recipe("rotated, mixed"), images, execution, training_callback=keeper)
-    resumed = run_trial(make_recipe("rotated, mixed"), images, execution, resume_from=keeper.states[0])
-    apart = _relative_weight_distance(resumed, whole)
+    """Check that a training resumed from its first epoch's checkpoint gives what an uninterrupted one gives."""
+    recorder = _StateRecorder()
+    uninterrupted = run_trial(make_recipe("rotated, mixed"), images, execution, training_callback=recorder)
+    resumed = run_trial(make_recipe("rotated, mixed"), images, execution, resume_from=recorder.states[0])
+    distance = _relative_weight_distance(resumed, uninterrupted)
     limit = 0.0 if execution.device == "cpu" else TOLERANCE
     return CheckResult(
-        f"going on equals never having stopped: {execution.engine}", apart <= limit, f"{apart:.1e} apart"
+        f"going on equals never having stopped: {execution.engine}", distance <= limit, f"{distance:.1e} apart"
     )
 
 
 def check_out_of_memory_is_isolated(images: Images, execution: Execution) -> CheckResult:
-    """A trial that does not fit fails with its reason, and the next one runs as if nothing had been."""
+    """Check that a trial which runs out of memory fails with that reason and that the next one completes."""
     free = torch.cuda.mem_get_info()[0]
     hog = torch.empty(max(free - 2 * 2**30, 0), dtype=torch.uint8, device=execution.device)
     failed = run_trial(make_recipe("adamw").replace(OVERSIZED_CHANGES), images, execution)
@@ -134,11 +136,11 @@ def check_out_of_memory_is_isolated(images: Images, execution: Execution) -> Che
 
 
 def train_concurrently(recipes: list[Recipe], images: Images, execution: Execution, workers: int) -> list[TrialResult]:
-    """The results of the recipes, trained by a crew of so many workers."""
+    """Return the results of the recipes, trained by a backend of `workers` workers."""
     jobs = [_ResultJob(each, images) for each in recipes]
     waiting = iter(jobs)
-    with make_backend(execution, workers) as crew:
-        crew.run(lambda: next(waiting, None))
+    with make_backend(execution, workers) as backend:
+        backend.run(lambda: next(waiting, None))
     return [job.result for job in jobs if job.result]
 
 
@@ -170,7 +172,7 @@ class _StateRecorder:
 
 
 def _relative_weight_distance(one: TrialResult, other: TrialResult) -> float:
-    """How far the weights of two trainings lie apart, as a share of their norm; infinite where one failed."""
+    """Return the distance of two trainings' weights, relative to their norm; infinity if one failed."""
     if not one.last_weights or not other.last_weights:
         return float("inf")
     pairs = [(one.last_weights[name].double(), value.double()) for name, value in other.last_weights.items()]
@@ -182,9 +184,9 @@ PrintLine = Callable[[str], None]
 
 
 def print_checks(checks: Iterator[CheckResult], print_line: PrintLine = print) -> bool:
-    """Say what was found, one line a check; whether all hold."""
-    hold = True
+    """Print one line per check; return whether all passed."""
+    passed = True
     for check in checks:
         print_line(f"{'ok    ' if check.passed else 'FAILED'}  {check.name}: {check.details}")
-        hold &= check.passed
-    return hold
+        passed &= check.passed
+    return passed

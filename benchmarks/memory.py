@@ -1,4 +1,4 @@
-"""Peak memory of a process that trains: as a worker trains here, against the plain loop in float32."""
+"""Compare the peak memory of a process that trains as a worker does with that of the plain loop in float32."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHILD_OPTION = "--one"
 
 
 def main() -> None:
-    """Peak memory of a training, tuned for this machine and plain."""
+    """Compare the peak memory of a training tuned for this machine with that of the plain loop."""
     if CHILD_OPTION in sys.argv:
         print(_train_and_measure(json.loads(sys.argv[sys.argv.index(CHILD_OPTION) + 1])))
         return
@@ -49,14 +49,14 @@ def main() -> None:
 
 
 def _peak_memory_of_child(case: Case, execution: Execution, precision: str, folder: Path | None) -> float:
-    """Megabytes that a process of its own held at most."""
-    what = {
+    """Return the peak resident memory of a child process that trains, in MB."""
+    parameters = {
         "case": list(case),
         "execution": dataclasses.asdict(execution),
         "precision": precision,
         "folder": str(folder) if folder else None,
     }
-    command = [sys.executable, "-m", "benchmarks.memory", CHILD_OPTION, json.dumps(what)]
+    command = [sys.executable, "-m", "benchmarks.memory", CHILD_OPTION, json.dumps(parameters)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 

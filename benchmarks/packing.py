@@ -1,4 +1,4 @@
-"""Images a second in all when several trials train at once: worker processes on a CPU, threads and streams on a GPU."""
+"""Measure the total images per second of several trials at once: processes on a CPU, threads and streams on a GPU."""
 
 from __future__ import annotations
 
@@ -26,21 +26,19 @@ MIXED_CASES = (Case("standard", 64), Case("large", 256), Case("tiny", 128), Case
 TRIAL_COUNTS = {"cpu": (1, 2), "cuda": (1, 2, 4, 8)}
 FULL_TRIAL_COUNTS = (1, 2, 4, 8)
 CPU_TRAIN_IMAGES = 2_048
-"""Images of an epoch, short enough that epochs of all trials fall into a measurement; whole batches of every size."""
+"""Images of an epoch: few enough that trials end epochs within a measurement, and a multiple of each batch size."""
 GPU_TRAIN_IMAGES = 49_152
 UNIT = "images/s in all"
 MAX_EPOCHS = 1_000
-"""Epochs that no trial of a measurement reaches."""
+"""More epochs than a trial trains within a measurement."""
 
 
 def main() -> None:
-    """Images a second of several trials at once, against one alone and against one tutorial loop."""
+    """Compare the images per second of several trials at once with one trial alone and with one tutorial loop."""
     parser = make_parser(main.__doc__)
     parser.add_argument("--full", action="store_true", help="up to eight at once")
     parser.add_argument("--rounds", type=int, default=2, help="repetitions of each measurement")
-    parser.add_argument(
-        "--seconds", type=float, default=3.0, help="how long trials run side by side for one repetition"
-    )
+    parser.add_argument("--seconds", type=float, default=3.0, help="how long trials run at once in one repetition")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--engine", default="plain", choices=("plain", "graph"))
     parser.add_argument("--batch-size", type=int, nargs="+", default=[128], help="batch sizes of equal trials")
@@ -70,7 +68,7 @@ def main() -> None:
 def measure_equal_trials(
     runner: ConcurrentRunner, config: BenchmarkConfig, case: Case, counts: Sequence[int]
 ) -> Iterator[Measurement]:
-    """So many trials of one recipe at once, against one of them alone and against one tutorial loop."""
+    """Compare each number of equal trials at once with one trial alone and with one tutorial loop."""
     with contextlib.ExitStack() as stack:
         ways = {str(count): runner.throughputs(stack, [case] * count) for count in counts}
         tutorials = {f"{n} workers": tutorial_throughputs(config, case, runner.train_images, n) for n in config.workers}
@@ -85,7 +83,7 @@ def measure_equal_trials(
 
 
 def measure_mixed_trials(runner: ConcurrentRunner, counts: Sequence[int], rounds: int) -> Iterator[Measurement]:
-    """So many trials of different recipes at once, against the same ones each alone, on average."""
+    """Compare each number of different trials at once with the mean of the same trials alone."""
     with contextlib.ExitStack() as stack:
         cases = {
             count: [MIXED_CASES[number % len(MIXED_CASES)] for number in range(count)] for count in counts if count > 1
@@ -104,7 +102,7 @@ def measure_mixed_trials(runner: ConcurrentRunner, counts: Sequence[int], rounds
 
 @dataclasses.dataclass(frozen=True)
 class ConcurrentRunner:
-    """How trials are run side by side."""
+    """Runs trials at once and measures their throughput."""
 
     source: DataSource
     execution: Execution
@@ -113,8 +111,8 @@ class ConcurrentRunner:
     train_images: int
 
     def throughputs(self, stack: contextlib.ExitStack, cases: Sequence[Case]) -> Iterator[float]:
-        """Images a second in all of such trials at once, again and again by the same workers."""
-        crew = stack.enter_context(make_backend(self.execution, len(cases)))
+        """Yield the total images per second of these trials at once, measured repeatedly with the same workers."""
+        backend = stack.enter_context(make_backend(self.execution, len(cases)))
         changes = {"data.train_images": self.train_images, "epochs": MAX_EPOCHS}
         recipes = [case.recipe(self.precision, **changes) for case in cases]
         prepared = load_images(recipes[0].data, self.source, self.execution.device)
@@ -122,12 +120,12 @@ class ConcurrentRunner:
             window = MeasurementWindow(len(recipes), self.seconds)
             jobs = [TimedJob(recipe, prepared, window) for recipe in recipes]
             waiting = list(jobs)
-            crew.run(lambda waiting=waiting: waiting.pop() if waiting else None)  # type: ignore[misc]
+            backend.run(lambda waiting=waiting: waiting.pop() if waiting else None)  # type: ignore[misc]
             yield sum(job.throughput(self.train_images) for job in jobs)
 
 
 class MeasurementWindow:
-    """The time in which all of several trainings run: it begins with the first epoch of the slowest."""
+    """The time in which all trainings run: from the end of the slowest first epoch, for `seconds`."""
 
     def __init__(self, count: int, seconds: float):
         self.start = self.end = math.inf
@@ -135,7 +133,7 @@ class MeasurementWindow:
         self._seconds = seconds
 
     def first_epoch_done(self) -> None:
-        """A training has had its first epoch."""
+        """Count a training whose first epoch has ended; the last of them starts the window."""
         self._count -= 1
         if not self._count:
             self.start = time.perf_counter()
@@ -143,7 +141,7 @@ class MeasurementWindow:
 
 
 class TimedJob:
-    """A training that notes when its epochs end, until the window closes."""
+    """A training that records when its epochs end, until the window closes."""
 
     worker = 0
     checkpoint = None
@@ -155,12 +153,12 @@ class TimedJob:
         self._ends: list[float] = []
 
     def throughput(self, images: int) -> float:
-        """Images a second while all trainings ran."""
+        """Return the images per second within the window; `images` is the number of images in an epoch."""
         inside = [end for end in self._ends if end >= self._window.start]
         return (len(inside) - 1) * images / (inside[-1] - inside[0])
 
     def on_epoch(self, report: EpochReport) -> Decision:
-        """Note the end of an epoch."""
+        """Record the end of an epoch; stop after the window, if it contains two ends."""
         self._ends.append(time.perf_counter())
         if len(self._ends) == 1:
             self._window.first_epoch_done()
@@ -168,12 +166,12 @@ class TimedJob:
         return Decision.PRUNE if enough and self._ends[-1] >= self._window.end else Decision.CONTINUE
 
     def on_result(self, result: TrialResult, seconds: float) -> None:
-        """A training that fails spoils the measurement."""
+        """Raise if the training failed: the measurement is then invalid."""
         if result.state is TrialState.FAILED:
             raise RuntimeError(result.reason)
 
     def on_worker_lost(self, reason: str) -> None:
-        """So does a worker that dies."""
+        """Raise: the measurement is invalid."""
         raise RuntimeError(reason)
 
 

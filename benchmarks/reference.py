@@ -84,8 +84,8 @@ def main() -> None:
     bench = ReferenceRunner(data_source(arguments.data_dir), execution, workers, arguments.save)
     attempts = _make_experiments(arguments, execution)
     waiting = deque(bench.make_job(attempt, seed) for attempt in attempts for seed in range(arguments.seeds))
-    with make_backend(execution, workers) as crew, bench.interrupt_handler():
-        crew.run(lambda: waiting.popleft() if waiting and not bench.interrupted else None)
+    with make_backend(execution, workers) as backend, bench.interrupt_handler():
+        backend.run(lambda: waiting.popleft() if waiting and not bench.interrupted else None)
     results = [bench.result(attempt) for attempt in attempts if attempt.scores]
     if arguments.json:
         print(json.dumps([dataclasses.asdict(result) for result in results], indent=1))

@@ -1,4 +1,4 @@
-"""What a trial costs apart from its training: ask, report and tell, as a study grows to a thousand trials."""
+"""Measure what a trial costs apart from its training (ask, report, tell) as a study grows to a thousand trials."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ from fmnist_search.tracking.writer import MlflowWriter
 
 BASELINE_STUDY = Path(__file__).parents[1] / "studies" / "baseline.toml"
 WINDOW = 25
-"""A figure at the nth trial is the median of so many trials up to it."""
+"""The value at the nth trial is the median of this many trials up to it."""
 REPORTED_TRIALS = (25, 100, 250, 500, 1000)
 
 
 def main(
     study: Annotated[Path, typer.Argument(help="Study file.")] = BASELINE_STUDY,
     sampler: Annotated[str, typer.Option(help="Sampler.")] = "tpe",
-    trials: Annotated[int, typer.Option(help="How many trials.", min=WINDOW)] = 1000,
-    tracked: Annotated[bool, typer.Option("--tracked", help="Keep a record in MLflow as well.")] = False,
+    trials: Annotated[int, typer.Option(help="Number of trials.", min=WINDOW)] = 1000,
+    tracked: Annotated[bool, typer.Option("--tracked", help="Record the trials in MLflow too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Milliseconds of ask, of an epoch's report and of tell, in one process, on SQLite with write-ahead logging.
+    """Measure ask, an epoch's report and tell in milliseconds, in one process, on SQLite with write-ahead logging.
 
-    With --tracked, also of the record of a trial in an embedded MLflow store, which a study writes beside its training.
+    With --tracked, also measure recording a trial in an embedded MLflow store, which a study does during training.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     config = StudyConfig.load(study, {"sampler": sampler, "budget.trials": trials})
     with tempfile.TemporaryDirectory() as folder:
-        ledger = StudyStore.open(f"sqlite:///{folder}/optuna.db", config)
-        ledger.runtime = StudyRuntime(Execution(), "float32")
-        record = _TrialRecorder(Path(folder), config) if tracked else None
-        times = [_time_trial(ledger, random.Random(number), record) for number in range(trials)]
+        study_store = StudyStore.open(f"sqlite:///{folder}/optuna.db", config)
+        study_store.runtime = StudyRuntime(Execution(), "float32")
+        recorder = _TrialRecorder(Path(folder), config) if tracked else None
+        times = [_time_trial(study_store, random.Random(number), recorder) for number in range(trials)]
     rows = {stop: _median_milliseconds(times[stop - WINDOW : stop]) for stop in REPORTED_TRIALS if stop <= trials}
     if as_json:
         typer.echo(json.dumps({"machine": machine(), "versions": versions(), "sampler": sampler, "milliseconds": rows}))
@@ -63,7 +63,7 @@ def main(
 def _time_trial(
     study_store: StudyStore, rng: random.Random, recorder: _TrialRecorder | None
 ) -> tuple[float, float, float, float]:
-    """One trial whose curve is drawn; seconds of ask, of a report on average, of tell, and of its record in MLflow."""
+    """Run one trial with a random curve; return the seconds of ask, of a report (mean), of tell, and of recording."""
     marks = [time.perf_counter()]
     trial = study_store.ask()
     marks.append(time.perf_counter())
@@ -86,7 +86,7 @@ def _time_trial(
 
 
 class _TrialRecorder:
-    """The record of trials in an embedded MLflow store, each written to its end before the next."""
+    """Records trials in an embedded MLflow store and waits for each."""
 
     def __init__(self, folder: Path, config: StudyConfig):
         uri = f"sqlite:///{folder}/mlflow.db"
@@ -96,7 +96,7 @@ class _TrialRecorder:
         self._study_run = RunLogger.existing(self._sender, tracking.get_or_create_study_run(config.name, None))
 
     def record(self, recipe: Recipe, result: TrialResult) -> None:
-        """Write a trial, and wait until it is there."""
+        """Record a trial and wait until MLflow has it."""
         names = list(recipe.to_flat_dict())
         run = TrainingRunLogger.start(self._sender, recipe.label, recipe, names, {"kind": "trial"}, self._study_run)
         for report in result.epochs:
