@@ -1,8 +1,9 @@
-"""What the networks' layers promise: the same outputs in a cheaper order, and chance that is a training's own."""
+"""Layers: the cheaper order gives the same outputs, and dropout has its own random generator."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import threading
 
 import pytest
@@ -14,6 +15,7 @@ from fmnist_search.models.activations import ACTIVATIONS
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.layers import Dropout, make_activation
 from fmnist_search.models.mlp import Mlp
+from fmnist_search.recipe.datasets import IMAGE_SIZE
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.families import Architecture
 from fmnist_search.recipe.groups import Augmentation, Data
@@ -23,12 +25,13 @@ from fmnist_search.training.trial import run_trial
 
 POOL_TYPES = (nn.MaxPool2d, nn.AvgPool2d)
 ACTIVATION_TYPES = tuple(type(make_activation(name)) for name in ACTIVATIONS)
+NOT_MONOTONIC = ("gelu", "silu", "prelu")
 DATA_CONFIG = Data(train_images=1_000, validation=1_000)
 
 
 def build_network(activation: str, pool: str, norm: str = "batch", convolutions: int = 1) -> nn.Sequential:
     torch.manual_seed(0)
-    made = Cnn(
+    network = Cnn(
         depth=3,
         width_1=8,
         width_2=8,
@@ -38,16 +41,16 @@ def build_network(activation: str, pool: str, norm: str = "batch", convolutions:
         norm=norm,
         convolutions=convolutions,
     ).build_network(10)
-    assert isinstance(made, nn.Sequential)
-    for module in made.modules():
-        if isinstance(module, nn.BatchNorm2d):  # some channels are turned upside down
+    assert isinstance(network, nn.Sequential)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):  # with negative weights, too
             nn.init.normal_(module.weight)
             nn.init.normal_(module.bias)
-    return made
+    return network
 
 
 def pools_before_activations(layers: nn.Sequential) -> bool:
-    """Whether each pool stands before the activation of its block; all of them do or none."""
+    """Return whether the pools come before the activations of their blocks; all do, or none."""
     found = set()
     for before, layer, after in zip([*layers][:-2], [*layers][1:-1], [*layers][2:], strict=True):
         if isinstance(layer, POOL_TYPES):
@@ -59,35 +62,29 @@ def pools_before_activations(layers: nn.Sequential) -> bool:
 
 def activations_before_pools(layers: nn.Sequential) -> nn.Sequential:
     usual = list(layers)
-    for place, layer in enumerate(usual[:-1]):
+    for index, layer in enumerate(usual[:-1]):
         if isinstance(layer, POOL_TYPES):
-            usual[place : place + 2] = [usual[place + 1], layer]
+            usual[index : index + 2] = [usual[index + 1], layer]
     return nn.Sequential(*usual)
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "elu"])
-@pytest.mark.parametrize(("norm", "convolutions"), [("batch", 1), ("batch", 2), ("group", 1), ("none", 2)])
-@pytest.mark.parametrize("training", [True, False])
-def test_the_maximum_is_taken_before_an_activation_that_never_falls_and_no_bit_changes(
-    activation: str, norm: str, convolutions: int, training: bool
-) -> None:
-    made = build_network(activation, "max", norm, convolutions).train(training)
-    assert pools_before_activations(made)
-    usual = activations_before_pools(made)
-    assert not pools_before_activations(usual)
-    images = torch.randn(16, 1, 28, 28)
-    assert torch.equal(made(images), usual(images))
+def test_a_maximum_pool_before_a_monotonic_activation_changes_no_bit(activation: str) -> None:
+    images = torch.randn(16, 1, IMAGE_SIZE, IMAGE_SIZE)
+    for norm, convolutions, is_training in itertools.product(("batch", "group", "none"), (1, 2), (True, False)):
+        network = build_network(activation, "max", norm, convolutions).train(is_training)
+        assert pools_before_activations(network)
+        usual = activations_before_pools(network)
+        assert not pools_before_activations(usual)
+        assert torch.equal(network(images), usual(images)), (norm, convolutions, is_training)
 
 
-@pytest.mark.parametrize(
-    ("activation", "pool"),
-    [*((name, "average") for name in ACTIVATIONS), ("gelu", "max"), ("silu", "max"), ("prelu", "max")],
-)
-def test_where_the_order_matters_the_pool_comes_last(activation: str, pool: str) -> None:
-    assert not pools_before_activations(build_network(activation, pool))
+def test_the_pool_comes_last_where_the_order_changes_the_result() -> None:
+    for activation, pool in [*((name, "average") for name in ACTIVATIONS), *((n, "max") for n in NOT_MONOTONIC)]:
+        assert not pools_before_activations(build_network(activation, pool)), (activation, pool)
 
 
-def test_every_activation_that_changes_places_never_falls() -> None:
+def test_every_activation_after_its_pool_is_monotonic() -> None:
     values = torch.linspace(-30, 30, 20_001)
     for name in ACTIVATIONS:
         if pools_before_activations(build_network(name, "max")):
@@ -97,7 +94,7 @@ def test_every_activation_that_changes_places_never_falls() -> None:
 # -------------------------------------------------------------------------------------- dropout
 
 
-def test_dropout_keeps_the_share_it_says_and_the_mean() -> None:
+def test_dropout_keeps_its_share_of_values_and_the_mean() -> None:
     layer = Dropout(0.3)
     layer.generator = torch.Generator().manual_seed(0)
     values = layer(torch.ones(200_000))
@@ -106,12 +103,12 @@ def test_dropout_keeps_the_share_it_says_and_the_mean() -> None:
     assert values[values > 0].unique().tolist() == pytest.approx([1 / 0.7])
 
 
-def test_dropout_does_nothing_in_evaluation() -> None:
+def test_dropout_changes_nothing_in_evaluation_mode() -> None:
     values = torch.randn(100)
     assert torch.equal(Dropout(0.9).eval()(values), values)
 
 
-def test_dropout_draws_from_the_generator_that_it_was_given_and_from_no_other() -> None:
+def test_dropout_draws_only_from_its_own_generator() -> None:
     def draw() -> torch.Tensor:
         layer = Dropout(0.5)
         layer.generator = torch.Generator().manual_seed(3)
@@ -128,7 +125,7 @@ def test_dropout_draws_from_the_generator_that_it_was_given_and_from_no_other() 
 @pytest.mark.parametrize(
     "model", [Cnn(depth=2, width_1=8, width_2=8, dropout=0.5), Mlp(depth=2, width=64, dropout=0.5)]
 )
-def test_trainings_in_two_threads_at_once_give_the_bits_that_they_give_alone(
+def test_trainings_in_two_threads_give_the_same_bits_as_alone(
     model: Architecture, images: Images, execution: Execution
 ) -> None:
     augmentation = Augmentation(shift=2, flip=0.5, erasing=0.5)
@@ -138,21 +135,21 @@ def test_trainings_in_two_threads_at_once_give_the_bits_that_they_give_alone(
     together: dict[int, TrialResult] = {}
     start = threading.Barrier(2)
 
-    def train(place: int) -> None:
+    def train(index: int) -> None:
         start.wait()
-        together[place] = run_trial(recipes[place], images, execution)
+        together[index] = run_trial(recipes[index], images, execution)
 
-    threads = [threading.Thread(target=train, args=(place,)) for place in range(2)]
+    threads = [threading.Thread(target=train, args=(index,)) for index in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for place, result in enumerate(alone):
-        assert reports_without_seconds(together[place]) == reports_without_seconds(result)
-        assert together[place].weights is not None
+    for index, result in enumerate(alone):
+        assert reports_without_seconds(together[index]) == reports_without_seconds(result)
+        assert together[index].weights is not None
         assert result.weights is not None
         for name, tensor in result.weights.items():
-            assert torch.equal(together[place].weights[name], tensor), name  # type: ignore[index]
+            assert torch.equal(together[index].weights[name], tensor), name  # type: ignore[index]
 
 
 def reports_without_seconds(result: TrialResult) -> list[EpochReport]:
