@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -109,7 +110,19 @@ def run_process() -> None:
         raise
 
 
-def main(arguments: list[str] | None = None) -> None:
+@dataclass(frozen=True)
+class CommandSettings:
+    """Settings of all commands that have no option. With `plots` false, no figures are rendered."""
+
+    plots: bool = True
+
+
+def plots_enabled(context: typer.Context) -> bool:
+    """Return whether a command renders figures into the runs that it writes."""
+    return not isinstance(context.obj, CommandSettings) or context.obj.plots
+
+
+def main(arguments: list[str] | None = None, settings: CommandSettings = CommandSettings()) -> None:
     """Run a command; turn errors into one line each on stderr and an exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     sys.argv = ["fmnist-search", *arguments]  # MLflow records it as the command
@@ -122,7 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Imports create a million objects that stay; with the default threshold, collections during them take a second.
     gc.set_threshold(100_000, 50, 100)
     try:
-        app([argument for argument in arguments if argument != "--debug"], prog_name="fmnist-search")
+        app([argument for argument in arguments if argument != "--debug"], prog_name="fmnist-search", obj=settings)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

@@ -59,7 +59,7 @@ def sync(
     Each search sends them as soon as it can; this command sends what the last search could not.
     """
     from fmnist_search.cli.output import print_json, stdout
-    from fmnist_search.workflows.study.api import sync as send
+    from fmnist_search.workflows.sending import sync as send
 
     events = send(forget=forget, workspace=make_workspace(tracking_uri, workdir))
     if as_json:

@@ -21,6 +21,7 @@ from fmnist_search.cli.app import (
     check_output_path,
     image_source,
     make_workspace,
+    plots_enabled,
     resolve_runs,
 )
 from fmnist_search.cli.search import print_summary
@@ -36,6 +37,7 @@ EXPORT_CHECK_IMAGES = 100
 
 @app.command()
 def promote(
+    context: typer.Context,
     study: StudyArgument = None,
     recipes: Annotated[int | None, typer.Option(help="Number of the best recipes to confirm.", min=1)] = None,
     seeds: Annotated[int | None, typer.Option(help="Number of new seeds for each recipe.", min=1)] = None,
@@ -79,7 +81,9 @@ def promote(
     settings = StudyConfig.from_dict(
         {**config.model_dump(), "finalists": {**dict(config.finalists), **changes}}
     ).finalists
-    summary = promote_study(name, settings=settings, workspace=workspace, callback=TrainingProgressDisplay())
+    summary = promote_study(
+        name, settings=settings, workspace=workspace, plots=plots_enabled(context), callback=TrainingProgressDisplay()
+    )
     if as_json:
         print_json(champion_to_dict(summary.champion) if summary.champion else None)
     print_summary(summary, f"fmnist-search promote {name!r}", quiet=as_json, after_search=False)
@@ -87,6 +91,7 @@ def promote(
 
 @app.command()
 def ensemble(
+    context: typer.Context,
     runs: Annotated[list[str], typer.Argument(help="Ids of MLflow runs, or numbers of trials.", metavar="RUN...")],
     study: StudyOption = None,
     register: Annotated[
@@ -126,6 +131,7 @@ def ensemble(
         device=resolve_execution(device or "auto").device,
         should_register=register,
         model_name=model_name,
+        plots=plots_enabled(context),
     )
     _print_ensemble(result, as_json)
 

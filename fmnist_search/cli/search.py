@@ -23,6 +23,7 @@ from fmnist_search.cli.app import (
     WorkersOption,
     app,
     make_workspace,
+    plots_enabled,
 )
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def search(
+    context: typer.Context,
     study: Annotated[Path, typer.Argument(help="Study file, such as studies/quick.toml.")],
     name: Annotated[
         str | None, typer.Option(help="Name of the study, in place of the one in the file.", show_default=False)
@@ -112,6 +114,7 @@ def search(
     from fmnist_search.cli.output import print_json
     from fmnist_search.cli.progress import StudyProgressDisplay
     from fmnist_search.cli.serialization import search_to_dict
+    from fmnist_search.workflows.settings import PLOT_INTERVAL_SECONDS
     from fmnist_search.workflows.study.api import run_study
 
     with StudyProgressDisplay(config) as display:
@@ -120,6 +123,7 @@ def search(
             workspace=make_workspace(tracking_uri, workdir, data_dir),
             fresh=fresh,
             tracked=not no_tracking,
+            plot_interval=PLOT_INTERVAL_SECONDS if plots_enabled(context) else None,
             callback=display,
         )
     if as_json:
@@ -131,7 +135,7 @@ def _print_preview(config: StudyConfig, as_json: bool) -> None:
     from fmnist_search.cli import output
     from fmnist_search.config.conditional_space import varying_names
     from fmnist_search.recipe.formatting import short_names
-    from fmnist_search.workflows.study.api import preview
+    from fmnist_search.workflows.study.preview import preview
 
     preview_ = preview(config)
     if as_json:

@@ -21,12 +21,14 @@ from fmnist_search.cli.app import (
     check_output_path,
     load_recipe,
     make_workspace,
+    plots_enabled,
 )
 from fmnist_search.errors import UserError
 
 
 @app.command("sweep-lr")
 def sweep_lr(
+    context: typer.Context,
     recipes: Annotated[list[str], typer.Argument(help="Presets, families or recipe files.", metavar="RECIPE...")],
     factors: Annotated[
         str, typer.Option(help="Factors of the learning rate of the recipe.", metavar="A,B,...")
@@ -76,6 +78,7 @@ def sweep_lr(
         seeds,
         workspace=make_workspace(tracking_uri, workdir, data_dir),
         execution=ExecutionSettings(**{key: value for key, value in conditions.items() if value is not None}),
+        plots=plots_enabled(context),
         callback=MessagePrinter(),
     )
     save_png(sweep.figure, output)

@@ -22,6 +22,7 @@ from fmnist_search.cli.app import (
     is_recipe_file,
     load_recipe,
     make_workspace,
+    plots_enabled,
 )
 from fmnist_search.errors import UserError
 
@@ -33,6 +34,7 @@ PRESET_PREFIX = "preset "
 
 @app.command()
 def train(
+    context: typer.Context,
     recipe: Annotated[
         str | None, typer.Argument(help="Recipe file, or name of a preset or family.", show_default=False)
     ] = None,
@@ -93,9 +95,9 @@ def train(
     workspace = make_workspace(tracking_uri, workdir, data_dir)
     conditions = {"device": device, "threads": threads, "engine": engine, "precision": precision, "workers": workers}
     given: dict[str, Any] = {key: value for key, value in conditions.items() if value is not None}
-    files: dict[str, Any] = {
-        key: value for key, value in {"output": output, "tensorboard": tensorboard}.items() if value
-    }
+    folders = {"output": output, "tensorboard": tensorboard}
+    files: dict[str, Any] = {key: value for key, value in folders.items() if value}
+    plots = plots_enabled(context)
     if (recipe and preset) or sum(source is not None for source in (recipe or preset, from_run, resume)) != 1:
         raise UserError("train: give one of these: a recipe file, a preset, --from-run RUN_ID, --resume RUN_ID")
     if resume:
@@ -103,7 +105,11 @@ def train(
         _reject_resume_options(refused + ["--seeds"] * (seeds > 1) + ["--dry-run"] * dry_run)
         _train_one(
             resume,
-            {"epochs": overrides.get("epochs"), "workspace": workspace, "run_options": RunOptions(**files)},
+            {
+                "epochs": overrides.get("epochs"),
+                "workspace": workspace,
+                "run_options": RunOptions(**files, plots=plots),
+            },
             as_json,
         )
         return
@@ -114,7 +120,7 @@ def train(
     options = {
         "workspace": workspace,
         "execution": ExecutionSettings(**given),
-        "run_options": RunOptions(name=name, origins=origins, **files),
+        "run_options": RunOptions(name=name, origins=origins, **files, plots=plots),
     }
     if dry_run:
         _print_recipe(chosen, origins, as_json)

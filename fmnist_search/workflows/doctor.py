@@ -14,8 +14,8 @@ from fmnist_search.execution.capacity import worker_count
 from fmnist_search.recipe.datasets import DEFAULT_DATASET
 from fmnist_search.search.storage import open_storage
 from fmnist_search.tracking.connection import connect
-from fmnist_search.training.autotune import autotune
 from fmnist_search.training.runtime import resolve_execution
+from fmnist_search.workflows.tuning import tuned
 from fmnist_search.workspace import Workspace
 
 
@@ -49,7 +49,7 @@ def _run_check(subject: str, check: Callable[[], str]) -> CheckResult:
 
 
 def _describe_device() -> str:
-    execution, precision = autotune(resolve_execution(threads=1))
+    execution, precision = tuned(resolve_execution(threads=1))
     workers, _ = worker_count("auto", execution)
     how = f"{precision}, {execution.memory_format}, {execution.allocator} allocator"
     return f"{execution.device}, {workers} trials at a time, fastest with {how}"

@@ -29,9 +29,11 @@ from fmnist_search.tracking.stored_runs import TrainedRun, read_run
 from fmnist_search.tracking.training_artifacts import log_evaluation_plots
 from fmnist_search.training.evaluation import Evaluation, evaluate_logits, predict_logits
 from fmnist_search.workflows.callbacks import StudyCallback
-from fmnist_search.workflows.jobs import InterruptHandler, JobContext, flush_tracking, open_sender
+from fmnist_search.workflows.interruption import Interruption
+from fmnist_search.workflows.jobs import JobContext
 from fmnist_search.workflows.lookup import load_run_classifier
 from fmnist_search.workflows.registration import Candidate, RegisteredVersion, prepare_name, register
+from fmnist_search.workflows.sending import open_sender
 from fmnist_search.workspace import Workspace
 
 SPLIT_KEYS = ("data.validation", "data.seed")
@@ -68,6 +70,7 @@ def build_ensemble(
     device: str = "cpu",
     should_register: bool = False,
     model_name: str | None = None,
+    plots: bool = True,
 ) -> EnsembleResult:
     """The mean of several runs' probabilities as one model, judged on their validation images, in a run of its own.
 
@@ -89,19 +92,19 @@ def build_ensemble(
         name = model_name or Finalists().for_dataset(runs[0].recipe.data.dataset).model_name
         if should_register:
             prepare_name(tracking, name, runs[0].experiment_id)
-        team = _evaluate_members(runs, classifiers, load_images(runs[0].recipe.data, source, device))
+        members = _evaluate_members(runs, classifiers, load_images(runs[0].recipe.data, source, device))
         with open_sender(workspace, tracking, callback) as sender:
-            desk = JobContext(sender, callback, InterruptHandler())
+            context = JobContext(sender, callback, Interruption(), plots)
             tags = {tag_names.KIND: tag_names.ENSEMBLE_RUN, tag_names.MEMBERS: ", ".join(run_ids)}
-            run = tracking.sibling_run(runs[0].run_id, sender, team.name, tags)
+            run = tracking.sibling_run(runs[0].run_id, sender, members.name, tags)
             with _closed_run(run):
-                _log_ensemble(run, team)
+                _log_ensemble(run, members, plots=plots)
                 registered = None
                 if should_register:
                     command = shlex.join(["fmnist-search", "ensemble", *run_ids, "--register", "--model-name", name])
-                    registered = register(tracking, name, _candidate(team), run, desk, source, command)
-            flush_tracking(desk)
-    return EnsembleResult(team.members, team.evaluation, len(team.images.validation), run.run_key, registered)
+                    registered = register(tracking, name, _candidate(members), run, context, source, command)
+            context.flush()
+    return EnsembleResult(members.members, members.evaluation, len(members.images.validation), run.run_key, registered)
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,7 @@ def _closed_run(run: RunLogger) -> Iterator[None]:
     run.end("FINISHED", TrialState.COMPLETED.value)
 
 
-def _log_ensemble(run: RunLogger, ensemble: _Members) -> None:
+def _log_ensemble(run: RunLogger, ensemble: _Members, *, plots: bool) -> None:
     """What the run of an ensemble keeps, registered or not."""
     accuracy, images, runs = ensemble.evaluation.accuracy, ensemble.images, [member.run for member in ensemble.members]
     parameters = sum(parameter.numel() for classifier in ensemble.classifiers for parameter in classifier.parameters())
@@ -208,7 +211,8 @@ def _log_ensemble(run: RunLogger, ensemble: _Members) -> None:
     run.log_table("members.json", columns)
     title = f"{ensemble.name}: {accuracy:.2%} on validation"
     run.set_note(f"# {title}\n\n{ensemble.selection.description}\n")
-    log_evaluation_plots(run, ensemble.logits.softmax(1), images.validation, images.classes, "val", title)
+    if plots:
+        log_evaluation_plots(run, ensemble.logits.softmax(1), images.validation, images.classes, "val", title)
 
 
 def _candidate(ensemble: _Members) -> Candidate:

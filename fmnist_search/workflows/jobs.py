@@ -1,75 +1,53 @@
-"""Trainings on record, one or several side by side: each with its run in MLflow, and what a Ctrl-C means for it."""
+"""Jobs: trainings with a run in MLflow each, one or several at a time."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import signal
-import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from types import FrameType
 
 from fmnist_search.data.images import Images
 from fmnist_search.execution.backend import Backend
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.study_note import class_scores_csv
 from fmnist_search.results.training import Decision, EpochReport, Overhead, Stopper, TrialResult, TrialState
-from fmnist_search.tracking.connection import short_timeouts
-from fmnist_search.tracking.outbox import Outbox
-from fmnist_search.tracking.renderers import CONFUSION, RENDERERS, SUMMARY, Renderer
+from fmnist_search.tracking import tag_names
+from fmnist_search.tracking.renderers import CONFUSION, SUMMARY
 from fmnist_search.tracking.run_logger import TrainingRunLogger
 from fmnist_search.tracking.sender import NullSender, Sender
-from fmnist_search.tracking.store import MlflowStore
-from fmnist_search.tracking.writer import MlflowWriter
 from fmnist_search.training.callbacks import never_stop
 from fmnist_search.workflows.callbacks import StudyCallback
-from fmnist_search.workspace import Workspace
+from fmnist_search.workflows.interruption import Interruption
 
 FLUSH_TIMEOUT = 30.0
-"""Seconds to wait at the end for a store that is down; what it has not got then waits for `fmnist-search sync`."""
+"""Seconds without progress after which a store counts as down at the end; `fmnist-search sync` sends the rest later."""
 
 
-class InterruptHandler:
-    """A polite request to stop: the running epoch ends, what was learned is kept.
+@dataclass(frozen=True)
+class JobContext:
+    """What all jobs of a workflow share. With `plots` false, no figures are rendered."""
 
-    SIGTERM counts as SIGINT, since `mlflow run` passes both on for one Ctrl-C. A second SIGINT by a person who does
-    not want to wait stops at once.
-    """
+    sender: Sender | NullSender
+    callback: StudyCallback
+    interruption: Interruption
+    plots: bool = True
 
-    GRACE_SECONDS = 2.0
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._requested_at = 0.0
-
-    @contextlib.contextmanager
-    def handle_signals(self) -> Iterator[InterruptHandler]:
-        """Catch the signals while this lasts; elsewhere than in the main thread there are none to catch."""
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, signal_number: int, _: FrameType | None) -> None:
-        now = time.monotonic()
-        if self.requested and signal_number == signal.SIGINT and now - self._requested_at > self.GRACE_SECONDS:
-            raise KeyboardInterrupt
-        if not self.requested:
-            self.requested, self._requested_at = True, now
+    def flush(self) -> bool:
+        """Wait until MLflow has every event; return False, with a message, if the store stays down."""
+        delivered = self.sender.flush(FLUSH_TIMEOUT, lambda: self.interruption.is_requested)
+        if not delivered:
+            self.callback.on_message(
+                "MLflow has not received everything; the rest is kept, and `fmnist-search sync` sends it once MLflow "
+                "is reachable again"
+            )
+        return delivered
 
 
 class TrackedJob:
-    """A training with its record in MLflow: a job for a worker, which never waits for the record.
+    """A training with a run in MLflow. The worker never waits for MLflow.
 
-    The observer decides, an interruption has the last word.
+    The stopper decides after each epoch; an interruption overrules it.
     """
 
     worker = 0
@@ -95,51 +73,57 @@ class TrackedJob:
         context.callback.on_training_start(name, recipe)
 
     def on_epoch(self, report: EpochReport) -> Decision:
-        """Take in an epoch, and say whether the training goes on."""
+        """Log an epoch, and return whether the training continues."""
         self._reports.append(report)
         decision = self.decide(report)
-        if self._context.interrupt_handler.requested:
+        if self._context.interruption.is_requested:
             decision = Decision.INTERRUPT
         self.run.log_epoch(report, is_last=decision is not Decision.CONTINUE or report.epoch == self.recipe.epochs)
         self._context.callback.on_epoch_end(self.name, report)
         return decision
 
     def decide(self, report: EpochReport) -> Decision:
-        """What the observer says."""
+        """Return the stopper's decision."""
         return self._stopper(report)
 
     def on_result(self, result: TrialResult, seconds: float) -> None:
-        """Take in the result, `seconds` after the training was begun."""
+        """Handle the result, `seconds` after the worker was given the job."""
         self.close(result, trial_overhead(result, seconds))
 
     def on_worker_lost(self, reason: str) -> None:
-        """The worker has died over it: the training has failed."""
+        """Close the job as failed because its worker ended."""
         self.close(self.partial_result(TrialState.FAILED, reason))
 
     def partial_result(self, state: TrialState, reason: str) -> TrialResult:
-        """The result of a training that was ended from outside: what it has reported counts."""
+        """Return the result of a training that was ended from outside, with the epochs that it reported."""
         seconds = sum(report.seconds for report in self._reports)
         return TrialResult(state, tuple(self._reports), seconds, reason=reason)
 
     def close(self, result: TrialResult, overhead: Overhead = Overhead()) -> None:  # noqa: B008
-        """Complete the record and close the run."""
+        """Log the result and end the run."""
         self.result = result
-        _log_artifacts(self.run, self.recipe, result, list(self.images.classes))
-        self.run.finish(result, overhead, {"worker": str(self.worker)})
+        self._log_artifacts(result)
+        self.run.finish(result, overhead, {tag_names.WORKER: str(self.worker)})
         self._context.callback.on_training_end(self.name)
 
-
-@dataclass(frozen=True)
-class JobContext:
-    """What trainings that run side by side share: who writes, who listens, and whether to stop."""
-
-    sender: Sender | NullSender
-    callback: StudyCallback
-    interrupt_handler: InterruptHandler
+    def _log_artifacts(self, result: TrialResult) -> None:
+        run, recipe, classes = self.run, self.recipe, list(self.images.classes)
+        if result.error:
+            run.log_text("error.txt", result.error)
+        if result.epochs:
+            run.render_later("model_summary.txt", SUMMARY, {"recipe": recipe.to_flat_dict()})
+        if result.confusion:
+            matrix = {"classes": classes, "rows_true_columns_predicted": result.confusion}
+            run.log_text("confusion_matrix.json", json.dumps(matrix))
+            run.log_text("class_scores.csv", class_scores_csv(result.confusion, classes))
+            if result.state is TrialState.COMPLETED and self._context.plots:
+                accuracy = "" if result.value is None else f": {result.value:.2%} on validation"
+                data = {"confusion": result.confusion, "classes": classes, "title": recipe.label + accuracy}
+                run.render_later("confusion_matrix.png", CONFUSION, data)
 
 
 class RetryingJob(TrackedJob):
-    """One of several trainings that run side by side; one whose worker dies is tried `requeue`, if it may be."""
+    """One of several jobs of `run_jobs`. If its worker is lost, `requeue` queues its recipe again."""
 
     def __init__(
         self,
@@ -154,13 +138,13 @@ class RetryingJob(TrackedJob):
         self._requeue = requeue
 
     def on_result(self, result: TrialResult, seconds: float) -> None:
-        """Take in the result, and say it."""
+        """Handle the result, with a message."""
         super().on_result(result, seconds)
-        reached = f"{result.value:.2%} on validation" if result.value is not None else result.state.value
-        self._context.callback.on_message(f"{self.name}: {reached}")
+        outcome = f"{result.value:.2%} on validation" if result.value is not None else result.state.value
+        self._context.callback.on_message(f"{self.name}: {outcome}")
 
     def on_worker_lost(self, reason: str) -> None:
-        """The worker has died over it: it is tried once more."""
+        """Close the job as failed, and queue its recipe again if it may be retried."""
         super().on_worker_lost(reason)
         if self._requeue:
             self._requeue()
@@ -168,97 +152,56 @@ class RetryingJob(TrackedJob):
 
 
 JobFactory = Callable[[str, Recipe, "Callable[[], None] | None"], RetryingJob]
-"""Opens the run of a training; the function that it is given puts the training back into the queue."""
+"""Opens the run of a training and returns its job. The last argument is `requeue`, None for a second attempt."""
 
 
 def run_jobs(
-    named_recipes: Sequence[tuple[str, Recipe]], pool: Backend, context: JobContext, make_job: JobFactory
+    named_recipes: Sequence[tuple[str, Recipe]], backend: Backend, context: JobContext, make_job: JobFactory
 ) -> list[RetryingJob | None]:
-    """Run recipes, each under a name of its own, as many at a time as there are workers; in their order.
+    """Run recipes, each with a unique name, on all workers of the backend; return their jobs in the given order.
 
-    None stands for one that an interruption came before: also before the second attempt of one that lost its worker.
+    None stands for a recipe that was not trained because of an interruption, or whose second attempt was not started
+    because of it.
     """
-    waiting = deque(named_recipes)
-    begun: dict[str, RetryingJob] = {}
+    queue = deque(named_recipes)
+    jobs: dict[str, RetryingJob] = {}
 
-    def next_training() -> RetryingJob | None:
-        if context.interrupt_handler.requested or not waiting:
+    def next_job() -> RetryingJob | None:
+        if context.interruption.is_requested or not queue:
             return None
-        name, recipe = waiting.popleft()
-        again = None if name in begun else lambda: waiting.append((name, recipe))
-        begun[name] = make_job(name, recipe, again)
-        return begun[name]
+        name, recipe = queue.popleft()
+        requeue = None if name in jobs else lambda: queue.append((name, recipe))
+        jobs[name] = make_job(name, recipe, requeue)
+        return jobs[name]
 
     try:
-        pool.run(next_training)
-    except BaseException as error:
-        pool.stop()
-        interrupted = isinstance(error, KeyboardInterrupt)
-        reason = "interrupted in the middle of an epoch" if interrupted else "another training stopped on an error"
-        for training in begun.values():
-            if training.result is None:
-                training.close(training.partial_result(TrialState.INTERRUPTED, reason))
-        if not interrupted:
-            raise
-        context.interrupt_handler.requested = True
-    for name, _ in waiting:
-        begun.pop(name, None)
-    return [begun.get(name) for name, _ in named_recipes]
+        backend.run(next_job)
+    except KeyboardInterrupt:
+        backend.stop()
+        _interrupt_unfinished(jobs.values(), "interrupted in the middle of an epoch")
+        context.interruption.request()
+    except BaseException:
+        backend.stop()
+        _interrupt_unfinished(jobs.values(), "another training stopped on an error")
+        raise
+    for name, _ in queue:
+        jobs.pop(name, None)
+    return [jobs.get(name) for name, _ in named_recipes]
+
+
+def _interrupt_unfinished(jobs: Iterable[RetryingJob], reason: str) -> None:
+    for job in jobs:
+        if job.result is None:
+            job.close(job.partial_result(TrialState.INTERRUPTED, reason))
 
 
 def trial_overhead(result: TrialResult, seconds: float, sampling: float = 0.0) -> Overhead:
-    """What a training took beside training and validation, of so many seconds in all."""
+    """Return the overhead of a training that took `seconds` in all; `sampling` are Optuna's seconds of these."""
     trained = sum(report.seconds for report in result.epochs)
-    preparation = result.setup
-    return Overhead(seconds - trained, preparation.build_seconds, preparation.capture_seconds, sampling)
+    setup = result.setup
+    return Overhead(seconds - trained, setup.build_seconds, setup.capture_seconds, sampling)
 
 
 def not_started(reason: str) -> TrialResult:
-    """The result of a training that was not even begun."""
+    """Return the result of a training that was never started."""
     return TrialResult(TrialState.INTERRUPTED, (), 0.0, reason=reason)
-
-
-def _log_artifacts(run: TrainingRunLogger, recipe: Recipe, result: TrialResult, classes: list[str]) -> None:
-    """What a training leaves beside its figures."""
-    if result.error:
-        run.log_text("error.txt", result.error)
-    if result.epochs:
-        run.render_later("model_summary.txt", SUMMARY, {"recipe": recipe.to_flat_dict()})
-    if result.confusion:
-        matrix = {"classes": classes, "rows_true_columns_predicted": result.confusion}
-        run.log_text("confusion_matrix.json", json.dumps(matrix))
-        run.log_text("class_scores.csv", class_scores_csv(result.confusion, classes))
-        if result.state is TrialState.COMPLETED:
-            value = "" if result.value is None else f": {result.value:.2%} on validation"
-            figures = {"confusion": result.confusion, "classes": classes, "title": recipe.label + value}
-            run.render_later("confusion_matrix.png", CONFUSION, figures)
-
-
-# ---------------------------------------------------------------------------------------- the record
-
-
-@contextlib.contextmanager
-def open_sender(
-    workspace: Workspace,
-    mlflow_store: MlflowStore,
-    callback: StudyCallback,
-    renderers: Mapping[str, Renderer] = RENDERERS,
-) -> Iterator[Sender]:
-    """The sender of what is written to MLflow while this lasts; what an earlier process left goes first."""
-    outbox = Outbox(workspace.outbox_path, workspace.tracking_uri)
-    with (
-        short_timeouts(),
-        Sender(outbox, MlflowWriter(mlflow_store.client, outbox, renderers), callback.on_message) as sender,
-    ):
-        yield sender
-
-
-def flush_tracking(context: JobContext) -> bool:
-    """Wait until MLflow has everything, for a while; says what it has not got."""
-    sender = context.sender
-    arrived = sender.flush(FLUSH_TIMEOUT, lambda: context.interrupt_handler.requested)
-    if not arrived:
-        context.callback.on_message(
-            "MLflow has not got everything; the rest is kept, and `fmnist-search sync` sends it once MLflow is back"
-        )
-    return arrived

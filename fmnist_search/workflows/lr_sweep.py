@@ -19,7 +19,7 @@ from fmnist_search.results.champion import LearningRateResult
 from fmnist_search.results.statistics import format_mean_std
 from fmnist_search.tracking import tag_names
 from fmnist_search.workflows.callbacks import StudyCallback
-from fmnist_search.workflows.single_training import open_training_session, resolve_settings
+from fmnist_search.workflows.training_session import open_training_session, resolve_settings
 from fmnist_search.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def sweep_learning_rate(
     workspace: Workspace | None = None,
     execution: ExecutionSettings = ExecutionSettings(),
     experiment: str = "fmnist-search",
+    plots: bool = True,
     callback: StudyCallback | None = None,
 ) -> LearningRateSweep:
     """Train each recipe, by its name, at so many times its learning rate, from its seed and those that follow.
@@ -71,13 +72,12 @@ def sweep_learning_rate(
         for seed in range(recipe.seed, recipe.seed + seeds)
     ]
     title = f"sweep-lr {', '.join(recipes)}"
-    workspace = workspace or Workspace.resolve()
     resolved = resolve_settings(execution, threads=1)
     with (
-        open_training_session(workspace, resolved, experiment, callback) as shop,
-        shop.open_group_run(title, {tag_names.SWEEP: LEARNING_RATE}) as above,
+        open_training_session(workspace, resolved, callback, experiment=experiment, plots=plots) as session,
+        session.open_group_run(title, {tag_names.SWEEP: LEARNING_RATE}) as above,
     ):
-        done = [result for result, _ in shop.run_several(trainings, above, execution.workers)]
+        done = [result for result, _ in session.run_several(trainings, above, execution.workers)]
         rates = tuple(
             LearningRateResult(name, factor, recipe.optimizer.learning_rate, tuple(done[at * seeds : (at + 1) * seeds]))
             for at, (name, factor, recipe) in enumerate(wanted)

@@ -1,11 +1,17 @@
-"""A chosen model's way into the registry: tested once, with its card and its record, registered, compared."""
+"""The registration of a model: one test, its model card, its version, and the decision on its alias."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
 from fmnist_search.data.files import DataSource
+from fmnist_search.data.images import LabelledImages
+from fmnist_search.data.loading import read_test_set
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import Classifier, Ensemble
 from fmnist_search.recipe.recipe import Recipe
@@ -21,21 +27,21 @@ from fmnist_search.registry.register import (
     register_version,
 )
 from fmnist_search.reporting.model_card import ModelCard, Selection
+from fmnist_search.results.statistics import wilson
 from fmnist_search.results.training import Accuracy
 from fmnist_search.tracking import metric_names
 from fmnist_search.tracking.run_logger import RunLogger
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.training_artifacts import log_evaluation_plots
-from fmnist_search.workflows.jobs import JobContext, flush_tracking
-from fmnist_search.workflows.study.finalists import TestEvaluation, evaluate_on_test_set
+from fmnist_search.training.evaluation import predict_logits
+from fmnist_search.workflows.jobs import JobContext
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that is to be registered: its network with the recipes of its members, and what is known of it.
+    """A model to be registered: its classifier with the recipes of its members, its score and its selection.
 
-    `validation_score` are those on validation images, with their record image by image; `tags` are what its version
-    says of itself beside them.
+    `tags` are further tags of its version.
     """
 
     classifier: Classifier | Ensemble
@@ -48,7 +54,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class RegisteredVersion:
-    """The version that a candidate has become, its accuracy on the test images, and what came of the comparison."""
+    """The version of a candidate, its accuracy on the test images, and the decision on its alias with the reason."""
 
     model: str
     version: str
@@ -58,10 +64,10 @@ class RegisteredVersion:
 
 
 def prepare_name(mlflow_store: MlflowStore, name: str, experiment_id: str) -> None:
-    """See that a model can be registered under that name, and clear away what died on its way there.
+    """Check that a model can be registered under this name, and delete what interrupted registrations left.
 
     Raises:
-        UserError: the name is taken.
+        UserError: if the name is taken by another program.
     """
     check_model_name(mlflow_store.client, name)
     delete_orphans(mlflow_store.client, name, experiment_id)
@@ -76,26 +82,56 @@ def register(
     source: DataSource,
     retry_command: str,
 ) -> RegisteredVersion:
-    """Test a candidate once, put that on record in its run, register it from there, and decide who is champion.
+    """Evaluate a candidate on the test images, log that to its run, register a version, and decide its alias.
 
-    `retry_command` is the command that does all this again. Call it in the main thread, as `log_model` asks.
+    `retry_command` is the command that repeats this. Must be called in the main thread, like `log_model`.
 
     Raises:
-        UserError: no whole copy of the test images, MLflow is out of reach, or it has refused the run.
+        UserError: if the test images are missing, MLflow is unreachable, or it rejected the run.
     """
     tested = evaluate_on_test_set(candidate.classifier, candidate.recipes[0].data.dataset, source)
     card = _model_card(name, candidate, tested.accuracy).to_markdown()
-    _log_test_evaluation(run, candidate, tested, card)
+    _log_test_evaluation(run, candidate, tested, card, plots=context.plots)
     run_id = _flushed_run_id(run, context, retry_command)
     uri = log_model(candidate.classifier, run_id, candidate.recipes[0].data.dataset, pending_tags(name))
     version = register_version(mlflow_store.client, name, uri, run_id, _version_tags(candidate, tested), card)
-    claim = decide_alias(mlflow_store.client, name, version)
-    return RegisteredVersion(name, version, claim.alias, claim.reason, tested.accuracy)
+    decision = decide_alias(mlflow_store.client, name, version)
+    return RegisteredVersion(name, version, decision.alias, decision.reason, tested.accuracy)
 
 
-def _log_test_evaluation(run: RunLogger, candidate: Candidate, test_evaluation: TestEvaluation, card: str) -> None:
-    """What the version's run keeps: it stands there before the version does."""
-    test, hits = test_evaluation.accuracy, candidate.validation_score.correctness
+@dataclass(frozen=True)
+class TestEvaluation:
+    """An evaluation on the test images: the probabilities (N, classes) of each image."""
+
+    probabilities: Tensor
+    images: LabelledImages
+
+    @property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """Which images (N,) were classified correctly."""
+        correct: npt.NDArray[np.bool_] = (self.probabilities.argmax(1) == self.images.labels).numpy()
+        return correct
+
+    @property
+    def accuracy(self) -> Accuracy:
+        """The share of correctly classified images, with its interval."""
+        return wilson(int(self.correct.sum()), len(self.images))
+
+
+def evaluate_on_test_set(classifier: Classifier | Ensemble, dataset: str, source: DataSource) -> TestEvaluation:
+    """Evaluate a model on the test images in float32 on the CPU, as the exported model computes.
+
+    Raises:
+        UserError: if the test images are missing.
+    """
+    images = read_test_set(dataset, source)
+    return TestEvaluation(predict_logits(classifier.eval(), images.pixels).softmax(1), images)
+
+
+def _log_test_evaluation(
+    run: RunLogger, candidate: Candidate, test_evaluation: TestEvaluation, card: str, *, plots: bool
+) -> None:
+    test, correctness = test_evaluation.accuracy, candidate.validation_score.correctness
     run.log_metrics(
         {
             metric_names.TEST_ACCURACY: test.value,
@@ -103,23 +139,25 @@ def _log_test_evaluation(run: RunLogger, candidate: Candidate, test_evaluation: 
             metric_names.TEST_ACCURACY_HIGH: test.high,
         }
     )
-    if hits:
-        run.log_text(tags.CORRECTNESS_FILE, hits.to_json())
+    if correctness:
+        run.log_text(tags.CORRECTNESS_FILE, correctness.to_json())
     run.log_text(tags.MODEL_CARD_FILE, card)
     title = f"{candidate.recipes[0].label}: {test.value:.2%} of {test.images:,} test images"
-    log_evaluation_plots(run, test_evaluation.probabilities, test_evaluation.images, candidate.classes, "test", title)
+    if plots:
+        images = test_evaluation.images
+        log_evaluation_plots(run, test_evaluation.probabilities, images, candidate.classes, "test", title)
 
 
 def _flushed_run_id(run: RunLogger, context: JobContext, retry_command: str) -> str:
-    """The id of a run once MLflow has everything of it.
+    """Return the id of a run once MLflow has received all of its events.
 
     Raises:
-        UserError: MLflow is out of reach, or has refused the run.
+        UserError: if MLflow is unreachable, or rejected the run.
     """
-    if not flush_tracking(context):
-        raise UserError(f"no model can be registered while MLflow is out of reach; start it, then `{retry_command}`")
+    if not context.flush():
+        raise UserError(f"no model can be registered while MLflow is unreachable; start it, then `{retry_command}`")
     if run.run_id is None:
-        raise UserError(f"MLflow has refused the run {run.run_key}; see `fmnist-search sync`, then `{retry_command}`")
+        raise UserError(f"MLflow has rejected the run {run.run_key}; see `fmnist-search sync`, then `{retry_command}`")
     return run.run_id
 
 
@@ -138,14 +176,14 @@ def _version_tags(candidate: Candidate, test_evaluation: TestEvaluation) -> dict
 
 
 def _model_card(name: str, candidate: Candidate, test: Accuracy) -> ModelCard:
-    figures = candidate.validation_score
+    score = candidate.validation_score
     return ModelCard(
         model=name,
         recipes=candidate.recipes,
         selection=candidate.selection,
         test=test,
-        validation_images=figures.images,
-        dataset_digest=figures.dataset_digest,
-        split_digest=figures.split_digest,
+        validation_images=score.images,
+        dataset_digest=score.dataset_digest,
+        split_digest=score.split_digest,
         comparison=UNDECIDED_NOTE,
     )

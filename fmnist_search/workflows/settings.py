@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+PLOT_INTERVAL_SECONDS = 300.0
+"""Seconds after which the figures of a running study are rendered again; it takes two seconds beside the trials."""
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -13,7 +16,7 @@ class RunOptions:
 
     `name` replaces the network's label in the run's name; `origins` says where each value of the recipe comes from, by
     dotted name. Weights, epochs and recipe are copied to the folder `output`, and TensorBoard's files are written to
-    the folder `tensorboard`; only a single training takes these two.
+    the folder `tensorboard`; only a single training takes these two. With `plots` false, no figures are rendered.
     """
 
     name: str | None = None
@@ -21,3 +24,4 @@ class RunOptions:
     origins: Mapping[str, str] | None = None
     output: Path | None = None
     tensorboard: Path | None = None
+    plots: bool = True

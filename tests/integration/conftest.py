@@ -1,9 +1,8 @@
-"""What the integration tests share: the command line as users run it, and a small real study."""
+"""Fixtures of the integration tests: commands as users run them, and a small real study."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import json
 import os
@@ -18,14 +17,9 @@ from typing import Any
 
 import mlflow.store.db.utils as mlflow_db
 import pytest
-from matplotlib.figure import Figure
 from sqlalchemy import Engine
 
-from fmnist_search.cli import main
-from fmnist_search.tracking.renderers import RENDERERS
-from fmnist_search.training.autotune import autotune
-from fmnist_search.workflows import ensemble, registration, single_training
-from fmnist_search.workflows.study import promotion, run_logging, session
+from fmnist_search.cli.app import CommandSettings, main
 
 TINY_STUDY = """
 # Does a search run from end to end?
@@ -66,13 +60,13 @@ refit = "none"
 
 [execution]
 precision = "float32"
-workers = 1                # each test has processes enough; test_workers.py is about more
+workers = 1                # one worker keeps the tests small; test_concurrent_trials.py uses more
 """
 
 
 @dataclass(frozen=True)
 class CommandResult:
-    """What a command left: its exit code and the two streams."""
+    """The exit code and the output of a command."""
 
     exit_code: int
     stdout: str
@@ -91,13 +85,16 @@ RunCommand = Callable[..., CommandResult]
 
 
 def clean_environment(**changes: str) -> dict[str, str]:
-    """The environment of a user who has set nothing of ours."""
+    """Return the environment of a user who has set no variable of MLflow or of this program."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "FMNIST_"))}
     return {**kept, **changes}
 
 
-def run_command(folder: Path, *arguments: object, **changes: str) -> CommandResult:
-    """The command line in a folder, within this process: its own imports would take longer than most commands."""
+def run_command(folder: Path, *arguments: object, plots: bool = False, **changes: str) -> CommandResult:
+    """Run a command in a folder, within this process: imports in a new one would take longer than most commands.
+
+    Figures take half the time of a tiny study, so they are rendered only with `plots`.
+    """
     before, here = dict(os.environ), Path.cwd()
     stdout, stderr = io.StringIO(), io.StringIO()
     os.environ.clear()
@@ -106,7 +103,7 @@ def run_command(folder: Path, *arguments: object, **changes: str) -> CommandResu
     code: object = 0
     try:
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-            main([*map(str, arguments)])
+            main([*map(str, arguments)], CommandSettings(plots=plots))
     except SystemExit as ended:
         code = ended.code or 0
     finally:
@@ -118,12 +115,12 @@ def run_command(folder: Path, *arguments: object, **changes: str) -> CommandResu
 
 
 def start_command(folder: Path, *arguments: object, **changes: str) -> subprocess.Popen[str]:
-    """`python -m fmnist_search` as a process of its own, to be watched and signalled."""
+    """Start `python -m fmnist_search` as a process that a test can watch and signal."""
     return start_python(folder, "-m", "fmnist_search", *map(str, arguments), **changes)
 
 
 def start_python(folder: Path, *arguments: str, **changes: str) -> subprocess.Popen[str]:
-    """Python as a process of its own, to be watched and signalled."""
+    """Start Python as a process that a test can watch and signal."""
     return subprocess.Popen(
         [sys.executable, *arguments],
         cwd=folder,
@@ -135,17 +132,8 @@ def start_python(folder: Path, *arguments: str, **changes: str) -> subprocess.Po
 
 
 @pytest.fixture(scope="session", autouse=True)
-def tuned_once() -> Iterator[None]:
-    """What is fastest here is found out once, and not by each of a hundred small studies: the answer is the same."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (session, single_training):
-            patch.setattr(module, "autotune", functools.cache(autotune))
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
 def tables_made_once() -> Iterator[None]:
-    """MLflow takes over a second to make its tables: a new store of these processes begins as a copy of the first."""
+    """Make MLflow's tables once, which takes a second: every new store of this process is a copy of the first."""
     make, guard = mlflow_db._initialize_tables, threading.Lock()
     with contextlib.closing(sqlite3.connect(":memory:", check_same_thread=False)) as first:
 
@@ -167,45 +155,9 @@ def tables_made_once() -> Iterator[None]:
             yield
 
 
-RENDERER_NAMES = {
-    run_logging: ("study_figures", "study_page"),
-    promotion: ("log_training_plots",),
-    registration: ("log_evaluation_plots",),
-    single_training: ("log_training_plots",),
-    ensemble: ("log_evaluation_plots",),
-}
-ORIGINAL_RENDERERS = [
-    (module, name, getattr(module, name)) for module, names in RENDERER_NAMES.items() for name in names
-]
-CONFUSION_RENDERER = RENDERERS["confusion"]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def undrawn() -> Iterator[None]:
-    """Half the time of a tiny study goes into its pictures; they are drawn where a module looks at them (`drawn`)."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_logging, "study_figures", lambda *_: {})
-        patch.setattr(run_logging, "study_page", lambda *_: "")
-        for module, names in RENDERER_NAMES.items():
-            for name in names if module is not run_logging else ():
-                patch.setattr(module, name, lambda *_: None)
-        patch.setitem(RENDERERS, "confusion", lambda _: Figure(figsize=(1, 1)))
-        yield
-
-
-@pytest.fixture(scope="module")
-def drawn(undrawn: None) -> Iterator[None]:
-    """Studies of this module have their pictures."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module, name, draw in ORIGINAL_RENDERERS:
-            patch.setattr(module, name, draw)
-        patch.setitem(RENDERERS, "confusion", CONFUSION_RENDERER)
-        yield
-
-
 @pytest.fixture
 def command(tmp_path: Path) -> RunCommand:
-    """The command line in a folder of the test's own."""
+    """A function that runs a command in the temporary folder of the test."""
 
     def in_folder(*arguments: object, **changes: str) -> CommandResult:
         return run_command(tmp_path, *arguments, **changes)
@@ -215,7 +167,7 @@ def command(tmp_path: Path) -> RunCommand:
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
-    """A study file that runs in seconds."""
+    """The file of a study that runs in seconds."""
     path = tmp_path / "tiny.toml"
     path.write_text(TINY_STUDY)
     return path
@@ -223,7 +175,7 @@ def tiny(tmp_path: Path) -> Path:
 
 @dataclass(frozen=True)
 class FinishedStudy:
-    """A folder in which the tiny study has run to its end."""
+    """A folder in which the tiny study has run to its end, with the result of the command."""
 
     folder: Path
     result: CommandResult
@@ -232,15 +184,19 @@ class FinishedStudy:
     def tracking_uri(self) -> str:
         return f"sqlite:///{self.folder / 'mlflow.db'}"
 
-    def run(self, *arguments: object, **changes: str) -> CommandResult:
-        return run_command(self.folder, *arguments, **changes)
+    def run(self, *arguments: object, plots: bool = False, **changes: str) -> CommandResult:
+        return run_command(self.folder, *arguments, plots=plots, **changes)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
-    """The tiny study, run once for a module by the command line."""
-    folder = tmp_path_factory.mktemp("finished")
+    """The tiny study, run once for each module by the command line."""
+    return run_tiny_study(tmp_path_factory.mktemp("finished"))
+
+
+def run_tiny_study(folder: Path, *, plots: bool = False) -> FinishedStudy:
+    """Run the tiny study in a folder to its end."""
     (folder / "tiny.toml").write_text(TINY_STUDY)
-    outcome = run_command(folder, "search", "tiny.toml")
+    outcome = run_command(folder, "search", "tiny.toml", plots=plots)
     assert outcome.exit_code == 0, outcome.stderr
     return FinishedStudy(folder, outcome)

@@ -1,4 +1,4 @@
-"""From a study's best recipes to a version in the registry, and perhaps the champion's alias."""
+"""The promotion of a study's best recipes: finalists, model version, and perhaps the alias of the champion."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.training_artifacts import log_training_plots
 from fmnist_search.workflows.jobs import JobContext, RetryingJob, TrackedJob, not_started, run_jobs
 from fmnist_search.workflows.registration import Candidate, prepare_name, register
-from fmnist_search.workflows.study import finalists
+from fmnist_search.workflows.study.finalists import SelectedModel, select_model
 
 
 @dataclass
 class Promotion:
-    """All that a promotion needs from the study whose recipes it promotes."""
+    """The promotion of the best recipes of a study in a session."""
 
     study: str
     seed: int
@@ -40,38 +40,38 @@ class Promotion:
     mlflow_store: MlflowStore
     study_run: RunLogger
     images: Images
-    pool: Backend
+    backend: Backend
     context: JobContext
-    jobs: list[TrackedJob] = field(init=False, default_factory=list)
-    images_by_data: dict[Data, Images] = field(init=False, default_factory=dict)
+    _jobs: list[TrackedJob] = field(init=False, default_factory=list)
+    _images_by_data: dict[Data, Images] = field(init=False, default_factory=dict)
 
     def run(self, leaders: Sequence[TrialRecord]) -> Champion | None:
-        """Confirm, choose, refit, test once, register; None when it was interrupted, with nothing registered.
+        """Select a model among the leaders and register it; return None, with nothing registered, if interrupted.
 
         Raises:
-            UserError: the model's name is taken, or too few of the finalists could be trained.
+            UserError: if the model's name is taken, or too few trainings of the finalists complete.
         """
         store, name = self.mlflow_store, self.settings.model_name
         prepare_name(store, name, store.find_experiment_id(self.study_run.run_key) or store.experiment_id)
-        self.images_by_data[leaders[0].recipe.data] = self.images
-        chosen = finalists.select_model(leaders, self.settings, self.seed, self._train, self.images)
-        if chosen is None or self.context.interrupt_handler.requested:
+        self._images_by_data[leaders[0].recipe.data] = self.images
+        selected = select_model(leaders, self.settings, self.seed, self._train, self.images)
+        if selected is None or self.context.interruption.is_requested:
             return None
-        run = next(training.run for training in self.jobs if training.recipe == chosen.recipe)
-        again = f"fmnist-search promote {shlex.quote(self.study)}"
-        made = register(store, name, self._candidate(chosen), run, self.context, self.source, again)
+        run = next(job.run for job in self._jobs if job.recipe == selected.recipe)
+        retry_command = f"fmnist-search promote {shlex.quote(self.study)}"
+        version = register(store, name, self._candidate(selected), run, self.context, self.source, retry_command)
         return Champion(
-            confirmed=chosen.confirmed,
-            recipe=chosen.recipe,
-            test=made.test,
-            model=made.model,
-            version=made.version,
-            alias=made.alias,
-            verdict=made.verdict,
-            members=len(chosen.recipes),
+            confirmed=selected.confirmed,
+            recipe=selected.recipe,
+            test=version.test,
+            model=version.model,
+            version=version.version,
+            alias=version.alias,
+            verdict=version.verdict,
+            members=len(selected.recipes),
         )
 
-    def _candidate(self, selected: finalists.SelectedModel) -> Candidate:
+    def _candidate(self, selected: SelectedModel) -> Candidate:
         confirmed, images = selected.confirmed, self.images
         return Candidate(
             classifier=selected.classifier,
@@ -95,43 +95,33 @@ class Promotion:
         )
 
     def _train(self, named_recipes: Sequence[tuple[str, Recipe]]) -> list[TrialResult]:
-        """Finalists' trainings, each in a run of its own below the study's.
-
-        What is not trained for an interruption comes back as interrupted.
-        """
-        trained = run_jobs(named_recipes, self.pool, self.context, self._make_job)
-        self.jobs += [training for training in trained if training]
-        return [(training and training.result) or not_started("the finalists were interrupted") for training in trained]
+        """Train finalists, each in a run below the study's, and return their results."""
+        jobs = run_jobs(named_recipes, self.backend, self.context, self._make_job)
+        self._jobs += [job for job in jobs if job]
+        interrupted = not_started("the finalists were interrupted")
+        return [(job and job.result) or interrupted for job in jobs]
 
     def _make_job(self, name: str, recipe: Recipe, requeue: Callable[[], None] | None) -> FinalistJob:
-        return FinalistJob(name, recipe, requeue, self)
-
-    def open_run(self, name: str, recipe: Recipe) -> TrainingRunLogger:
-        """The run of a finalist."""
-        device = self.pool.execution.device
+        images = self._images_for(recipe.data)
+        device = self.backend.execution.device
         tags = {tag_names.STUDY: self.study, tag_names.KIND: tag_names.FINALIST_RUN, tag_names.DEVICE: device}
-        return TrainingRunLogger.start(
-            self.context.sender, name, recipe, list(recipe.to_flat_dict()), tags, self.study_run
-        )
+        parameters = list(recipe.to_flat_dict())
+        run = TrainingRunLogger.start(self.context.sender, name, recipe, parameters, tags, self.study_run)
+        return FinalistJob(name, recipe, images, run, self.context, requeue)
 
-    def images_for(self, data: Data) -> Images:
-        """The images that a recipe needs, on the device."""
-        if data not in self.images_by_data:
-            self.images_by_data[data] = load_images(data, self.source, self.pool.execution.device)
-        return self.images_by_data[data]
+    def _images_for(self, data: Data) -> Images:
+        if data not in self._images_by_data:
+            self._images_by_data[data] = load_images(data, self.source, self.backend.execution.device)
+        return self._images_by_data[data]
 
 
 class FinalistJob(RetryingJob):
-    """The training of a finalist, whose run shows its network."""
-
-    def __init__(self, name: str, recipe: Recipe, requeue: Callable[[], None] | None, promotion: Promotion):
-        images = promotion.images_for(recipe.data)
-        super().__init__(name, recipe, images, promotion.open_run(name, recipe), promotion.context, requeue)
+    """The training of a finalist, whose run holds plots of the training."""
 
     def on_result(self, result: TrialResult, seconds: float) -> None:
-        """Take in the result, and draw its pictures when there is time."""
+        """Handle the result, and render the plots when the sender is idle."""
         super().on_result(result, seconds)
-        if result.state is TrialState.COMPLETED:
+        if result.state is TrialState.COMPLETED and self._context.plots:
             weights = result.last_weights or {}
-            show = partial(log_training_plots, self.run, self.name, self.recipe, result.epochs, weights, self.images)
-            self._context.sender.run_when_idle(show)
+            log = partial(log_training_plots, self.run, self.name, self.recipe, result.epochs, weights, self.images)
+            self._context.sender.run_when_idle(log)

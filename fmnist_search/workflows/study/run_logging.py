@@ -1,4 +1,4 @@
-"""The study's own run in MLflow: what it says from the start, while trials run, and at the end."""
+"""The run of a study in MLflow: what is logged at its start, during the search, and at its end."""
 
 from __future__ import annotations
 
@@ -25,24 +25,23 @@ from fmnist_search.tracking.run_ref import RunRef
 from fmnist_search.tracking.stored_runs import ENVIRONMENT_FILE
 from fmnist_search.workflows.jobs import JobContext
 
-PLOT_INTERVAL_SECONDS = 300.0
-"""How often the pictures of a study that runs are drawn anew, some two seconds of work beside the trials."""
 PROGRESS_STATES = (TrialState.COMPLETED, TrialState.PRUNED, TrialState.FAILED)
 
 
 class StudyRunLogger:
-    """Writes the run of a study; pictures are drawn by the sender, in its idle time."""
+    """Logs to the run of a study. Figures are rendered by the sender when it is idle."""
 
-    def __init__(self, run: RunLogger, study_store: StudyStore, context: JobContext):
+    def __init__(self, run: RunLogger, study_store: StudyStore, context: JobContext, plot_interval: float):
         self._run = run
         self._study_store = study_store
         self._context = context
+        self._plot_interval = plot_interval
         self._plotted_at = time.monotonic()
         self._plotted: tuple[TrialRecord, ...] = ()
         self._progress: dict[str, float] = {}
 
     def log_start(self, images: Images, runtime: StudyRuntime, workers: int) -> None:
-        """What the run says from the start."""
+        """Log parameters, images, study file and environment; `workers` is the number of trials at a time."""
         config = self._study_store.config
         self._run.log_params(constant_values(config.space, base_recipe(config, runtime.precision)))
         self._run.log_dataset(images, vars(config.data))
@@ -57,30 +56,31 @@ class StudyRunLogger:
         )
 
     def log_progress(self, records: Sequence[TrialRecord]) -> None:
-        """How far the search has come: what is new of it; from time to time the pictures as well."""
-        own = [row for row in records if row.duplicate_of is None]
-        figures = {
-            metric_names.trial_count(state.value): float(sum(row.state is state for row in own))
+        """Log the changed progress metrics of the search, and render the figures if their interval is over."""
+        trained = [record for record in records if record.duplicate_of is None]
+        progress = {
+            metric_names.trial_count(state.value): float(sum(record.state is state for record in trained))
             for state in PROGRESS_STATES
         }
-        if done := [row.value for row in own if row.state is TrialState.COMPLETED and row.value is not None]:
-            figures[metric_names.BEST_VAL_ACCURACY] = max(done)
-        new = {name: value for name, value in figures.items() if self._progress.get(name) != value}
-        self._progress = figures
-        self._run.log_metrics(new, step=len(records))
-        if time.monotonic() - self._plotted_at > PLOT_INTERVAL_SECONDS:
+        if values := [r.value for r in trained if r.state is TrialState.COMPLETED and r.value is not None]:
+            progress[metric_names.BEST_VAL_ACCURACY] = max(values)
+        changed = {name: value for name, value in progress.items() if self._progress.get(name) != value}
+        self._progress = progress
+        self._run.log_metrics(changed, step=len(records))
+        if time.monotonic() - self._plotted_at > self._plot_interval:
             self.log_plots(records)
 
     def log_plots(self, records: Sequence[TrialRecord]) -> None:
-        """The pictures of these trials, unless they stand there already."""
-        if tuple(records) == self._plotted:
+        """Log the leaderboard and the figures of these trials, unless they were logged already."""
+        plotted = tuple(records)
+        if plotted == self._plotted:
             return
-        self._plotted, self._plotted_at = tuple(records), time.monotonic()
-        drawn, importances = self._plotted, self._importances()
-        self._context.sender.run_when_idle(lambda: self._render_plots(drawn, importances))
+        self._plotted, self._plotted_at = plotted, time.monotonic()
+        importances = self._importances()
+        self._context.sender.run_when_idle(lambda: self._log_tables_and_plots(plotted, importances))
 
     def close(self, summary: StudySummary) -> None:
-        """The note, the pictures, and how it ended."""
+        """Log the note and the figures, and end the run."""
         self._log_note(summary)
         self.log_plots(self._study_store.trial_records())
         self._run.set_tags({tag_names.ENDED_BY: summary.ended_by.name.lower()})
@@ -99,12 +99,14 @@ class StudyRunLogger:
         except UserError:  # too few trials
             return None
 
-    def _render_plots(self, records: Sequence[TrialRecord], importances: Importances | None) -> None:
+    def _log_tables_and_plots(self, records: Sequence[TrialRecord], importances: Importances | None) -> None:
         config = self._study_store.config
-        known = [dataclasses.replace(row, run_id=self._resolve_run_id(row)) for row in records]
+        resolved = [dataclasses.replace(record, run_id=self._resolve_run_id(record)) for record in records]
         names = varying_names(config.space)
-        self._run.log_table("leaderboard.json", leaderboard_columns(known, names))
-        self._run.log_text("leaderboard.csv", leaderboard_csv(known, names))
+        self._run.log_table("leaderboard.json", leaderboard_columns(resolved, names))
+        self._run.log_text("leaderboard.csv", leaderboard_csv(resolved, names))
+        if not self._context.plots:
+            return
         for name, draw in study_figures(records, config.space, importances).items():
             self._run.log_artifact(f"plots/{name}.png", figure_to_png(draw()))
         if is_plotly_installed():
@@ -112,6 +114,6 @@ class StudyRunLogger:
             self._run.log_text("plots/study.html", page)
 
     def _resolve_run_id(self, record: TrialRecord) -> str | None:
-        """Its run, which the sender has made by the time that pictures are drawn."""
+        """Return the id of a trial's run, which exists by the time that figures are rendered."""
         ref = RunRef.from_stored(record.run_id) if record.run_id else None
         return (ref.id or self._context.sender.run_id(ref.key)) if ref else None

@@ -1,263 +1,176 @@
-"""The search of a study: trial after trial is asked, trained by a worker, and told, until something ends it."""
+"""The search of a study: trials are asked, trained and told until a limit is reached."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import time
+from collections.abc import Container
 
-from fmnist_search.config.conditional_space import varying_names
-from fmnist_search.data.images import Images
 from fmnist_search.execution.backend import Backend
-from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.study import StopReason, TrialRecord
-from fmnist_search.results.training import Decision, EpochReport, Overhead, Stopper, TrialResult, TrialState
-from fmnist_search.search.study_store import AskedTrial, StudyStore
-from fmnist_search.tracking import tag_names
-from fmnist_search.tracking.run_logger import RunLogger, TrainingRunLogger
-from fmnist_search.training.checkpoint import save_state
-from fmnist_search.workflows.jobs import JobContext, TrackedJob, not_started, trial_overhead
+from fmnist_search.results.training import TrialState
+from fmnist_search.search.study_store import AskedTrial
+from fmnist_search.workflows.jobs import not_started
 from fmnist_search.workflows.study.run_logging import StudyRunLogger
 from fmnist_search.workflows.study.stopping import reached_limit
-from fmnist_search.workspace import Workspace
+from fmnist_search.workflows.study.trial_job import SearchContext, TrialJob
 
 MAX_CONSECUTIVE_DUPLICATES = 50
-"""As many draws of known recipes in a row say that the space holds no other."""
+"""After as many duplicates in a row the space counts as exhausted."""
+
+
+class PendingDuplicates:
+    """Asked trials whose recipes are being trained by other trials, in the order in which they were asked."""
+
+    def __init__(self) -> None:
+        self._trials: list[AskedTrial] = []
+
+    def __len__(self) -> int:
+        return len(self._trials)
+
+    def add(self, asked: AskedTrial) -> None:
+        """Add a trial."""
+        self._trials.append(asked)
+
+    def pop_resolved(self, running: Container[str], answered: Container[str] | None = None) -> AskedTrial | None:
+        """Remove and return the first trial whose recipe is no longer `running`; None if there is none.
+
+        If `answered` is given, the recipe must be in it. Both hold keys of recipes.
+        """
+        for asked in self._trials:
+            key = asked.recipe.seed_independent_key()
+            if key not in running and (answered is None or key in answered):
+                self._trials.remove(asked)
+                return asked
+        return None
+
+    def pop_all(self) -> list[AskedTrial]:
+        """Remove and return all trials."""
+        trials, self._trials = self._trials, []
+        return trials
 
 
 class SearchLoop:
-    """The trials of a study while they are made: those that ended, and those that run."""
+    """The trials of a search, ended and running."""
 
-    def __init__(
-        self,
-        study_store: StudyStore,
-        images: Images,
-        workspace: Workspace,
-        study_run: RunLogger,
-        study_logger: StudyRunLogger,
-        context: JobContext,
-        stopper: Stopper,
-    ):
-        self.study_store = study_store
-        self.images = images
-        self.workspace = workspace
-        self.study_run = study_run
-        self.study_logger = study_logger
-        self.context = context
-        self.stopper = stopper
-        self.parameter_names = varying_names(study_store.config.space)
-        self._records = study_store.trial_records()
-        self._records_by_key = {row.recipe.seed_independent_key(): row for row in self._records if _can_answer(row)}
+    def __init__(self, search: SearchContext, study_logger: StudyRunLogger):
+        self._search = search
+        self._study_store = search.study_store
+        self._context = search.job_context
+        self._study_logger = study_logger
+        self._records = search.study_store.trial_records()
+        self._records_by_key = {
+            record.recipe.seed_independent_key(): record for record in self._records if _answers_duplicates(record)
+        }
         self._running: dict[str, TrialJob] = {}
-        self._pending_duplicates: list[tuple[AskedTrial, Recipe]] = []
+        self._pending = PendingDuplicates()
         self._consecutive_duplicates = 0
         self._run_keys: list[str] = []
-        self._previous_seconds = study_store.searched_seconds
+        self._previous_seconds = search.study_store.searched_seconds
         self._started_at = time.monotonic()
 
-    def run(self, pool: Backend) -> StopReason:
-        """Search until something ends the study; says what. Trials that still run then are trained to their ends."""
-        self.context.callback.on_study_start(self._records, self._previous_seconds)
+    def run(self, backend: Backend) -> StopReason:
+        """Search until a limit is reached or an interruption is requested, and return the reason.
+
+        Trials that run when the limit is reached are trained to their ends.
+        """
+        self._context.callback.on_study_start(self._records, self._previous_seconds)
         try:
-            pool.run(self._next_job)
-        except BaseException as error:
-            pool.stop()
-            impatient = isinstance(error, KeyboardInterrupt)
-            self._interrupt_all(
-                "interrupted in the middle of an epoch" if impatient else "the study stopped on an error"
-            )
-            if not impatient:
-                raise
-            self.context.interrupt_handler.requested = True
-        self._interrupt_all("an equal trial was interrupted")
-        ending = self._stop_reason() or StopReason.INTERRUPTED
-        self.study_store.searched_seconds = self._searched_seconds()
-        return ending
+            backend.run(self._next_job)
+        except KeyboardInterrupt:
+            self._context.interruption.request()
+            self._abort(backend, "interrupted in the middle of an epoch")
+        except BaseException:
+            self._abort(backend, "the study stopped on an error")
+            raise
+        self._return_pending("an equal trial was interrupted")
+        reason = self._stop_reason() or StopReason.INTERRUPTED
+        self._save_seconds()
+        return reason
 
     @property
     def tracking_seconds(self) -> float:
-        """How long the record of its trials took the sender."""
-        return sum(map(self.context.sender.tracking_seconds, self._run_keys))
-
-    def on_job_ended(self, trial: TrialJob, record: TrialRecord) -> None:
-        """Take in a trial that has been told."""
-        del self._running[trial.recipe.seed_independent_key()]
-        self._records.append(record)
-        if _can_answer(record):
-            self._records_by_key[trial.recipe.seed_independent_key()] = record
-        if record.state is TrialState.INTERRUPTED:
-            self.context.interrupt_handler.requested = True
-        self.study_store.searched_seconds = self._searched_seconds()
-        self.context.callback.on_trial_end(record)
-        self.study_logger.log_progress(self._records)
+        """Seconds that MLflow took for the runs of these trials."""
+        return sum(map(self._context.sender.tracking_seconds, self._run_keys))
 
     def _next_job(self) -> TrialJob | None:
-        """The next trial to train; None while there is none."""
+        """Return the next trial to train; None if there is none at the moment."""
         while True:
-            asked = time.monotonic()
-            trial, recipe = self._resolved_duplicate() or (None, None)
-            if trial is None or recipe is None:
-                if self.study_store.waits_for_running or self._stop_reason():
-                    return None
-                trial = self.study_store.ask()
-                recipe = trial.recipe
-            if recipe.seed_independent_key() in self._running:
-                self._pending_duplicates.append((trial, recipe))
-                self._consecutive_duplicates += 1
-            elif (same := self._equal_record(trial, recipe)) is not None:
-                self._records.append(self.study_store.tell_duplicate(trial, same))
-                self._consecutive_duplicates += 1
-            else:
+            started = time.monotonic()
+            asked = self._next_asked()
+            if asked is None:
+                return None
+            key = asked.recipe.seed_independent_key()
+            answer = None if asked.is_survivor else self._records_by_key.get(key)
+            if key not in self._running and answer is None:
                 self._consecutive_duplicates = 0
-                return self._start_job(trial, recipe, time.monotonic() - asked)
+                return self._start_job(asked, time.monotonic() - started)
+            self._consecutive_duplicates += 1
+            if key in self._running:
+                self._pending.add(asked)
+            elif answer:
+                self._records.append(self._study_store.tell_duplicate(asked, answer))
 
-    def _start_job(self, trial: AskedTrial, recipe: Recipe, sampling_seconds: float) -> TrialJob:
+    def _next_asked(self) -> AskedTrial | None:
+        """Return a duplicate whose equal trial has ended, or ask for a new trial unless the search stops or waits."""
+        # After an interruption nothing is trained any more, but known results still answer duplicates.
+        answered = self._records_by_key if self._context.interruption.is_requested else None
+        resolved = self._pending.pop_resolved(self._running, answered)
+        if resolved or self._study_store.waits_for_running or self._stop_reason():
+            return resolved
+        return self._study_store.ask()
+
+    def _start_job(self, asked: AskedTrial, sampling_seconds: float) -> TrialJob:
         try:
-            begun = self._running[recipe.seed_independent_key()] = TrialJob(self, trial, recipe, sampling_seconds)
-            self._run_keys.append(begun.run.run_key)
-        except BaseException:  # the record cannot be kept: it comes again
-            self._pending_duplicates.append((trial, recipe))
+            job = TrialJob(self._search, asked, sampling_seconds, self._on_job_ended)
+        except BaseException:  # its run cannot be recorded: the trial is queued again
+            self._pending.add(asked)
             raise
-        return begun
+        self._running[job.key] = job
+        self._run_keys.append(job.run.run_key)
+        return job
 
-    def _resolved_duplicate(self) -> tuple[AskedTrial, Recipe] | None:
-        """A trial that was asked while an equal one ran, which has ended since."""
-        answered = (
-            self._records_by_key if self.context.interrupt_handler.requested else None
-        )  # nothing is begun any more
-        parted = next(
-            (
-                (trial, recipe)
-                for trial, recipe in self._pending_duplicates
-                if recipe.seed_independent_key() not in self._running
-                and (answered is None or recipe.seed_independent_key() in answered)
-            ),
-            None,
-        )
-        if parted:
-            self._pending_duplicates.remove(parted)
-        return parted
-
-    def _equal_record(self, trial: AskedTrial, recipe: Recipe) -> TrialRecord | None:
-        return None if trial.is_survivor else self._records_by_key.get(recipe.seed_independent_key())
+    def _on_job_ended(self, job: TrialJob, record: TrialRecord) -> None:
+        del self._running[job.key]
+        self._records.append(record)
+        if _answers_duplicates(record):
+            self._records_by_key[job.key] = record
+        if record.state is TrialState.INTERRUPTED:  # the stopper interrupts the study, not one trial
+            self._context.interruption.request()
+        self._save_seconds()
+        self._context.callback.on_trial_end(record)
+        self._study_logger.log_progress(self._records)
 
     def _stop_reason(self) -> StopReason | None:
-        if self.context.interrupt_handler.requested:
+        if self._context.interruption.is_requested:
             return StopReason.INTERRUPTED
-        ending = reached_limit(
-            self.study_store.config,
-            self._records,
-            self._searched_seconds(),
-            len(self._running) + len(self._pending_duplicates),
-        )
-        if ending is None and (
-            self._consecutive_duplicates >= MAX_CONSECUTIVE_DUPLICATES or self.study_store.is_exhausted
+        asked = len(self._running) + len(self._pending)
+        reason = reached_limit(self._study_store.config.budget, self._records, self._searched_seconds(), asked)
+        if reason is None and (
+            self._consecutive_duplicates >= MAX_CONSECUTIVE_DUPLICATES or self._study_store.is_exhausted
         ):
             return StopReason.EXHAUSTED
-        return ending
+        return reason
+
+    def _abort(self, backend: Backend, reason: str) -> None:
+        """Stop the workers at once and queue all running trials and pending duplicates again."""
+        backend.stop()
+        for key in list(self._running):
+            self._records.append(self._running.pop(key).interrupt(reason))
+        self._return_pending(reason)
+
+    def _return_pending(self, reason: str) -> None:
+        """Queue the duplicates again whose equal trials gave no result."""
+        for asked in self._pending.pop_all():
+            self._records.append(self._study_store.tell(asked, not_started(reason), ""))
 
     def _searched_seconds(self) -> float:
         return self._previous_seconds + time.monotonic() - self._started_at
 
-    def _interrupt_all(self, reason: str) -> None:
-        for trial in list(self._running.values()):
-            del self._running[trial.recipe.seed_independent_key()]
-            self._records.append(trial.interrupt(reason))
-        for twin, _ in self._pending_duplicates:
-            self._records.append(self.study_store.tell(twin, not_started(reason), ""))
-        self._pending_duplicates.clear()
+    def _save_seconds(self) -> None:
+        self._study_store.searched_seconds = self._searched_seconds()
 
 
-class TrialJob(TrackedJob):
-    """One trial: trained, pruned where that is advised, and written down wherever it ends."""
-
-    def __init__(self, search_loop: SearchLoop, trial: AskedTrial, recipe: Recipe, sampling_seconds: float):
-        self._search_loop = search_loop
-        name = f"{trial.number:03d} {recipe.label}"
-        tags = _run_tags(search_loop.study_store, trial)
-        super().__init__(
-            name,
-            recipe,
-            search_loop.images,
-            TrainingRunLogger.start(
-                search_loop.context.sender, name, recipe, search_loop.parameter_names, tags, search_loop.study_run
-            ),
-            search_loop.context,
-            search_loop.stopper,
-        )
-        self._trial = trial
-        self._record: TrialRecord | None = None
-        self._sampling_seconds = sampling_seconds
-        self._started_at = time.monotonic()
-        self._timed_out = False
-
-    def decide(self, report: EpochReport) -> Decision:
-        """What the pruner says, the trial's own limit of time, and then the observer."""
-        started = time.monotonic()
-        advised = self._search_loop.study_store.should_prune(self._trial, report)
-        self._sampling_seconds += time.monotonic() - started
-        if advised:
-            return Decision.PRUNE
-        limit = self._search_loop.study_store.config.budget.trial_minutes or math.inf
-        self._timed_out = time.monotonic() - self._started_at >= limit * 60
-        return Decision.PRUNE if self._timed_out else super().decide(report)
-
-    def on_result(self, result: TrialResult, seconds: float) -> None:
-        """Tell Optuna, complete the record, and keep the weights of a trial that completed."""
-        if self._timed_out and result.state is TrialState.PRUNED:
-            limit = self._search_loop.study_store.config.budget.trial_minutes
-            reason = f"its {limit:g} minutes were spent after epoch {len(result.epochs)}"
-            result = dataclasses.replace(result, reason=reason)
-        overhead = trial_overhead(result, seconds, self._sampling_seconds)
-        row = self._tell(result, overhead)
-        self.close(result, overhead)
-        if result.state is TrialState.COMPLETED and result.weights:
-            save_state(
-                self._search_loop.workspace.weights_path(self._search_loop.study_store.config.name, row.number),
-                result.weights,
-            )
-        self._search_loop.on_job_ended(self, row)
-
-    def on_worker_lost(self, reason: str) -> None:
-        """The worker has died over it: failed, and once tried again."""
-        result = self.partial_result(TrialState.FAILED, reason)
-        row = self._tell(result, worker_lost=True)
-        self.close(result)
-        if row.comes_again:
-            self._search_loop.context.callback.on_message(f"{self.name}: {reason}; it is tried again")
-        self._search_loop.on_job_ended(self, row)
-
-    def interrupt(self, reason: str) -> TrialRecord:
-        """It is not waited for; it comes again when the study goes on, unless it was told before the study stopped."""
-        if self._record:
-            return self._record
-        result = self.partial_result(TrialState.INTERRUPTED, reason)
-        row = self._tell(result)
-        self.close(result)
-        return row
-
-    def _tell(self, result: TrialResult, overhead: Overhead = Overhead(), *, worker_lost: bool = False) -> TrialRecord:  # noqa: B008
-        self._record = self._search_loop.study_store.tell(
-            self._trial, result, self.run.ref.stored, overhead, worker_lost=worker_lost
-        )
-        return self._record
-
-
-def _run_tags(study_store: StudyStore, trial: AskedTrial) -> dict[str, str]:
-    assert study_store.runtime is not None
-    tags = {
-        tag_names.STUDY: study_store.config.name,
-        tag_names.KIND: tag_names.TRIAL_RUN,
-        tag_names.TRIAL: str(trial.number),
-        tag_names.DEVICE: study_store.runtime.execution.device,
-    }
-    return {**tags, **trial.origin}
-
-
-def _can_answer(record: TrialRecord) -> bool:
-    """Whether a later equal recipe can be answered from this trial."""
-    return (
-        record.state in (TrialState.COMPLETED, TrialState.PRUNED)
-        and record.value is not None
-        and record.duplicate_of is None
-    )
+def _answers_duplicates(record: TrialRecord) -> bool:
+    """Return whether the result of a trial is the result of a later one with an equal recipe."""
+    ended = record.state in (TrialState.COMPLETED, TrialState.PRUNED)
+    return ended and record.value is not None and record.duplicate_of is None

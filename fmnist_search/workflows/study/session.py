@@ -1,283 +1,246 @@
-"""A study while it runs in this process: its images, its workers, its run in MLflow, and who hears of it."""
+"""The session of a study in this process: images, workers, its run in MLflow, and the interruption."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from fmnist_search.config.conditional_space import varying_names
 from fmnist_search.config.sections import Finalists
-from fmnist_search.config.space import NOT_SEARCHABLE
 from fmnist_search.config.study_config import StudyConfig
-from fmnist_search.config.toml_files import read_recipe
 from fmnist_search.data.files import DataSource
 from fmnist_search.data.images import Images
 from fmnist_search.data.loading import load_images
-from fmnist_search.errors import UserError
 from fmnist_search.execution.backend import Backend, BackendFactory, make_backend
-from fmnist_search.execution.capacity import worker_count
-from fmnist_search.models.presets import get_preset
-from fmnist_search.recipe.execution import Execution
-from fmnist_search.recipe.hyperparameters import Value
-from fmnist_search.recipe.recipe import flatten_tables
-from fmnist_search.registry import tags as version_tags
-from fmnist_search.registry.versions import get_champion
 from fmnist_search.results.champion import Champion
 from fmnist_search.results.study import StopReason, StudySummary, TrialRecord, rank_trials
 from fmnist_search.results.training import Stopper
-from fmnist_search.search.preview import preview_recipes
-from fmnist_search.search.study_store import StudyRuntime, StudyStore
-from fmnist_search.search.suggest import start_params
+from fmnist_search.search.study_store import StudyStore
 from fmnist_search.tracking import metric_names
 from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.run_logger import NullRunLogger, RunLogger
-from fmnist_search.tracking.sender import NullSender
+from fmnist_search.tracking.sender import NullSender, Sender
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.system_metrics import log_system_metrics
-from fmnist_search.training.autotune import autotune
-from fmnist_search.training.runtime import resolve_execution
 from fmnist_search.workflows.callbacks import StudyCallback
-from fmnist_search.workflows.jobs import InterruptHandler, JobContext, flush_tracking, open_sender
-from fmnist_search.workflows.study import finalists
+from fmnist_search.workflows.interruption import interrupt_on_signals
+from fmnist_search.workflows.jobs import JobContext
+from fmnist_search.workflows.lookup import summarize
+from fmnist_search.workflows.sending import open_sender
+from fmnist_search.workflows.settings import PLOT_INTERVAL_SECONDS
+from fmnist_search.workflows.study.finalists import selection_key
 from fmnist_search.workflows.study.promotion import Promotion
 from fmnist_search.workflows.study.run_logging import StudyRunLogger
+from fmnist_search.workflows.study.runtime import resolve_runtime, stored_runtime, study_execution, study_worker_count
 from fmnist_search.workflows.study.search_loop import SearchLoop
+from fmnist_search.workflows.study.stopping import current_stop_reason
+from fmnist_search.workflows.study.trial_job import SearchContext
+from fmnist_search.workflows.study.warm_start import WarmStart, load_warm_starts
 from fmnist_search.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """What a session is opened for.
+
+    With `fresh`, an earlier study of that name is archived first. `warm_starts` says whether the recipes of `[start]`
+    are loaded. A session that is not `tracked` writes nothing to MLflow. Figures are rendered every `plot_interval`
+    seconds and at the end, or not at all if it is None. `backend_factory` starts the workers.
+    """
+
+    fresh: bool = False
+    warm_starts: bool = False
+    tracked: bool = True
+    plot_interval: float | None = PLOT_INTERVAL_SECONDS
+    backend_factory: BackendFactory = make_backend
 
 
 @contextlib.contextmanager
 def open_session(
-    workspace: Workspace,
-    config: StudyConfig,
-    callback: StudyCallback,
-    *,
-    fresh: bool = False,
-    for_search: bool = False,
-    tracked: bool = True,
-    backend_factory: BackendFactory = make_backend,
+    workspace: Workspace, config: StudyConfig, callback: StudyCallback, options: SessionOptions
 ) -> Iterator[Session]:
-    """Everything a study needs while it runs: images on the device, its run in MLflow, signals caught.
+    """Yield a session of a study that is ready to train.
 
-    Whatever may be missing (images, device, store, recipes to start with) is looked for before anything is written.
+    Whatever can be missing (images, device, store, recipes to start with) is checked before anything is written.
     """
-    interruption = InterruptHandler()
-    with interruption.handle_signals(), store_errors(workspace.tracking_uri):
+    with contextlib.ExitStack() as stack:
+        interruption = stack.enter_context(interrupt_on_signals())
+        stack.enter_context(store_errors(workspace.tracking_uri))
         source = DataSource.from_workspace(workspace)
         images = load_images(config.data, source)
         execution = study_execution(config)
-        with backend_factory(
-            execution, _worker_count(config, execution, callback)
-        ) as crew:  # while its processes load their libraries, all else is opened
-            tracking = MlflowStore(workspace.tracking_uri, config.experiment) if tracked else None
-            starts = tuple(_warm_starts(workspace, config, tracking)) if for_search else ()
-            ledger = StudyStore.open(workspace.storage_url, config, fresh=fresh)
-            if ledger.archived_as:
-                workspace.rename_weights(config.name, ledger.archived_as)
-            conditions = _stored_runtime(ledger, config, callback)
-            if conditions is None:
-                crew.wait_until_ready()
-                conditions = resolve_runtime(config, execution)
-            ledger.runtime = conditions
-            crew.configure(conditions.execution)
-            if tracking:
-                ledger.run_id = run_id = tracking.get_or_create_study_run(config.name, ledger.run_id)
-                tracking.save_trials_view(run_id, varying_names(config.space))
-            images = images.to(conditions.execution.device)
-            with (
-                open_sender(workspace, tracking, callback)
-                if tracking
-                else contextlib.nullcontext(NullSender()) as sender
-            ):
-                run = RunLogger.existing(sender, ledger.run_id) if tracking and ledger.run_id else NullRunLogger()
-                try:
-                    desk = JobContext(sender, callback, interruption)
-                    session = Session(workspace, ledger, conditions, source, images, tracking, run, crew, desk, starts)
-                    session.study_logger.log_start(images, conditions, crew.size)
-                    with log_system_metrics(run):
-                        yield session
-                except BaseException:
-                    run.end("FAILED", "failed")
-                    raise
+        # Worker processes load their libraries while the stores are opened.
+        backend = stack.enter_context(
+            options.backend_factory(execution, study_worker_count(config, execution, callback))
+        )
+        mlflow_store = MlflowStore(workspace.tracking_uri, config.experiment) if options.tracked else None
+        warm_starts = load_warm_starts(workspace, config, mlflow_store) if options.warm_starts else ()
+        study_store = _open_study_store(workspace, config, fresh=options.fresh)
+        runtime = stored_runtime(study_store, callback)
+        if runtime is None:
+            backend.wait_until_ready()  # the measurement needs a quiet machine
+            runtime = resolve_runtime(config, execution)
+        study_store.runtime = runtime
+        backend.configure(runtime.execution)
+        images = images.to(runtime.execution.device)
+        sender: Sender | NullSender = NullSender()
+        study_run: RunLogger = NullRunLogger()
+        if mlflow_store:
+            study_store.run_id = run_id = _study_run_id(mlflow_store, study_store)
+            sender = stack.enter_context(open_sender(workspace, mlflow_store, callback))
+            study_run = RunLogger.existing(sender, run_id)
+        stack.enter_context(_fail_on_error(study_run))
+        context = JobContext(sender, callback, interruption, plots=options.plot_interval is not None)
+        study_logger = StudyRunLogger(study_run, study_store, context, options.plot_interval or 0.0)
+        study_logger.log_start(images, runtime, backend.size)
+        stack.enter_context(log_system_metrics(study_run))
+        yield Session(
+            workspace, study_store, source, images, mlflow_store, study_run, study_logger, backend, context, warm_starts
+        )
 
 
-def study_execution(config: StudyConfig) -> Execution:
-    """How a study asks to be run: on a CPU a trial has a thread of its own unless the study says otherwise.
-
-    Raises:
-        UserError: the device is not there, or cannot do what is asked.
-    """
-    asked = config.execution
-    return resolve_execution(asked.device, asked.threads or 1, asked.engine, deterministic=asked.deterministic)
+def _open_study_store(workspace: Workspace, config: StudyConfig, *, fresh: bool) -> StudyStore:
+    study_store = StudyStore.open(workspace.storage_url, config, fresh=fresh)
+    if study_store.archived_as:
+        workspace.rename_weights(config.name, study_store.archived_as)
+    return study_store
 
 
-def resolve_runtime(config: StudyConfig, execution: Execution) -> StudyRuntime:
-    """How the trials of a study that begins are run: what is fastest here, as far as the study leaves it open."""
-    return StudyRuntime(*autotune(execution, config.execution.precision))
+def _study_run_id(mlflow_store: MlflowStore, study_store: StudyStore) -> str:
+    config = study_store.config
+    run_id = mlflow_store.get_or_create_study_run(config.name, study_store.run_id)
+    mlflow_store.save_trials_view(run_id, varying_names(config.space))
+    return run_id
 
 
-def _worker_count(config: StudyConfig, execution: Execution, callback: StudyCallback) -> int:
-    guess = config.execution.workers == "auto" and execution.engine == "graph"
-    step_bytes = [sketch.step_bytes for sketch in preview_recipes(config, "bfloat16")] if guess else []
-    count, remark = worker_count(config.execution.workers, execution, step_bytes)
-    if remark:
-        callback.on_message(f"{config.name}: {remark}")
-    return count
-
-
-def _warm_starts(
-    workspace: Workspace, config: StudyConfig, mlflow_store: MlflowStore | None
-) -> Iterator[tuple[str, Mapping[str, Value]]]:
-    """The recipes of `[start]`, each with the name under which it is known.
-
-    Raises:
-        UserError: there is no such file, study or champion, or the study refuses what its space does not hold.
-    """
-    for number, entry in enumerate(config.start.recipes, start=1):
-        given: Mapping[str, Value]
-        if not isinstance(entry, str):
-            source, given = f"table {number}", flatten_tables(entry)
-            if decided := [name for name in given if name in NOT_SEARCHABLE]:
-                raise UserError(
-                    *(f"start.recipes: {source}: {name}: is the same in all trials of a study; leave it out, and set "
-                      f"{NOT_SEARCHABLE[name]}" for name in decided)
-                )  # fmt: skip
-        elif entry == "champion":
-            source, given = entry, _champion_values(config, mlflow_store)
-        elif entry.startswith("preset:"):
-            source, given = entry, get_preset(entry.removeprefix("preset:")).recipe.to_flat_dict()
-        elif entry.startswith("study:"):
-            name = entry.removeprefix("study:")
-            leaders = rank_trials(StudyStore.load(workspace.storage_url, name).trial_records())
-            if not leaders:
-                raise UserError(f"start.recipes: study {name!r} has no completed trial; search it first")
-            source, given = f"the best of {name}", leaders[0].recipe.to_flat_dict()
-        else:
-            source, given = entry, read_recipe(entry).to_flat_dict()
-        start_params(config, source, given)
-        yield source, given
-
-
-def _champion_values(config: StudyConfig, mlflow_store: MlflowStore | None) -> dict[str, Value]:
-    """The present champion's values, or its first member's; the schedule apart, which is the finalists' own."""
-    if mlflow_store is None:
-        raise UserError("start.recipes: the champion is in MLflow; leave it out, or leave out --no-tracking")
-    name = config.finalists.model_name
-    version = get_champion(mlflow_store.client, name)
-    if version is None or not version.run_id:
-        raise UserError(f"start.recipes: model {name!r} has no champion yet; leave it out, or promote one first")
-    trained = version.tags.get(version_tags.MEMBER_RUNS, version.run_id).split(", ")[0]
-    recipe = mlflow_store.load_recipe(trained)
-    return {key: value for key, value in recipe.to_flat_dict().items() if not key.startswith("schedule.")}
-
-
-def _stored_runtime(study_store: StudyStore, config: StudyConfig, callback: StudyCallback) -> StudyRuntime | None:
-    """The conditions under which a study began, said where they are not the ones asked for.
-
-    Raises:
-        UserError: the device that the study began on is not there.
-    """
-    if study_store.runtime is None:
-        return None
-    kept, wanted = study_store.runtime.execution, config.execution
+@contextlib.contextmanager
+def _fail_on_error(run: RunLogger) -> Iterator[None]:
+    """End the run as failed if an exception leaves the context."""
     try:
-        resolve_execution(kept.device, engine=kept.engine)
-    except UserError:
-        raise UserError(
-            f"study {config.name!r}: began on {kept.device!r}, which cannot be used here; go on where there is one, "
-            "choose another name (--name), or begin anew with --fresh"
-        ) from None
-    other = wanted.device not in ("auto", kept.device) or wanted.threads not in (0, kept.threads)
-    if other or wanted.engine != kept.engine:
-        how = f"on {kept.device} with {kept.threads} threads and the {kept.engine} engine"
-        callback.on_message(f"{config.name} goes on as it began: {how}")
-    return study_store.runtime
+        yield
+    except BaseException:
+        run.end("FAILED", "failed")
+        raise
 
 
 @dataclass
 class Session:
-    """A study while it runs in this process."""
+    """A study with all that it needs to train in this process."""
 
     workspace: Workspace
     study_store: StudyStore
-    runtime: StudyRuntime
     source: DataSource
     images: Images
     mlflow_store: MlflowStore | None
-    run: RunLogger
-    pool: Backend
+    study_run: RunLogger
+    study_logger: StudyRunLogger
+    backend: Backend
     context: JobContext
-    warm_starts: tuple[tuple[str, Mapping[str, Value]], ...]
-    study_logger: StudyRunLogger = field(init=False)
-    _search_loop: SearchLoop | None = field(init=False, default=None)
+    warm_starts: Sequence[WarmStart]
 
-    def __post_init__(self) -> None:
-        self.study_logger = StudyRunLogger(self.run, self.study_store, self.context)
-
-    def enqueue_starts(self) -> None:
-        """Say what a user might not expect of this study, and queue the recipes it starts with."""
-        config = self.study_store.config
-        for line in (*config.warnings, *self.study_store.widened_ranges):
-            self.context.callback.on_message(f"{config.name}: {line}")
-        if left := config.independently_sampled:
-            self.context.callback.on_message(
-                f"{config.name}: {config.sampler.name} leaves to chance: {', '.join(left)}"
-            )
-        for source, given in self.warm_starts:
-            if said := self.study_store.enqueue_start(source, given):
-                self.context.callback.on_message(f"{config.name}: {said}")
-
-    def search(self, stopper: Stopper) -> StopReason:
-        """Run trial after trial until something ends the study; says what."""
-        self._search_loop = SearchLoop(
-            self.study_store, self.images, self.workspace, self.run, self.study_logger, self.context, stopper
-        )
-        ending = self._search_loop.run(self.pool)
+    def run(self, stopper: Stopper) -> StudySummary:
+        """Search until a limit is reached, promote the best recipes, end the study's run, and return the summary."""
+        self._enqueue_warm_starts()
+        started, previous = time.monotonic(), len(self.study_store.trial_records())
+        loop = self._make_search_loop(stopper)
+        reason = loop.run(self.backend)
         self.study_logger.log_plots(self.study_store.trial_records())  # while the finalists train
-        return ending
+        champion = self._promote_best(self.study_store.config.finalists) if reason.is_final else None
+        summary = summarize(
+            self.workspace,
+            self.study_store,
+            self._final_reason(reason),
+            new_trials=len(self.study_store.trial_records()) - previous,
+            seconds=time.monotonic() - started,
+            champion=champion,
+        )
+        self._close(summary)
+        self.study_store.tracking_seconds += loop.tracking_seconds
+        return summary
 
-    def promote_best(self, settings: Finalists, *, force: bool) -> Champion | None:
-        """Train the finalists and register the best; what was chosen from the same before is not trained again."""
+    def promote(self, settings: Finalists) -> StudySummary:
+        """Promote the best recipes, even if the same were promoted before, end the study's run; return the summary."""
+        champion = self._promote_best(settings, force=True)
+        reason = self._final_reason(current_stop_reason(self.study_store))
+        summary = summarize(self.workspace, self.study_store, reason, champion=champion)
+        self._close(summary)
+        return summary
+
+    def _final_reason(self, reason: StopReason) -> StopReason:
+        """Return the reason for which the session ends; an interruption may also come while finalists train."""
+        return StopReason.INTERRUPTED if self.context.interruption.is_requested else reason
+
+    def _enqueue_warm_starts(self) -> None:
+        """Report what may be unexpected in this study, and queue its warm starts."""
+        config = self.study_store.config
+        messages = [*config.warnings, *self.study_store.widened_ranges]
+        if names := config.independently_sampled:
+            messages.append(f"{config.sampler.name} samples independently: {', '.join(names)}")
+        for message in messages:
+            self.context.callback.on_message(f"{config.name}: {message}")
+        for start in self.warm_starts:
+            if message_ := self.study_store.enqueue_start(start.source, start.values):
+                self.context.callback.on_message(f"{config.name}: {message_}")
+
+    def _make_search_loop(self, stopper: Stopper) -> SearchLoop:
+        search = SearchContext(
+            study_store=self.study_store,
+            workspace=self.workspace,
+            images=self.images,
+            study_run=self.study_run,
+            job_context=self.context,
+            stopper=stopper,
+            parameter_names=varying_names(self.study_store.config.space),
+        )
+        return SearchLoop(search, self.study_logger)
+
+    def _promote_best(self, settings: Finalists, *, force: bool = False) -> Champion | None:
+        """Train the finalists and register the best model; return None if interrupted or if there is none.
+
+        The champion that was selected from the same finalists before is returned at once, unless `force`.
+        """
         leaders = _distinct_recipes(rank_trials(self.study_store.trial_records()))[: settings.recipes]
         if not leaders or self.mlflow_store is None:
             return None
-        fingerprint = finalists.selection_key(leaders, settings)
-        known = self.study_store.champion
-        if known and known[0] == fingerprint and not force:
-            return known[1]
+        key = selection_key(leaders, settings)
+        stored = self.study_store.champion
+        if stored and stored[0] == key and not force:
+            return stored[1]
         self.context.callback.on_message(
             f"confirming the best {len(leaders)} of the recipes, {settings.seeds} seeds each, {settings.epochs} epochs"
         )
-        champion = Promotion(
+        champion = self._make_promotion(settings, self.mlflow_store).run(leaders)
+        if champion:
+            self.study_store.save_champion(key, champion)
+            test, confirmed = champion.test.value, champion.confirmed.mean
+            self.study_run.log_metrics(
+                {metric_names.TEST_ACCURACY: test, metric_names.CONFIRMED_VAL_ACCURACY: confirmed}
+            )
+        return champion
+
+    def _make_promotion(self, settings: Finalists, mlflow_store: MlflowStore) -> Promotion:
+        return Promotion(
             study=self.study_store.config.name,
             seed=self.study_store.config.seed,
             settings=settings,
             source=self.source,
-            mlflow_store=self.mlflow_store,
-            study_run=self.run,
+            mlflow_store=mlflow_store,
+            study_run=self.study_run,
             images=self.images,
-            pool=self.pool,
+            backend=self.backend,
             context=self.context,
-        ).run(leaders)
-        if champion:
-            self.study_store.save_champion(fingerprint, champion)
-            confirmed = champion.confirmed.mean
-            self.run.log_metrics(
-                {metric_names.TEST_ACCURACY: champion.test.value, metric_names.CONFIRMED_VAL_ACCURACY: confirmed}
-            )
-        return champion
+        )
 
-    def close(self, summary: StudySummary) -> None:
-        """Complete the study's run, and wait until MLflow has everything."""
+    def _close(self, summary: StudySummary) -> None:
         self.study_logger.close(summary)
-        flush_tracking(self.context)
-        if self._search_loop:
-            self.study_store.tracking_seconds += self._search_loop.tracking_seconds
+        self.context.flush()
 
 
-def _distinct_recipes(leaders: list[TrialRecord]) -> list[TrialRecord]:
-    """The best trial of each recipe, in order."""
+def _distinct_recipes(ranked: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return the best trial of each recipe, in order."""
     best: dict[str, TrialRecord] = {}
-    for row in leaders:
-        best.setdefault(row.recipe.seed_independent_key(), row)
+    for record in ranked:
+        best.setdefault(record.recipe.seed_independent_key(), record)
     return list(best.values())

@@ -401,7 +401,7 @@ def test_gc_does_not_disturb_a_study_that_runs(tmp_path: Path, monkeypatch: pyte
 
     (tmp_path / "tiny.toml").write_text(TINY_STUDY)
     config = StudyConfig.load(tmp_path / "tiny.toml", {"budget.trials": 6, "finalists.recipes": 0})
-    summary = run_study(config, workspace=home, stopper=clear_away)
+    summary = run_study(config, workspace=home, plot_interval=None, stopper=clear_away)
     assert summary.count(TrialState.COMPLETED) == 6
     assert summary.best is not None
     assert home.weights_path("tiny", summary.best.number).exists()

@@ -36,12 +36,12 @@ SETTINGS = [
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, drawn: None) -> FinishedStudy:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
     """A study with pruned and completed trials, pictures and a champion."""
     folder = tmp_path_factory.mktemp("browsed")
     (folder / "tiny.toml").write_text(TINY_STUDY)
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
-    outcome = run_command(folder, "search", "tiny.toml", *settings)
+    outcome = run_command(folder, "search", "tiny.toml", *settings, plots=True)
     assert outcome.exit_code == 0, outcome.stderr
     return FinishedStudy(folder, outcome)
 

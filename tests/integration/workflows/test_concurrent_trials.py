@@ -43,7 +43,7 @@ from fmnist_search.training.trial import run_trial
 from fmnist_search.workflows import jobs
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.lookup import outbox_status, status
-from fmnist_search.workflows.study.api import sync
+from fmnist_search.workflows.sending import sync
 from fmnist_search.workspace import Workspace
 from tests.integration.conftest import CommandResult, run_command, start_command, start_python
 
@@ -141,6 +141,7 @@ class StudyFolder:
         return run_study(
             make_config(to),
             workspace=self.workspace,
+            plot_interval=None,
             stopper=stopper,
             callback=callback,
             backend_factory=backend_factory,

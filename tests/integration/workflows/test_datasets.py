@@ -170,7 +170,9 @@ def test_without_its_files_one_line_says_where_they_are_to_be_had(
 
 def test_a_promotion_that_names_no_model_keeps_its_dataset_apart(finished: FinishedStudy, files: Path) -> None:
     settings = Finalists(recipes=1, seeds=1, epochs=1, images="slice", refit="none")
-    summary = promote("animals", settings=settings, workspace=Workspace.resolve(finished.tracking_uri, data_dir=files))
+    summary = promote(
+        "animals", settings=settings, plots=False, workspace=Workspace.resolve(finished.tracking_uri, data_dir=files)
+    )
     assert summary.champion is not None
     assert summary.champion.model == "fmnist-search-made"
 

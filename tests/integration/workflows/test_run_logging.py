@@ -18,11 +18,8 @@ from fmnist_search import run_study
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.results.training import EpochReport
 from fmnist_search.training.trial import Decision
-from fmnist_search.workflows.study import run_logging
 from fmnist_search.workspace import Workspace
-from tests.integration.conftest import FinishedStudy, run_command
-
-pytestmark = pytest.mark.usefixtures("drawn")
+from tests.integration.conftest import FinishedStudy, run_command, run_tiny_study
 
 STUDY_PLOTS = {"history", "learning_curves", "timeline", "parallel_coordinates", "slices"}
 """Of a study of four trials; importances need eight."""
@@ -49,6 +46,12 @@ def search_runs(client: MlflowClient, kind: str) -> list[Run]:
     return list(
         client.search_runs([experiment.experiment_id], f"tags.kind = '{kind}'", order_by=["attributes.start_time"])
     )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
+    """The tiny study with its figures."""
+    return run_tiny_study(tmp_path_factory.mktemp("finished"), plots=True)
 
 
 @pytest.fixture
@@ -155,7 +158,7 @@ def test_finalists_show_what_their_networks_do_and_the_champion_on_the_test_imag
 def test_an_ensemble_of_runs_shows_what_it_does_on_the_validation_images(
     finished: FinishedStudy, client: MlflowClient
 ) -> None:
-    found = finished.run("ensemble", 0, 1, "--json").json
+    found = finished.run("ensemble", 0, 1, "--json", plots=True).json
     files = set(artifact_paths(client, found["run_id"]))
     assert {"members.json", "report.md", *(f"val/{name}" for name in EVALUATION_ARTIFACTS)} <= files
     matrix = json.loads(load_text(client.get_run(found["run_id"]), "val/confusion_matrix.json"))
@@ -163,8 +166,7 @@ def test_an_ensemble_of_runs_shows_what_it_does_on_the_validation_images(
     assert sum(row[label] for label, row in enumerate(rows)) / 2_000 == found["accuracy"]
 
 
-def test_the_pictures_of_a_study_that_runs_are_drawn_anew(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_logging, "PLOT_INTERVAL_SECONDS", 0.0)
+def test_the_pictures_of_a_study_that_runs_are_drawn_anew(tiny: Path) -> None:
     uri = f"sqlite:///{tiny.parent}/mlflow.db"
     seen: list[set[str]] = []
 
@@ -174,7 +176,7 @@ def test_the_pictures_of_a_study_that_runs_are_drawn_anew(tiny: Path, monkeypatc
         return Decision.CONTINUE
 
     config = StudyConfig.load(tiny, {"finalists.recipes": 0, "data.train_images": 4_000, "budget.trials": 6})
-    run_study(config, workspace=Workspace.resolve(uri), stopper=look)
+    run_study(config, workspace=Workspace.resolve(uri), plot_interval=0.0, stopper=look)
     assert "plots/history.png" not in seen[0]
     assert "plots/history.png" in seen[-1]
     assert "leaderboard.csv" in seen[-1]

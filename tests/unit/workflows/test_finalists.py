@@ -26,14 +26,14 @@ from fmnist_search.search.suggest import trial_seed
 from fmnist_search.training.callbacks import never_stop
 from fmnist_search.training.evaluation import evaluate
 from fmnist_search.training.trial import run_trial
+from fmnist_search.workflows.registration import evaluate_on_test_set
 from fmnist_search.workflows.study.finalists import (
+    assign,
     confirmation_seeds,
-    ensemble_assignments,
     finalist_recipe,
     select_model,
     selection_key,
 )
-from fmnist_search.workflows.study.finalists import evaluate_on_test_set as look_once  # pytest would take it for a test
 
 DATA_CONFIG = Data(train_images=1_000, validation=1_000)
 TINY_RECIPE = Recipe(data=DATA_CONFIG, epochs=1).replace(
@@ -216,7 +216,7 @@ def test_the_model_looks_at_the_test_images_once(train: RecordingTrainer, images
     test = read_test_set("fashion-mnist", source)
     with torch.inference_mode():
         hits = int((chosen.classifier(test.pixels).argmax(1) == test.labels).sum())
-    accuracy = look_once(chosen.classifier, "fashion-mnist", source).accuracy
+    accuracy = evaluate_on_test_set(chosen.classifier, "fashion-mnist", source).accuracy
     assert (accuracy.hits, accuracy.images) == (hits, 10_000)
     assert accuracy.low < accuracy.value < accuracy.high
     # Trained for two epochs on a thousand images it knows a good deal, and not everything.
@@ -226,7 +226,7 @@ def test_the_model_looks_at_the_test_images_once(train: RecordingTrainer, images
 def test_a_model_is_tested_as_it_will_be_used_without_dropout(source: DataSource) -> None:
     torch.manual_seed(0)
     model = build(TINY_RECIPE.replace({"model.dropout": 0.9}).model, mean=73.0, std=90.0).train()
-    once, again = (look_once(model, "fashion-mnist", source) for _ in range(2))
+    once, again = (evaluate_on_test_set(model, "fashion-mnist", source) for _ in range(2))
     assert torch.equal(once.probabilities, again.probabilities)
 
 
@@ -445,14 +445,14 @@ def test_every_member_of_an_ensemble_is_refitted(source: DataSource, execution: 
 def test_members_are_dealt_out_over_the_recipes_and_then_over_further_seeds(
     members: int, recipes: int, seeds: int, teams: list[list[tuple[int, int]]]
 ) -> None:
-    assert ensemble_assignments(members, recipes, seeds) == teams
+    assert assign(members, recipes, seeds) == teams
 
 
 @given(st.integers(1, 12), st.integers(1, 6), st.integers(1, 6))
 def test_no_training_has_two_seats_and_there_are_teams_wherever_there_are_trainings_enough(
     members: int, recipes: int, seeds: int
 ) -> None:
-    teams = ensemble_assignments(members, recipes, seeds)
+    teams = assign(members, recipes, seeds)
     taken = [seat for team in teams for seat in team]
     assert len(taken) == len(set(taken)) == members * len(teams)
     assert all(place < recipes and number < seeds for place, number in taken)

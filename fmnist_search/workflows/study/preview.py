@@ -1,0 +1,48 @@
+"""The preview of a study: its first recipes, and the time that it would take."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.execution.capacity import worker_count
+from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.reporting.model_summary import ModelSummary
+from fmnist_search.search.preview import preview_recipes
+from fmnist_search.training.autotune import measure_throughput
+from fmnist_search.workflows.study.runtime import resolve_runtime, study_execution
+
+FORWARD_PASSES_PER_STEP = 3
+"""A training step costs about as much as three forward passes."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The first recipes of a study with their networks, and the longest time in seconds that its trials can take."""
+
+    recipes: tuple[tuple[Recipe, ModelSummary], ...]
+    seconds: float | None
+
+
+def preview(config: StudyConfig, count: int = 5) -> Preview:
+    """Return the first `count` recipes of a study without starting it, and the time if no trial were pruned.
+
+    The estimate multiplies the multiply-adds of these networks with a throughput that is measured on this machine.
+
+    Raises:
+        UserError: if a network cannot be built, or the device is missing.
+    """
+    runtime = resolve_runtime(config, study_execution(config))
+    previews = list(preview_recipes(config, runtime.precision, count))
+    recipes = tuple((preview.recipe, preview.summary) for preview in previews)
+    limit = config.budget.minutes * 60 if config.budget.minutes else None
+    if config.budget.trials is None:
+        return Preview(recipes, limit)
+    step_bytes = [preview.step_bytes for preview in previews]
+    workers, _ = worker_count(config.execution.workers, runtime.execution, step_bytes)
+    mult_adds = statistics.fmean(preview.summary.mult_adds for preview in previews)
+    passes = FORWARD_PASSES_PER_STEP * config.data.training_count + config.data.validation
+    epochs = config.budget.trials * config.budget.epochs
+    seconds = epochs * passes * mult_adds / measure_throughput(runtime.execution, runtime.precision) / workers
+    return Preview(recipes, min(seconds, limit or seconds))

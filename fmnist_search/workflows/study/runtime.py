@@ -1,0 +1,64 @@
+"""How the trials of a study are run: decided when it starts, and kept when it continues."""
+
+from __future__ import annotations
+
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.errors import UserError
+from fmnist_search.execution.capacity import worker_count
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.search.preview import preview_recipes
+from fmnist_search.search.study_store import StudyRuntime, StudyStore
+from fmnist_search.training.runtime import resolve_execution
+from fmnist_search.workflows.callbacks import StudyCallback
+from fmnist_search.workflows.tuning import tuned
+
+
+def study_execution(config: StudyConfig) -> Execution:
+    """Return the execution that a study asks for; on a CPU a trial gets one thread by default.
+
+    Raises:
+        UserError: if the device is missing, or does not support what is asked for.
+    """
+    settings = config.execution
+    return resolve_execution(
+        settings.device, settings.threads or 1, settings.engine, deterministic=settings.deterministic
+    )
+
+
+def resolve_runtime(config: StudyConfig, execution: Execution) -> StudyRuntime:
+    """Return how the trials of a new study run: the fastest way on this machine that the study leaves open."""
+    return StudyRuntime(*tuned(execution, config.execution.precision))
+
+
+def stored_runtime(study_store: StudyStore, callback: StudyCallback) -> StudyRuntime | None:
+    """Return how a study's trials have been run, or None for a new study; report it if the settings ask for another.
+
+    Raises:
+        UserError: if the study's device is missing.
+    """
+    runtime, config = study_store.runtime, study_store.config
+    if runtime is None:
+        return None
+    kept, settings = runtime.execution, config.execution
+    try:
+        resolve_execution(kept.device, engine=kept.engine)
+    except UserError:
+        raise UserError(
+            f"study {config.name!r}: began on {kept.device!r}, which cannot be used here; continue it where there is "
+            "one, choose another name (--name), or begin anew with --fresh"
+        ) from None
+    differs = settings.device not in ("auto", kept.device) or settings.threads not in (0, kept.threads)
+    if differs or settings.engine != kept.engine:
+        how = f"on {kept.device} with {kept.threads} threads and the {kept.engine} engine"
+        callback.on_message(f"{config.name} continues as it began: {how}")
+    return runtime
+
+
+def study_worker_count(config: StudyConfig, execution: Execution, callback: StudyCallback) -> int:
+    """Return the number of workers that the study asks for or the machine holds; report it if they differ."""
+    needs_size = config.execution.workers == "auto" and execution.engine == "graph"
+    step_bytes = [preview.step_bytes for preview in preview_recipes(config, "bfloat16")] if needs_size else []
+    count, remark = worker_count(config.execution.workers, execution, step_bytes)
+    if remark:
+        callback.on_message(f"{config.name}: {remark}")
+    return count

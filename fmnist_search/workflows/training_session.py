@@ -1,0 +1,238 @@
+"""The session of trainings without a study: where they are recorded, how they run, and the interruption."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fmnist_search.config.toml_files import recipe_to_toml
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.images import Images
+from fmnist_search.data.loading import load_images
+from fmnist_search.execution.backend import make_backend
+from fmnist_search.execution.capacity import worker_count
+from fmnist_search.files import atomic_write
+from fmnist_search.recipe.execution import Execution, ExecutionSettings
+from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.reporting.study_note import epochs_csv
+from fmnist_search.results.training import EpochReport, Stopper, TrialResult, TrialState
+from fmnist_search.tracking import tag_names
+from fmnist_search.tracking.connection import store_errors
+from fmnist_search.tracking.provenance import environment
+from fmnist_search.tracking.run_logger import RECIPE_FILE, RunLogger, TrainingRunLogger
+from fmnist_search.tracking.store import MlflowStore
+from fmnist_search.tracking.stored_runs import ENVIRONMENT_FILE
+from fmnist_search.tracking.tensorboard import TensorBoardWriter
+from fmnist_search.tracking.training_artifacts import log_training_plots
+from fmnist_search.training.callbacks import CallbackList, CheckpointWriter, TrainingCallback
+from fmnist_search.training.checkpoint import state_to_bytes
+from fmnist_search.training.loop import ProgressCallback
+from fmnist_search.training.runtime import resolve_execution
+from fmnist_search.training.trial import run_trial
+from fmnist_search.workflows.callbacks import StudyCallback
+from fmnist_search.workflows.interruption import interrupt_on_signals
+from fmnist_search.workflows.jobs import JobContext, RetryingJob, TrackedJob, not_started, run_jobs
+from fmnist_search.workflows.sending import open_sender
+from fmnist_search.workflows.settings import RunOptions
+from fmnist_search.workspace import Workspace
+
+BEST_FILE, LAST_FILE, EPOCHS_FILE = "weights.pt", "last_weights.pt", "epochs.csv"
+
+
+class SingleJob(TrackedJob):
+    """A training in this process."""
+
+    def replay_epochs(self, reports: Sequence[EpochReport]) -> None:
+        """Log the epochs that were trained before the training was resumed."""
+        for report in reports:
+            self._reports.append(report)
+            self.run.log_epoch(report, is_last=False)
+
+
+class SeedJob(RetryingJob):
+    """One of several trainings, whose weights become artifacts of its run."""
+
+    def on_result(self, result: TrialResult, seconds: float) -> None:
+        """Handle the result."""
+        super().on_result(result, seconds)
+        if result.state is TrialState.COMPLETED and result.weights and result.last_weights:
+            files = _artifact_files({BEST_FILE: result.weights, LAST_FILE: result.last_weights}, result)
+            for path, content in files.items():
+                self.run.log_artifact(path, content)
+
+
+@dataclass
+class TrainingSession:
+    """Trainings without a study, with all that they share."""
+
+    workspace: Workspace
+    source: DataSource
+    mlflow_store: MlflowStore
+    execution: Execution
+    context: JobContext
+
+    def load_images(self, recipe: Recipe) -> Images:
+        """Return the images of a recipe, on the device."""
+        return load_images(recipe.data, self.source, self.execution.device)
+
+    def make_job(
+        self, name: str, recipe: Recipe, images: Images, tags: Mapping[str, str], stopper: Stopper
+    ) -> SingleJob:
+        """Open the run of a single training and return its job."""
+        tags = {tag_names.KIND: tag_names.TRAINING_RUN, tag_names.DEVICE: self.execution.device, **tags}
+        run = self.mlflow_store.start_training_run(self.context.sender, name, recipe, tags)
+        run.log_dataset(images, vars(recipe.data))
+        self._log_environment(run)
+        return SingleJob(name, recipe, images, run, self.context, stopper)
+
+    def run_single(
+        self,
+        job: SingleJob,
+        run_options: RunOptions,
+        progress_callback: ProgressCallback | None,
+        resume_from: Mapping[str, Any] | None = None,
+    ) -> TrialResult:
+        """Run a job in this process; log its weights, and save a checkpoint after every epoch."""
+        folder = self.workspace.training_folder(job.run.run_key)
+        checkpoint_writer = CheckpointWriter(folder, job.recipe, job.images, self.execution)
+        callbacks: list[TrainingCallback] = [checkpoint_writer]
+        if run_options.tensorboard:
+            callbacks.append(TensorBoardWriter(run_options.tensorboard, job.images.classes))
+        result = _run_inline(job, self.execution, CallbackList(callbacks), progress_callback, resume_from)
+        if checkpoint_writer.has_checkpoint:
+            state = checkpoint_writer.last_checkpoint().state
+            weights = {BEST_FILE: state["weights"], LAST_FILE: state["training"]["averaged"]}
+            files = _artifact_files(weights, result)
+            for path, content in files.items():
+                job.run.log_artifact(path, content)
+            if run_options.output:
+                _write_files({RECIPE_FILE: recipe_to_toml(job.recipe).encode(), **files}, run_options.output)
+            if self.context.plots:
+                values = (job.name, job.recipe, result.epochs, weights[LAST_FILE], job.images)
+                self.context.sender.run_when_idle(partial(log_training_plots, job.run, *values))
+        self.context.flush()
+        return result
+
+    @contextlib.contextmanager
+    def open_group_run(self, name: str, tags: Mapping[str, str]) -> Iterator[RunLogger]:
+        """Yield the parent run of several trainings, and end it with the context."""
+        tags = {tag_names.KIND: tag_names.GROUP_RUN, tag_names.DEVICE: self.execution.device, **tags}
+        run_id = self.mlflow_store.create_parent_run(name, tags)
+        run = RunLogger.existing(self.context.sender, run_id)
+        self._log_environment(run)
+        try:
+            yield run
+        except BaseException:
+            run.end("FAILED", "failed")
+            raise
+        if self.context.interruption.is_requested:
+            run.end("KILLED", "interrupted")
+        else:
+            run.end("FINISHED", "completed")
+        self.context.flush()
+
+    def run_several(
+        self, named_recipes: Sequence[tuple[str, Recipe]], parent: RunLogger, workers: int | str = "auto"
+    ) -> list[tuple[TrialResult, str | None]]:
+        """Run recipes, each in a run below `parent`; return results and run ids in the given order."""
+        count, remark = worker_count(workers, self.execution)
+        if remark:
+            self.context.callback.on_message(remark)
+        images = {recipe.data: self.load_images(recipe) for _, recipe in named_recipes}
+        tags = {tag_names.KIND: tag_names.TRAINING_RUN, tag_names.DEVICE: self.execution.device}
+
+        def make_job(name: str, recipe: Recipe, requeue: Callable[[], None] | None) -> SeedJob:
+            parameters = list(recipe.to_flat_dict())
+            run = TrainingRunLogger.start(self.context.sender, name, recipe, parameters, tags, parent)
+            return SeedJob(name, recipe, images[recipe.data], run, self.context, requeue)
+
+        with make_backend(self.execution, min(count, len(named_recipes))) as backend:
+            jobs = run_jobs(named_recipes, backend, self.context, make_job)
+        self.context.flush()  # only then all runs have ids
+        return [
+            (job.result, job.run.run_id) if job and job.result else (not_started("interrupted"), None) for job in jobs
+        ]
+
+    def _log_environment(self, run: RunLogger) -> None:
+        run.log_text(ENVIRONMENT_FILE, json.dumps(environment(self.execution), indent=2))
+
+
+@contextlib.contextmanager
+def open_training_session(
+    workspace: Workspace | None,
+    execution: Execution,
+    callback: StudyCallback | None,
+    *,
+    experiment: str = "fmnist-search",
+    plots: bool = True,
+) -> Iterator[TrainingSession]:
+    """Yield a session for trainings without a study.
+
+    Raises:
+        UserError: if the store is unreachable.
+    """
+    workspace, callback = workspace or Workspace.resolve(), callback or StudyCallback()
+    with interrupt_on_signals() as interruption, store_errors(workspace.tracking_uri):
+        mlflow_store = MlflowStore(workspace.tracking_uri, experiment)
+        with open_sender(workspace, mlflow_store, callback) as sender:
+            context = JobContext(sender, callback, interruption, plots)
+            source = DataSource.from_workspace(workspace)
+            yield TrainingSession(workspace, source, mlflow_store, execution, context)
+
+
+def resolve_settings(settings: ExecutionSettings, threads: int = 0) -> Execution:
+    """Return how trainings with these settings run on this machine; `threads` is the default number of threads.
+
+    Raises:
+        UserError: if the device is missing, or the engine needs another one.
+    """
+    return resolve_execution(
+        settings.device, settings.threads or threads, settings.engine, deterministic=settings.deterministic
+    )
+
+
+def _run_inline(
+    job: SingleJob,
+    execution: Execution,
+    training_callback: TrainingCallback,
+    progress_callback: ProgressCallback | None,
+    resume_from: Mapping[str, Any] | None,
+) -> TrialResult:
+    started = time.monotonic()
+    try:
+        result = run_trial(
+            job.recipe,
+            job.images,
+            execution,
+            job.on_epoch,
+            resume_from=resume_from,
+            training_callback=training_callback,
+            progress_callback=progress_callback,
+        )
+    except KeyboardInterrupt:
+        result = job.partial_result(TrialState.INTERRUPTED, "interrupted in the middle of an epoch")
+    except Exception:
+        job.close(TrialResult(TrialState.FAILED, (), 0.0, reason="the training stopped on an error"))
+        raise
+    job.on_result(result, time.monotonic() - started)
+    return result
+
+
+def _artifact_files(weights: Mapping[str, Mapping[str, Tensor]], result: TrialResult) -> dict[str, bytes]:
+    """Return the artifacts of a training by name: weights as state files, and its epochs as CSV."""
+    states = {name: state_to_bytes(state) for name, state in weights.items()}
+    return {**states, EPOCHS_FILE: epochs_csv(result.epochs).encode()}
+
+
+def _write_files(files: Mapping[str, bytes], folder: Path) -> None:
+    for name, content in files.items():
+        with atomic_write(folder / name) as file:
+            file.write(content)
