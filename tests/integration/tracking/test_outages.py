@@ -97,7 +97,7 @@ def assert_metrics_complete(uri: str, trials: list[TrialRecord]) -> None:
         assert run_.info.status == "FINISHED"
         assert run_.data.tags["state"] == row.state.value
         artifacts = {item.path for item in client.list_artifacts(run_.info.run_id)}
-        assert {"recipe.toml", "confusion_matrix.json", "confusion_matrix.png", "model_summary.txt"} <= artifacts
+        assert {"recipe.toml", "confusion_matrix.json", "model_summary.txt"} <= artifacts
 
 
 @pytest.mark.slow

@@ -139,7 +139,7 @@ def test_a_completed_trial_leaves_its_recipe_summary_and_confusion(
     client: MlflowClient, runs: dict[str, list[Run]]
 ) -> None:
     for run in runs["trial"]:
-        expected = {"recipe.toml", "model_summary.txt", "confusion_matrix.json", "confusion_matrix.png"}
+        expected = {"recipe.toml", "model_summary.txt", "confusion_matrix.json"}
         assert expected <= artifact_paths(client, run)
         matrix = json.loads(read_artifact(client, run, "confusion_matrix.json"))
         counts = matrix["rows_true_columns_predicted"]
