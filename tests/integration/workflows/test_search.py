@@ -292,7 +292,7 @@ def test_a_study_goes_on_under_the_conditions_that_it_began_with(finished: Finis
     threads = json.loads((next(finished.folder.rglob("environment.json"))).read_text())["threads"]
     outcome = finished.run("search", "tiny.toml", "--threads", threads + 1)
     assert outcome.exit_code == 0
-    assert f"goes on as it began: on cpu with {threads} threads" in outcome.stderr
+    assert f"continues as it began: on cpu with {threads} threads" in outcome.stderr
 
 
 def test_more_trials_go_on_without_repeating_a_draw(finished: FinishedStudy) -> None:

@@ -775,7 +775,7 @@ def test_a_study_that_goes_on_takes_wider_ranges_and_other_samplers_and_says_so(
 
     left_behind = "sampler.startup_trials belongs to 'tpe' and does nothing for 'random'"
     assert left_behind in own.messages(*two, *wider, "--sampler", "random")
-    assert "cmaes leaves to chance: batch_size" in own.messages(*two, *wider, "--sampler", "cmaes")
+    assert "cmaes samples independently: batch_size" in own.messages(*two, *wider, "--sampler", "cmaes")
     # Every recipe of this space has everything, which is all that a Gaussian process asks for.
     assert not any("chance" in line for line in own.messages(*two, *wider, "--sampler", "gp"))
     assert own.trials == rows
