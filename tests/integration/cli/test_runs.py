@@ -107,7 +107,7 @@ def test_what_cannot_be_compared_is_one_line(finished: FinishedStudy, client: Ml
     study = finished.run("status", "tiny", "--json").json["run_id"]
     bare = client.create_run("0").info.run_id
     assert_single_error(finished.run("compare", 0, "f" * 32), "f" * 32, "does not exist")
-    assert_single_error(finished.run("compare", study, 0), study, "that of the study 'tiny'")
+    assert_single_error(finished.run("compare", study, 0), study, "is the run of the study 'tiny'")
     assert_single_error(finished.run("compare", bare), bare, "recipe.toml")
     assert_single_error(finished.run("compare", 99), "trial 99", "'other'", "from 0 to 3")
     assert_single_error(finished.run("compare", 0, "--study", "otter"), "did you mean 'other'")
@@ -217,7 +217,7 @@ def test_a_pruned_trial_is_trained_as_far_as_it_came(finished: FinishedStudy, tm
 def test_what_cannot_be_reproduced_is_one_line(finished: FinishedStudy, client: MlflowClient) -> None:
     study = finished.run("status", "tiny", "--json").json["run_id"]
     assert_single_error(finished.run("reproduce", "f" * 32), "f" * 32, "does not exist")
-    assert_single_error(finished.run("reproduce", study), "that of the study 'tiny'")
+    assert_single_error(finished.run("reproduce", study), "is the run of the study 'tiny'")
     with altered_environment(finished, "other", device="cuda:7"):
         assert_single_error(finished.run("reproduce", 0), "'cuda:7'", "cannot be used here")
     client.set_tag(completed_run_ids(finished, "other")[0], "state", "running")

@@ -30,7 +30,7 @@ from fmnist_search.registry.register import (
 )
 from fmnist_search.registry.tags import CHALLENGER, CHAMPION
 from fmnist_search.registry.versions import get_champion
-from tests.integration.tracking.test_server import server  # noqa: F401 - a fixture
+from tests.integration.tracking.test_server import server_url  # noqa: F401 - a fixture
 
 PROMOTER_COUNT = 6
 TINY_RECIPE = Recipe().replace({"model.family": "mlp", "model.depth": 1, "model.width": 8})
@@ -59,7 +59,7 @@ def log_empty_model(client: MlflowClient) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="session")
-def processes() -> ForkServerContext:
+def process_context() -> ForkServerContext:
     """Context that starts processes in which the libraries are already imported."""
     context = multiprocessing.get_context("forkserver")
     stores = ["mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"]
@@ -70,7 +70,7 @@ def processes() -> ForkServerContext:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+def store_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Address of a store with its tables, which these tests share."""
     uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
     MlflowClient(uri).search_experiments(max_results=1)
@@ -91,16 +91,20 @@ def promote(uri: str, name: str, accuracy: float, cache: str, barrier: Any) -> N
     decide_alias(client, name, version)
 
 
-def run_concurrent_promotions(processes: ForkServerContext, uri: str, folder: Path, machines: int, rounds: int) -> None:
+def run_concurrent_promotions(
+    process_context: ForkServerContext, uri: str, folder: Path, machines: int, rounds: int
+) -> None:
     """Run six promotions at once, several times. Processes of one "machine" share the folder of the lock."""
     client = MlflowClient(uri)
     for number in range(rounds):
         name = f"race {rounds} {machines} {number}"
         accuracies = [0.80 + 0.02 * place for place in range(PROMOTER_COUNT)]
         random.Random(number).shuffle(accuracies)
-        barrier = processes.Barrier(PROMOTER_COUNT)
+        barrier = process_context.Barrier(PROMOTER_COUNT)
         promoters = [
-            processes.Process(target=promote, args=(uri, name, accuracy, str(folder / str(place % machines)), barrier))
+            process_context.Process(
+                target=promote, args=(uri, name, accuracy, str(folder / str(place % machines)), barrier)
+            )
             for place, accuracy in enumerate(accuracies)
         ]
         for promoter in promoters:
@@ -118,29 +122,29 @@ def run_concurrent_promotions(processes: ForkServerContext, uri: str, folder: Pa
 
 @pytest.mark.slow
 def test_the_best_of_six_promotions_at_once_is_champion_even_without_a_common_lock(
-    processes: ForkServerContext, store: str, tmp_path: Path
+    process_context: ForkServerContext, store_uri: str, tmp_path: Path
 ) -> None:
-    run_concurrent_promotions(processes, store, tmp_path, machines=PROMOTER_COUNT, rounds=1)
+    run_concurrent_promotions(process_context, store_uri, tmp_path, machines=PROMOTER_COUNT, rounds=1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("machines", "rounds"), [(1, 5), (PROMOTER_COUNT, 20)])
 def test_the_best_of_six_promotions_at_once_is_champion_every_time(
-    processes: ForkServerContext, store: str, tmp_path: Path, machines: int, rounds: int
+    process_context: ForkServerContext, store_uri: str, tmp_path: Path, machines: int, rounds: int
 ) -> None:
-    run_concurrent_promotions(processes, store, tmp_path / "twenty", machines, rounds)
+    run_concurrent_promotions(process_context, store_uri, tmp_path / "twenty", machines, rounds)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("machines", "rounds"), [(1, 5), (PROMOTER_COUNT, 5)])
 def test_the_best_of_six_promotions_at_once_is_champion_on_a_server(
-    processes: ForkServerContext,
-    server: str,  # noqa: F811
+    process_context: ForkServerContext,
+    server_url: str,  # noqa: F811
     tmp_path: Path,
     machines: int,
     rounds: int,
 ) -> None:
-    run_concurrent_promotions(processes, server, tmp_path, machines, rounds)
+    run_concurrent_promotions(process_context, server_url, tmp_path, machines, rounds)
 
 
 # ------------------------------------------------------------------------------------------- killed
@@ -177,13 +181,15 @@ def promote_until_killed(uri: str, name: str, run_id: str, accuracy: float, writ
     decide_alias(client, name, version)
 
 
-def run_killed_promotion(processes: ForkServerContext, uri: str, writes: int, *, packaged: bool) -> tuple[str, bool]:
+def run_killed_promotion(
+    process_context: ForkServerContext, uri: str, writes: int, *, packaged: bool
+) -> tuple[str, bool]:
     """Run a promotion that is killed after some writes; return the name of the model, and whether it was killed."""
     client = MlflowClient(uri)
     name = f"killed {packaged} {writes}"
     run_id = client.create_run("0").info.run_id
     client.set_terminated(run_id)
-    child: ForkServerProcess = processes.Process(
+    child: ForkServerProcess = process_context.Process(
         target=promote_until_killed, args=(uri, name, run_id, 0.90, writes), kwargs={"packaged": packaged}
     )
     child.start()
@@ -227,22 +233,22 @@ def assert_next_promotion_recovers(client: MlflowClient, name: str) -> bool:
 
 @pytest.mark.parametrize(("writes", "left"), [(1, False), (2, True), (4, True), (5, True)])
 def test_a_promotion_that_is_killed_while_it_registers_leaves_a_complete_version_or_none(
-    processes: ForkServerContext, store: str, writes: int, left: bool
+    process_context: ForkServerContext, store_uri: str, writes: int, left: bool
 ) -> None:
     # Before the version is created, after that, after the alias, and after the description.
-    name, killed = run_killed_promotion(processes, store, writes, packaged=True)
+    name, killed = run_killed_promotion(process_context, store_uri, writes, packaged=True)
     assert killed
-    assert assert_next_promotion_recovers(MlflowClient(store), name) is left
+    assert assert_next_promotion_recovers(MlflowClient(store_uri), name) is left
 
 
 @pytest.mark.slow
 def test_a_promotion_that_is_killed_at_any_step_leaves_a_complete_version_or_none(
-    processes: ForkServerContext, store: str
+    process_context: ForkServerContext, store_uri: str
 ) -> None:
     left = []
     for writes in itertools.count():
-        name, killed = run_killed_promotion(processes, store, writes, packaged=False)
-        left.append(assert_next_promotion_recovers(MlflowClient(store), name))
+        name, killed = run_killed_promotion(process_context, store_uri, writes, packaged=False)
+        left.append(assert_next_promotion_recovers(MlflowClient(store_uri), name))
         if not killed:
             break
     # At least the model and its files, the version, the alias, the description and the tags.

@@ -1,4 +1,4 @@
-"""The champion without any code of ours: served over HTTP by MLflow, on its command line, and loaded both ways."""
+"""The champion used without this package: served over HTTP, on MLflow's command line, and loaded both ways."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ IMAGE_COUNT = 5
 
 
 @pytest.fixture(scope="module")
-def pixels(source: DataSource) -> npt.NDArray[np.float32]:
+def image_pixels(source: DataSource) -> npt.NDArray[np.float32]:
     """The first test images, (N, 28, 28)."""
     return read_test_set("fashion-mnist", source).pixels[:IMAGE_COUNT].numpy().astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def expected(finished: FinishedStudy, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """What pyfunc gives for them, nothing unpickled."""
+def expected_probabilities(finished: FinishedStudy, image_pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The probabilities that pyfunc returns for them, with pickles refused."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
         mlflow.set_tracking_uri(finished.tracking_uri)
-        given: npt.NDArray[np.float32] = mlflow.pyfunc.load_model(CHAMPION_URI).predict(pixels)
+        given: npt.NDArray[np.float32] = mlflow.pyfunc.load_model(CHAMPION_URI).predict(image_pixels)
     return given
 
 
 @pytest.fixture(scope="module")
-def address(finished: FinishedStudy) -> Iterator[str]:
-    with serving_model(finished.folder, CHAMPION_URI) as address:
-        yield address
+def invocations_url(finished: FinishedStudy) -> Iterator[str]:
+    with serving_model(finished.folder, CHAMPION_URI) as invocations_url:
+        yield invocations_url
 
 
 def post(url: str, body: str) -> tuple[int, Any]:
@@ -61,15 +61,15 @@ def post(url: str, body: str) -> tuple[int, Any]:
 
 
 def test_pixels_as_json_give_probabilities(
-    address: str, pixels: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]
+    invocations_url: str, image_pixels: npt.NDArray[np.float32], expected_probabilities: npt.NDArray[np.float32]
 ) -> None:
-    status, answer = post(address, json.dumps({"inputs": pixels.astype(int).tolist()}))
+    status, answer = post(invocations_url, json.dumps({"inputs": image_pixels.astype(int).tolist()}))
     assert status == 200
-    assert np.array(answer["predictions"]) == pytest.approx(expected, abs=1e-6)
+    assert np.array(answer["predictions"]) == pytest.approx(expected_probabilities, abs=1e-6)
     assert np.sum(answer["predictions"], axis=1) == pytest.approx([1] * IMAGE_COUNT, abs=1e-5)
-    status, one = post(address, json.dumps({"instances": pixels[:1].tolist()}))
+    status, one = post(invocations_url, json.dumps({"instances": image_pixels[:1].tolist()}))
     assert status == 200
-    assert np.array(one["predictions"]) == pytest.approx(expected[:1], abs=1e-6)
+    assert np.array(one["predictions"]) == pytest.approx(expected_probabilities[:1], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -86,16 +86,19 @@ def test_pixels_as_json_give_probabilities(
     ],
     ids=["one image", "channels", "small", "text", "a word", "none", "missing", "no JSON"],
 )  # fmt: skip
-def test_what_is_no_pixels_is_refused_with_the_reason(address: str, body: str, reason: str) -> None:
-    status, answer = post(address, body)
+def test_input_that_is_not_pixels_is_refused_with_the_reason(invocations_url: str, body: str, reason: str) -> None:
+    status, answer = post(invocations_url, body)
     assert status == 400
     assert reason in answer["message"]
 
 
 def test_the_command_line_of_mlflow_predicts(
-    finished: FinishedStudy, tmp_path: Path, pixels: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]
+    finished: FinishedStudy,
+    tmp_path: Path,
+    image_pixels: npt.NDArray[np.float32],
+    expected_probabilities: npt.NDArray[np.float32],
 ) -> None:
-    (tmp_path / "pixels.json").write_text(json.dumps({"inputs": pixels.tolist()}))
+    (tmp_path / "pixels.json").write_text(json.dumps({"inputs": image_pixels.tolist()}))
     command = ["-m", "mlflow", "models", "predict", "-m", CHAMPION_URI, "--env-manager", "local", "-t", "json"]
     bin_folder = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
@@ -107,18 +110,18 @@ def test_the_command_line_of_mlflow_predicts(
     )
     assert done.returncode == 0, done.stderr
     given = json.loads((tmp_path / "out.json").read_text())["predictions"]
-    assert np.array(given) == pytest.approx(expected, abs=1e-6)
+    assert np.array(given) == pytest.approx(expected_probabilities, abs=1e-6)
 
 
 def test_pytorch_loads_the_same_model_without_unpickling(
     finished: FinishedStudy,
     monkeypatch: pytest.MonkeyPatch,
-    pixels: npt.NDArray[np.float32],
-    expected: npt.NDArray[np.float32],
+    image_pixels: npt.NDArray[np.float32],
+    expected_probabilities: npt.NDArray[np.float32],
 ) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     mlflow.set_tracking_uri(finished.tracking_uri)
     model = mlflow.pytorch.load_model(CHAMPION_URI)
     with torch.inference_mode():
-        given = model(torch.from_numpy(pixels))
-    assert given.numpy() == pytest.approx(expected, abs=1e-6)
+        given = model(torch.from_numpy(image_pixels))
+    assert given.numpy() == pytest.approx(expected_probabilities, abs=1e-6)

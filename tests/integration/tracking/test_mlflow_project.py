@@ -1,4 +1,4 @@
-"""`mlflow run` from a fresh clone, in an environment that it builds itself from conda.yaml."""
+"""`mlflow run` from a new clone, in an environment that MLflow builds from conda.yaml."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 
 def run_mlflow_project(clone: Path, *parameters: str) -> None:
     settings = [part for parameter in parameters for part in ("-P", parameter)]
-    # uv stands beside this Python, and `mlflow run` looks for it on the PATH.
+    # uv is in the folder of this Python, and `mlflow run` searches the PATH for it.
     path = f"{Path(sys.executable).parent}:{clean_environment()['PATH']}"
     subprocess.run(
         [sys.executable, "-m", "mlflow", "run", ".", *settings, "--env-manager", "uv"],
@@ -29,28 +29,28 @@ def run_mlflow_project(clone: Path, *parameters: str) -> None:
     )
 
 
-def test_mlflow_run_makes_the_study_and_its_trials_nest_below_it(tmp_path: Path) -> None:
+def test_mlflow_run_creates_the_study_with_its_trials_below_it(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     run_mlflow_project(clone, "study=studies/quick.toml", "trials=6")
     client = MlflowClient(f"sqlite:///{clone / 'mlflow.db'}")
-    (made,) = [r for r in all_runs(client) if r.data.tags.get("kind") == "study"]
-    assert made.info.status == "FINISHED"
-    assert made.data.tags["state"] == "finished"
-    assert made.data.tags["mlflow.project.entryPoint"] == "main"
+    (study,) = [r for r in all_runs(client) if r.data.tags.get("kind") == "study"]
+    assert study.info.status == "FINISHED"
+    assert study.data.tags["state"] == "finished"
+    assert study.data.tags["mlflow.project.entryPoint"] == "main"
     trials = [r for r in all_runs(client) if r.data.tags.get("kind") == "trial"]
     assert trials
-    assert {trial.data.tags["mlflow.parentRunId"] for trial in trials} == {made.info.run_id}
+    assert {trial.data.tags["mlflow.parentRunId"] for trial in trials} == {study.info.run_id}
     values = [t.data.metrics["val/accuracy"] for t in trials if t.data.tags["state"] == "completed"]
     assert max(values) > 0.85
     assert client.get_model_version_by_alias("fmnist-search", "champion")
 
-    # Once more: the study is done, and the new run says where it stands.
+    # The study is finished, so the run of a second call refers to it.
     run_mlflow_project(clone, "study=studies/quick.toml", "trials=6")
     (pointer,) = [r for r in all_runs(client) if "Continues the study" in r.data.tags.get("mlflow.note.content", "")]
-    assert pointer.data.tags["mlflow.parentRunId"] == made.info.run_id
+    assert pointer.data.tags["mlflow.parentRunId"] == study.info.run_id
     assert pointer.info.status == "FINISHED"
-    assert client.get_run(made.info.run_id).info.status == "FINISHED"
+    assert client.get_run(study.info.run_id).info.status == "FINISHED"
     assert len([r for r in all_runs(client) if r.data.tags.get("kind") == "trial"]) == len(trials)
 
 

@@ -1,4 +1,4 @@
-"""Nothing is lost: servers that die, come back late or never, processes that are killed, stores that refuse."""
+"""No event is lost if servers die or come back late or never, processes are killed, or stores reject events."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SEARCH_ARGUMENTS = [
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MlflowServer]:
-    """A server on either database, running: artifacts go through it, or straight to the disk that both see."""
+    """A running server on SQLite, which serves artifacts, or on PostgreSQL, with artifacts in a common folder."""
     if request.param == "sqlite":
         with running_server(MlflowServer(tmp_path / "server")) as server:
             yield server
@@ -61,18 +61,18 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MlflowSer
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
-    """Wait while the search runs; one that has ended says why."""
+    """Wait until the condition is true. Fail with the output of the search if it ends before."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.1)
 
 
 def load_trials(home: Path) -> list[TrialRecord]:
     try:
         return StudyStore.load(f"sqlite:///{home}/optuna.db", "tiny").trial_records()
-    except UserError:  # it is not there yet
+    except UserError:  # it does not exist yet
         return []
 
 
@@ -80,38 +80,38 @@ def search_runs(uri: str, kind: str = "trial") -> list[MlflowRun]:
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("fmnist-search")
     assert experiment
-    found = client.search_runs([experiment.experiment_id], f"tags.kind = '{kind}'", max_results=1000)
-    return sorted(found, key=lambda run: str(run.info.run_name))
+    runs = client.search_runs([experiment.experiment_id], f"tags.kind = '{kind}'", max_results=1000)
+    return sorted(runs, key=lambda run: str(run.info.run_name))
 
 
 def assert_metrics_complete(uri: str, trials: list[TrialRecord]) -> None:
-    client, found = MlflowClient(uri), search_runs(uri)
-    assert Counter(run.data.tags["trial"] for run in found) == Counter(str(row.number) for row in trials)
-    for run_, row in zip(found, trials, strict=True):
+    client, runs = MlflowClient(uri), search_runs(uri)
+    assert Counter(run.data.tags["trial"] for run in runs) == Counter(str(trial.number) for trial in trials)
+    for run, trial in zip(runs, trials, strict=True):
         for key in ("val/accuracy", "train/loss", "time/epoch_seconds"):
-            history = client.get_metric_history(run_.info.run_id, key)
-            assert sorted(point.step for point in history) == list(range(1, row.epochs + 1)), key
-        accuracies = sorted(client.get_metric_history(run_.info.run_id, "val/accuracy"), key=lambda point: point.step)
-        assert tuple(point.value for point in accuracies) == row.curve
-        assert len(client.get_metric_history(run_.info.run_id, "best/val_accuracy")) == 1
-        assert run_.info.status == "FINISHED"
-        assert run_.data.tags["state"] == row.state.value
-        artifacts = {item.path for item in client.list_artifacts(run_.info.run_id)}
+            history = client.get_metric_history(run.info.run_id, key)
+            assert sorted(point.step for point in history) == list(range(1, trial.epochs + 1)), key
+        accuracies = sorted(client.get_metric_history(run.info.run_id, "val/accuracy"), key=lambda point: point.step)
+        assert tuple(point.value for point in accuracies) == trial.curve
+        assert len(client.get_metric_history(run.info.run_id, "best/val_accuracy")) == 1
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["state"] == trial.state.value
+        artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
         assert {"recipe.toml", "confusion_matrix.json", "model_summary.txt"} <= artifacts
 
 
 @pytest.mark.slow
-def test_a_server_that_is_killed_and_comes_back_has_every_point_once(tiny: Path, server: MlflowServer) -> None:
+def test_a_server_that_is_killed_and_restarted_has_every_point_once(tiny: Path, server: MlflowServer) -> None:
     home = tiny.parent / "home"
     process = start_command(tiny.parent, *SEARCH_ARGUMENTS, "--tracking-uri", server.url, "--workdir", home)
     wait_until(lambda: len(load_trials(home)) >= 1, process)
     server.kill()
     before = len(load_trials(home))
-    wait_until(lambda: len(load_trials(home)) >= before + 2, process)  # the trials go on without it
+    wait_until(lambda: len(load_trials(home)) >= before + 2, process)  # the trials go on without the server
     server.start()
-    _, talk = process.communicate(timeout=180)
-    assert process.returncode == 0, talk
-    assert "Traceback" not in talk
+    _, stderr = process.communicate(timeout=180)
+    assert process.returncode == 0, stderr
+    assert "Traceback" not in stderr
     assert len(load_trials(home)) == 5
     assert_metrics_complete(server.url, load_trials(home))
     (study,) = search_runs(server.url, "study")
@@ -121,22 +121,22 @@ def test_a_server_that_is_killed_and_comes_back_has_every_point_once(tiny: Path,
 
 
 @pytest.mark.slow
-def test_what_a_finished_study_could_not_send_is_sent_by_sync(tiny: Path, tmp_path: Path) -> None:
+def test_sync_sends_what_a_finished_study_could_not_send(tiny: Path, tmp_path: Path) -> None:
     with running_server(MlflowServer(tmp_path / "server")) as server:
         home = tiny.parent / "home"
         place = ["--tracking-uri", server.url, "--workdir", home]
         process = start_command(tiny.parent, *SEARCH_ARGUMENTS, *place)
         wait_until(lambda: len(load_trials(home)) >= 1, process)
         server.kill()
-        _, talk = process.communicate(timeout=240)
-        assert process.returncode == 0, talk
-        assert "MLflow cannot be reached" in talk
-        assert "fmnist-search sync" in talk
+        _, stderr = process.communicate(timeout=240)
+        assert process.returncode == 0, stderr
+        assert "MLflow cannot be reached" in stderr
+        assert "fmnist-search sync" in stderr
         assert len(load_trials(home)) == 5
 
-        asked = run_command(tiny.parent, "sync", *place)
-        assert asked.exit_code != 0
-        assert len(asked.errors) == 1
+        failed = run_command(tiny.parent, "sync", *place)
+        assert failed.exit_code != 0
+        assert len(failed.errors) == 1
         assert "MLflow has not got everything" in run_command(tiny.parent, "status", *place).stdout
         server.start()
         assert run_command(tiny.parent, "sync", *place).exit_code == 0
@@ -145,7 +145,7 @@ def test_what_a_finished_study_could_not_send_is_sent_by_sync(tiny: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_search_that_is_killed_during_an_outage_loses_the_running_epoch_alone(tiny: Path, tmp_path: Path) -> None:
+def test_a_search_that_is_killed_during_an_outage_loses_only_the_running_epoch(tiny: Path, tmp_path: Path) -> None:
     with running_server(MlflowServer(tmp_path / "server")) as server:
         home = tiny.parent / "home"
         place = ["--tracking-uri", server.url, "--workdir", home]
@@ -156,14 +156,14 @@ def test_a_search_that_is_killed_during_an_outage_loses_the_running_epoch_alone(
         wait_until(lambda: len(load_trials(home)) >= before + 1, process)
         process.kill()
         process.communicate()
-        told = load_trials(home)
+        ended = load_trials(home)
         server.start()
         assert run_command(tiny.parent, "sync", *place).exit_code == 0
         client = MlflowClient(server.url)
-        found = {run_.data.tags["trial"]: run_ for run_ in search_runs(server.url)}
-        for row in told:
-            history = client.get_metric_history(found[str(row.number)].info.run_id, "val/accuracy")
-            assert sorted(point.step for point in history) == list(range(1, row.epochs + 1))
+        runs = {run.data.tags["trial"]: run for run in search_runs(server.url)}
+        for trial in ended:
+            history = client.get_metric_history(runs[str(trial.number)].info.run_id, "val/accuracy")
+            assert sorted(point.step for point in history) == list(range(1, trial.epochs + 1))
 
 
 # ------------------------------------------------------------------------------- on SQLite, in seconds
@@ -179,30 +179,30 @@ def test_a_study_without_tracking_leaves_nothing_in_mlflow(place: Path) -> None:
     assert done.exit_code == 0, done.stderr
     assert not (place / "mlflow.db").exists()
     assert not (place / "mlruns").exists()
-    assert [row.state for row in load_trials(place / "fmnist-search")] == [TrialState.COMPLETED] * 2
+    assert [trial.state for trial in load_trials(place / "fmnist-search")] == [TrialState.COMPLETED] * 2
     assert "registered" not in done.stdout
     assert "fmnist-search ui" not in done.stdout
     tracked = run_command(place, "search", "tiny.toml", "--trials", "3", "--set", "finalists.recipes=0")
     assert tracked.exit_code == 0, tracked.stderr
-    assert [run_.data.tags["trial"] for run_ in search_runs(f"sqlite:///{place}/mlflow.db")] == ["2"]
+    assert [run.data.tags["trial"] for run in search_runs(f"sqlite:///{place}/mlflow.db")] == ["2"]
 
 
-def test_what_is_sent_twice_is_stored_once(place: Path) -> None:
+def test_an_event_that_is_written_twice_is_stored_once(place: Path) -> None:
     uri = f"sqlite:///{place}/mlflow.db"
     sent: list[Event] = []
     with closing(Outbox(place / "outbox.db", uri)) as outbox:
         tracking = MlflowStore(uri, "fmnist-search")
-        courier = MlflowWriter(tracking.client, outbox)
+        write = MlflowWriter(tracking.client, outbox)
         for event in training_events(outbox, tracking):
             sent.append(dataclasses.replace(event, body={**event.body, "seconds": 0.5}))
-            courier(sent[-1])
-        for event in sent:  # as if the sender had died just before it could note that it was done
-            courier(dataclasses.replace(event, attempted=True))
-        with closing(sqlite3.connect(outbox.path)) as database:  # and before it could note which run it has made
+            write(sent[-1])
+        for event in sent:  # as if the sender had died before it marked the event as delivered
+            write(dataclasses.replace(event, attempted=True))
+        with closing(sqlite3.connect(outbox.path)) as database:  # and before it stored the id of the run
             database.execute("DELETE FROM runs WHERE run_id != address")
             database.commit()
         for event in sent:
-            courier(dataclasses.replace(event, attempted=True))
+            write(dataclasses.replace(event, attempted=True))
     (trial,) = search_runs(uri)
     client = MlflowClient(uri)
     for key in ("val/accuracy", "train/loss"):
@@ -213,23 +213,23 @@ def test_what_is_sent_twice_is_stored_once(place: Path) -> None:
 
 
 def training_events(outbox: Outbox, tracking: MlflowStore) -> Iterator[Event]:
-    """The events of a training of three epochs."""
-    post = RecordingSender(outbox)
-    study_run = RunLogger.existing(post, tracking.get_or_create_study_run("tiny", None))
+    """Return the events of a training of three epochs."""
+    sender = RecordingSender(outbox)
+    study_run = RunLogger.existing(sender, tracking.get_or_create_study_run("tiny", None))
     recipe = Recipe()
-    run_ = TrainingRunLogger.start(
-        post, "000 cnn", recipe, list(recipe.to_flat_dict()), {"kind": "trial", "trial": "0"}, study_run
+    run = TrainingRunLogger.start(
+        sender, "000 cnn", recipe, list(recipe.to_flat_dict()), {"kind": "trial", "trial": "0"}, study_run
     )
     reports = tuple(EpochReport(epoch, 1.0 / epoch, 0.5, 1.0, 0.1 * epoch, 0.01, 2.0) for epoch in (1, 2, 3))
     for report in reports:
-        run_.log_epoch(report, is_last=report.epoch == 3)
+        run.log_epoch(report, is_last=report.epoch == 3)
     result = TrialResult(TrialState.COMPLETED, reports, 6.0, best_epoch=3)
-    run_.finish(result, Overhead(), {"worker": "0"})
-    yield from post.events
+    run.finish(result, Overhead(), {"worker": "0"})
+    yield from sender.events
 
 
 class RecordingSender(NullSender):
-    """Keeps what is sent for whoever delivers it."""
+    """Keeps the events that are sent in a list."""
 
     def __init__(self, outbox: Outbox):
         self.events: list[Event] = []
@@ -245,15 +245,15 @@ class RecordingSender(NullSender):
         self._outbox.remember_run(run_key, run_id)
 
 
-def test_a_run_that_was_deleted_meanwhile_is_said_once_and_can_be_dropped(place: Path) -> None:
+def test_events_of_a_deleted_run_are_reported_and_can_be_discarded(place: Path) -> None:
     uri = f"sqlite:///{place}/mlflow.db"
     with closing(Outbox(place / "fmnist-search" / "outbox.db", uri)) as outbox:
         tracking = MlflowStore(uri, "fmnist-search")
-        opening, *rest = training_events(outbox, tracking)
-        MlflowWriter(tracking.client, outbox)(opening)
+        first, *rest = training_events(outbox, tracking)
+        MlflowWriter(tracking.client, outbox)(first)
         for event in rest:
             outbox.put(event)
-        run_id = outbox.run_id(opening.run_key)
+        run_id = outbox.run_id(first.run_key)
         assert run_id
         tracking.client.delete_run(run_id)
     refused = run_command(place, "sync")
@@ -261,8 +261,8 @@ def test_a_run_that_was_deleted_meanwhile_is_said_once_and_can_be_dropped(place:
     assert "deleted" in refused.stderr
     assert "--forget" in refused.stderr
     tracking.client.restore_run(run_id)
-    mended = run_command(place, "sync", "--json")
-    assert mended.json == {"events": len(rest) - 1}  # MLflow takes the files of a run that is deleted
+    retried = run_command(place, "sync", "--json")
+    assert retried.json == {"events": len(rest) - 1}  # MLflow stores artifacts of a deleted run
     assert run_command(place, "sync", "--forget").exit_code == 0
     (trial,) = search_runs(uri)
     assert trial.data.metrics["val/accuracy"] == pytest.approx(0.3)
@@ -271,7 +271,7 @@ def test_a_run_that_was_deleted_meanwhile_is_said_once_and_can_be_dropped(place:
 # ------------------------------------------------------------------------- stores that cannot be used
 
 
-def test_a_server_that_is_not_there_is_not_one_that_wants_a_password(place: Path) -> None:
+def test_a_server_that_does_not_answer_is_not_reported_as_one_that_denies_access(place: Path) -> None:
     refused = run_command(place, "search", "tiny.toml", "--tracking-uri", "http://127.0.0.1:40140")
     assert refused.exit_code == 2
     (line,) = refused.errors
@@ -289,7 +289,7 @@ def test_a_file_store_is_refused(place: Path) -> None:
     assert not (place / "fmnist-search").exists()
 
 
-def test_an_old_file_store_in_the_folder_is_brought_over(place: Path) -> None:
+def test_an_old_file_store_in_the_folder_is_migrated(place: Path) -> None:
     old = place / "mlruns"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -313,8 +313,10 @@ def test_a_store_of_another_version_is_refused_with_the_remedy(place: Path) -> N
     with closing(sqlite3.connect(place / "mlflow.db")) as database:
         database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")  # the very first
         database.commit()
-    _, talk = start_command(place, "search", "tiny.toml").communicate(timeout=60)  # this process has opened it already
-    (line,) = [line for line in talk.splitlines() if line.startswith("error:")]
+    _, stderr = start_command(place, "search", "tiny.toml").communicate(
+        timeout=60
+    )  # in this process the store is open already
+    (line,) = [line for line in stderr.splitlines() if line.startswith("error:")]
     assert "mlflow db upgrade" in line
 
 
@@ -328,7 +330,7 @@ def test_an_experiment_that_was_deleted_is_refused_with_the_remedy(place: Path) 
 
 
 @pytest.mark.slow
-def test_a_server_with_a_password_lets_in_who_has_it(place: Path, tmp_path: Path) -> None:
+def test_a_server_with_a_password_accepts_the_right_one(place: Path, tmp_path: Path) -> None:
     config = tmp_path / "auth.ini"
     config.write_text(
         "[mlflow]\ndefault_permission = READ\nadmin_username = ada\nadmin_password = counting-engines-1843\n"

@@ -1,4 +1,4 @@
-"""Tracking on a real MLflow server instead of a file."""
+"""Tracking on an MLflow server instead of a file."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
+def server_url(tmp_path: Path) -> Iterator[str]:
     with running_server(MlflowServer(tmp_path / "server")) as server:
         yield server.url
 
 
-def test_a_search_on_a_server_leaves_everything_there(tiny: Path, tmp_path: Path, server: str) -> None:
+def test_a_search_on_a_server_stores_everything_there(tiny: Path, tmp_path: Path, server_url: str) -> None:
     home = tmp_path / "home"
-    outcome = run_command(tmp_path, "search", "tiny.toml", "--tracking-uri", server, "--workdir", home)
+    outcome = run_command(tmp_path, "search", "tiny.toml", "--tracking-uri", server_url, "--workdir", home)
     assert outcome.exit_code == 0, outcome.stderr
     assert not (tmp_path / "mlflow.db").exists()
     assert (home / "optuna.db").exists()
-    client = MlflowClient(server)
+    client = MlflowClient(server_url)
     experiment = client.get_experiment_by_name("fmnist-search")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     assert len([r for r in runs if r.data.tags["kind"] == "trial"]) == 4
     trial = next(r for r in runs if r.data.tags["kind"] == "trial")
     assert "recipe.toml" in {item.path for item in client.list_artifacts(trial.info.run_id)}
-    again = run_command(tmp_path, "train", "--from-run", trial.info.run_id, "--tracking-uri", server, "--json")
+    again = run_command(tmp_path, "train", "--from-run", trial.info.run_id, "--tracking-uri", server_url, "--json")
     assert again.json["epochs"][-1]["val_accuracy"] == trial.data.metrics["val/accuracy"]
-    shown = run_command(tmp_path, "predict", "--test-image", "0", "--json", MLFLOW_TRACKING_URI=server)
+    shown = run_command(tmp_path, "predict", "--test-image", "0", "--json", MLFLOW_TRACKING_URI=server_url)
     assert shown.json[0]["true"] == "Ankle boot"
 
 
 def test_the_ui_answers_on_the_store_of_this_folder(tiny: Path, tmp_path: Path) -> None:
     assert run_command(tmp_path, "search", "tiny.toml", "--trials", "1", "--set", "finalists.recipes=0").exit_code == 0
     with running_ui(tmp_path) as address:
-        server, _, page = address.partition("/#/")
-        assert server.startswith("http://127.0.0.1:")
+        origin, _, page = address.partition("/#/")
+        assert origin.startswith("http://127.0.0.1:")
         assert page.endswith("/runs?workflowType=machine_learning&viewStateShareKey=trials")
-        hostile = urllib.request.Request(f"{server}/", headers={"Host": "10.evil.example"})
+        hostile = urllib.request.Request(f"{origin}/", headers={"Host": "10.evil.example"})
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(hostile, timeout=5)

@@ -1,6 +1,6 @@
-"""Studies are a pleasure to browse: a small real study in MLflow's real UI, in a real browser.
+"""A small study in MLflow's UI, displayed by a real browser.
 
-Of each test the last that its browser showed is kept as `page.png` in the test's temporary folder.
+The last page of each test is saved as `page.png` in the temporary folder of the test.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.integration.servers import running_ui
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no `chromium` here; Debian's package chromium brings it"),
+    pytest.mark.skipif(CHROMIUM is None, reason="`chromium` is not installed; on Debian it is the package chromium"),
 ]
 
 STUDY_NAME = "tiny"
@@ -30,15 +30,15 @@ SETTINGS = [
     "budget.epochs=3",
     "sampler.startup_trials=8",
     "pruner.startup_trials=2",
-    "optimizer.learning_rate={ low = 1e-4, high = 3e-2, log = true }",  # from too slow, so that some are pruned
+    "optimizer.learning_rate={ low = 1e-4, high = 3e-2, log = true }",  # some are too small, so that trials are pruned
     "finalists.seeds=1",
 ]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
-    """A study with pruned and completed trials, pictures and a champion."""
-    folder = tmp_path_factory.mktemp("browsed")
+    """A study with pruned and completed trials, figures and a champion."""
+    folder = tmp_path_factory.mktemp("study")
     (folder / "tiny.toml").write_text(TINY_STUDY)
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
     outcome = run_command(folder, "search", "tiny.toml", *settings, plots=True)
@@ -48,36 +48,36 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
 
 @pytest.fixture(scope="module")
 def runs(finished: FinishedStudy) -> list[Run]:
-    """Every run of the study, by name: trials, finalist, study."""
+    """All runs of the study, ordered by name: trials, finalist, study."""
     found = MlflowClient(finished.tracking_uri).search_runs(["1"], order_by=["attributes.run_name"])
     assert {trial.data.tags["state"] for trial in runs_with_tags(found, kind="trial")} == {"completed", "pruned"}
     return list(found)
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
+def browser_instance() -> Iterator[Browser]:
     with launch_browser() as launched:
         yield launched
 
 
 @pytest.fixture(scope="module")
-def address(finished: FinishedStudy) -> Iterator[str]:
-    with running_ui(finished.folder) as address:
-        yield address
+def ui_url(finished: FinishedStudy) -> Iterator[str]:
+    with running_ui(finished.folder) as ui_url:
+        yield ui_url
 
 
 @pytest.fixture
-def ui(chromium: Browser, address: str, tmp_path: Path) -> Iterator[MlflowUi]:
-    with chromium.new_context(viewport={"width": 1600, "height": 1000}) as context:
+def ui(browser_instance: Browser, ui_url: str, tmp_path: Path) -> Iterator[MlflowUi]:
+    with browser_instance.new_context(viewport={"width": 1600, "height": 1000}) as context:
         context.set_default_timeout(TIMEOUT_MS)
         page = context.new_page()
-        yield MlflowUi(page, address)
+        yield MlflowUi(page, ui_url)
         page.screenshot(path=tmp_path / "page.png")
-        print(f"the last that the browser showed: {tmp_path / 'page.png'}")
+        print(f"the last page: {tmp_path / 'page.png'}")
 
 
 def runs_with_tags(runs: list[Run], **tags: str) -> list[Run]:
-    """The runs with these tags."""
+    """Return the runs with these tags."""
     return [run for run in runs if tags.items() <= run.data.tags.items()]
 
 
@@ -93,7 +93,7 @@ def study_run_id(runs: list[Run]) -> str:
 # ---------------------------------------------------------------------------------------- many runs
 
 
-def test_the_study_unfolds_into_its_trials_with_states_accuracies_and_hyperparameters(
+def test_the_study_expands_into_its_trials_with_states_accuracies_and_hyperparameters(
     ui: MlflowUi, runs: list[Run]
 ) -> None:
     ui.open_runs()
@@ -109,7 +109,7 @@ def test_the_study_unfolds_into_its_trials_with_states_accuracies_and_hyperparam
 
 
 @pytest.mark.parametrize("column", ["Run Name", "Created"])
-def test_sorted_by_name_or_time_the_trials_stand_in_their_order(ui: MlflowUi, runs: list[Run], column: str) -> None:
+def test_trials_can_be_sorted_by_name_and_by_time(ui: MlflowUi, runs: list[Run], column: str) -> None:
     *trainings, study = run_names(runs)
     assert [name[:4] for name in trainings] == [*(f"{number:03} " for number in range(8)), "fina"]
     ui.open_runs()
@@ -118,7 +118,7 @@ def test_sorted_by_name_or_time_the_trials_stand_in_their_order(ui: MlflowUi, ru
     ui.wait_for_names([*trainings, study] if column == "Run Name" else [study, *trainings])
 
 
-def test_a_search_finds_what_it_names_below_its_study(ui: MlflowUi, runs: list[Run]) -> None:
+def test_a_search_shows_the_matching_trials_below_their_study(ui: MlflowUi, runs: list[Run]) -> None:
     shallow = [run for run in runs if run.data.params.get("model.depth") == "1"]
     middle = statistics.median(run.data.metrics["best/val_accuracy"] for run in shallow)
     good = [run for run in shallow if run.data.metrics["best/val_accuracy"] > middle]
@@ -132,7 +132,7 @@ def test_a_search_finds_what_it_names_below_its_study(ui: MlflowUi, runs: list[R
     ui.wait_for_names([STUDY_NAME, *reversed(run_names(good))])
 
 
-def test_compared_trials_cross_every_axis_of_the_parallel_coordinates(ui: MlflowUi, runs: list[Run]) -> None:
+def test_compared_trials_have_a_value_on_every_axis_of_the_parallel_coordinates(ui: MlflowUi, runs: list[Run]) -> None:
     trials = runs_with_tags(runs, kind="trial")
     shallow = [run for run in trials if run.data.params["model.depth"] == "1"]
     deep = [run for run in trials if run.data.params["model.depth"] == "2"]
@@ -144,16 +144,16 @@ def test_compared_trials_cross_every_axis_of_the_parallel_coordinates(ui: Mlflow
     ui.add_axis("Parameters", "optimizer.learning_rate")
     ui.add_axis("Metrics", "best/val_accuracy")
     expect(ui.page.locator(".js-plotly-plot").get_by_text("best/val_accuracy")).to_be_visible()
-    (drawn,) = ui.chart_traces()
-    axes = {axis["label"]: axis["values"] for axis in drawn["dimensions"]}
+    (trace,) = ui.chart_traces()
+    axes = {axis["label"]: axis["values"] for axis in trace["dimensions"]}
     assert {"model.depth", "model.width_2", "optimizer.learning_rate", "best/val_accuracy"} <= set(axes)
     for name, values in axes.items():
-        of = "metrics" if name in deep[0].data.metrics else "params"
-        assert sorted(values) == sorted(float(getattr(run.data, of)[name]) for run in three), name
+        kind = "metrics" if name in deep[0].data.metrics else "params"
+        assert sorted(values) == sorted(float(getattr(run.data, kind)[name]) for run in three), name
     assert 0 in axes["model.width_2"]  # of a network without a second block
 
 
-def test_the_curves_of_all_trials_lie_over_each_other(ui: MlflowUi, runs: list[Run]) -> None:
+def test_one_chart_shows_the_curves_of_all_trials(ui: MlflowUi, runs: list[Run]) -> None:
     ui.open_runs(charts=True)
     ui.expand(STUDY_NAME)
     ui.find_chart("val/accuracy")
@@ -170,7 +170,7 @@ def test_the_note_of_the_study_is_a_page_with_tables(ui: MlflowUi, runs: list[Ru
     leaders = ui.page.get_by_role("table").filter(has=ui.page.get_by_role("columnheader", name="network"))
     completed = runs_with_tags(runs, kind="trial", state="completed")
     expect(leaders.get_by_role("row")).to_have_count(len(completed) + 1)
-    expect(ui.page.get_by_text("|", exact=False)).to_have_count(0)  # of no table is the Markdown left
+    expect(ui.page.get_by_text("|", exact=False)).to_have_count(0)  # no table is left as Markdown
     expect(ui.page.get_by_role("cell", name="space.common.optimizer.learning_rate")).to_be_visible()
 
 
@@ -184,7 +184,7 @@ def test_the_leaderboard_is_shown_as_a_table(ui: MlflowUi, runs: list[Run]) -> N
     assert float(first.nth(3).inner_text()) == pytest.approx(best)
 
 
-def test_pictures_and_the_page_to_explore_are_shown(ui: MlflowUi, runs: list[Run]) -> None:
+def test_plots_and_the_interactive_page_are_shown(ui: MlflowUi, runs: list[Run]) -> None:
     ui.open_artifact(study_run_id(runs), "plots/history.png")
     assert min(ui.image_size()) > 300
     ui.open_artifact(study_run_id(runs), "plots/study.html")

@@ -179,7 +179,7 @@ def test_one_that_is_flattered_takes_no_place_from_a_champion_that_is_not(kept: 
     promoted = kept.run("promote", "tiny", "--recipes", 1, "--seeds", 1, "--epochs", 1, "--model-name", "fair")
     assert promoted.exit_code == 0, promoted.stderr
     outcome = kept.run("ensemble", *kept.trial_run_ids, *kept.training_run_ids, "--register", "--model-name", "fair")
-    assert "fair version 2 is challenger of version 1: the images that judge it have chosen" in outcome.stderr
+    assert "fair version 2 is challenger of version 1: its weights were selected on" in outcome.stderr
     assert int(kept.client.get_model_version_by_alias("fair", "champion").version) == 1
     compared = kept.run("evaluate", "models:/fair@champion", "models:/fair@challenger", "--json")
     assert compared.exit_code == 0, compared.stderr
@@ -222,7 +222,7 @@ def test_what_makes_no_ensemble_is_one_line_and_leaves_no_run(kept: EnsembleStud
     remedy = f"fmnist-search train --from-run {shifted} --set data.validation=2000 --set data.seed=0"
     assert_single_error(kept.run("ensemble", one, shifted), shifted, one, "data.seed is 1, there 0", remedy)
     assert_single_error(kept.run("ensemble", whole, other), whole, "held no images back")
-    assert_single_error(kept.run("ensemble", one, study), study, "that of the study 'tiny'")
+    assert_single_error(kept.run("ensemble", one, study), study, "is the run of the study 'tiny'")
     assert_single_error(kept.run("ensemble", one, "f" * 32), "f" * 32, "does not exist")
     assert_single_error(kept.run("ensemble", 0, 99, "--study", "tiny"), "trial 99")
     assert_single_error(kept.run("ensemble", one, other, "--model-name", "team"), "--register")
