@@ -219,7 +219,7 @@ def space(
     times = f", times endless values of {', '.join(total.unbounded)}" if total.unbounded else ""
     output.stdout.print(f"\n{total.recipe_count:,} recipes{times}", markup=False)
     if at_random:
-        output.stdout.print(f"{config.sampler.name} leaves to chance: {', '.join(at_random)}", markup=False)
+        output.stdout.print(f"{config.sampler.name} samples independently: {', '.join(at_random)}", markup=False)
 
 
 def _variable_rows(config: StudyConfig) -> list[dict[str, Any]]:

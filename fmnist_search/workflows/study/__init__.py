@@ -1,1 +1,1 @@
-"""A study from its file to its champion."""
+"""Studies: search, promotion of the best recipes, preview."""

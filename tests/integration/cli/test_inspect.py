@@ -278,7 +278,7 @@ def test_space_says_what_a_sampler_leaves_to_chance(command: RunCommand, both: P
     left = ["cnn.depth", "cnn.width_2", "mlp.width"]
     assert command("space", "both.toml", "--sampler", "gp", "--json").json["drawn_at_random"] == left
     last = command("space", "both.toml", "--sampler", "gp").stdout.splitlines()[-1]
-    assert last == "gp leaves to chance: cnn.depth, cnn.width_2, mlp.width"
+    assert last == "gp samples independently: cnn.depth, cnn.width_2, mlp.width"
     assert "chance" not in command("space", "both.toml").stdout
 
 
