@@ -32,7 +32,7 @@ VALIDATION_IMAGES = "validation_images"
 CORRECTNESS = "validation_hits"
 """The path of the artifact that holds the correctness record."""
 
-TEST_HITS, TEST_IMAGES, TEST_EVALUATIONS = "test_hits", "test_images", "test_evaluations"
+TEST_HITS, TEST_IMAGE_COUNT, TEST_EVALUATIONS = "test_hits", "test_images", "test_evaluations"
 TEST_CORRECT = "test_right"
 """Which test images the version classifies correctly: one bit for each in order, packed, as base64."""
 

@@ -135,7 +135,7 @@ def read_test_result(version: ModelVersion) -> tuple[Accuracy, int] | None:
     """Return the test accuracy of a version and how often it was tested; None if it was never tested."""
     if tags.TEST_HITS not in version.tags:
         return None
-    accuracy = wilson(int(version.tags[tags.TEST_HITS]), int(version.tags[tags.TEST_IMAGES]))
+    accuracy = wilson(int(version.tags[tags.TEST_HITS]), int(version.tags[tags.TEST_IMAGE_COUNT]))
     return accuracy, int(version.tags.get(tags.TEST_EVALUATIONS, "1"))
 
 
@@ -143,7 +143,7 @@ def record_test_evaluation(client: MlflowClient, version: ModelVersion, accuracy
     """Write an evaluation on the test images to the tags of a version; return how many there have been."""
     known = read_test_result(version)
     evaluations = (known[1] if known else 0) + 1
-    values = {tags.TEST_HITS: accuracy.hits, tags.TEST_IMAGES: accuracy.images, tags.TEST_EVALUATIONS: evaluations}
+    values = {tags.TEST_HITS: accuracy.hits, tags.TEST_IMAGE_COUNT: accuracy.images, tags.TEST_EVALUATIONS: evaluations}
     for key, value in values.items():
         client.set_model_version_tag(version.name, str(version.version), key, str(value))
     return evaluations
