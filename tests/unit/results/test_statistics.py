@@ -17,7 +17,7 @@ from fmnist_search.results.statistics import mcnemar, wilson
     # The examples of Newcombe, Statistics in Medicine 17 (1998), table I, method 3.
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
-def test_the_interval_equals_published_ones(hits: int, images: int, low: float, high: float) -> None:
+def test_interval_equals_published_ones(hits: int, images: int, low: float, high: float) -> None:
     found = wilson(hits, images)
     assert found.value == hits / images
     assert (found.low, found.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
@@ -27,13 +27,13 @@ correct_and_total = st.integers(1, 100_000).flatmap(lambda images: st.tuples(st.
 
 
 @given(correct_and_total)
-def test_the_interval_holds_the_accuracy_and_stays_between_zero_and_one(count: tuple[int, int]) -> None:
+def test_interval_contains_the_accuracy_and_lies_in_0_to_1(count: tuple[int, int]) -> None:
     found = wilson(*count)
     assert 0 <= found.low <= found.value <= found.high <= 1
 
 
 @given(correct_and_total)
-def test_the_interval_of_the_mistakes_is_that_of_the_hits_mirrored(count: tuple[int, int]) -> None:
+def test_interval_of_the_mistakes_mirrors_that_of_the_hits(count: tuple[int, int]) -> None:
     hits, images = count
     found, mirrored = wilson(hits, images), wilson(images - hits, images)
     assert (1 - mirrored.high, 1 - mirrored.low) == (pytest.approx(found.low), pytest.approx(found.high))
@@ -43,14 +43,14 @@ def test_the_interval_of_the_mistakes_is_that_of_the_hits_mirrored(count: tuple[
 
 
 @given(st.integers(0, 3_000), st.integers(0, 3_000))
-def test_mcnemars_exact_test_is_the_binomial_test_of_the_images_that_one_alone_gets_right(one: int, other: int) -> None:
+def test_mcnemar_equals_the_binomial_test_of_the_disagreements(one: int, other: int) -> None:
     expected = binomtest(one, one + other).pvalue if one + other else 1.0
     assert mcnemar(one, other) == mcnemar(other, one) == pytest.approx(expected, rel=1e-9)
 
 
-def test_mcnemars_exact_test_by_hand() -> None:
-    # One of six, or none, to one side: (1 + 6) / 64, twice.
+def test_mcnemar_equals_a_result_by_hand() -> None:
+    # At most one of six on one side: (1 + 6) / 64, doubled.
     assert mcnemar(1, 5) == 14 / 64
     assert mcnemar(0, 0) == mcnemar(7, 7) == 1.0
-    # Thousands of one kind: smaller than any float that is not zero, and no overflow.
+    # The p-value is smaller than any positive float, and nothing overflows.
     assert mcnemar(0, 10_000) == 0.0

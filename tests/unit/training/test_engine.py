@@ -50,11 +50,11 @@ AUGMENTED_RECIPE = CNN_RECIPE.replace(
     }
 )
 NO_LEARNING_CHANGES = {"optimizer.learning_rate": 1e-12, "optimizer.weight_decay": 0.0, "epochs": 1}
-"""Changes after which a training moves nothing that float32 can see: its figures are those of the initial weights."""
+"""Changes after which a step changes no float32 weight: results are those of the initial weights."""
 
 
 def reports_without_seconds(result: TrialResult) -> list[EpochReport]:
-    """The epochs without their seconds, which no two runs share."""
+    """Return the epochs without their seconds, which differ from run to run."""
     return [dataclasses.replace(epoch, seconds=0.0) for epoch in result.epochs]
 
 
@@ -65,13 +65,10 @@ def same_weights(one: TrialResult, other: TrialResult) -> bool:
 
 
 def initial_network(recipe: Recipe, images: Images) -> nn.Module:
-    """The network before its first step."""
+    """Return the network before its first step."""
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         return build(recipe.model, images.mean, images.std)
-
-
-# ---------------------------------------------------------------------------------------- batches
 
 
 @pytest.mark.parametrize("count", [128, 129, 130, 200])
@@ -81,10 +78,10 @@ def test_last_batch_of_another_size_works_with_batch_norm(count: int, source: Da
     assert run_trial(recipe, load_images(data, source), execution).reason is None
 
 
-# --------------------------------------------------------------------------------- the same again
+# -------------------------------------------------------------------------------- reproducibility
 
 
-@pytest.mark.parametrize("recipe", [CNN_RECIPE, AUGMENTED_RECIPE], ids=["busy", "busier"])
+@pytest.mark.parametrize("recipe", [CNN_RECIPE, AUGMENTED_RECIPE], ids=["augmented", "all augmentations"])
 def test_same_recipe_gives_the_same_bits(recipe: Recipe, images: Images, execution: Execution) -> None:
     once = run_trial(recipe, images, execution)
     torch.rand(7)
@@ -104,14 +101,14 @@ def test_another_seed_gives_another_result(images: Images, execution: Execution)
 
 
 def test_initial_weights_depend_on_the_seed_alone(images: Images, execution: Execution) -> None:
-    still = CNN_RECIPE.replace(NO_LEARNING_CHANGES)
-    weights = run_trial(still, images, execution).weights
+    recipe = CNN_RECIPE.replace(NO_LEARNING_CHANGES)
+    weights = run_trial(recipe, images, execution).weights
     assert weights is not None
-    for name, parameter in initial_network(still, images).named_parameters():
+    for name, parameter in initial_network(recipe, images).named_parameters():
         torch.testing.assert_close(weights[name], parameter.detach(), rtol=0, atol=1e-6)
 
 
-# ------------------------------------------------------------------------------- what it trains on
+# --------------------------------------------------------------------------------- what is trained
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
@@ -164,9 +161,7 @@ def test_accuracy_rises(model: Architecture, images: Images, execution: Executio
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_training_figures_are_means_over_all_images_whatever_the_batches(
-    smoothing: float, images: Images, execution: Execution
-) -> None:
+def test_training_values_are_means_over_all_images(smoothing: float, images: Images, execution: Execution) -> None:
     recipe = TINY_RECIPE.replace({**NO_LEARNING_CHANGES, "label_smoothing": smoothing, "batch_size": 300})
     (epoch,) = run_trial(recipe, images, execution).epochs
     with torch.no_grad():
@@ -175,16 +170,14 @@ def test_training_figures_are_means_over_all_images_whatever_the_batches(
     expected = functional.cross_entropy(logits, images.train.labels, label_smoothing=smoothing).item()
     assert epoch.train_loss == pytest.approx(expected, rel=1e-4)
     assert epoch.train_accuracy == (logits.argmax(1) == images.train.labels).double().mean().item()
-    # Validation is judged by the plain loss, so that recipes compare whatever they smooth.
+    # The validation loss is without label smoothing, so that recipes can be compared.
     assert epoch.val_loss == pytest.approx(
         functional.cross_entropy(held_back, images.validation.labels).item(), rel=1e-4
     )
     assert epoch.val_accuracy == (held_back.argmax(1) == images.validation.labels).double().mean().item()
 
 
-def test_augmentation_changes_what_is_trained_on_and_never_what_is_validated(
-    images: Images, execution: Execution
-) -> None:
+def test_augmentation_applies_to_training_images_only(images: Images, execution: Execution) -> None:
     plain = TINY_RECIPE.replace(NO_LEARNING_CHANGES)
     (clean,) = run_trial(plain, images, execution).epochs
     (augmented,) = run_trial(plain.replace({"augmentation.erasing": 1.0}), images, execution).epochs
@@ -194,16 +187,16 @@ def test_augmentation_changes_what_is_trained_on_and_never_what_is_validated(
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-def test_labels_are_mixed_as_the_images_are(kind: str, smoothing: float, images: Images, execution: Execution) -> None:
+def test_labels_are_mixed_like_the_images(kind: str, smoothing: float, images: Images, execution: Execution) -> None:
     augmentation = Augmentation(**{kind: 1.0})  # type: ignore[arg-type]
-    still = TINY_RECIPE.replace({**NO_LEARNING_CHANGES, "label_smoothing": smoothing, "batch_size": 1_000})
-    recipe = dataclasses.replace(still, augmentation=augmentation)
+    base = TINY_RECIPE.replace({**NO_LEARNING_CHANGES, "label_smoothing": smoothing, "batch_size": 1_000})
+    recipe = dataclasses.replace(base, augmentation=augmentation)
     (epoch,) = run_trial(recipe, images, execution).epochs
     generator = torch.Generator().manual_seed(recipe.seed)
     order = torch.randperm(1_000, generator=generator)
-    pixels, share = mix(images.train.pixels[order], augmentation, generator)
+    pixels, own_fraction = mix(images.train.pixels[order], augmentation, generator)
     own = functional.one_hot(images.train.labels[order], 10).float()
-    target = share[:, None] * own + (1 - share[:, None]) * own.roll(1, 0)
+    target = own_fraction[:, None] * own + (1 - own_fraction[:, None]) * own.roll(1, 0)
     with torch.no_grad():
         logits = initial_network(recipe, images)(pixels)
     expected = functional.cross_entropy(logits, target, label_smoothing=smoothing).item()
@@ -211,17 +204,17 @@ def test_labels_are_mixed_as_the_images_are(kind: str, smoothing: float, images:
     assert epoch.train_accuracy == (logits.argmax(1) == target.argmax(1)).double().mean().item()
 
 
-def test_images_come_in_another_order_each_epoch(images: Images, execution: Execution) -> None:
+def test_order_of_images_changes_each_epoch(images: Images, execution: Execution) -> None:
     recipe = TINY_RECIPE.replace({**NO_LEARNING_CHANGES, "epochs": 4, "batch_size": 32})
     losses = {epoch.train_loss for epoch in run_trial(recipe, images, execution).epochs}
-    # Summed in another order, the same losses differ in their last bits.
+    # The same losses, summed in another order, differ in their last bits.
     assert len(losses) > 1
     assert max(losses) == pytest.approx(min(losses), rel=1e-4)
 
 
 @dataclasses.dataclass(frozen=True)
 class ZeroInitialized(Architecture):
-    """A linear classifier that starts at zero, whatever the seed."""
+    """A linear classifier whose initial weights are 0 for every seed."""
 
     family = "zeros"
 
@@ -236,24 +229,24 @@ class ZeroInitialized(Architecture):
         return nn.Sequential(nn.Flatten(), linear)
 
 
-def test_the_seed_decides_the_order_too(images: Images, execution: Execution) -> None:
+def test_seed_determines_the_order(images: Images, execution: Execution) -> None:
     recipe = dataclasses.replace(TINY_RECIPE, model=ZeroInitialized())
-    once, again, other = (
+    first, second, other = (
         reports_without_seconds(run_trial(dataclasses.replace(recipe, seed=seed), images, execution))
         for seed in (0, 0, 1)
     )
-    assert once == again
-    assert once != other
+    assert first == second
+    assert first != other
 
 
-def test_averaging_never_touches_the_training_itself(images: Images, execution: Execution) -> None:
+def test_averaging_does_not_change_the_training(images: Images, execution: Execution) -> None:
     without = run_trial(TINY_RECIPE.replace({"averaging.horizon": 0.0}), images, execution)
     long = run_trial(TINY_RECIPE.replace({"averaging.horizon": 5.0}), images, execution)
     assert [epoch.train_loss for epoch in without.epochs] == [epoch.train_loss for epoch in long.epochs]
     assert [epoch.val_loss for epoch in without.epochs] != [epoch.val_loss for epoch in long.epochs]
 
 
-def test_clipping_bounds_what_a_step_can_move(images: Images, execution: Execution) -> None:
+def test_clipping_limits_a_step(images: Images, execution: Execution) -> None:
     optimizer = Optimizer(name="sgd", learning_rate=1.0, momentum=0.0, weight_decay=0.0, clip_norm=1e-3)
     recipe = dataclasses.replace(TINY_RECIPE, optimizer=optimizer, averaging=Averaging(horizon=0.0), epochs=1)
     weights = run_trial(recipe, images, execution).weights
@@ -265,7 +258,7 @@ def test_clipping_bounds_what_a_step_can_move(images: Images, execution: Executi
     assert 0 < moved.norm() <= steps * 1e-3 * 1.01
 
 
-def test_a_penalty_pulls_each_weight_matrix_by_its_norm_and_spares_biases(images: Images, execution: Execution) -> None:
+def test_penalty_adds_the_gradient_of_the_norms(images: Images, execution: Execution) -> None:
     optimizer = Optimizer(name="sgd", learning_rate=0.1, momentum=0.0, weight_decay=0.0)
     recipe = dataclasses.replace(TINY_RECIPE, optimizer=optimizer).replace(
         {"batch_size": 1_000, "epochs": 1, "averaging.horizon": 0.0}
@@ -276,11 +269,11 @@ def test_a_penalty_pulls_each_weight_matrix_by_its_norm_and_spares_biases(images
     assert penalised.weights is not None
     assert without.weights is not None
     for name, parameter in initial_network(recipe, images).named_parameters():
-        pull = 0.1 * 0.5 * parameter.detach() / parameter.detach().norm() if parameter.ndim > 1 else 0.0
-        torch.testing.assert_close(penalised.weights[name], without.weights[name] - pull, rtol=1e-4, atol=1e-6)
+        change = 0.1 * 0.5 * parameter.detach() / parameter.detach().norm() if parameter.ndim > 1 else 0.0
+        torch.testing.assert_close(penalised.weights[name], without.weights[name] - change, rtol=1e-4, atol=1e-6)
 
 
-def test_a_penalty_alone_shrinks_weights(images: Images, execution: Execution) -> None:
+def test_penalty_shrinks_weights(images: Images, execution: Execution) -> None:
     plain = CNN_RECIPE.replace(
         {"optimizer.name": "sgd", "optimizer.learning_rate": 0.05, "optimizer.weight_decay": 0.0}
     )
@@ -292,7 +285,7 @@ def test_a_penalty_alone_shrinks_weights(images: Images, execution: Execution) -
     assert much < 0.9 * without
 
 
-def test_a_penalty_leaves_a_weight_matrix_of_zeros_finite(images: Images, execution: Execution) -> None:
+def test_penalty_of_a_zero_matrix_is_finite(images: Images, execution: Execution) -> None:
     result = run_trial(
         dataclasses.replace(TINY_RECIPE, model=ZeroInitialized(), optimizer=Optimizer(penalty=1.0)), images, execution
     )
@@ -302,7 +295,7 @@ def test_a_penalty_leaves_a_weight_matrix_of_zeros_finite(images: Images, execut
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "one-cycle"])
-def test_each_epoch_reports_the_rate_of_its_last_step(name: str, images: Images, execution: Execution) -> None:
+def test_epoch_reports_the_learning_rate_of_its_last_step(name: str, images: Images, execution: Execution) -> None:
     recipe = dataclasses.replace(TINY_RECIPE, schedule=Schedule(name=name), epochs=3)
     steps = len(batch_sizes(1_000, recipe.batch_size))
     rates = learning_rates(recipe, 3 * steps)
@@ -310,7 +303,7 @@ def test_each_epoch_reports_the_rate_of_its_last_step(name: str, images: Images,
     assert found == [rates[steps - 1], rates[2 * steps - 1], rates[3 * steps - 1]]
 
 
-def test_the_rate_of_the_schedule_is_the_one_that_moves_the_weights(images: Images, execution: Execution) -> None:
+def test_step_uses_the_learning_rate_of_the_schedule(images: Images, execution: Execution) -> None:
     optimizer = Optimizer(name="sgd", learning_rate=0.5, momentum=0.0, weight_decay=0.0)
     one_step = {"batch_size": 1_000, "epochs": 1, "averaging.horizon": 0.0, "model.depth": 0}
     recipe = dataclasses.replace(TINY_RECIPE, optimizer=optimizer, schedule=Schedule(name="one-cycle")).replace(
@@ -327,9 +320,7 @@ def test_the_rate_of_the_schedule_is_the_one_that_moves_the_weights(images: Imag
 
 
 @pytest.mark.parametrize("model", [Mlp(depth=1, width=32), Cnn(depth=2, width_1=8, width_2=8)])
-def test_bfloat16_ends_near_float32_and_is_not_the_same(
-    model: Architecture, images: Images, execution: Execution
-) -> None:
+def test_bfloat16_result_is_near_that_of_float32(model: Architecture, images: Images, execution: Execution) -> None:
     full = run_trial(dataclasses.replace(TINY_RECIPE, model=model), images, execution).epochs[-1]
     half = run_trial(dataclasses.replace(TINY_RECIPE, model=model, precision="bfloat16"), images, execution).epochs[-1]
     assert half.train_loss != full.train_loss
@@ -337,50 +328,48 @@ def test_bfloat16_ends_near_float32_and_is_not_the_same(
     assert half.val_accuracy == pytest.approx(full.val_accuracy, abs=0.1)
 
 
-def test_kept_weights_are_float32_whatever_the_precision(images: Images, execution: Execution) -> None:
+def test_weights_are_float32_with_bfloat16_too(images: Images, execution: Execution) -> None:
     weights = run_trial(dataclasses.replace(TINY_RECIPE, precision="bfloat16"), images, execution).weights
     assert weights is not None
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
 
-def test_the_statistics_of_the_training_images_travel_with_the_weights(images: Images, execution: Execution) -> None:
+def test_weights_contain_the_statistics_of_the_training_images(images: Images, execution: Execution) -> None:
     weights = run_trial(TINY_RECIPE, images, execution).weights
     assert weights is not None
     assert weights["mean"].item() == pytest.approx(images.mean)
     assert weights["deviation"].item() == pytest.approx(images.std)
 
 
-def test_each_pixel_may_have_statistics_of_its_own(images: Images, execution: Execution) -> None:
+def test_per_pixel_normalisation(images: Images, execution: Execution) -> None:
     weights = run_trial(TINY_RECIPE.replace({"normalisation": "per-pixel"}), images, execution).weights
     assert weights is not None
     pixels = images.train.pixels.numpy().astype(float)
-    floor = MIN_PIXEL_STD_FRACTION * pixels.std()
+    lower_bound = MIN_PIXEL_STD_FRACTION * pixels.std()
     np.testing.assert_allclose(weights["mean"].numpy(), pixels.mean(0), rtol=1e-6)
-    np.testing.assert_allclose(weights["deviation"].numpy(), np.maximum(pixels.std(0), floor), rtol=1e-6)
-    # Some pixels are below the floor and most are not, or this would see little.
-    assert 0 < (pixels.std(0) < floor).mean() < 0.5
+    np.testing.assert_allclose(weights["deviation"].numpy(), np.maximum(pixels.std(0), lower_bound), rtol=1e-6)
+    # Some pixels are below the lower bound and most are not, so that both cases are tested.
+    assert 0 < (pixels.std(0) < lower_bound).mean() < 0.5
 
 
-def test_pixels_may_be_brought_to_0_and_1_alone(images: Images, execution: Execution) -> None:
+def test_unit_normalisation(images: Images, execution: Execution) -> None:
     result = run_trial(TINY_RECIPE.replace({"normalisation": "unit"}), images, execution)
     assert result.weights is not None
     assert (result.weights["mean"].item(), result.weights["deviation"].item()) == (0, 255)
-    standing = dataclasses.replace(images, mean=0.0, std=255.0)
-    assert reports_without_seconds(result) == reports_without_seconds(run_trial(TINY_RECIPE, standing, execution))
+    by_hand = dataclasses.replace(images, mean=0.0, std=255.0)
+    assert reports_without_seconds(result) == reports_without_seconds(run_trial(TINY_RECIPE, by_hand, execution))
 
 
-def test_a_pixel_that_is_always_black_does_not_explode(images: Images, execution: Execution) -> None:
+def test_deviation_of_a_constant_pixel_has_a_lower_bound(images: Images, execution: Execution) -> None:
     black = images.train.pixels.clone()
     black[:, 0, 0] = 0
-    blind = dataclasses.replace(images, train=dataclasses.replace(images.train, pixels=black))
-    weights = run_trial(TINY_RECIPE.replace({"normalisation": "per-pixel"}), blind, execution).weights
+    with_black_pixel = dataclasses.replace(images, train=dataclasses.replace(images.train, pixels=black))
+    weights = run_trial(TINY_RECIPE.replace({"normalisation": "per-pixel"}), with_black_pixel, execution).weights
     assert weights is not None
-    assert (weights["deviation"] >= 0.99 * MIN_PIXEL_STD_FRACTION * blind.std).all()
+    assert (weights["deviation"] >= 0.99 * MIN_PIXEL_STD_FRACTION * with_black_pixel.std).all()
 
 
-def test_a_trained_network_is_judged_by_its_views_and_trained_without_them(
-    images: Images, execution: Execution
-) -> None:
+def test_test_time_augmentation_changes_evaluation_only(images: Images, execution: Execution) -> None:
     plain = run_trial(TINY_RECIPE, images, execution)
     viewed = run_trial(TINY_RECIPE.replace({"test_time": "flip+shift"}), images, execution)
     assert same_weights(plain, viewed)
@@ -388,13 +377,13 @@ def test_a_trained_network_is_judged_by_its_views_and_trained_without_them(
     assert [e.val_loss for e in viewed.epochs] != [e.val_loss for e in plain.epochs]
 
 
-def test_fit_yields_epoch_by_epoch_and_may_be_left_at_any_time(images: Images, execution: Execution) -> None:
+def test_fit_can_be_stopped_after_any_epoch(images: Images, execution: Execution) -> None:
     with torch_settings(execution):
         epochs = fit(TINY_RECIPE.replace({"epochs": 10_000}), images, execution)
         assert [next(epochs).report.epoch, next(epochs).report.epoch] == [1, 2]
 
 
-# ------------------------------------------------------------------------------- torch as it was
+# --------------------------------------------------------------------------- what stays unchanged
 
 
 def test_trial_leaves_torch_numpy_and_python_as_they_were(images: Images) -> None:
@@ -412,7 +401,7 @@ def test_trial_leaves_torch_numpy_and_python_as_they_were(images: Images) -> Non
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("model", [Mlp(depth=1, width=32), Cnn(depth=2, width_1=8, width_2=8)])
-def test_a_cuda_training_repeats_its_bits_and_ends_near_that_of_the_cpu(
+def test_cuda_repeats_its_bits_and_ends_near_the_cpu(
     model: Architecture, source: DataSource, images: Images, execution: Execution
 ) -> None:
     recipe = dataclasses.replace(TINY_RECIPE, model=model, epochs=3)
@@ -422,6 +411,6 @@ def test_a_cuda_training_repeats_its_bits_and_ends_near_that_of_the_cpu(
     assert reports_without_seconds(once) == reports_without_seconds(again)
     assert same_weights(once, again)
     here = run_trial(recipe, images, execution).epochs[-1]
-    # Another generator shuffles and another kernel sums, so only the course is alike.
+    # Another generator shuffles and other kernels add, so the results are only similar.
     assert once.epochs[-1].train_loss == pytest.approx(here.train_loss, rel=0.1)
     assert once.value == pytest.approx(here.val_accuracy, abs=0.1)

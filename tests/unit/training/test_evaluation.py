@@ -1,4 +1,4 @@
-"""The figures of an evaluation equal those that a plain loop over the images gives."""
+"""Tests of `training.evaluation` against a loop over single images and against scikit-learn."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from fmnist_search.training.trial import run_trial
 
 @pytest.fixture(scope="module")
 def classifier(images: Images, execution: Execution) -> Classifier:
-    """A network that is right about some images and wrong about others: both must be counted."""
+    """A network that classifies some images right and others wrong, so that both are counted."""
     model = Cnn(depth=2, width_1=8, width_2=16)
     recipe = Recipe(model=model, epochs=3, batch_size=64, data=Data(train_images=1_000, validation=1_000))
     weights = run_trial(recipe.replace({"optimizer.learning_rate": 0.02}), images, execution).weights
@@ -47,12 +47,12 @@ def classify_one_by_one(classifier: Classifier, pixels: Tensor) -> Tensor:
     return torch.cat([classifier(image[None]) for image in pixels])
 
 
-def test_loss_accuracy_and_confusion_equal_those_of_a_plain_loop(classifier: Classifier, images: Images) -> None:
+def test_result_equals_that_of_a_loop_over_single_images(classifier: Classifier, images: Images) -> None:
     few = LabelledImages(images.validation.pixels[:300], images.validation.labels[:300])
     logits = classify_one_by_one(classifier, few.pixels)
     confusion = [[0] * 10 for _ in range(10)]
-    for label, guess in zip(few.labels.tolist(), logits.argmax(1).tolist(), strict=True):
-        confusion[label][guess] += 1
+    for label, prediction in zip(few.labels.tolist(), logits.argmax(1).tolist(), strict=True):
+        confusion[label][prediction] += 1
     found = evaluate(classifier, few)
     assert [list(row) for row in found.confusion] == confusion
     assert found.accuracy == sum(confusion[label][label] for label in range(10)) / 300
@@ -60,7 +60,7 @@ def test_loss_accuracy_and_confusion_equal_those_of_a_plain_loop(classifier: Cla
     assert found.loss == pytest.approx(functional.cross_entropy(logits, few.labels).item(), rel=1e-5)
 
 
-def test_confusion_counts_every_image_once_in_the_row_of_its_class(classifier: Classifier, images: Images) -> None:
+def test_confusion_counts_each_image_in_the_row_of_its_class(classifier: Classifier, images: Images) -> None:
     found = evaluate(classifier, images.validation)
     assert [sum(row) for row in found.confusion] == torch.bincount(images.validation.labels, minlength=10).tolist()
     assert found.accuracy == sum(found.confusion[label][label] for label in range(10)) / len(images.validation)
@@ -69,17 +69,21 @@ def test_confusion_counts_every_image_once_in_the_row_of_its_class(classifier: C
 @pytest.mark.parametrize("batch_size", [1, 7, 999, 1_000, 5_000])
 def test_batch_size_does_not_change_the_result(batch_size: int, classifier: Classifier, images: Images) -> None:
     expected = evaluate(classifier, images.validation)
+    sizes: list[int] = []
+    hook = classifier.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     found = evaluate(classifier, images.validation, batch_size=batch_size)
+    hook.remove()
+    assert sizes == [len(batch) for batch in torch.split(images.validation.labels, batch_size)]
     assert (found.accuracy, found.confusion) == (expected.accuracy, expected.confusion)
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)
 
 
-def test_chunks_divide_the_default_validation_images() -> None:
+def test_batch_sizes_divide_the_default_validation_images() -> None:
     assert Data().validation % CPU_BATCH_SIZE == 0
     assert Data().validation % GPU_BATCH_SIZE == 0
 
 
-def test_classes_that_do_not_occur_have_rows_of_zeros(classifier: Classifier, images: Images) -> None:
+def test_classes_without_images_have_rows_of_zeros(classifier: Classifier, images: Images) -> None:
     bags = images.validation.labels == 8
     found = evaluate(classifier, LabelledImages(images.validation.pixels[bags], images.validation.labels[bags]))
     assert (len(found.confusion), {len(row) for row in found.confusion}) == (10, {10})
@@ -95,12 +99,12 @@ def test_logits_are_float32_and_carry_no_gradient(precision: str, classifier: Cl
     )
 
 
-def test_bfloat16_is_really_used_where_it_is_asked_for(classifier: Classifier, images: Images) -> None:
+def test_bfloat16_is_used_if_requested(classifier: Classifier, images: Images) -> None:
     pixels = images.validation.pixels[:300]
     assert not torch.equal(predict_logits(classifier, pixels, "bfloat16"), predict_logits(classifier, pixels))
 
 
-# ------------------------------------------------------------------------------ scores of classes
+# ------------------------------------------------------------------------------------ class scores
 
 CLASS_COUNT = 4
 label_pairs = st.lists(
@@ -109,7 +113,7 @@ label_pairs = st.lists(
 
 
 @given(label_pairs)
-def test_scores_of_classes_equal_those_of_scikit_learn(given: list[tuple[int, int]]) -> None:
+def test_class_scores_equal_those_of_scikit_learn(given: list[tuple[int, int]]) -> None:
     true, predicted = zip(*given, strict=True)
     confusion = [[given.count((t, p)) for p in range(CLASS_COUNT)] for t in range(CLASS_COUNT)]
     columns = precision_recall_fscore_support(true, predicted, labels=range(CLASS_COUNT), zero_division=0)
@@ -117,7 +121,7 @@ def test_scores_of_classes_equal_those_of_scikit_learn(given: list[tuple[int, in
         assert (score.precision, score.recall, score.f1, score.support) == pytest.approx(expected)
 
 
-def test_what_is_undefined_of_a_class_is_zero() -> None:
+def test_undefined_class_scores_are_zero() -> None:
     unseen, guessed = class_scores([[0, 0], [0, 3]])
     assert (unseen.precision, unseen.recall, unseen.f1, unseen.support) == (0, 0, 0, 0)
     assert (guessed.precision, guessed.recall, guessed.f1, guessed.support) == (1, 1, 1, 3)
@@ -128,7 +132,7 @@ def test_what_is_undefined_of_a_class_is_zero() -> None:
 
 @st.composite
 def probabilities_and_labels(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
-    """Probabilities of some images, and their labels."""
+    """Return probabilities of some images, and their labels."""
     images, classes = draw(st.integers(1, 80)), draw(st.integers(2, 10))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     logits = torch.randn(images, classes, generator=generator) * draw(st.sampled_from([0.1, 1.0, 10.0]))
@@ -136,10 +140,8 @@ def probabilities_and_labels(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 
 
 @given(probabilities_and_labels(), st.integers(1, 20))
-def test_the_calibration_error_is_a_share_and_every_image_is_in_one_bin(
-    judged: tuple[Tensor, Tensor], bins: int
-) -> None:
-    probabilities, labels = judged
+def test_calibration_error_is_in_range_and_each_image_in_one_bin(predictions: tuple[Tensor, Tensor], bins: int) -> None:
+    probabilities, labels = predictions
     found = calibration(probabilities, labels, bins)
     assert 0 <= found.expected_error <= 1
     assert len(found.bins) == bins
@@ -150,14 +152,14 @@ def test_the_calibration_error_is_a_share_and_every_image_is_in_one_bin(
 
 
 @given(probabilities_and_labels())
-def test_the_bins_are_those_of_scikit_learn(judged: tuple[Tensor, Tensor]) -> None:
-    probabilities, labels = judged
+def test_calibration_bins_equal_those_of_scikit_learn(predictions: tuple[Tensor, Tensor]) -> None:
+    probabilities, labels = predictions
     confidence, predicted = probabilities.double().max(1)
     right = (predicted == labels).numpy()
     accuracies, confidences = calibration_curve(
         np.append(right, [True, False]), np.append(np.clip(confidence.numpy(), 0, 1), [1.0, 0.0]), n_bins=15
     )
-    # scikit-learn wants both outcomes to occur: one more image at each end, in bins of their own where none else is.
+    # scikit-learn needs both outcomes, so one image is added at each end; the outer bins are not compared.
     filled = [bin_ for bin_ in calibration(probabilities, labels).bins[1:-1] if bin_.images]
     inside = slice(1, -1)
     assert [bin_.accuracy for bin_ in filled] == pytest.approx(accuracies[inside].tolist())
@@ -165,7 +167,7 @@ def test_the_bins_are_those_of_scikit_learn(judged: tuple[Tensor, Tensor]) -> No
 
 
 @given(st.lists(st.integers(51, 99), min_size=1, max_size=10, unique=True))
-def test_where_confidence_is_what_it_says_the_error_is_zero(percents: list[int]) -> None:
+def test_calibrated_probabilities_have_no_error(percents: list[int]) -> None:
     rows = [(percent / 100, place < percent) for percent in percents for place in range(100)]
     confidence = torch.tensor([row[0] for row in rows], dtype=torch.float64)
     labels = torch.tensor([0 if right else 1 for _, right in rows])
@@ -174,18 +176,18 @@ def test_where_confidence_is_what_it_says_the_error_is_zero(percents: list[int])
     )
 
 
-def test_sure_and_always_wrong_is_the_largest_error() -> None:
+def test_confident_and_always_wrong_is_the_largest_error() -> None:
     found = calibration(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([1, 0]))
     assert found.expected_error == 1
     assert [bin_.images for bin_ in found.bins] == [0] * 14 + [2]
 
 
-# --------------------------------------------------------------------------------------- mistakes
+# ------------------------------------------------------------------------------- misclassifications
 
 
 @given(probabilities_and_labels(), st.integers(1, 30))
-def test_the_mistakes_are_the_most_confident_ones_in_order(judged: tuple[Tensor, Tensor], most: int) -> None:
-    probabilities, labels = judged
+def test_misclassifications_are_ordered_by_confidence(predictions: tuple[Tensor, Tensor], most: int) -> None:
+    probabilities, labels = predictions
     best = probabilities.max(1)
     wrong = [(-best.values[n].item(), n) for n in range(len(labels)) if best.indices[n].item() != labels[n].item()]
     found = misclassifications(probabilities, labels, most)
@@ -194,7 +196,7 @@ def test_the_mistakes_are_the_most_confident_ones_in_order(judged: tuple[Tensor,
         assert (mistake.true, mistake.predicted) == (labels[mistake.index], best.indices[mistake.index])
 
 
-def test_of_equally_confident_mistakes_the_earlier_image_comes_first() -> None:
+def test_earlier_one_of_equally_confident_mistakes_comes_first() -> None:
     probabilities = torch.tensor([[0.4, 0.6], [0.75, 0.25]]).repeat(50, 1)
     found = misclassifications(probabilities, torch.tensor([0, 1]).repeat(50), limit=60)
     assert [mistake.index for mistake in found] == [*range(1, 100, 2), *range(0, 20, 2)]

@@ -1,4 +1,4 @@
-"""Update rules equal torch's own, curves have the shape their names say, averages equal plain arithmetic."""
+"""Tests of `training.optim` against torch's own optimizers and schedules and against arithmetic in numpy."""
 
 from __future__ import annotations
 
@@ -32,31 +32,29 @@ def schedule_curve(name: str, count: int, peak: float = 1.0, warmup: float = 0.2
     return learning_rates(recipe, count)
 
 
-# -------------------------------------------------------------------------- learning-rate curves
+# ----------------------------------------------------------------------- learning-rate schedules
 
 
 @given(st.sampled_from(["constant", "cosine", "one-cycle"]), step_counts, learning_rate_values, st.floats(0, 0.9))
-def test_a_curve_has_a_rate_for_each_step_and_never_exceeds_its_peak(
-    name: str, count: int, peak: float, warmup: float
-) -> None:
+def test_schedule_has_a_rate_for_each_step_up_to_its_peak(name: str, count: int, peak: float, warmup: float) -> None:
     values = schedule_curve(name, count, peak, warmup)
     assert len(values) == count
     assert all(0 <= value <= peak * (1 + 1e-12) for value in values)
 
 
 @given(step_counts, learning_rate_values)
-def test_constant_is_the_peak_throughout(count: int, peak: float) -> None:
+def test_constant_is_always_the_peak(count: int, peak: float) -> None:
     assert schedule_curve("constant", count, peak) == [peak] * count
 
 
 @given(st.integers(2, 500), learning_rate_values)
-def test_cosine_falls_from_the_peak_to_zero_along_half_a_cosine(count: int, peak: float) -> None:
+def test_cosine_falls_from_the_peak_to_zero(count: int, peak: float) -> None:
     expected = peak * (1 + np.cos(np.pi * np.arange(count) / (count - 1))) / 2
     np.testing.assert_allclose(schedule_curve("cosine", count, peak), expected, rtol=1e-9, atol=1e-12 * peak)
 
 
 @given(st.integers(2, 500), learning_rate_values, st.floats(0.01, 0.9))
-def test_one_cycle_starts_low_rises_once_falls_once_and_ends_far_below(count: int, peak: float, warmup: float) -> None:
+def test_one_cycle_rises_once_and_falls_once(count: int, peak: float, warmup: float) -> None:
     values = schedule_curve("one-cycle", count, peak, warmup)
     assert values[0] == pytest.approx(peak / 25)
     assert values[-1] == pytest.approx(peak / 25 / 1e4)
@@ -66,31 +64,31 @@ def test_one_cycle_starts_low_rises_once_falls_once_and_ends_far_below(count: in
 
 
 @given(st.floats(0, 0.9))
-def test_one_cycle_peaks_where_its_warm_up_ends(warmup: float) -> None:
+def test_one_cycle_peaks_at_the_end_of_the_warmup(warmup: float) -> None:
     values = schedule_curve("one-cycle", 1_001, warmup=warmup)
     assert max(values) == pytest.approx(1, rel=1e-3)
     assert abs(values.index(max(values)) - 1_000 * warmup) <= 1
 
 
-def test_one_cycle_follows_torchs_own() -> None:
+def test_one_cycle_equals_that_of_torch() -> None:
     values = schedule_curve("one-cycle", 1_000, warmup=0.3)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=1_000, pct_start=0.3)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=1_000, pct_start=0.3)
     expected = []
     for _ in range(1_000):
         expected.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        theirs.step() if len(expected) < 1_000 else None
-    # torch ends its warm-up one step earlier.
+        scheduler.step() if len(expected) < 1_000 else None
+    # In torch the warm-up ends one step earlier.
     np.testing.assert_allclose(values, expected, atol=0.01)
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine"])
-def test_a_training_of_a_single_step_uses_the_peak(name: str) -> None:
+def test_training_of_a_single_step_uses_the_peak(name: str) -> None:
     assert schedule_curve(name, 1, peak=0.5) == [0.5]
 
 
-# ----------------------------------------------------------------------------------- update rules
+# ------------------------------------------------------------------------------------ optimizers
 
 
 def make_small_classifier(seed: int = 0) -> Classifier:
@@ -100,21 +98,21 @@ def make_small_classifier(seed: int = 0) -> Classifier:
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Images, batch: int) -> None:
-    chosen = slice(batch * 32, (batch + 1) * 32)
-    loss = functional.cross_entropy(model(images.train.pixels[chosen]), images.train.labels[chosen])
+    rows = slice(batch * 32, (batch + 1) * 32)
+    loss = functional.cross_entropy(model(images.train.pixels[rows]), images.train.labels[rows])
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
 
 
 def make_torch_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """The same rule as a reader of torch's manual would write it down, with the unfused kernels."""
+    """Return the same optimizer as in torch's documentation, with parameters grouped by type, not fused."""
     norms = {p for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
     biases = {p for name, p in model.named_parameters() if name.endswith("bias")}
-    spared = norms | biases
+    without_decay = norms | biases
     groups = [
-        {"params": [p for p in model.parameters() if p not in spared], "weight_decay": settings.weight_decay},
-        {"params": list(spared), "weight_decay": 0.0},
+        {"params": [p for p in model.parameters() if p not in without_decay], "weight_decay": settings.weight_decay},
+        {"params": list(without_decay), "weight_decay": 0.0},
     ]
     rate = settings.learning_rate
     if settings.name == "sgd":
@@ -127,7 +125,7 @@ def make_torch_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.O
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("name", OPTIMIZER_NAMES)
-def test_an_update_rule_equals_torchs_own(name: str, nesterov: bool, decay: float, images: Images) -> None:
+def test_optimizer_equals_that_of_torch(name: str, nesterov: bool, decay: float, images: Images) -> None:
     settings = Optimizer(name=name, learning_rate=1e-2, momentum=0.8, nesterov=nesterov, weight_decay=decay)
     ours, theirs = make_small_classifier(), make_small_classifier()
     first, second = make_optimizer(ours, settings), make_torch_optimizer(theirs, settings)
@@ -139,31 +137,31 @@ def test_an_update_rule_equals_torchs_own(name: str, nesterov: bool, decay: floa
 
 
 @pytest.mark.parametrize("name", OPTIMIZER_NAMES)
-def test_a_rule_without_momentum_works(name: str, images: Images) -> None:
+def test_optimizer_without_momentum_works(name: str, images: Images) -> None:
     model = make_small_classifier()
     train_step(model, make_optimizer(model, Optimizer(name=name, momentum=0.0, nesterov=True)), images, 0)
 
 
 @pytest.mark.parametrize("name", OPTIMIZER_NAMES)
-def test_decay_shrinks_weights_and_spares_biases_and_norms(name: str) -> None:
+def test_decay_applies_to_weights_but_not_to_biases_and_norms(name: str) -> None:
     model = make_small_classifier()
     for parameter in model.parameters():
         nn.init.constant_(parameter, 1.0)
         parameter.grad = torch.zeros_like(parameter)
     make_optimizer(model, Optimizer(name=name, learning_rate=0.1, weight_decay=0.5)).step()
-    shrunk = {name for name, parameter in model.named_parameters() if (parameter < 1).all()}
+    decayed = {name for name, parameter in model.named_parameters() if (parameter < 1).all()}
     same = {name for name, parameter in model.named_parameters() if (parameter == 1).all()}
     weights = {
         f"network.{name}.weight"
         for name, module in model.network.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear)
     }
-    assert shrunk == weights
+    assert decayed == weights
     assert same == {name for name, _ in model.named_parameters()} - weights
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
-def test_only_adamw_decays_apart_from_the_gradient(name: str) -> None:
+def test_only_adamw_decouples_the_decay_from_the_gradient(name: str) -> None:
     def shrinkage(rule: str) -> float:
         model = build(Mlp(depth=0))
         (weight,) = (p for p in model.parameters() if p.ndim > 1)
@@ -175,16 +173,16 @@ def test_only_adamw_decays_apart_from_the_gradient(name: str) -> None:
         return 1 - weight.flatten()[0].item()
 
     assert shrinkage("adamw") == pytest.approx(0.1 * 0.5, rel=1e-4)
-    # Adam divides the decay by its own size, which leaves the learning rate; plain sgd multiplies both.
+    # Adam normalises the decay, so that only the learning rate remains; sgd multiplies the two.
     assert shrinkage(name) == pytest.approx({"sgd": 0.1 * 0.5, "adam": 0.1}[name], rel=1e-4)
 
 
 @pytest.mark.parametrize("model", [Mlp(depth=0), Mlp(), Cnn(norm="none"), Cnn(activation="prelu", hidden=8)])
-def test_every_parameter_is_updated_by_exactly_one_group(model: Mlp | Cnn) -> None:
+def test_each_parameter_is_in_one_group(model: Mlp | Cnn) -> None:
     network = build(model)
     optimizer = make_optimizer(network, Optimizer())
-    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    assert sorted(held) == sorted(id(p) for p in network.parameters())
+    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in network.parameters())
 
 
 # ------------------------------------------------------------------------------- averaged weights
@@ -200,7 +198,7 @@ def float_state(model: nn.Module) -> dict[str, np.ndarray]:
 
 @settings(max_examples=15)
 @given(st.floats(0.1, 1_000))
-def test_averages_equal_plain_arithmetic_batch_norms_statistics_included(images: Images, horizon: float) -> None:
+def test_averages_of_parameters_and_batch_norm_equal_arithmetic(images: Images, horizon: float) -> None:
     generator = torch.Generator().manual_seed(0)
     model = network_with_batch_norm()
     averaged = AveragedWeights(model, horizon)
@@ -218,7 +216,7 @@ def test_averages_equal_plain_arithmetic_batch_norms_statistics_included(images:
         np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-3, err_msg=name)
 
 
-def test_without_a_horizon_the_average_is_the_present_weights(images: Images) -> None:
+def test_average_without_a_horizon_is_the_current_weights(images: Images) -> None:
     model = network_with_batch_norm()
     averaged = AveragedWeights(model, 0)
     for _ in range(3):
@@ -230,7 +228,7 @@ def test_without_a_horizon_the_average_is_the_present_weights(images: Images) ->
             np.testing.assert_array_equal(value, float_state(model)[name], err_msg=name)
 
 
-def test_the_average_is_a_copy_in_evaluation_mode_that_leaves_the_model_alone() -> None:
+def test_average_is_a_copy_in_evaluation_mode() -> None:
     model = network_with_batch_norm()
     averaged = AveragedWeights(model, 10)
     before = copy.deepcopy(model.state_dict())
@@ -244,7 +242,7 @@ def test_the_average_is_a_copy_in_evaluation_mode_that_leaves_the_model_alone() 
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_weights_that_rest_are_their_own_average() -> None:
+def test_average_of_constant_weights_is_the_weights() -> None:
     model = network_with_batch_norm()
     averaged = AveragedWeights(model, 100)
     for _ in range(50):
@@ -253,7 +251,7 @@ def test_weights_that_rest_are_their_own_average() -> None:
         np.testing.assert_array_equal(value, float_state(model)[name], err_msg=name)
 
 
-def test_initial_weights_are_soon_forgotten_whatever_the_horizon() -> None:
+def test_initial_weights_are_soon_forgotten_with_any_horizon() -> None:
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
     averaged = AveragedWeights(model, 1e6)

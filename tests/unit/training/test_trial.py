@@ -1,10 +1,11 @@
-"""A trial ends in one of four ways, says which and why, and keeps what its recipe asks for."""
+"""Tests of `training.trial`: how a trial ends, how failures are reported, and which weights it returns."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from fmnist_search.data.files import DataSource
 from fmnist_search.data.images import Images
 from fmnist_search.data.loading import load_images
+from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import MAX_PARAMETERS, build, count_parameters
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import Mlp
@@ -22,6 +24,7 @@ from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import Decision, EpochReport, TrialState
 from fmnist_search.training.engine import fit
 from fmnist_search.training.evaluation import evaluate
+from fmnist_search.training.loop import EpochResult
 from fmnist_search.training.runtime import torch_settings
 from fmnist_search.training.trial import run_trial
 
@@ -35,11 +38,11 @@ OVERFITTING_RECIPE = Recipe(
     epochs=15,
     batch_size=100,
 )
-"""The loss turns before the accuracy does."""
+"""Its validation loss rises while its accuracy still improves."""
 
 
 class RecordingStopper:
-    """An observer that notes what it sees and decides as told, by epoch."""
+    """A stopper that records its reports and returns the decision given for each epoch."""
 
     def __init__(self, decisions: dict[int, Decision] | None = None):
         self.decisions = decisions or {}
@@ -50,15 +53,15 @@ class RecordingStopper:
         return self.decisions.get(report.epoch, Decision.CONTINUE)
 
 
-# ----------------------------------------------------------------------------------- how it ends
+# ---------------------------------------------------------------------------------------------- end
 
 
-def test_a_trial_that_nobody_stops_is_completed(images: Images, execution: Execution) -> None:
-    watcher = RecordingStopper()
-    result = run_trial(TINY_RECIPE, images, execution, watcher)
+def test_trial_without_a_stopper_is_completed(images: Images, execution: Execution) -> None:
+    stopper = RecordingStopper()
+    result = run_trial(TINY_RECIPE, images, execution, stopper)
     assert (result.state, result.reason, result.error) == (TrialState.COMPLETED, None, None)
     assert [epoch.epoch for epoch in result.epochs] == [1, 2, 3, 4]
-    assert tuple(watcher.reports) == result.epochs
+    assert tuple(stopper.reports) == result.epochs
     assert result.parameters == count_parameters(TINY_RECIPE.model)
     assert sum(epoch.seconds for epoch in result.epochs) <= result.seconds
 
@@ -66,14 +69,14 @@ def test_a_trial_that_nobody_stops_is_completed(images: Images, execution: Execu
 @pytest.mark.parametrize(
     ("decision", "state"), [(Decision.PRUNE, TrialState.PRUNED), (Decision.INTERRUPT, TrialState.INTERRUPTED)]
 )
-def test_an_observer_ends_a_trial_after_the_epoch_it_saw(
+def test_stopper_ends_a_trial_after_the_reported_epoch(
     decision: Decision, state: TrialState, images: Images, execution: Execution
 ) -> None:
-    watcher = RecordingStopper({2: decision})
-    result = run_trial(TINY_RECIPE, images, execution, watcher)
+    stopper = RecordingStopper({2: decision})
+    result = run_trial(TINY_RECIPE, images, execution, stopper)
     assert result.state is state
     assert [epoch.epoch for epoch in result.epochs] == [1, 2]
-    assert tuple(watcher.reports) == result.epochs
+    assert tuple(stopper.reports) == result.epochs
     assert result.reason is not None
     assert "epoch 2" in result.reason
     assert result.value == result.epochs[-1].val_accuracy
@@ -81,30 +84,26 @@ def test_an_observer_ends_a_trial_after_the_epoch_it_saw(
 
 
 @pytest.mark.parametrize("decision", [Decision.PRUNE, Decision.INTERRUPT])
-def test_a_decision_after_the_last_epoch_comes_too_late(
-    decision: Decision, images: Images, execution: Execution
-) -> None:
+def test_decision_after_the_last_epoch_is_ignored(decision: Decision, images: Images, execution: Execution) -> None:
     result = run_trial(TINY_RECIPE, images, execution, RecordingStopper({4: decision}))
     assert (result.state, result.reason, len(result.epochs)) == (TrialState.COMPLETED, None, 4)
 
 
-def test_watching_changes_nothing(images: Images, execution: Execution) -> None:
+def test_stopper_does_not_change_the_training(images: Images, execution: Execution) -> None:
     recipe = TINY_RECIPE.replace({"model.dropout": 0.5})
 
-    def curious(_: EpochReport) -> Decision:
+    def draw_numbers(_: EpochReport) -> Decision:
         torch.rand(5)
         return Decision.CONTINUE
 
-    alone, watched = run_trial(recipe, images, execution), run_trial(recipe, images, execution, curious)
+    alone, watched = run_trial(recipe, images, execution), run_trial(recipe, images, execution, draw_numbers)
     assert [epoch.train_loss for epoch in watched.epochs] == [epoch.train_loss for epoch in alone.epochs]
 
 
-def test_an_observer_draws_the_numbers_that_it_would_draw_without_the_training(
-    images: Images, execution: Execution
-) -> None:
+def test_training_does_not_change_the_global_generator(images: Images, execution: Execution) -> None:
     drawn: list[float] = []
 
-    def curious(_: EpochReport) -> Decision:
+    def draw_numbers(_: EpochReport) -> Decision:
         drawn.extend(torch.rand(3).tolist())
         return Decision.CONTINUE
 
@@ -112,64 +111,68 @@ def test_an_observer_draws_the_numbers_that_it_would_draw_without_the_training(
         torch.manual_seed(5)
         expected = torch.rand(3 * TINY_RECIPE.epochs).tolist()
         torch.manual_seed(5)
-        run_trial(TINY_RECIPE.replace({"model.dropout": 0.5}), images, execution, curious)
+        run_trial(TINY_RECIPE.replace({"model.dropout": 0.5}), images, execution, draw_numbers)
     assert drawn == expected
 
 
-@pytest.mark.parametrize("error", [RuntimeError("mine"), KeyboardInterrupt()])
-def test_what_goes_wrong_in_the_observer_is_the_callers(
-    error: BaseException, images: Images, execution: Execution
-) -> None:
-    def broken(_: EpochReport) -> Decision:
+class FailingCallback:
+    def __init__(self, error: BaseException):
+        self.error = error
+
+    def on_epoch_end(self, epoch: EpochResult, state: dict[str, Any]) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("mine"), UserError("mine"), KeyboardInterrupt()])
+def test_error_of_a_stopper_or_a_callback_is_raised(error: BaseException, images: Images, execution: Execution) -> None:
+    def raise_error(_: EpochReport) -> Decision:
         raise error
 
     before = torch.get_rng_state()
     with pytest.raises(type(error)):
-        run_trial(TINY_RECIPE, images, execution, broken)
+        run_trial(TINY_RECIPE, images, execution, raise_error)
+    with pytest.raises(type(error)):
+        run_trial(TINY_RECIPE, images, execution, training_callback=FailingCallback(error))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 NO_LEARNING_RECIPE = TINY_RECIPE.replace(
     {"optimizer.learning_rate": 1e-12, "optimizer.weight_decay": 0.0, "averaging.horizon": 0.0}
 )
-"""Its first epoch stays its best."""
+"""Its first epoch stays the best."""
 
 
 @pytest.mark.parametrize("decision", Decision)
-def test_out_of_patience_a_trial_is_completed_and_every_decision_comes_too_late(
-    decision: Decision, images: Images, execution: Execution
-) -> None:
-    watcher = RecordingStopper({3: decision})
-    result = run_trial(NO_LEARNING_RECIPE.replace({"patience": 2}), images, execution, watcher)
+def test_early_stopping_overrides_every_decision(decision: Decision, images: Images, execution: Execution) -> None:
+    stopper = RecordingStopper({3: decision})
+    result = run_trial(NO_LEARNING_RECIPE.replace({"patience": 2}), images, execution, stopper)
     assert (result.state, result.reason) == (
         TrialState.COMPLETED,
         "early stopping: no better val_accuracy since epoch 1",
     )
     assert [epoch.epoch for epoch in result.epochs] == [1, 2, 3]
-    assert tuple(watcher.reports) == result.epochs
+    assert tuple(stopper.reports) == result.epochs
     assert (result.value, result.best_epoch) == (result.epochs[-1].val_accuracy, 1)
     assert result.last_weights is not None
 
 
 @pytest.mark.parametrize("patience", [0, 3, 4])
-def test_patience_that_lasts_changes_nothing(patience: int, images: Images, execution: Execution) -> None:
+def test_unused_patience_changes_nothing(patience: int, images: Images, execution: Execution) -> None:
     result = run_trial(NO_LEARNING_RECIPE.replace({"patience": patience}), images, execution)
     assert (result.state, result.reason, len(result.epochs)) == (TrialState.COMPLETED, None, 4)
 
 
 @pytest.mark.parametrize("keep", ["val_accuracy", "val_loss"])
-def test_patience_waits_for_the_figure_that_chooses_the_weights(
-    keep: str, images: Images, execution: Execution
-) -> None:
+def test_patience_follows_the_metric_that_selects_weights(keep: str, images: Images, execution: Execution) -> None:
     recipe = OVERFITTING_RECIPE.replace({"keep": keep})
     scores = [
         (e.val_accuracy if keep == "val_accuracy" else -(e.val_loss or 0)) or 0.0
         for e in run_trial(recipe, images, execution).epochs
     ]
-    first_without_gain = next(at for at in range(1, len(scores)) if scores[at] <= max(scores[:at])) + 1
-    assert first_without_gain < len(scores), "an overfitting recipe should have epochs without a gain"
+    first_without_improvement = next(at for at in range(1, len(scores)) if scores[at] <= max(scores[:at])) + 1
+    assert first_without_improvement < len(scores), "the recipe must have an epoch without improvement"
     result = run_trial(recipe.replace({"patience": 1}), images, execution)
-    assert (result.state, len(result.epochs)) == (TrialState.COMPLETED, first_without_gain)
+    assert (result.state, len(result.epochs)) == (TrialState.COMPLETED, first_without_improvement)
 
 
 # -------------------------------------------------------------------------------------- failures
@@ -178,21 +181,21 @@ def test_patience_waits_for_the_figure_that_chooses_the_weights(
 @pytest.mark.parametrize(
     "model", [Mlp(depth=4, width=32), Cnn(depth=2, width_1=8, width_2=8, norm="none")], ids=["mlp", "cnn"]
 )
-def test_a_diverging_training_fails_and_no_figure_that_is_not_finite_gets_out(
+def test_diverging_training_fails_and_reports_finite_values_only(
     model: Architecture, images: Images, execution: Execution
 ) -> None:
-    watcher = RecordingStopper()
+    stopper = RecordingStopper()
     recipe = dataclasses.replace(TINY_RECIPE, model=model, optimizer=Optimizer(name="sgd", learning_rate=100.0))
-    result = run_trial(recipe.replace({"batch_size": 20}), images, execution, watcher)
+    result = run_trial(recipe.replace({"batch_size": 20}), images, execution, stopper)
     assert result.state is TrialState.FAILED
     assert result.reason is not None
     assert "not finite" in result.reason
     assert len(result.epochs) < recipe.epochs
-    assert tuple(watcher.reports) == result.epochs
+    assert tuple(stopper.reports) == result.epochs
     assert all(math.isfinite(x) for epoch in result.epochs for x in (epoch.train_loss, epoch.val_loss or 0))
 
 
-def test_a_training_that_diverges_late_keeps_its_finite_epochs(images: Images, execution: Execution) -> None:
+def test_training_that_diverges_late_keeps_its_finite_epochs(images: Images, execution: Execution) -> None:
     bright = images.train.pixels.float()
     one = dataclasses.replace(images, train=dataclasses.replace(images.train, pixels=bright))
 
@@ -206,18 +209,18 @@ def test_a_training_that_diverges_late_keeps_its_finite_epochs(images: Images, e
     assert result.reason is not None
     assert "epoch 3" in result.reason
     assert result.weights is not None
-    kept = [*result.weights.values(), *(result.last_weights or {}).values()]
-    assert all(tensor.isfinite().all() for tensor in kept)
+    weights = [*result.weights.values(), *(result.last_weights or {}).values()]
+    assert all(tensor.isfinite().all() for tensor in weights)
 
 
-def test_a_network_that_is_too_large_fails_before_it_is_built(images: Images, execution: Execution) -> None:
+def test_network_that_is_too_large_fails_before_it_is_built(images: Images, execution: Execution) -> None:
     widths = {f"width_{block}": 4096 for block in range(1, 6)}
     kernels = {f"kernel_{block}": 7 for block in range(1, 6)}
     giant = Cnn(depth=5, convolutions=2, **widths, **kernels)  # type: ignore[arg-type]
     assert count_parameters(giant) > 20 * MAX_PARAMETERS
     started = time.perf_counter()
     result = run_trial(dataclasses.replace(TINY_RECIPE, model=giant), images, execution)
-    # Some 30 GB of weights would take longer, where they fit at all.
+    # Building some 30 GB of weights would take longer, if they fit at all.
     assert time.perf_counter() - started < 5
     assert (result.state, result.epochs, result.value, result.weights) == (TrialState.FAILED, (), None, None)
     assert result.reason is not None
@@ -225,7 +228,7 @@ def test_a_network_that_is_too_large_fails_before_it_is_built(images: Images, ex
     assert f"{MAX_PARAMETERS:,}" in result.reason
 
 
-def test_an_error_in_the_training_is_a_result_with_its_traceback(images: Images) -> None:
+def test_error_of_the_training_is_a_result_with_a_traceback(images: Images) -> None:
     result = run_trial(TINY_RECIPE, images, Execution(device="nowhere"))
     assert (result.state, result.epochs) == (TrialState.FAILED, ())
     assert result.reason is not None
@@ -234,16 +237,16 @@ def test_an_error_in_the_training_is_a_result_with_its_traceback(images: Images)
     assert result.error.startswith("Traceback")
 
 
-# -------------------------------------------------------------------------------- what it leaves
+# ------------------------------------------------------------------------------------------ weights
 
 
 @pytest.mark.parametrize("keep", ["val_accuracy", "val_loss"])
-def test_the_weights_of_the_best_epoch_are_kept(keep: str, images: Images, execution: Execution) -> None:
+def test_weights_are_those_of_the_best_epoch(keep: str, images: Images, execution: Execution) -> None:
     result = run_trial(OVERFITTING_RECIPE.replace({"keep": keep}), images, execution)
     scores = [(e.val_accuracy if keep == "val_accuracy" else -(e.val_loss or 0)) for e in result.epochs]
     best = scores.index(max(scores)) + 1  # type: ignore[type-var]
     assert result.best_epoch == best
-    # Only then does the test see that later epochs leave the kept weights alone.
+    # Otherwise the test would not show that later epochs leave these weights alone.
     assert best < len(result.epochs)
     assert result.weights is not None
     model = build(OVERFITTING_RECIPE.model)
@@ -253,23 +256,21 @@ def test_the_weights_of_the_best_epoch_are_kept(keep: str, images: Images, execu
     assert again.loss == pytest.approx(result.epochs[best - 1].val_loss, rel=1e-6)
 
 
-def test_of_epochs_that_are_equally_good_the_first_is_kept(images: Images, execution: Execution) -> None:
+def test_first_of_equally_good_epochs_is_the_best(images: Images, execution: Execution) -> None:
     still = {"optimizer.learning_rate": 1e-12, "optimizer.weight_decay": 0.0}
     result = run_trial(TINY_RECIPE.replace(still), images, execution)
     assert len({epoch.val_accuracy for epoch in result.epochs}) == 1
     assert result.best_epoch == 1
 
 
-def test_loss_and_accuracy_choose_different_weights(images: Images, execution: Execution) -> None:
+def test_loss_and_accuracy_select_different_weights(images: Images, execution: Execution) -> None:
     by_accuracy = run_trial(OVERFITTING_RECIPE, images, execution)
     by_loss = run_trial(OVERFITTING_RECIPE.replace({"keep": "val_loss"}), images, execution)
     assert by_accuracy.best_epoch != by_loss.best_epoch
     assert by_accuracy.value == by_loss.value
 
 
-def test_kept_weights_load_into_a_network_of_the_recipe_and_reproduce_its_value(
-    images: Images, execution: Execution
-) -> None:
+def test_weights_reproduce_the_value_of_the_trial(images: Images, execution: Execution) -> None:
     recipe = dataclasses.replace(TINY_RECIPE, model=Cnn(depth=2, width_1=8, width_2=8), epochs=1)
     result = run_trial(recipe, images, execution)
     assert result.weights is not None
@@ -278,7 +279,7 @@ def test_kept_weights_load_into_a_network_of_the_recipe_and_reproduce_its_value(
     assert evaluate(model.eval(), images.validation).accuracy == result.value
 
 
-def test_the_value_is_the_last_epochs_and_the_best_is_told_apart(images: Images, execution: Execution) -> None:
+def test_value_is_that_of_the_last_epoch_and_not_the_best(images: Images, execution: Execution) -> None:
     result = run_trial(OVERFITTING_RECIPE, images, execution)
     accuracies = [epoch.val_accuracy for epoch in result.epochs]
     assert result.value == accuracies[-1]
@@ -286,7 +287,7 @@ def test_the_value_is_the_last_epochs_and_the_best_is_told_apart(images: Images,
     assert result.best_val_accuracy > result.value  # type: ignore[operator]
 
 
-def test_the_last_weights_reproduce_the_value(images: Images, execution: Execution) -> None:
+def test_last_weights_reproduce_the_value(images: Images, execution: Execution) -> None:
     result = run_trial(OVERFITTING_RECIPE, images, execution)
     assert result.last_weights is not None
     model = build(OVERFITTING_RECIPE.model)
@@ -294,14 +295,14 @@ def test_the_last_weights_reproduce_the_value(images: Images, execution: Executi
     assert evaluate(model.eval(), images.validation).accuracy == result.value
 
 
-def test_the_confusion_is_that_of_the_last_epoch(images: Images, execution: Execution) -> None:
+def test_confusion_is_that_of_the_last_epoch(images: Images, execution: Execution) -> None:
     result = run_trial(OVERFITTING_RECIPE, images, execution)
     assert result.confusion is not None
     assert sum(map(sum, result.confusion)) == len(images.validation)
     assert sum(row[label] for label, row in enumerate(result.confusion)) / len(images.validation) == result.value
 
 
-def test_without_validation_images_the_last_weights_are_kept(source: DataSource, execution: Execution) -> None:
+def test_weights_are_the_last_without_validation_images(source: DataSource, execution: Execution) -> None:
     images = load_images(Data(train_images=300, validation=0), source)
     recipe = TINY_RECIPE.replace({"data.train_images": 300, "data.validation": 0, "epochs": 3})
     result = run_trial(recipe, images, execution)
@@ -315,7 +316,7 @@ def test_without_validation_images_the_last_weights_are_kept(source: DataSource,
         assert torch.equal(result.weights[name], tensor), name
 
 
-def test_results_compare_and_print_without_their_weights(images: Images, execution: Execution) -> None:
+def test_results_are_compared_and_printed_without_weights(images: Images, execution: Execution) -> None:
     result = run_trial(TINY_RECIPE, images, execution)
     assert dataclasses.replace(result, weights=None, last_weights=None) == result
     assert "tensor" not in repr(result)

@@ -1,4 +1,4 @@
-"""A training that goes on from what was kept equals one that never stopped, bit for bit."""
+"""Tests of resuming in `training.trial`: a resumed training equals an uninterrupted one, bit for bit."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ RECIPE_CHANGES = {
 
 
 class StateRecorder:
-    """Keeps a copy of the state after each epoch."""
+    """Stores a copy of the state after each epoch."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, Any]] = []
@@ -56,34 +56,34 @@ class StateRecorder:
 
 
 @pytest.mark.parametrize("changes", RECIPE_CHANGES.values(), ids=RECIPE_CHANGES.keys())
-def test_going_on_equals_never_having_stopped(changes: dict[str, Any], images: Images, execution: Execution) -> None:
+def test_resumed_equals_uninterrupted(changes: dict[str, Any], images: Images, execution: Execution) -> None:
     recipe = RECIPE.replace(changes)
-    keeper = StateRecorder()
-    whole = run_trial(recipe, images, execution, training_callback=keeper)
-    for state in keeper.states[:-1]:
+    recorder = StateRecorder()
+    uninterrupted = run_trial(recipe, images, execution, training_callback=recorder)
+    for state in recorder.states[:-1]:
         resumed = run_trial(recipe, images, execution, resume_from=state)
         assert [_report_values(report) for report in resumed.epochs] == [
-            _report_values(report) for report in whole.epochs
+            _report_values(report) for report in uninterrupted.epochs
         ]
         assert (resumed.best_epoch, resumed.confusion, resumed.state) == (
-            whole.best_epoch,
-            whole.confusion,
+            uninterrupted.best_epoch,
+            uninterrupted.confusion,
             TrialState.COMPLETED,
         )
         for name in ("weights", "last_weights"):
-            ours, theirs = getattr(resumed, name), getattr(whole, name)
+            ours, theirs = getattr(resumed, name), getattr(uninterrupted, name)
             assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-def test_the_observer_sees_new_epochs_and_the_result_holds_all(images: Images, execution: Execution) -> None:
-    keeper, seen = StateRecorder(), []
+def test_stopper_gets_new_epochs_and_the_result_has_all(images: Images, execution: Execution) -> None:
+    recorder, seen = StateRecorder(), []
 
-    def observe(report: EpochReport) -> Decision:
+    def record_epoch(report: EpochReport) -> Decision:
         seen.append(report.epoch)
         return Decision.CONTINUE
 
-    first = run_trial(RECIPE.replace({"epochs": 2}), images, execution, training_callback=keeper)
-    second = run_trial(RECIPE, images, execution, observe, resume_from=keeper.states[-1])
+    first = run_trial(RECIPE.replace({"epochs": 2}), images, execution, training_callback=recorder)
+    second = run_trial(RECIPE, images, execution, record_epoch, resume_from=recorder.states[-1])
     assert seen == [3, 4]
     assert second.epochs[:2] == first.epochs
     assert second.seconds > first.seconds
