@@ -47,17 +47,17 @@ def status(
         return
     counts = ", ".join(f"{summary.count(state)} {state.value}" for state in TrialState if summary.count(state))
     stdout.print(f"{summary.name}: {summary.question}", markup=False)
-    stdout.print(f"trials: {counts or 'none'}; {summary.ended_by.value}")
+    stdout.print(f"trials: {counts or 'none'}; {summary.stop_reason.value}")
     if summary.best:
         stdout.print(
             f"best: trial {summary.best.number} ({summary.best.recipe.label}) at {format_percent(summary.best.value)}"
         )
     if champion := summary.champion:
         test = format_percent(champion.test.value)
-        stdout.print(f"champion: {champion.recipe.label}, {champion.confirmed}, {test} on the test images")
+        stdout.print(f"champion: {champion.recipe.label}, {champion.confirmed_score}, {test} on the test images")
     if overhead := summary.overhead:
         stdout.print(f"beside training, a trial takes {_format_overhead(overhead)}")
-    for line in summary.edges:
+    for line in summary.boundary_warnings:
         stdout.print(f"at an edge: {line}", markup=False)
     left = outbox_status(workspace=workspace)
     if left.pending or left.rejected:

@@ -177,11 +177,11 @@ def print_summary(summary: StudySummary, command: str, *, quiet: bool, after_sea
     from fmnist_search.results.study import StopReason
     from fmnist_search.results.training import TrialState
 
-    if summary.ended_by is StopReason.INTERRUPTED:
+    if summary.stop_reason is StopReason.INTERRUPTED:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `mlflow run` sends SIGINT and then SIGTERM
         stderr.print(f"interrupted; nothing is lost: `{command}` continues the study")
         raise typer.Exit(ExitCode.INTERRUPTED)
-    if summary.ended_by is StopReason.FAILURES:
+    if summary.stop_reason is StopReason.FAILURES:
         failed = [trial for trial in summary.trials if trial.state is TrialState.FAILED]
         stderr.print(f"error: {len(failed)} trials failed, the last because {failed[-1].reason}; see budget.failures")
         raise typer.Exit(ExitCode.TOO_MANY_FAILURES)
@@ -190,8 +190,8 @@ def print_summary(summary: StudySummary, command: str, *, quiet: bool, after_sea
         raise typer.Exit(ExitCode.NOTHING_COMPLETED)
     if after_search:
         new = f"{summary.new_trials} new trials" if summary.new_trials else "nothing left to do"
-        stderr.print(f"{summary.name}: {new}; {summary.ended_by.value}")
-        for line in summary.edges:
+        stderr.print(f"{summary.name}: {new}; {summary.stop_reason.value}")
+        for line in summary.boundary_warnings:
             stderr.print(f"{summary.name}: {line}")
     best = f"best trial {summary.best.number} ({summary.best.recipe.label}) at {format_percent(summary.best.value)}"
     if champion := summary.champion:
@@ -199,7 +199,7 @@ def print_summary(summary: StudySummary, command: str, *, quiet: bool, after_sea
             stderr.print(f"{summary.name}: {champion.model} {champion.verdict}")
         label = f"{f'ensemble of {champion.members}, ' if champion.members > 1 else ''}{champion.recipe.label}"
         best += (
-            f"; {label} confirmed at {champion.confirmed}, {format_percent(champion.test.value)} on the test "
+            f"; {label} confirmed at {champion.confirmed_score}, {format_percent(champion.test.value)} on the test "
             f"images, registered as models:/{champion.model}/{champion.version} ({champion.alias})"
         )
     last = stderr if quiet else stdout

@@ -56,9 +56,9 @@ def trial_to_dict(trial: TrialRecord) -> Json:
         "run_id": trial.run_id,
         "curve": trial.curve,
         "overhead": overhead_to_dict(trial.overhead),
-        "comes_again": trial.comes_again,
+        "comes_again": trial.will_retry,
         "parameters": trial.parameters,
-        "began_at": trial.began_at,
+        "began_at": trial.started_at,
         "ended_at": trial.ended_at,
     }
 
@@ -80,12 +80,12 @@ def search_to_dict(summary: StudySummary) -> Json:
         "name": summary.name,
         "question": summary.question,
         "trials": [trial_to_dict(trial) for trial in summary.trials],
-        "ended_by": STOP_REASONS[summary.ended_by][1],
+        "ended_by": STOP_REASONS[summary.stop_reason][1],
         "new_trials": summary.new_trials,
         "seconds": summary.seconds,
         "run_id": summary.run_id,
         "champion": champion_to_dict(summary.champion) if summary.champion else None,
-        "edges": summary.edges,
+        "edges": summary.boundary_warnings,
         "overhead": overhead_to_dict(summary.overhead) if summary.overhead else None,
         "searched_seconds": summary.searched_seconds,
     }
@@ -97,11 +97,11 @@ def status_to_dict(summary: StudySummary) -> Json:
         **{state.value: summary.count(state) for state in TrialState},
         "study": summary.name,
         "question": summary.question,
-        "ended_by": STOP_REASONS[summary.ended_by][0],
+        "ended_by": STOP_REASONS[summary.stop_reason][0],
         "best": trial_to_dict(summary.best) if summary.best else None,
         "champion": champion_to_dict(summary.champion) if summary.champion else None,
         "run_id": summary.run_id,
-        "edges": summary.edges,
+        "edges": summary.boundary_warnings,
         "overhead": overhead_to_dict(summary.overhead) if summary.overhead else None,
     }
 
@@ -110,9 +110,9 @@ def champion_to_dict(champion: Champion) -> Json:
     """Return a champion with the score that confirmed it and its accuracy on the test images."""
     return {
         "confirmed": {
-            "trial": champion.confirmed.trial,
-            "recipe": champion.confirmed.recipe.to_flat_dict(),
-            "accuracies": champion.confirmed.accuracies,
+            "trial": champion.confirmed_score.trial,
+            "recipe": champion.confirmed_score.recipe.to_flat_dict(),
+            "accuracies": champion.confirmed_score.accuracies,
         },
         "recipe": champion.recipe.to_flat_dict(),
         "test": _interval_to_dict(champion.test),
@@ -265,7 +265,7 @@ def _version_to_dict(version: RegisteredVersion) -> Json:
 
 
 def _interval_to_dict(accuracy: Accuracy) -> Json:
-    return {"hits": accuracy.hits, "images": accuracy.images, "low": accuracy.low, "high": accuracy.high}
+    return {"hits": accuracy.correct, "images": accuracy.images, "low": accuracy.low, "high": accuracy.high}
 
 
 def _accuracy_to_dict(accuracy: Accuracy) -> Json:

@@ -176,6 +176,6 @@ def _stored_score(uri: str, version: ModelVersion) -> tuple[TestScore, BoolArray
         correct = unpack_bits(version.tags.get(tags.TEST_CORRECT, ""), accuracy.images)
     except ValueError:
         return None
-    if correct.sum() != accuracy.hits:
+    if correct.sum() != accuracy.correct:
         return None
     return TestScore(uri, *known), correct

@@ -143,7 +143,11 @@ def record_test_evaluation(client: MlflowClient, version: ModelVersion, accuracy
     """Write an evaluation on the test images to the tags of a version; return how many there have been."""
     known = read_test_result(version)
     evaluations = (known[1] if known else 0) + 1
-    values = {tags.TEST_HITS: accuracy.hits, tags.TEST_IMAGE_COUNT: accuracy.images, tags.TEST_EVALUATIONS: evaluations}
+    values = {
+        tags.TEST_HITS: accuracy.correct,
+        tags.TEST_IMAGE_COUNT: accuracy.images,
+        tags.TEST_EVALUATIONS: evaluations,
+    }
     for key, value in values.items():
         client.set_model_version_tag(version.name, str(version.version), key, str(value))
     return evaluations

@@ -187,7 +187,7 @@ def display_range(values: Sequence[float]) -> tuple[float, float]:
 
 def timeline_bars(trials: Sequence[TrialRecord]) -> tuple[list[TimelineBar], list[float]]:
     """When trials ran, in seconds since the first began, and at which of these seconds pauses are left out."""
-    timed = [(r, r.began_at, r.ended_at) for r in trials if r.began_at is not None and r.ended_at is not None]
+    timed = [(r, r.started_at, r.ended_at) for r in trials if r.started_at is not None and r.ended_at is not None]
     spans = sorted((began, ended, row.number) for row, began, ended in timed)
     idle: dict[float, float] = {}
     last = spans[0][0] if spans else 0.0

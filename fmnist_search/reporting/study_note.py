@@ -78,8 +78,8 @@ def _outcome(summary: StudySummary) -> str:
     lines = [f"**Best trial**: {best.number} ({best.recipe.label}), validation accuracy {best.value:.2%}."]
     if champion := summary.champion:
         lines.append(
-            f"**Chosen**: trial {champion.confirmed.trial} ({champion.recipe.label}), confirmed at "
-            f"{champion.confirmed} on fresh seeds; {champion.test.value:.2%} on the test images "
+            f"**Chosen**: trial {champion.confirmed_score.trial} ({champion.recipe.label}), confirmed at "
+            f"{champion.confirmed_score} on fresh seeds; {champion.test.value:.2%} on the test images "
             f"(95 % interval {champion.test.low:.2%} to {champion.test.high:.2%}), looked at once. "
             f"Its model was trained for {_describe_training(champion.recipe)}. Registered as "
             f"{_inline_code(champion.model)} "
@@ -97,7 +97,9 @@ def _describe_training(recipe: Recipe) -> str:
 def _trial_counts(summary: StudySummary) -> str:
     counts = ", ".join(f"{summary.count(state)} {state.value}" for state in TrialState if summary.count(state))
     minutes = sum(row.seconds for row in summary.trials) / 60
-    return f"Trials: {counts or 'none'}, in {minutes:.1f} minutes of training. {summary.ended_by.value.capitalize()}."
+    return (
+        f"Trials: {counts or 'none'}, in {minutes:.1f} minutes of training. {summary.stop_reason.value.capitalize()}."
+    )
 
 
 def _budget_table(summary: StudySummary, budget: Budget) -> str:
@@ -119,7 +121,7 @@ def _format_limit(limit: float | None) -> str:
 
 
 def _findings(summary: StudySummary, importances: Importances | None) -> list[str]:
-    lines = list(summary.edges)
+    lines = list(summary.boundary_warnings)
     if importances and importances.by_name:
         first = list(importances.by_name.items())[:MAX_IMPORTANCES]
         shares = ", ".join(f"{name} {share:.0%}" for name, share in first)
@@ -153,7 +155,7 @@ def _space_table(summary: StudySummary, space: Mapping[str, Domain | str]) -> st
 
 
 def _winning_recipes(best: TrialRecord | None, champion: Champion | None) -> dict[str, Recipe]:
-    chosen = champion.confirmed.trial if champion else None
+    chosen = champion.confirmed_score.trial if champion else None
     winners = {}
     if best:
         title = "best and chosen" if best.number == chosen else "the best"

@@ -69,7 +69,7 @@ class Champion:
     of the first member.
     """
 
-    confirmed: ConfirmedScore
+    confirmed_score: ConfirmedScore
     recipe: Recipe
     test: Accuracy
     model: str

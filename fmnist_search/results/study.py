@@ -16,8 +16,8 @@ from fmnist_search.results.training import Overhead, TrialState
 class TrialRecord:
     """One trial of a study. The `value` of a pruned trial is the last one that it reported.
 
-    `curve` holds the validation accuracy after each epoch. A trial that `comes_again` has lost its worker and is
-    repeated as a new trial. `parameters` is the number of parameters of its network, 0 if unknown. `began_at` and
+    `curve` holds the validation accuracy after each epoch. A trial with `will_retry` has lost its worker and is
+    repeated as a new trial. `parameters` is the number of parameters of its network, 0 if unknown. `started_at` and
     `ended_at` are Unix times in seconds; they do not count when records are compared.
     """
 
@@ -32,15 +32,15 @@ class TrialRecord:
     run_id: str | None = None
     curve: tuple[float, ...] = ()
     overhead: Overhead = field(default_factory=Overhead)
-    comes_again: bool = False
+    will_retry: bool = False
     parameters: int = 0
-    began_at: float | None = field(default=None, compare=False)
+    started_at: float | None = field(default=None, compare=False)
     ended_at: float | None = field(default=None, compare=False)
 
     @property
     def is_final(self) -> bool:
         """Whether the trial counts towards a budget: one that is interrupted or repeated does not."""
-        return not self.comes_again and self.state is not TrialState.INTERRUPTED
+        return not self.will_retry and self.state is not TrialState.INTERRUPTED
 
 
 class StopReason(Enum):
@@ -78,19 +78,19 @@ class StudySummary:
     """The state of a study: every trial, why this run of it stopped, and the champion if there is one.
 
     `new_trials` counts the trials of this run of the study, `seconds` is its duration, and `searched_seconds` the
-    duration of all runs. `edges` holds one warning for each domain whose bounds the best trials are close to.
+    duration of all runs. `boundary_warnings` holds a warning for each domain whose bounds the best trials are close to.
     `overhead` is the mean over the trials.
     """
 
     name: str
     question: str
     trials: tuple[TrialRecord, ...]
-    ended_by: StopReason
+    stop_reason: StopReason
     new_trials: int
     seconds: float
     run_id: str | None = None
     champion: Champion | None = None
-    edges: tuple[str, ...] = ()
+    boundary_warnings: tuple[str, ...] = ()
     overhead: Overhead | None = None
     searched_seconds: float = 0.0
 

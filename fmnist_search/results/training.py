@@ -110,9 +110,9 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """An accuracy on the test images with its 95 % interval (Wilson 1927): `hits` of `images` are correct."""
+    """An accuracy on the test images with its 95 % interval (Wilson 1927): `correct` of `images`."""
 
-    hits: int
+    correct: int
     images: int
     low: float
     high: float
@@ -120,4 +120,4 @@ class Accuracy:
     @property
     def value(self) -> float:
         """Share of the images that are classified correctly."""
-        return self.hits / self.images
+        return self.correct / self.images

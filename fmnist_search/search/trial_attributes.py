@@ -105,9 +105,9 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
         run_id=outcome["run_id"],
         curve=curve,
         overhead=Overhead(**outcome.get("overhead", {})),
-        comes_again=outcome.get("comes_again", outcome["state"] == TrialState.INTERRUPTED.value),
+        will_retry=outcome.get("comes_again", outcome["state"] == TrialState.INTERRUPTED.value),
         parameters=outcome.get("parameters", 0),
-        began_at=_to_unix_seconds(trial.datetime_start),
+        started_at=_to_unix_seconds(trial.datetime_start),
         ended_at=_to_unix_seconds(trial.datetime_complete),
     )
 
@@ -119,7 +119,7 @@ def _to_unix_seconds(local: datetime | None) -> float | None:
 
 def champion_to_dict(champion: Champion) -> dict[str, Any]:
     """Return a champion as values that JSON can hold."""
-    confirmed = champion.confirmed
+    confirmed, test = champion.confirmed_score, champion.test
     return {
         "confirmed": {
             "trial": confirmed.trial,
@@ -127,7 +127,7 @@ def champion_to_dict(champion: Champion) -> dict[str, Any]:
             "accuracies": list(confirmed.accuracies),
         },
         "recipe": champion.recipe.to_flat_dict(),
-        "test": dataclasses.asdict(champion.test),
+        "test": {"hits": test.correct, "images": test.images, "low": test.low, "high": test.high},
         "model": champion.model,
         "version": champion.version,
         "alias": champion.alias,
@@ -138,13 +138,13 @@ def champion_to_dict(champion: Champion) -> dict[str, Any]:
 
 def champion_from_dict(stored: Mapping[str, Any]) -> Champion:
     """Return the champion that `champion_to_dict` stored; earlier versions stored neither verdict nor members."""
-    confirmed = stored["confirmed"]
+    confirmed, test = stored["confirmed"], stored["test"]
     return Champion(
-        confirmed=ConfirmedScore(
+        confirmed_score=ConfirmedScore(
             confirmed["trial"], Recipe().replace(confirmed["recipe"]), tuple(confirmed["accuracies"])
         ),
         recipe=Recipe().replace(stored["recipe"]),
-        test=Accuracy(**stored["test"]),
+        test=Accuracy(test["hits"], test["images"], test["low"], test["high"]),
         model=stored["model"],
         version=stored["version"],
         alias=stored["alias"],

@@ -150,7 +150,7 @@ def _needed_weights(workspace: Workspace, study: str, keep: int) -> set[Path] | 
     except UserError:
         return None
     kept = {row.number for row in _best_records(rows, max(keep, ledger.config.finalists.recipes))}
-    kept |= {champion[1].confirmed.trial} if champion else set()
+    kept |= {champion[1].confirmed_score.trial} if champion else set()
     beaten = {workspace.weights_path(study, row.number) for row in rows if row.number not in kept}
     return set((workspace.folder / "weights" / study).glob("*.pt")) - beaten
 

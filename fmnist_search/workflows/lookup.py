@@ -58,7 +58,7 @@ def summarize(
         name=study_store.config.name,
         question=study_store.config.question,
         trials=tuple(trials),
-        ended_by=stop_reason,
+        stop_reason=stop_reason,
         new_trials=new_trials,
         seconds=seconds,
         run_id=study_store.run_id,
@@ -66,7 +66,9 @@ def summarize(
         overhead=mean_overhead(trials, study_store.tracking_seconds),
         searched_seconds=study_store.searched_seconds,
     )
-    return dataclasses.replace(summary, edges=boundary_warnings(summary.ranked_trials, study_store.config.space))
+    return dataclasses.replace(
+        summary, boundary_warnings=boundary_warnings(summary.ranked_trials, study_store.config.space)
+    )
 
 
 def all_studies(*, workspace: Workspace | None = None) -> list[StudySummary]:

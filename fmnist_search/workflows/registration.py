@@ -168,7 +168,7 @@ def _version_tags(candidate: Candidate, test_evaluation: TestEvaluation) -> dict
         tags.DATASET: candidate.recipes[0].data.dataset,
         tags.MEMBERS: "; ".join(f"{recipe.label} seed {recipe.seed}" for recipe in candidate.recipes),
         **tags.score_tags(candidate.validation_score),
-        tags.TEST_HITS: str(test_evaluation.accuracy.hits),
+        tags.TEST_HITS: str(test_evaluation.accuracy.correct),
         tags.TEST_IMAGE_COUNT: str(test_evaluation.accuracy.images),
         tags.TEST_EVALUATIONS: "1",
         tags.TEST_CORRECT: pack_bits(test_evaluation.correct),

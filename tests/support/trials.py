@@ -50,7 +50,7 @@ def make_trials(
                 seconds,
                 curve=curve,
                 parameters=parameters,
-                began_at=began,
+                started_at=began,
                 ended_at=began + seconds,
             )
         )

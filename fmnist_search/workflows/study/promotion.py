@@ -61,7 +61,7 @@ class Promotion:
         retry_command = f"fmnist-search promote {shlex.quote(self.study)}"
         version = register(store, name, self._candidate(selected), run, self.context, self.source, retry_command)
         return Champion(
-            confirmed=selected.confirmed,
+            confirmed_score=selected.confirmed,
             recipe=selected.recipe,
             test=version.test,
             model=version.model,

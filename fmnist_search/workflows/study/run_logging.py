@@ -83,8 +83,8 @@ class StudyRunLogger:
         """Log the note and the figures, and end the run."""
         self._log_note(summary)
         self.log_plots(self._study_store.trial_records())
-        self._run.set_tags({tag_names.ENDED_BY: summary.ended_by.name.lower()})
-        interrupted = summary.ended_by is StopReason.INTERRUPTED
+        self._run.set_tags({tag_names.ENDED_BY: summary.stop_reason.name.lower()})
+        interrupted = summary.stop_reason is StopReason.INTERRUPTED
         self._run.end("KILLED" if interrupted else "FINISHED", "interrupted" if interrupted else "finished")
 
     def _log_note(self, summary: StudySummary) -> None:

@@ -214,7 +214,7 @@ class Session:
         champion = self._make_promotion(settings, self.mlflow_store).run(leaders)
         if champion:
             self.study_store.save_champion(key, champion)
-            test, confirmed = champion.test.value, champion.confirmed.mean
+            test, confirmed = champion.test.value, champion.confirmed_score.mean
             self.study_run.log_metrics(
                 {metric_names.TEST_ACCURACY: test, metric_names.CONFIRMED_VAL_ACCURACY: confirmed}
             )

@@ -88,7 +88,7 @@ class TrialJob(TrackedJob):
         result = self.partial_result(TrialState.FAILED, reason)
         record = self._tell(result, worker_lost=True)
         self.close(result)
-        if record.comes_again:
+        if record.will_retry:
             self._context.callback.on_message(f"{self.name}: {reason}; it is tried again")
         self._on_end(self, record)
 

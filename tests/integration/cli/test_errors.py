@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from fmnist_search.data.files import DataSource
-from fmnist_search.data.loading import FILE_NAMES
+from fmnist_search.recipe.datasets import FILE_NAMES
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.search.study_store import StudyRuntime, StudyStore
 from tests.integration.conftest import CommandResult, FinishedStudy, RunCommand

@@ -247,7 +247,7 @@ def test_the_finalists_are_confirmed_at_the_same_figures(both: BothRuns) -> None
     assert one is not None
     assert two is not None
     assert one[0] == two[0]
-    assert one[1].confirmed == two[1].confirmed
+    assert one[1].confirmed_score == two[1].confirmed_score
     assert one[1].test == two[1].test
     assert len(both.concurrent.runs("finalist")) == 4
 
@@ -331,11 +331,11 @@ def test_a_worker_that_is_killed_costs_one_attempt_and_no_trial(place: StudyFold
             said.append(text)
 
     summary = place.run_study(WorkerKiller(1, lambda processes: processes[:1]), Listener(), budget__trials=4)
-    assert summary.ended_by is StopReason.TRIALS
+    assert summary.stop_reason is StopReason.TRIALS
     (lost,) = (row for row in summary.trials if row.state is TrialState.FAILED)
     assert lost.reason is not None
     assert "SIGKILL" in lost.reason
-    assert lost.comes_again
+    assert lost.will_retry
     done = [row for row in summary.trials if row.state is TrialState.COMPLETED]
     assert len(done) == 4
     (again,) = (trial for trial in place.optuna_trials if trial.user_attrs.get("retry_of") == lost.number)
@@ -367,10 +367,10 @@ def test_a_worker_that_is_stopped_is_ended_and_its_trial_tried_again(place: Stud
     liveness = Liveness(heartbeat_interval=0.5, heartbeat_timeout=4.0)
     backend_factory = functools.partial(ProcessBackend, liveness=liveness)
     summary = place.run_study(stop_a_worker, backend_factory=backend_factory, budget__trials=3)
-    assert summary.ended_by is StopReason.TRIALS
+    assert summary.stop_reason is StopReason.TRIALS
     (lost,) = (row for row in summary.trials if row.state is TrialState.FAILED)
     assert lost.reason == "its worker process did not respond for 4 seconds and was ended"
-    assert lost.comes_again
+    assert lost.will_retry
     assert [row.state for row in summary.trials].count(TrialState.COMPLETED) == 3
     assert any(trial.user_attrs.get("retry_of") == lost.number for trial in place.optuna_trials)
     assert place.statuses() == {"FINISHED": 4, "FAILED": 1}
@@ -382,16 +382,16 @@ def test_a_trial_whose_worker_dies_twice_is_not_tried_a_third_time(place: StudyF
     summary = place.run_study(WorkerKiller(2), budget__trials=1)
     first, second = summary.trials
     assert [row.state for row in summary.trials] == [TrialState.FAILED, TrialState.FAILED]
-    assert (first.comes_again, second.comes_again) == (True, False)
+    assert (first.will_retry, second.will_retry) == (True, False)
     assert first.recipe == second.recipe
-    assert summary.ended_by is StopReason.TRIALS
+    assert summary.stop_reason is StopReason.TRIALS
     assert place.statuses() == {"FINISHED": 1, "FAILED": 2}
     assert [trial.state for trial in place.optuna_trials] == [OptunaState.FAIL] * 2
 
 
 def test_lost_trials_count_against_the_failures_that_a_study_bears(place: StudyFolder) -> None:
     summary = place.run_study(WorkerKiller(100), budget__trials=4, budget__failures=2)
-    assert summary.ended_by is StopReason.FAILURES
+    assert summary.stop_reason is StopReason.FAILURES
     assert all(row.state is TrialState.FAILED for row in summary.trials)
     assert OptunaState.RUNNING not in [trial.state for trial in place.optuna_trials]
 
@@ -415,7 +415,7 @@ def test_a_finalist_whose_worker_dies_is_tried_again(both: BothRuns, tmp_path: P
     whole = both.sequential.study_store.champion
     assert whole is not None
     assert summary.champion is not None
-    assert summary.champion.confirmed == whole[1].confirmed
+    assert summary.champion.confirmed_score == whole[1].confirmed_score
     assert Counter(run.info.status for run in place.runs("finalist")) == {"FINISHED": 4, "FAILED": 1}
     assert any("SIGKILL" in line and "tried again" in line for line in said)
 
@@ -442,7 +442,7 @@ def test_a_worker_that_cannot_start_ends_the_search_with_one_error(
 
 def test_a_recipe_that_is_drawn_while_it_runs_is_trained_once(place: StudyFolder) -> None:
     summary = place.run_study(**TWO_RECIPE_CHANGES, budget__trials=10)
-    assert summary.ended_by is StopReason.EXHAUSTED
+    assert summary.stop_reason is StopReason.EXHAUSTED
     trained = [row for row in summary.trials if row.duplicate_of is None]
     assert {row.recipe.batch_size for row in trained} == {50, 100}
     assert len(trained) == len(place.runs("trial")) == 2
@@ -466,7 +466,7 @@ def test_nothing_is_begun_after_an_interruption_not_even_what_waited_for_an_equa
 
     one = {"space.common": {"batch_size": 50}, "space.cnn": {"depth": 1, "width_1": 4}}
     summary = place.run_study(lambda _: Decision.INTERRUPT, Listener(), **one, budget__trials=4)
-    assert summary.ended_by is StopReason.INTERRUPTED
+    assert summary.stop_reason is StopReason.INTERRUPTED
     assert len(begun) == 1
     assert all(row.state is TrialState.INTERRUPTED for row in summary.trials)
     assert OptunaState.RUNNING not in [trial.state for trial in place.optuna_trials]
@@ -505,7 +505,7 @@ def test_one_epoch_trains_the_best_of_all_candidates_and_no_more(place: StudyFol
 def test_a_grid_is_covered_with_each_recipe_once(place: StudyFolder) -> None:
     grid = {"space.common": {"batch_size": [50, 100, 200]}, "space.cnn": {"depth": 1, "width_1": [4, 8]}}
     summary = place.run_study(**grid, sampler={"name": "grid"}, budget={"epochs": 1})
-    assert summary.ended_by is StopReason.EXHAUSTED
+    assert summary.stop_reason is StopReason.EXHAUSTED
     drawn = Counter((row.recipe.batch_size, row.recipe.widths) for row in summary.trials)
     assert drawn == dict.fromkeys(itertools.product((50, 100, 200), ("4", "8")), 1)
     assert all(row.state is TrialState.COMPLETED for row in summary.trials)
@@ -530,7 +530,7 @@ def test_every_budget_ends_a_search_and_what_runs_then_is_trained_to_its_end(
 ) -> None:
     budget = {"budget__trials": 40, "budget__epochs": 1} | budget
     summary = place.run_study(**budget)
-    assert summary.ended_by is ending
+    assert summary.stop_reason is ending
     assert all(row.state is TrialState.COMPLETED for row in summary.trials)
     assert len(summary.trials) <= most
     if ending is StopReason.TRIALS:
@@ -546,9 +546,9 @@ def test_minutes_are_those_of_the_clock_over_all_sessions(place: StudyFolder) ->
     between = place.study_store.searched_seconds
     assert 0 < between <= first.seconds
     second = place.run_study(budget__trials=1_000, budget__epochs=4, budget__minutes=minutes)
-    assert second.ended_by is StopReason.MINUTES
+    assert second.stop_reason is StopReason.MINUTES
     assert 5 <= place.study_store.searched_seconds <= between + second.seconds
-    assert status("small", workspace=place.workspace).ended_by is StopReason.MINUTES
+    assert status("small", workspace=place.workspace).stop_reason is StopReason.MINUTES
 
 
 # ------------------------------------------------------------------------------------- interrupted
@@ -717,7 +717,7 @@ def test_a_store_that_breaks_stops_no_trial_and_gets_everything_once_it_is_mende
 
     seen = itertools.count()
     summary = place.run_study(breaking, **settings)
-    assert summary.ended_by is StopReason.EXHAUSTED
+    assert summary.stop_reason is StopReason.EXHAUSTED
     assert OptunaState.RUNNING not in [trial.state for trial in place.optuna_trials]
     assert "Traceback" not in capfd.readouterr().err
     assert outbox_status(workspace=place.workspace).pending > 0

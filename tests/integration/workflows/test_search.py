@@ -383,7 +383,7 @@ def test_an_observer_may_prune_a_trial_or_stop_the_study(finished: FinishedStudy
 
     stopped = run_study(config, workspace=Workspace.resolve(uri), plot_interval=None, stopper=prune_first_then_stop)
     assert [row.state for row in stopped.trials] == [TrialState.PRUNED, TrialState.INTERRUPTED]
-    assert stopped.ended_by is StopReason.INTERRUPTED
+    assert stopped.stop_reason is StopReason.INTERRUPTED
     continued = run_study(config, workspace=Workspace.resolve(uri), plot_interval=None)
-    assert continued.ended_by is StopReason.TRIALS
+    assert continued.stop_reason is StopReason.TRIALS
     assert continued.count(TrialState.COMPLETED) == 3

@@ -254,7 +254,7 @@ def test_a_surface_needs_three_places_each_way_and_an_order() -> None:
 
 
 def test_where_a_study_was_paused_its_timeline_has_no_gap() -> None:
-    rows = [make_trial(n, began_at=began, ended_at=began + 10) for n, began in enumerate((0.0, 5.0, 3600.0, 3612.0))]
+    rows = [make_trial(n, started_at=began, ended_at=began + 10) for n, began in enumerate((0.0, 5.0, 3600.0, 3612.0))]
     bars, pauses = timeline_bars(rows)
     assert [(bar.start, bar.end) for bar in bars] == [(0, 10), (5, 15), (15, 25), (27, 37)]
     assert pauses == [15]
@@ -265,7 +265,7 @@ intervals = st.tuples(st.floats(0, 1e5), st.floats(0, 1e3))
 
 @given(st.lists(intervals, min_size=1, max_size=20))
 def test_a_bar_is_as_long_as_its_trial_and_nothing_runs_before_the_study(spans: list[tuple[float, float]]) -> None:
-    rows = [make_trial(number, began_at=began, ended_at=began + long) for number, (began, long) in enumerate(spans)]
+    rows = [make_trial(number, started_at=began, ended_at=began + long) for number, (began, long) in enumerate(spans)]
     bars, _ = timeline_bars(rows)
     assert min(bar.start for bar in bars) == 0
     for bar, (_, long) in zip(bars, spans, strict=True):

@@ -109,7 +109,7 @@ def test_a_note_says_what_was_spent_of_what() -> None:
 
 def test_a_note_says_what_was_found_out_and_on_how_many_trials_that_rests() -> None:
     found = dataclasses.replace(
-        make_summary(make_trial(0)), edges=("model.depth: the best 5 all take its largest value, 5",)
+        make_summary(make_trial(0)), boundary_warnings=("model.depth: the best 5 all take its largest value, 5",)
     )
     shares = {"optimizer.learning_rate": 0.6, "model.depth": 0.3, "batch_size": 0.1}
     note = study_note(found, SEARCHED_NAMES, SPACE, importances=Importances(shares, 12))
@@ -180,7 +180,7 @@ def test_a_note_of_each_study_of_ours_fits_where_mlflow_shows_it(file: Path) -> 
         ConfirmedScore(2, rows[2].recipe, (0.9,) * 5), rows[0].recipe, wilson(9, 10), "m", "1", "champion"
     )
     found = dataclasses.replace(
-        make_summary(*rows, champion=champion), edges=("an edge of a hundred letters " * 4,) * 4
+        make_summary(*rows, champion=champion), boundary_warnings=("an edge of a hundred letters " * 4,) * 4
     )
     note = study_note(
         found, names, dict(config.domains()), budget=config.budget, importances=make_importances(names, 60)
@@ -207,7 +207,7 @@ def test_a_note_of_a_study_without_results_says_so() -> None:
 
 @pytest.mark.parametrize("ending", StopReason)
 def test_a_note_says_why_a_study_ended(ending: StopReason) -> None:
-    ended = dataclasses.replace(make_summary(make_trial(0)), ended_by=ending)
+    ended = dataclasses.replace(make_summary(make_trial(0)), stop_reason=ending)
     assert ending.value in study_note(ended, SEARCHED_NAMES, SPACE).lower()
 
 

@@ -117,11 +117,11 @@ def test_a_row_says_how_large_its_network_was_and_when_it_ran(url: str) -> None:
     for report in result.epochs:
         ledger.should_prune(asked, report)
     row = ledger.tell(asked, result, "run-0")
-    assert row.began_at is not None
+    assert row.started_at is not None
     assert row.ended_at is not None
-    assert before - 1 < row.began_at <= row.ended_at < time.time() + 1
+    assert before - 1 < row.started_at <= row.ended_at < time.time() + 1
     (again,) = StudyStore.load(url, "small").trial_records()
-    assert (again.parameters, again.began_at, again.ended_at) == (12_345, row.began_at, row.ended_at)
+    assert (again.parameters, again.started_at, again.ended_at) == (12_345, row.started_at, row.ended_at)
     answered = ledger.tell_duplicate(ledger.ask(), row)
     assert (answered.parameters, answered.seconds) == (12_345, 0.0)
     assert answered.ended_at is not None
@@ -201,7 +201,7 @@ def test_a_new_study_has_no_run_no_champion_and_no_conditions_yet(url: str) -> N
 def test_a_champion_is_remembered_with_what_it_was_chosen_from(url: str) -> None:
     recipe = Recipe().replace({"model.family": "mlp", "optimizer.learning_rate": 0.1 + 0.2, "epochs": 18})
     champion = Champion(
-        confirmed=ConfirmedScore(7, recipe, (0.91, 0.9100000000000001, 0.1 + 0.7)),
+        confirmed_score=ConfirmedScore(7, recipe, (0.91, 0.9100000000000001, 0.1 + 0.7)),
         recipe=recipe.replace({"seed": 3, "data.validation": 0}),
         test=wilson(9_123, 10_000),
         model="fmnist-search",
