@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,7 +11,6 @@ from fmnist_search.cli.app import JsonOption, SetOption, app
 
 if TYPE_CHECKING:
     from fmnist_search.models.presets import Preset
-    from fmnist_search.reporting.model_summary import ModelSummary
 
 models_app = typer.Typer(rich_markup_mode=None)
 app.add_typer(models_app, name="models")
@@ -32,11 +31,11 @@ def list_presets(context: typer.Context, as_json: JsonOption = False) -> None:
     if context.invoked_subcommand:
         return
     from fmnist_search.cli import output
+    from fmnist_search.cli.serialization import preset_to_dict
     from fmnist_search.models.presets import PRESETS
     from fmnist_search.recipe.families import FAMILIES
-    from fmnist_search.reporting.model_summary import summarize
 
-    rows = [_preset_row(preset, summarize(preset.recipe.model)) for preset in PRESETS.values()]
+    rows = [preset_to_dict(preset, preset.parameters, preset.mult_adds) for preset in PRESETS.values()]
     if as_json:
         output.print_json(rows)
         return
@@ -44,12 +43,6 @@ def list_presets(context: typer.Context, as_json: JsonOption = False) -> None:
     body = [[f"{row[name]:,}" if isinstance(row[name], int) else row[name] for name in columns] for row in rows]
     output.print_table(output.make_table(columns, body))
     output.stdout.print(f"\nfamilies that a study can search: {', '.join(FAMILIES)}", markup=False)
-
-
-def _preset_row(preset: Preset, summary: ModelSummary) -> dict[str, Any]:
-    from fmnist_search.cli.serialization import preset_to_dict
-
-    return preset_to_dict(preset, summary.parameters, summary.mult_adds)
 
 
 @models_app.command("show")
@@ -70,7 +63,7 @@ def show_preset(
     from dataclasses import replace
 
     from fmnist_search.cli import output
-    from fmnist_search.cli.serialization import layer_to_dict
+    from fmnist_search.cli.serialization import layer_to_dict, preset_to_dict
     from fmnist_search.config.toml_files import parse_assignment
     from fmnist_search.models.classifier import check_size
     from fmnist_search.models.presets import get_preset
@@ -87,7 +80,7 @@ def show_preset(
     if as_json:
         values = {key: value for key, value in preset.recipe.to_flat_dict().items() if key.startswith("model.")}
         row = {
-            **_preset_row(preset, summary),
+            **preset_to_dict(preset, summary.parameters, summary.mult_adds),
             "changed": changes,
             "hyperparameters": values,
             "layers": [layer_to_dict(layer) for layer in summary.layers],

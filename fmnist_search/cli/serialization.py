@@ -290,7 +290,7 @@ def comparison_to_dict(comparison: ModelComparison) -> Json:
     }
 
 
-def preset_to_dict(preset: Preset, parameters: int, mult_adds: int) -> Json:
+def preset_to_dict(preset: Preset, parameters: int | None, mult_adds: int | None) -> Json:
     """Return a preset with the size of its network."""
     return {
         "preset": preset.name,
