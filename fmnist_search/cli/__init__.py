@@ -7,6 +7,7 @@ from fmnist_search.cli import search
 from fmnist_search.cli import train
 from fmnist_search.cli import sweeps
 from fmnist_search.cli import inspect
+from fmnist_search.cli import studies
 from fmnist_search.cli import presets
 from fmnist_search.cli import models
 from fmnist_search.cli import predict

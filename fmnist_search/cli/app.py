@@ -222,12 +222,3 @@ def make_workspace(
     from fmnist_search.workspace import Workspace
 
     return Workspace.resolve(tracking_uri, workdir, data_dir)
-
-
-def resolve_runs(run_names: list[str], study: str | None, workspace: Workspace) -> list[str]:
-    """Return the ids of the runs that are named by id or by number of a trial."""
-    from fmnist_search.workflows.lookup import is_trial_number, latest_study, resolve_run_id
-
-    if study is None and any(map(is_trial_number, run_names)):
-        study = latest_study(workspace=workspace)
-    return [resolve_run_id(workspace, name, study or "") for name in run_names]

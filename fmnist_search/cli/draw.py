@@ -19,14 +19,11 @@ from fmnist_search.cli.app import (
     image_source,
     load_recipe,
     make_workspace,
-    resolve_runs,
 )
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.datasets import DATASETS, DEFAULT_DATASET, get_dataset
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from fmnist_search.recipe.recipe import Recipe
 
 draw_app = typer.Typer(
@@ -60,10 +57,12 @@ def draw_samples(
     check_output_path(output, suffix=".png", force=force)
     from fmnist_search.data.loading import read_training_set
     from fmnist_search.reporting.image_plots import samples_figure
+    from fmnist_search.reporting.style import save_png
 
     dataset = get_dataset(dataset_name)
     images = read_training_set(dataset.name, image_source(data_dir))
-    _save_figure(samples_figure(images, dataset.classes, count, seed, f"{dataset.name}: training images"), output)
+    save_png(samples_figure(images, dataset.classes, count, seed, f"{dataset.name}: training images"), output)
+    _print_size(output)
 
 
 @draw_app.command("augmentations")
@@ -91,6 +90,7 @@ def draw_augmentations(
     check_output_path(output, suffix=".png", force=force)
     from fmnist_search.data.loading import load_images, read_training_set
     from fmnist_search.reporting.image_plots import augmentations_figure
+    from fmnist_search.reporting.style import save_png
 
     loaded, source = _load_recipe(recipe, settings), image_source(data_dir)
     pool = read_training_set(loaded.data.dataset, source)
@@ -100,7 +100,8 @@ def draw_augmentations(
         )
     fill = round(load_images(loaded.data, source).mean)
     title = f"training image {image}, augmented"
-    _save_figure(augmentations_figure(pool.pixels[image], loaded.augmentation, fill, count, seed, title), output)
+    save_png(augmentations_figure(pool.pixels[image], loaded.augmentation, fill, count, seed, title), output)
+    _print_size(output)
 
 
 def _load_recipe(recipe_name: str | None, settings: list[str] | None) -> Recipe:
@@ -130,24 +131,24 @@ def draw_filters(
       fmnist-search draw filters 4f1c... --output filters.png
     """
     check_output_path(output, suffix=".png", force=force)
+    from fmnist_search.reporting.style import save_png
     from fmnist_search.reporting.training_plots import filters_figure
     from fmnist_search.tracking.connection import store_errors
     from fmnist_search.tracking.store import MlflowStore
     from fmnist_search.tracking.stored_runs import read_run
-    from fmnist_search.workflows.lookup import load_run_classifier
+    from fmnist_search.workflows.lookup import load_run_classifier, resolve_runs
 
     workspace = make_workspace(tracking_uri, workdir)
-    (run_id,) = resolve_runs([run], study, workspace)
+    (run_id,) = resolve_runs(workspace, [run], study)
     with store_errors(workspace.tracking_uri):
         tracking = MlflowStore(workspace.tracking_uri, "fmnist-search")
         found = read_run(tracking, run_id)
         network = load_run_classifier(workspace, tracking, found).network
-    _save_figure(filters_figure(network.state_dict(), found.name), output)
+    save_png(filters_figure(network.state_dict(), found.name), output)
+    _print_size(output)
 
 
-def _save_figure(figure: Figure, output: Path) -> None:
+def _print_size(path: Path) -> None:
     from fmnist_search.cli.output import stdout
-    from fmnist_search.reporting.style import save_png
 
-    save_png(figure, output)
-    stdout.print(f"{output}: {output.stat().st_size:,} bytes", markup=False)
+    stdout.print(f"{path}: {path.stat().st_size:,} bytes", markup=False)

@@ -33,7 +33,7 @@ def ui(
 
     workspace = make_workspace(tracking_uri, workdir)
     uri = workspace.tracking_uri
-    run_id = latest_run(workspace=workspace)
+    run_id = latest_run(workspace)
     server = uri if uri.startswith("http") else f"http://127.0.0.1:{port}"
     stdout.print(MlflowStore(uri, "fmnist-search").runs_page_url(server, run_id))
     if uri.startswith("http"):

@@ -22,7 +22,6 @@ from fmnist_search.cli.app import (
     image_source,
     make_workspace,
     plots_enabled,
-    resolve_runs,
 )
 from fmnist_search.cli.search import print_summary
 from fmnist_search.errors import UserError
@@ -68,12 +67,12 @@ def promote(
     from fmnist_search.cli.progress import TrainingProgressDisplay
     from fmnist_search.cli.serialization import champion_to_dict
     from fmnist_search.config.study_config import StudyConfig
-    from fmnist_search.workflows import lookup
+    from fmnist_search.workflows.lookup import load_study
     from fmnist_search.workflows.study.api import promote as promote_study
 
     workspace = make_workspace(tracking_uri, workdir, data_dir)
-    name = study or lookup.latest_study(workspace=workspace)
-    config = lookup.load_study_config(name, workspace=workspace)
+    config = load_study(workspace, study).config
+    name = config.name
     given = {"recipes": recipes, "seeds": seeds, "epochs": epochs, "ensemble": ensemble, "model_name": model_name}
     changes = {key: value for key, value in given.items() if value is not None}
     if not config.finalists.recipes and not recipes:
@@ -120,12 +119,13 @@ def ensemble(
     from fmnist_search.cli.progress import TrainingProgressDisplay
     from fmnist_search.training.runtime import resolve_execution
     from fmnist_search.workflows import ensemble
+    from fmnist_search.workflows.lookup import resolve_runs
 
     if model_name and not register:
         raise UserError("--model-name: is the name of a registered model; add --register")
     workspace = make_workspace(tracking_uri, workdir, data_dir)
     result = ensemble.build_ensemble(
-        resolve_runs(runs, study, workspace),
+        resolve_runs(workspace, runs, study),
         workspace=workspace,
         callback=TrainingProgressDisplay(),
         device=resolve_execution(device or "auto").device,

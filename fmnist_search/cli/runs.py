@@ -15,7 +15,6 @@ from fmnist_search.cli.app import (
     WorkdirOption,
     app,
     make_workspace,
-    resolve_runs,
 )
 from fmnist_search.errors import UserError
 
@@ -48,9 +47,10 @@ def compare(
     from fmnist_search.cli.serialization import run_to_dict
     from fmnist_search.tracking.local_store import open_run_reader
     from fmnist_search.tracking.stored_runs import differing_hyperparameters, hyperparameter_texts, read_run
+    from fmnist_search.workflows.lookup import resolve_runs
 
     workspace = make_workspace(tracking_uri, workdir)
-    run_ids = resolve_runs(runs, study, workspace)
+    run_ids = resolve_runs(workspace, runs, study)
     with open_run_reader(workspace.tracking_uri) as reader:
         found = [read_run(reader, run_id) for run_id in run_ids]
     names = differing_hyperparameters([run.recipe for run in found])
@@ -108,9 +108,10 @@ def reproduce(
     from fmnist_search.cli.progress import TrainingProgressDisplay
     from fmnist_search.cli.serialization import reproduction_to_dict
     from fmnist_search.workflows import reproduce
+    from fmnist_search.workflows.lookup import resolve_runs
 
     workspace = make_workspace(tracking_uri, workdir, data_dir)
-    (run_id,) = resolve_runs([run], study, workspace)
+    (run_id,) = resolve_runs(workspace, [run], study)
     reproduction = reproduce.reproduce(
         run_id, workspace=workspace, callback=TrainingProgressDisplay(), record=not no_record
     )

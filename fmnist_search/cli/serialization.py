@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fmnist_search.results.champion import Champion, LearningRateResult
     from fmnist_search.results.study import StudySummary, TrialRecord
     from fmnist_search.results.training import Accuracy, EpochReport, Overhead, TrialResult
+    from fmnist_search.search.study_list import StudyEntry
     from fmnist_search.tracking.stored_runs import TrainedRun
     from fmnist_search.workflows.doctor import CheckResult
     from fmnist_search.workflows.ensemble import EnsembleResult
@@ -125,14 +126,14 @@ def champion_to_dict(champion: Champion) -> Json:
 
 
 def listed_study_to_dict(
-    summary: StudySummary | None, name: str, question: str, file: str | None = None, builds_on: str = ""
+    entry: StudyEntry | None, name: str, question: str, file: str | None = None, builds_on: str = ""
 ) -> Json:
     """Return a row of `studies list`: a study file, a stored study, or both."""
     return {
         "study": name,
         "builds_on": builds_on or None,
-        "trials": len(summary.trials) if summary else None,
-        "best": summary.best.value if summary and summary.best else None,
+        "trials": entry.trials if entry else None,
+        "best": entry.best if entry else None,
         "file": file,
         "question": question,
     }

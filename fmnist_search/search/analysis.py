@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Sequence
+from types import ModuleType
+from typing import cast
 
 import optuna
 from optuna.trial import TrialState
@@ -25,6 +29,19 @@ MIN_TRIALS = 8
 """Completed trials without which importances are mere luck."""
 TOP_QUANTILE, MIN_TOP_TRIALS = 0.1, 4
 """PED-ANOVA compares the best tenth with all; of small studies more, or there were too few to compare."""
+
+
+def load_ped_anova() -> None:
+    """Import PED-ANOVA without scikit-learn, which Optuna would load for other evaluators and which takes a second.
+
+    Those evaluators cannot be used afterwards, so that only a process that needs nothing else may call this.
+    """
+    if "sklearn" not in sys.modules:
+        sys.modules["sklearn"] = cast(ModuleType, None)  # makes its import fail
+        try:
+            importlib.import_module("optuna.importance")
+        finally:
+            del sys.modules["sklearn"]
 
 
 def importances(study: optuna.Study) -> Importances:

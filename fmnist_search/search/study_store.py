@@ -121,14 +121,19 @@ class StudyStore:
         return store
 
     @classmethod
-    def load(cls, url: str, name: str) -> StudyStore:
-        """Return an existing study.
+    def load(cls, url: str, name: str | None = None) -> StudyStore:
+        """Return an existing study, by default the one that was created last.
 
         Raises:
             UserError: if there is no such study; if its search has only just created it, or was killed while doing so;
                 if the storage cannot be opened.
         """
         storage = open_storage(url, create=False)
+        if name is None:
+            names = optuna.get_all_study_names(storage)
+            if not names:
+                raise UserError(f"{url}: holds no study yet; run `fmnist-search search studies/quick.toml` first")
+            name = names[-1]
         try:
             study = optuna.load_study(study_name=name, storage=storage)
         except KeyError:

@@ -6,15 +6,15 @@ Studies come from Optuna's storage alone, so that these functions import neither
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
 from fmnist_search.results.champion import Champion
-from fmnist_search.results.study import Importances, StopReason, StudySummary, mean_overhead
+from fmnist_search.results.study import StopReason, StudySummary, TrialRecord, mean_overhead
 from fmnist_search.search.analysis import boundary_warnings
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.tracking.local_store import open_run_reader
@@ -30,14 +30,27 @@ if TYPE_CHECKING:
     from fmnist_search.tracking.store import MlflowStore
 
 
-def status(name: str, *, workspace: Workspace | None = None) -> StudySummary:
-    """Return a study as it is stored.
+def load_study(workspace: Workspace, name: str | None = None) -> StudyStore:
+    """Return a stored study, by default the one that was created last.
 
     Raises:
-        UserError: if there is no such study.
+        UserError: if there is no such study, or none at all.
+    """
+    return StudyStore.load(workspace.storage_url, name)
+
+
+def status(name: str | None = None, *, workspace: Workspace | None = None) -> StudySummary:
+    """Return the summary of a stored study, by default of the one that was created last.
+
+    Raises:
+        UserError: if there is no such study, or none at all.
     """
     workspace = workspace or Workspace.resolve()
-    study_store = StudyStore.load(workspace.storage_url, name)
+    return summarize_stored(workspace, load_study(workspace, name))
+
+
+def summarize_stored(workspace: Workspace, study_store: StudyStore) -> StudySummary:
+    """Return the summary of a study that does not run."""
     return summarize(workspace, study_store, current_stop_reason(study_store))
 
 
@@ -71,54 +84,12 @@ def summarize(
     )
 
 
-def all_studies(*, workspace: Workspace | None = None) -> list[StudySummary]:
-    """Return every study of a workspace; none if no study was ever run in it."""
-    workspace = workspace or Workspace.resolve()
-    try:
-        names = StudyStore.study_names(workspace.storage_url)
-    except UserError:
-        return []
-    return [status(name, workspace=workspace) for name in names]
-
-
-def load_study_config(name: str, *, workspace: Workspace | None = None) -> StudyConfig:
-    """Return the configuration with which a study last ran.
-
-    Raises:
-        UserError: if there is no such study.
-    """
-    return StudyStore.load((workspace or Workspace.resolve()).storage_url, name).config
-
-
-def latest_study(*, workspace: Workspace | None = None) -> str:
-    """Return the name of the study that was created last.
-
-    Raises:
-        UserError: if there is none.
-    """
-    workspace = workspace or Workspace.resolve()
-    names = StudyStore.study_names(workspace.storage_url)
-    if not names:
-        raise UserError(f"{workspace.folder}: holds no study yet; run `fmnist-search search studies/quick.toml` first")
-    return names[-1]
-
-
-def latest_run(*, workspace: Workspace | None = None) -> str | None:
+def latest_run(workspace: Workspace) -> str | None:
     """Return the id of the MLflow run of the study that was created last; None if there is no study."""
-    url = (workspace or Workspace.resolve()).storage_url
     try:
-        return StudyStore.load(url, StudyStore.study_names(url)[-1]).run_id
-    except (UserError, IndexError):
+        return load_study(workspace).run_id
+    except UserError:
         return None
-
-
-def importance(name: str, *, workspace: Workspace | None = None) -> Importances:
-    """Return the importances of a study's hyperparameters.
-
-    Raises:
-        UserError: if there is no such study, or too few of its trials have completed.
-    """
-    return StudyStore.load((workspace or Workspace.resolve()).storage_url, name).importances()
 
 
 @dataclass(frozen=True)
@@ -156,22 +127,27 @@ def is_trial_number(text: str) -> bool:
     return text.isdecimal() and len(text) < 32
 
 
-def resolve_run_id(workspace: Workspace, run_or_trial: str, study: str) -> str:
-    """Return the id of a run that is given by its id, or by the number of its trial in a study.
+def resolve_runs(workspace: Workspace, runs: Sequence[str], study: str | None = None) -> list[str]:
+    """Return the ids of runs, each given by its id or by the number of its trial in a study, by default the latest.
 
     Raises:
         UserError: if there is no such study or trial, or the trial has no run.
     """
-    if not is_trial_number(run_or_trial):
-        return run_or_trial
-    trials = StudyStore.load(workspace.storage_url, study).trial_records()
-    by_number = {trial.number: trial for trial in resolve_run_ids(workspace, trials)}
-    trial = by_number.get(int(run_or_trial))
+    if not any(map(is_trial_number, runs)):
+        return list(runs)
+    study_store = load_study(workspace, study)
+    trials = {trial.number: trial for trial in resolve_run_ids(workspace, study_store.trial_records())}
+    name = study_store.config.name
+    return [_run_of_trial(trials, run, name) if is_trial_number(run) else run for run in runs]
+
+
+def _run_of_trial(trials: Mapping[int, TrialRecord], number: str, study: str) -> str:
+    trial = trials.get(int(number))
     if trial is None:
-        remedy = f"give a number from 0 to {max(by_number)}, or the id of a run" if by_number else "none has ended yet"
-        raise UserError(f"trial {run_or_trial}: study {study!r} has no such trial that ended; {remedy}")
+        remedy = f"give a number from 0 to {max(trials)}, or the id of a run" if trials else "none has ended yet"
+        raise UserError(f"trial {number}: study {study!r} has no such trial that ended; {remedy}")
     if not trial.run_id:
-        raise UserError(f"trial {run_or_trial}: of study {study!r} has no run in MLflow; give another")
+        raise UserError(f"trial {number}: of study {study!r} has no run in MLflow; give another")
     return trial.run_id
 
 

@@ -1,4 +1,4 @@
-"""Looking at studies and their files: every command says the same to people and, as JSON, to scripts."""
+"""Commands that show studies and study files, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fmnist_search.config.toml_files import recipe_from_toml
 from fmnist_search.recipe.recipe import Recipe
 from tests.integration.conftest import CommandResult, FinishedStudy, RunCommand, run_command, start_python
 
-# A grid, so that every rate has five trials, of which those of the largest are the best.
+# A grid: each learning rate has five trials, and those of the largest rate are the best.
 RATES_STUDY = """
 name = "rates"
 question = "Which rate learns anything [bold]in one epoch[/bold] :fire:?"
@@ -51,7 +51,7 @@ TRIAL_COUNT = 15
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
-    """A grid that was searched to its end, beside a study file that nobody has run and one that is none."""
+    """Return a folder with a grid search that has tried every recipe."""
     folder = tmp_path_factory.mktemp("inspected")
     (folder / "rates.toml").write_text(RATES_STUDY)
     outcome = run_command(folder, "search", "rates.toml")
@@ -61,7 +61,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
 
 @pytest.fixture(scope="module")
 def trials(finished: FinishedStudy) -> list[dict[str, Any]]:
-    """All trials, the best first."""
+    """Return all trials, the best first."""
     rows: list[dict[str, Any]] = finished.run("leaderboard", "--top", TRIAL_COUNT, "--json").json
     assert len(rows) == TRIAL_COUNT
     return rows
@@ -76,14 +76,14 @@ def assert_single_error(outcome: CommandResult, *expected: str, code: int = 2) -
 
 
 def parse_table(text: str) -> list[list[str]]:
-    """The cells of a table, which stand at least two spaces apart."""
+    """Return the cells of a table; two spaces or more separate them."""
     return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in text.splitlines() if line.strip()]
 
 
 # -------------------------------------------------------------------------------------------- status
 
 
-def test_status_says_question_trials_how_it_stands_and_the_best(
+def test_status_shows_the_question_the_trials_and_the_best(
     finished: FinishedStudy, trials: list[dict[str, Any]]
 ) -> None:
     question, counts, best, *_ = finished.run("status").stdout.splitlines()
@@ -94,14 +94,14 @@ def test_status_says_question_trials_how_it_stands_and_the_best(
     assert best == f"best: trial {first['number']} (mlp {width}) at {first['value']:.2%}"
 
 
-def test_status_names_the_edges_at_which_the_best_trials_stand(finished: FinishedStudy) -> None:
-    # Nothing is learnt at a rate of one in a million, whatever the width.
+def test_status_shows_domains_at_whose_boundary_the_best_trials_are(finished: FinishedStudy) -> None:
+    # At a rate of one in a million the network learns nothing, whatever its width.
     line = "optimizer.learning_rate: the best 5 all take its largest value, 0.01; offer larger ones"
-    assert f"at an edge: {line}" in finished.run("status", "rates").stdout.splitlines()
+    assert f"at a boundary: {line}" in finished.run("status", "rates").stdout.splitlines()
     assert f"rates: {line}" in finished.result.stderr.splitlines()
 
 
-def test_status_as_json_is_what_status_says(finished: FinishedStudy, trials: list[dict[str, Any]]) -> None:
+def test_status_as_json(finished: FinishedStudy, trials: list[dict[str, Any]]) -> None:
     found = finished.run("status", "rates", "--json").json
     assert (found["study"], found["completed"], found["pruned"], found["failed"]) == ("rates", TRIAL_COUNT, 0, 0)
     assert found["ended_by"] == "exhausted"
@@ -114,7 +114,7 @@ def test_status_as_json_is_what_status_says(finished: FinishedStudy, trials: lis
 # ---------------------------------------------------------------------------------------------- show
 
 
-def test_a_process_says_all_it_has_to_say_before_it_ends(finished: FinishedStudy) -> None:
+def test_a_process_writes_all_its_output_before_it_ends(finished: FinishedStudy) -> None:
     command = ["-m", "fmnist_search", "leaderboard", "--top", str(TRIAL_COUNT), "--json"]
     with start_python(finished.folder, *command) as process:
         stdout, stderr = process.communicate()
@@ -124,15 +124,13 @@ def test_a_process_says_all_it_has_to_say_before_it_ends(finished: FinishedStudy
         assert subprocess.run([sys.executable, *command], cwd=finished.folder, stdout=full, check=False).returncode != 0
 
 
-def test_show_is_about_the_best_trial_unless_told_otherwise(
-    finished: FinishedStudy, trials: list[dict[str, Any]]
-) -> None:
+def test_show_shows_the_best_trial_by_default(finished: FinishedStudy, trials: list[dict[str, Any]]) -> None:
     best = trials[0]["number"]
     assert finished.run("show").stdout == finished.run("show", "best").stdout == finished.run("show", best).stdout
 
 
 @pytest.mark.parametrize("place", [0, 7, TRIAL_COUNT - 1])
-def test_show_says_how_a_trial_ended_its_curve_its_values_and_where_to_find_it(
+def test_show_shows_the_result_the_curve_the_values_and_the_page(
     finished: FinishedStudy, trials: list[dict[str, Any]], place: int
 ) -> None:
     row = trials[place]
@@ -147,7 +145,7 @@ def test_show_says_how_a_trial_ended_its_curve_its_values_and_where_to_find_it(
     assert f"fmnist-search train --from-run {row['run_id']}" in text
 
 
-def test_show_as_json_is_the_row_of_the_leaderboard_with_study_and_page(
+def test_show_as_json_adds_study_and_page_to_the_row_of_the_leaderboard(
     finished: FinishedStudy, trials: list[dict[str, Any]]
 ) -> None:
     row = trials[3]
@@ -161,9 +159,7 @@ def test_show_as_json_is_the_row_of_the_leaderboard_with_study_and_page(
 
 
 @pytest.mark.parametrize("place", [0, 9])
-def test_a_recipe_that_is_shown_is_the_trials_own(
-    finished: FinishedStudy, trials: list[dict[str, Any]], place: int
-) -> None:
+def test_show_prints_the_recipe_of_a_trial(finished: FinishedStudy, trials: list[dict[str, Any]], place: int) -> None:
     row = trials[place]
     outcome = finished.run("show", "best" if place == 0 else row["number"], "--recipe")
     assert recipe_from_toml(outcome.stdout) == Recipe().replace(row["recipe"])
@@ -171,7 +167,7 @@ def test_a_recipe_that_is_shown_is_the_trials_own(
     assert not outcome.stdout.endswith("\n\n")
 
 
-def test_a_recipe_that_is_shown_can_be_trained_as_it_is_and_gives_the_same(
+def test_a_printed_recipe_can_be_trained_and_gives_the_same_curve(
     finished: FinishedStudy, trials: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     path = tmp_path / "best.toml"
@@ -180,7 +176,7 @@ def test_a_recipe_that_is_shown_can_be_trained_as_it_is_and_gives_the_same(
     assert [epoch["val_accuracy"] for epoch in again["epochs"]] == trials[0]["curve"]
 
 
-def test_a_trial_or_a_study_that_is_not_there_is_named(finished: FinishedStudy) -> None:
+def test_a_missing_trial_or_study_is_named(finished: FinishedStudy) -> None:
     assert_single_error(finished.run("show", 99), "show '99'", "'rates'", "from 0 to 14", "`best`")
     assert_single_error(finished.run("show", "worst"), "show 'worst'", "`best`")
     assert_single_error(finished.run("show", "best", "--study", "ratse"), "ratse", "did you mean 'rates'")
@@ -189,10 +185,10 @@ def test_a_trial_or_a_study_that_is_not_there_is_named(finished: FinishedStudy) 
 # ---------------------------------------------------------------------------------------- importance
 
 
-def test_importance_ranks_what_decides_first(finished: FinishedStudy) -> None:
+def test_importance_lists_the_most_important_first(finished: FinishedStudy) -> None:
     outcome = finished.run("importance", "rates")
     head, *rows = outcome.stdout.splitlines()
-    assert head == "rates: PED-ANOVA over 15 completed trials; pruned ones do not enter"
+    assert head == "rates: PED-ANOVA over 15 completed trials, without pruned ones"
     cells = parse_table("\n".join(rows))
     assert cells[0] == ["hyperparameter", "share"]
     assert [row[0] for row in cells[1:]] == ["optimizer.learning_rate", "model.width"]
@@ -201,7 +197,7 @@ def test_importance_ranks_what_decides_first(finished: FinishedStudy) -> None:
     assert not outcome.stderr
 
 
-def test_importance_as_json_is_what_importance_says(finished: FinishedStudy) -> None:
+def test_importance_as_json(finished: FinishedStudy) -> None:
     found = finished.run("importance", "--json").json
     assert (found["study"], found["trials"]) == ("rates", TRIAL_COUNT)
     assert list(found["importances"]) == ["optimizer.learning_rate", "model.width"]
@@ -234,23 +230,23 @@ def both(tmp_path: Path) -> Path:
     return path
 
 
-def test_space_says_what_varies_over_how_many_values_and_where(command: RunCommand, both: Path) -> None:
+def test_space_shows_domains_sizes_and_conditions(command: RunCommand, both: Path) -> None:
     outcome = command("space", "both.toml")
     *rows, total = parse_table(outcome.stdout)
     assert rows == [
-        ["family", "hyperparameter", "domain", "values", "only where"],
+        ["family", "hyperparameter", "domain", "values", "only if"],
         ["cnn", "model.depth", "1, 2, 3", "3"],
         ["cnn", "model.width_2", "16 to 64, step 16", "4", "model.depth = 2, 3"],
         ["all", "optimizer.learning_rate", "0.001 to 0.1, log", "endless"],
         ["all", "batch_size", "64, 128", "2"],
         ["mlp", "model.width", "64, 128", "2"],
     ]
-    # Two sizes of batches, times a network of one block, two times four deeper ones and two of the other family.
-    assert total == [f"{2 * (1 + 2 * 4 + 2)} recipes, times endless values of optimizer.learning_rate"]
+    # 2 batch sizes x (1 network of one block + 2 x 4 deeper ones + 2 of the other family)
+    assert total == [f"{2 * (1 + 2 * 4 + 2)} recipes times endless values of optimizer.learning_rate"]
     assert (outcome.exit_code, outcome.stderr) == (0, "")
 
 
-def test_space_as_json_is_what_space_says(command: RunCommand, both: Path) -> None:
+def test_space_as_json(command: RunCommand, both: Path) -> None:
     found = command("space", "both.toml", "--json").json
     assert (found["study"], found["recipes"], found["endless"]) == ("both", 22, ["optimizer.learning_rate"])
     rows = {row["hyperparameter"]: row for row in found["space"]}
@@ -274,22 +270,22 @@ def test_space_applies_overrides(command: RunCommand, both: Path) -> None:
     assert {row["hyperparameter"]: row["where"] for row in found["space"]} == {"model.width_2": {}, "batch_size": {}}
 
 
-def test_space_says_what_a_sampler_leaves_to_chance(command: RunCommand, both: Path) -> None:
+def test_space_shows_what_a_sampler_samples_at_random(command: RunCommand, both: Path) -> None:
     left = ["cnn.depth", "cnn.width_2", "mlp.width"]
     assert command("space", "both.toml", "--sampler", "gp", "--json").json["drawn_at_random"] == left
     last = command("space", "both.toml", "--sampler", "gp").stdout.splitlines()[-1]
     assert last == "gp samples independently: cnn.depth, cnn.width_2, mlp.width"
-    assert "chance" not in command("space", "both.toml").stdout
+    assert "independently" not in command("space", "both.toml").stdout
 
 
-def test_space_takes_a_pruner_and_refuses_what_search_would_refuse(command: RunCommand, both: Path) -> None:
+def test_space_refuses_what_search_refuses(command: RunCommand, both: Path) -> None:
     assert command("space", "both.toml", "--pruner", "one-epoch").exit_code == 0
     assert_single_error(command("space", "both.toml", "--sampler", "grid"), "optimizer.learning_rate", "no end of it")
     assert_single_error(command("space", "both.toml", "--set", "model.dpeth=2"), "did you mean 'model.depth'")
     assert_single_error(command("space", "bth.toml"), "bth.toml: no such file", "both.toml")
 
 
-def test_looking_at_a_file_leaves_nothing_behind(command: RunCommand, both: Path) -> None:
+def test_commands_about_files_write_nothing(command: RunCommand, both: Path) -> None:
     for arguments in (["space", "both.toml"], ["studies", "check", "both.toml"], ["studies", "list", "."]):
         assert command(*arguments).exit_code == 0
     assert [path.name for path in both.parent.iterdir()] == ["both.toml"]
@@ -300,7 +296,7 @@ def test_looking_at_a_file_leaves_nothing_behind(command: RunCommand, both: Path
 
 @pytest.fixture
 def further_files(finished: FinishedStudy) -> Iterator[Path]:
-    """Beside the study that was run: one that was not, one that is none, and one that was run and is gone."""
+    """Add a study file that was not searched and an invalid one."""
     (finished.folder / "both.toml").write_text(TWO_FAMILY_STUDY)
     (finished.folder / "broken.toml").write_text(TWO_FAMILY_STUDY.replace("depth = [1, 2, 3]", "dpeth = [1, 2, 3]"))
     yield finished.folder
@@ -308,7 +304,7 @@ def further_files(finished: FinishedStudy) -> Iterator[Path]:
     (finished.folder / "broken.toml").unlink()
 
 
-def test_studies_list_shows_files_with_what_became_of_them(
+def test_studies_list_shows_files_with_their_results(
     finished: FinishedStudy, trials: list[dict[str, Any]], further_files: Path
 ) -> None:
     outcome = finished.run("studies", "list", ".")
@@ -320,14 +316,12 @@ def test_studies_list_shows_files_with_what_became_of_them(
         ["rates", "tiny", "15", best, "rates.toml", question],
     ]
     assert outcome.exit_code == 0
-    said = outcome.stderr.splitlines()
-    assert said[0] == "broken.toml: is no valid study; `fmnist-search studies check broken.toml`"
-    assert "space.cnn.dpeth" in said[1]
+    messages = outcome.stderr.splitlines()
+    assert messages[0] == "broken.toml: is not a valid study; see `fmnist-search studies check broken.toml`"
+    assert "space.cnn.dpeth" in messages[1]
 
 
-def test_studies_list_as_json_gives_numbers(
-    finished: FinishedStudy, trials: list[dict[str, Any]], further_files: Path
-) -> None:
+def test_studies_list_as_json(finished: FinishedStudy, trials: list[dict[str, Any]], further_files: Path) -> None:
     both, rates = finished.run("studies", "list", ".", "--json").json
     assert both == {
         "study": "both",
@@ -347,33 +341,33 @@ def test_studies_list_as_json_gives_numbers(
     }
 
 
-def test_studies_list_shows_studies_whose_file_is_elsewhere(finished: FinishedStudy, tmp_path: Path) -> None:
+def test_studies_list_shows_studies_without_a_file(finished: FinishedStudy, tmp_path: Path) -> None:
     (row,) = finished.run("studies", "list", tmp_path, "--json").json
     assert (row["study"], row["trials"], row["file"]) == ("rates", TRIAL_COUNT, None)
 
 
-def test_where_there_is_nothing_studies_list_is_empty(command: RunCommand, tmp_path: Path) -> None:
+def test_studies_list_is_empty_in_an_empty_folder(command: RunCommand, tmp_path: Path) -> None:
     assert command("studies", "list", "--json").json == []
     outcome = command("studies", "list")
     assert (outcome.exit_code, outcome.stderr, len(parse_table(outcome.stdout))) == (0, "", 1)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_studies_check_says_fine_and_how_large_the_space_is(command: RunCommand, both: Path) -> None:
+def test_studies_check_shows_the_size_of_the_space(command: RunCommand, both: Path) -> None:
     outcome = command("studies", "check", "both.toml")
-    fine = "both.toml: fine; both, 22 recipes times endless values of optimizer.learning_rate\n"
-    assert (outcome.exit_code, outcome.stdout, outcome.stderr) == (0, fine, "")
+    valid = "both.toml: valid; both, 22 recipes times endless values of optimizer.learning_rate\n"
+    assert (outcome.exit_code, outcome.stdout, outcome.stderr) == (0, valid, "")
     (tiny,) = command("studies", "check", "both.toml", "--json").json["checked"]
     assert tiny == {"file": "both.toml", "study": "both", "recipes": 22, "endless": ["optimizer.learning_rate"]}
 
 
-def test_studies_check_gives_a_line_for_every_mistake_in_any_file(command: RunCommand, both: Path) -> None:
+def test_studies_check_prints_a_line_for_every_error_in_any_file(command: RunCommand, both: Path) -> None:
     (both.parent / "one.toml").write_text(TWO_FAMILY_STUDY.replace("trials = 5", "trails = 5"))
     (both.parent / "two.toml").write_text(TWO_FAMILY_STUDY.replace("[64, 128]", "[]"))
     files = ["one.toml", "both.toml", "two.toml", "three.toml"]
     outcome = command("studies", "check", *files)
     assert outcome.exit_code == 2
-    assert outcome.stdout.startswith("both.toml: fine; ")
+    assert outcome.stdout.startswith("both.toml: valid; ")
     expected = [
         ["one.toml: budget.trails", "did you mean 'trials'"],
         ["two.toml: space.common.batch_size", "empty list"],
@@ -390,42 +384,42 @@ def test_studies_check_gives_a_line_for_every_mistake_in_any_file(command: RunCo
     assert [checked["file"] for checked in as_json.json["checked"]] == ["both.toml"]
 
 
-def test_studies_schema_and_keys_print_what_the_repository_holds(command: RunCommand) -> None:
+def test_studies_schema_and_keys_equal_the_files_of_the_repository(command: RunCommand) -> None:
     root = Path(__file__).parents[3]
     assert command("studies", "schema").stdout == (root / "studies" / "schema.json").read_text()
     assert command("studies", "keys").stdout == (root / "docs" / "study-keys.md").read_text()
 
 
-# ------------------------------------------------------------------------------- before there is much
+# ------------------------------------------------------------------------------ incomplete studies
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
-    """A study of which every trial was pruned."""
-    folder = tmp_path_factory.mktemp("begun")
+def pruned_study(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
+    """Return a folder with a study of one pruned trial."""
+    folder = tmp_path_factory.mktemp("pruned")
     (folder / "rates.toml").write_text(RATES_STUDY)
     pruned = ["--set", "budget.epochs=2", "--set", "budget.trial_minutes=1e-9", "--set", "budget.trials=1"]
     return FinishedStudy(folder, run_command(folder, "search", "rates.toml", *pruned))
 
 
-def test_a_study_without_a_completed_trial_has_no_best_one(begun: FinishedStudy) -> None:
-    assert begun.result.exit_code == 3
-    found = begun.run("status", "--json").json
+def test_a_study_without_a_completed_trial_has_no_best(pruned_study: FinishedStudy) -> None:
+    assert pruned_study.result.exit_code == 3
+    found = pruned_study.run("status", "--json").json
     assert (found["pruned"], found["best"], found["edges"]) == (1, None, [])
-    trials, overhead = begun.run("status").stdout.splitlines()[1:]
+    trials, overhead = pruned_study.run("status").stdout.splitlines()[1:]
     assert trials == "trials: 1 pruned; its budget of trials is spent"
-    assert overhead.startswith("beside training, a trial takes ")
-    assert_single_error(begun.run("show"), "no trial has completed", "number", code=3)
-    assert begun.run("show", 0).stdout.startswith("trial 0: mlp ")
-    assert begun.run("show", 0, "--json").json["state"] == "pruned"
+    assert overhead.startswith("overhead of a trial beside its training: ")
+    assert_single_error(pruned_study.run("show"), "no trial has completed", "number", code=3)
+    assert pruned_study.run("show", 0).stdout.startswith("trial 0: mlp ")
+    assert pruned_study.run("show", 0, "--json").json["state"] == "pruned"
 
 
-def test_importance_of_too_few_trials_says_how_many_are_missing(begun: FinishedStudy) -> None:
-    outcome = begun.run("importance")
+def test_importance_needs_enough_trials(pruned_study: FinishedStudy) -> None:
+    outcome = pruned_study.run("importance")
     assert_single_error(outcome, "'rates'", "0 completed trials are too few", "need 8", code=3)
 
 
-def test_where_no_study_was_run_every_command_says_how_to_begin(command: RunCommand, tmp_path: Path) -> None:
+def test_commands_in_an_empty_folder_say_how_to_start(command: RunCommand, tmp_path: Path) -> None:
     for arguments in (["status"], ["show"], ["importance"], ["leaderboard"]):
         assert_single_error(command(*arguments), "no study yet", "fmnist-search search")
     assert list(tmp_path.iterdir()) == []
