@@ -10,7 +10,7 @@ from fmnist_search.results.study import StudySummary
 from fmnist_search.results.training import Stopper
 from fmnist_search.training.callbacks import never_stop
 from fmnist_search.workflows.callbacks import StudyCallback
-from fmnist_search.workflows.lookup import load_study_config, status
+from fmnist_search.workflows.lookup import load_study, summarize_stored
 from fmnist_search.workflows.settings import PLOT_INTERVAL_SECONDS
 from fmnist_search.workflows.study.session import SessionOptions, open_session
 from fmnist_search.workspace import Workspace
@@ -65,9 +65,10 @@ def promote(
         UserError: if there is no such study, or it has no completed trial.
     """
     workspace = workspace or Workspace.resolve()
-    if status(name, workspace=workspace).best is None:
+    stored = load_study(workspace, name)
+    if summarize_stored(workspace, stored).best is None:
         raise UserError(f"study {name!r}: has no completed trial to promote; continue the search first", exit_code=3)
-    config = load_study_config(name, workspace=workspace)
+    config = stored.config
     finalists = (settings or config.finalists).for_dataset(config.data.dataset)
     with open_session(
         workspace,
