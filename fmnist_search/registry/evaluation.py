@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import mlflow
 import numpy as np
 import numpy.typing as npt
 from mlflow import MlflowClient
@@ -38,7 +37,7 @@ def load_classifier(uri: str) -> LoadedModel:
         UserError: if there is no such model, or its signature is another.
     """
     model = load_model(uri)
-    signature = mlflow.models.get_model_info(uri).signature
+    signature = model.signature
     inputs, outputs = (
         (_tensor_specs(side) for side in (signature.inputs, signature.outputs)) if signature else (None, None)
     )

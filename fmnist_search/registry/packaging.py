@@ -98,10 +98,11 @@ def _signature(classifier: Classifier | Ensemble) -> ModelSignature:
 
 
 class LoadedModel:
-    """A registered model that predicts on the CPU, with the name of its dataset and of its classes."""
+    """A registered model that predicts on the CPU, with its signature and the names of its dataset and classes."""
 
     def __init__(self, uri: str, model: Any):
         self.uri = uri
+        self.signature: ModelSignature | None = model.metadata.signature
         self.dataset, self.classes = dataset_metadata(model.metadata.metadata)
         self._model = model
 

@@ -24,7 +24,7 @@ REMOVABLE_KINDS = (tag_names.TRIAL_RUN, tag_names.TRAINING_RUN)
 
 @dataclass(frozen=True)
 class UnusedModel:
-    """A logged model of ours that no registered version refers to; `study` is None for an ensemble of runs."""
+    """A logged model without a registered version, of a finalist or, if `study` is None, of an ensemble of runs."""
 
     model_id: str
     study: str | None
@@ -33,7 +33,7 @@ class UnusedModel:
 
 @dataclass(frozen=True)
 class DeletedRun:
-    """A deleted run of ours that no version or model comes from; `study` is None for a single training."""
+    """A deleted run that no version or model comes from, of a trial or, with `study` None, of a single training."""
 
     run_id: str
     study: str | None
@@ -41,7 +41,7 @@ class DeletedRun:
 
 
 def unregistered_models(client: MlflowClient, created_before: float) -> Iterator[UnusedModel]:
-    """Yield models of ours that no version of any registered model comes from.
+    """Yield models of finalists and ensembles that no version of any registered model comes from.
 
     Models that were created after `created_before`, in Unix seconds, are left out.
     """
@@ -69,7 +69,7 @@ def _as_unused(client: MlflowClient, model: LoggedModel) -> Iterator[UnusedModel
 
 
 def deleted_runs(client: MlflowClient) -> list[DeletedRun]:
-    """Return the deleted runs of our trials and trainings that have ended and that no version or model comes from."""
+    """Return the deleted runs of trials and trainings that have ended and that no version or model comes from."""
     experiments = [e.experiment_id for e in _all_pages(partial(client.search_experiments, view_type=ViewType.ALL))]
     deleted = _all_pages(partial(client.search_runs, experiments, run_view_type=ViewType.DELETED_ONLY))
     registered = {version.run_id for version in _all_pages(client.search_model_versions)} if deleted else set()

@@ -116,7 +116,7 @@ class RunLogger:
         self.set_tags({tag_names.DATASET: name, **digests})
 
     def end(self, status: str, state: str) -> None:
-        """Close the run with MLflow's `status`. The tag `state` is kept where `mlflow run` sets its own status."""
+        """Close the run with MLflow's `status`. The tag `state` remains if `mlflow run` sets its own status."""
         self.set_tags({tag_names.STATE: state})
         self._send(EndRun(status, _now_ms(), step=0))
 

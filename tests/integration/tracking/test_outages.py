@@ -69,9 +69,9 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], se
         time.sleep(0.1)
 
 
-def load_trials(home: Path) -> list[TrialRecord]:
+def load_trials(workdir: Path) -> list[TrialRecord]:
     try:
-        return StudyStore.load(f"sqlite:///{home}/optuna.db", "tiny").trial_records()
+        return StudyStore.load(f"sqlite:///{workdir}/optuna.db", "tiny").trial_records()
     except UserError:  # it does not exist yet
         return []
 
@@ -102,63 +102,63 @@ def assert_metrics_complete(uri: str, trials: list[TrialRecord]) -> None:
 
 @pytest.mark.slow
 def test_a_server_that_is_killed_and_restarted_has_every_point_once(tiny: Path, server: MlflowServer) -> None:
-    home = tiny.parent / "home"
-    process = start_command(tiny.parent, *SEARCH_ARGUMENTS, "--tracking-uri", server.url, "--workdir", home)
-    wait_until(lambda: len(load_trials(home)) >= 1, process)
+    workdir = tiny.parent / "workdir"
+    process = start_command(tiny.parent, *SEARCH_ARGUMENTS, "--tracking-uri", server.url, "--workdir", workdir)
+    wait_until(lambda: len(load_trials(workdir)) >= 1, process)
     server.kill()
-    before = len(load_trials(home))
-    wait_until(lambda: len(load_trials(home)) >= before + 2, process)  # the trials go on without the server
+    before = len(load_trials(workdir))
+    wait_until(lambda: len(load_trials(workdir)) >= before + 2, process)  # the trials go on without the server
     server.start()
     _, stderr = process.communicate(timeout=180)
     assert process.returncode == 0, stderr
     assert "Traceback" not in stderr
-    assert len(load_trials(home)) == 5
-    assert_metrics_complete(server.url, load_trials(home))
+    assert len(load_trials(workdir)) == 5
+    assert_metrics_complete(server.url, load_trials(workdir))
     (study,) = search_runs(server.url, "study")
     assert study.info.status == "FINISHED"
-    with closing(Outbox(home / "outbox.db", server.url)) as outbox:
+    with closing(Outbox(workdir / "outbox.db", server.url)) as outbox:
         assert (outbox.pending_count(), outbox.rejected_counts()) == (0, {})
 
 
 @pytest.mark.slow
 def test_sync_sends_what_a_finished_study_could_not_send(tiny: Path, tmp_path: Path) -> None:
     with running_server(MlflowServer(tmp_path / "server")) as server:
-        home = tiny.parent / "home"
-        place = ["--tracking-uri", server.url, "--workdir", home]
-        process = start_command(tiny.parent, *SEARCH_ARGUMENTS, *place)
-        wait_until(lambda: len(load_trials(home)) >= 1, process)
+        workdir = tiny.parent / "workdir"
+        location = ["--tracking-uri", server.url, "--workdir", workdir]
+        process = start_command(tiny.parent, *SEARCH_ARGUMENTS, *location)
+        wait_until(lambda: len(load_trials(workdir)) >= 1, process)
         server.kill()
         _, stderr = process.communicate(timeout=240)
         assert process.returncode == 0, stderr
         assert "MLflow cannot be reached" in stderr
         assert "fmnist-search sync" in stderr
-        assert len(load_trials(home)) == 5
+        assert len(load_trials(workdir)) == 5
 
-        failed = run_command(tiny.parent, "sync", *place)
+        failed = run_command(tiny.parent, "sync", *location)
         assert failed.exit_code != 0
         assert len(failed.errors) == 1
-        assert "MLflow has not got everything" in run_command(tiny.parent, "status", *place).stdout
+        assert "MLflow has not got everything" in run_command(tiny.parent, "status", *location).stdout
         server.start()
-        assert run_command(tiny.parent, "sync", *place).exit_code == 0
-        assert_metrics_complete(server.url, load_trials(home))
-        assert "events were sent" not in run_command(tiny.parent, "sync", *place).stdout
+        assert run_command(tiny.parent, "sync", *location).exit_code == 0
+        assert_metrics_complete(server.url, load_trials(workdir))
+        assert "events were sent" not in run_command(tiny.parent, "sync", *location).stdout
 
 
 @pytest.mark.slow
 def test_a_search_that_is_killed_during_an_outage_loses_only_the_running_epoch(tiny: Path, tmp_path: Path) -> None:
     with running_server(MlflowServer(tmp_path / "server")) as server:
-        home = tiny.parent / "home"
-        place = ["--tracking-uri", server.url, "--workdir", home]
-        process = start_command(tiny.parent, *SEARCH_ARGUMENTS, *place)
-        wait_until(lambda: len(load_trials(home)) >= 1, process)
+        workdir = tiny.parent / "workdir"
+        location = ["--tracking-uri", server.url, "--workdir", workdir]
+        process = start_command(tiny.parent, *SEARCH_ARGUMENTS, *location)
+        wait_until(lambda: len(load_trials(workdir)) >= 1, process)
         server.kill()
-        before = len(load_trials(home))
-        wait_until(lambda: len(load_trials(home)) >= before + 1, process)
+        before = len(load_trials(workdir))
+        wait_until(lambda: len(load_trials(workdir)) >= before + 1, process)
         process.kill()
         process.communicate()
-        ended = load_trials(home)
+        ended = load_trials(workdir)
         server.start()
-        assert run_command(tiny.parent, "sync", *place).exit_code == 0
+        assert run_command(tiny.parent, "sync", *location).exit_code == 0
         client = MlflowClient(server.url)
         runs = {run.data.tags["trial"]: run for run in search_runs(server.url)}
         for trial in ended:
@@ -170,27 +170,27 @@ def test_a_search_that_is_killed_during_an_outage_loses_only_the_running_epoch(t
 
 
 @pytest.fixture
-def place(tiny: Path) -> Path:
+def study_folder(tiny: Path) -> Path:
     return tiny.parent
 
 
-def test_a_study_without_tracking_leaves_nothing_in_mlflow(place: Path) -> None:
-    done = run_command(place, "search", "tiny.toml", "--trials", "2", "--no-tracking")
+def test_a_study_without_tracking_leaves_nothing_in_mlflow(study_folder: Path) -> None:
+    done = run_command(study_folder, "search", "tiny.toml", "--trials", "2", "--no-tracking")
     assert done.exit_code == 0, done.stderr
-    assert not (place / "mlflow.db").exists()
-    assert not (place / "mlruns").exists()
-    assert [trial.state for trial in load_trials(place / "fmnist-search")] == [TrialState.COMPLETED] * 2
+    assert not (study_folder / "mlflow.db").exists()
+    assert not (study_folder / "mlruns").exists()
+    assert [trial.state for trial in load_trials(study_folder / "fmnist-search")] == [TrialState.COMPLETED] * 2
     assert "registered" not in done.stdout
     assert "fmnist-search ui" not in done.stdout
-    tracked = run_command(place, "search", "tiny.toml", "--trials", "3", "--set", "finalists.recipes=0")
+    tracked = run_command(study_folder, "search", "tiny.toml", "--trials", "3", "--set", "finalists.recipes=0")
     assert tracked.exit_code == 0, tracked.stderr
-    assert [run.data.tags["trial"] for run in search_runs(f"sqlite:///{place}/mlflow.db")] == ["2"]
+    assert [run.data.tags["trial"] for run in search_runs(f"sqlite:///{study_folder}/mlflow.db")] == ["2"]
 
 
-def test_an_event_that_is_written_twice_is_stored_once(place: Path) -> None:
-    uri = f"sqlite:///{place}/mlflow.db"
+def test_an_event_that_is_written_twice_is_stored_once(study_folder: Path) -> None:
+    uri = f"sqlite:///{study_folder}/mlflow.db"
     sent: list[Event] = []
-    with closing(Outbox(place / "outbox.db", uri)) as outbox:
+    with closing(Outbox(study_folder / "outbox.db", uri)) as outbox:
         tracking = MlflowStore(uri, "fmnist-search")
         write = MlflowWriter(tracking.client, outbox)
         for event in training_events(outbox, tracking):
@@ -245,9 +245,9 @@ class RecordingSender(NullSender):
         self._outbox.remember_run(run_key, run_id)
 
 
-def test_events_of_a_deleted_run_are_reported_and_can_be_discarded(place: Path) -> None:
-    uri = f"sqlite:///{place}/mlflow.db"
-    with closing(Outbox(place / "fmnist-search" / "outbox.db", uri)) as outbox:
+def test_events_of_a_deleted_run_are_reported_and_can_be_discarded(study_folder: Path) -> None:
+    uri = f"sqlite:///{study_folder}/mlflow.db"
+    with closing(Outbox(study_folder / "fmnist-search" / "outbox.db", uri)) as outbox:
         tracking = MlflowStore(uri, "fmnist-search")
         first, *rest = training_events(outbox, tracking)
         MlflowWriter(tracking.client, outbox)(first)
@@ -256,14 +256,14 @@ def test_events_of_a_deleted_run_are_reported_and_can_be_discarded(place: Path) 
         run_id = outbox.run_id(first.run_key)
         assert run_id
         tracking.client.delete_run(run_id)
-    refused = run_command(place, "sync")
+    refused = run_command(study_folder, "sync")
     assert refused.exit_code != 0
     assert "deleted" in refused.stderr
     assert "--forget" in refused.stderr
     tracking.client.restore_run(run_id)
-    retried = run_command(place, "sync", "--json")
+    retried = run_command(study_folder, "sync", "--json")
     assert retried.json == {"events": len(rest) - 1}  # MLflow stores artifacts of a deleted run
-    assert run_command(place, "sync", "--forget").exit_code == 0
+    assert run_command(study_folder, "sync", "--forget").exit_code == 0
     (trial,) = search_runs(uri)
     assert trial.data.metrics["val/accuracy"] == pytest.approx(0.3)
 
@@ -271,66 +271,66 @@ def test_events_of_a_deleted_run_are_reported_and_can_be_discarded(place: Path) 
 # ------------------------------------------------------------------------- stores that cannot be used
 
 
-def test_a_server_that_does_not_answer_is_not_reported_as_one_that_denies_access(place: Path) -> None:
-    refused = run_command(place, "search", "tiny.toml", "--tracking-uri", "http://127.0.0.1:40140")
+def test_a_server_that_does_not_answer_is_not_reported_as_one_that_denies_access(study_folder: Path) -> None:
+    refused = run_command(study_folder, "search", "tiny.toml", "--tracking-uri", "http://127.0.0.1:40140")
     assert refused.exit_code == 2
     (line,) = refused.errors
     assert "cannot be reached" in line
     assert "PASSWORD" not in line
 
 
-def test_a_file_store_is_refused(place: Path) -> None:
-    for uri in ("./mlruns", f"file://{place}/mlruns"):
-        refused = run_command(place, "search", "tiny.toml", "--tracking-uri", uri)
+def test_a_file_store_is_refused(study_folder: Path) -> None:
+    for uri in ("./mlruns", f"file://{study_folder}/mlruns"):
+        refused = run_command(study_folder, "search", "tiny.toml", "--tracking-uri", uri)
         assert refused.exit_code == 2
         (line,) = refused.errors
         assert "file store" in line
         assert "migrate-filestore" in line
-    assert not (place / "fmnist-search").exists()
+    assert not (study_folder / "fmnist-search").exists()
 
 
-def test_an_old_file_store_in_the_folder_is_migrated(place: Path) -> None:
-    old = place / "mlruns"
+def test_an_old_file_store_in_the_folder_is_migrated(study_folder: Path) -> None:
+    old = study_folder / "mlruns"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
         client = MlflowClient(old.as_uri())
         run_id = client.create_run(client.create_experiment("of old")).info.run_id
-    refused = run_command(place, "search", "tiny.toml", "--trials", "1")
+    refused = run_command(study_folder, "search", "tiny.toml", "--trials", "1")
     assert refused.exit_code == 2
     (line,) = refused.errors
     assert "migrate-filestore" in line
-    assert not (place / "mlflow.db").exists()
+    assert not (study_folder / "mlflow.db").exists()
     command = [sys.executable, "-m", "mlflow", "migrate-filestore", "--source", "mlruns"]
-    subprocess.run([*command, "--target", "sqlite:///mlflow.db"], cwd=place, check=True, env=clean_environment())
-    old.rename(place / "mlruns-of-old")
-    done = run_command(place, "search", "tiny.toml", "--trials", "1", "--set", "finalists.recipes=0")
+    subprocess.run([*command, "--target", "sqlite:///mlflow.db"], cwd=study_folder, check=True, env=clean_environment())
+    old.rename(study_folder / "mlruns-of-old")
+    done = run_command(study_folder, "search", "tiny.toml", "--trials", "1", "--set", "finalists.recipes=0")
     assert done.exit_code == 0, done.stderr
-    assert MlflowClient(f"sqlite:///{place}/mlflow.db").get_run(run_id).info.run_id == run_id
+    assert MlflowClient(f"sqlite:///{study_folder}/mlflow.db").get_run(run_id).info.run_id == run_id
 
 
-def test_a_store_of_another_version_is_refused_with_the_remedy(place: Path) -> None:
-    MlflowClient(f"sqlite:///{place}/mlflow.db").search_experiments()
-    with closing(sqlite3.connect(place / "mlflow.db")) as database:
+def test_a_store_of_another_version_is_refused_with_the_remedy(study_folder: Path) -> None:
+    MlflowClient(f"sqlite:///{study_folder}/mlflow.db").search_experiments()
+    with closing(sqlite3.connect(study_folder / "mlflow.db")) as database:
         database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")  # the very first
         database.commit()
-    _, stderr = start_command(place, "search", "tiny.toml").communicate(
+    _, stderr = start_command(study_folder, "search", "tiny.toml").communicate(
         timeout=60
     )  # in this process the store is open already
     (line,) = [line for line in stderr.splitlines() if line.startswith("error:")]
     assert "mlflow db upgrade" in line
 
 
-def test_an_experiment_that_was_deleted_is_refused_with_the_remedy(place: Path) -> None:
-    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
+def test_an_experiment_that_was_deleted_is_refused_with_the_remedy(study_folder: Path) -> None:
+    client = MlflowClient(f"sqlite:///{study_folder}/mlflow.db")
     client.delete_experiment(client.create_experiment("fmnist-search"))
-    refused = run_command(place, "search", "tiny.toml")
+    refused = run_command(study_folder, "search", "tiny.toml")
     assert refused.exit_code == 2
     (line,) = refused.errors
     assert "mlflow experiments restore" in line
 
 
 @pytest.mark.slow
-def test_a_server_with_a_password_accepts_the_right_one(place: Path, tmp_path: Path) -> None:
+def test_a_server_with_a_password_accepts_the_right_one(study_folder: Path, tmp_path: Path) -> None:
     config = tmp_path / "auth.ini"
     config.write_text(
         "[mlflow]\ndefault_permission = READ\nadmin_username = ada\nadmin_password = counting-engines-1843\n"
@@ -339,14 +339,23 @@ def test_a_server_with_a_password_accepts_the_right_one(place: Path, tmp_path: P
     )
     changes = {"MLFLOW_AUTH_CONFIG_PATH": str(config), "MLFLOW_FLASK_SERVER_SECRET_KEY": "a secret"}
     server = MlflowServer(tmp_path / "server", "", "--app-name", "basic-auth", **changes)
-    search = ["search", "tiny.toml", "--trials", "1", "--tracking-uri", server.url, "--workdir", place / "home"]
+    search = [
+        "search",
+        "tiny.toml",
+        "--trials",
+        "1",
+        "--tracking-uri",
+        server.url,
+        "--workdir",
+        study_folder / "workdir",
+    ]
     with running_server(server):
         for changes in ({}, {"MLFLOW_TRACKING_USERNAME": "ada", "MLFLOW_TRACKING_PASSWORD": "wrong"}):
-            refused = run_command(place, *search, **changes)
+            refused = run_command(study_folder, *search, **changes)
             assert refused.exit_code == 2
             (line,) = refused.errors
             assert "MLFLOW_TRACKING_USERNAME" in line
         right = {"MLFLOW_TRACKING_USERNAME": "ada", "MLFLOW_TRACKING_PASSWORD": "counting-engines-1843"}
-        done = run_command(place, *search, **right)
+        done = run_command(study_folder, *search, **right)
         assert done.exit_code == 0, done.stderr
         assert "registered as models:/fmnist-search/1 (champion)" in done.stdout

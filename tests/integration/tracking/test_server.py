@@ -23,11 +23,11 @@ def server_url(tmp_path: Path) -> Iterator[str]:
 
 
 def test_a_search_on_a_server_stores_everything_there(tiny: Path, tmp_path: Path, server_url: str) -> None:
-    home = tmp_path / "home"
-    outcome = run_command(tmp_path, "search", "tiny.toml", "--tracking-uri", server_url, "--workdir", home)
+    workdir = tmp_path / "workdir"
+    outcome = run_command(tmp_path, "search", "tiny.toml", "--tracking-uri", server_url, "--workdir", workdir)
     assert outcome.exit_code == 0, outcome.stderr
     assert not (tmp_path / "mlflow.db").exists()
-    assert (home / "optuna.db").exists()
+    assert (workdir / "optuna.db").exists()
     client = MlflowClient(server_url)
     experiment = client.get_experiment_by_name("fmnist-search")
     assert experiment is not None

@@ -1,4 +1,4 @@
-"""The aliases follow from the versions of a model, whatever order they are decided in and whoever is killed."""
+"""The aliases follow from the versions of a model, in any order of decisions and with promotions that are killed."""
 
 from __future__ import annotations
 

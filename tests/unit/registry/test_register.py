@@ -17,7 +17,7 @@ from tests.unit.registry.registered import DEAD_PROCESS, promote_version
 
 
 def test_the_name_of_a_prompt_is_refused(client: MlflowClient) -> None:
-    check_model_name(client, "nobody has this")
+    check_model_name(client, "a new name")
     client.create_registered_model("a model")
     check_model_name(client, "a model")
     client.register_prompt("a_prompt", "Say {{it}}.")
