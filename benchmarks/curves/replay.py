@@ -20,21 +20,9 @@ from matplotlib.figure import Figure
 from optuna.trial import TrialState as OptunaState
 
 from benchmarks.curves.table import CurveTable
-from fmnist_search.config.sections import (
-    Gp,
-    Halving,
-    Hyperband,
-    Median,
-    NoPruner,
-    OneEpoch,
-    Percentile,
-    Pruner,
-    Qmc,
-    Random,
-    Sampler,
-    Tpe,
-)
-from fmnist_search.config.space import Choice, Domain, Range
+from fmnist_search.config.domain import Choice, Domain, Range
+from fmnist_search.config.pruners import Halving, Hyperband, Median, NoPruner, OneEpoch, Percentile, Pruner
+from fmnist_search.config.samplers import Gp, Qmc, Random, Sampler, Tpe
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.families import FAMILIES

@@ -117,8 +117,6 @@ def _preset_to_toml(preset: Preset) -> str:
 @models_app.command("page")
 def print_page() -> None:
     """Print every preset and family as Markdown."""
-    from fmnist_search.config.schema import presets_page
-    from fmnist_search.models.presets import PRESETS
-    from fmnist_search.reporting.model_summary import summarize
+    from fmnist_search.config.pages import presets_page
 
-    typer.echo(presets_page({name: summarize(preset.recipe.model) for name, preset in PRESETS.items()}), nl=False)
+    typer.echo(presets_page(), nl=False)

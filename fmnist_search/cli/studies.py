@@ -67,7 +67,8 @@ def space(
 
 def _hyperparameter_rows(config: StudyConfig) -> list[dict[str, Any]]:
     """Return the hyperparameters of all families once, and those of each model family."""
-    from fmnist_search.config.conditional_space import conditional_hyperparameters, value_count
+    from fmnist_search.config.conditional_space import conditional_hyperparameters
+    from fmnist_search.config.domain import value_count
 
     return [
         {
@@ -198,6 +199,6 @@ def print_schema() -> None:
 @studies_app.command("keys")
 def print_keys() -> None:
     """Print every key of a study file with its default and its meaning, as Markdown."""
-    from fmnist_search.config.schema import study_keys_page
+    from fmnist_search.config.pages import study_keys_page
 
     typer.echo(study_keys_page(), nl=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fmnist_search.config.space import Domain, Range
+from fmnist_search.config.domain import Domain, Range
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
 

@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from fmnist_search.config.space import NOT_SEARCHABLE, Choice, Domain, Fixed, Range, Space, bounds
+from fmnist_search.config.domain import Choice, Domain, Fixed, Range, bounds, domain_values, value_count
+from fmnist_search.config.space import NOT_SEARCHABLE, Space
 from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.hyperparameters import Value
 from fmnist_search.recipe.recipe import Recipe, is_active, recipe_hyperparameters
@@ -16,38 +17,6 @@ FAMILY_NAME = "model.family"
 
 MAX_CONDITION_VALUES = 1000
 """Of a range with more values, only the ends are checked for hyperparameters that depend on it."""
-
-
-# ------------------------------------------------------------------------------ values of a domain
-
-
-def domain_values(domain: Domain) -> tuple[Value, ...] | None:
-    """Return all values of a domain, or None if it is infinite."""
-    match domain:
-        case Fixed(value):
-            return (value,)
-        case Choice(choices):
-            return choices
-        case Range(low, high, _, step) if isinstance(low, int) and isinstance(high, int):
-            return tuple(range(low, high + 1, int(step or 1)))
-        case Range(low, high, _, step) if step:
-            # A last step that misses `high` only by rounding is `high` itself.
-            return tuple(min(low + step * n, high) for n in range(math.floor((high - low) / step + 1e-8) + 1))
-    return None
-
-
-def value_count(domain: Domain) -> int | None:
-    """Return the number of values of a domain, or None if it is infinite."""
-    match domain:
-        case Range(low, high, _, step) if isinstance(low, int) and isinstance(high, int):
-            return len(range(low, high + 1, int(step or 1)))
-    values = domain_values(domain)
-    return None if values is None else len(values)
-
-
-def family_domain(space: Space) -> Domain:
-    """Return the domain of the family."""
-    return Choice(space.families) if len(space.families) > 1 else Fixed(space.families[0])
 
 
 # ----------------------------------------------------------------------------------- conditions
@@ -106,6 +75,11 @@ def _conditions(name: str, family: str, domains: Mapping[str, Domain]) -> dict[s
 def _condition_values(domain: Domain) -> tuple[Value, ...]:
     few = (value_count(domain) or math.inf) <= MAX_CONDITION_VALUES
     return (domain_values(domain) if few else None) or bounds(domain)
+
+
+def family_domain(space: Space) -> Domain:
+    """Return the domain of the family."""
+    return Choice(space.families) if len(space.families) > 1 else Fixed(space.families[0])
 
 
 def qualified_name(space: Space, family: str, name: str) -> str:

@@ -11,7 +11,7 @@ COMMAND_LINE, DEFAULT = "command line", "default"
 
 @dataclass(frozen=True)
 class Origins:
-    """The origin of each value by its key; all are equal, since a value is the same wherever it comes from."""
+    """The origin of each value by key. All instances are equal, because origins do not make studies differ."""
 
     by_key: dict[str, str] = field(default_factory=dict, compare=False)
 
@@ -19,10 +19,13 @@ class Origins:
 def find_origins(
     resolved: Mapping[str, Any], file: Mapping[str, Any], overridden: Mapping[str, Any], name: str
 ) -> Origins:
-    """The origin of every leaf of the resolved tables, by dotted key.
+    """Return the origin of every value of the resolved tables, by dotted key.
 
-    `file` holds the tables that stand in the file of that `name`, `overridden` the same after what the command line
-    had to say.
+    Args:
+        resolved: the tables with all values.
+        file: the tables of the study file.
+        overridden: the tables of the study file after the overrides.
+        name: the name of the study file.
     """
     before, after = dict(_flatten(file)), dict(_flatten(overridden))
     found = {}
@@ -43,7 +46,7 @@ def _flatten(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield prefix + key, value
 
 
-def _deciding_key(key: str, leaves: Mapping[str, Any]) -> str | None:
-    """The leaf that decides a key: itself, or the table's short form, `sampler = "tpe"` for `sampler.name`."""
+def _deciding_key(key: str, values: Mapping[str, Any]) -> str | None:
+    """Return the key that decides another: the same, or the short form `sampler = "tpe"` for `sampler.name`."""
     short = key.removesuffix(".name")
-    return next((name for name in (key, short) if name in leaves), None)
+    return next((name for name in (key, short) if name in values), None)

@@ -1,11 +1,11 @@
-"""What a study file says of each hyperparameter: a list chooses, a table ranges, a scalar pins.
+"""The `[space]` tables of a study file: a list is a choice, a table a range, a scalar a fixed value.
 
     [space.common]
     batch_size = [64, 128]
     optimizer.learning_rate = { low = 1e-3, high = 3e-2, log = true }
     label_smoothing = 0.1
 
-`[space.common]` holds what every family shares, `[space.cnn]` the hyperparameters of that family alone.
+`[space.common]` holds the hyperparameters of every family, `[space.cnn]` those of that family alone.
 """
 
 from __future__ import annotations
@@ -15,122 +15,32 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fmnist_search.config.domain import Choice, Domain, Fixed, Range
 from fmnist_search.errors import UserError, did_you_mean
 from fmnist_search.recipe import families
 from fmnist_search.recipe.families import FAMILIES
-from fmnist_search.recipe.formatting import format_value
 from fmnist_search.recipe.groups import Data
-from fmnist_search.recipe.hyperparameters import Hyperparameter, Value, hyperparameters
+from fmnist_search.recipe.hyperparameters import Hyperparameter, hyperparameters
 from fmnist_search.recipe.recipe import recipe_hyperparameters
 
-
-@dataclass(frozen=True)
-class Fixed:
-    """A hyperparameter that is the same in every trial."""
-
-    value: Value
-
-    def __str__(self) -> str:
-        return format_value(self.value)
-
-    def contains(self, value: Value) -> bool:
-        """Whether the domain has this value."""
-        return value == self.value
-
-    def to_toml_value(self) -> Any:
-        """As a study file writes it."""
-        return self.value
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of several values."""
-
-    values: tuple[Value, ...]
-
-    def __str__(self) -> str:
-        return ", ".join(map(format_value, self.values))
-
-    def contains(self, value: Value) -> bool:
-        """Whether the domain has this value."""
-        return value in self.values
-
-    def to_toml_value(self) -> Any:
-        """As a study file writes it."""
-        return list(self.values)
-
-
-@dataclass(frozen=True)
-class Range:
-    """Numbers from `low` to `high`, both included; evenly in their logarithm with `log`, in steps with `train_step`."""
-
-    low: float
-    high: float
-    log: bool = False
-    step: float | None = None
-
-    def __str__(self) -> str:
-        how = ", log" if self.log else f", step {self.step}" if self.step else ""
-        return f"{self.low} to {self.high}{how}"
-
-    def contains(self, value: Value) -> bool:
-        """Whether the domain has this value."""
-        if isinstance(value, str) or not self.low <= value <= self.high:
-            return False
-        steps = (value - self.low) / self.step if self.step else 0.0
-        return abs(steps - round(steps)) < 1e-8
-
-    def relative_position(self, value: float) -> float:
-        """Where a value lies, 0 at `low` and 1 at `high`; minus infinity where it has no logarithm and needs one."""
-        if not self.log:
-            return (value - self.low) / (self.high - self.low)
-        return math.log(value / self.low) / math.log(self.high / self.low) if value > 0 else -math.inf
-
-    def is_widened_by(self, other: Domain) -> bool:
-        """Whether another domain holds all of this range and is drawn from alike: what Optuna lets a study change."""
-        return (
-            isinstance(other, Range)
-            and (other.log, other.step) == (self.log, self.step)
-            and other.low <= self.low
-            and self.high <= other.high
-            and other.contains(self.low)
-        )
-
-    def to_toml_value(self) -> Any:
-        """As a study file writes it."""
-        options = {"log": self.log or None, "step": self.step}
-        return {"low": self.low, "high": self.high, **{k: v for k, v in options.items() if v is not None}}
-
-
-Domain = Fixed | Choice | Range
-
-
-def bounds(domain: Domain) -> tuple[Value, ...]:
-    """The values of a pin or a choice, the first and last of a range."""
-    match domain:
-        case Fixed(value):
-            return (value,)
-        case Choice(values):
-            return values
-        case Range(low, high):
-            return (low, high)
-
-
-# Decided once a study, each by a key of its own: a trial that chose them could not be compared with its neighbours.
 NOT_SEARCHABLE = {
     "epochs": "budget.epochs",
     "precision": "execution.precision",
     "seed": "seed",
     **dict.fromkeys(hyperparameters(Data, "data."), "[data]"),
 }
+"""Hyperparameters that a study sets for all its trials, because trials could not be compared otherwise.
+
+Each maps to the key of the study file that sets it.
+"""
 
 
 @dataclass(frozen=True)
 class Space:
     """What a study searches: the families, and the domain of each hyperparameter by dotted name.
 
-    `common` holds those that all families share, `by_family` the ones of a family alone. Hyperparameters without a
-    domain stay at their defaults.
+    `common` holds those of every family, `by_family` those of one family alone. Hyperparameters without a domain keep
+    their defaults.
     """
 
     families: tuple[str, ...]
@@ -138,11 +48,11 @@ class Space:
     by_family: Mapping[str, Mapping[str, Domain]]
 
     def domains(self, family: str) -> dict[str, Domain]:
-        """All domains of one family's recipes."""
+        """Return the domains of the recipes of one family, by dotted name."""
         return {**self.by_family.get(family, {}), **self.common}
 
     def to_toml_table(self) -> dict[str, Any]:
-        """The `[space]` table that gives this space back."""
+        """Return the `[space]` table that `parse_space` turns into this space."""
         tables = {"common": {"family": list(self.families), **_nest_domains(self.common)}}
         for family, domains in self.by_family.items():
             tables[family] = _nest_domains({name.removeprefix("model."): d for name, d in domains.items()})
@@ -150,22 +60,22 @@ class Space:
 
 
 def parse_space(table: object) -> Space:
-    """The space of a `[space]` table; a space is its own.
+    """Return the space of a `[space]` table; a `Space` is returned as it is.
 
     Raises:
-        UserError: one line for each mistake, with its key.
+        UserError: if the table has mistakes, with a line for each.
     """
     if isinstance(table, Space):
         return table
     if not isinstance(table, Mapping):
-        raise UserError(f"space: {table!r} is no table; write [space.common] and [space.cnn]")
+        raise UserError(f"space: {table!r} is not a table; write [space.common] and [space.cnn]")
     problems: list[str] = []
     tables: dict[str, Mapping[str, Any]] = {}
     for name, content in table.items():
         if name != "common" and name not in FAMILIES:
             problems.append(f"space.{name}: no such family; {did_you_mean(name, ['common', *FAMILIES])}")
         elif not isinstance(content, Mapping):
-            problems.append(f"space.{name}: {content!r} is no table; write [space.{name}] above its keys")
+            problems.append(f"space.{name}: {content!r} is not a table; write [space.{name}] above its keys")
         else:
             tables[name] = content
     common_table = dict(tables.pop("common", {}))
@@ -190,7 +100,7 @@ def _parse_families(given: object, problems: list[str]) -> tuple[str, ...]:
     names = given if isinstance(given, list) else [given]
     try:
         if not names:
-            raise UserError("space.common.family: an empty list chooses nothing; name at least one family")
+            raise UserError("space.common.family: an empty list holds no value; name at least one family")
         if len({str(name) for name in names}) < len(names):
             raise UserError(f"space.common.family: {names} names a family twice; name each once")
         return tuple(families.get(name).family for name in names)
@@ -217,7 +127,7 @@ def _parse_domains(
 
 
 def _suggestion(name: str, known: Mapping[str, Hyperparameter]) -> str:
-    """Where a hyperparameter belongs that stands in the wrong table, or the nearest name of the right one."""
+    """Return the table to which a hyperparameter in the wrong table belongs, or else the nearest known name."""
     owners = [family for family in FAMILIES if f"model.{name}" in hyperparameters(FAMILIES[family], "model.")]
     if owners:
         return f"it belongs to {' or '.join(f'[space.{owner}]' for owner in owners)}"
@@ -227,7 +137,7 @@ def _suggestion(name: str, known: Mapping[str, Hyperparameter]) -> str:
 
 
 def shared_hyperparameters() -> dict[str, Hyperparameter]:
-    """The hyperparameters that recipes of every family have, by dotted name."""
+    """Return the hyperparameters that recipes of every family have, by dotted name."""
     any_family = next(iter(FAMILIES.values()))
     return {n: h for n, h in recipe_hyperparameters(any_family).items() if not n.startswith("model.")}
 
@@ -235,7 +145,7 @@ def shared_hyperparameters() -> dict[str, Hyperparameter]:
 def _flatten_domains(
     table: Mapping[str, Any], known: Mapping[str, Hyperparameter], prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
-    """Dotted names with what stands under them; a table is a domain where its name is known, else a group."""
+    """Yield each dotted name with its value; a table is a domain if its name is known, and a group otherwise."""
     for key, content in table.items():
         name = prefix + key
         if isinstance(content, Mapping) and any(other.startswith(f"{name}.") for other in known):
@@ -247,7 +157,7 @@ def _flatten_domains(
 def _parse_domain(content: object, spec: Hyperparameter) -> Domain:
     if isinstance(content, list):
         if not content:
-            raise UserError("an empty list chooses nothing; name at least one value")
+            raise UserError("an empty list holds no value; name at least one value")
         values = tuple(spec.parse(value) for value in content)
         if len(set(values)) < len(values):
             raise UserError(f"{content!r} names a value twice; name each once")
@@ -272,9 +182,9 @@ def _parse_range(content: Mapping[str, Any], spec: Hyperparameter) -> Range:
     assert not isinstance(low, str)
     assert not isinstance(high, str)
     if low >= high:
-        raise UserError(f"low = {low} is not below high = {high}; exchange them, or give a single value")
+        raise UserError(f"low = {low} is not below high = {high}; swap them, or give a single value")
     if not isinstance(log, bool):
-        raise UserError(f"log = {log!r} is no bool; give true or false")
+        raise UserError(f"log = {log!r} is not a boolean; give true or false")
     if log and low <= 0:
         raise UserError(f"low = {low} has no logarithm; give a low above 0, or leave out log")
     if step is not None and not _is_step(step, spec, log):
@@ -289,7 +199,7 @@ def _is_step(step: object, spec: Hyperparameter, log: bool) -> bool:
 
 
 def _nest_domains(domains: Mapping[str, Domain]) -> dict[str, Any]:
-    """Domains under dotted names as nested tables."""
+    """Return domains by dotted name as nested tables."""
     tables: dict[str, Any] = {}
     for name, domain in domains.items():
         *groups, last = name.split(".")

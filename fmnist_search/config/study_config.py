@@ -1,6 +1,6 @@
-"""Study files: TOML plus overrides become one validated `StudyConfig`; every mistake becomes one line.
+"""Study files: TOML and overrides become a validated `StudyConfig`, and every mistake becomes a line of an error.
 
-What a `[space]` table may say stands in `domains.py`, what all others may say in `sections.py`.
+What a `[space]` table may hold is defined in `space`, all other tables in `sections`, `samplers` and `pruners`.
 """
 
 from __future__ import annotations
@@ -22,63 +22,45 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
-from fmnist_search.config.conditional_space import (
-    domain_values,
-    hyperparameter_groups,
-    space_size,
-    unconditional_ranges,
-)
+from fmnist_search.config.conditional_space import hyperparameter_groups, space_size, unconditional_ranges
+from fmnist_search.config.domain import Domain, Fixed, bounds, domain_values
+from fmnist_search.config.messages import error_lines
 from fmnist_search.config.origins import Origins, find_origins
-from fmnist_search.config.sections import (
-    NAME_PATTERN,
-    Budget,
-    Cmaes,
-    ExecutionSection,
-    Finalists,
-    Grid,
-    Halving,
-    OneEpoch,
-    Pruner,
-    Sampler,
-    Section,
-    Start,
-    Tpe,
-)
-from fmnist_search.config.space import Domain, Fixed, Space, bounds, parse_space, shared_hyperparameters
-from fmnist_search.config.toml_files import read_toml
-from fmnist_search.errors import UserError, did_you_mean
-from fmnist_search.recipe import families
-from fmnist_search.recipe.families import FAMILIES
+from fmnist_search.config.overrides import apply_overrides, unused_settings
+from fmnist_search.config.pruners import DEFAULT_PRUNER, OneEpoch, Pruner
+from fmnist_search.config.samplers import DEFAULT_SAMPLER, Cmaes, Grid, Sampler
+from fmnist_search.config.sections import NAME_PATTERN, Budget, ExecutionSection, Finalists, Section, Start
+from fmnist_search.config.space import Space, parse_space
+from fmnist_search.config.toml_files import read_toml, resolve_recipe_paths
+from fmnist_search.errors import UserError
 from fmnist_search.recipe.formatting import format_value
 from fmnist_search.recipe.groups import Data
-from fmnist_search.recipe.hyperparameters import hyperparameters
 from fmnist_search.recipe.recipe import Recipe
 
 MAX_GRID_SIZE = 10_000
-"""Recipes of a grid search: more of them no study will ever train."""
+"""The largest number of recipes of a grid."""
 
 
 def _parse_data(table: object) -> Data:
     if isinstance(table, Data):
         return table
     if not isinstance(table, Mapping):
-        raise UserError(f"data: {table!r} is no table; write [data] above its keys")
+        raise UserError(f"data: {table!r} is not a table; write [data] above its keys")
     return Recipe.from_dict({"batch_size": 2, "data": table}).data
 
 
 class StudyConfig(Section):
-    """A study: its question, what it searches, what it may spend, how its champion is found."""
+    """A study: its question, its space, its budget, and how it chooses a champion."""
 
-    name: str = Field(pattern=NAME_PATTERN, description="under which it is found and continued")
-    question: str = Field("", description="what it is to find out")
-    builds_on: str = Field("", description="the study whose answer it takes as its ground")
+    name: str = Field(pattern=NAME_PATTERN, description="name under which the study is stored and resumed")
+    question: str = Field("", description="question that the study answers")
+    builds_on: str = Field("", description="earlier study whose answer this study assumes")
     experiment: str = Field("fmnist-search", min_length=1, description="experiment in MLflow")
-    seed: int = Field(0, ge=0, description="of all that it draws, the split of the images apart")
+    seed: int = Field(0, ge=0, description="seed of everything that is random, except the split of the images")
     data: Annotated[Data, PlainValidator(_parse_data), PlainSerializer(dataclasses.asdict)] = Data()
-    sampler: Sampler = Tpe()
-    pruner: Pruner = Halving()
+    sampler: Sampler = DEFAULT_SAMPLER
+    pruner: Pruner = DEFAULT_PRUNER
     budget: Budget
     start: Start = Start()
     space: Annotated[Space, PlainValidator(parse_space), PlainSerializer(Space.to_toml_table)]
@@ -87,10 +69,12 @@ class StudyConfig(Section):
     _warnings: tuple[str, ...] = PrivateAttr(())
     _origins: Origins = PrivateAttr(default_factory=Origins)
 
+    # ----------------------------------------------------------------------------------- checks
+
     @field_validator("finalists")
     @classmethod
     def _set_model_name(cls, finalists: Finalists, before: ValidationInfo) -> Finalists:
-        data = before.data.get("data")  # none where it is wrong itself
+        data = before.data.get("data")  # None if the table is invalid
         return finalists.for_dataset(data.dataset) if data else finalists
 
     @model_validator(mode="after")
@@ -103,7 +87,7 @@ class StudyConfig(Section):
                 "take smaller batches or more images"
             )
         if not self.data.validation:
-            raise UserError("data.validation: a study judges its trials on validation images; hold some back")
+            raise UserError("data.validation: a study compares its trials on validation images; give at least 1")
         return self
 
     @model_validator(mode="after")
@@ -117,13 +101,13 @@ class StudyConfig(Section):
         epochs, rung = self.budget.epochs, self.pruner.first_rung(self.budget.epochs)
         if rung >= epochs and (epochs > 1 or isinstance(self.pruner, OneEpoch)):
             raise UserError(
-                f"pruner: {self.pruner.name!r} first looks at a trial after epoch {rung}, and budget.epochs = {epochs} "
-                "is the last; look earlier, train longer, or take the pruner 'none'"
+                f"pruner: {self.pruner.name!r} can prune a trial after epoch {rung} at the earliest, and "
+                f"budget.epochs = {epochs} is the last; prune earlier, train longer, or take the pruner 'none'"
             )
         if isinstance(self.pruner, OneEpoch):
             trials, survivors = self.budget.trials, self.pruner.survivors
             if trials is None:
-                raise UserError("pruner: 'one-epoch' must know how many candidates there are; give budget.trials")
+                raise UserError("pruner: 'one-epoch' needs the number of trials; give budget.trials")
             if trials <= survivors:
                 raise UserError(
                     f"pruner.survivors: {survivors} of budget.trials = {trials} leave no candidates to choose from; "
@@ -134,42 +118,39 @@ class StudyConfig(Section):
     @model_validator(mode="after")
     def _check_sampler(self) -> StudyConfig:
         if isinstance(self.sampler, Grid):
-            if endless := [name for name, domain in self.domains() if domain_values(domain) is None]:
-                raise UserError(*(f"{name}: a grid has no end of it; give a list or a step" for name in endless))
+            if infinite := [name for name, domain in self.domains() if domain_values(domain) is None]:
+                raise UserError(
+                    *(f"{name}: is infinite, which a grid cannot be; give a list or a step" for name in infinite)
+                )
             if (count := space_size(self.space).recipe_count) > MAX_GRID_SIZE:
                 raise UserError(
-                    f"sampler: a grid of {count:,} recipes; narrow the space to {MAX_GRID_SIZE:,} at most, or take "
+                    f"sampler: a grid of {count:,} recipes; reduce the space to at most {MAX_GRID_SIZE:,}, or take "
                     "another sampler"
                 )
         if isinstance(self.sampler, Cmaes) and not unconditional_ranges(self.space):
             raise UserError(
-                "sampler: 'cmaes' moves along ranges that every recipe has, and this space holds none; give one as "
+                "sampler: 'cmaes' needs a range that every recipe has, and this space has none; give one as "
                 "{ low = .., high = .. }, or take 'tpe'"
             )
         return self
 
-    def domains(self) -> Iterator[tuple[str, Domain]]:
-        """Every domain under its key in the study file."""
-        yield from ((f"space.common.{name}", domain) for name, domain in self.space.common.items())
-        for family, domains in self.space.by_family.items():
-            yield from ((f"space.{family}.{name.removeprefix('model.')}", domain) for name, domain in domains.items())
+    # ---------------------------------------------------------------------------------- reading
 
     @classmethod
     def load(cls, path: str | Path, overrides: Mapping[str, object] | None = None) -> StudyConfig:
-        """The study of a file, with values overridden by dotted name.
-
-        An override is a key of the file (`budget.trials`) or a hyperparameter, which it pins (`model.depth`).
+        """Return the study of a TOML file, with the overrides of `overrides.apply_overrides`.
 
         Raises:
-            UserError: no such file, not TOML, or mistakes in it: one line each, with file, key and remedy.
+            UserError: if there is no such file, it is not TOML, or it has mistakes. Each line names file, key and
+                remedy.
         """
         try:
-            tables = _resolve_recipe_paths(read_toml(path), Path(path).parent)
-            chosen = {key: tables.get(key) for key in ("sampler", "pruner")}
+            tables = resolve_recipe_paths(read_toml(path), Path(path).parent)
             written = copy.deepcopy(tables)
-            overridden = _apply_overrides(tables, overrides or {})
+            overridden = apply_overrides(tables, overrides or {}, cls.model_fields.keys())
             config = cls.from_dict(overridden)
-            config._warnings = tuple(_unused_settings(chosen, config))
+            chosen = {"sampler": config.sampler.name, "pruner": config.pruner.name}
+            config._warnings = tuple(unused_settings(written, chosen))
             config._origins = find_origins(config._to_tables(), written, overridden, str(path))
             return config
         except UserError as error:
@@ -179,17 +160,24 @@ class StudyConfig(Section):
 
     @classmethod
     def from_dict(cls, tables: Mapping[str, Any]) -> StudyConfig:
-        """The study of such tables.
+        """Return the study of the tables of a study file.
 
         Raises:
-            UserError: one line per mistake, with key, value and remedy.
+            UserError: if the tables have mistakes, with a line for each: key, value and remedy.
         """
         try:
             return cls.model_validate(tables)
         except ValidationError as error:
-            raise UserError(
-                *dict.fromkeys(line for details in error.errors() for line in _error_lines(details))
-            ) from None
+            lines = (line for details in error.errors() for line in error_lines(details, cls))
+            raise UserError(*dict.fromkeys(lines)) from None
+
+    # -------------------------------------------------------------------------------- attributes
+
+    def domains(self) -> Iterator[tuple[str, Domain]]:
+        """Yield every domain with its key in the study file."""
+        yield from ((f"space.common.{name}", domain) for name, domain in self.space.common.items())
+        for family, domains in self.space.by_family.items():
+            yield from ((f"space.{family}.{name.removeprefix('model.')}", domain) for name, domain in domains.items())
 
     @property
     def independently_sampled(self) -> list[str]:
@@ -201,183 +189,24 @@ class StudyConfig(Section):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a user might not expect of how file and overrides came together, in a line each."""
+        """A line for each effect of the overrides that the user may not expect."""
         return self._warnings
 
     @property
     def origins(self) -> dict[str, str]:
-        """Where each value comes from, by key: the study file, the command line or a default; empty without a file."""
+        """The origin of each value by key: the study file, the command line or a default. Empty without a file."""
         return self._origins.by_key
 
+    def comparability_key(self) -> dict[str, str]:
+        """Return, by key, what must not change while a study is resumed, so that its trials can be compared."""
+        identity = {"seed": str(self.seed), "budget.epochs": str(self.budget.epochs)}
+        identity |= {f"data.{name}": format_value(value) for name, value in vars(self.data).items()}
+        identity["space.common.family"] = ", ".join(self.space.families)
+        return identity | {key: str(domain) for key, domain in self.domains()}
+
     def to_toml(self) -> str:
-        """The resolved study file: every value spelled out. Loading it gives an equal study."""
+        """Return the resolved study file with every value; loading it returns an equal study."""
         return tomli_w.dumps(self._to_tables())
 
     def _to_tables(self) -> dict[str, Any]:
         return self.model_dump(exclude_none=True)
-
-    def comparability_key(self) -> dict[str, str]:
-        """What must stay the same while a study lives, by key: otherwise its trials could not be compared."""
-        identity = {"seed": str(self.seed), "budget.epochs": str(self.budget.epochs)}
-        identity |= {f"data.{name}": format_value(value) for name, value in vars(self.data).items()}
-        identity["space.common.family"] = ", ".join(self.space.families)
-        identity |= {f"space.common.{name}": str(domain) for name, domain in self.space.common.items()}
-        for family, domains in self.space.by_family.items():
-            identity |= {f"space.{family}.{name.removeprefix('model.')}": str(d) for name, d in domains.items()}
-        return identity
-
-
-# --------------------------------------------------------------------------------------- its errors
-
-
-def _error_lines(details: ErrorDetails) -> list[str]:
-    """One mistake that pydantic found, as lines of ours."""
-    cause = details.get("ctx", {}).get("error")
-    if isinstance(cause, UserError):
-        return list(cause.lines)
-    location = [str(part) for part in details["loc"]]
-    beside = _sibling_keys(location)
-    if len(location) > 1 and location[0] in ("sampler", "pruner"):
-        del location[1]  # the variant's name, which pydantic puts between
-    key = ".".join(location) or "study"
-    kind, given = details["type"], details["input"]
-    if kind == "extra_forbidden":
-        return [f"{key}: unknown key; {did_you_mean(location[-1], beside)}"]
-    if kind == "missing":
-        return [f"{key}: is missing; every study file needs it"]
-    if kind == "union_tag_invalid":
-        context = details["ctx"]
-        names = [name.strip(" '") for name in str(context["expected_tags"]).split(",")]
-        return [f"{key}: no {key} {context['tag']!r}; {did_you_mean(str(context['tag']), names)}"]
-    if kind == "string_pattern_mismatch":
-        return [f"{key}: {given!r} is no usable name; use letters, digits, spaces and . _ + @ -"]
-    if kind in ("model_type", "model_attributes_type"):
-        return [f"{key}: {given!r} is no table; write [{key}] above its keys"]
-    message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return [f"{key}: {message}" if isinstance(given, Mapping) else f"{key}: {given!r} {message}"]
-
-
-def _sibling_keys(location: list[str]) -> list[str]:
-    """The keys that a study file knows where an unknown one stood."""
-    fields = StudyConfig.model_fields
-    if len(location) == 1:
-        return list(fields)
-    section: Any = fields[location[0]].annotation
-    variants = getattr(section, "__args__", (section,))
-    chosen = [v for v in variants if len(variants) > 1 and v.model_fields["name"].default == location[1]]
-    return [name for variant in chosen or variants for name in getattr(variant, "model_fields", ())]
-
-
-def _apply_overrides(tables: dict[str, Any], overrides: Mapping[str, object]) -> dict[str, Any]:
-    """The tables with other values; the family first, since it says whose hyperparameters the others are."""
-    for name in sorted(overrides, key=lambda name: name != "model.family"):
-        value = overrides[name]
-        if name.split(".")[0] in StudyConfig.model_fields:
-            _set_value(tables, name.split("."), value)
-        elif name == "model.family":
-            _fix_family(tables, value)
-        elif name.startswith("model."):
-            _fix_model_hyperparameter(tables, name, value)
-        elif name in shared_hyperparameters():
-            _fix_hyperparameter(_get_or_create_table(tables, "space", "common"), name, value)
-        else:
-            raise UserError(f"--set {name}: unknown name; {_override_suggestion(name)}")
-    return tables
-
-
-def _resolve_recipe_paths(tables: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The tables, with the recipe files that they name found from the study file's folder."""
-    start = tables.get("start")
-    if isinstance(start, dict) and isinstance(start.get("recipes"), list):
-        start["recipes"] = [str(folder / entry) if is_recipe_file(entry) else entry for entry in start["recipes"]]
-    return tables
-
-
-def is_recipe_file(entry: object) -> bool:
-    """Whether an entry of `start.recipes` names a file."""
-    return isinstance(entry, str) and entry != "champion" and not entry.startswith(("study:", "preset:"))
-
-
-def _unused_settings(chosen: Mapping[str, Any], config: StudyConfig) -> Iterator[str]:
-    """Settings of a sampler or pruner that an override has put another one in the place of."""
-    for key, table in chosen.items():
-        now = getattr(config, key).name
-        if isinstance(table, dict) and (before := _selected_name(key, table)) != now:
-            settings = [f"{key}.{name}" for name in table if name != "name"]
-            if settings:
-                yield f"{', '.join(settings)} belongs to {before!r} and does nothing for {now!r}"
-
-
-def _selected_name(key: str, table: Mapping[str, Any]) -> object:
-    """Which sampler or pruner a table is about: one without a name is about the default."""
-    return table.get("name", StudyConfig.model_fields[key].default.name)
-
-
-def _override_suggestion(name: str) -> str:
-    """The nearest name, or the nearest table where it is the table's that is misspelt."""
-    shared = shared_hyperparameters()
-    group, dot, last = name.partition(".")
-    parts = {part for other in shared for part in other.split(".")}
-    if dot and not {group, last} & parts:
-        return did_you_mean(group, StudyConfig.model_fields)
-    return did_you_mean(name, [*shared, *StudyConfig.model_fields])
-
-
-def _set_value(tables: dict[str, Any], path: list[str], value: object) -> None:
-    *groups, last = path
-    given = tables.get(last)
-    if path in (["sampler"], ["pruner"]) and isinstance(given, dict) and _selected_name(last, given) == value:
-        return  # its settings stay
-    for group in groups:
-        inner = tables.get(group)
-        if isinstance(inner, str) and group in ("sampler", "pruner"):
-            tables[group] = {"name": inner}
-        tables = _get_or_create_table(tables, group)
-    tables[last] = value
-
-
-def _get_or_create_table(tables: dict[str, Any], *path: str) -> dict[str, Any]:
-    """The table of that path, made where it is missing.
-
-    Raises:
-        UserError: something else stands there.
-    """
-    for position, name in enumerate(path):
-        inner = tables.setdefault(name, {})
-        if not isinstance(inner, dict):
-            key = ".".join(path[: position + 1])
-            raise UserError(f"{key}: {inner!r} is no table; write [{key}] above its keys")
-        tables = inner
-    return tables
-
-
-def _fix_family(tables: dict[str, Any], value: object) -> None:
-    """Search these families alone: the tables of the others go."""
-    space = _get_or_create_table(tables, "space")
-    _get_or_create_table(space, "common")["family"] = value
-    kept = value if isinstance(value, list) else [value]
-    for other in FAMILIES.keys() & space.keys():
-        if other not in kept:
-            del space[other]
-
-
-def _fix_model_hyperparameter(tables: dict[str, Any], name: str, value: object) -> None:
-    """Pin a hyperparameter in every family of the study that has it."""
-    space = _get_or_create_table(tables, "space")
-    default = [family for family in space if family in FAMILIES] or ["cnn"]
-    searched = _get_or_create_table(tables, "space", "common").get("family", default)
-    architectures = [families.get(family) for family in (searched if isinstance(searched, list) else [searched])]
-    having = [family for family in architectures if name in hyperparameters(family, "model.")]
-    if not having:
-        known = [key for family in architectures for key in hyperparameters(family, "model.")]
-        raise UserError(f"--set {name}: unknown name; {did_you_mean(name, known)}")
-    for family in having:
-        _get_or_create_table(tables, "space", family.family)[name.removeprefix("model.")] = value
-
-
-def _fix_hyperparameter(table: dict[str, Any], name: str, value: object) -> None:
-    """Pin a dotted name, whatever domain the file gives it and however it spells it."""
-    group, _, last = name.rpartition(".")
-    if group and isinstance(table.get(group), dict):
-        table[group].pop(last, None)
-    table[name] = value

@@ -1,4 +1,4 @@
-"""Recipes as TOML files, and what a `--set` says."""
+"""TOML files: reading them, recipes as TOML, and the values of `--set`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,30 @@ from fmnist_search.errors import UserError
 from fmnist_search.recipe.recipe import Recipe
 
 
-def read_recipe(path: str | Path, overrides: Mapping[str, object] | None = None) -> Recipe:
-    """The recipe of a TOML file, with values overridden by dotted name.
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Return the tables of a TOML file.
 
     Raises:
-        UserError: one line per mistake, with file, key and remedy.
+        UserError: if there is no such file, it cannot be read, or it is not TOML.
+    """
+    path = Path(path)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        near = sorted(path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        known = f"; there are {', '.join(map(str, near))}" if near else "; check the path"
+        raise UserError(f"{path}: no such file{known}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); check the path and its permissions") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}; correct the file there") from None
+
+
+def read_recipe(path: str | Path, overrides: Mapping[str, object] | None = None) -> Recipe:
+    """Return the recipe of a TOML file, with other values by dotted name.
+
+    Raises:
+        UserError: if the file cannot be read or has mistakes, with a line for each: file, key and remedy.
     """
     try:
         return Recipe.from_dict(read_toml(path)).replace(overrides or {})
@@ -26,18 +45,18 @@ def read_recipe(path: str | Path, overrides: Mapping[str, object] | None = None)
 
 
 def recipe_from_toml(text: str) -> Recipe:
-    """The recipe that `recipe_to_toml` wrote."""
+    """Return the recipe that `recipe_to_toml` wrote."""
     return Recipe.from_dict(tomllib.loads(text))
 
 
 def recipe_to_toml(recipe: Recipe, *, brief: bool = False) -> str:
-    """A recipe as TOML, every value spelled out or, in brief, those that are not defaults; reading it gives it back."""
+    """Return a recipe as TOML with every value, or with `brief` only the values that differ from the defaults."""
     tables = recipe.to_dict()
     return tomli_w.dumps(_non_defaults(tables, Recipe(model=type(recipe.model)()).to_dict()) if brief else tables)
 
 
 def _non_defaults(tables: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """What of nested tables is not as usual; a family is always named."""
+    """Return the values of nested tables that differ from the defaults, and always the family."""
     found = {}
     for name, value in tables.items():
         if isinstance(value, Mapping):
@@ -48,30 +67,27 @@ def _non_defaults(tables: Mapping[str, Any], defaults: Mapping[str, Any]) -> dic
     return found
 
 
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """The tables of a TOML file; UserError with file and place where there is none or it is not TOML."""
-    path = Path(path)
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        near = sorted(path.parent.glob("*.toml")) if path.parent.is_dir() else []
-        known = f"; there are {', '.join(map(str, near))}" if near else "; check the path"
-        raise UserError(f"{path}: no such file{known}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); check the path and its rights") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML: {error}; mend the file there") from None
+def resolve_recipe_paths(tables: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the tables of a study file, with the paths in `start.recipes` resolved against its folder."""
+    start = tables.get("start")
+    if isinstance(start, dict) and isinstance(start.get("recipes"), list):
+        start["recipes"] = [str(folder / entry) if _is_recipe_path(entry) else entry for entry in start["recipes"]]
+    return tables
+
+
+def _is_recipe_path(entry: object) -> bool:
+    return isinstance(entry, str) and entry != "champion" and not entry.startswith(("study:", "preset:"))
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
-    """`name=value` of a `--set`, the value read as TOML and, where it is none, as text.
+    """Return name and value of a `--set name=value`; a value that is not TOML is a string.
 
     Raises:
-        UserError: there is no `=` or no name.
+        UserError: if there is no `=` or no name.
     """
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise UserError(f"--set {text!r}: is no assignment; write --set optimizer.learning_rate=0.01")
+        raise UserError(f"--set {text!r}: is not an assignment; write --set optimizer.learning_rate=0.01")
     try:
         return name.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

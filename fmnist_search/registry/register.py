@@ -32,7 +32,7 @@ def check_model_name(client: MlflowClient, name: str) -> None:
     """
     if not re.fullmatch(NAME_PATTERN, name):
         raise UserError(
-            f"finalists.model_name: {name!r} is no usable name; use letters, digits, spaces and . _ + @ - "
+            f"finalists.model_name: {name!r} is not a valid name; use letters, digits, spaces and . _ + @ - "
             "(--model-name)"
         )
     try:

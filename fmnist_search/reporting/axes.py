@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fmnist_search.config.conditional_space import conditional_hyperparameters
-from fmnist_search.config.space import Choice, Domain, Range, Space, bounds
+from fmnist_search.config.domain import Choice, Domain, Range, bounds
+from fmnist_search.config.space import Space
 from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.formatting import format_value_short, short_names
 from fmnist_search.recipe.hyperparameters import Value

@@ -12,8 +12,8 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
+from fmnist_search.config.domain import Boundary, Domain, Range, boundary_of
 from fmnist_search.config.sections import Budget
-from fmnist_search.config.space import Choice, Domain, Range
 from fmnist_search.recipe.datasets import get_dataset
 from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.formatting import format_value_short, short_names
@@ -27,10 +27,6 @@ from fmnist_search.training.evaluation import class_scores
 
 MAX_LEADERS = 10
 MAX_IMPORTANCES = 5
-BOUNDARY_FRACTION = 0.05
-"""Share of a range within which a value lies at its end."""
-MIN_ORDERED_CHOICES = 3
-"""Of two values every one is at an end, which says nothing."""
 
 Cell = Value | None
 
@@ -177,18 +173,12 @@ def _format_domain_value(domain: Domain | str, key: str, recipe: Recipe) -> str:
 
 
 def _boundary_of(domain: Domain | str, value: Cell) -> str | None:
-    if value is None or isinstance(value, str | bool):
+    boundary = None if value is None or isinstance(domain, str) else boundary_of(domain, value)
+    if boundary is None:
         return None
-    match domain:
-        case Range():
-            place = domain.relative_position(value)
-            return (
-                "lower end" if place <= BOUNDARY_FRACTION else "upper end" if place >= 1 - BOUNDARY_FRACTION else None
-            )
-        case Choice(values) if len(values) >= MIN_ORDERED_CHOICES:
-            numbers = [choice for choice in values if isinstance(choice, int | float)]
-            return "smallest" if value <= min(numbers) else "largest" if value >= max(numbers) else None
-    return None
+    if isinstance(domain, Range):
+        return f"{boundary.value} end"
+    return "smallest" if boundary is Boundary.LOWER else "largest"
 
 
 def _next_commands(summary: StudySummary) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a search found out besides its best trial: which hyperparameters matter, and which stand at an edge."""
+"""What a search shows besides its best trial: importances, and best trials at the boundaries of the space."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import cast
 import optuna
 from optuna.trial import TrialState
 
-from fmnist_search.config.space import Choice, Domain, Range, Space
+from fmnist_search.config.domain import BOUNDARY_FRACTION, Boundary, Choice, Domain, Range, boundary_of
+from fmnist_search.config.space import Space
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.hyperparameters import Hyperparameter, Value
@@ -19,16 +20,13 @@ from fmnist_search.recipe.recipe import is_active, recipe_hyperparameters
 from fmnist_search.results.study import Importances, TrialRecord
 
 BEST_TRIALS = 5
-"""So many of the best trials must agree before an edge is worth a word."""
-BOUNDARY_FRACTION = 0.05
-"""Share of a range that counts as its edge."""
-MIN_ORDERED_CHOICES = 3
-"""Of fewer values, five trials take the same end too often by chance."""
+"""The number of best trials that must all lie at a boundary for a warning."""
 
 MIN_TRIALS = 8
-"""Completed trials without which importances are mere luck."""
+"""Below this number of completed trials, importances are mostly chance."""
+
 TOP_QUANTILE, MIN_TOP_TRIALS = 0.1, 4
-"""PED-ANOVA compares the best tenth with all; of small studies more, or there were too few to compare."""
+"""PED-ANOVA compares the best tenth of the trials with all, but at least four of them."""
 
 
 def load_ped_anova() -> None:
@@ -45,62 +43,63 @@ def load_ped_anova() -> None:
 
 
 def importances(study: optuna.Study) -> Importances:
-    """Which hyperparameters decide whether a completed trial is among the best: PED-ANOVA (arXiv 2304.10255).
+    """Return how much each hyperparameter decides whether a completed trial is among the best.
+
+    By PED-ANOVA (arXiv 2304.10255).
 
     Raises:
-        UserError: too few trials have completed.
+        UserError: if too few trials have completed.
     """
     completed = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
     if completed < MIN_TRIALS:
         raise UserError(
-            f"study {study.study_name!r}: {completed} completed trials are too few to tell importances, which need "
+            f"study {study.study_name!r}: {completed} completed trials are too few for importances, which need "
             f"{MIN_TRIALS}; search on with more trials, or with the pruner 'none'",
             exit_code=3,
         )
     top = max(TOP_QUANTILE, MIN_TOP_TRIALS / completed)
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=top)
-    shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return Importances(dict(shares), completed)
+    return Importances(dict(optuna.importance.get_param_importances(study, evaluator=evaluator)), completed)
 
 
-def boundary_warnings(rows: Sequence[TrialRecord], space: Space) -> tuple[str, ...]:
-    """One line for each domain at whose end the best trials lie; `rows` are completed trials, the best first.
+def boundary_warnings(trials: Sequence[TrialRecord], space: Space) -> tuple[str, ...]:
+    """Return a line for each domain at whose boundary all the best trials lie.
 
-    An end that no study file could move (no dropout, a fifth block) is none.
+    `trials` are completed trials, the best first. A boundary that no study file could move (no dropout, a fifth block)
+    gives no line.
     """
-    best = rows[:BEST_TRIALS]
+    best = trials[:BEST_TRIALS]
     if len(best) < BEST_TRIALS:
         return ()
-    lines = []
     family = best[0].recipe.model.family
-    flats = [row.recipe.to_flat_dict() for row in best]
-    alike = all(row.recipe.model.family == family for row in best)  # families share names, but no domains
+    values = [trial.recipe.to_flat_dict() for trial in best]
+    same_family = all(trial.recipe.model.family == family for trial in best)
+    domains = space.domains(family)
+    lines = []
     for name, spec in recipe_hyperparameters(FAMILIES[family]).items():
-        domain = space.domains(family).get(name) if alike or not name.startswith("model.") else None
-        if domain and all(is_active(name, FAMILIES[family], flat) for flat in flats):
-            lines += _boundary_warning(name, spec, domain, [flat[name] for flat in flats])
-    return tuple(lines)
+        # Families share names of their own hyperparameters, but not the domains.
+        if name not in domains or (name.startswith("model.") and not same_family):
+            continue
+        if all(is_active(name, FAMILIES[family], flat) for flat in values):
+            lines.append(_boundary_warning(spec, domains[name], [flat[name] for flat in values]))
+    return tuple(filter(None, lines))
 
 
-def _boundary_warning(name: str, spec: Hyperparameter, domain: Domain, values: Sequence[Value]) -> list[str]:
-    numbers = [value for value in values if isinstance(value, int | float)]
+def _boundary_warning(spec: Hyperparameter, domain: Domain, values: Sequence[Value]) -> str:
+    """Return a line if all values lie at one boundary of a domain that could be moved, and "" otherwise."""
+    boundaries = {boundary_of(domain, value) for value in values}
+    boundary = boundaries.pop()
+    if boundaries or boundary is None:
+        return ""
     match domain:
-        case Range(low, high) if len(numbers) == len(values):
-            places = [domain.relative_position(number) for number in numbers]
-            if max(places) <= BOUNDARY_FRACTION and low != spec.low:
-                return [
-                    f"{name}: the best {BEST_TRIALS} lie within {BOUNDARY_FRACTION:.0%} of its lower bound, {low}; "
-                    f"widen it"
-                ]
-            if min(places) >= 1 - BOUNDARY_FRACTION and high != spec.high:
-                return [
-                    f"{name}: the best {BEST_TRIALS} lie within {BOUNDARY_FRACTION:.0%} of its upper bound, {high}; "
-                    f"widen it"
-                ]
-        case Choice(choices) if spec.choices is None and len(choices) >= MIN_ORDERED_CHOICES and len(set(numbers)) == 1:
-            ordered = [choice for choice in choices if isinstance(choice, int | float)]
-            if numbers[0] == min(ordered) != spec.low:
-                return [f"{name}: the best {BEST_TRIALS} all take its smallest value, {numbers[0]}; offer smaller ones"]
-            if numbers[0] == max(ordered) != spec.high:
-                return [f"{name}: the best {BEST_TRIALS} all take its largest value, {numbers[0]}; offer larger ones"]
-    return []
+        case Range(low, high):
+            end: Value
+            end, limit = (low, spec.low) if boundary is Boundary.LOWER else (high, spec.high)
+            line = f"lie within {BOUNDARY_FRACTION:.0%} of its {boundary.value} bound, {end}; widen it"
+        case Choice() if spec.choices is None and len(set(values)) == 1 and domain.contains(values[0]):
+            end, limit = values[0], spec.low if boundary is Boundary.LOWER else spec.high
+            which, other = ("smallest", "smaller") if boundary is Boundary.LOWER else ("largest", "larger")
+            line = f"all take its {which} value, {end}; offer {other} ones"
+        case _:
+            return ""
+    return f"{spec.name}: the best {BEST_TRIALS} {line}" if end != limit else ""

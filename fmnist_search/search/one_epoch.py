@@ -6,7 +6,8 @@ import optuna
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
-from fmnist_search.config.sections import Budget, OneEpoch, Pruner
+from fmnist_search.config.pruners import OneEpoch, Pruner
+from fmnist_search.config.sections import Budget
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import TrialState
 from fmnist_search.search.samplers import is_exhausted

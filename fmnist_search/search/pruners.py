@@ -9,7 +9,7 @@ import optuna
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState
 
-from fmnist_search.config.sections import (
+from fmnist_search.config.pruners import (
     Halving,
     Hyperband,
     Median,

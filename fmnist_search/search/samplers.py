@@ -17,7 +17,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from fmnist_search.config.conditional_space import hyperparameter_groups
-from fmnist_search.config.sections import Cmaes, Gp, Grid, Qmc, Random, Sampler, Tpe
+from fmnist_search.config.samplers import Cmaes, Gp, Grid, Qmc, Random, Sampler, Tpe
 from fmnist_search.config.space import Space
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.hyperparameters import Value

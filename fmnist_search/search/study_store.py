@@ -14,7 +14,7 @@ import optuna
 from optuna.trial import TrialState as OptunaState
 
 from fmnist_search.config.comparability import check_comparable
-from fmnist_search.config.sections import Grid
+from fmnist_search.config.samplers import Grid
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError, did_you_mean
 from fmnist_search.recipe.execution import Execution

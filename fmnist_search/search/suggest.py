@@ -16,7 +16,8 @@ from fmnist_search.config.conditional_space import (
     qualified_name,
     searchable_values,
 )
-from fmnist_search.config.space import Choice, Domain, Fixed, Range, Space
+from fmnist_search.config.domain import Choice, Domain, Fixed, Range
+from fmnist_search.config.space import Space
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.families import FAMILIES

@@ -16,20 +16,8 @@ import optuna
 import pytest
 
 from fmnist_search.config.conditional_space import space_size
-from fmnist_search.config.sections import (
-    Gp,
-    Halving,
-    Hyperband,
-    Median,
-    NoPruner,
-    OneEpoch,
-    Patience,
-    Percentile,
-    Pruner,
-    Random,
-    Sampler,
-    Tpe,
-)
+from fmnist_search.config.pruners import Halving, Hyperband, Median, NoPruner, OneEpoch, Patience, Percentile, Pruner
+from fmnist_search.config.samplers import Gp, Random, Sampler, Tpe
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.execution import Execution
@@ -390,30 +378,30 @@ CONTINUOUS_SPACE = {"common": {"optimizer": {"learning_rate": {"low": 1e-3, "hig
     [
         (
             {"sampler": "grid", "space": CONTINUOUS_SPACE},
-            "space.common.optimizer.learning_rate: a grid has no end of it; give a list or a step",
+            "space.common.optimizer.learning_rate: is infinite, which a grid cannot be; give a list or a step",
         ),
         (
             {"sampler": "grid", "space": {"cnn": {f"width_{n}": {"low": 1, "high": 100} for n in (1, 2, 3)}}},
-            "sampler: a grid of 1,000,000 recipes; narrow the space to 10,000 at most, or take another sampler",
+            "sampler: a grid of 1,000,000 recipes; reduce the space to at most 10,000, or take another sampler",
         ),
         (
             {"sampler": "cmaes", "space": {"cnn": {"depth": [1, 2]}}},
-            "sampler: 'cmaes' moves along ranges that every recipe has, and this space holds none; give one as "
+            "sampler: 'cmaes' needs a range that every recipe has, and this space has none; give one as "
             "{ low = .., high = .. }, or take 'tpe'",
         ),
         (
             {"pruner": {"name": "halving", "min_epochs": 6}},
-            "pruner: 'halving' first looks at a trial after epoch 6, and budget.epochs = 6 is the last; look earlier, "
-            "train longer, or take the pruner 'none'",
+            "pruner: 'halving' can prune a trial after epoch 6 at the earliest, and budget.epochs = 6 is the last; "
+            "prune earlier, train longer, or take the pruner 'none'",
         ),
         (
             {"pruner": {"name": "patience", "epochs": 4}},
-            "pruner: 'patience' first looks at a trial after epoch 6, and budget.epochs = 6 is the last; look earlier, "
-            "train longer, or take the pruner 'none'",
+            "pruner: 'patience' can prune a trial after epoch 6 at the earliest, and budget.epochs = 6 is the "
+            "last; prune earlier, train longer, or take the pruner 'none'",
         ),
         (
             {"pruner": "one-epoch", "budget": {"minutes": 5, "epochs": 6}},
-            "pruner: 'one-epoch' must know how many candidates there are; give budget.trials",
+            "pruner: 'one-epoch' needs the number of trials; give budget.trials",
         ),
         (
             {"pruner": {"name": "one-epoch", "survivors": 30}},
@@ -422,7 +410,7 @@ CONTINUOUS_SPACE = {"common": {"optimizer": {"learning_rate": {"low": 1e-3, "hig
         ),
         (
             {"budget": {"trials": 5, "target": 92.0}},
-            "budget.target: 92 is no accuracy, which lies between 0 and 1; 92 % is 0.92",
+            "budget.target: 92 is not an accuracy between 0 and 1; 92 % is 0.92",
         ),
         ({"budget": {"epochs": 3}}, "budget: a study needs an end; give trials, minutes or both"),
     ],

@@ -88,7 +88,7 @@ def test_an_engine_that_cannot_be_had(command: RunCommand, tiny: Path, engine: s
     ("before", "after", "expected"),
     [
         ("{ low = 3e-3, high = 3e-2, log = true }", "{ low = 3e-2, high = 3e-3 }", "is not below high"),
-        ("depth = [1, 2]", "depth = []", "an empty list chooses nothing"),
+        ("depth = [1, 2]", "depth = []", "an empty list holds no value"),
         ("name = ", "name ", "not valid TOML"),
         ("[budget]", "[budgets]", "did you mean 'budget'"),
     ],
@@ -176,16 +176,16 @@ def test_what_does_not_exist_is_named(finished: FinishedStudy, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--ensemble", 1], ["finalists.ensemble: 1 is no ensemble"]),
+        (["--ensemble", 1], ["finalists.ensemble: 1 is not an ensemble"]),
         (["--ensemble", 3], ["finalists.ensemble: 3 members are more than the 2 finalists"]),
         # There are four trials at most.
         (
             ["--recipes", 9, "--seeds", 1, "--ensemble", 9],
             ["finalists.ensemble: 9 members are more than the", "distinct"],
         ),
-        (["--model-name", "a/b"], ["finalists.model_name: 'a/b' is no usable name", "letters"]),
-        (["--model-name", "a:b"], ["finalists.model_name: 'a:b' is no usable name"]),
-        (["--model-name", ""], ["finalists.model_name: '' is no usable name"]),
+        (["--model-name", "a/b"], ["finalists.model_name: 'a/b' is not a valid name", "letters"]),
+        (["--model-name", "a:b"], ["finalists.model_name: 'a:b' is not a valid name"]),
+        (["--model-name", ""], ["finalists.model_name: '' is not a valid name"]),
         (["--model-name", "taken"], ["finalists.model_name: 'taken' is the name of a prompt"]),
     ],
     ids=str,

@@ -227,7 +227,7 @@ def test_what_makes_no_ensemble_is_one_line_and_leaves_no_run(kept: EnsembleStud
     assert_single_error(kept.run("ensemble", 0, 99, "--study", "tiny"), "trial 99")
     assert_single_error(kept.run("ensemble", one, other, "--model-name", "team"), "--register")
     named = kept.run("ensemble", one, other, "--register", "--model-name", "a/b")
-    assert_single_error(named, "'a/b'", "no usable name", "--model-name")
+    assert_single_error(named, "'a/b'", "not a valid name", "--model-name")
     assert kept.run_kinds() == before
 
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from fmnist_search.config.conditional_space import varying_names
+from fmnist_search.config.domain import Choice, Domain, Fixed, Range
 from fmnist_search.config.sections import Budget
-from fmnist_search.config.space import Choice, Domain, Fixed, Range
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.recipe.formatting import format_value_short
 from fmnist_search.recipe.recipe import Recipe

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fmnist_search.config.conditional_space import constant_values, varying_names
-from fmnist_search.config.space import Choice, Domain, Fixed, Range
+from fmnist_search.config.domain import Choice, Domain, Fixed, Range
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.models.classifier import check_size
 from fmnist_search.recipe.families import FAMILIES

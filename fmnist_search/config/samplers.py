@@ -1,0 +1,91 @@
+"""The samplers that a study file can name, each with its settings; `search.samplers` creates them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fmnist_search.config.domain import Choice, Domain
+from fmnist_search.config.sections import Section, expand_name
+
+
+class SamplerSection(Section):
+    """The settings of a sampler."""
+
+    def joint_groups(self, groups: Sequence[Mapping[str, Domain]]) -> list[Mapping[str, Domain]]:
+        """Return the groups of hyperparameters that it samples jointly; all others it samples independently.
+
+        `groups` are those of a space, as in `conditional_space.hyperparameter_groups`; the first is unconditional.
+        """
+        return []
+
+
+class Tpe(SamplerSection):
+    """Tree-structured Parzen estimator, multivariate and grouped: learns from the trials so far."""
+
+    name: Literal["tpe"] = "tpe"
+    startup_trials: int = Field(5, ge=1, description="trials sampled at random before it learns")
+    candidates: int = Field(
+        24, ge=1, description="candidates that it draws for each trial, of which it takes the most promising"
+    )
+
+    def joint_groups(self, groups: Sequence[Mapping[str, Domain]]) -> list[Mapping[str, Domain]]:
+        """Return every group."""
+        return list(groups)
+
+
+class Random(SamplerSection):
+    """Every trial sampled independently."""
+
+    name: Literal["random"] = "random"
+
+
+class Gp(SamplerSection):
+    """Gaussian process, learning from completed trials; conditional hyperparameters are sampled at random."""
+
+    name: Literal["gp"] = "gp"
+    startup_trials: int = Field(10, ge=1, description="completed trials sampled at random before it learns")
+
+    def joint_groups(self, groups: Sequence[Mapping[str, Domain]]) -> list[Mapping[str, Domain]]:
+        """Return the unconditional group."""
+        return [groups[0]]
+
+
+class Cmaes(SamplerSection):
+    """CMA-ES over unconditional ranges, learning from completed trials; all else is sampled at random."""
+
+    name: Literal["cmaes"] = "cmaes"
+    startup_trials: int = Field(1, ge=0, description="completed trials sampled at random before it begins")
+    population: int | None = Field(
+        None, ge=2, description="recipes per generation; by default it follows from the number of ranges"
+    )
+
+    def joint_groups(self, groups: Sequence[Mapping[str, Domain]]) -> list[Mapping[str, Domain]]:
+        """Return the ranges of the unconditional group."""
+        return [{name: domain for name, domain in groups[0].items() if not isinstance(domain, Choice)}]
+
+
+class Qmc(SamplerSection):
+    """Quasi-random: a scrambled low-discrepancy sequence over the whole space, which learns nothing."""
+
+    name: Literal["qmc"] = "qmc"
+    sequence: Literal["sobol", "halton"] = "sobol"
+
+    def joint_groups(self, groups: Sequence[Mapping[str, Domain]]) -> list[Mapping[str, Domain]]:
+        """Return one group of all hyperparameters."""
+        return [{name: domain for group in groups for name, domain in group.items()}]
+
+
+class Grid(SamplerSection):
+    """Every recipe of a space of lists and steps, once, in random order."""
+
+    name: Literal["grid"] = "grid"
+
+
+DEFAULT_SAMPLER = Tpe()
+
+Sampler = Annotated[
+    Tpe | Random | Gp | Cmaes | Qmc | Grid, Field(discriminator="name"), expand_name(DEFAULT_SAMPLER.name)
+]
