@@ -1,4 +1,4 @@
-"""What every test may ask for: the real images, a small slice of them, and how trials run here."""
+"""Fixtures of all tests: the real images, a small subset of them, and how trials run."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ if TYPE_CHECKING:
     from fmnist_search.data.images import Images
     from fmnist_search.recipe.execution import Execution
 
-# Test processes share the cores: with a thread each they do not fight for them. It must stand before torch is loaded.
+# Test processes run in parallel, so each has one thread. torch reads this when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# The same examples everywhere, so that what is red for one is red for all; slow machines are no failure.
-settings.register_profile("house", deadline=None, derandomize=True)
-settings.load_profile("house")
+# The same examples on every machine, and no deadline, since machines may be slow.
+settings.register_profile("fmnist-search", deadline=None, derandomize=True)
+settings.load_profile("fmnist-search")
 
 
 @pytest.fixture(autouse=True)
-def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test may reach the tracking server or the working folder of whoever runs it."""
+def isolated_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep tests away from the tracking server and the working folder of the user who runs them."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("FMNIST_SEARCH_HOME", raising=False)
 
 
 @pytest.fixture(scope="session")
 def source() -> DataSource:
-    """Where the real images come from: the user's own cache, so that a machine fetches them once."""
+    """The source of the real images: the user's cache, so that they are read or downloaded once per machine."""
     from fmnist_search.data.files import DataSource
     from fmnist_search.workspace import image_cache_folder
 
@@ -39,7 +39,7 @@ def source() -> DataSource:
 
 @pytest.fixture(scope="session")
 def images(source: DataSource) -> Images:
-    """A thousand real images to train on and a thousand to validate."""
+    """A thousand real training images and a thousand validation images."""
     from fmnist_search.data.loading import load_images
     from fmnist_search.recipe.groups import Data
 
@@ -48,7 +48,7 @@ def images(source: DataSource) -> Images:
 
 @pytest.fixture(scope="session")
 def execution() -> Execution:
-    """One thread: the same bits on every machine, whatever the number of its cores."""
+    """Execution with one thread, so that results do not depend on the number of cores."""
     from fmnist_search.training.runtime import resolve_execution
 
     return resolve_execution("cpu", threads=1)

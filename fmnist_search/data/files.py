@@ -74,9 +74,9 @@ def read_verified_file(dataset: Dataset, name: str, source: DataSource) -> bytes
 def _read_from_folder(dataset: Dataset, name: str, folder: Path) -> bytes:
     content = first_valid(dataset, name, _candidate_paths(folder, dataset, name), strict=True)
     if content is None:
-        wanted = f"{name}.gz (as it was published)" if dataset.compressed else f"{name} or {name}.gz"
+        names = f"{name}.gz (as it was published)" if dataset.compressed else f"{name} or {name}.gz"
         raise UserError(
-            f"{folder}: no {wanted} there, nor in {dataset.torchvision_class}/raw below it; "
+            f"{folder}: no {names} there, nor in {dataset.torchvision_class}/raw below it; "
             f"name the folder that holds the files of {dataset.name}, or leave it out"
         )
     return content

@@ -1,4 +1,4 @@
-"""The activation functions that families choose from, by name. Their classes are found in `torch.nn` later."""
+"""The activation functions that families choose from. They are named here, so that this module needs no torch."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     block   = 1 or 2 x (convolution k x k, same padding -> normalisation -> activation)
     network = block, pool, block, pool, ..., block -> global average -> [hidden layer] -> dropout -> logits
 
-Pools stand only between blocks, so that the fifth block still has an image (sides 28, 14, 7, 3, 1).
+There are pools only between blocks, so that the fifth block still has an image (sides 28, 14, 7, 3, 1).
 """
 
 from __future__ import annotations

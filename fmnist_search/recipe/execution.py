@@ -1,4 +1,4 @@
-"""How a recipe is run: recorded with every result, never sampled."""
+"""How a recipe is run: recorded with every result, never searched."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ ENGINES = ("plain", "graph")
 
 @dataclass(frozen=True)
 class Execution:
-    """How a recipe is run: recorded with every result, never sampled.
+    """How a recipe is run on this machine.
 
-    `device` is a torch device such as "cpu" or "cuda:0"; `threads` counts intra-op threads on the CPU, 0 leaves
-    the choice to torch; `engine` names the loop: "plain", or "graph" for captured CUDA graphs; `memory_format` is how
-    images and weights lie in memory; the `allocator` "retaining" keeps freed memory for the next step;
-    `deterministic` asks torch for its deterministic algorithms alone.
+    `device` is a torch device such as "cpu" or "cuda:0". `threads` is the number of intra-op threads on the CPU, 0 for
+    torch's default. `engine` is "plain", or "graph" for captured CUDA graphs. `memory_format` is the layout of images
+    and weights in memory, one of `MEMORY_FORMATS`. The `allocator` "retaining" keeps freed memory for the next step.
+    `deterministic` allows only deterministic algorithms of torch.
     """
 
     device: str = "cpu"
@@ -28,11 +28,11 @@ class Execution:
 
 @dataclass(frozen=True)
 class ExecutionSettings:
-    """How trainings are asked to be run; `training.runtime.resolve_execution` makes an `Execution` of it.
+    """The user's settings of how to run trainings; `training.runtime.resolve_execution` makes an `Execution` of them.
 
-    `device` is "auto" or a torch device; `threads` counts intra-op threads of a training on the CPU, 0 takes the
-    caller's default; `workers` is the number of trainings at a time or "auto"; `precision` is "float32", "bfloat16",
-    "auto" for a measurement on this machine, or None for the recipe's own.
+    `device` is "auto" or a torch device. `threads` is the number of intra-op threads per training on the CPU; 0 takes
+    the caller's default. `workers` is the number of concurrent trainings, or "auto". `precision` is "float32",
+    "bfloat16", "auto" for the faster of the two on this machine, or None for that of the recipe.
     """
 
     device: str = "auto"

@@ -83,7 +83,7 @@ class FamilyRegistry(Mapping[str, type[Architecture]]):
 
 
 def _import_families() -> None:
-    # By name, because `models` lies in a higher layer. Python imports it once; afterwards this is a dictionary look-up.
+    # By name, because `models` is in a higher layer. Python imports it once, later calls are a dictionary look-up.
     importlib.import_module("fmnist_search.models")
 
 

@@ -1,4 +1,4 @@
-"""What every family of networks promises. A family is under this contract from the moment it is registered."""
+"""The contract of every family of networks. It applies to each family that is registered."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fmnist_search.training.optim import make_optimizer
 from tests.support.strategies import architectures, hyperparameter_values
 
 MAX_WIDTH = 12
-"""The largest whole number drawn for a width: enough for every shape of network, and fast."""
+"""The largest integer that is drawn for a width: enough for all shapes of networks, and fast."""
 
 each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
@@ -48,7 +48,7 @@ def loss_of(model: Classifier, images: Images, count: int) -> Tensor:
 @each_family
 @settings(max_examples=15)
 @given(data=st.data())
-def test_one_image_or_many_become_finite_logits(
+def test_one_image_and_several_give_finite_logits(
     family: type[Architecture], images: Images, data: st.DataObject
 ) -> None:
     model = build_seeded(data.draw(architectures(family, MAX_WIDTH)), images).eval()
@@ -56,7 +56,7 @@ def test_one_image_or_many_become_finite_logits(
         many, one = model(images.train.pixels[:5]), model(images.train.pixels[:1])
     assert (many.shape, one.shape, many.dtype) == ((5, NUM_CLASSES), (1, NUM_CLASSES), torch.float32)
     assert many.isfinite().all()
-    # No image's logits depend on the company it is in.
+    # The logits of an image do not depend on the other images of the batch.
     torch.testing.assert_close(one, many[:1], rtol=1e-4, atol=1e-4)
 
 
@@ -69,7 +69,7 @@ def test_pixels_of_any_type_give_the_same_logits(family: type[Architecture], ima
 
 
 @each_family
-def test_the_network_sees_normalised_images(family: type[Architecture], images: Images) -> None:
+def test_the_network_gets_normalised_images(family: type[Architecture], images: Images) -> None:
     model = build_seeded(family(), images).eval()
     pixels = images.train.pixels[:4]
     normalised = ((pixels.float() - images.mean) / images.std).unsqueeze(1)
@@ -102,7 +102,7 @@ def test_parameters_are_counted_without_building(
     assert count_parameters(architecture) == sum(p.numel() for p in build_seeded(architecture, images).parameters())
 
 
-def test_the_default_cnn_has_the_parameters_that_pencil_and_paper_give() -> None:
+def test_the_default_cnn_has_the_parameters_that_follow_from_its_layers() -> None:
     convolutions = 9 * (1 * 32 + 32 * 64 + 64 * 128)
     norms = 2 * (32 + 64 + 128)
     head = 128 * 10 + 10
@@ -126,17 +126,17 @@ def test_by_default_no_gradient_is_all_zero(family: type[Architecture], images: 
 
 
 SMALLER_DEFAULTS: dict[str, dict[str, int]] = {"vgg": {"width": 8}, "resnet": {"blocks": 1}}
-"""Families whose default network takes its time."""
+"""Smaller networks for families whose default network is slow."""
 
 
 @each_family
-def test_it_can_learn_64_images_by_heart(family: type[Architecture], images: Images) -> None:
+def test_it_can_fit_64_images(family: type[Architecture], images: Images) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = build(family(**SMALLER_DEFAULTS.get(family.family, {})), images.mean, images.std)
         optimizer = make_optimizer(model, Optimizer(learning_rate=5e-3, weight_decay=0.0))
         for step in itertools.count():
-            assert step < 80, "still wrong about some of 64 images"
+            assert step < 80, "some of the 64 images are still misclassified"
             optimizer.zero_grad()
             loss_of(model, images, 64).backward()
             optimizer.step()
@@ -177,10 +177,8 @@ def test_weights_survive_a_file(family: type[Architecture], images: Images, data
 @each_family
 @settings(max_examples=10)
 @given(data=st.data())
-def test_weights_load_from_a_plain_dictionary_too(
-    family: type[Architecture], images: Images, data: st.DataObject
-) -> None:
-    # Formats without pickles know names and tensors, and nothing of what torch hides beside them.
+def test_weights_load_from_a_plain_dictionary(family: type[Architecture], images: Images, data: st.DataObject) -> None:
+    # Formats other than pickle store only names and tensors, without the metadata of a state_dict.
     architecture = data.draw(architectures(family, MAX_WIDTH))
     model = build_seeded(architecture, images)
     loss_of(model, images, 8).backward()
@@ -198,16 +196,16 @@ def assert_same_network(one: Classifier, other: Classifier, images: Images) -> N
 @each_family
 @settings(max_examples=30)
 @given(data=st.data())
-def test_what_is_not_in_use_changes_nothing(family: type[Architecture], data: st.DataObject) -> None:
+def test_inactive_hyperparameters_change_nothing(family: type[Architecture], data: st.DataObject) -> None:
     architecture = data.draw(architectures(family, MAX_WIDTH))
     specs = hyperparameters(family)
     values = {name: getattr(architecture, name) for name in specs}
-    idle = {
+    inactive = {
         name: data.draw(hyperparameter_values(spec, MAX_WIDTH))
         for name, spec in specs.items()
         if not family.is_active(name, values)
     }
-    other = family(**values | idle)
+    other = family(**values | inactive)
     assert str(other.build_network(NUM_CLASSES)) == str(architecture.build_network(NUM_CLASSES))
     assert other.widths == architecture.widths
 
@@ -216,7 +214,7 @@ def test_what_is_not_in_use_changes_nothing(family: type[Architecture], data: st
 
 
 class ProbabilityModule(nn.Module):
-    """What leaves the house: a classifier that answers with probabilities."""
+    """A classifier that returns probabilities, as registered models do."""
 
     def __init__(self, classifier: Classifier):
         super().__init__()
@@ -232,36 +230,36 @@ class ProbabilityModule(nn.Module):
 def test_it_exports_for_batches_of_any_size(family: type[Architecture], images: Images, data: st.DataObject) -> None:
     model = build_seeded(data.draw(st.just(family()) | architectures(family, MAX_WIDTH)), images)
     loss_of(model, images, 32).backward()
-    leaving = ProbabilityModule(copy.deepcopy(model).cpu().eval())
+    model_to_export = ProbabilityModule(copy.deepcopy(model).cpu().eval())
     example = (images.train.pixels[:2].float(),)
-    exported = torch.export.export(leaving, example, dynamic_shapes=({0: torch.export.Dim("batch")},))
+    exported = torch.export.export(model_to_export, example, dynamic_shapes=({0: torch.export.Dim("batch")},))
     for count in (1, 2, 3, 50):
         pixels = images.validation.pixels[:count].float()
         with torch.no_grad():
-            torch.testing.assert_close(exported.module()(pixels), leaving(pixels), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(exported.module()(pixels), model_to_export(pixels), rtol=1e-4, atol=1e-5)
 
 
-# ---------------------------------------------------------------------------------------- the list
+# ------------------------------------------------------------------------------------ the registry
 
 
-def test_one_name_is_of_one_type_in_every_family() -> None:
-    # What a family lacks is logged as 0 where others have a number: then a column of MLflow holds numbers alone.
-    kinds: dict[str, set[type]] = {}
+def test_a_hyperparameter_has_the_same_type_in_every_family() -> None:
+    # MLflow shows them in one column. A family without the hyperparameter logs 0 where others have a number.
+    types: dict[str, set[type]] = {}
     for family in FAMILIES.values():
         for name, spec in hyperparameters(family).items():
-            kinds.setdefault(name, set()).add(spec.kind)
-    assert {name: found for name, found in kinds.items() if len(found) > 1} == {}
+            types.setdefault(name, set()).add(spec.kind)
+    assert {name: several for name, several in types.items() if len(several) > 1} == {}
 
 
 @each_family
-def test_a_network_that_is_too_large_is_refused_unbuilt(family: type[Architecture]) -> None:
-    giant = family()
+def test_a_network_that_is_too_large_is_refused_before_it_is_built(family: type[Architecture]) -> None:
+    largest = family()
     for name, spec in hyperparameters(family).items():
         if spec.kind is int and spec.high is not None:
-            larger = dataclasses.replace(giant, **{name.removeprefix(family.prefix): int(spec.high)})
-            # Not every high value makes a network larger, or one at all: pooling takes the image away.
+            larger = dataclasses.replace(largest, **{name.removeprefix(family.prefix): int(spec.high)})
+            # With some of the highest values there is no network, for example if pooling leaves nothing of the image.
             with contextlib.suppress(UserError):
-                giant = max(giant, larger, key=count_parameters)
-    if count_parameters(giant) > MAX_PARAMETERS:
+                largest = max(largest, larger, key=count_parameters)
+    if count_parameters(largest) > MAX_PARAMETERS:
         with pytest.raises(UserError, match=rf"{MAX_PARAMETERS:,}"):
-            build(giant)
+            build(largest)

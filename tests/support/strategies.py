@@ -1,4 +1,4 @@
-"""Hypothesis strategies for recipes, drawn from what the fields themselves say they allow."""
+"""Hypothesis strategies for recipes, which follow the limits of the hyperparameters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fmnist_search.recipe.recipe import Recipe, recipe_hyperparameters
 
 
 def hyperparameter_values(spec: Hyperparameter, largest: int | None = None) -> st.SearchStrategy[Value]:
-    """The values of one hyperparameter; `largest` keeps whole numbers small where networks are built from them."""
+    """Return a strategy for the values of one hyperparameter; `largest` limits integers, to keep networks small."""
     if spec.choices is not None:
         return st.sampled_from((spec.default, *spec.choices))
     if spec.kind is bool:
@@ -32,13 +32,13 @@ def hyperparameter_values(spec: Hyperparameter, largest: int | None = None) -> s
 
 @st.composite
 def architectures(draw: st.DrawFn, family: type[Architecture], largest: int | None = None) -> Architecture:
-    """Hyperparameters of one family that make a network."""
+    """Draw hyperparameters of one family that make a network."""
     specs = hyperparameters(family)
     chosen = draw(
         st.fixed_dictionaries({}, optional={name: hyperparameter_values(spec, largest) for name, spec in specs.items()})
     )
     if largest is not None:
-        # A field left to its default may be large: only a drawn one is known to be small.
+        # A default may be larger than `largest`, so every integer is drawn.
         chosen = {
             name: draw(hyperparameter_values(spec, largest)) if spec.kind is int else chosen.get(name, spec.default)
             for name, spec in specs.items()
@@ -53,13 +53,13 @@ def architectures(draw: st.DrawFn, family: type[Architecture], largest: int | No
 
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
-    """Recipes of every family, any of their fields changed or left alone."""
+    """Draw a recipe of any family with any of its hyperparameters changed."""
     family = FAMILIES[draw(st.sampled_from(sorted(FAMILIES)))]
     known = recipe_hyperparameters(family)
     changes: dict[str, object] = draw(
         st.fixed_dictionaries({}, optional={name: hyperparameter_values(spec) for name, spec in known.items()})
     )
-    # These three limit each other; drawn blindly, most combinations would be thrown away.
+    # These three limit each other; drawn independently, most combinations would be invalid.
     validation = draw(st.integers(0, TRAINING_SET_SIZE - 100))
     training = draw(st.just(0) | st.integers(100, TRAINING_SET_SIZE - validation))
     changes |= {

@@ -1,4 +1,4 @@
-"""Datasets of the format that tests make themselves: the class is the place of a bright square."""
+"""Synthetic datasets in the format of MNIST: the class of an image is the position of a bright square."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 
 import numpy as np
 
-from fmnist_search.recipe.datasets import FILE_NAMES, Dataset
+from fmnist_search.recipe.datasets import FILE_NAMES, IMAGE_SIZE, Dataset
 
 CLASS_NAMES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay")
 SQUARE_SIZE = 6
 
 
 def make_dataset_files(train_count: int = 3_000, test_count: int = 300, seed: int = 0) -> dict[str, bytes]:
-    """The four files of a dataset, unpacked: as many images to learn from and to test, the classes in equal shares."""
+    """Return the content of the four files, uncompressed, by name; the classes have equal shares."""
     generator = np.random.default_rng(seed)
     contents: list[bytes] = []
     for count in (train_count, test_count):
         labels = generator.permutation(np.arange(count, dtype=np.uint8) % len(CLASS_NAMES))
-        pixels = generator.integers(0, 60, (count, 28, 28), np.uint8)
+        pixels = generator.integers(0, 60, (count, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
         for image, label in zip(pixels, labels, strict=True):
             row, column = divmod(int(label), 4)
             image[row * 9 : row * 9 + SQUARE_SIZE, column * 7 : column * 7 + SQUARE_SIZE] = 255
@@ -32,12 +32,12 @@ def make_dataset_files(train_count: int = 3_000, test_count: int = 300, seed: in
 
 
 def gzip_files(files: Mapping[str, bytes], level: int = 9) -> dict[str, bytes]:
-    """The same files as somebody would publish them; another level gives other bytes of the same content."""
+    """Return the files compressed with gzip, as they would be published, at this compression level."""
     return {f"{name}.gz": gzip.compress(content, level, mtime=0) for name, content in files.items()}
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
-    """The folder, with these files in it."""
+    """Write the files into a folder, which is created, and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -45,14 +45,14 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
 
 
 def make_dataset(files: Mapping[str, bytes], name: str = "made") -> Dataset:
-    """What is known about a dataset of these files, packed or not."""
+    """Return the entry of the table of datasets for these files, compressed or not."""
     is_packed = all(file.endswith(".gz") for file in files)
     return Dataset(
         name=name,
         title=name.title(),
         subject="animals",
         classes=CLASS_NAMES,
-        licence="nobody's",
+        licence="none",
         torchvision_class="KMNIST",
         download_url=f"https://example.org/{name}/",
         digests={file.removesuffix(".gz"): hashlib.sha256(content).hexdigest() for file, content in files.items()},

@@ -1,4 +1,4 @@
-"""What a trial takes beside training, on average."""
+"""The mean overhead of trials."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fmnist_search.results.training import Overhead, TrialState
 SECONDS = st.floats(0, 1e6)
 measured_overheads = st.builds(Overhead, st.floats(1e-6, 1e6), SECONDS, SECONDS, SECONDS)
 UNMEASURED = Overhead()
-"""Of a trial that was answered from another, or lost its worker."""
+"""The overhead of a trial that reuses the result of another, or lost its worker."""
 
 
 def make_trial(number: int, overhead: Overhead) -> TrialRecord:
@@ -23,7 +23,7 @@ def make_trial(number: int, overhead: Overhead) -> TrialRecord:
 
 
 @given(st.lists(measured_overheads | st.just(UNMEASURED), max_size=20), SECONDS)
-def test_the_mean_is_that_of_the_trials_that_were_trained(overheads: list[Overhead], tracking: float) -> None:
+def test_the_mean_is_over_the_trials_that_were_trained(overheads: list[Overhead], tracking: float) -> None:
     mean = mean_overhead([make_trial(number, overhead) for number, overhead in enumerate(overheads)], tracking)
     measured = [overhead for overhead in overheads if overhead.seconds]
     if not measured:
@@ -39,9 +39,7 @@ def test_the_mean_is_that_of_the_trials_that_were_trained(overheads: list[Overhe
 
 
 @given(measured_overheads, st.integers(1, 10), st.integers(0, 10))
-def test_the_mean_of_equal_trials_is_theirs_however_many_were_answered(
-    overhead: Overhead, trained: int, answered: int
-) -> None:
+def test_trials_that_reuse_a_result_do_not_change_the_mean(overhead: Overhead, trained: int, answered: int) -> None:
     rows = [make_trial(number, overhead) for number in range(trained)] + [make_trial(99, UNMEASURED)] * answered
     mean = mean_overhead(rows, tracking_seconds=3.0)
     assert mean is not None
