@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 import textwrap
@@ -105,7 +106,25 @@ def test_the_core_runs_a_trial_where_only_torch_is_installed(source: DataSource,
     assert (done.stdout.strip(), done.returncode) == ("completed", 0), done.stderr
 
 
-def test_recipes_need_no_torch() -> None:
-    program = "import sys; sys.modules['torch'] = None; import fmnist_search.recipe.recipe"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+PACKAGES = sorted(file.parent.name for file in PACKAGE.glob("*/__init__.py"))
+
+
+def test_every_name_of_a_public_face_can_be_imported() -> None:
+    for name in PACKAGES:
+        package = importlib.import_module(f"fmnist_search.{name}")
+        for public in getattr(package, "__all__", ()):
+            assert getattr(package, public) is not None, f"{name}.{public}"
+            assert public in dir(package), f"{name}.{public}"
+
+
+def test_importing_the_packages_loads_no_large_library() -> None:
+    program = """
+        import importlib, sys
+        sys.modules.update(dict.fromkeys(("torch", "torchvision", "numpy", "mlflow", "optuna", "matplotlib")))
+        for name in sys.argv[1:]:
+            importlib.import_module(f"fmnist_search.{name}")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), *PACKAGES], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
