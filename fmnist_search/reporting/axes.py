@@ -20,16 +20,15 @@ FAMILY_NAME = "model.family"
 
 MAX_TICKS, MAX_TICKS_SMALL = 7, 4
 GOLDEN_RATIO_CONJUGATE = 0.618034
-"""Its multiples fall evenly into the unit interval, however many there are."""
+"""The fractional parts of its multiples spread evenly over the unit interval, for any number of them."""
 
 
 @dataclass(frozen=True)
 class Axis:
     """A hyperparameter that a study searches, as an axis from 0 to 1.
 
-    `domain_values` are by trial number; a trial that has no such hyperparameter is not among them. What is chosen from
-    a list has its categories, evenly apart; what lies in a range goes from its low to its high, as the range is drawn
-    from.
+    `values` are by trial number, without the trials that have no such hyperparameter. The values of a `Choice` are
+    spread evenly over the axis; a `Range` goes from its low to its high end, on a log scale if it is sampled on one.
     """
 
     name: str
@@ -39,27 +38,30 @@ class Axis:
 
     @property
     def is_ordered(self) -> bool:
-        """Whether what lies between two of its places means something."""
+        """Whether positions between two values have a meaning: true for a range and for a choice of numbers."""
         return isinstance(self.domain, Range) or all(map(_is_number, self.domain.values))
 
     def position(self, trial: TrialRecord, jitter: float = 0.0) -> float | None:
-        """Where a trial stands, from 0 to 1; None where it has no such hyperparameter.
+        """Return the position of a trial, from 0 to 1; None if it has no such hyperparameter.
 
-        Trials of one category stand side by side within `jitter` of the width of a category, always the same way.
+        `jitter` spreads the trials of one category over that share of the category's width. The offset depends on the
+        number of the trial only, so a plot is reproducible.
         """
         value = self.values.get(trial.number)
         if value is None:
             return None
-        aside = (trial.number * GOLDEN_RATIO_CONJUGATE % 1 - 0.5) * jitter
-        return self._position(value) + (aside / len(self.domain.values) if isinstance(self.domain, Choice) else 0.0)
+        if not isinstance(self.domain, Choice):
+            return self._position(value)
+        offset = (trial.number * GOLDEN_RATIO_CONJUGATE % 1 - 0.5) * jitter
+        return self._position(value) + offset / len(self.domain.values)
 
     def format_value(self, trial: TrialRecord) -> str:
-        """A trial's value for people."""
+        """Return a trial's value as short text; "-" if it has no such hyperparameter."""
         value = self.values.get(trial.number)
         return "-" if value is None else format_value_short(value)
 
     def ticks(self, max_ticks: int = MAX_TICKS) -> list[tuple[float, str]]:
-        """Places and texts of a few values to read it by."""
+        """Return positions and labels of at most `max_ticks` ticks, in ascending order."""
         match self.domain:
             case Choice(values):
                 shown: Sequence[Value] = _every_nth(values, max_ticks)
@@ -73,35 +75,32 @@ class Axis:
         return self.domain.relative_position(float(value))
 
 
-# -------------------------------------------------------------------------------------------- axes
-
-
 def build_axes(space: Space, trials: Sequence[TrialRecord]) -> list[Axis]:
-    """An axis for each hyperparameter that trials differ in, named as importances name it.
+    """Return an axis for each hyperparameter with more than one value, named as importances name it.
 
-    Where several families are searched, each has its own: `cnn.depth` and `mlp.depth` are two. Trials that were tried
-    from outside the space stretch an axis.
+    If a study searches several families, each family has its own axes: `cnn.depth` and `mlp.depth` are two. A trial
+    with a value outside the space extends the axis.
     """
-    several = len(space.families) > 1
-    flats = {row.number: row.recipe.to_flat_dict() for row in trials}
-    found: list[Axis] = []
-    if several:
-        found.append(
+    has_families = len(space.families) > 1
+    flats = {trial.number: trial.recipe.to_flat_dict() for trial in trials}
+    axes: list[Axis] = []
+    if has_families:
+        axes.append(
             _build_axis(FAMILY_NAME, Choice(space.families), {n: flat[FAMILY_NAME] for n, flat in flats.items()})
         )
     for family in space.families:
         for variable in conditional_hyperparameters(space, family):
-            own = several and variable.name.startswith("model.")
+            own = has_families and variable.name.startswith("model.")
             name = f"{family}.{variable.name.removeprefix('model.')}" if own else variable.name
-            if any(axis.name == name for axis in found):
+            if any(axis.name == name for axis in axes):
                 continue
             values = {
                 number: flat[variable.name]
                 for number, flat in flats.items()
                 if (not own or flat[FAMILY_NAME] == family) and _has_value(flat, variable.name)
             }
-            found.append(_build_axis(name, variable.domain, values))
-    varying = [axis for axis in found if isinstance(axis.domain, Range) or len(axis.domain.values) > 1]
+            axes.append(_build_axis(name, variable.domain, values))
+    varying = [axis for axis in axes if isinstance(axis.domain, Range) or len(axis.domain.values) > 1]
     labels = short_names([axis.name for axis in varying])
     return [dataclasses.replace(axis, label=label) for axis, label in zip(varying, labels, strict=True)]
 
@@ -112,8 +111,8 @@ def _has_value(flat: Mapping[str, Value], name: str) -> bool:
 
 def _build_axis(name: str, domain: Domain, values: Mapping[int, Value]) -> Axis:
     if isinstance(domain, Range):
-        above = 0.0 if domain.log else -math.inf
-        numbers = {n: value for n, value in values.items() if _is_number(value) and float(value) > above}
+        lower_limit = 0.0 if domain.log else -math.inf  # 0 has no position on a log axis
+        numbers = {n: value for n, value in values.items() if _is_number(value) and float(value) > lower_limit}
         low, high = (end(domain.low, domain.high, *map(_as_number, numbers.values())) for end in (min, max))
         return Axis(name, name, numbers, Range(low, high, domain.log))
     categories = list(dict.fromkeys((*bounds(domain), *values.values())))
@@ -136,7 +135,7 @@ def _every_nth(values: Sequence[Value], max_ticks: int) -> list[Value]:
 
 
 def _log_ticks(low: float, high: float, max_ticks: int) -> list[float]:
-    """Ones, twos and fives of each decade, or fewer where those are too many; the ends where they are too few."""
+    """Return 1, 2 and 5 times each power of ten, or fewer if those are too many; both ends if there are too few."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     powers = [decade for decade in decades if low <= 10.0**decade <= high]
     for digits in ((1, 2, 5), (1, 3), (1,)):
@@ -150,7 +149,7 @@ def _log_ticks(low: float, high: float, max_ticks: int) -> list[float]:
 
 
 def _even_ticks(low: float, high: float, max_ticks: int) -> list[float]:
-    """Multiples of one, two or five times a power of ten; whole ones where the ends are."""
+    """Return multiples of 1, 2 or 5 times a power of ten; integers if both ends are integers."""
     rough = (high - low) / (max_ticks - 1)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(digit * power for digit in (1, 2, 5, 10) if digit * power >= rough * (1 - 1e-9))

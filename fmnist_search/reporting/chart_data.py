@@ -1,6 +1,7 @@
-"""What the charts of a study show, before any library draws them: which trials enter, and where they stand.
+"""The data of a study's charts: which trials a chart includes, and their positions.
 
-`figures.py` draws them as pictures, `interactive.py` as a page; both say the same. Knows neither MLflow nor Optuna.
+`progress_plots` and `space_plots` draw the charts with matplotlib, `page_charts` with plotly. Imports none of these
+libraries, neither MLflow nor Optuna.
 """
 
 from __future__ import annotations
@@ -18,17 +19,20 @@ from fmnist_search.results.study import Importances, TrialRecord
 from fmnist_search.results.training import TrialState
 
 MIN_SURFACE_POINTS = 8
-"""Distinct points without which a surface between them would be made up."""
+"""Fewest distinct points for an interpolated surface."""
 OUTLIER_FACTOR = 3.0
-"""Quartile distances below the lower quartile (Tukey, Exploratory Data Analysis, 1977) beyond which a trial would
-squeeze all others together."""
+"""Values further below the lower quartile than so many interquartile ranges (Tukey, Exploratory Data Analysis, 1977)
+are outside the displayed range."""
 MIN_PAUSE_SECONDS, MIN_PAUSE_SHARE = 30.0, 0.1
-"""A study that did nothing for so long, and for such a share of its work, was paused."""
+"""A gap longer than both, in seconds and as a share of the time with running trials, is a pause of the study."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart: its title, the trials that enter it, and a line that says which those are."""
+    """A chart: its title, the trials that it includes, a note that counts them, and the hyperparameters that it shows.
+
+    `is_ranked_by_importance` says whether the axes are sorted by importance.
+    """
 
     title: str
     trials: tuple[TrialRecord, ...]
@@ -37,30 +41,30 @@ class Chart:
     is_ranked_by_importance: bool = False
 
     def first_axes(self, count: int) -> tuple[tuple[Axis, ...], str]:
-        """So many of the axes, the most important where that is known, and the note that says so."""
+        """Return the first `count` axes, and the note, which says so if axes are left out."""
         if count >= len(self.axes):
             return self.axes, self.note
-        which = f"the {count} most important" if self.is_ranked_by_importance else f"the first {count}"
-        return self.axes[:count], f"{self.note}; {which} of {len(self.axes)} hyperparameters"
+        selection = f"the {count} most important" if self.is_ranked_by_importance else f"the first {count}"
+        return self.axes[:count], f"{self.note}; {selection} of {len(self.axes)} hyperparameters"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What accuracy is bought with, and how a trial's share of it is read; 0 where it is not known."""
+    """A cost of a trial: its label, and the function that returns it; 0 means unknown."""
 
     label: str
     value_of: Callable[[TrialRecord], float]
 
 
 COSTS = {
-    "accuracy_parameters": Cost("parameters", lambda row: float(row.parameters)),
-    "accuracy_seconds": Cost("seconds of training", lambda row: row.seconds),
+    "accuracy_parameters": Cost("parameters", lambda trial: float(trial.parameters)),
+    "accuracy_seconds": Cost("seconds of training", lambda trial: trial.seconds),
 }
 
 
 @dataclass(frozen=True)
 class TimelineBar:
-    """A trial on the timeline, in seconds since the study began, its pauses left out."""
+    """A trial on the timeline: start and end in seconds since the start of the study, without its pauses."""
 
     trial: TrialRecord
     start: float
@@ -68,10 +72,13 @@ class TimelineBar:
 
 
 class StudyView:
-    """The trials of a study and the hyperparameters it searches, the most important first where that is known."""
+    """The trials of a study, without duplicates, and axes for its hyperparameters.
+
+    The axes are sorted by importance if importances are given.
+    """
 
     def __init__(self, trials: Sequence[TrialRecord], space: Space, importances: Importances | None = None):
-        self.trials = tuple(row for row in trials if row.duplicate_of is None)
+        self.trials = tuple(trial for trial in trials if trial.duplicate_of is None)
         self.duplicates = len(trials) - len(self.trials)
         self.importances = importances
         shares = importances.by_name if importances else {}
@@ -80,104 +87,102 @@ class StudyView:
 
     @cached_property
     def completed(self) -> tuple[TrialRecord, ...]:
-        """The trials whose values can be compared."""
-        return tuple(row for row in self.trials if row.state is TrialState.COMPLETED and row.value is not None)
+        """Completed trials with a value."""
+        return tuple(trial for trial in self.trials if trial.state is TrialState.COMPLETED and trial.value is not None)
 
     @cached_property
     def charts(self) -> dict[str, Chart]:
-        """The charts for which there is something to show, by name, in the order in which one looks at them."""
+        """The charts that have data, by name, in the order of the page."""
         compared = self.completed if len(self.completed) > 1 else ()
-        there = tuple(axis for axis in self.axes if any(row.number in axis.values for row in compared))
-        found = {
+        axes = tuple(axis for axis in self.axes if any(trial.number in axis.values for trial in compared))
+        charts = {
             "history": self._chart("Optimisation history", self._history_trials()),
             "importances": self._importance_chart(),
-            "parallel_coordinates": self._chart("Parallel coordinates", compared if there else (), there),
-            "slices": self._chart("Slices", compared if there else (), there),
+            "parallel_coordinates": self._chart("Parallel coordinates", compared if axes else (), axes),
+            "slices": self._chart("Slices", compared if axes else (), axes),
             "contour": self._contour_chart(compared),
             "learning_curves": self._chart("Learning curves", self._trials_with_curves()),
             "timeline": self._chart("Timeline", tuple(bar.trial for bar in self.timeline[0])),
             **{name: self._cost_chart(cost) for name, cost in COSTS.items()},
         }
-        return {name: chart for name, chart in found.items() if chart is not None and chart.trials}
+        return {name: chart for name, chart in charts.items() if chart is not None and chart.trials}
 
     @cached_property
     def timeline(self) -> tuple[list[TimelineBar], list[float]]:
-        """When trials ran, and where the study was paused."""
+        """The bars of the trials, and the times of the pauses; see `timeline_bars`."""
         return timeline_bars(self.trials)
 
     def _chart(self, title: str, trials: Sequence[TrialRecord], axes: Sequence[Axis] = ()) -> Chart:
         return Chart(title, tuple(trials), self.note(trials), tuple(axes), self.importances is not None)
 
     def note(self, trials: Sequence[TrialRecord]) -> str:
-        """Which trials enter, and which do not: "12 completed trials; 5 pruned do not enter"."""
-        numbers = {row.number for row in trials}
-        others = [row for row in self.trials if row.number not in numbers]
-        left = _state_counts(others)
+        """Return how many trials are included and how many are not: "12 completed trials; not included: 5 pruned"."""
+        numbers = {trial.number for trial in trials}
+        others = _state_counts(trial for trial in self.trials if trial.number not in numbers)
         if self.duplicates:
-            left.append(f"{self.duplicates} answered from equal ones")
-        inside = f"{_join_words(_state_counts(trials)) or 'no'} {'trial' if len(trials) == 1 else 'trials'}"
-        verb = "does" if len(others) + self.duplicates == 1 else "do"
-        return f"{inside}; {_join_words(left)} {verb} not enter" if left else inside
+            others.append(f"{self.duplicates} {'duplicate' if self.duplicates == 1 else 'duplicates'}")
+        included = f"{_join_words(_state_counts(trials)) or 'no'} {'trial' if len(trials) == 1 else 'trials'}"
+        return f"{included}; not included: {_join_words(others)}" if others else included
 
     def _history_trials(self) -> tuple[TrialRecord, ...]:
-        valued = any(row.value is not None for row in self.trials)
-        return tuple(r for r in self.trials if r.value is not None or r.state is TrialState.FAILED) if valued else ()
+        if all(trial.value is None for trial in self.trials):
+            return ()
+        return tuple(trial for trial in self.trials if trial.value is not None or trial.state is TrialState.FAILED)
 
     def _trials_with_curves(self) -> tuple[TrialRecord, ...]:
-        curved = tuple(row for row in self.trials if row.curve)
-        return curved if any(len(row.curve) > 1 for row in curved) else ()
+        trials = tuple(trial for trial in self.trials if trial.curve)
+        return trials if any(len(trial.curve) > 1 for trial in trials) else ()
 
     def _cost_chart(self, cost: Cost) -> Chart:
-        known = [row for row in self.completed if cost.value_of(row) > 0]
+        known = [trial for trial in self.completed if cost.value_of(trial) > 0]
         return self._chart(f"Accuracy against {cost.label}", known if len(known) > 1 else ())
 
     def _importance_chart(self) -> Chart | None:
         if not self.importances or not self.importances.by_name:
             return None
-        note = f"PED-ANOVA over {self.importances.trials} completed trials; no others enter"
-        return Chart("Importance of the hyperparameters", self.completed, note)
+        note = f"PED-ANOVA over {self.importances.trials} completed trials; no others are included"
+        return Chart("Hyperparameter importances", self.completed, note)
 
     def _contour_chart(self, trials: Sequence[TrialRecord]) -> Chart | None:
-        """The first two of the most important hyperparameters that some trials have both of."""
+        """Return the contour over the two most important hyperparameters that vary in trials that have both."""
         if not self.importances:
             return None
         ranked = [axis for axis in self.axes if axis.name in self.importances.by_name]
         pairs = sorted(itertools.combinations(range(len(ranked)), 2), key=lambda pair: (sum(pair), pair))
         for first, second in pairs:
             x, y = ranked[first], ranked[second]
-            both = [row for row in trials if row.number in x.values and row.number in y.values]
-            if len({x.position(row) for row in both}) > 1 and len({y.position(row) for row in both}) > 1:
+            both = [trial for trial in trials if trial.number in x.values and trial.number in y.values]
+            if len({x.position(trial) for trial in both}) > 1 and len({y.position(trial) for trial in both}) > 1:
                 return self._chart(f"Accuracy over {x.label} and {y.label}", both, (x, y))
         return None
 
 
-# ------------------------------------------------------------------------------------------ figures
-
-
 def best_so_far(trials: Iterable[TrialRecord]) -> list[tuple[int, float]]:
-    """Trial numbers at which the best value of a completed trial rose, each with that value."""
+    """Return the numbers of the completed trials that improved on all before, each with its value."""
     steps: list[tuple[int, float]] = []
-    for row in sorted(trials, key=lambda row: row.number):
-        if row.state is TrialState.COMPLETED and row.value is not None and (not steps or row.value > steps[-1][1]):
-            steps.append((row.number, row.value))
+    for trial in sorted(trials, key=lambda trial: trial.number):
+        if trial.state is not TrialState.COMPLETED or trial.value is None:
+            continue
+        if not steps or trial.value > steps[-1][1]:
+            steps.append((trial.number, trial.value))
     return steps
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Places, the cheapest first, of the points (cost, gain) to which no other is at once as cheap and as good.
+    """Return the indices of the Pareto-optimal points (cost, gain), in ascending order of cost.
 
     Of equal points the first is on the front.
     """
-    order = sorted(range(len(points)), key=lambda place: (points[place][0], -points[place][1], place))
+    order = sorted(range(len(points)), key=lambda index: (points[index][0], -points[index][1], index))
     front: list[int] = []
-    for place in order:
-        if not front or points[place][1] > points[front[-1]][1]:
-            front.append(place)
+    for index in order:
+        if not front or points[index][1] > points[front[-1]][1]:
+            front.append(index)
     return front
 
 
 def display_range(values: Sequence[float]) -> tuple[float, float]:
-    """The lowest and the highest value worth the space of a chart: far outliers below lie outside."""
+    """Return the lowest and the highest value that a chart displays: all values without far outliers below."""
     if len(values) < 2:
         return (values[0], values[0]) if values else (0.0, 1.0)
     lower, _, upper = statistics.quantiles(values, n=4, method="inclusive")
@@ -186,43 +191,46 @@ def display_range(values: Sequence[float]) -> tuple[float, float]:
 
 
 def timeline_bars(trials: Sequence[TrialRecord]) -> tuple[list[TimelineBar], list[float]]:
-    """When trials ran, in seconds since the first began, and at which of these seconds pauses are left out."""
-    timed = [(r, r.started_at, r.ended_at) for r in trials if r.started_at is not None and r.ended_at is not None]
-    spans = sorted((began, ended, row.number) for row, began, ended in timed)
+    """Return when trials ran, and when the study was paused, in seconds since the first trial without the pauses."""
+    timed = [(t, t.started_at, t.ended_at) for t in trials if t.started_at is not None and t.ended_at is not None]
+    spans = sorted((began, ended) for _, began, ended in timed)
     idle: dict[float, float] = {}
     last = spans[0][0] if spans else 0.0
-    for began, ended, _ in spans:
+    for began, ended in spans:
         if began > last:
             idle[began] = began - last
         last = max(last, ended)
     start = spans[0][0] if spans else 0.0
-    work = last - start - sum(idle.values())
-    pauses = {began: gap for began, gap in idle.items() if gap > max(MIN_PAUSE_SECONDS, MIN_PAUSE_SHARE * work)}
+    busy = last - start - sum(idle.values())
+    pauses = {began: gap for began, gap in idle.items() if gap > max(MIN_PAUSE_SECONDS, MIN_PAUSE_SHARE * busy)}
 
-    def since(moment: float) -> float:
-        return moment - start - sum(gap for began, gap in pauses.items() if began <= moment)
+    def seconds_since_start(time: float) -> float:
+        return time - start - sum(gap for began, gap in pauses.items() if began <= time)
 
-    bars = [TimelineBar(row, since(began), since(max(began, ended))) for row, began, ended in timed]
-    return bars, [since(began) for began in pauses]
+    bars = [
+        TimelineBar(trial, seconds_since_start(began), seconds_since_start(max(began, ended)))
+        for trial, began, ended in timed
+    ]
+    return bars, [seconds_since_start(began) for began in pauses]
 
 
 def surface_points(chart: Chart) -> list[tuple[float, float, float]]:
-    """The distinct places (x, y) of a contour with the mean value there; none where they are too few for a surface."""
-    x, y = chart.axes
-    found: dict[tuple[float, float], list[float]] = {}
-    for row in chart.trials:
-        across, up = x.position(row), y.position(row)
-        if across is not None and up is not None and row.value is not None:
-            found.setdefault((across, up), []).append(row.value)
-    wide = all(len({place[side] for place in found}) > 2 for side in (0, 1))
-    if len(found) < MIN_SURFACE_POINTS or not (wide and x.is_ordered and y.is_ordered):
+    """Return the distinct points (x, y, mean value) of a contour; none if they do not determine a surface."""
+    x_axis, y_axis = chart.axes
+    values: dict[tuple[float, float], list[float]] = {}
+    for trial in chart.trials:
+        x, y = x_axis.position(trial), y_axis.position(trial)
+        if x is not None and y is not None and trial.value is not None:
+            values.setdefault((x, y), []).append(trial.value)
+    is_wide = all(len({point[dimension] for point in values}) > 2 for dimension in (0, 1))
+    if len(values) < MIN_SURFACE_POINTS or not (is_wide and x_axis.is_ordered and y_axis.is_ordered):
         return []
-    return [(across, up, statistics.fmean(values)) for (across, up), values in found.items()]
+    return [(x, y, statistics.fmean(found)) for (x, y), found in values.items()]
 
 
 def _state_counts(trials: Iterable[TrialRecord]) -> list[str]:
-    counted = Counter(row.state for row in trials)
-    return [f"{counted[state]} {state.value}" for state in TrialState if counted[state]]
+    counts = Counter(trial.state for trial in trials)
+    return [f"{counts[state]} {state.value}" for state in TrialState if counts[state]]
 
 
 def _join_words(parts: Sequence[str]) -> str:

@@ -1,10 +1,9 @@
-"""Colors of charts, distinguishable with color vision deficiency (Okabe and Ito, 2008)."""
+"""Colors of charts, distinguishable with a color vision deficiency (Okabe and Ito, Color Universal Design, 2008)."""
 
 from __future__ import annotations
 
 from fmnist_search.results.training import TrialState
 
-# Colours that the colour-blind tell apart: Okabe and Ito (2008).
 BLUE, ORANGE, RED = "#0072B2", "#E69F00", "#D55E00"
 TEXT_COLOR, GREY, LIGHT_GREY = "#333333", "#767676", "#BBBBBB"
 STATE_COLORS = {

@@ -1,4 +1,4 @@
-"""Pictures of the images themselves: samples of each class, and what a recipe's augmentation makes of one."""
+"""Plots of images: samples of each class, and an image with the augmentations of a recipe."""
 
 from __future__ import annotations
 
@@ -23,63 +23,65 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IMAGE_INCHES, ROW_NAME_INCHES = 0.8, 1.5
-"""Inches of an image, and of the name of a row."""
+"""Width and height of an image, and width of the names of the rows, in inches."""
 FRAME_GREY = 40
-"""Grey of the line around an image: what was moved out of it is seen to be cut off."""
+"""Grey level of the frame of an image, which shows where a shifted image is cut off."""
 MIXING_PREFIXES = ("mixup", "cutmix")
-"""What blends the images of a batch, with their labels, and changes no image by itself."""
+"""Augmentations that blend two images of a batch and their labels; they cannot be shown on one image."""
 
 
 def samples_figure(images: LabelledImages, classes: Sequence[str], count: int, seed: int, title: str) -> Figure:
-    """So many images of each class, a row for each; the same for the same seed.
+    """Return a figure of `count` random images of each class, a row for each class.
 
     Raises:
-        UserError: there are not so many of a class.
+        UserError: if a class has fewer images.
     """
     generator = np.random.default_rng(seed)
     rows = []
     for label, name in enumerate(classes):
-        own = (images.labels == label).nonzero().flatten().numpy()
-        if len(own) < count:
-            raise UserError(f"{count} images of each class: there are {len(own)} of {name!r}; take fewer")
-        rows.append((name, images.pixels[generator.permutation(own)[:count]]))
-    return _image_rows_figure(rows, title, f"{count} of each class, drawn with seed {seed}")
+        indices = (images.labels == label).nonzero().flatten().numpy()
+        if len(indices) < count:
+            raise UserError(
+                f"{count} images of each class: the class {name!r} has {len(indices)}; choose a smaller number"
+            )
+        rows.append((name, images.pixels[generator.permutation(indices)[:count]]))
+    return _image_rows_figure(rows, title, f"{count} random images of each class, seed {seed}")
 
 
 def augmentations_figure(
     image: Tensor, augmentation: Augmentation, fill: int, count: int, seed: int, title: str
 ) -> Figure:
-    """What an augmentation makes of an image (28, 28) uint8: each change by itself, then all together.
+    """Return a figure of an image (28, 28) uint8, augmented: each augmentation alone, then all together.
 
-    `fill` is what erased rectangles get, the mean of the training pixels. Every row has so many draws, the same for
-    the same seed.
+    Each row shows `count` random results. `fill` is the pixel value of erased rectangles, the mean of the training
+    pixels.
 
     Raises:
-        UserError: the augmentation changes no image.
+        UserError: if the recipe has no augmentation of single images.
     """
     changes = active_augmentations(augmentation)
     if not changes:
         names = ", ".join(f"augmentation.{field.name}" for field in _single_image_fields())
         raise UserError(
-            f"augmentation: this recipe changes no image; set one of {names}, such as --set augmentation.shift=2"
+            f"augmentation: this recipe changes no image; set one of {names}, for example --set augmentation.shift=2"
         )
-    together = {"all together": augmentation} if len(changes) > 1 else {}
+    combined = {"all together": augmentation} if len(changes) > 1 else {}
     copies = image.expand(count, -1, -1)
-    rows = [("the image", image[None])]
-    for name, change in {**changes, **together}.items():
+    rows = [("original", image[None])]
+    for name, change in {**changes, **combined}.items():
         generator = torch.Generator(image.device).manual_seed(seed)
         rows.append((name, augment(copies, change, fill, generator)))
-    return _image_rows_figure(rows, title, f"{count} draws of each, with seed {seed}")
+    return _image_rows_figure(rows, title, f"{count} random results of each, seed {seed}")
 
 
 def active_augmentations(augmentation: Augmentation) -> dict[str, Augmentation]:
-    """The changes of single images that are switched on, each alone, by what is set."""
-    usual = Augmentation()
+    """Return the active augmentations of single images, each alone, by name and value such as "shift = 2"."""
+    default = Augmentation()
     values = {field.name: getattr(augmentation, field.name) for field in _single_image_fields()}
     return {
-        f"{name} = {format_value_short(value)}": dataclasses.replace(usual, **{name: value})
+        f"{name} = {format_value_short(value)}": dataclasses.replace(default, **{name: value})
         for name, value in values.items()
-        if value != getattr(usual, name)
+        if value != getattr(default, name)
     }
 
 
@@ -88,7 +90,7 @@ def _single_image_fields() -> list[dataclasses.Field[object]]:
 
 
 def _image_rows_figure(rows: Sequence[tuple[str, Tensor]], title: str, note: str) -> Figure:
-    """Rows of images, each with its name at the left: one picture of pixels a row, which draws much the fastest."""
+    """Return a figure with rows of images and their names at the left; one picture for each row draws fastest."""
     columns = max(len(images) for _, images in rows)
     figure = titled_figure(title, note, ROW_NAME_INCHES + IMAGE_INCHES * columns, IMAGE_INCHES * len(rows))
     width, top = figure.get_figwidth(), manual_layout(figure)

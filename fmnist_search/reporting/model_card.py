@@ -1,6 +1,6 @@
-"""The card of a registered model, in Markdown: what it is, how good it is, how it was chosen, and what it is not for.
+"""The card of a registered model, in Markdown: its accuracy, selection, data, intended use, licences and recipe.
 
-MLflow cuts descriptions, so the figures come first and the long table of the recipe last.
+MLflow truncates long descriptions, so the accuracy comes first and the table of the recipe last.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fmnist_search.text import markdown_table
 
 @dataclass(frozen=True)
 class Selection:
-    """Where a model comes from, in words: how it was chosen, its accuracy on validation, and how that was found."""
+    """How a model was selected, as text: a description, its validation accuracy, and how that was measured."""
 
     description: str
     accuracy: str
@@ -28,7 +28,10 @@ class Selection:
 def selection_from_study(
     study: str, recipes: Sequence[Recipe], confirmed: ConfirmedScore, candidates: Sequence[ConfirmedScore]
 ) -> Selection:
-    """A study's finalist, or an ensemble of them; `candidates` are all finalists, the best mean first."""
+    """Return the selection of a study's finalist, or of an ensemble of finalists.
+
+    `recipes` are the model's members; `candidates` are all finalists, the one with the best mean first.
+    """
     sentences = [
         f"From trial {confirmed.trial} of the study {study!r}. The finalists, trained again from fresh seeds: "
         + "; ".join(f"trial {finalist.trial} {finalist}" for finalist in candidates)
@@ -36,31 +39,42 @@ def selection_from_study(
     ]
     if len(recipes) > 1:
         sentences.append(
-            "The confirmed figure is the ensemble's own, of trainings that never saw the validation images."
+            "The confirmed accuracy is that of the ensemble, from trainings without the validation images."
         )
     if not recipes[0].data.validation:
         sentences.append(
-            "The model was trained once more, on training and validation images together: its confirmed figure is of "
-            "the trainings before that."
+            "The model was then trained again on training and validation images together; the confirmed accuracy is "
+            "from the trainings before that."
         )
-    return Selection(" ".join(sentences), str(confirmed), "on n fresh seeds with their deviation")
+    return Selection(" ".join(sentences), str(confirmed), "mean and standard deviation over n fresh seeds")
 
 
 def selection_from_runs(members: Sequence[tuple[str, Recipe, float]], accuracy: float) -> Selection:
-    """An ensemble of runs that somebody named: each member's run, recipe and own accuracy on the validation images."""
-    rows = [[f"`{run_id}`", recipe.label, str(recipe.seed), f"{own:.2%}"] for run_id, recipe, own in members]
-    told = (
-        "An ensemble of runs that were named one by one; nothing was trained for it. Each member has the weights that "
-        "its run has kept, those of its best epoch. No member was trained on the validation images, yet its weights, "
-        "and perhaps the members themselves, were chosen by them: the ensemble's accuracy there may be a little too "
-        "good, that on the test images is not.\n\n" + markdown_table([["run", "network", "seed", "validation"], *rows])
+    """Return the selection of an ensemble of given runs.
+
+    `members` are run ids, recipes and validation accuracies in 0..1; `accuracy` is the ensemble's.
+    """
+    rows = [
+        [f"`{run_id}`", recipe.label, str(recipe.seed), f"{member_accuracy:.2%}"]
+        for run_id, recipe, member_accuracy in members
+    ]
+    description = (
+        "An ensemble of runs that were given by their ids; no network was trained for it. Each member has the stored "
+        "weights of its run, those of the best epoch. No member was trained on the validation images, but they were "
+        "used to select the weights, and perhaps the members: the ensemble's validation accuracy may be slightly too "
+        "high. Its test accuracy is not affected.\n\n"
+        + markdown_table([["run", "network", "seed", "validation accuracy"], *rows])
     )
-    return Selection(told, f"{accuracy:.2%}", "which also chose the members' weights")
+    return Selection(description, f"{accuracy:.2%}", "which also selected the members' weights")
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a model card tells. An ensemble has several recipes; `comparison` is the sentence about the champion."""
+    """The content of a model card.
+
+    `model` is the registered name. An ensemble has one recipe for each member. `comparison` is a sentence that compares
+    the model with the champion.
+    """
 
     model: str
     recipes: tuple[Recipe, ...]
@@ -72,14 +86,14 @@ class ModelCard:
     comparison: str
 
     def to_markdown(self) -> str:
-        """The whole card."""
+        """Return the card as Markdown."""
         sections = {
-            "Figures": self._accuracy_table(),
-            "How it was chosen": f"{self.selection.description}\n\n{self.comparison}",
+            "Accuracy": self._accuracy_table(),
+            "Selection": f"{self.selection.description}\n\n{self.comparison}",
             "Data": self._data_section(),
             "Use": self._usage_section(),
-            "Licences": f"The images are {self._dataset.title}, {self._dataset.licence}; fmnist-search, which trained "
-            "the model on them, is under the MIT licence.",
+            "Licences": f"Images: {self._dataset.title}, {self._dataset.licence}. fmnist-search, which trained the "
+            "model: MIT licence.",
             "Recipe" if len(self.recipes) == 1 else "Recipe of the first member": _recipe_table(self.recipes[0]),
         }
         body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
@@ -95,11 +109,11 @@ class ModelCard:
 
     def _overview(self) -> str:
         dataset = self._dataset
-        what = f"A classifier of {dataset.title}: ten classes of {dataset.subject} on grey images of 28 by 28 pixels."
+        text = f"A classifier for {dataset.title}: ten classes of {dataset.subject} on grey images of 28 by 28 pixels."
         if len(self.recipes) > 1:
             members = "; ".join(f"{recipe.label}, seed {recipe.seed}" for recipe in self.recipes)
-            what += f" It averages the probabilities of {len(self.recipes)} networks: {members}."
-        return what
+            text += f" It averages the probabilities of {len(self.recipes)} networks: {members}."
+        return text
 
     def _accuracy_table(self) -> str:
         test = self.test
@@ -107,12 +121,12 @@ class ModelCard:
             [
                 ["images", "accuracy"],
                 [
-                    f"{self.validation_images:,} for validation, {self.selection.accuracy_source}",
+                    f"{self.validation_images:,} validation images, {self.selection.accuracy_source}",
                     self.selection.accuracy,
                 ],
                 [
-                    f"{test.images:,} for the test, looked at once",
-                    f"{test.value:.2%} (95 % interval after Wilson {test.low:.2%} to {test.high:.2%})",
+                    f"{test.images:,} test images, measured once",
+                    f"{test.value:.2%} (95 % Wilson interval {test.low:.2%} to {test.high:.2%})",
                 ],
             ]
         )
@@ -121,22 +135,22 @@ class ModelCard:
         counts = sorted({recipe.data.training_count for recipe in self.recipes})
         trained_on = " or ".join(f"{count:,}" for count in counts)
         return (
-            f"Trained on {trained_on} of the 60,000 training images; {self.validation_images:,} were held "
-            f"back to choose by. SHA-256 of the data `{self.dataset_digest}`; of the held-back images, its first half "
-            f"`{self.split_digest}`."
+            f"Trained on {trained_on} of the 60,000 training images; {self.validation_images:,} of them were the "
+            f"validation images of the selection. SHA-256 of the data: `{self.dataset_digest}`; first half of the "
+            f"SHA-256 of the validation images: `{self.split_digest}`."
         )
 
     def _usage_section(self) -> str:
-        address = f"models:/{self.model}@champion"
+        model_uri = f"models:/{self.model}@champion"
         dataset = self._dataset
         return (
-            f"Meant for {dataset.title} and for teaching, comparing and trying out methods on it. Photographs, other "
-            f"{dataset.subject} and other backgrounds are not what it has seen; it gives one of ten classes for "
-            "whatever it is shown, and its probabilities are not calibrated.\n\n"
-            "Takes float32 pixels (N, 28, 28) of 0..255, light on dark ground, and gives probabilities (N, 10) of the "
-            f"classes {', '.join(dataset.classes)}, in this order.\n\n"
-            f"    model = mlflow.pyfunc.load_model({address!r}); model.predict(pixels)\n"
-            f'    mlflow models serve -m "{address}" --env-manager local'
+            f"Intended for {dataset.title}: to teach, compare and try out methods. The model was not trained on "
+            f"photographs, other {dataset.subject} or other backgrounds. It assigns one of ten classes to any input."
+            " Its probabilities are not calibrated.\n\n"
+            "Input: float32 pixels (N, 28, 28) in 0..255, light on a dark background. Output: probabilities (N, 10) of "
+            f"the classes {', '.join(dataset.classes)}, in this order.\n\n"
+            f"    model = mlflow.pyfunc.load_model({model_uri!r}); model.predict(pixels)\n"
+            f'    mlflow models serve -m "{model_uri}" --env-manager local'
         )
 
 

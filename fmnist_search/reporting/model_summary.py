@@ -1,25 +1,24 @@
-"""What a network looks like, by torchinfo."""
+"""A summary of a network, made with torchinfo: its layers, parameters and multiply-adds.
+
+The values import neither torch nor torchinfo; `summarize` does.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-import torchinfo
-
-from fmnist_search.models.classifier import Classifier, build
 from fmnist_search.recipe.datasets import IMAGE_SIZE
 from fmnist_search.recipe.families import Architecture
 
 COLUMNS = ("input_size", "output_size", "kernel_size", "num_params", "mult_adds")
-
 COLUMN_WIDTH = 17
-"""Of a table that every trial keeps: enough for the shape of 128 channels."""
+"""Characters of a column of the table: enough for the shape of 128 channels."""
 
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """A layer that has none inside it: its name, kind, shape of what it puts out for one image, parameters and work."""
+    """A layer without sublayers: its name, class, output shape for one image, parameters and multiply-adds."""
 
     name: str
     kind: str
@@ -30,9 +29,9 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """A table of layers, the number of trainable parameters, and what one image takes.
+    """A table of layers as text, the number of trainable parameters, and the cost of one image.
 
-    `mult_adds` counts its multiply-adds, `activation_bytes` what the layers put out in float32.
+    `mult_adds` counts multiply-adds, `activation_bytes` the outputs of all layers in float32.
     """
 
     text: str
@@ -43,10 +42,17 @@ class ModelSummary:
 
 
 def summarize(architecture: Architecture) -> ModelSummary:
-    """The summary of an architecture's network for one image; UserError where it is too large to build."""
-    model: Classifier = build(architecture)
+    """Build the network of an architecture on the CPU, and return its summary for one image.
+
+    Raises:
+        UserError: if the network is too large to build.
+    """
+    import torchinfo
+
+    from fmnist_search.models.classifier import build
+
     found = torchinfo.summary(
-        model,
+        build(architecture),
         input_size=(1, IMAGE_SIZE, IMAGE_SIZE),
         device="cpu",
         col_names=COLUMNS,
@@ -55,13 +61,7 @@ def summarize(architecture: Architecture) -> ModelSummary:
         verbose=0,
     )
     layers = tuple(
-        LayerSummary(
-            _layer_path(layer),
-            layer.class_name,
-            tuple(layer.output_size[1:]),
-            layer.num_params,
-            layer.macs,
-        )
+        LayerSummary(_layer_path(layer), layer.class_name, tuple(layer.output_size[1:]), layer.num_params, layer.macs)
         for layer in found.summary_list
         if layer.is_leaf_layer
     )
@@ -72,6 +72,6 @@ def summarize(architecture: Architecture) -> ModelSummary:
 
 
 def _layer_path(layer: Any) -> str:
-    """A layer's name with those of the modules around it, the outermost apart: `network.layer1.0.conv1`."""
-    above = layer.parent_info
-    return layer.var_name if above is None or above.parent_info is None else f"{_layer_path(above)}.{layer.var_name}"
+    """Return the dotted name of a layer, without the outermost module: `network.layer1.0.conv1`."""
+    parent = layer.parent_info
+    return layer.var_name if parent is None or parent.parent_info is None else f"{_layer_path(parent)}.{layer.var_name}"

@@ -1,8 +1,12 @@
-"""The charts of a study as interactive plotly figures."""
+"""The charts of a study as interactive plotly figures.
+
+Functions import plotly when they draw: it is an optional dependency.
+"""
 
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,38 +28,41 @@ from fmnist_search.results.training import TrialState
 
 PANELS_PER_ROW = 4
 GRID_CELLS = 20
-"""A surface is drawn on so many cells each way, whatever the number of trials."""
+"""Cells of a contour in each direction, for any number of trials."""
 ABSENT_POSITION = -0.1
-"""Where trials without a hyperparameter stand on its axis."""
+"""Position of trials without a hyperparameter on its axis."""
 HOVER_TEMPLATE = "%{text}<extra></extra>"
+
+PageChartFunction = Callable[[StudyView, Chart, dict[int, str]], Any]
+"""Draws a chart of a study as a plotly figure; the last argument holds the hover texts by trial number."""
 
 
 def hover_text(view: StudyView, trial: TrialRecord) -> str:
-    """What is said of a trial where the pointer is on it."""
+    """Return the text of a trial under the pointer: number, network, value, state and hyperparameters."""
     values = [f"{axis.label} = {axis.format_value(trial)}" for axis in view.axes if trial.number in axis.values]
     return "<br>".join([_short_hover_text(trial), *values])
 
 
 def _short_hover_text(trial: TrialRecord) -> str:
-    """The same for charts that show a trial many times."""
+    """Return the text without the hyperparameters, for charts that show a trial many times."""
     value = "no value" if trial.value is None else f"{trial.value:.2%}"
     return f"<b>trial {trial.number}</b>: {trial.recipe.label}<br>{value}, {trial.state.value}"
 
 
-# ----------------------------------------------------------------------------- how a search went
+# ------------------------------------------------------------------------ progress of the search
 
 
 def _history(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
     figure = _new_figure("trial")
     for state, color in STATE_COLORS.items():
-        own = [row for row in chart.trials if row.state is state and row.value is not None]
-        _add_points(figure, state.value, color, own, [row.number for row in own], texts)
+        trials = [trial for trial in chart.trials if trial.state is state and trial.value is not None]
+        _add_points(figure, state.value, color, trials, [trial.number for trial in trials], texts)
     steps = best_so_far(chart.trials)
     if steps:
-        ends = [*steps, (max(row.number for row in view.trials), steps[-1][1])]
+        points = [*steps, (max(trial.number for trial in view.trials), steps[-1][1])]
         line = {"color": TEXT_COLOR, "shape": "hv", "width": 1.5}
-        _add_line(figure, "best so far", [x for x, _ in ends], [y for _, y in ends], line)
-    _set_percent_axis(figure, [row.value for row in chart.trials if row.state is not TrialState.FAILED])
+        _add_line(figure, "best so far", [x for x, _ in points], [y for _, y in points], line)
+    _set_percent_axis(figure, [trial.value for trial in chart.trials if trial.state is not TrialState.FAILED])
     return figure
 
 
@@ -64,57 +71,56 @@ def _learning_curves(view: StudyView, chart: Chart, texts: dict[int, str]) -> An
     for state, color in reversed(STATE_COLORS.items()):
         x: list[int | None] = []
         y: list[float | None] = []
-        said: list[str] = []
-        for row in chart.trials:
-            if row.state is state:
-                x += [*range(1, len(row.curve) + 1), None]
-                y += [*row.curve, None]
-                said += [_short_hover_text(row)] * (len(row.curve) + 1)
+        hover: list[str] = []
+        for trial in chart.trials:
+            if trial.state is state:
+                x += [*range(1, len(trial.curve) + 1), None]  # None interrupts the line
+                y += [*trial.curve, None]
+                hover += [_short_hover_text(trial)] * (len(trial.curve) + 1)
         if x:
-            faint = 0.7 if state is TrialState.COMPLETED else 0.35
+            opacity = 0.7 if state is TrialState.COMPLETED else 0.35
             figure.add_scatter(
-                x=x, y=y, text=said, name=state.value, hovertemplate=HOVER_TEMPLATE, mode="lines+markers",
-                opacity=faint,
-                line={"color": color, "width": 1.3}, marker={"size": 4},
+                x=x, y=y, text=hover, name=state.value, hovertemplate=HOVER_TEMPLATE, mode="lines+markers",
+                opacity=opacity, line={"color": color, "width": 1.3}, marker={"size": 4},
             )  # fmt: skip
     if view.completed:
-        best = max(view.completed, key=lambda row: (row.value or 0.0, -row.number))
+        best = max(view.completed, key=lambda trial: (trial.value or 0.0, -trial.number))
         epochs = list(range(1, len(best.curve) + 1))
         _add_line(figure, f"trial {best.number}", epochs, list(best.curve), {"color": TEXT_COLOR, "width": 2.5})
-    _set_percent_axis(figure, [value for row in chart.trials for value in row.curve])
+    _set_percent_axis(figure, [value for trial in chart.trials for value in trial.curve])
     return figure
 
 
 def _timeline(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
-    figure = _new_figure("minutes since the study began", "trial")
+    figure = _new_figure("minutes since the start of the study", "trial")
     bars, pauses = view.timeline
     for state, color in STATE_COLORS.items():
-        own = [bar for bar in bars if bar.trial.state is state]
-        if own:
+        state_bars = [bar for bar in bars if bar.trial.state is state]
+        if state_bars:
             figure.add_bar(
                 orientation="h",
                 name=state.value,
-                y=[bar.trial.number for bar in own],
-                base=[bar.start / 60 for bar in own],
-                x=[(bar.end - bar.start) / 60 for bar in own],
-                text=[texts[bar.trial.number] for bar in own],
+                y=[bar.trial.number for bar in state_bars],
+                base=[bar.start / 60 for bar in state_bars],
+                x=[(bar.end - bar.start) / 60 for bar in state_bars],
+                text=[texts[bar.trial.number] for bar in state_bars],
                 textposition="none",
                 hovertemplate=HOVER_TEMPLATE,
                 marker={"color": color},
             )
-    for moment in pauses:
-        figure.add_vline(x=moment / 60, line={"color": GREY, "dash": "dot"}, annotation_text="paused")
+    for time in pauses:
+        figure.add_vline(x=time / 60, line={"color": GREY, "dash": "dot"}, annotation_text="paused")
     figure.update_layout(barmode="overlay", yaxis={"autorange": "reversed"}, hovermode="closest")
     return figure
 
 
-# -------------------------------------------------------------------------------- what decided
+# ---------------------------------------------------------------------------- search space
 
 
 def _importances(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
     assert view.importances is not None
     shares = view.importances.by_name
-    figure = _new_figure("share of the importance", "")
+    figure = _new_figure("relative importance", "")
     figure.add_bar(
         orientation="h", x=list(shares.values()), y=list(shares), marker={"color": BLUE},
         hovertemplate="%{y}: %{x:.1%}<extra></extra>",
@@ -128,20 +134,20 @@ def _importances(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
 
 
 def _parallel_coordinates(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
-    """Lines that can be brushed; plotly has no hover for them."""
-    values = [row.value or 0.0 for row in chart.trials]
+    """Draw lines whose ranges can be selected; plotly shows no texts under the pointer for them."""
+    values = [trial.value or 0.0 for trial in chart.trials]
     low, high = _axis_range(values)
     dimensions: list[dict[str, Any]] = []
     for axis in chart.axes:
-        places = [axis.position(row) for row in chart.trials]
-        missing = None in places
-        ticks = ([(ABSENT_POSITION, "none")] if missing else []) + axis.ticks()
+        positions = [axis.position(trial) for trial in chart.trials]
+        is_incomplete = None in positions
+        ticks = ([(ABSENT_POSITION, "none")] if is_incomplete else []) + axis.ticks()
         dimensions.append(
             {
                 "label": axis.label,
-                "values": [ABSENT_POSITION if place is None else place for place in places],
-                "range": [ABSENT_POSITION if missing else 0, 1],
-                "tickvals": [place for place, _ in ticks],
+                "values": [ABSENT_POSITION if position is None else position for position in positions],
+                "range": [ABSENT_POSITION if is_incomplete else 0, 1],
+                "tickvals": [position for position, _ in ticks],
                 "ticktext": [text for _, text in ticks],
             }
         )
@@ -162,52 +168,51 @@ def _slices(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
     from plotly.subplots import make_subplots
 
     columns = min(len(chart.axes), PANELS_PER_ROW)
-    lines = -(-len(chart.axes) // columns)
+    rows = math.ceil(len(chart.axes) / columns)
     figure = make_subplots(
-        rows=lines, cols=columns, shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.25 / lines
+        rows=rows, cols=columns, shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.25 / rows
     )
-    numbers = [row.number for row in chart.trials]
+    numbers = [trial.number for trial in chart.trials]
     colors = {"colorscale": "Cividis", "reversescale": True, "cmin": min(numbers), "cmax": max(numbers)}
-    for number, axis in enumerate(chart.axes):
-        there = [row for row in chart.trials if row.number in axis.values]
-        line, column = divmod(number, columns)
+    for index, axis in enumerate(chart.axes):
+        trials = [trial for trial in chart.trials if trial.number in axis.values]
+        row, column = divmod(index, columns)
         figure.add_scatter(
-            x=[axis.position(row, 0.3) for row in there],
-            y=[row.value for row in there],
-            text=[f"{_short_hover_text(row)}<br>{axis.label} = {axis.format_value(row)}" for row in there],
+            x=[axis.position(trial, jitter=0.3) for trial in trials],
+            y=[trial.value for trial in trials],
+            text=[f"{_short_hover_text(trial)}<br>{axis.label} = {axis.format_value(trial)}" for trial in trials],
             mode="markers",
             hovertemplate=HOVER_TEMPLATE,
             showlegend=False,
             marker={
-                **colors, "color": [row.number for row in there], "size": 6,
-                "showscale": number == 0,
+                **colors, "color": [trial.number for trial in trials], "size": 6,
+                "showscale": index == 0,
                 "colorbar": {"title": "trial", "lenmode": "pixels", "len": 230, "y": 1, "yanchor": "top"},
             },
-            row=line + 1,
+            row=row + 1,
             col=column + 1,
         )  # fmt: skip
-        figure.update_xaxes(**_axis_layout(axis, axis.label, MAX_TICKS_SMALL), row=line + 1, col=column + 1)
-    low, high = _axis_range([row.value or 0.0 for row in chart.trials])
-    figure.update_yaxes(tickformat=".1%", range=[low, high])
-    figure.update_layout(height=120 + 230 * lines)
+        figure.update_xaxes(**_axis_layout(axis, axis.label, MAX_TICKS_SMALL), row=row + 1, col=column + 1)
+    _set_percent_axis(figure, [trial.value for trial in chart.trials])
+    figure.update_layout(height=120 + 230 * rows)
     return figure
 
 
 def _contour(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
-    x, y = chart.axes
-    values = [row.value or 0.0 for row in chart.trials]
+    x_axis, y_axis = chart.axes
+    values = [trial.value or 0.0 for trial in chart.trials]
     low, high = _axis_range(values)
-    figure = _new_figure(x.name, y.name)
-    if cells := _grid_means([(a, b, min(max(value, low), high)) for a, b, value in surface_points(chart)]):
-        across, up = (sorted({cell[side] for cell in cells}) for side in (0, 1))
+    figure = _new_figure(x_axis.name, y_axis.name)
+    if cells := _grid_means([(x, y, min(max(value, low), high)) for x, y, value in surface_points(chart)]):
+        xs, ys = (sorted({cell[dimension] for cell in cells}) for dimension in (0, 1))
         figure.add_contour(
-            x=across, y=up, z=[[cells.get((a, b)) for a in across] for b in up], connectgaps=True, showscale=False,
+            x=xs, y=ys, z=[[cells.get((x, y)) for x in xs] for y in ys], connectgaps=True, showscale=False,
             colorscale="Viridis", reversescale=True, zmin=low, zmax=high, hoverinfo="skip", line={"width": 0},
         )  # fmt: skip
     figure.add_scatter(
-        x=[x.position(row) for row in chart.trials],
-        y=[y.position(row) for row in chart.trials],
-        text=[texts[row.number] for row in chart.trials],
+        x=[x_axis.position(trial) for trial in chart.trials],
+        y=[y_axis.position(trial) for trial in chart.trials],
+        text=[texts[trial.number] for trial in chart.trials],
         mode="markers",
         hovertemplate=HOVER_TEMPLATE,
         marker={
@@ -215,31 +220,29 @@ def _contour(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
             "line": {"color": "white", "width": 1}, "showscale": True, "colorbar": {"tickformat": ".1%"},
         },
     )  # fmt: skip
-    figure.update_xaxes(**_axis_layout(x, x.name))
-    figure.update_yaxes(**_axis_layout(y, y.name))
+    figure.update_xaxes(**_axis_layout(x_axis, x_axis.name))
+    figure.update_yaxes(**_axis_layout(y_axis, y_axis.name))
     return figure
 
 
 def _grid_means(surface: Sequence[tuple[float, float, float]]) -> dict[tuple[float, float], float]:
-    """The mean of the points in each cell."""
-    found: dict[tuple[float, float], list[float]] = {}
-    for across, up, value in surface:
-        found.setdefault((round(across * GRID_CELLS) / GRID_CELLS, round(up * GRID_CELLS) / GRID_CELLS), []).append(
-            value
-        )
-    return {cell: statistics.fmean(values) for cell, values in found.items()}
+    """Return the mean value of the points in each cell, by the position of the cell."""
+    cells: dict[tuple[float, float], list[float]] = {}
+    for x, y, value in surface:
+        cell = (round(x * GRID_CELLS) / GRID_CELLS, round(y * GRID_CELLS) / GRID_CELLS)
+        cells.setdefault(cell, []).append(value)
+    return {cell: statistics.fmean(values) for cell, values in cells.items()}
 
 
-# ------------------------------------------------------------------------------- what it costs
+# ------------------------------------------------------------------------------------ costs
 
 
 def _accuracy_versus_cost(view: StudyView, chart: Chart, texts: dict[int, str], *, cost: Cost) -> Any:
     figure = _new_figure(cost.label)
-    rows = chart.trials
-    costs = [cost.value_of(row) for row in rows]
-    points = [(spent, row.value or 0.0) for spent, row in zip(costs, rows, strict=True)]
-    _add_points(figure, "completed", BLUE, rows, costs, texts)
-    front = [points[place] for place in pareto_front(points)]
+    costs = [cost.value_of(trial) for trial in chart.trials]
+    points = [(x, trial.value or 0.0) for x, trial in zip(costs, chart.trials, strict=True)]
+    _add_points(figure, "completed", BLUE, chart.trials, costs, texts)
+    front = [points[index] for index in pareto_front(points)]
     _add_line(figure, "Pareto front", [x for x, _ in front], [y for _, y in front], {"color": RED, "shape": "hv"})
     if max(costs) > 4 * min(costs):
         figure.update_xaxes(type="log")
@@ -247,9 +250,7 @@ def _accuracy_versus_cost(view: StudyView, chart: Chart, texts: dict[int, str], 
     return figure
 
 
-Renderer = Callable[[StudyView, Chart, dict[int, str]], Any]
-
-RENDERERS: dict[str, Renderer] = {
+PAGE_CHARTS: dict[str, PageChartFunction] = {
     "history": _history,
     "importances": _importances,
     "parallel_coordinates": _parallel_coordinates,
@@ -259,9 +260,10 @@ RENDERERS: dict[str, Renderer] = {
     "timeline": _timeline,
     **{name: functools.partial(_accuracy_versus_cost, cost=cost) for name, cost in COSTS.items()},
 }
+"""The function that draws each chart, by the chart's name in `StudyView.charts`."""
 
 
-# ---------------------------------------------------------------------------- what all share
+# ---------------------------------------------------------------------------- shared parts
 
 
 def _new_figure(x_title: str, y_title: str = "validation accuracy") -> Any:
@@ -275,14 +277,14 @@ def _add_points(
 ) -> None:
     if trials:
         figure.add_scatter(
-            x=list(x), y=[row.value for row in trials], text=[texts[row.number] for row in trials],
+            x=list(x), y=[trial.value for trial in trials], text=[texts[trial.number] for trial in trials],
             name=name, mode="markers", hovertemplate=HOVER_TEMPLATE,
             marker={"color": color, "size": 7, "opacity": 0.75},
         )  # fmt: skip
 
 
 def _add_line(figure: Any, name: str, x: Sequence[float], y: Sequence[float], line: dict[str, Any]) -> None:
-    """A line that leaves the pointer to the trials below it."""
+    """Add a line that shows no text under the pointer, so that the trials below it can show theirs."""
     figure.add_scatter(x=list(x), y=list(y), name=name, mode="lines", line=line, hoverinfo="skip")
 
 
@@ -292,12 +294,12 @@ def _set_percent_axis(figure: Any, values: Sequence[float | None]) -> None:
 
 
 def _axis_range(values: Sequence[float]) -> tuple[float, float]:
-    """The window of the values with a margin; what lies outside is a double click away."""
+    """Return the displayed range of the values with a margin; a double click shows all values."""
     low, high = display_range(values)
     margin = 0.06 * (high - low) or 0.01
     return low - margin, high + margin
 
 
 def _axis_layout(axis: Axis, title: str, max_ticks: int = MAX_TICKS) -> dict[str, Any]:
-    places, texts = zip(*axis.ticks(max_ticks), strict=True)
-    return {"title": title, "tickvals": places, "ticktext": texts, "tickangle": 0, "range": [-0.12, 1.12]}
+    positions, labels = zip(*axis.ticks(max_ticks), strict=True)
+    return {"title": title, "tickvals": positions, "ticktext": labels, "tickangle": 0, "range": [-0.12, 1.12]}

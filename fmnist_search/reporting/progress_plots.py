@@ -1,9 +1,8 @@
-"""Plots of how a search went: history, learning curves, timeline, cost against accuracy."""
+"""Plots of the progress of a search: history, learning curves, timeline, accuracy against cost."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fmnist_search.reporting.chart_data import (
@@ -17,6 +16,7 @@ from fmnist_search.reporting.chart_data import (
 from fmnist_search.reporting.colors import BLUE, GREY, RED, STATE_COLORS, TEXT_COLOR
 from fmnist_search.reporting.style import (
     VALUE_COLORMAP,
+    PlotFunction,
     add_legend,
     mark_at_bottom,
     percent_formatter,
@@ -37,19 +37,20 @@ MAX_LABELED_POINTS = 8
 
 def _history(view: StudyView, chart: Chart) -> Figure:
     figure, axes = single_axes_figure(chart)
-    shown = [row.value for row in chart.trials if row.state is not TrialState.FAILED and row.value is not None]
-    floor = set_percent_axis(axes, shown)
+    values = [t.value for t in chart.trials if t.state is not TrialState.FAILED and t.value is not None]
+    low = set_percent_axis(axes, values)
     for state, alpha in ((TrialState.INTERRUPTED, 0.6), (TrialState.PRUNED, 0.35), (TrialState.COMPLETED, 1.0)):
-        own = [(row.number, row.value) for row in chart.trials if row.state is state and row.value is not None]
-        inside = [(number, value) for number, value in own if value >= floor]
-        below = [number for number, value in own if value < floor]
-        if own:
-            axes.scatter(*split_coordinates(inside), s=28, color=STATE_COLORS[state], alpha=alpha, label=state.value)
+        points = [(t.number, t.value) for t in chart.trials if t.state is state and t.value is not None]
+        visible = [(number, value) for number, value in points if value >= low]
+        below = [number for number, value in points if value < low]
+        if points:
+            axes.scatter(*split_coordinates(visible), s=28, color=STATE_COLORS[state], alpha=alpha, label=state.value)
             mark_at_bottom(axes, below, "v", STATE_COLORS[state], f"{state.value}, below the axis")
-    mark_at_bottom(axes, [row.number for row in chart.trials if row.state is TrialState.FAILED], "x", RED, "failed")
+    failed = [trial.number for trial in chart.trials if trial.state is TrialState.FAILED]
+    mark_at_bottom(axes, failed, "x", RED, "failed")
     steps = best_so_far(chart.trials)
     if steps:
-        last = max(row.number for row in view.trials)
+        last = max(trial.number for trial in view.trials)
         numbers, best = split_coordinates([*steps, (last, steps[-1][1])])
         axes.step(numbers, best, where="post", color=TEXT_COLOR, linewidth=1.5, label="best so far", zorder=1)
     axes.set_xlabel("trial")
@@ -63,35 +64,30 @@ def _learning_curves(view: StudyView, chart: Chart) -> Figure:
     from matplotlib.collections import LineCollection
 
     figure, axes = single_axes_figure(chart)
-    norm = value_norm(
-        [row.value for row in chart.trials if row.state is TrialState.COMPLETED and row.value is not None]
-    )
-    set_percent_axis(axes, [value for row in chart.trials for value in row.curve])
+    norm = value_norm([t.value for t in chart.trials if t.state is TrialState.COMPLETED and t.value is not None])
+    set_percent_axis(axes, [value for trial in chart.trials for value in trial.curve])
     for state in (TrialState.INTERRUPTED, TrialState.FAILED, TrialState.PRUNED, TrialState.COMPLETED):
-        rows = sorted((row for row in chart.trials if row.state is state), key=lambda row: row.value or 0.0)
-        lines = [list(enumerate(row.curve, start=1)) for row in rows]
-        if state is TrialState.COMPLETED and rows:
-            values = [row.value or 0.0 for row in rows]
-            drawn = LineCollection(
+        trials = sorted((t for t in chart.trials if t.state is state), key=lambda trial: trial.value or 0.0)
+        lines = [list(enumerate(trial.curve, start=1)) for trial in trials]
+        if state is TrialState.COMPLETED and trials:
+            values = [trial.value or 0.0 for trial in trials]
+            curves = LineCollection(
                 lines, cmap=VALUE_COLORMAP, norm=norm, array=values, linewidths=1.4, label=state.value
             )
-            figure.colorbar(
-                axes.add_collection(drawn), ax=axes, label="last epoch of completed trials", format=percent_formatter()
-            )
-        elif rows:
-            axes.add_collection(
-                LineCollection(lines, colors=STATE_COLORS[state], linewidths=1, alpha=0.35, label=state.value)
-            )
-        ends = [line[-1] for line in lines]
-        if state is not TrialState.COMPLETED and ends:
-            axes.scatter(*split_coordinates(ends), s=10, color=STATE_COLORS[state], alpha=0.5)
+            label = "last epoch of completed trials"
+            figure.colorbar(axes.add_collection(curves), ax=axes, label=label, format=percent_formatter())
+        elif trials:
+            color = STATE_COLORS[state]
+            axes.add_collection(LineCollection(lines, colors=color, linewidths=1, alpha=0.35, label=state.value))
+            ends = [line[-1] for line in lines]
+            axes.scatter(*split_coordinates(ends), s=10, color=color, alpha=0.5)
     if view.completed:
-        best = max(view.completed, key=lambda row: (row.value or 0.0, -row.number))
+        best = max(view.completed, key=lambda trial: (trial.value or 0.0, -trial.number))
         epochs = range(1, len(best.curve) + 1)
         axes.plot(
             epochs, best.curve, color=TEXT_COLOR, linewidth=2, marker="o", markersize=4, label=f"trial {best.number}"
         )
-    longest = max(len(row.curve) for row in chart.trials)
+    longest = max(len(trial.curve) for trial in chart.trials)
     axes.set_xlim(1 - 0.03 * longest, longest + 0.03 * longest)
     use_integer_ticks(axes.xaxis)
     axes.set_xlabel("epoch")
@@ -106,56 +102,52 @@ def _timeline(view: StudyView, chart: Chart) -> Figure:
     bars, pauses = view.timeline
     figure, axes = single_axes_figure(chart)
     end = max(bar.end for bar in bars)
-    unit, name = (60.0, "minutes") if end < 3 * 3600 else (3600.0, "hours")
+    unit, unit_name = (60.0, "minutes") if end < 3 * 3600 else (3600.0, "hours")
     for state, color in STATE_COLORS.items():
-        own = [bar for bar in bars if bar.trial.state is state]
         boxes = [
-            [
-                (x, bar.trial.number + y)
-                for x, y in _bar_corners(bar.start / unit, max(bar.end, bar.start + end / 500) / unit)
-            ]
-            for bar in own
+            _bar_corners(bar.trial.number, bar.start / unit, max(bar.end, bar.start + end / 500) / unit)
+            for bar in bars
+            if bar.trial.state is state
         ]
         if boxes:
             axes.add_collection(
                 PolyCollection(boxes, facecolors=color, edgecolors=color, label=state.value, linewidths=0.6)
             )
-    for number, moment in enumerate(pauses):
-        label = "the study was paused" if number == 0 else None
-        axes.axvline(moment / unit, color=GREY, linestyle=":", linewidth=1, label=label)
+    for index, time in enumerate(pauses):
+        label = "the study was paused" if index == 0 else None
+        axes.axvline(time / unit, color=GREY, linestyle=":", linewidth=1, label=label)
     axes.set_xlim(0, max(end, 1) / unit * 1.01)
     numbers = [bar.trial.number for bar in bars]
     axes.set_ylim(max(numbers) + 0.8, min(numbers) - 0.8)
     use_integer_ticks(axes.yaxis)
-    axes.set_xlabel(f"{name} since the study began")
+    axes.set_xlabel(f"{unit_name} since the start of the study")
     axes.set_ylabel("trial")
     add_legend(figure)
     return figure
 
 
-def _bar_corners(left: float, right: float) -> list[tuple[float, float]]:
-    return [(left, -0.4), (right, -0.4), (right, 0.4), (left, 0.4)]
+def _bar_corners(number: int, left: float, right: float) -> list[tuple[float, float]]:
+    return [(left, number - 0.4), (right, number - 0.4), (right, number + 0.4), (left, number + 0.4)]
 
 
 def _accuracy_versus_cost(view: StudyView, chart: Chart, *, cost: Cost) -> Figure:
     figure, axes = single_axes_figure(chart)
-    rows = chart.trials
-    points = [(cost.value_of(row), row.value or 0.0) for row in rows]
-    floor = set_percent_axis(axes, [value for _, value in points])
-    inside = [point for point in points if point[1] >= floor]
-    axes.scatter(*split_coordinates(inside), s=28, color=BLUE, alpha=0.55, label="completed")
-    mark_at_bottom(axes, [cost for cost, value in points if value < floor], "v", BLUE, "completed, below the axis")
-    front = [place for place in pareto_front(points) if points[place][1] >= floor]
+    points = [(cost.value_of(trial), trial.value or 0.0) for trial in chart.trials]
+    costs = [x for x, _ in points]
+    low = set_percent_axis(axes, [value for _, value in points])
+    visible = [point for point in points if point[1] >= low]
+    axes.scatter(*split_coordinates(visible), s=28, color=BLUE, alpha=0.55, label="completed")
+    mark_at_bottom(axes, [x for x, value in points if value < low], "v", BLUE, "completed, below the axis")
+    front = [index for index in pareto_front(points) if points[index][1] >= low]
     axes.step(
-        *split_coordinates([points[place] for place in front]),
-        where="post", color=RED, marker="o", markersize=6, linewidth=1.3, label="Pareto front, by trial",
+        *split_coordinates([points[index] for index in front]),
+        where="post", color=RED, marker="o", markersize=6, linewidth=1.3, label="Pareto front, with trial numbers",
     )  # fmt: skip
-    for place in front[-MAX_LABELED_POINTS:]:
+    for index in front[-MAX_LABELED_POINTS:]:
         axes.annotate(
-            str(rows[place].number), points[place], xytext=(-4, 5), textcoords="offset points",
+            str(chart.trials[index].number), points[index], xytext=(-4, 5), textcoords="offset points",
             ha="right", fontsize=8, color=TEXT_COLOR,
         )  # fmt: skip
-    costs = [cost for cost, _ in points]
     if max(costs) > 4 * min(costs):
         axes.set_xscale("log")
     _format_cost_axis(axes, min(costs), max(costs))
@@ -174,10 +166,10 @@ def _format_cost_axis(axes: Axes, low: float, high: float) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-RENDERERS: dict[str, Callable[[StudyView, Chart], Figure]] = {
+PLOTS: dict[str, PlotFunction] = {
     "history": _history,
     "learning_curves": _learning_curves,
     "timeline": _timeline,
     **{name: functools.partial(_accuracy_versus_cost, cost=cost) for name, cost in COSTS.items()},
 }
-"""How each chart of `chart_data` of that name is drawn."""
+"""The function that draws each chart, by the chart's name in `StudyView.charts`."""

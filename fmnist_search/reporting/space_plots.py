@@ -1,13 +1,13 @@
-"""Plots of which hyperparameters matter: importances, parallel coordinates, slices, contour."""
+"""Plots over the search space: importances, parallel coordinates, slices, contour."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fmnist_search.reporting.axes import MAX_TICKS_SMALL
+from fmnist_search.reporting.axes import MAX_TICKS_SMALL, Axis
 from fmnist_search.reporting.chart_data import (
     Chart,
     StudyView,
@@ -17,6 +17,7 @@ from fmnist_search.reporting.chart_data import (
 from fmnist_search.reporting.colors import BLUE, TEXT_COLOR
 from fmnist_search.reporting.style import (
     VALUE_COLORMAP,
+    PlotFunction,
     manual_layout,
     percent_formatter,
     set_percent_axis,
@@ -27,12 +28,15 @@ from fmnist_search.reporting.style import (
     titled_figure,
     value_norm,
 )
+from fmnist_search.results.study import TrialRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MAX_SLICE_PANELS, MAX_PARALLEL_AXES, PANELS_PER_ROW = 12, 10, 4
+ABSENT_POSITION = -0.1
+"""Position of trials without a hyperparameter on its axis in parallel coordinates."""
 
 
 def _importances(view: StudyView, chart: Chart) -> Figure:
@@ -40,12 +44,12 @@ def _importances(view: StudyView, chart: Chart) -> Figure:
     shares = view.importances.by_name
     figure, axes = single_axes_figure(chart, height=max(2.2, 1.3 + 0.3 * len(shares)))
     axes.barh(list(shares), list(shares.values()), color=BLUE, height=0.7)
-    for place, share in enumerate(shares.values()):
-        axes.text(share, place, f" {share:.1%}", va="center", fontsize=8, color=TEXT_COLOR)
+    for index, share in enumerate(shares.values()):
+        axes.text(share, index, f" {share:.1%}", va="center", fontsize=8, color=TEXT_COLOR)
     axes.set_ylim(len(shares) - 0.5, -0.5)
     axes.set_xlim(0, max(max(shares.values()) * 1.12, 0.01))
     axes.xaxis.set_major_formatter(percent_formatter())
-    axes.set_xlabel("share of the importance")
+    axes.set_xlabel("relative importance")
     axes.tick_params(axis="y", length=0)
     return figure
 
@@ -55,29 +59,27 @@ def _parallel_coordinates(view: StudyView, chart: Chart) -> Figure:
 
     shown, note = chart.first_axes(MAX_PARALLEL_AXES)
     figure, axes = single_axes_figure(chart, note=note)
-    rows = sorted(chart.trials, key=lambda row: row.value or 0.0)
-    values = [row.value or 0.0 for row in rows]
+    trials = sorted(chart.trials, key=lambda trial: trial.value or 0.0)
+    values = [trial.value or 0.0 for trial in trials]
     norm = value_norm(values)
-    absent = -0.1
     lines = [
-        [*((x, absent if (place := axis.position(row, 0.05)) is None else place) for x, axis in enumerate(shown)),
-         (len(shown), min(max(float(norm(value)), 0.0), 1.0))]
-        for row, value in zip(rows, values, strict=True)
-    ]  # fmt: skip
-    drawn = LineCollection(
-        lines, cmap=VALUE_COLORMAP, norm=norm, array=values, linewidths=1.2, alpha=min(0.85, max(0.35, 50 / len(rows)))
+        [*enumerate(_parallel_positions(trial, shown)), (len(shown), min(max(float(norm(value)), 0.0), 1.0))]
+        for trial, value in zip(trials, values, strict=True)
+    ]
+    alpha = min(0.85, max(0.35, 50 / len(trials)))
+    axes.add_collection(
+        LineCollection(lines, cmap=VALUE_COLORMAP, norm=norm, array=values, linewidths=1.2, alpha=alpha)
     )
-    axes.add_collection(drawn)
+    incomplete = [axis for axis in shown if any(axis.position(trial) is None for trial in trials)]
     for x, axis in enumerate(shown):
-        missing = any(axis.position(row) is None for row in rows)
-        _draw_parallel_axis(axes, x, axis.ticks() + ([(absent, "none")] if missing else []))
+        absent_tick = [(ABSENT_POSITION, "none")] if axis in incomplete else []
+        _draw_parallel_axis(axes, x, axis.ticks() + absent_tick)
     low, high = norm.vmin or 0.0, norm.vmax or 1.0
     _draw_parallel_axis(axes, len(shown), [(step / 4, f"{low + step / 4 * (high - low):.1%}") for step in range(5)])
     axes.set_xlim(-0.35, len(shown) + 0.35)
-    axes.set_ylim(-0.14 if any(axis.position(row) is None for axis in shown for row in rows) else -0.07, 1.07)
-    axes.set_xticks(
-        range(len(shown) + 1), [*(_wrap_label(axis.label) for axis in shown), "validation\naccuracy"], fontsize=8
-    )
+    axes.set_ylim(-0.14 if incomplete else -0.07, 1.07)
+    labels = [*(_wrap_label(axis.label) for axis in shown), "validation\naccuracy"]
+    axes.set_xticks(range(len(labels)), labels, fontsize=8)
     axes.tick_params(axis="x", length=0)
     axes.set_yticks([])
     for side in axes.spines.values():
@@ -85,39 +87,42 @@ def _parallel_coordinates(view: StudyView, chart: Chart) -> Figure:
     return figure
 
 
+def _parallel_positions(trial: TrialRecord, axes: Sequence[Axis]) -> list[float]:
+    positions = [axis.position(trial, jitter=0.05) for axis in axes]
+    return [ABSENT_POSITION if position is None else position for position in positions]
+
+
 def _draw_parallel_axis(axes: Axes, x: float, ticks: Sequence[tuple[float, str]]) -> None:
-    """An axis of its own, with its texts at its left."""
+    """Draw a vertical axis at `x`, with the labels of its ticks at the left."""
     axes.plot([x, x], [0, 1], color=TEXT_COLOR, linewidth=0.8, zorder=3)
-    for place, text in ticks:
-        axes.plot([x - 0.02, x + 0.02], [place, place], color=TEXT_COLOR, linewidth=0.8, zorder=3)
-        box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "alpha": 0.75, "edgecolor": "none"}
-        axes.text(x - 0.04, place, text, ha="right", va="center", fontsize=7, color=TEXT_COLOR, bbox=box, zorder=4)
+    box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "alpha": 0.75, "edgecolor": "none"}
+    for position, text in ticks:
+        axes.plot([x - 0.02, x + 0.02], [position, position], color=TEXT_COLOR, linewidth=0.8, zorder=3)
+        axes.text(x - 0.04, position, text, ha="right", va="center", fontsize=7, color=TEXT_COLOR, bbox=box, zorder=4)
 
 
 def _slices(view: StudyView, chart: Chart) -> Figure:
     shown, note = chart.first_axes(MAX_SLICE_PANELS)
-    values = [row.value for row in chart.trials if row.value is not None]
+    values = [trial.value for trial in chart.trials if trial.value is not None]
     below = sum(value < display_range(values)[0] for value in values)
     columns = min(len(shown), PANELS_PER_ROW)
-    lines = math.ceil(len(shown) / columns)
-    note = f"{note}; {below} lie below the axis" if below else note
-    figure = titled_figure(chart.title, note, max(2 * columns + 1.5, 8.2), lines * (2 if columns > 2 else 3))
-    panels, beside = _slice_panels(figure, lines, columns)
-    numbers = [row.number for row in chart.trials]
+    rows = math.ceil(len(shown) / columns)
+    note = f"{note}; {below} below the axis" if below else note
+    figure = titled_figure(chart.title, note, max(2 * columns + 1.5, 8.2), rows * (2 if columns > 2 else 3))
+    panels, colorbar_axes = _slice_panels(figure, rows, columns)
+    numbers = [trial.number for trial in chart.trials]
     for panel in panels[len(shown) :]:
         panel.set_visible(False)
     for panel, axis in zip(panels, shown, strict=False):
-        there = [(row, x) for row in chart.trials if (x := axis.position(row, 0.3)) is not None]
-        drawn = panel.scatter(
-            [x for _, x in there],
-            [row.value or 0.0 for row, _ in there],
-            c=[row.number for row, _ in there],
-            cmap="cividis_r",
-            vmin=min(numbers),
-            vmax=max(numbers),
-            s=16,
-            alpha=0.85,
-        )
+        points = [
+            (x, trial.value or 0.0, trial.number)
+            for trial in chart.trials
+            if (x := axis.position(trial, jitter=0.3)) is not None
+        ]
+        points_drawn = panel.scatter(
+            [x for x, _, _ in points], [value for _, value, _ in points], c=[number for _, _, number in points],
+            cmap="cividis_r", vmin=min(numbers), vmax=max(numbers), s=16, alpha=0.85,
+        )  # fmt: skip
         set_ticks(panel.xaxis, axis, MAX_TICKS_SMALL)
         panel.set_xlim(-0.12, 1.12)
         panel.set_xlabel(axis.label, fontsize=8)
@@ -125,46 +130,46 @@ def _slices(view: StudyView, chart: Chart) -> Figure:
         style_axes(panel)
     set_percent_axis(panels[0], values)
     panels[0].set_ylabel("validation accuracy", fontsize=8)
-    figure.colorbar(drawn, cax=beside).ax.tick_params(labelsize=7)
-    beside.set_title("trial", fontsize=8)
+    figure.colorbar(points_drawn, cax=colorbar_axes).ax.tick_params(labelsize=7)
+    colorbar_axes.set_title("trial", fontsize=8)
     return figure
 
 
 def _slice_panels(figure: Figure, row_count: int, column_count: int) -> tuple[list[Axes], Axes]:
-    """Panels of one vertical axis, and at their right a place for the colours."""
+    """Return panels with a shared vertical axis, and axes for a colorbar at their right."""
     width, height = figure.get_size_inches()
     top = manual_layout(figure) - 0.1 / height
     bottom, left, right = 0.45 / height, 0.75 / width, 1 - 0.75 / width
     grid = {"left": left, "right": right, "bottom": bottom, "top": top, "wspace": 0.12, "hspace": 0.35}
     panels = figure.subplots(row_count, column_count, sharey=True, squeeze=False, gridspec_kw=grid)
-    tall = min(top - bottom - 0.2 / height, 4 / height)
-    return list(panels.flat), figure.add_axes((right + 0.2 / width, bottom, 0.12 / width, tall))
+    colorbar_height = min(top - bottom - 0.2 / height, 4 / height)
+    return list(panels.flat), figure.add_axes((right + 0.2 / width, bottom, 0.12 / width, colorbar_height))
 
 
 def _contour(view: StudyView, chart: Chart) -> Figure:
     figure, axes = single_axes_figure(chart)
-    x, y = chart.axes
-    values = [row.value for row in chart.trials if row.value is not None]
+    x_axis, y_axis = chart.axes
+    values = [trial.value for trial in chart.trials if trial.value is not None]
     norm = value_norm(values)
     surface = surface_points(chart)
     if surface:
-        across, up, heights = zip(*surface, strict=True)
+        x, y, means = zip(*surface, strict=True)
         low, high = norm.vmin or 0.0, norm.vmax or 1.0
-        inside = [min(max(height, low), high) for height in heights]
+        clipped = [min(max(mean, low), high) for mean in means]
         levels = [low + (high - low) * step / 12 for step in range(13)]
-        with contextlib.suppress(RuntimeError):  # the places lie on one line
-            axes.tricontourf(across, up, inside, levels=levels, cmap=VALUE_COLORMAP, norm=norm)
-    points = [(x.position(row), y.position(row)) for row in chart.trials]
-    drawn = axes.scatter(
+        with contextlib.suppress(RuntimeError):  # all points lie on one line
+            axes.tricontourf(x, y, clipped, levels=levels, cmap=VALUE_COLORMAP, norm=norm)
+    points = [(x_axis.position(trial), y_axis.position(trial)) for trial in chart.trials]
+    scatter = axes.scatter(
         *split_coordinates(points), c=values, cmap=VALUE_COLORMAP, norm=norm, s=34, edgecolors="white", linewidths=0.7
     )
-    figure.colorbar(drawn, ax=axes, label="validation accuracy", format=percent_formatter())
-    for side, axis in ((axes.xaxis, x), (axes.yaxis, y)):
-        set_ticks(side, axis)
+    figure.colorbar(scatter, ax=axes, label="validation accuracy", format=percent_formatter())
+    set_ticks(axes.xaxis, x_axis)
+    set_ticks(axes.yaxis, y_axis)
     axes.set_xlim(-0.05, 1.05)
     axes.set_ylim(-0.05, 1.05)
-    axes.set_xlabel(x.name)
-    axes.set_ylabel(y.name)
+    axes.set_xlabel(x_axis.name)
+    axes.set_ylabel(y_axis.name)
     return figure
 
 
@@ -172,10 +177,10 @@ def _wrap_label(name: str) -> str:
     return name.replace(".", ".\n").replace("_", "_\n") if len(name) > 10 else name
 
 
-RENDERERS: dict[str, Callable[[StudyView, Chart], Figure]] = {
+PLOTS: dict[str, PlotFunction] = {
     "importances": _importances,
     "parallel_coordinates": _parallel_coordinates,
     "slices": _slices,
     "contour": _contour,
 }
-"""How each chart of `chart_data` of that name is drawn."""
+"""The function that draws each chart, by the chart's name in `StudyView.charts`."""

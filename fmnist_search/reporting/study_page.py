@@ -1,44 +1,69 @@
-"""The charts of a study as one page to explore: zoom, pick, and hover to see which trial it is.
+"""The charts of a study as one HTML page: interactive, with the values of a trial under the pointer.
 
-The page holds its own copy of plotly.js, once, and needs no network. plotly is the extra `plots`: without it, ask
-`is_plotly_installed` and make no page. Knows neither MLflow nor Optuna.
+The page contains plotly.js and needs no network. plotly is the extra `plots`; ask `is_plotly_installed` first. Imports
+neither MLflow nor Optuna.
 """
 
 from __future__ import annotations
 
+import base64
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 from fmnist_search.config.space import Space
-from fmnist_search.reporting.chart_data import (
-    Chart,
-    StudyView,
-)
+from fmnist_search.reporting.chart_data import Chart, StudyView
 from fmnist_search.reporting.colors import GREY, TEXT_COLOR
-from fmnist_search.reporting.page_charts import RENDERERS, hover_text
+from fmnist_search.reporting.page_charts import PAGE_CHARTS, PageChartFunction, hover_text
+from fmnist_search.reporting.study_plots import PLOTS
+from fmnist_search.reporting.style import figure_to_png
 from fmnist_search.results.study import Importances, TrialRecord
+
+_STYLE = (
+    f"body {{ font-family: sans-serif; color: {TEXT_COLOR}; max-width: 1100px; margin: 1em auto; padding: 0 1em }} "
+    f"h2 {{ margin: 1.5em 0 0 }} .note {{ color: {GREY}; margin: 0.2em 0 0 }} img {{ max-width: 100% }}"
+)
 
 
 def is_plotly_installed() -> bool:
-    """Whether plotly is installed."""
+    """Return whether plotly is installed."""
     return importlib.util.find_spec("plotly") is not None
 
 
 def study_page(
-    name: str, question: str, trials: Sequence[TrialRecord], space: Space, importances: Importances | None = None
+    name: str,
+    question: str,
+    trials: Sequence[TrialRecord],
+    space: Space,
+    importances: Importances | None = None,
+    *,
+    page_charts: Mapping[str, PageChartFunction] = PAGE_CHARTS,
 ) -> str:
-    """One HTML page with every chart for which there is something to show, whole in itself; `trials` are all trials.
+    """Return an HTML page with every chart of a study that has data.
+
+    Args:
+        name: The study's name, the title of the page.
+        question: The study's question, shown below the title.
+        trials: All finished trials.
+        space: The study's search space.
+        importances: Importances of the hyperparameters, for the contour and the order of the axes.
+        page_charts: The functions that draw interactive charts, by name. A chart without one is shown as the static
+            plot of `study_plots`.
 
     Raises:
-        ImportError: plotly is not installed; ask `is_plotly_installed` first.
+        ImportError: if plotly is not installed.
     """
     from plotly.offline import get_plotlyjs
 
     view = StudyView(trials, space, importances)
-    texts = {row.number: hover_text(view, row) for row in view.trials}
-    sections = [_html_section(chart, RENDERERS[key](view, chart, texts)) for key, chart in view.charts.items()]
+    texts = {trial.number: hover_text(view, trial) for trial in view.trials}
+    sections = [
+        _interactive_section(chart, page_charts[key](view, chart, texts))
+        if key in page_charts
+        else _static_section(chart, figure_to_png(PLOTS[key](view, chart)))
+        for key, chart in view.charts.items()
+    ]
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -46,20 +71,21 @@ def study_page(
             f"<style>{_STYLE}</style>",
             f"<script>{get_plotlyjs()}</script></head><body>",
             f"<h1>{escape(name)}</h1><p>{escape(question)}</p>",
-            *(sections or ["<p>No trial has left anything to show yet.</p>"]),
+            *(sections or ["<p>No trial has results to show yet.</p>"]),
             "</body></html>\n",
         ]
     )
 
 
-_STYLE = (
-    f"body {{ font-family: sans-serif; color: {TEXT_COLOR}; max-width: 1100px; margin: 1em auto; padding: 0 1em }} "
-    f"h2 {{ margin: 1.5em 0 0 }} .note {{ color: {GREY}; margin: 0.2em 0 0 }}"
-)
-
-
-def _html_section(chart: Chart, figure: Any) -> str:
+def _interactive_section(chart: Chart, figure: Any) -> str:
     figure.update_layout(template="plotly_white", margin={"l": 80, "r": 20, "t": 30, "b": 50})
-    figure.update_traces(selector={"type": "parcoords"}, domain={"y": [0, 0.86]})  # its labels stand slanted above it
-    drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
-    return f'<section><h2>{escape(chart.title)}</h2><p class="note">{escape(chart.note)}</p>{drawn}</section>'
+    # The rotated labels of parallel coordinates stand above the axes and need room there.
+    figure.update_traces(selector={"type": "parcoords"}, domain={"y": [0, 0.86]})
+    content = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
+    return f'<section><h2>{escape(chart.title)}</h2><p class="note">{escape(chart.note)}</p>{content}</section>'
+
+
+def _static_section(chart: Chart, png: bytes) -> str:
+    """Return a section with a plot, which shows title and note itself."""
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return f'<section><img src="{source}" alt="{escape(chart.title)}"></section>'

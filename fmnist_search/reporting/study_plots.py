@@ -17,6 +17,9 @@ from fmnist_search.results.study import Importances, TrialRecord
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PLOTS = progress_plots.PLOTS | space_plots.PLOTS
+"""The function that draws each chart, by the chart's name in `StudyView.charts`."""
+
 
 def study_figures(
     trials: Sequence[TrialRecord], space: Space, importances: Importances | None = None
@@ -26,5 +29,4 @@ def study_figures(
     `trials` are all finished trials. The contour plot and the order of the hyperparameters need importances.
     """
     view = StudyView(trials, space, importances)
-    renderers = progress_plots.RENDERERS | space_plots.RENDERERS
-    return {name: functools.partial(renderers[name], view, chart) for name, chart in view.charts.items()}
+    return {name: functools.partial(PLOTS[name], view, chart) for name, chart in view.charts.items()}

@@ -1,6 +1,6 @@
-"""What all pictures are drawn on: a page with its title and note, plain axes, a PNG at the end.
+"""What all plots share: figures with a title and a note, the style of axes, colors of values, and PNG files.
 
-matplotlib is imported where something is drawn: half a second, which a study has only once its trials run.
+Functions import matplotlib when they draw: the import takes half a second, and a study should start without it.
 """
 
 from __future__ import annotations
@@ -8,66 +8,74 @@ from __future__ import annotations
 import functools
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmnist_search.errors import UserError
 from fmnist_search.files import atomic_write
 from fmnist_search.reporting.axes import MAX_TICKS, Axis
-from fmnist_search.reporting.chart_data import Chart, display_range
+from fmnist_search.reporting.chart_data import Chart, StudyView, display_range
 from fmnist_search.reporting.colors import GREY, TEXT_COLOR
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Normalize
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Figure
 
+PlotFunction = Callable[[StudyView, Chart], "Figure"]
+"""Draws a chart of a study with matplotlib."""
 
 DPI = 110
+VALUE_COLORMAP = "viridis_r"
+"""High values are dark: they stand out on white."""
+TITLE_CHARACTERS_PER_INCH, NOTE_CHARACTERS_PER_INCH = 10.5, 15
 TITLE_LINE_HEIGHT, NOTE_LINE_HEIGHT = 0.22, 0.16
-"""Inches for a line of the title, and of what stands below it."""
+"""In inches, for each line of the title and of the note."""
 
 
 def figure_to_png(figure: Figure) -> bytes:
-    """The bytes of a PNG file."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    return picture.getvalue()
+    """Return the content of a PNG file."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write a picture as a PNG file, whole or not at all.
+    """Write a figure as a PNG file; see `atomic_write`.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: if the file cannot be written.
     """
     try:
         with atomic_write(path) as file:
             file.write(figure_to_png(figure))
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); name another place") from None
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another path") from None
 
 
 def titled_figure(title: str, note: str, width: float, height: float) -> Figure:
-    """A title, below it in small what is shown, and so many inches below both for axes."""
+    """Return a figure with a title, a smaller note below it, and `width` x `height` inches for axes below both."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    titles, notes = (textwrap.wrap(text, int(width * a_inch)) for text, a_inch in ((title, 10.5), (note, 15)))
-    head = 0.14 + TITLE_LINE_HEIGHT * len(titles) + NOTE_LINE_HEIGHT * len(notes)
-    whole = head + height
-    figure = Figure(figsize=(width, whole), dpi=DPI)
-    figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.06, rect=(0, 0, 1, height / whole)))
-    left, below = 0.08 / width, 0.08 + TITLE_LINE_HEIGHT * len(titles)
-    write = functools.partial(figure.text, left, va="top", parse_math=False)
-    write(1 - 0.08 / whole, "\n".join(titles), fontsize=12, weight="bold", color=TEXT_COLOR)
-    write(1 - below / whole, "\n".join(notes), fontsize=9, color=GREY)
+    title_lines = textwrap.wrap(title, int(width * TITLE_CHARACTERS_PER_INCH))
+    note_lines = textwrap.wrap(note, int(width * NOTE_CHARACTERS_PER_INCH))
+    total_height = 0.14 + TITLE_LINE_HEIGHT * len(title_lines) + NOTE_LINE_HEIGHT * len(note_lines) + height
+    figure = Figure(figsize=(width, total_height), dpi=DPI)
+    figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.06, rect=(0, 0, 1, height / total_height)))
+    left, note_offset = 0.08 / width, 0.08 + TITLE_LINE_HEIGHT * len(title_lines)
+    add_text = functools.partial(figure.text, left, va="top", parse_math=False)
+    add_text(1 - 0.08 / total_height, "\n".join(title_lines), fontsize=12, weight="bold", color=TEXT_COLOR)
+    add_text(1 - note_offset / total_height, "\n".join(note_lines), fontsize=9, color=GREY)
     return figure
 
 
 def manual_layout(figure: Figure) -> float:
-    """Leave the layout to known margins, below the returned height: to find them, a dozen panels take the longest."""
+    """Switch the layout engine off, and return the top of the area for axes, as a share of the figure's height.
+
+    With many panels the constrained layout takes most of the time of drawing; the caller sets the margins instead.
+    """
     engine = figure.get_layout_engine()
     assert engine is not None
     top: float = engine.get()["rect"][3]
@@ -76,7 +84,7 @@ def manual_layout(figure: Figure) -> float:
 
 
 def style_axes(axes: Axes) -> None:
-    """Axes with a faint grid, and no frame at the top and at the right."""
+    """Add a light grid, and remove the frame at the top and at the right."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.grid(visible=True, color="#EEEEEE", linewidth=0.8)
@@ -84,42 +92,32 @@ def style_axes(axes: Axes) -> None:
 
 
 def percent_formatter() -> Any:
-    """Formats shares as percents."""
+    """Return a tick formatter that shows shares in 0..1 as percentages."""
     from matplotlib.ticker import PercentFormatter
 
     return PercentFormatter(1.0)
 
 
 def use_integer_ticks(axis: Any) -> None:
-    """Let an axis of matplotlib have ticks at whole numbers alone."""
+    """Place the ticks of a matplotlib axis at integers only."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
 
 
 def split_coordinates(points: Sequence[tuple[Any, ...]]) -> tuple[list[Any], list[Any]]:
-    """Places across and places up of such pairs."""
-    return [pair[0] for pair in points], [pair[1] for pair in points]
-
-
-VALUE_COLORMAP = "viridis_r"
-"""The best is dark, so that it stands out on white."""
+    """Return the x values and the y values of points."""
+    return [point[0] for point in points], [point[1] for point in points]
 
 
 def mark_at_bottom(axes: Axes, numbers: Sequence[float], marker: str, color: str, label: str) -> None:
-    """Marks at the lower edge, whatever the axis shows."""
+    """Add markers at the lower edge of the axes, at these x values."""
     if numbers:
-        floor = axes.get_xaxis_transform()
+        y_positions = [0.02] * len(numbers)
         axes.scatter(
-            numbers,
-            [0.02] * len(numbers),
-            s=28,
-            marker=marker,
-            color=color,
-            label=label,
-            transform=floor,
-            clip_on=False,
-        )
+            numbers, y_positions, s=28, marker=marker, color=color, label=label,
+            transform=axes.get_xaxis_transform(), clip_on=False,
+        )  # fmt: skip
 
 
 def single_axes_figure(chart: Chart, *, height: float = 4.6, note: str = "") -> tuple[Figure, Axes]:
@@ -131,12 +129,12 @@ def single_axes_figure(chart: Chart, *, height: float = 4.6, note: str = "") -> 
 
 
 def add_legend(figure: Figure) -> None:
-    """Below the axes, where it hides nothing."""
+    """Add a legend below the axes."""
     figure.legend(loc="outside lower center", ncols=6, fontsize=8, frameon=False)
 
 
 def set_percent_axis(axes: Axes, values: Sequence[float]) -> float:
-    """The values' own window as the vertical axis; gives its lower end."""
+    """Limit the vertical axis to the displayed range of the values, and return the low end of that range."""
     low, high = display_range(values)
     margin = 0.06 * (high - low) or 0.01
     axes.set_ylim(low - margin, high + margin)
@@ -145,7 +143,7 @@ def set_percent_axis(axes: Axes, values: Sequence[float]) -> float:
 
 
 def value_norm(values: Sequence[float]) -> Normalize:
-    """Return the color scale of these values, without far outliers."""
+    """Return the color scale over the displayed range of the values."""
     from matplotlib.colors import Normalize
 
     low, high = display_range(values)
@@ -154,5 +152,5 @@ def value_norm(values: Sequence[float]) -> Normalize:
 
 def set_ticks(axis_object: Any, axis: Axis, max_ticks: int = MAX_TICKS) -> None:
     """Set the ticks of a matplotlib axis to those of `axis`."""
-    places, texts = zip(*axis.ticks(max_ticks), strict=True)
-    axis_object.set_ticks(places, texts)
+    positions, labels = zip(*axis.ticks(max_ticks), strict=True)
+    axis_object.set_ticks(positions, labels)

@@ -1,4 +1,4 @@
-"""Pictures of a training and of the network it left, drawn by matplotlib from plain results. Knows no MLflow."""
+"""Plots of a training and of a trained network, drawn with matplotlib from plain results. Imports no MLflow."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 UNKNOWN_LABEL = -1
-"""The label of an image whose true class is not known."""
+"""The label of an image whose true class is unknown."""
 MAX_FILTERS = 64
 FILTERS_PER_ROW = 8
 IMAGES_PER_ROW, IMAGES_PER_WIDE_ROW = 5, 10
-"""Of a gallery, and of one that would have more rows than columns."""
+"""Columns of a grid of images, and of a large one, which would have more rows than columns."""
 
 
 def confusion_figure(
     confusion: Sequence[Sequence[int]], classes: Sequence[str], title: str, *, normalised: bool = False
 ) -> Figure:
-    """A confusion matrix, rows true and columns predicted, coloured by each row's shares.
+    """Return a confusion matrix as a figure, rows true and columns predicted, colored by the share of each row.
 
-    The cells say counts, or `normalised` the shares in percent.
+    The cells show counts of images, or if `normalised` the shares of the row in percent.
     """
     from matplotlib.figure import Figure
 
@@ -64,36 +64,36 @@ def confusion_figure(
 
 
 def training_figure(epochs: Sequence[EpochReport], title: str) -> Figure:
-    """Loss and accuracy over the epochs of one training, and its learning rate where that varies.
+    """Return loss and accuracy over the epochs of one training, and the learning rate if it changes, as a figure.
 
-    Training figures are of the raw weights while they moved, validation figures of the averaged ones.
+    Training values are of the current weights during the epoch, validation values of the averaged weights after it.
     """
     rates = [report.learning_rate for report in epochs]
     varies = len(set(rates)) > 1
     panels = 3 if varies else 2
     validated = any(report.val_loss is not None for report in epochs)
-    told = "" if validated else "; nothing was held back for validation"
     count = "1 epoch" if len(epochs) == 1 else f"{len(epochs)} epochs"
-    figure = titled_figure(title, count + told, 3.4 * panels, 3.2)
-    every = figure.subplots(1, panels, squeeze=False)[0]
+    note = count if validated else f"{count}; without validation images"
+    figure = titled_figure(title, note, 3.4 * panels, 3.2)
+    all_axes = figure.subplots(1, panels, squeeze=False)[0]
     numbers = [report.epoch for report in epochs]
-    losses, accuracies = every[0], every[1]
+    losses, accuracies = all_axes[0], all_axes[1]
     for axes, name, train, val in (
         (losses, "loss", [r.train_loss for r in epochs], [r.val_loss for r in epochs]),
         (accuracies, "accuracy", [r.train_accuracy for r in epochs], [r.val_accuracy for r in epochs]),
     ):
         axes.plot(numbers, train, color=ORANGE, marker="s", markersize=3.5, label="training")
-        pairs = [(number, value) for number, value in zip(numbers, val, strict=True) if value is not None]
-        if pairs:
-            axes.plot(*split_coordinates(pairs), color=BLUE, marker="o", markersize=3.5, label="validation")
+        points = [(number, value) for number, value in zip(numbers, val, strict=True) if value is not None]
+        if points:
+            axes.plot(*split_coordinates(points), color=BLUE, marker="o", markersize=3.5, label="validation")
         axes.set_ylabel(name)
         axes.legend(fontsize=8, frameon=False)
     accuracies.yaxis.set_major_formatter(percent_formatter())
     if varies:
-        every[2].plot(numbers, rates, color=TEXT_COLOR, marker="o", markersize=3.5)
-        every[2].set_ylabel("learning rate")
-        every[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-    for axes in every:
+        all_axes[2].plot(numbers, rates, color=TEXT_COLOR, marker="o", markersize=3.5)
+        all_axes[2].set_ylabel("learning rate")
+        all_axes[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    for axes in all_axes:
         axes.set_xlabel("epoch")
         use_integer_ticks(axes.xaxis)
         style_axes(axes)
@@ -101,29 +101,31 @@ def training_figure(epochs: Sequence[EpochReport], title: str) -> Figure:
 
 
 def sweep_figure(rates: Sequence[LearningRateResult], title: str) -> Figure:
-    """Networks trained at several learning rates, a line of panels for each: curves, and where they end.
+    """Return the results of networks at several learning rates as a figure, a row for each network.
 
-    Of the seeds of a rate the curves show the mean, the panels at the right each one and the mean as well.
+    Left: mean validation accuracy over the epochs, a curve for each rate. Right: the last accuracy of each seed, and
+    the mean, over the learning rate.
     """
     networks = list(dict.fromkeys(rate.network for rate in rates))
     seeds = max(len(rate.results) for rate in rates)
-    broken = sum(result.state is not TrialState.COMPLETED for rate in rates for result in rate.results)
-    note = f"validation accuracy, {seeds} seed{'s' * (seeds > 1)} a rate"
-    note += f"; {broken} of all trainings did not complete" if broken else ""
+    incomplete = sum(result.state is not TrialState.COMPLETED for rate in rates for result in rate.results)
+    note = f"validation accuracy, {seeds} seed{'s' * (seeds > 1)} for each learning rate"
+    note += f"; {incomplete} of all trainings did not complete" if incomplete else ""
     figure = titled_figure(title, note, 9.0, 3.0 * len(networks))
     panels = figure.subplots(len(networks), 2, squeeze=False, sharey=True)
     for network, (curves, ends) in zip(networks, panels, strict=True):
-        own = [rate for rate in rates if rate.network == network]
-        for place, rate in enumerate(own):
-            color = _rate_color(place, len(own))
+        network_rates = [rate for rate in rates if rate.network == network]
+        for index, rate in enumerate(network_rates):
+            color = _rate_color(index, len(network_rates))
             if curve := rate.mean_curve:
                 label = f"{rate.factor:g}x: {rate.learning_rate:.3g}"
                 curves.plot(range(1, len(curve) + 1), curve, color=color, marker="o", markersize=3, label=label)
             ends.plot([rate.learning_rate] * len(rate.accuracies), rate.accuracies, "o", color=color, markersize=4)
-        means = [(rate.learning_rate, fmean(rate.accuracies)) for rate in own if rate.accuracies]
+        means = [(rate.learning_rate, fmean(rate.accuracies)) for rate in network_rates if rate.accuracies]
         ends.plot(*split_coordinates(means), color=GREY, linewidth=1, zorder=1)
         ends.set_xscale("log")
-        ends.set_xticks([rate.learning_rate for rate in own], [f"{rate.learning_rate:.3g}" for rate in own])
+        tick_values = [rate.learning_rate for rate in network_rates]
+        ends.set_xticks(tick_values, [f"{value:.3g}" for value in tick_values])
         ends.minorticks_off()
         curves.set_ylabel(network)
         curves.yaxis.set_major_formatter(percent_formatter())
@@ -136,20 +138,20 @@ def sweep_figure(rates: Sequence[LearningRateResult], title: str) -> Figure:
     return figure
 
 
-def _rate_color(place: int, count: int) -> str:
-    """From faint to strong, the higher the rate."""
+def _rate_color(index: int, count: int) -> str:
+    """Return the color of a rate by its index: the higher the rate, the darker."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
-    return to_hex(colormaps["viridis_r"](0.15 + 0.85 * place / max(count - 1, 1)))
+    return to_hex(colormaps["viridis_r"](0.15 + 0.85 * index / max(count - 1, 1)))
 
 
 def mistakes_figure(
     pixels: Tensor, mistakes: Sequence[Misclassification], classes: Sequence[str], title: str
 ) -> Figure:
-    """The images of the most confident mistakes: what they show, what they were taken for, and how surely.
+    """Return the images of mistakes as a figure, with true class, predicted class and its probability.
 
-    `pixels` are all images (N, 28, 28) uint8, which the mistakes index.
+    `pixels` are all images (N, 28, 28) uint8; `mistakes` hold indices of them.
     """
     captions = [
         (f"{classes[mistake.true]}\nas {classes[mistake.predicted]}, {mistake.probability:.1%}", TEXT_COLOR)
@@ -162,29 +164,30 @@ def mistakes_figure(
 def predictions_figure(
     pixels: Tensor, probabilities: Tensor, labels: Tensor, classes: Sequence[str], title: str
 ) -> Figure:
-    """A grid of images with what they were taken for and how surely; mistakes, in red, also say the true class.
+    """Return images with predicted class and probability as a figure; mistakes are red and show the true class too.
 
-    `pixels` (N, 28, 28) uint8, `probabilities` (N, classes), `labels` (N,), -1 where the true class is not known.
+    `pixels` are uint8 (N, 28, 28), `probabilities` (N, classes), `labels` (N,), -1 for an unknown true class.
     """
     best, predicted = probabilities.cpu().max(dim=1)
     captions = []
     for probability, guess, label in zip(best.tolist(), predicted.tolist(), labels.tolist(), strict=True):
-        wrong = label not in (guess, UNKNOWN_LABEL)
-        second = f"\nis {classes[label]}" if wrong else ""
-        captions.append((f"{classes[guess]}, {probability:.1%}{second}", RED if wrong else TEXT_COLOR))
+        is_wrong = label not in (guess, UNKNOWN_LABEL)
+        second_line = f"\ntrue: {classes[label]}" if is_wrong else ""
+        captions.append((f"{classes[guess]}, {probability:.1%}{second_line}", RED if is_wrong else TEXT_COLOR))
     known = int((labels != UNKNOWN_LABEL).sum())
     hits = int((predicted == labels.cpu()).sum())
-    note = f"{hits} of {known} right; a mistake says its true class" if known else "predicted class and its probability"
+    note = "predicted class and its probability"
+    note += f"; {hits} of {known} correct, mistakes in red with the true class" if known else ""
     return _image_grid(list(pixels), captions, title, note)
 
 
 def calibration_figure(calibration: Calibration, title: str) -> Figure:
-    """The reliability curve: accuracy against confidence, and below it how many images are how confident."""
+    """Return a reliability diagram as a figure: accuracy over confidence, and the number of images in each bin."""
     images = sum(bin_.images for bin_ in calibration.bins)
     bins = len(calibration.bins)
     figure = titled_figure(
         f"{title}: expected calibration error {calibration.expected_error:.2%}",
-        f"{images:,} images in {bins} bins of equal width; on the diagonal, confidence is what it says",
+        f"{images:,} images in {bins} bins of equal width; on the diagonal, confidence equals accuracy",
         6.4,
         5,
     )
@@ -213,13 +216,13 @@ def calibration_figure(calibration: Calibration, title: str) -> Figure:
 
 
 def filters_figure(weights: Mapping[str, Tensor], title: str) -> Figure:
-    """The filters of a network's first layer, the first 64 of them, all on one scale with 0 in its middle.
+    """Return the first 64 filters of a network's first layer as a figure, on one color scale with 0 in the middle.
 
-    `weights` are a network's by name, in the order of its layers. The kernels (N, 1, H, W) of a convolution are drawn
-    as they are, the rows (N, 784) of a linear layer as images.
+    `weights` are the network's weights by name, in the order of its layers. Filters are the kernels (N, 1, H, W) of a
+    convolution, or the rows (N, 784) of a linear layer, drawn as images.
 
     Raises:
-        UserError: the first layer looks at something else than an image.
+        UserError: if the input of the first layer is not an image.
     """
     name, layer = next((name, tensor) for name, tensor in weights.items() if tensor.ndim > 1)
     layer = layer.detach().float().cpu()
@@ -227,34 +230,36 @@ def filters_figure(weights: Mapping[str, Tensor], title: str) -> Figure:
         layer = layer.reshape(-1, 1, IMAGE_SIZE, IMAGE_SIZE)
     if layer.ndim != 4 or layer.shape[1] != 1:
         shape = "x".join(map(str, layer.shape))
-        raise UserError(f"{title}: its first layer, {name} of {shape}, has no filters to look at; take another network")
+        raise UserError(
+            f"{title}: the first layer, {name} of shape {shape}, has no filters of an image; choose another network"
+        )
     count, (height, width) = len(layer), layer.shape[2:]
     shown = layer[:MAX_FILTERS, 0].numpy()
-    which = f"the first {MAX_FILTERS} of {count}" if count > MAX_FILTERS else f"all {count}"
+    selection = f"the first {MAX_FILTERS} of {count}" if count > MAX_FILTERS else f"all {count}"
     columns = min(count, FILTERS_PER_ROW)
-    lines = math.ceil(len(shown) / columns)
-    note = f"first layer: {which} filters of {width} x {height}; white is 0"
-    figure = titled_figure(title, note, 6.4, max(0.68 * lines, 1.6))
+    rows = math.ceil(len(shown) / columns)
+    note = f"first layer: {selection} filters of {width} x {height}; white is 0"
+    figure = titled_figure(title, note, 6.4, max(0.68 * rows, 1.6))
     axes = figure.subplots()
-    reach = float(abs(shown).max()) or 1.0
-    for place, kernel in enumerate(shown):
-        line, column = divmod(place, columns)
-        extent = (column, column + 0.9, line + 0.9, line)
-        drawn = axes.imshow(kernel, cmap="RdBu_r", vmin=-reach, vmax=reach, extent=extent)
-    axes.set(xlim=(0, columns), ylim=(lines, 0))
+    limit = float(abs(shown).max()) or 1.0
+    for index, kernel in enumerate(shown):
+        row, column = divmod(index, columns)
+        extent = (column, column + 0.9, row + 0.9, row)
+        picture = axes.imshow(kernel, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=extent)
+    axes.set(xlim=(0, columns), ylim=(rows, 0))
     axes.set_axis_off()
-    figure.colorbar(drawn, ax=axes, label="weight", shrink=min(1.0, 2.5 / lines))
+    figure.colorbar(picture, ax=axes, label="weight", shrink=min(1.0, 2.5 / rows))
     return figure
 
 
 def _image_grid(images: Sequence[Tensor], captions: Sequence[tuple[str, str]], title: str, note: str) -> Figure:
-    widest = IMAGES_PER_ROW if len(images) <= IMAGES_PER_ROW**2 else IMAGES_PER_WIDE_ROW
-    columns = min(max(len(images), 3), widest)
-    lines = max(math.ceil(len(images) / columns), 1)
-    figure = titled_figure(title, note, 1.75 * columns, 1.85 * lines)
+    max_columns = IMAGES_PER_ROW if len(images) <= IMAGES_PER_ROW**2 else IMAGES_PER_WIDE_ROW
+    columns = min(max(len(images), 3), max_columns)
+    rows = max(math.ceil(len(images) / columns), 1)
+    figure = titled_figure(title, note, 1.75 * columns, 1.85 * rows)
     top = manual_layout(figure) - 0.3 / figure.get_figheight()
     grid = {"left": 0.01, "right": 0.99, "bottom": 0.01, "top": top, "wspace": 0.05, "hspace": 0.35}
-    panels = figure.subplots(lines, columns, squeeze=False, gridspec_kw=grid)
+    panels = figure.subplots(rows, columns, squeeze=False, gridspec_kw=grid)
     for panel in panels.flat:
         panel.set_axis_off()
     for panel, image, (caption, color) in zip(panels.flat, images, captions, strict=False):

@@ -1,12 +1,26 @@
-"""Mean, standard deviation, confidence interval and significance test of accuracies."""
+"""Mean, standard deviation, confidence interval and significance test of accuracies, and scores of classes."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from fmnist_search.results.training import Accuracy
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """Precision, recall and F1 of one class, in 0..1, and the number of its images (`support`).
+
+    `precision` is 0 for a class that is never predicted, `recall` for a class without images.
+    """
+
+    precision: float
+    recall: float
+    f1: float
+    support: int
 
 
 def mean_and_std(accuracies: Sequence[float]) -> tuple[float, float]:
@@ -43,3 +57,21 @@ def mcnemar(only_first: int, only_second: int) -> float:
         term = term * (tosses - heads) // (heads + 1)
         ways += term
     return min(1.0, 2 * ways / (1 << tosses))
+
+
+def class_scores(confusion: Sequence[Sequence[int]]) -> tuple[ClassScore, ...]:
+    """Return precision, recall and F1 of each class, from a confusion matrix with rows true and columns predicted."""
+    predicted = [sum(column) for column in zip(*confusion, strict=True)]
+    return tuple(
+        ClassScore(
+            precision=_ratio(row[label], predicted[label]),
+            recall=_ratio(row[label], sum(row)),
+            f1=_ratio(2 * row[label], sum(row) + predicted[label]),
+            support=sum(row),
+        )
+        for label, row in enumerate(confusion)
+    )
+
+
+def _ratio(part: int, total: int) -> float:
+    return part / total if total else 0.0

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from fmnist_search.reporting.style import Figure
 
 Renderer = Callable[[Mapping[str, Any]], "str | Figure"]
 """Makes a text or a figure of the data of a rendering event."""

@@ -28,7 +28,7 @@ from fmnist_search.tracking.outbox import EventRejected, Outbox
 from fmnist_search.tracking.renderers import RENDERERS, Renderer
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from fmnist_search.reporting.style import Figure
 
 
 class MlflowWriter:

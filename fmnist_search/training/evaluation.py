@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,19 +24,6 @@ class Evaluation:
     loss: float
     accuracy: float
     confusion: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True)
-class ClassScore:
-    """Precision, recall and F1 of one class, in 0..1, and the number of its images (`support`).
-
-    `precision` is 0 for a class that is never predicted, `recall` for a class without images.
-    """
-
-    precision: float
-    recall: float
-    f1: float
-    support: int
 
 
 @dataclass(frozen=True)
@@ -120,24 +106,6 @@ def predict_logits(
         batch_size = CPU_BATCH_SIZE if pixels.device.type == "cpu" else GPU_BATCH_SIZE
     with autocast(pixels.device, precision):
         return torch.cat([classifier(batch).float() for batch in torch.split(pixels, batch_size)])
-
-
-def class_scores(confusion: Sequence[Sequence[int]]) -> tuple[ClassScore, ...]:
-    """Return precision, recall and F1 of each class, from a confusion matrix with rows true and columns predicted."""
-    predicted = [sum(column) for column in zip(*confusion, strict=True)]
-    return tuple(
-        ClassScore(
-            precision=_ratio(row[label], predicted[label]),
-            recall=_ratio(row[label], sum(row)),
-            f1=_ratio(2 * row[label], sum(row) + predicted[label]),
-            support=sum(row),
-        )
-        for label, row in enumerate(confusion)
-    )
-
-
-def _ratio(part: int, total: int) -> float:
-    return part / total if total else 0.0
 
 
 def calibration(probabilities: Tensor, labels: Tensor, bins: int = 15) -> Calibration:

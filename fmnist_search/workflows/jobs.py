@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fmnist_search.data.images import Images
 from fmnist_search.execution.backend import Backend
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.reporting.study_note import class_scores_csv
+from fmnist_search.reporting.tables import class_scores_csv
 from fmnist_search.results.training import Decision, EpochReport, Overhead, Stopper, TrialResult, TrialState
 from fmnist_search.tracking import tag_names
 from fmnist_search.tracking.renderers import CONFUSION, SUMMARY

@@ -23,7 +23,7 @@ from fmnist_search.workflows.training_session import open_training_session, reso
 from fmnist_search.workspace import Workspace
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from fmnist_search.reporting.style import Figure
 
 LEARNING_RATE = "optimizer.learning_rate"
 PLOT_FILE = "sweep.png"

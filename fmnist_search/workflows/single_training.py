@@ -11,7 +11,7 @@ from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import check_size
 from fmnist_search.recipe.execution import Execution, ExecutionSettings
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.reporting.study_note import origins_csv
+from fmnist_search.reporting.tables import origins_csv
 from fmnist_search.results.champion import completed_accuracies
 from fmnist_search.results.statistics import format_mean_std, mean_and_std
 from fmnist_search.results.training import EpochReport, Stopper, TrialResult

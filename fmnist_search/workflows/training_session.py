@@ -22,7 +22,7 @@ from fmnist_search.execution.capacity import worker_count
 from fmnist_search.files import atomic_write
 from fmnist_search.recipe.execution import Execution, ExecutionSettings
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.reporting.study_note import epochs_csv
+from fmnist_search.reporting.tables import epochs_csv
 from fmnist_search.results.training import EpochReport, Stopper, TrialResult, TrialState
 from fmnist_search.tracking import tag_names
 from fmnist_search.tracking.connection import store_errors

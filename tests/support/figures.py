@@ -1,4 +1,4 @@
-"""What tests of pictures look at."""
+"""Figures as PNG files and as text, for tests."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from matplotlib.figure import Figure
 
 
 def render_png(figure: Figure) -> bytes:
-    """The picture as a file; what overlaps beyond repair is warned of, and a warning is an error there."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    assert picture.getvalue().startswith(b"\x89PNG")
-    return picture.getvalue()
+    """Return the figure as a PNG file. matplotlib warns if the layout fails, and tests turn that into an error."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    assert content.getvalue().startswith(b"\x89PNG")
+    return content.getvalue()
 
 
 def figure_texts(figure: Figure) -> str:
-    """What stands on the picture beside its axes."""
+    """Return the texts of the figure outside its axes, a line each."""
     return "\n".join(text.get_text() for text in figure.texts)

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from fmnist_search.config.conditional_space import constant_values, varying_names
 from fmnist_search.data.images import Images
 from fmnist_search.errors import UserError
-from fmnist_search.reporting.study_note import leaderboard_columns, leaderboard_csv, origins_csv, study_note
+from fmnist_search.reporting.study_note import study_note
 from fmnist_search.reporting.study_page import is_plotly_installed, study_page
 from fmnist_search.reporting.study_plots import study_figures
 from fmnist_search.reporting.style import figure_to_png
+from fmnist_search.reporting.tables import leaderboard_columns, leaderboard_csv, origins_csv
 from fmnist_search.results.study import Importances, StopReason, StudySummary, TrialRecord
 from fmnist_search.results.training import TrialState
 from fmnist_search.search.study_store import StudyRuntime, StudyStore

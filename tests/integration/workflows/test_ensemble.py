@@ -158,7 +158,7 @@ def test_a_registered_ensemble_is_one_model_that_gives_what_its_members_give(
     assert version.tags["member_runs"].split(", ") == list(kept.training_run_ids)
     for run_id in kept.training_run_ids:
         assert f"`{run_id}`" in version.description
-    assert "ensemble of runs that were named one by one" in version.description
+    assert "ensemble of runs that were given by their ids" in version.description
     hits = CorrectnessRecord.from_json(mlflow.artifacts.load_text(f"runs:/{found['run_id']}/validation_hits.json"))
     assert hits.accuracies == (found["accuracy"],)
     metrics = kept.client.get_run(found["run_id"]).data.metrics

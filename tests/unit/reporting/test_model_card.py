@@ -1,4 +1,4 @@
-"""A model's card says what whoever meets the model in the registry must know."""
+"""Tests of `reporting.model_card`."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ MODEL_CARD = ModelCard(
 )
 
 
-def test_a_card_says_figures_choice_data_use_licences_and_recipe() -> None:
+def test_a_card_has_all_sections_and_values() -> None:
     text = MODEL_CARD.to_markdown()
     headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
-    assert headings == ["Figures", "How it was chosen", "Data", "Use", "Licences", "Recipe"]
+    assert headings == ["Accuracy", "Selection", "Data", "Use", "Licences", "Recipe"]
     assert text.startswith("# cnn 32-64-128\n")
-    for said in (
+    for expected in (
         "92.00% ± 1.41% (n = 2)",
-        "91.50% (95 % interval after Wilson 90.94% to 92.03%)",
+        "91.50% (95 % Wilson interval 90.94% to 92.03%)",
         "trial 7 92.00% ± 1.41% (n = 2); trial 3 90.00% ± 0.00% (n = 2)",
-        "trained once more, on training and validation images together",
+        "trained again on training and validation images together",
         "60,000 of the 60,000 training images",
         "d" * 64,
         "s" * 32,
@@ -54,16 +54,16 @@ def test_a_card_says_figures_choice_data_use_licences_and_recipe() -> None:
         "| `optimizer.learning_rate` | 0.01235 |",
         UNDECIDED_NOTE,
     ):
-        assert said in text, said
+        assert expected in text, expected
 
 
-def test_a_card_of_one_seed_claims_no_deviation_and_without_a_refit_speaks_of_none() -> None:
+def test_a_card_of_one_seed_shows_no_deviation_and_without_a_refit_mentions_none() -> None:
     one = ConfirmedScore(7, Recipe(), (0.91,))
-    origin = selection_from_study("small", [Recipe()], one, [one])
-    text = dataclasses.replace(MODEL_CARD, recipes=(Recipe(),), selection=origin).to_markdown()
+    selection = selection_from_study("small", [Recipe()], one, [one])
+    text = dataclasses.replace(MODEL_CARD, recipes=(Recipe(),), selection=selection).to_markdown()
     assert "91.00% (n = 1)" in text
     assert "±" not in text
-    assert "once more" not in text
+    assert "trained again on" not in text
 
 
 def test_the_card_of_an_ensemble_names_its_members() -> None:
@@ -71,37 +71,37 @@ def test_the_card_of_an_ensemble_names_its_members() -> None:
     text = dataclasses.replace(MODEL_CARD, recipes=members, selection=make_selection(*members)).to_markdown()
     assert text.startswith("# Ensemble of 2, first cnn 32-64-128\n")
     assert "averages the probabilities of 2 networks: cnn 32-64-128, seed 5; cnn 32-64-128, seed 6" in text
-    assert "The confirmed figure is the ensemble's own" in text
+    assert "The confirmed accuracy is that of the ensemble" in text
     assert "## Recipe of the first member" in text
 
 
 @pytest.mark.parametrize("dataset", DATASETS.values(), ids=DATASETS)
-def test_a_card_says_of_its_dataset_what_is_true_of_it(dataset: Dataset) -> None:
+def test_a_card_describes_its_dataset_and_no_other(dataset: Dataset) -> None:
     text = dataclasses.replace(MODEL_CARD, recipes=(RECIPE.replace({"data.dataset": dataset.name}),)).to_markdown()
-    for said in (dataset.title, dataset.subject, dataset.licence, ", ".join(dataset.classes)):
-        assert said in text, said
-    others = [other for other in DATASETS.values() if other is not dataset]
-    assert not any(
-        said in text for other in others for said in (other.subject, other.licence, ", ".join(other.classes))
-    )
+    for expected in (dataset.title, dataset.subject, dataset.licence, ", ".join(dataset.classes)):
+        assert expected in text, expected
+    for other in DATASETS.values():
+        if other is not dataset:
+            for unexpected in (other.subject, other.licence, ", ".join(other.classes)):
+                assert unexpected not in text, unexpected
 
 
-def test_the_card_of_an_ensemble_of_runs_names_them_and_claims_no_fresh_seeds() -> None:
+def test_the_card_of_an_ensemble_of_runs_names_them_and_mentions_no_fresh_seeds() -> None:
     members = (RECIPE.replace({"data.validation": 500}), RECIPE.replace({"data.validation": 500, "seed": 6}))
     members = (members[0], members[1].replace({"model.family": "mlp", "data.train_images": 1000}))
-    origin = selection_from_runs([("a" * 32, members[0], 0.9), ("b" * 32, members[1], 0.87)], 0.911)
-    text = dataclasses.replace(MODEL_CARD, recipes=members, selection=origin).to_markdown()
+    selection = selection_from_runs([("a" * 32, members[0], 0.9), ("b" * 32, members[1], 0.87)], 0.911)
+    text = dataclasses.replace(MODEL_CARD, recipes=members, selection=selection).to_markdown()
     assert f"| `{'a' * 32}` | cnn 32-64-128 | 0 | 90.00% |" in text
     assert f"| `{'b' * 32}` | mlp 256-256 | 6 | 87.00% |" in text
-    assert "| 10,848 for validation, which also chose the members' weights | 91.10% |" in text
+    assert "| 10,848 validation images, which also selected the members' weights | 91.10% |" in text
     assert "Trained on 1,000 or 59,500 of the 60,000" in text
     assert UNDECIDED_NOTE in text
-    for said in ("fresh seeds", "finalists", "study", "once more"):
-        assert said not in text
+    for unexpected in ("fresh seeds", "finalists", "study", "trained again"):
+        assert unexpected not in text
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_card_of_a_single_model_is_kept_whole(family: str) -> None:
+def test_the_card_of_a_single_model_is_not_truncated(family: str) -> None:
     recipe = RECIPE.replace({"model.family": family})
     text = dataclasses.replace(MODEL_CARD, recipes=(recipe,), comparison="x" * 400).to_markdown()
     assert truncate_description(text) == text

@@ -1,14 +1,11 @@
-"""Reports say what a study found, in Markdown that renders and pictures that can be read."""
+"""Tests of `reporting.study_note`."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,13 +15,9 @@ from fmnist_search.config.conditional_space import varying_names
 from fmnist_search.config.domain import Choice, Domain, Fixed, Range
 from fmnist_search.config.sections import Budget
 from fmnist_search.config.study_config import StudyConfig
-from fmnist_search.recipe.formatting import format_value_short
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.study_note import (
     MAX_LEADERS,
-    class_scores_csv,
-    leaderboard_columns,
-    leaderboard_csv,
     study_note,
 )
 from fmnist_search.results.champion import Champion, ConfirmedScore
@@ -46,12 +39,12 @@ def make_trial(
     return dataclasses.replace(TrialRecord(number, state, value, 3, recipe, seconds=30.0), **changes)
 
 
-def make_summary(*rows: TrialRecord, champion: Champion | None = None) -> StudySummary:
-    return StudySummary("small", "Does it work?", rows, StopReason.TRIALS, len(rows), 60.0, champion=champion)
+def make_summary(*trials: TrialRecord, champion: Champion | None = None) -> StudySummary:
+    return StudySummary("small", "Does it work?", trials, StopReason.TRIALS, len(trials), 60.0, champion=champion)
 
 
 def parse_tables(markdown: str) -> list[list[list[str]]]:
-    """The tables of a text, by rows and cells, without the line below the head."""
+    """Return the tables of a text as rows of cells, without the line below the head."""
     found: list[list[list[str]]] = []
     before = ""
     for line in markdown.splitlines():
@@ -66,10 +59,7 @@ def parse_tables(markdown: str) -> list[list[list[str]]]:
     return found
 
 
-# -------------------------------------------------------------------------------------- the note
-
-
-def test_a_note_says_question_winner_leaders_space_and_next_command() -> None:
+def test_a_note_has_question_best_trial_leaderboard_space_and_next_commands() -> None:
     note = study_note(make_summary(make_trial(0, value=0.8), make_trial(1, value=0.91234)), SEARCHED_NAMES, SPACE)
     assert note.startswith("# small\n\nDoes it work?\n\n")
     assert "**Best trial**: 1 (cnn 32-64-128), validation accuracy 91.23%." in note
@@ -81,7 +71,7 @@ def test_a_note_says_question_winner_leaders_space_and_next_command() -> None:
         ["0", "cnn 32-64-128", "80.00%", "3", "0.1235", "128"],
     ]
     assert space == [
-        ["hyperparameter", "domain", "trial 1, the best"],
+        ["hyperparameter", "domain", "trial 1, best"],
         ["`space.cnn.depth`", "1, 2", "3"],
         ["`space.common.optimizer.learning_rate`", "0.001 to 0.1, log", "0.1235"],
     ]
@@ -89,35 +79,35 @@ def test_a_note_says_question_winner_leaders_space_and_next_command() -> None:
     assert note.endswith("\n".join(commands) + "\n")
 
 
-def test_a_note_says_what_was_spent_of_what() -> None:
-    rows = (
+def test_a_note_shows_how_much_of_the_budget_was_used() -> None:
+    trials = (
         make_trial(0),
         make_trial(1, TrialState.FAILED, None, epochs=0),
         make_trial(2, duplicate_of=0),
         make_trial(3, TrialState.PRUNED, 0.1, epochs=1),
     )
-    found = dataclasses.replace(make_summary(*rows), searched_seconds=90.0)
-    spent = parse_tables(study_note(found, SEARCHED_NAMES, SPACE, budget=Budget(trials=10, minutes=3)))[0]
-    assert spent == [
-        ["budget", "spent", "of"],
+    found = dataclasses.replace(make_summary(*trials), searched_seconds=90.0)
+    used = parse_tables(study_note(found, SEARCHED_NAMES, SPACE, budget=Budget(trials=10, minutes=3)))[0]
+    assert used == [
+        ["budget", "used", "limit"],
         ["trials", "3", "10"],
         ["epochs of all trials", "4", "no limit"],
-        ["minutes of searching", "1.5", "3"],
+        ["minutes of search", "1.5", "3"],
         ["failed trials", "1", "10"],
     ]
 
 
-def test_a_note_says_what_was_found_out_and_on_how_many_trials_that_rests() -> None:
+def test_a_note_shows_findings_and_the_number_of_trials_behind_them() -> None:
     found = dataclasses.replace(
         make_summary(make_trial(0)), boundary_warnings=("model.depth: the best 5 all take its largest value, 5",)
     )
     shares = {"optimizer.learning_rate": 0.6, "model.depth": 0.3, "batch_size": 0.1}
     note = study_note(found, SEARCHED_NAMES, SPACE, importances=Importances(shares, 12))
     assert (
-        "## Found out\n\n- what decides, by PED-ANOVA over 12 completed trials: optimizer.learning_rate 60%, "
+        "## Findings\n\n- most important, by PED-ANOVA over 12 completed trials: optimizer.learning_rate 60%, "
         "model.depth 30%, batch_size 10%\n- model.depth: the best 5 all take its largest value, 5\n"
     ) in note
-    assert "## Found out" not in study_note(make_summary(make_trial(0)), SEARCHED_NAMES, SPACE)
+    assert "## Findings" not in study_note(make_summary(make_trial(0)), SEARCHED_NAMES, SPACE)
 
 
 @pytest.mark.parametrize(
@@ -133,19 +123,19 @@ def test_a_note_says_what_was_found_out_and_on_how_many_trials_that_rests() -> N
         ("0.001 to 0.1", 0.1, "0.1"),
     ],
 )
-def test_a_note_marks_the_winners_values_that_lie_at_an_end(domain: Domain | str, value: float, shown: str) -> None:
+def test_a_note_marks_values_at_an_end_of_their_domain(domain: Domain | str, value: float, shown: str) -> None:
     best = make_trial(0, recipe=Recipe().replace({"optimizer.learning_rate": value}))
     note = study_note(make_summary(best), SEARCHED_NAMES, {"space.common.optimizer.learning_rate": domain})
     assert parse_tables(note)[-1][1] == ["`space.common.optimizer.learning_rate`", str(domain), shown]
 
 
-def test_the_space_shows_the_best_beside_the_chosen_and_a_dash_for_what_neither_has() -> None:
+def test_the_space_shows_best_and_selected_trial_and_a_dash_for_values_they_do_not_have() -> None:
     best = make_trial(0, recipe=Recipe().replace({"model.depth": 2}))
     chosen = Recipe().replace({"model.family": "mlp", "model.depth": 3})
     champion = Champion(ConfirmedScore(7, chosen, (0.9,)), chosen, wilson(9, 10), "m", "1", "champion")
     space = {"space.common.family": "cnn, mlp", "space.cnn.width_3": "8, 16", "space.mlp.depth": "1 to 4"}
     assert parse_tables(study_note(make_summary(best, champion=champion), [], space))[-1] == [
-        ["hyperparameter", "domain", "trial 0, the best", "trial 7, chosen"],
+        ["hyperparameter", "domain", "trial 0, best", "trial 7, selected"],
         ["`space.common.family`", "cnn, mlp", "cnn", "mlp"],
         ["`space.cnn.width_3`", "8, 16", "-", "-"],
         ["`space.mlp.depth`", "1 to 4", "-", "3"],
@@ -158,7 +148,7 @@ markdown_texts = st.text(
 
 
 @given(markdown_texts | st.from_regex(r"[-#*+>|`_~0-9.)\[\]<>&\\ \na]{1,20}", fullmatch=True))
-def test_whatever_a_question_says_it_is_one_line_of_plain_text(question: str) -> None:
+def test_any_question_is_rendered_as_one_line_of_plain_text(question: str) -> None:
     asked = dataclasses.replace(make_summary(make_trial(0)), question=question)
     blocks = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(study_note(asked, SEARCHED_NAMES, SPACE))
     inline = [block for block in blocks if block.type == "inline"]
@@ -172,15 +162,16 @@ def test_whatever_a_question_says_it_is_one_line_of_plain_text(question: str) ->
 
 
 @pytest.mark.parametrize("file", sorted(STUDIES_FOLDER.glob("*.toml")), ids=lambda file: file.stem)
-def test_a_note_of_each_study_of_ours_fits_where_mlflow_shows_it(file: Path) -> None:
+def test_the_note_of_every_bundled_study_fits_into_mlflow(file: Path) -> None:
     config = StudyConfig.load(file)
-    rows = make_trials(config, 120)
+    trials = make_trials(config, 120)
     names = varying_names(config.space)
     champion = Champion(
-        ConfirmedScore(2, rows[2].recipe, (0.9,) * 5), rows[0].recipe, wilson(9, 10), "m", "1", "champion"
+        ConfirmedScore(2, trials[2].recipe, (0.9,) * 5), trials[0].recipe, wilson(9, 10), "m", "1", "champion"
     )
     found = dataclasses.replace(
-        make_summary(*rows, champion=champion), boundary_warnings=("an edge of a hundred letters " * 4,) * 4
+        make_summary(*trials, champion=champion),
+        boundary_warnings=("a finding of more than a hundred letters " * 3,) * 4,
     )
     note = study_note(
         found, names, dict(config.domains()), budget=config.budget, importances=make_importances(names, 60)
@@ -189,8 +180,8 @@ def test_a_note_of_each_study_of_ours_fits_where_mlflow_shows_it(file: Path) -> 
     parse_tables(note)
 
 
-def test_a_note_of_a_study_without_results_says_so() -> None:
-    for rows in (
+def test_the_note_of_a_study_without_completed_trials_says_so() -> None:
+    for trials in (
         (),
         (
             make_trial(0, TrialState.FAILED, None),
@@ -198,7 +189,7 @@ def test_a_note_of_a_study_without_results_says_so() -> None:
             make_trial(2, TrialState.PRUNED, 0.6),
         ),
     ):
-        note = study_note(make_summary(*rows), SEARCHED_NAMES, SPACE)
+        note = study_note(make_summary(*trials), SEARCHED_NAMES, SPACE)
         assert "No trial has completed yet." in note
         assert len(parse_tables(note)) == 1
     assert "Trials: 2 pruned, 1 failed, in " in note
@@ -206,12 +197,12 @@ def test_a_note_of_a_study_without_results_says_so() -> None:
 
 
 @pytest.mark.parametrize("ending", StopReason)
-def test_a_note_says_why_a_study_ended(ending: StopReason) -> None:
+def test_a_note_shows_why_a_study_ended(ending: StopReason) -> None:
     ended = dataclasses.replace(make_summary(make_trial(0)), stop_reason=ending)
     assert ending.value in study_note(ended, SEARCHED_NAMES, SPACE).lower()
 
 
-def test_a_note_shows_the_best_ten() -> None:
+def test_a_note_shows_the_ten_best_trials() -> None:
     note = study_note(
         make_summary(*(make_trial(number, value=number / 100) for number in range(30))), SEARCHED_NAMES, SPACE
     )
@@ -219,14 +210,14 @@ def test_a_note_shows_the_best_ten() -> None:
     assert [cells[0] for cells in leaders] == [str(number) for number in range(29, 29 - MAX_LEADERS, -1)]
 
 
-def test_a_note_tells_of_the_champion_and_its_one_look_at_the_test_images() -> None:
+def test_a_note_describes_the_selected_model_and_its_test_accuracy() -> None:
     chosen = make_trial(4).recipe
     champion = Champion(ConfirmedScore(4, chosen, (0.9, 0.92)), chosen, wilson(9_000, 10_000), "m", "7", "challenger")
     note = study_note(make_summary(make_trial(4), champion=champion), SEARCHED_NAMES, SPACE)
     assert (
-        "**Chosen**: trial 4 (cnn 32-64-128), confirmed at 91.00% ± 1.41% (n = 2) on fresh seeds; 90.00% on the test "
-        "images (95 % interval 89.40% to 90.57%), looked at once. Its model was trained for 9 epochs on 49,152 images "
-        "of Fashion-MNIST, schedule constant. Registered as `m` version 7, alias `challenger`."
+        "**Selected**: trial 4 (cnn 32-64-128), confirmed validation accuracy 91.00% ± 1.41% (n = 2) on fresh seeds; "
+        "test accuracy 90.00% (95 % interval 89.40% to 90.57%), measured once. Its model was trained for 9 epochs on "
+        "49,152 images of Fashion-MNIST, schedule constant. Registered as `m` version 7, alias `challenger`."
     ) in note
 
 
@@ -234,104 +225,3 @@ def test_a_hyperparameter_that_a_network_does_not_have_is_a_dash() -> None:
     mlp = make_trial(0, recipe=Recipe().replace({"model.family": "mlp"}))
     note = study_note(make_summary(mlp), ["model.width", "model.kernel_1"], SPACE)
     assert parse_tables(note)[0][1] == ["0", "mlp 256-256", "90.00%", "256", "-"]
-
-
-@given(st.floats(-1e300, 1e300) | st.integers() | st.booleans())
-def test_a_short_text_reads_back_as_nearly_the_value(value: float | bool) -> None:
-    text = format_value_short(value)
-    if isinstance(value, bool):
-        assert text in ("true", "false")
-    elif isinstance(value, int):
-        assert int(text) == value
-    else:
-        assert len(text) <= 11
-        assert float(text) == pytest.approx(value, rel=1e-3)
-
-
-# ------------------------------------------------------------------------------------- the tables
-
-FINISHED_TRIALS = (
-    make_trial(0, value=0.8),
-    make_trial(1, TrialState.PRUNED, 0.85),
-    make_trial(2, value=0.9, parameters=99),
-    make_trial(3, duplicate_of=2),
-)
-HYPERPARAMETER_NAMES = ["model.depth", "optimizer.name", "optimizer.nesterov"]
-
-
-def test_the_leaderboard_has_completed_trials_first_and_its_numbers_are_numbers() -> None:
-    assert leaderboard_columns(FINISHED_TRIALS, HYPERPARAMETER_NAMES) == {
-        "rank": [1, 2, None],
-        "trial": [2, 0, 1],
-        "state": ["completed", "completed", "pruned"],
-        "val_accuracy": [0.9, 0.8, 0.85],
-        "network": ["cnn 32-64-128"] * 3,
-        "parameters": [99, None, None],
-        "epochs": [3, 3, 3],
-        "seconds": [30.0, 30.0, 30.0],
-        "model.depth": [3, 3, 3],
-        "optimizer.name": ["adamw"] * 3,
-        "optimizer.nesterov": [None] * 3,  # of sgd alone
-        "run_id": [None] * 3,
-    }
-
-
-def test_the_leaderboard_becomes_a_table_as_mlflow_makes_one_of_columns() -> None:
-    frame = pd.DataFrame(leaderboard_columns(FINISHED_TRIALS, HYPERPARAMETER_NAMES))
-    stored = json.loads(frame.to_json(orient="split"))
-    assert stored["data"][0] == [1, 2, "completed", 0.9, "cnn 32-64-128", 99, 3, 30.0, 3, "adamw", None, None]
-
-
-def test_the_leaderboard_as_csv_says_the_same() -> None:
-    head, *body = csv.reader(leaderboard_csv(FINISHED_TRIALS, HYPERPARAMETER_NAMES).splitlines())
-    columns = leaderboard_columns(FINISHED_TRIALS, HYPERPARAMETER_NAMES)
-    assert head == list(columns)
-    assert body[0] == ["1", "2", "completed", "0.9", "cnn 32-64-128", "99", "3", "30.0", "3", "adamw", "", ""]
-    assert len(body) == 3
-    assert leaderboard_csv((), HYPERPARAMETER_NAMES).splitlines() == [",".join(columns)]
-
-
-def test_scores_of_classes_are_a_table_even_where_a_class_has_a_comma() -> None:
-    assert list(csv.reader(class_scores_csv([[3, 1], [0, 0]], ["a, b", "c"]).splitlines())) == [
-        ["class", "precision", "recall", "f1", "support"],
-        ["a, b", "1.0", "0.75", "0.8571", "4"],
-        ["c", "0.0", "0.0", "0.0", "0"],
-    ]
-
-
-# ------------------------------------------------------------------------------------ the summary
-
-
-def test_leaders_are_completed_trials_from_the_best_down_and_of_equals_the_earlier() -> None:
-    rows = [
-        make_trial(0, value=0.8),
-        make_trial(1, value=0.9),
-        make_trial(2, TrialState.PRUNED, 0.99),
-        make_trial(3, value=0.9),
-        make_trial(4, TrialState.FAILED, 0.95),
-        make_trial(5, value=0.9, duplicate_of=1),
-        make_trial(6, value=0.0),
-    ]
-    found = make_summary(*rows)
-    assert [leader.number for leader in found.ranked_trials] == [1, 3, 0, 6]
-    assert found.best == rows[1]
-    assert make_summary(rows[2]).best is None
-
-
-def test_a_trial_that_was_answered_from_an_earlier_one_does_not_count() -> None:
-    found = make_summary(
-        make_trial(0),
-        make_trial(1, duplicate_of=0),
-        make_trial(2, TrialState.PRUNED, 0.5),
-        make_trial(3, TrialState.PRUNED, 0.5, duplicate_of=2),
-    )
-    assert {state: found.count(state) for state in TrialState} == {
-        TrialState.COMPLETED: 1,
-        TrialState.PRUNED: 1,
-        TrialState.FAILED: 0,
-        TrialState.INTERRUPTED: 0,
-    }
-
-
-def test_a_single_seed_has_no_deviation() -> None:
-    assert str(ConfirmedScore(0, Recipe(), (0.5,))) == "50.00% (n = 1)"

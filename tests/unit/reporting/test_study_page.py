@@ -1,7 +1,8 @@
-"""The page of a study is whole in itself: one copy of plotly.js, nothing from the network, every chart."""
+"""Tests of `reporting.study_page`."""
 
 from __future__ import annotations
 
+import base64
 import re
 import subprocess
 import sys
@@ -10,8 +11,11 @@ from typing import Any
 import pytest
 
 from fmnist_search.reporting.chart_data import StudyView
+from fmnist_search.reporting.page_charts import PAGE_CHARTS
 from fmnist_search.reporting.study_page import is_plotly_installed, study_page
+from fmnist_search.reporting.study_plots import PLOTS
 from fmnist_search.results.training import TrialState
+from tests.support.figures import render_png
 from tests.support.studies import make_study
 from tests.support.trials import make_importances, make_trials
 
@@ -23,21 +27,25 @@ needs_plotly = pytest.mark.skipif(not is_plotly_installed(), reason="needs the e
 
 def make_page(count: int, space: dict[str, Any] | None = None, states: list[TrialState] | None = None) -> str:
     config = make_study(space)
-    rows = make_trials(config, count, states) if states else make_trials(config, count)
+    trials = make_trials(config, count, states) if states else make_trials(config, count)
     return study_page(
-        "small", QUESTION, rows, config.space, make_importances(IMPORTANT_HYPERPARAMETERS, count) if count > 8 else None
+        "small",
+        QUESTION,
+        trials,
+        config.space,
+        make_importances(IMPORTANT_HYPERPARAMETERS, count) if count > 8 else None,
     )
 
 
 def without_plotly_js(html: str) -> str:
-    """The page but for its longest script, which is plotly.js."""
+    """Return the page without its longest script, which is plotly.js."""
     longest = max(re.findall(r"<script.*?</script>", html, re.DOTALL), key=len)
     assert len(longest) > 1_000_000
     return html.replace(longest, "", 1)
 
 
 @needs_plotly
-def test_a_page_holds_one_copy_of_plotly_and_asks_the_network_for_nothing() -> None:
+def test_a_page_contains_one_copy_of_plotly_and_loads_nothing() -> None:
     rest = without_plotly_js(make_page(24))
     assert len(rest) < 1_000_000
     assert not re.search(r"""(src|href)\s*=\s*["']""", rest)
@@ -45,54 +53,65 @@ def test_a_page_holds_one_copy_of_plotly_and_asks_the_network_for_nothing() -> N
 
 
 @needs_plotly
-def test_a_page_shows_every_chart_with_the_line_that_says_who_enters() -> None:
+def test_a_page_shows_every_chart_with_its_note() -> None:
     config = make_study()
-    rows = make_trials(config, 24)
+    trials = make_trials(config, 24)
     shares = make_importances(IMPORTANT_HYPERPARAMETERS, 24)
-    rest = without_plotly_js(study_page("small", "Why?", rows, config.space, shares))
-    charts = StudyView(rows, config.space, shares).charts
+    rest = without_plotly_js(study_page("small", "Why?", trials, config.space, shares))
+    charts = StudyView(trials, config.space, shares).charts
     assert rest.count("Plotly.newPlot(") == len(charts) == 9
     for chart in charts.values():
         assert f'<h2>{chart.title}</h2><p class="note">{chart.note}</p>' in rest
 
 
 @needs_plotly
-def test_the_pointer_is_told_number_network_and_values_of_a_trial() -> None:
+def test_a_chart_without_an_interactive_version_is_shown_as_its_static_plot() -> None:
+    config = make_study()
+    trials = make_trials(config, 12)
+    view = StudyView(trials, config.space)
+    others = {name: draw for name, draw in PAGE_CHARTS.items() if name != "history"}
+    rest = without_plotly_js(study_page("small", "Why?", trials, config.space, page_charts=others))
+    assert rest.count("Plotly.newPlot(") == len(view.charts) - 1
+    (encoded,) = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="Optimisation history">', rest)
+    assert base64.b64decode(encoded) == render_png(PLOTS["history"](view, view.charts["history"]))
+
+
+@needs_plotly
+def test_hover_texts_have_number_network_and_values_of_a_trial() -> None:
     rest = without_plotly_js(make_page(24)).encode().decode("unicode_escape")
     assert re.search(r"<b>trial 2</b>: cnn [\d-]+<br>\d\d\.\d\d%, completed<br>learning_rate = [\d.]+", rest)
 
 
 @needs_plotly
-def test_whatever_a_question_says_it_is_text() -> None:
+def test_the_question_is_escaped() -> None:
     rest = without_plotly_js(make_page(2))
     assert "Is 1 &lt; 2 &amp; &lt;/script&gt;&lt;script&gt;alert(1)&lt;/script&gt;?" in rest
 
 
 @needs_plotly
 @pytest.mark.parametrize("count", [0, 1, 2, 300])
-def test_a_page_is_made_of_any_number_of_trials(count: int) -> None:
+def test_a_page_can_have_any_number_of_trials(count: int) -> None:
     rest = without_plotly_js(make_page(count))
-    assert ("No trial has left anything to show yet." in rest) == (count == 0)
+    assert ("No trial has results to show yet." in rest) == (count == 0)
 
 
 @needs_plotly
-@pytest.mark.parametrize("ending", [TrialState.PRUNED, TrialState.FAILED, TrialState.INTERRUPTED])
-def test_a_page_is_made_where_nothing_completed(ending: TrialState) -> None:
-    assert "Timeline" in without_plotly_js(make_page(5, states=[ending]))
+@pytest.mark.parametrize("state", [TrialState.PRUNED, TrialState.FAILED, TrialState.INTERRUPTED])
+def test_a_page_of_a_study_without_completed_trials(state: TrialState) -> None:
+    assert "Timeline" in without_plotly_js(make_page(5, states=[state]))
 
 
 @needs_plotly
-def test_a_page_is_made_of_several_families_and_of_a_single_hyperparameter() -> None:
+def test_a_page_of_several_families_and_of_a_single_hyperparameter() -> None:
     rate = {"optimizer.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True}}
     two = {"common": {"family": ["cnn", "mlp"], **rate}, "cnn": {"depth": [1, 2, 3]}, "mlp": {"depth": [1, 2]}}
     assert "mlp.depth" in without_plotly_js(make_page(12, two))
     assert "learning_rate" in without_plotly_js(make_page(12, {"common": rate}))
 
 
-def test_without_plotly_it_is_not_available_and_nothing_fails() -> None:
+def test_without_plotly_the_module_can_be_imported_and_says_so() -> None:
     program = (
         "import sys; sys.modules['plotly'] = None\n"
-        "import importlib.util, importlib.machinery\n"
         "from fmnist_search.reporting.study_page import is_plotly_installed\n"
         "print(is_plotly_installed())"
     )

@@ -1,4 +1,4 @@
-"""Every picture is drawn whatever a study is like, and shows what it says it shows."""
+"""Tests of `reporting.study_plots`: every plot of any study can be drawn and shows its trials."""
 
 from __future__ import annotations
 
@@ -36,53 +36,51 @@ IMPORTANT_HYPERPARAMETERS = ["optimizer.learning_rate", "model.depth", "batch_si
 )
 @pytest.mark.parametrize("count", [0, 1, 2, 12])
 @pytest.mark.filterwarnings("error")
-def test_every_picture_of_every_study_is_drawn_and_says_who_entered(count: int, space: Any) -> None:
+def test_every_plot_is_drawn_and_states_its_trials(count: int, space: Any) -> None:
     config = make_study(space)
-    pictures = study_figures(
-        make_trials(config, count), config.space, make_importances(IMPORTANT_HYPERPARAMETERS, count)
-    )
-    for name, draw in pictures.items():
+    plots = study_figures(make_trials(config, count), config.space, make_importances(IMPORTANT_HYPERPARAMETERS, count))
+    for name, draw in plots.items():
         figure = draw()
         render_png(figure)
         assert "completed" in figure_texts(figure), name
-    assert ("history" in pictures) == (count > 0)
+    assert ("history" in plots) == (count > 0)
 
 
-@pytest.mark.parametrize("ending", [TrialState.PRUNED, TrialState.FAILED, TrialState.INTERRUPTED])
+@pytest.mark.parametrize("state", [TrialState.PRUNED, TrialState.FAILED, TrialState.INTERRUPTED])
 @pytest.mark.filterwarnings("error")
-def test_studies_in_which_nothing_completed_are_drawn(ending: TrialState) -> None:
+def test_studies_without_completed_trials_are_drawn(state: TrialState) -> None:
     config = make_study()
-    pictures = study_figures(make_trials(config, 12, [ending]), config.space)
-    assert "timeline" in pictures
-    for draw in pictures.values():
+    plots = study_figures(make_trials(config, 12, [state]), config.space)
+    assert "timeline" in plots
+    for draw in plots.values():
         render_png(draw())
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_study_of_three_hundred_trials_is_drawn() -> None:
     config = make_study()
-    pictures = study_figures(make_trials(config, 300), config.space, make_importances(IMPORTANT_HYPERPARAMETERS, 150))
-    assert len(pictures) == 9
-    for draw in pictures.values():
+    plots = study_figures(make_trials(config, 300), config.space, make_importances(IMPORTANT_HYPERPARAMETERS, 150))
+    assert len(plots) == 9
+    for draw in plots.values():
         render_png(draw())
 
 
 @pytest.mark.filterwarnings("error")
-def test_trials_that_are_all_alike_are_drawn() -> None:
+def test_equal_trials_are_drawn() -> None:
     config = make_study()
-    (alike,) = make_trials(config, 1)
-    rows = [dataclasses.replace(alike, number=number) for number in range(5)]
-    for draw in study_figures(rows, config.space, make_importances(IMPORTANT_HYPERPARAMETERS, 5)).values():
+    (trial,) = make_trials(config, 1)
+    trials = [dataclasses.replace(trial, number=number) for number in range(5)]
+    for draw in study_figures(trials, config.space, make_importances(IMPORTANT_HYPERPARAMETERS, 5)).values():
         render_png(draw())
 
 
-def test_the_same_study_gives_the_same_pictures() -> None:
+def test_equal_studies_have_equal_plots() -> None:
     config = make_study()
     first, second = (study_figures(make_trials(config, 12), config.space)["slices"] for _ in range(2))
     assert render_png(first()) == render_png(second())
 
 
-def test_drawing_leaves_the_style_of_others_alone() -> None:
+def test_drawing_does_not_change_the_global_style() -> None:
     config = make_study()
     before = dict(matplotlib.rcParams)
     render_png(study_figures(make_trials(config, 12), config.space)["history"]())
@@ -91,31 +89,33 @@ def test_drawing_leaves_the_style_of_others_alone() -> None:
 
 def test_the_history_shows_every_value_and_the_best_so_far() -> None:
     config = make_study()
-    rows = make_trials(config, 12)
-    axes = study_figures(rows, config.space)["history"]().axes[0]
+    trials = make_trials(config, 12)
+    axes = study_figures(trials, config.space)["history"]().axes[0]
     shown = {tuple(point) for dots in axes.collections for point in np.round(np.asarray(dots.get_offsets()), 6)}
     low = axes.get_ylim()[0]
-    for row in rows:
-        if row.state in (TrialState.COMPLETED, TrialState.PRUNED) and row.value is not None and row.value >= low:
-            assert (row.number, round(row.value, 6)) in shown
+    for trial in trials:
+        if trial.state in (TrialState.COMPLETED, TrialState.PRUNED) and trial.value is not None and trial.value >= low:
+            assert (trial.number, round(trial.value, 6)) in shown
     (best,) = axes.lines
-    assert np.asarray(best.get_ydata())[-1] == max(row.value or 0 for row in rows if row.state is TrialState.COMPLETED)
+    assert np.asarray(best.get_ydata())[-1] == max(
+        trial.value or 0 for trial in trials if trial.state is TrialState.COMPLETED
+    )
 
 
 def test_parallel_coordinates_have_a_line_for_each_completed_trial() -> None:
     config = make_study()
-    rows = make_trials(config, 24)
-    axes = study_figures(rows, config.space)["parallel_coordinates"]().axes[0]
+    trials = make_trials(config, 24)
+    axes = study_figures(trials, config.space)["parallel_coordinates"]().axes[0]
     (lines,) = (found for found in axes.collections if isinstance(found, LineCollection))
-    assert len(lines.get_segments()) == sum(row.state is TrialState.COMPLETED for row in rows)
+    assert len(lines.get_segments()) == sum(trial.state is TrialState.COMPLETED for trial in trials)
     assert DEFAULT_STATES.count(TrialState.COMPLETED) == 3
-    assert "none" in {text.get_text() for text in axes.texts}, "networks of fewer blocks have no third width"
+    assert "none" in {text.get_text() for text in axes.texts}, "networks with fewer blocks have no third width"
 
 
-def test_recipes_of_old_studies_have_no_parameters_and_that_picture_is_left_out() -> None:
+def test_trials_without_recorded_parameters_have_no_plot_against_parameters() -> None:
     config = make_study()
-    rows = [dataclasses.replace(row, parameters=0) for row in make_trials(config, 12)]
-    pictures = study_figures(rows, config.space)
-    assert "accuracy_parameters" not in pictures
-    assert "accuracy_seconds" in pictures
+    trials = [dataclasses.replace(trial, parameters=0) for trial in make_trials(config, 12)]
+    plots = study_figures(trials, config.space)
+    assert "accuracy_parameters" not in plots
+    assert "accuracy_seconds" in plots
     assert Recipe().model.family == "cnn"

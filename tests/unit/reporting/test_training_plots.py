@@ -1,4 +1,4 @@
-"""Pictures of trainings and networks show what they say they show."""
+"""Tests of `reporting.training_plots`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.figures import figure_texts, render_png
 
 
 def image_values(figure: Figure) -> Any:
-    """What the colours show."""
+    """Return the values behind the colors."""
     shown = figure.axes[0].images[0].get_array()
     assert shown is not None
     return shown.tolist()
@@ -37,26 +37,26 @@ def cell_texts(figure: Figure) -> set[tuple[Any, str]]:
     return {(text.get_position(), text.get_text()) for text in figure.axes[0].texts}
 
 
-def test_a_confusion_matrix_shows_every_count_and_every_class() -> None:
+def test_a_confusion_matrix_shows_all_counts_and_classes() -> None:
     figure = confusion_figure([[5, 0, 1], [0, 7, 0], [2, 3, 4]], ["a", "b", "c"], "title")
     axes = figure.axes[0]
     assert axes.get_title() == "title"
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "c"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
-    # Rows are the true classes: what stands at x = 2, y = 0 was of the first class and taken for the third.
+    # Rows are true classes: the cell at x = 2, y = 0 counts images of the first class that were predicted as the third.
     assert {((2, 0), "1"), ((0, 2), "2")} < cell_texts(figure)
     assert len(cell_texts(figure)) == 6
     assert image_values(figure)[0] == pytest.approx([5 / 6, 0, 1 / 6])
 
 
-def test_a_normalised_confusion_matrix_shows_percents_of_each_true_class() -> None:
+def test_a_normalised_confusion_matrix_shows_percentages_of_each_true_class() -> None:
     figure = confusion_figure([[3, 1], [0, 0]], ["a", "b"], "title", normalised=True)
     assert cell_texts(figure) == {((0, 0), "75.0"), ((1, 0), "25.0")}
 
 
-def test_a_class_without_images_leaves_its_row_empty() -> None:
-    figure = confusion_figure([[0, 0], [1, 1]], ["a", "b"], "a $title$ of whatever text")
+def test_the_row_of_a_class_without_images_is_empty() -> None:
+    figure = confusion_figure([[0, 0], [1, 1]], ["a", "b"], "a $title$ with any text")
     assert image_values(figure) == [[0, 0], [0.5, 0.5]]
     render_png(figure)
 
@@ -68,15 +68,15 @@ def make_report(epoch: int, rate: float = 0.1, val: float | None = 0.8) -> Epoch
 @pytest.mark.parametrize(
     ("rates", "panels"), [((0.1, 0.1), ["loss", "accuracy"]), ((0.1, 0.05), ["loss", "accuracy", "learning rate"])]
 )
-def test_the_learning_rate_is_drawn_where_it_varies(rates: tuple[float, float], panels: list[str]) -> None:
+def test_the_learning_rate_is_drawn_if_it_varies(rates: tuple[float, float], panels: list[str]) -> None:
     figure = training_figure([make_report(1, rates[0]), make_report(2, rates[1])], "title")
     assert [axes.get_ylabel() for axes in figure.axes] == panels
     render_png(figure)
 
 
-def test_a_training_without_validation_says_so() -> None:
+def test_the_note_says_that_a_training_has_no_validation() -> None:
     figure = training_figure([make_report(1, val=None)], "title")
-    assert "1 epoch; nothing was held back for validation" in figure_texts(figure)
+    assert "1 epoch; without validation images" in figure_texts(figure)
     assert [line.get_label() for line in figure.axes[0].lines] == ["training"]
     render_png(figure)
 
@@ -85,7 +85,7 @@ def axes_images(figure: Figure) -> list[AxesImage]:
     return [image for axes in figure.axes for image in axes.images]
 
 
-def test_the_gallery_shows_the_images_of_the_mistakes_and_what_they_were_taken_for() -> None:
+def test_mistakes_are_shown_with_true_and_predicted_class() -> None:
     pixels = torch.arange(4, dtype=torch.uint8)[:, None, None].expand(4, 28, 28)
     figure = mistakes_figure(
         pixels, [Misclassification(3, 0, 1, 0.99), Misclassification(1, 1, 0, 0.75)], ["a", "b"], "title"
@@ -97,31 +97,31 @@ def test_the_gallery_shows_the_images_of_the_mistakes_and_what_they_were_taken_f
     assert "no mistakes" in figure_texts(mistakes_figure(pixels, [], ["a", "b"], "title"))
 
 
-def test_a_grid_of_predictions_says_the_true_class_of_mistakes_alone() -> None:
+def test_predictions_show_the_true_class_of_mistakes_only() -> None:
     probabilities = torch.tensor([[0.9, 0.1], [0.8, 0.2]])
     pixels = torch.zeros(2, 28, 28, dtype=torch.uint8)
     figure = predictions_figure(pixels, probabilities, torch.tensor([0, 1]), ["a", "b"], "title")
-    assert [axes.get_title() for axes in figure.axes if axes.images] == ["a, 90.0%", "a, 80.0%\nis b"]
+    assert [axes.get_title() for axes in figure.axes if axes.images] == ["a, 90.0%", "a, 80.0%\ntrue: b"]
     assert [axes.title.get_color() == RED for axes in figure.axes if axes.images] == [False, True]
-    assert "1 of 2 right" in figure_texts(figure)
+    assert "1 of 2 correct" in figure_texts(figure)
     render_png(figure)
 
 
-def test_an_image_whose_class_nobody_knows_is_neither_right_nor_wrong() -> None:
+def test_an_image_of_unknown_class_is_neither_correct_nor_a_mistake() -> None:
     probabilities = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]])
     pixels = torch.zeros(3, 28, 28, dtype=torch.uint8)
     some = predictions_figure(
         pixels, probabilities, torch.tensor([UNKNOWN_LABEL, 1, UNKNOWN_LABEL]), ["a", "b"], "title"
     )
-    assert [axes.get_title() for axes in some.axes if axes.images] == ["a, 90.0%", "a, 80.0%\nis b", "a, 70.0%"]
-    assert "0 of 1 right" in figure_texts(some)
+    assert [axes.get_title() for axes in some.axes if axes.images] == ["a, 90.0%", "a, 80.0%\ntrue: b", "a, 70.0%"]
+    assert "0 of 1 correct" in figure_texts(some)
     none = predictions_figure(pixels, probabilities, torch.full((3,), UNKNOWN_LABEL), ["a", "b"], "title")
-    assert "right" not in figure_texts(none)
+    assert "correct" not in figure_texts(none)
 
 
 @pytest.mark.parametrize(("count", "columns"), [(1, 3), (25, 5), (26, 10), (100, 10)])
 @pytest.mark.filterwarnings("error")
-def test_a_gallery_of_many_is_wide(count: int, columns: int) -> None:
+def test_a_grid_of_many_images_is_wide(count: int, columns: int) -> None:
     pixels = torch.zeros(count, 28, 28, dtype=torch.uint8)
     figure = predictions_figure(pixels, torch.full((count, 2), 0.5), torch.zeros(count).long(), ["a", "b"], "title")
     assert len(axes_images(figure)) == count
@@ -129,7 +129,7 @@ def test_a_gallery_of_many_is_wide(count: int, columns: int) -> None:
     render_png(figure)
 
 
-def test_a_reliability_curve_says_its_error_and_shows_the_bins_that_hold_images() -> None:
+def test_a_reliability_diagram_shows_the_error_and_the_bins_with_images() -> None:
     probabilities = torch.tensor([[0.95, 0.05], [0.85, 0.15], [0.25, 0.75]])
     found = calibration(probabilities, torch.tensor([0, 1, 1]), bins=10)
     figure = calibration_figure(found, "cnn")
@@ -156,7 +156,7 @@ def test_filters_are_the_kernels_of_the_first_layer_on_one_scale_around_0() -> N
 
 
 @pytest.mark.filterwarnings("error")
-def test_rows_over_pixels_are_drawn_as_images_and_no_more_than_64() -> None:
+def test_rows_of_a_linear_layer_are_drawn_as_images_at_most_64() -> None:
     rows = torch.arange(100 * 784.0).reshape(100, 784)
     figure = filters_figure({"first.weight": rows, "first.bias": torch.zeros(100)}, "title")
     shown = [image for image in axes_images(figure) if np.asarray(image.get_array()).shape == (28, 28)]
@@ -166,8 +166,8 @@ def test_rows_over_pixels_are_drawn_as_images_and_no_more_than_64() -> None:
     render_png(figure)
 
 
-def test_a_first_layer_that_looks_at_no_image_is_refused() -> None:
-    with pytest.raises(UserError, match=r"mine: its first layer, first\.weight of 5x10, has no filters"):
+def test_a_first_layer_without_image_input_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"mine: the first layer, first\.weight of shape 5x10, has no filters"):
         filters_figure({"first.weight": torch.zeros(5, 10)}, "mine")
 
 

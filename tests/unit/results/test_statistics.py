@@ -1,4 +1,4 @@
-"""Tests of `results.statistics`: Wilson's interval and McNemar's test."""
+"""Tests of `results.statistics`: Wilson's interval, McNemar's test and scores of classes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
+from sklearn.metrics import precision_recall_fscore_support
 
-from fmnist_search.results.statistics import mcnemar, wilson
+from fmnist_search.results.statistics import class_scores, mcnemar, wilson
 
 # ---------------------------------------------------------------------------- Wilson's interval
 
@@ -54,3 +55,26 @@ def test_mcnemar_equals_a_result_by_hand() -> None:
     assert mcnemar(0, 0) == mcnemar(7, 7) == 1.0
     # The p-value is smaller than any positive float, and nothing overflows.
     assert mcnemar(0, 10_000) == 0.0
+
+
+# ------------------------------------------------------------------------------ scores of classes
+
+CLASS_COUNT = 4
+label_pairs = st.lists(
+    st.tuples(st.integers(0, CLASS_COUNT - 1), st.integers(0, CLASS_COUNT - 1)), min_size=1, max_size=60
+)
+
+
+@given(label_pairs)
+def test_class_scores_equal_those_of_scikit_learn(given: list[tuple[int, int]]) -> None:
+    true, predicted = zip(*given, strict=True)
+    confusion = [[given.count((t, p)) for p in range(CLASS_COUNT)] for t in range(CLASS_COUNT)]
+    columns = precision_recall_fscore_support(true, predicted, labels=range(CLASS_COUNT), zero_division=0)
+    for score, expected in zip(class_scores(confusion), zip(*columns, strict=True), strict=True):
+        assert (score.precision, score.recall, score.f1, score.support) == pytest.approx(expected)
+
+
+def test_undefined_class_scores_are_zero() -> None:
+    unseen, guessed = class_scores([[0, 0], [0, 3]])
+    assert (unseen.precision, unseen.recall, unseen.f1, unseen.support) == (0, 0, 0, 0)
+    assert (guessed.precision, guessed.recall, guessed.f1, guessed.support) == (1, 1, 1, 3)

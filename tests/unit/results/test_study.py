@@ -1,4 +1,4 @@
-"""The mean overhead of trials."""
+"""Ranking and counting trials, the mean overhead of trials, and the text of a score."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from fmnist_search.models.mlp import Mlp
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.results.study import TrialRecord, mean_overhead
+from fmnist_search.results.champion import ConfirmedScore
+from fmnist_search.results.study import StopReason, StudySummary, TrialRecord, mean_overhead
 from fmnist_search.results.training import Overhead, TrialState
+from tests.support.records import make_record
 
 SECONDS = st.floats(0, 1e6)
 measured_overheads = st.builds(Overhead, st.floats(1e-6, 1e6), SECONDS, SECONDS, SECONDS)
@@ -46,3 +48,42 @@ def test_trials_that_reuse_a_result_do_not_change_the_mean(overhead: Overhead, t
     for name in ("seconds", "build", "capture", "sampling"):
         assert abs(getattr(mean, name) - getattr(overhead, name)) <= 1e-9 * getattr(overhead, name)
     assert mean.tracking == 3.0 / trained
+
+
+def make_summary(*trials: TrialRecord) -> StudySummary:
+    return StudySummary("small", "Does it work?", trials, StopReason.TRIALS, len(trials), 60.0)
+
+
+def test_completed_trials_are_ranked_by_value_and_equal_ones_by_number() -> None:
+    trials = [
+        make_record(0, value=0.8),
+        make_record(1, value=0.9),
+        make_record(2, TrialState.PRUNED, 0.99),
+        make_record(3, value=0.9),
+        make_record(4, TrialState.FAILED, 0.95),
+        make_record(5, value=0.9, duplicate_of=1),
+        make_record(6, value=0.0),
+    ]
+    found = make_summary(*trials)
+    assert [leader.number for leader in found.ranked_trials] == [1, 3, 0, 6]
+    assert found.best == trials[1]
+    assert make_summary(trials[2]).best is None
+
+
+def test_duplicates_are_not_counted() -> None:
+    found = make_summary(
+        make_record(0),
+        make_record(1, duplicate_of=0),
+        make_record(2, TrialState.PRUNED, 0.5),
+        make_record(3, TrialState.PRUNED, 0.5, duplicate_of=2),
+    )
+    assert {state: found.count(state) for state in TrialState} == {
+        TrialState.COMPLETED: 1,
+        TrialState.PRUNED: 1,
+        TrialState.FAILED: 0,
+        TrialState.INTERRUPTED: 0,
+    }
+
+
+def test_the_score_of_a_single_seed_has_no_deviation() -> None:
+    assert str(ConfirmedScore(0, Recipe(), (0.5,))) == "50.00% (n = 1)"

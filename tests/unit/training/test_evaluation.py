@@ -8,7 +8,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor
 from torch.nn import functional
 
@@ -22,7 +21,6 @@ from fmnist_search.training.evaluation import (
     CPU_BATCH_SIZE,
     GPU_BATCH_SIZE,
     calibration,
-    class_scores,
     evaluate,
     misclassifications,
     predict_logits,
@@ -102,29 +100,6 @@ def test_logits_are_float32_and_carry_no_gradient(precision: str, classifier: Cl
 def test_bfloat16_is_used_if_requested(classifier: Classifier, images: Images) -> None:
     pixels = images.validation.pixels[:300]
     assert not torch.equal(predict_logits(classifier, pixels, "bfloat16"), predict_logits(classifier, pixels))
-
-
-# ------------------------------------------------------------------------------------ class scores
-
-CLASS_COUNT = 4
-label_pairs = st.lists(
-    st.tuples(st.integers(0, CLASS_COUNT - 1), st.integers(0, CLASS_COUNT - 1)), min_size=1, max_size=60
-)
-
-
-@given(label_pairs)
-def test_class_scores_equal_those_of_scikit_learn(given: list[tuple[int, int]]) -> None:
-    true, predicted = zip(*given, strict=True)
-    confusion = [[given.count((t, p)) for p in range(CLASS_COUNT)] for t in range(CLASS_COUNT)]
-    columns = precision_recall_fscore_support(true, predicted, labels=range(CLASS_COUNT), zero_division=0)
-    for score, expected in zip(class_scores(confusion), zip(*columns, strict=True), strict=True):
-        assert (score.precision, score.recall, score.f1, score.support) == pytest.approx(expected)
-
-
-def test_undefined_class_scores_are_zero() -> None:
-    unseen, guessed = class_scores([[0, 0], [0, 3]])
-    assert (unseen.precision, unseen.recall, unseen.f1, unseen.support) == (0, 0, 0, 0)
-    assert (guessed.precision, guessed.recall, guessed.f1, guessed.support) == (1, 1, 1, 3)
 
 
 # ------------------------------------------------------------------------------------ calibration
