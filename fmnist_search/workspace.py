@@ -1,4 +1,4 @@
-"""Where files live: the image cache, the MLflow store and our own files beside it."""
+"""The places of all files: the image cache, the MLflow store, and the folder of this program beside it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ APP_NAME = "fmnist-search"
 
 
 def image_cache_folder() -> Path:
-    """Folder of the verified images, one for all the studies of a user."""
+    """Return the folder of the verified images, which all studies of a user share."""
     return _user_cache_folder() / "images"
 
 
 def lock_file(tracking_uri: str) -> Path:
-    """The file that a user's processes on this machine lock while they change aliases in a store."""
+    """Return the file that the processes of a user lock while they change aliases in a store."""
     return _user_cache_folder() / "locks" / f"{hashlib.sha256(tracking_uri.encode()).hexdigest()[:16]}.lock"
 
 
@@ -31,9 +31,9 @@ def _user_cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class Workspace:
-    """The places of a user's studies: the MLflow store, the folder of our own files, and the folder of the images.
+    """The places of a user's studies: the MLflow store, the folder of this program's files, the folder of the images.
 
-    `data_dir` is None where the images are looked for in the usual places.
+    If `data_dir` is None, the images are searched in the usual places.
     """
 
     tracking_uri: str
@@ -54,41 +54,41 @@ class Workspace:
 
     @property
     def storage_url(self) -> str:
-        """Optuna's database."""
+        """The URL of Optuna's storage."""
         return f"sqlite:///{self.folder / 'optuna.db'}"
 
     @property
     def outbox_path(self) -> Path:
-        """What is on its way to MLflow."""
+        """The file with the events that are on their way to MLflow."""
         return self.folder / "outbox.db"
 
     def weights_path(self, study: str, number: int) -> Path:
-        """The kept weights of a trial."""
+        """Return the file with the weights of a completed trial."""
         return self.folder / "weights" / study / f"{number:03d}.pt"
 
     def training_folder(self, run_id: str) -> Path:
-        """The folder of what a single training keeps."""
+        """Return the folder with the checkpoints of a single training."""
         return self.folder / "weights" / "train" / run_id
 
     def rename_weights(self, study: str, renamed: str) -> None:
-        """Let the kept weights follow a study that gets another name."""
+        """Move the weights of a study that was renamed."""
         folder = self.folder / "weights" / study
         if folder.exists():
             folder.rename(folder.with_name(renamed))
 
 
 def resolve_tracking_uri(given: str | None = None) -> str:
-    """The MLflow store: as given, else MLFLOW_TRACKING_URI, else `mlflow.db` in the current folder.
+    """Return the MLflow store: the given one, else MLFLOW_TRACKING_URI, else `mlflow.db` in the current folder.
 
-    A SQLite address comes back absolute, so that it still points to the same file after a change of folder.
+    The path of a SQLite URI is made absolute, so that it names the same file after a change of folder.
 
     Raises:
-        UserError: the current folder holds MLflow's old file store, which MLflow would take by default.
+        UserError: if no store is named and the current folder holds MLflow's old file store, which MLflow would take.
     """
     uri = given or os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None and any(Path("mlruns").glob("[0-9]*/meta.yaml")):
         raise UserError(
-            "./mlruns: is an older MLflow's file store, which stands in the way of mlflow.db; bring it over with "
+            "./mlruns: is the file store of an older MLflow, which prevents the use of mlflow.db; convert it with "
             "`mlflow migrate-filestore --source mlruns --target sqlite:///mlflow.db` and rename it, or name a store "
             "with --tracking-uri"
         )
@@ -98,13 +98,16 @@ def resolve_tracking_uri(given: str | None = None) -> str:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The absolute path of the file behind a `sqlite:///` address; None for any other address."""
+    """Return the absolute path of the file of a `sqlite:///` URI; None for any other URI."""
     prefix = "sqlite:///"
     return Path(uri[len(prefix) :]).absolute() if uri.startswith(prefix) else None
 
 
 def resolve_workdir(tracking_uri: str, given: str | Path | None = None) -> Path:
-    """Our own files: as given, else FMNIST_SEARCH_HOME, else beside a SQLite store, else the user's data folder."""
+    """Return the folder of this program's files.
+
+    It is the given one, else FMNIST_SEARCH_HOME, else beside a SQLite store, else in the user's data folder.
+    """
     chosen = given or os.environ.get("FMNIST_SEARCH_HOME")
     if chosen:
         return Path(chosen).absolute()

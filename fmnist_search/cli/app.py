@@ -7,7 +7,7 @@ import contextlib
 import gc
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +18,7 @@ from fmnist_search.errors import UserError
 if TYPE_CHECKING:
     from fmnist_search.data.files import DataSource
     from fmnist_search.recipe.recipe import Recipe
+    from fmnist_search.workflows.settings import TrackingOptions
     from fmnist_search.workspace import Workspace
 
 app = typer.Typer(
@@ -120,6 +121,14 @@ class CommandSettings:
 def plots_enabled(context: typer.Context) -> bool:
     """Return whether a command renders figures into the runs that it writes."""
     return not isinstance(context.obj, CommandSettings) or context.obj.plots
+
+
+def tracking_options(context: typer.Context, *, enabled: bool = True) -> TrackingOptions:
+    """Return what a command about a study writes to MLflow."""
+    from fmnist_search.workflows.settings import TrackingOptions
+
+    options = TrackingOptions(enabled=enabled)
+    return options if plots_enabled(context) else replace(options, plot_interval=None)
 
 
 def main(arguments: list[str] | None = None, settings: CommandSettings = CommandSettings()) -> None:

@@ -22,6 +22,7 @@ from fmnist_search.cli.app import (
     image_source,
     make_workspace,
     plots_enabled,
+    tracking_options,
 )
 from fmnist_search.cli.search import print_summary
 from fmnist_search.errors import UserError
@@ -81,7 +82,11 @@ def promote(
         {**config.model_dump(), "finalists": {**dict(config.finalists), **changes}}
     ).finalists
     summary = promote_study(
-        name, settings=settings, workspace=workspace, plots=plots_enabled(context), callback=TrainingProgressDisplay()
+        name,
+        settings=settings,
+        workspace=workspace,
+        tracking=tracking_options(context),
+        callback=TrainingProgressDisplay(),
     )
     if as_json:
         print_json(champion_to_dict(summary.champion) if summary.champion else None)

@@ -23,7 +23,7 @@ from fmnist_search.cli.app import (
     WorkersOption,
     app,
     make_workspace,
-    plots_enabled,
+    tracking_options,
 )
 
 if TYPE_CHECKING:
@@ -114,7 +114,6 @@ def search(
     from fmnist_search.cli.output import print_json
     from fmnist_search.cli.progress import StudyProgressDisplay
     from fmnist_search.cli.serialization import search_to_dict
-    from fmnist_search.workflows.settings import PLOT_INTERVAL_SECONDS
     from fmnist_search.workflows.study.api import run_study
 
     with StudyProgressDisplay(config) as display:
@@ -122,8 +121,7 @@ def search(
             config,
             workspace=make_workspace(tracking_uri, workdir, data_dir),
             fresh=fresh,
-            tracked=not no_tracking,
-            plot_interval=PLOT_INTERVAL_SECONDS if plots_enabled(context) else None,
+            tracking=tracking_options(context, enabled=not no_tracking),
             callback=display,
         )
     if as_json:

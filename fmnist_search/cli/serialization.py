@@ -347,11 +347,11 @@ def _garbage_kind_texts(kind: GarbageKind) -> tuple[str, str]:
     from fmnist_search.workflows.garbage import GarbageKind
 
     return {
-        GarbageKind.ASIDE: ("aside", "weights of studies that were put aside"),
-        GarbageKind.GONE: ("gone", "weights of studies that are gone"),
-        GarbageKind.BEATEN: ("beaten", "weights of trials that are not among the best of their study"),
+        GarbageKind.ARCHIVED: ("aside", "weights of studies that were put aside"),
+        GarbageKind.ORPHANED: ("gone", "weights of studies that are gone"),
+        GarbageKind.OUTRANKED: ("beaten", "weights of trials that are not among the best of their study"),
         GarbageKind.DELETED: ("deleted", "weights of trainings whose runs were deleted"),
-        GarbageKind.UNFINISHED: ("unfinished", "files that were never finished"),
+        GarbageKind.INCOMPLETE: ("unfinished", "files that were never finished"),
         GarbageKind.MODELS: ("models", "models that no registered version refers to"),
         GarbageKind.RUNS: ("runs", "runs that were deleted in MLflow"),
     }[kind]

@@ -1,4 +1,4 @@
-"""What `doctor` looks at: everything a search needs, each with a finding in a line."""
+"""The checks of `doctor`: everything that a search needs, each with a result of one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fmnist_search.workspace import Workspace
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One finding."""
+    """The result of one check."""
 
     subject: str
     ok: bool
@@ -29,7 +29,7 @@ class CheckResult:
 
 
 def run_checks(workspace: Workspace | None = None) -> list[CheckResult]:
-    """All findings; what a check finds wrong is a finding, never an error."""
+    """Run all checks and return their results; a failed check raises nothing."""
     workspace = workspace or Workspace.resolve()
     return [
         _run_check("python", platform.python_version),

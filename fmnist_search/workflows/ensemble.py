@@ -1,4 +1,4 @@
-"""Several trained runs as one model: judged on images that no member was trained on, and registered where asked."""
+"""Ensembles of trained runs: evaluated on images that no member was trained on, and registered on request."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ from fmnist_search.workflows.sending import open_sender
 from fmnist_search.workspace import Workspace
 
 SPLIT_KEYS = ("data.validation", "data.seed")
-"""What decides which images of a dataset are held back."""
+"""The values of a recipe that determine which images of a dataset are held back."""
 
 
 @dataclass(frozen=True)
 class EnsembleMember:
-    """A run in an ensemble, and how good its kept weights are on the validation images by themselves."""
+    """A run in an ensemble, and the evaluation of its stored weights alone on the validation images."""
 
     run: TrainedRun
     evaluation: Evaluation
@@ -50,9 +50,9 @@ class EnsembleMember:
 
 @dataclass(frozen=True)
 class EnsembleResult:
-    """An ensemble of runs: its members, how good it is on so many validation images, and its run in MLflow.
+    """An ensemble of runs: its members, its evaluation on the validation images, and its run in MLflow.
 
-    `find_version` is None where it was not asked for; then it has not met the test images.
+    `registered` is None if registration was not requested; then it was not evaluated on the test images.
     """
 
     members: tuple[EnsembleMember, ...]
@@ -72,44 +72,44 @@ def build_ensemble(
     model_name: str | None = None,
     plots: bool = True,
 ) -> EnsembleResult:
-    """The mean of several runs' probabilities as one model, judged on their validation images, in a run of its own.
+    """Average the probabilities of several runs in one model, evaluate it on their validation images, and record it.
 
-    Everything is computed in float32 on the device. Where `should_register`, the ensemble meets the test images once
-    and is registered as a promotion would do, by default under the name that models of its dataset have.
+    Everything is computed in float32 on the device. With `should_register`, the ensemble is evaluated once on the test
+    images and registered like a promoted model, by default under the model name of its dataset.
 
     Raises:
-        UserError: fewer than two runs, one of them twice, runs of other images than the first, no kept weights, or
-            what `registration.register` raises.
+        UserError: if there are fewer than two runs, a run is named twice, runs have other images than the first,
+            weights are missing, or `registration.register` raises it.
     """
     _check_run_ids(run_ids)
     workspace, callback = workspace or Workspace.resolve(), callback or StudyCallback()
     source = DataSource.from_workspace(workspace)
     with store_errors(workspace.tracking_uri):
-        tracking = MlflowStore(workspace.tracking_uri, "fmnist-search")
-        runs = [read_run(tracking, run_id) for run_id in run_ids]
+        store = MlflowStore(workspace.tracking_uri, "fmnist-search")
+        runs = [read_run(store, run_id) for run_id in run_ids]
         _check_same_split(runs)
-        classifiers = [load_run_classifier(workspace, tracking, run) for run in runs]
+        classifiers = [load_run_classifier(workspace, store, run) for run in runs]
         name = model_name or Finalists().for_dataset(runs[0].recipe.data.dataset).model_name
         if should_register:
-            prepare_name(tracking, name, runs[0].experiment_id)
+            prepare_name(store, name, runs[0].experiment_id)
         members = _evaluate_members(runs, classifiers, load_images(runs[0].recipe.data, source, device))
-        with open_sender(workspace, tracking, callback) as sender:
+        with open_sender(workspace, store, callback) as sender:
             context = JobContext(sender, callback, Interruption(), plots)
             tags = {tag_names.KIND: tag_names.ENSEMBLE_RUN, tag_names.MEMBERS: ", ".join(run_ids)}
-            run = tracking.sibling_run(runs[0].run_id, sender, members.name, tags)
+            run = store.sibling_run(runs[0].run_id, sender, members.name, tags)
             with _closed_run(run):
                 _log_ensemble(run, members, plots=plots)
                 registered = None
                 if should_register:
                     command = shlex.join(["fmnist-search", "ensemble", *run_ids, "--register", "--model-name", name])
-                    registered = register(tracking, name, _candidate(members), run, context, source, command)
+                    registered = register(store, name, _candidate(members), run, context, source, command)
             context.flush()
     return EnsembleResult(members.members, members.evaluation, len(members.images.validation), run.run_key, registered)
 
 
 @dataclass(frozen=True)
 class _Members:
-    """Runs as one model: their networks, and the logits (N, classes) that these give together on validation."""
+    """The members as one model: their networks, and their joint logits (N, classes) on the validation images."""
 
     members: tuple[EnsembleMember, ...]
     classifiers: tuple[Classifier, ...]
@@ -138,26 +138,26 @@ def _check_run_ids(run_ids: Sequence[str]) -> None:
 
 
 def _check_same_split(runs: Sequence[TrainedRun]) -> None:
-    """Refuse runs that cannot be judged on the same images."""
+    """Raise UserError if the runs cannot be evaluated on the same images."""
     first = runs[0]
     wanted = first.recipe.to_flat_dict()
     for run in runs:
         values, name = run.recipe.to_flat_dict(), f"ensemble: run {run.run_id!r}"
         if not values["data.validation"]:
             raise UserError(
-                f"{name}: held no images back for validation, so that nothing can judge it; train it again with "
+                f"{name}: held no images back for validation, so that it cannot be evaluated; train it again with "
                 f"`fmnist-search train --from-run {run.run_id} --set data.validation=...`"
             )
         if values["data.dataset"] != wanted["data.dataset"]:
             raise UserError(
-                f"{name}: learned from {values['data.dataset']!r}, and run {first.run_id!r} from "
+                f"{name}: was trained on {values['data.dataset']!r}, and run {first.run_id!r} from "
                 f"{wanted['data.dataset']!r}; take runs of one dataset"
             )
         if off := {key: wanted[key] for key in SPLIT_KEYS if values[key] != wanted[key]}:
             differs = ", ".join(f"{key} is {values[key]}, there {value}" for key, value in off.items())
             remedy = " ".join(f"--set {key}={value}" for key, value in off.items())
             raise UserError(
-                f"{name}: was trained on images that judge run {first.run_id!r} ({differs}); train it again with "
+                f"{name}: was trained on validation images of run {first.run_id!r} ({differs}); train it again with "
                 f"`fmnist-search train --from-run {run.run_id} {remedy}`"
             )
 
@@ -171,14 +171,14 @@ def _evaluate_members(runs: Sequence[TrainedRun], classifiers: Sequence[Classifi
 
 
 def _logits(classifier: Classifier, pixels: Tensor) -> Tensor:
-    """Logits by a copy of a classifier in the layout that halves the time on a CPU."""
+    """Return the logits of a copy of a classifier in channels last, which halves the time on a CPU."""
     model = copy.deepcopy(classifier)
     return predict_logits(model.to(pixels.device, memory_format=torch.channels_last), pixels)  # type: ignore[call-overload]
 
 
 @contextlib.contextmanager
 def _closed_run(run: RunLogger) -> Iterator[None]:
-    """Close a run whatever happens meanwhile."""
+    """End a run when the context is left, with the state that fits."""
     try:
         yield
     except KeyboardInterrupt:
@@ -191,7 +191,7 @@ def _closed_run(run: RunLogger) -> Iterator[None]:
 
 
 def _log_ensemble(run: RunLogger, ensemble: _Members, *, plots: bool) -> None:
-    """What the run of an ensemble keeps, registered or not."""
+    """Log the evaluation of an ensemble and its members to its run."""
     accuracy, images, runs = ensemble.evaluation.accuracy, ensemble.images, [member.run for member in ensemble.members]
     parameters = sum(parameter.numel() for classifier in ensemble.classifiers for parameter in classifier.parameters())
     run.log_metrics(

@@ -19,23 +19,25 @@ from fmnist_search.tracking.sender import NullSender, Sender
 from fmnist_search.training.callbacks import never_stop
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.interruption import Interruption
-
-FLUSH_TIMEOUT = 30.0
-"""Seconds without progress after which a store counts as down at the end; `fmnist-search sync` sends the rest later."""
+from fmnist_search.workflows.settings import TrackingOptions
 
 
 @dataclass(frozen=True)
 class JobContext:
-    """What all jobs of a workflow share. With `plots` false, no figures are rendered."""
+    """What all jobs of a workflow share.
+
+    With `plots` false, no figures are rendered. `flush_timeout` is that of `TrackingOptions`.
+    """
 
     sender: Sender | NullSender
     callback: StudyCallback
     interruption: Interruption
     plots: bool = True
+    flush_timeout: float = TrackingOptions.flush_timeout
 
     def flush(self) -> bool:
         """Wait until MLflow has every event; return False, with a message, if the store stays down."""
-        delivered = self.sender.flush(FLUSH_TIMEOUT, lambda: self.interruption.is_requested)
+        delivered = self.sender.flush(self.flush_timeout, lambda: self.interruption.is_requested)
         if not delivered:
             self.callback.on_message(
                 "MLflow has not received everything; the rest is kept, and `fmnist-search sync` sends it once MLflow "

@@ -1,4 +1,4 @@
-"""The same networks trained at several learning rates: which they bear, and which they like."""
+"""A sweep: the same networks trained at several learning rates."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PLOT_FILE = "sweep.png"
 
 @dataclass(frozen=True)
 class LearningRateSweep:
-    """What came of it, in the order of networks and rates, and the picture, which the run holds too."""
+    """The results in the order of networks and rates, and the figure, which is also an artifact of the run."""
 
     rates: tuple[LearningRateResult, ...]
     figure: Figure
@@ -49,43 +49,48 @@ def sweep_learning_rate(
     plots: bool = True,
     callback: StudyCallback | None = None,
 ) -> LearningRateSweep:
-    """Train each recipe, by its name, at so many times its learning rate, from its seed and those that follow.
+    """Train recipes, given by name, at their learning rates times each factor, from `seeds` seeds each.
 
-    All run side by side, each in a run of its own below a common one, which holds a table and one picture.
+    Several train at a time, each in a run below a common one, which holds a table and a figure. With `plots` false, no
+    other figures are rendered.
 
     Raises:
-        UserError: a rate out of bounds, no validation images, a network that cannot be built, no images, no such
-            device, or a store out of reach.
+        UserError: if a rate is out of bounds, a recipe has no validation images, a network cannot be built, images or
+            device are missing, or the store is unreachable.
     """
     for name, recipe in recipes.items():
         check_size(recipe.model)
         if not recipe.data.validation:
-            raise UserError(f"data.validation: {name} holds no images back, and a sweep judges on them; give some")
-    wanted = [
+            raise UserError(
+                f"data.validation: {name} holds no images back, but a sweep compares validation accuracies; set it"
+            )
+    scaled = [
         (name, factor, recipe.replace({LEARNING_RATE: _scaled_learning_rate(recipe, factor)}))
         for name, recipe in recipes.items()
         for factor in factors
     ]
-    trainings = [
+    named_recipes = [
         (f"{name} {factor:g}x seed {seed}", recipe.replace({"seed": seed}))
-        for name, factor, recipe in wanted
+        for name, factor, recipe in scaled
         for seed in range(recipe.seed, recipe.seed + seeds)
     ]
     title = f"sweep-lr {', '.join(recipes)}"
     resolved = resolve_settings(execution, threads=1)
     with (
         open_training_session(workspace, resolved, callback, experiment=experiment, plots=plots) as session,
-        session.open_group_run(title, {tag_names.SWEEP: LEARNING_RATE}) as above,
+        session.open_group_run(title, {tag_names.SWEEP: LEARNING_RATE}) as parent,
     ):
-        done = [result for result, _ in session.run_several(trainings, above, execution.workers)]
+        results = [result for result, _ in session.run_several(named_recipes, parent, execution.workers)]
         rates = tuple(
-            LearningRateResult(name, factor, recipe.optimizer.learning_rate, tuple(done[at * seeds : (at + 1) * seeds]))
-            for at, (name, factor, recipe) in enumerate(wanted)
+            LearningRateResult(
+                name, factor, recipe.optimizer.learning_rate, tuple(results[position * seeds : (position + 1) * seeds])
+            )
+            for position, (name, factor, recipe) in enumerate(scaled)
         )
         figure = sweep_figure(rates, title)
-        above.log_artifact(PLOT_FILE, figure_to_png(figure))
-        above.log_table("sweep.json", _columns(rates))
-    return LearningRateSweep(rates, figure, above.run_key)
+        parent.log_artifact(PLOT_FILE, figure_to_png(figure))
+        parent.log_table("sweep.json", _columns(rates))
+    return LearningRateSweep(rates, figure, parent.run_key)
 
 
 def _scaled_learning_rate(recipe: Recipe, factor: float) -> float:

@@ -1,7 +1,6 @@
-"""A run's recipe trained again, under the conditions it was trained under, and compared to the last bit.
+"""Reproduction of a run: its recipe is trained again with the same execution, and all metrics are compared exactly.
 
-A trial is run as its study's first session settled it: device, threads, engine, memory format and allocator are taken
-from the record and not found out anew.
+Device, threads, engine, memory format and allocator are those that the run recorded; nothing is measured anew.
 """
 
 from __future__ import annotations
@@ -36,33 +35,33 @@ COMPARED_METRICS = {
     metric_names.VAL_LOSS: "val_loss",
     metric_names.VAL_ACCURACY: "val_accuracy",
 }
-"""What is compared: metrics, and where an epoch's report holds them."""
+"""The compared metrics, each with the attribute of an epoch report that holds it."""
 
 
 @dataclass(frozen=True)
 class EpochComparison:
-    """The figures of one epoch, by metric: as they were, and as they are; None where there was or is none."""
+    """The metrics of one epoch by name: the original value and the reproduced one; None for a missing value."""
 
     epoch: int
     metrics: Mapping[str, tuple[float | None, float | None]]
 
     @property
     def is_identical(self) -> bool:
-        """Whether all are the same doubles."""
+        """Whether all values are equal, bit for bit."""
         return all(was == now for was, now in self.metrics.values())
 
     @property
     def differences(self) -> dict[str, float | None]:
-        """By how much each figure that is not the same differs; None where one of the two is missing."""
+        """The differences of the metrics that are not equal; None if one of the values is missing."""
         pairs = self.metrics.items()
         return {name: None if was is None or now is None else now - was for name, (was, now) in pairs if was != now}
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What came of it: the epochs side by side, and what of the environment is not as it was.
+    """The comparison of a run with its reproduction: all epochs, and the changes of the environment.
 
-    `reason` says why the training ended before its time, if it did; `run_id` is the new run, where it was recorded.
+    `reason` is the reason of a training that failed; `run_id` is the new run, if one was recorded.
     """
 
     original: TrainedRun
@@ -74,7 +73,7 @@ class Reproduction:
 
     @property
     def is_identical(self) -> bool:
-        """Whether every epoch is the same, bit for bit."""
+        """Whether all epochs are equal, bit for bit."""
         return self.reason is None and all(pair.is_identical for pair in self.epochs)
 
 
@@ -85,28 +84,31 @@ def reproduce(
     callback: StudyCallback | None = None,
     record: bool = True,
 ) -> Reproduction:
-    """Train a run's recipe again as it was trained, for as many epochs as are on record, and compare.
+    """Train the recipe of a run again for the recorded number of epochs, and compare the metrics.
+
+    With `record`, the reproduction becomes a run in MLflow.
 
     Raises:
-        UserError: no such run, nothing in it to compare with, no record of its conditions, or they cannot be had here.
+        UserError: if there is no such run, it still runs, it recorded no epochs or no environment, or its device is
+            missing here.
     """
     workspace, callback = workspace or Workspace.resolve(), callback or StudyCallback()
     with store_errors(workspace.tracking_uri):
-        tracking = MlflowStore(workspace.tracking_uri, "fmnist-search")
-        original = read_run(tracking, run_id)
+        store = MlflowStore(workspace.tracking_uri, "fmnist-search")
+        original = read_run(store, run_id)
         if original.state == "running":
-            raise UserError(f"run {run_id!r}: is not at its end; wait for it, or take a run that is")
-        before = load_environment(tracking, original)
-        history = _metric_history(tracking, run_id)
+            raise UserError(f"run {run_id!r}: has not ended; wait for it, or give another run")
+        before = load_environment(store, original)
+        history = _metric_history(store, run_id)
     if not history:
-        raise UserError(f"run {run_id!r}: has no epoch on record, so there is nothing to compare with; take another")
+        raise UserError(f"run {run_id!r}: recorded no epoch, so there is nothing to compare with; give another run")
     execution = execution_from_environment(before, run_id)
-    result, moments = _retrain(original, execution, len(history), callback, DataSource.from_workspace(workspace))
+    result, epoch_times = _retrain(original, execution, len(history), callback, DataSource.from_workspace(workspace))
     reports = {report.epoch: report for report in result.epochs}
     pairs = tuple(
         EpochComparison(epoch, _compare_epoch(figures, reports.get(epoch))) for epoch, figures in history.items()
     )
-    done = Reproduction(
+    reproduction = Reproduction(
         original=original,
         execution=execution,
         epochs=pairs,
@@ -115,37 +117,37 @@ def reproduce(
         run_id=None,
     )
     if not record:
-        return done
+        return reproduction
     with store_errors(workspace.tracking_uri):
-        return dataclasses.replace(done, run_id=_log_run(tracking, done, result, moments))
+        return dataclasses.replace(reproduction, run_id=_log_run(store, reproduction, result, epoch_times))
 
 
 def _retrain(
     original: TrainedRun, execution: Execution, epochs: int, callback: StudyCallback, source: DataSource
 ) -> tuple[TrialResult, list[float]]:
-    """The training, ended after so many epochs (the original may have been pruned there), and when each was over."""
+    """Return the result after `epochs` epochs, where the original may have been pruned, and the times of their ends."""
     recipe, name = original.recipe, f"{original.name}, again"
     images = load_images(recipe.data, source, execution.device)
-    moments: list[float] = []
+    epoch_times: list[float] = []
 
     def observe(report: EpochReport) -> Decision:
-        moments.append(time.time())
+        epoch_times.append(time.time())
         callback.on_epoch_end(name, report)
         return Decision.PRUNE if report.epoch >= epochs else Decision.CONTINUE
 
     callback.on_training_start(name, recipe)
     result = run_trial(recipe, images, execution, observe)
     callback.on_training_end(name)
-    return result, moments
+    return result, epoch_times
 
 
 def _metric_history(mlflow_store: MlflowStore, run_id: str) -> dict[int, dict[str, float]]:
-    """The figures on record, by epoch."""
-    found: dict[int, dict[str, float]] = {}
+    """Return the recorded metrics by epoch."""
+    history: dict[int, dict[str, float]] = {}
     for name in COMPARED_METRICS:
         for step, value in mlflow_store.metric_history(run_id, name):
-            found.setdefault(step, {})[name] = value
-    return dict(sorted(found.items()))
+            history.setdefault(step, {})[name] = value
+    return dict(sorted(history.items()))
 
 
 def _compare_epoch(
@@ -161,7 +163,7 @@ def _epoch_metrics(report: EpochReport) -> dict[str, float]:
 
 
 def _environment_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """What of an environment is not as it was, each with both its values."""
+    """Return the entries of the environment that changed, each with its old and its new value."""
     was, is_now = _flatten_texts(before), _flatten_texts(now)
     names = dict.fromkeys([*was, *is_now])
     return {n: (was.get(n, "-"), is_now.get(n, "-")) for n in names if was.get(n) != is_now.get(n)}
@@ -181,7 +183,7 @@ def _flatten_texts(stored: Mapping[str, Any], prefix: str = "") -> dict[str, str
 def _log_run(
     mlflow_store: MlflowStore, reproduction: Reproduction, result: TrialResult, epoch_times: list[float]
 ) -> str:
-    """A run of its own that points to the one it trained again."""
+    """Create a run for the reproduction, tagged with the id of the original."""
     original, recipe = reproduction.original, reproduction.original.recipe
     tags = {
         tag_names.KIND: tag_names.TRAINING_RUN,

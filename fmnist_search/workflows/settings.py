@@ -6,8 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-PLOT_INTERVAL_SECONDS = 300.0
-"""Seconds after which the figures of a running study are rendered again; it takes two seconds beside the trials."""
+
+@dataclass(frozen=True)
+class TrackingOptions:
+    """What a study writes to MLflow.
+
+    If not `enabled`, it writes nothing and has no champion. Figures are rendered every `plot_interval` seconds, which
+    takes two seconds beside the trials, and at the end; with None, none are rendered. At the end, a store that takes
+    nothing for `flush_timeout` seconds counts as down; `fmnist-search sync` sends the rest later.
+    """
+
+    enabled: bool = True
+    plot_interval: float | None = 300.0
+    flush_timeout: float = 30.0
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from fmnist_search.results.training import Stopper
 from fmnist_search.training.callbacks import never_stop
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.lookup import load_study, summarize_stored
-from fmnist_search.workflows.settings import PLOT_INTERVAL_SECONDS
+from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workflows.study.session import SessionOptions, open_session
 from fmnist_search.workspace import Workspace
 
@@ -21,8 +21,7 @@ def run_study(
     *,
     workspace: Workspace | None = None,
     fresh: bool = False,
-    tracked: bool = True,
-    plot_interval: float | None = PLOT_INTERVAL_SECONDS,
+    tracking: TrackingOptions = TrackingOptions(),
     stopper: Stopper = never_stop,
     callback: StudyCallback | None = None,
     backend_factory: BackendFactory = make_backend,
@@ -30,9 +29,7 @@ def run_study(
     """Run a study until a limit of its budget is reached, or continue it, and register its champion.
 
     Every trial is a run in MLflow. `stopper` is called after every epoch of every trial and may end the trial or the
-    study. With `fresh`, an earlier study of that name is archived first. A study that is not `tracked` writes nothing
-    to MLflow and has no champion. Figures are rendered every `plot_interval` seconds and at the end; with None, none
-    are rendered. `backend_factory` starts the workers that train.
+    study. With `fresh`, an earlier study of that name is archived first. `backend_factory` starts the workers.
 
     Raises:
         UserError: if images or device are missing, the store is unreachable, or the stored study has another space.
@@ -40,8 +37,7 @@ def run_study(
     options = SessionOptions(
         fresh=fresh,
         warm_starts=True,
-        tracked=tracked,
-        plot_interval=plot_interval,
+        tracking=tracking,
         backend_factory=backend_factory,
     )
     workspace = workspace or Workspace.resolve()
@@ -54,7 +50,7 @@ def promote(
     *,
     settings: Finalists | None = None,
     workspace: Workspace | None = None,
-    plots: bool = True,
+    tracking: TrackingOptions = TrackingOptions(),
     callback: StudyCallback | None = None,
 ) -> StudySummary:
     """Confirm the best recipes of a study from fresh seeds, and register the model of the selected one.
@@ -74,6 +70,6 @@ def promote(
         workspace,
         config,
         callback or StudyCallback(),
-        SessionOptions(plot_interval=PLOT_INTERVAL_SECONDS if plots else None),
+        SessionOptions(tracking=tracking),
     ) as session:
         return session.promote(finalists)

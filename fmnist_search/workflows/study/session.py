@@ -29,7 +29,7 @@ from fmnist_search.workflows.interruption import interrupt_on_signals
 from fmnist_search.workflows.jobs import JobContext
 from fmnist_search.workflows.lookup import summarize
 from fmnist_search.workflows.sending import open_sender
-from fmnist_search.workflows.settings import PLOT_INTERVAL_SECONDS
+from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workflows.study.finalists import selection_key
 from fmnist_search.workflows.study.promotion import Promotion
 from fmnist_search.workflows.study.run_logging import StudyRunLogger
@@ -46,14 +46,12 @@ class SessionOptions:
     """What a session is opened for.
 
     With `fresh`, an earlier study of that name is archived first. `warm_starts` says whether the recipes of `[start]`
-    are loaded. A session that is not `tracked` writes nothing to MLflow. Figures are rendered every `plot_interval`
-    seconds and at the end, or not at all if it is None. `backend_factory` starts the workers.
+    are loaded. `backend_factory` starts the workers.
     """
 
     fresh: bool = False
     warm_starts: bool = False
-    tracked: bool = True
-    plot_interval: float | None = PLOT_INTERVAL_SECONDS
+    tracking: TrackingOptions = TrackingOptions()
     backend_factory: BackendFactory = make_backend
 
 
@@ -65,6 +63,7 @@ def open_session(
 
     Whatever can be missing (images, device, store, recipes to start with) is checked before anything is written.
     """
+    tracking = options.tracking
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(interrupt_on_signals())
         stack.enter_context(store_errors(workspace.tracking_uri))
@@ -75,7 +74,7 @@ def open_session(
         backend = stack.enter_context(
             options.backend_factory(execution, study_worker_count(config, execution, callback))
         )
-        mlflow_store = MlflowStore(workspace.tracking_uri, config.experiment) if options.tracked else None
+        mlflow_store = MlflowStore(workspace.tracking_uri, config.experiment) if tracking.enabled else None
         warm_starts = load_warm_starts(workspace, config, mlflow_store) if options.warm_starts else ()
         study_store = _open_study_store(workspace, config, fresh=options.fresh)
         runtime = stored_runtime(study_store, callback)
@@ -92,8 +91,8 @@ def open_session(
             sender = stack.enter_context(open_sender(workspace, mlflow_store, callback))
             study_run = RunLogger.existing(sender, run_id)
         stack.enter_context(_fail_on_error(study_run))
-        context = JobContext(sender, callback, interruption, plots=options.plot_interval is not None)
-        study_logger = StudyRunLogger(study_run, study_store, context, options.plot_interval or 0.0)
+        context = JobContext(sender, callback, interruption, tracking.plot_interval is not None, tracking.flush_timeout)
+        study_logger = StudyRunLogger(study_run, study_store, context, tracking.plot_interval or 0.0)
         study_logger.log_start(images, runtime, backend.size)
         stack.enter_context(log_system_metrics(study_run))
         yield Session(

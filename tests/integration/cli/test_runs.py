@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import pty
@@ -24,17 +23,16 @@ from fmnist_search import run_study
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.results.training import Decision, EpochReport, TrialState
+from fmnist_search.search.study_store import StudyRuntime, StudyStore
 from fmnist_search.workflows import garbage
-from fmnist_search.workflows.study import session
+from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workspace import Workspace, image_cache_folder
 from tests.integration.conftest import TINY_STUDY, CommandResult, FinishedStudy, clean_environment, run_command
 
 OTHER_STUDY = TINY_STUDY.replace('name = "tiny"', 'name = "other"').replace("workers = 1 ", "workers = 2 ")
-"""Its trials run in worker processes, under conditions that no probe would choose."""
-
-
-def unusual_settings(execution: Execution, precision: str = "auto") -> tuple[Execution, str]:
-    return dataclasses.replace(execution, memory_format="contiguous", allocator="retaining"), "float32"
+"""Its trials run in worker processes."""
+UNUSUAL_EXECUTION = Execution(threads=1, memory_format="contiguous", allocator="retaining")
+"""No measurement would choose it."""
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +42,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
     (folder / "tiny.toml").write_text(TINY_STUDY)
     (folder / "other.toml").write_text(OTHER_STUDY)
     assert run_command(folder, "search", "tiny.toml").exit_code == 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "autotune", unusual_settings)
-        outcome = run_command(folder, "search", "other.toml", "--set", "finalists.recipes=0")
+    changes = {"finalists.recipes": 0}
+    workspace = Workspace.resolve(f"sqlite:///{folder / 'mlflow.db'}")
+    study_store = StudyStore.open(workspace.storage_url, StudyConfig.load(folder / "other.toml", changes))
+    study_store.runtime = StudyRuntime(UNUSUAL_EXECUTION, "float32")
+    outcome = run_command(folder, "search", "other.toml", "--set", "finalists.recipes=0")
     assert outcome.exit_code == 0, outcome.stderr
     return FinishedStudy(folder, outcome)
 
@@ -219,10 +219,10 @@ def test_what_cannot_be_reproduced_is_one_line(finished: FinishedStudy, client: 
     assert_single_error(finished.run("reproduce", "f" * 32), "f" * 32, "does not exist")
     assert_single_error(finished.run("reproduce", study), "is the run of the study 'tiny'")
     with altered_environment(finished, "other", device="cuda:7"):
-        assert_single_error(finished.run("reproduce", 0), "'cuda:7'", "cannot be used here")
+        assert_single_error(finished.run("reproduce", 0), "'cuda:7'", "not available here")
     client.set_tag(completed_run_ids(finished, "other")[0], "state", "running")
     try:
-        assert_single_error(finished.run("reproduce", 0), "is not at its end")
+        assert_single_error(finished.run("reproduce", 0), "has not ended")
     finally:
         client.set_tag(completed_run_ids(finished, "other")[0], "state", "completed")
 
@@ -348,9 +348,8 @@ def test_gc_removes_nothing_where_the_answer_is_no(cluttered: FinishedStudy) -> 
 
 def test_a_file_that_has_taken_the_place_of_a_listed_one_stays(cluttered: FinishedStudy) -> None:
     home = Workspace.resolve(cluttered.tracking_uri)
-    listed = [
-        item for item in garbage.find_garbage(home, image_cache_folder(), 2) if item.kind is garbage.GarbageKind.GONE
-    ]
+    items = garbage.find_garbage(home, image_cache_folder(), 2)
+    listed = [item for item in items if item.kind is garbage.GarbageKind.ORPHANED]
     path = Path(listed[0].name)
     before, content = path.stat(), path.read_bytes()
     path.unlink()
@@ -389,19 +388,19 @@ def test_gc_removes_what_it_listed_and_all_that_is_needed_goes_on(
     assert "new trials" in again.stderr
 
 
-def test_gc_does_not_disturb_a_study_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(garbage, "MIN_AGE_SECONDS", -1.0)
+def test_gc_does_not_disturb_a_study_that_runs(tmp_path: Path) -> None:
     home = Workspace.resolve(f"sqlite:///{tmp_path / 'mlflow.db'}")
     removed: list[str] = []
 
     def clear_away(_: EpochReport) -> Decision:
-        found = garbage.find_garbage(home, tmp_path / "no cache", 1)
-        removed.extend(item.name for item in garbage.remove_garbage(home, tmp_path / "no cache", 1, found))
+        cache, at_once = tmp_path / "no cache", -1.0
+        items = garbage.find_garbage(home, cache, 1, min_age=at_once)
+        removed.extend(item.name for item in garbage.remove_garbage(home, cache, 1, items, min_age=at_once))
         return Decision.CONTINUE
 
     (tmp_path / "tiny.toml").write_text(TINY_STUDY)
     config = StudyConfig.load(tmp_path / "tiny.toml", {"budget.trials": 6, "finalists.recipes": 0})
-    summary = run_study(config, workspace=home, plot_interval=None, stopper=clear_away)
+    summary = run_study(config, workspace=home, tracking=TrackingOptions(plot_interval=None), stopper=clear_away)
     assert summary.count(TrialState.COMPLETED) == 6
     assert summary.best is not None
     assert home.weights_path("tiny", summary.best.number).exists()

@@ -40,10 +40,10 @@ from fmnist_search.search.storage import open_storage
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.training.callbacks import never_stop
 from fmnist_search.training.trial import run_trial
-from fmnist_search.workflows import jobs
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.lookup import outbox_status, status
 from fmnist_search.workflows.sending import sync
+from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workspace import Workspace
 from tests.integration.conftest import CommandResult, run_command, start_command, start_python
 
@@ -135,13 +135,14 @@ class StudyFolder:
         stopper: Stopper = never_stop,
         callback: StudyCallback | None = None,
         backend_factory: BackendFactory = make_backend,
+        flush_timeout: float = TrackingOptions.flush_timeout,
         **to: Any,
     ) -> StudySummary:
         """The study with other settings, run in this process."""
         return run_study(
             make_config(to),
             workspace=self.workspace,
-            plot_interval=None,
+            tracking=TrackingOptions(plot_interval=None, flush_timeout=flush_timeout),
             stopper=stopper,
             callback=callback,
             backend_factory=backend_factory,
@@ -699,9 +700,8 @@ def test_a_study_that_is_killed_leaves_no_worker_behind(place: StudyFolder) -> N
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("table", ["metrics", "params", "tags"])
 def test_a_store_that_breaks_stops_no_trial_and_gets_everything_once_it_is_mended(
-    place: StudyFolder, workers: int, table: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    place: StudyFolder, workers: int, table: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(jobs, "FLUSH_TIMEOUT", 1.0)
     grid = {"space.common": {"batch_size": [50, 100, 200]}, "space.cnn": {"depth": 1, "width_1": [4, 8]}}
     settings = {**grid, "sampler": {"name": "grid"}, "budget": {"epochs": 2}, "execution__workers": workers}
 
@@ -716,7 +716,7 @@ def test_a_store_that_breaks_stops_no_trial_and_gets_everything_once_it_is_mende
         return Decision.CONTINUE
 
     seen = itertools.count()
-    summary = place.run_study(breaking, **settings)
+    summary = place.run_study(breaking, flush_timeout=1.0, **settings)
     assert summary.stop_reason is StopReason.EXHAUSTED
     assert OptunaState.RUNNING not in [trial.state for trial in place.optuna_trials]
     assert "Traceback" not in capfd.readouterr().err

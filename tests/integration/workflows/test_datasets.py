@@ -19,6 +19,7 @@ from fmnist_search.models.classifier import build
 from fmnist_search.recipe.datasets import DATASETS, FASHION_MNIST
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.registry.packaging import ProbabilityModel, load_model
+from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workflows.study.api import promote
 from fmnist_search.workspace import Workspace
 from tests.integration.conftest import FinishedStudy, run_command
@@ -170,9 +171,8 @@ def test_without_its_files_one_line_says_where_they_are_to_be_had(
 
 def test_a_promotion_that_names_no_model_keeps_its_dataset_apart(finished: FinishedStudy, files: Path) -> None:
     settings = Finalists(recipes=1, seeds=1, epochs=1, images="slice", refit="none")
-    summary = promote(
-        "animals", settings=settings, plots=False, workspace=Workspace.resolve(finished.tracking_uri, data_dir=files)
-    )
+    workspace = Workspace.resolve(finished.tracking_uri, data_dir=files)
+    summary = promote("animals", settings=settings, workspace=workspace, tracking=TrackingOptions(plot_interval=None))
     assert summary.champion is not None
     assert summary.champion.model == "fmnist-search-made"
 

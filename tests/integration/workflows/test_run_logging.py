@@ -19,6 +19,7 @@ from fmnist_search import run_study
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.results.training import EpochReport
 from fmnist_search.training.trial import Decision
+from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workspace import Workspace
 from tests.integration.conftest import FinishedStudy, run_command, run_tiny_study
 
@@ -183,7 +184,9 @@ def test_figures_are_rendered_while_the_study_runs(tiny: Path) -> None:
             time.sleep(0.2)
 
     config = StudyConfig.load(tiny, {"finalists.recipes": 0, "budget.trials": 2, "budget.epochs": 1})
-    run_study(config, workspace=Workspace.resolve(uri), plot_interval=0.0, stopper=wait_for_figures)
+    run_study(
+        config, workspace=Workspace.resolve(uri), tracking=TrackingOptions(plot_interval=0.0), stopper=wait_for_figures
+    )
     assert "plots/history.png" not in seen[0]
     assert {"plots/history.png", "leaderboard.csv"} <= seen[1]
 

@@ -27,6 +27,7 @@ from fmnist_search.registry.champion_rule import CorrectnessRecord
 from fmnist_search.results.study import StopReason
 from fmnist_search.results.training import Decision, EpochReport, TrialState
 from fmnist_search.training.evaluation import evaluate
+from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workspace import Workspace
 from tests.integration.conftest import FinishedStudy, clean_environment
 
@@ -381,9 +382,14 @@ def test_an_observer_may_prune_a_trial_or_stop_the_study(finished: FinishedStudy
         seen.append(report)
         return Decision.PRUNE if len(seen) == 1 else Decision.INTERRUPT
 
-    stopped = run_study(config, workspace=Workspace.resolve(uri), plot_interval=None, stopper=prune_first_then_stop)
+    stopped = run_study(
+        config,
+        workspace=Workspace.resolve(uri),
+        tracking=TrackingOptions(plot_interval=None),
+        stopper=prune_first_then_stop,
+    )
     assert [row.state for row in stopped.trials] == [TrialState.PRUNED, TrialState.INTERRUPTED]
     assert stopped.stop_reason is StopReason.INTERRUPTED
-    continued = run_study(config, workspace=Workspace.resolve(uri), plot_interval=None)
+    continued = run_study(config, workspace=Workspace.resolve(uri), tracking=TrackingOptions(plot_interval=None))
     assert continued.stop_reason is StopReason.TRIALS
     assert continued.count(TrialState.COMPLETED) == 3
