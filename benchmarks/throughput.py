@@ -82,6 +82,7 @@ class BenchmarkConfig(NamedTuple):
     workers: tuple[int, ...]
     rounds: int
     seconds: float
+    validation_images: int = VALIDATION_IMAGES
 
     @property
     def default_execution(self) -> tuple[Execution, str]:
@@ -96,6 +97,7 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name holds this text")
     parser.add_argument("--rounds", type=int, default=2, help="repetitions of each measurement")
     parser.add_argument("--seconds", type=float, default=0.8, help="about how long ours takes for one repetition")
+    parser.add_argument("--validation-images", type=int, default=VALIDATION_IMAGES, help="images of a validation")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, nargs="+", help="numbers of DataLoader workers of which the best counts")
     arguments = parser.parse_args()
@@ -104,7 +106,9 @@ def main() -> None:
     workers = tuple(arguments.workers or (0, min(os.cpu_count() or 1, MAX_TRIED_WORKERS)))
     source = data_source(arguments.data_dir)
     with tutorial.torchvision_folder(source) as folder:
-        bench = BenchmarkConfig(source, folder, ways, workers, arguments.rounds, arguments.seconds)
+        bench = BenchmarkConfig(
+            source, folder, ways, workers, arguments.rounds, arguments.seconds, arguments.validation_images
+        )
         cases = [
             case for case in (FULL_CASES if arguments.full else SHORT_CASES) if arguments.only in f"training, {case}"
         ]
@@ -216,7 +220,8 @@ def _evaluate_throughputs(config: BenchmarkConfig, network: str) -> Iterator[flo
 def _validation_inputs(config: BenchmarkConfig, network: str) -> tuple[LabelledImages, Any]:
     """Validation images, and a classifier as the engine hands it over after an epoch."""
     execution, precision = config.default_execution
-    recipe = Case(network, 128).recipe(precision, **{"data.validation": VALIDATION_IMAGES, "data.train_images": 256})
+    changes = {"data.validation": config.validation_images, "data.train_images": 256}
+    recipe = Case(network, 128).recipe(precision, **changes)
     images: Images = load_images(recipe.data, config.source, execution.device)
     with torch_settings(execution):
         epoch = next(fit(recipe, images, execution))
@@ -224,7 +229,7 @@ def _validation_inputs(config: BenchmarkConfig, network: str) -> tuple[LabelledI
 
 
 def _tutorial_validation_throughputs(config: BenchmarkConfig, network: str, workers: int) -> Iterator[float]:
-    recipe = Case(network, 128).recipe("float32", **{"data.validation": VALIDATION_IMAGES})
+    recipe = Case(network, 128).recipe("float32", **{"data.validation": config.validation_images})
     device = config.default_execution[0].device
     model = tutorial.build_network(recipe.model).to(device)
     images = tutorial.validation_set(config.folder, recipe.data)

@@ -31,44 +31,21 @@ TOLERANCE = 1e-4
 BATCH_SIZES = (1, 2, 7)
 
 Images = npt.NDArray[np.float32]
+Converter = Callable[[str, Mapping[str, str]], bytes]
+"""Returns the model at a URI as the content of an ONNX file with this metadata."""
 
 
-def check_installed() -> None:
+def check_installed(packages: Sequence[str] = REQUIRED_PACKAGES) -> None:
     """Check that the libraries of the extra `onnx` are installed.
 
     Raises:
         UserError: if one of them is missing.
     """
-    if missing := [name for name in REQUIRED_PACKAGES if find_spec(name) is None]:
+    if missing := [name for name in packages if find_spec(name) is None]:
         raise UserError(f"export: needs {', '.join(missing)}; pip install 'fmnist-search[onnx]'")
 
 
-def export_onnx(uri: str, path: Path, read_images: Callable[[str], npt.ArrayLike]) -> float:
-    """Write a model as ONNX: input `pixels` float32 (N, 28, 28) of 0..255, output `probabilities` float32 (N, classes).
-
-    Before the file is written, ONNX Runtime computes images (N, 28, 28) of the model's dataset, which `read_images`
-    returns by the name of the dataset, and as many random ones, in batches of 1, 2, 7 and N. No probability may differ
-    by more than `TOLERANCE`. The metadata of the file holds dataset and classes. Return the largest difference.
-
-    Raises:
-        UserError: if there is no such model, ONNX lacks one of its operators, ONNX Runtime computes something else, or
-            the file cannot be written.
-    """
-    check_installed()
-    model = load_classifier(uri)
-    images = np.asarray(read_images(model.dataset), np.float32)
-    content = _convert(uri, {"dataset": model.dataset, "classes": json.dumps(model.classes)})
-    difference = _largest_difference(content, model.probabilities, _check_batches(images))
-    if not difference <= TOLERANCE:
-        raise UserError(
-            f"{path}: was not written, because ONNX Runtime differs from the model by {difference:.2g} in a "
-            f"probability, and at most {TOLERANCE:g} is allowed; try other versions of torch or onnxruntime"
-        )
-    _write_file(path, content)
-    return difference
-
-
-def _convert(uri: str, metadata: Mapping[str, str]) -> bytes:
+def convert(uri: str, metadata: Mapping[str, str]) -> bytes:
     """Return the model as ONNX with this metadata, and without the source locations that torch adds to every node."""
     with _silence_exporter():
         exported = mlflow.pytorch.load_model(uri)
@@ -92,6 +69,34 @@ def _convert(uri: str, metadata: Mapping[str, str]) -> bytes:
             node.metadata_props.clear()
         program.model.metadata_props.update(metadata)
         return bytes(program.model_proto.SerializeToString())
+
+
+def export_onnx(
+    uri: str, path: Path, read_images: Callable[[str], npt.ArrayLike], converter: Converter = convert
+) -> float:
+    """Write a model as ONNX: input `pixels` float32 (N, 28, 28) of 0..255, output `probabilities` float32 (N, classes).
+
+    Before the file is written, ONNX Runtime computes images (N, 28, 28) of the model's dataset, which `read_images`
+    returns by the name of the dataset, and as many random ones, in batches of 1, 2, 7 and N. No probability may differ
+    by more than `TOLERANCE`. The metadata of the file holds dataset and classes. `converter` makes the content of the
+    file. Return the largest difference.
+
+    Raises:
+        UserError: if there is no such model, ONNX lacks one of its operators, ONNX Runtime computes something else, or
+            the file cannot be written.
+    """
+    check_installed()
+    model = load_classifier(uri)
+    images = np.asarray(read_images(model.dataset), np.float32)
+    content = converter(uri, {"dataset": model.dataset, "classes": json.dumps(model.classes)})
+    difference = _largest_difference(content, model.probabilities, _check_batches(images))
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"{path}: was not written, because ONNX Runtime differs from the model by {difference:.2g} in a "
+            f"probability, and at most {TOLERANCE:g} is allowed; try other versions of torch or onnxruntime"
+        )
+    _write_file(path, content)
+    return difference
 
 
 def _check_batches(images: Images) -> Iterator[Images]:

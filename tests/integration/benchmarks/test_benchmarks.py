@@ -114,10 +114,7 @@ def test_both_ways_augment_alike_and_never_what_judges(folder: Path) -> None:
 # ----------------------------------------------------------------------------------- the commands
 
 
-def test_throughput_measures_training_and_validation(
-    bench: RunBenchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(throughput, "VALIDATION_IMAGES", 300)
+def test_throughput_measures_training_and_validation(bench: RunBenchmark, tmp_path: Path) -> None:
     options = ("--rounds", 2, "--seconds", 0.01, "--workers", 0, "--device", "cpu")
     text = bench(throughput, "--only", "tiny, batch size 128", *options, "--save", tmp_path, "--json")
     (path,) = tmp_path.iterdir()
@@ -127,21 +124,23 @@ def test_throughput_measures_training_and_validation(
     assert all(len(figure.ours) == len(figure.theirs) == 2 for figure in saved.figures)
     assert str(tmp_path) not in text
     assert saved.command.startswith("python -m benchmarks.throughput --only")
-    assert "validation, standard" in bench(throughput, "--only", "validation", "--rounds", 1, "--workers", 0)
+    few = ("--validation-images", 300, "--rounds", 1, "--workers", 0)
+    assert "validation, standard" in bench(throughput, "--only", "validation", *few)
 
 
-def test_time_to_accuracy_says_how_far_a_training_came(bench: RunBenchmark, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time_to_accuracy, "TUTORIAL_EPOCHS_FACTOR", 1)
+def test_time_to_accuracy_says_how_far_a_training_came(bench: RunBenchmark) -> None:
     short = ("--set", "epochs=1", "--set", "data.train_images=300", "--device", "cpu", "--workers", 0)
-    found = json.loads(bench(time_to_accuracy, *short, "--set", "model.width_1=8", "--tutorial", "--json"))
+    found = json.loads(
+        bench(time_to_accuracy, *short, "--set", "model.width_1=8", "--tutorial", "--tutorial-factor", 1, "--json")
+    )
     assert found["figures"] == []
     assert re.search(r"ours \d+\.\d+% after 1 epochs", found["remarks"][0])
     assert re.search(r"tutorial \d+\.\d+% after 1 epochs", found["remarks"][1])
 
 
-def test_time_to_accuracy_stops_at_the_target(bench: RunBenchmark, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time_to_accuracy, "RECIPE_CHANGES", {5: {"epochs": 9, "data.train_images": 300}})
-    found = json.loads(bench(time_to_accuracy, "--device", "cpu", "--seeds", 2, "--json"))
+def test_time_to_accuracy_stops_at_the_target(bench: RunBenchmark) -> None:
+    short = ("--target", 5, "--set", "epochs=9", "--set", "data.train_images=300", "--device", "cpu")
+    found = json.loads(bench(time_to_accuracy, *short, "--seeds", 2, "--json"))
     assert "after 1 epochs" in found["remarks"][0]
     alone, judged = found["figures"]
     assert all(0 < a < b for a, b in zip(alone["ours"], judged["ours"], strict=True))

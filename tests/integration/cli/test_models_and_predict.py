@@ -6,10 +6,10 @@ import gzip
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 import pytest
 import torch
@@ -21,6 +21,7 @@ from scipy.stats import binomtest
 
 from fmnist_search.data.files import DataSource
 from fmnist_search.data.loading import read_test_set, read_training_set
+from fmnist_search.errors import UserError
 from fmnist_search.registry import onnx
 from fmnist_search.registry.packaging import load_model
 from tests.integration.conftest import CommandResult, FinishedStudy
@@ -281,27 +282,23 @@ def test_a_file_that_is_there_is_replaced_only_when_asked(finished: FinishedStud
 
 
 def test_a_file_that_does_not_agree_is_not_written(
-    finished: FinishedStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: FinishedStudy, client: MlflowClient, source: DataSource, tmp_path: Path
 ) -> None:
-    def other(uri: str, metadata: Mapping[str, str]) -> bytes:
-        return convert(uri.replace("/1", "/2"), metadata)
+    def convert_other_version(uri: str, metadata: Mapping[str, str]) -> bytes:
+        return onnx.convert(uri.replace("/1", "/2"), metadata)
 
-    convert = onnx._convert
-    monkeypatch.setattr(onnx, "_convert", other)
-    outcome = finished.run("export", FIRST_VERSION_URI, "--onnx", tmp_path / "model.onnx")
-    assert_single_error(outcome, "model.onnx: was not written", "differs from the model by")
+    def read_images(dataset: str) -> npt.ArrayLike:
+        return read_training_set(dataset, source).pixels[:64].numpy()
+
+    mlflow.set_tracking_uri(finished.tracking_uri)
+    with pytest.raises(UserError, match=r"model\.onnx: was not written.*differs from the model by"):
+        onnx.export_onnx(FIRST_VERSION_URI, tmp_path / "model.onnx", read_images, convert_other_version)
     assert not list(tmp_path.iterdir())
 
 
-def test_without_the_extra_one_line_says_what_to_install(
-    finished: FinishedStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def find(name: str, package: str | None = None) -> Any:
-        return None if name.startswith("onnx") else object()
-
-    monkeypatch.setattr(onnx, "find_spec", find)
-    expected = ["onnx, onnxscript, onnxruntime", "pip install 'fmnist-search[onnx]'"]
-    assert_single_error(finished.run("export", "--onnx", tmp_path / "model.onnx"), *expected)
+def test_without_the_extra_one_line_says_what_to_install() -> None:
+    with pytest.raises(UserError, match=r"^export: needs no_such, nor_this; pip install 'fmnist-search\[onnx\]'$"):
+        onnx.check_installed(("onnx", "no_such", "nor_this"))
 
 
 def test_what_cannot_be_exported_is_one_line(finished: FinishedStudy, tmp_path: Path) -> None:
