@@ -30,7 +30,7 @@ from fmnist_search.config.origins import Origins, find_origins
 from fmnist_search.config.overrides import apply_overrides, unused_settings
 from fmnist_search.config.pruners import DEFAULT_PRUNER, OneEpoch, Pruner
 from fmnist_search.config.samplers import DEFAULT_SAMPLER, Cmaes, Grid, Sampler
-from fmnist_search.config.sections import NAME_PATTERN, Budget, ExecutionSection, Finalists, Section, Start
+from fmnist_search.config.sections import Budget, ExecutionSection, Finalists, Name, Section, Start
 from fmnist_search.config.space import Space, parse_space
 from fmnist_search.config.toml_files import read_toml, resolve_recipe_paths
 from fmnist_search.errors import UserError
@@ -53,7 +53,7 @@ def _parse_data(table: object) -> Data:
 class StudyConfig(Section):
     """A study: its question, its space, its budget, and how it chooses a champion."""
 
-    name: str = Field(pattern=NAME_PATTERN, description="name under which the study is stored and resumed")
+    name: Name = Field(description="name under which the study is stored and resumed")
     question: str = Field("", description="question that the study answers")
     builds_on: str = Field("", description="earlier study whose answer this study assumes")
     experiment: str = Field("fmnist-search", min_length=1, description="experiment in MLflow")

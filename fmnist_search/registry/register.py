@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from fmnist_search.config.sections import NAME_PATTERN
+from fmnist_search.config.sections import MAX_NAME_LENGTH, NAME_PATTERN
 from fmnist_search.errors import UserError
 from fmnist_search.registry import tags
 from fmnist_search.registry.promoters import process_identity, process_is_dead
@@ -30,7 +30,7 @@ def check_model_name(client: MlflowClient, name: str) -> None:
     Raises:
         UserError: if it is not a name for a model, or the name of a prompt in MLflow.
     """
-    if not re.fullmatch(NAME_PATTERN, name):
+    if not re.fullmatch(NAME_PATTERN, name) or len(name) > MAX_NAME_LENGTH:
         raise UserError(
             f"finalists.model_name: {name!r} is not a valid name; use letters, digits, spaces and . _ + @ - "
             "(--model-name)"

@@ -1,9 +1,10 @@
-"""Where Optuna keeps a search: one kind of storage, by URL."""
+"""Optuna's storage of a workspace: opened by URL, and created on request."""
 
 from __future__ import annotations
 
 import sqlite3
 import weakref
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,61 +18,74 @@ from fmnist_search.text import first_line
 from fmnist_search.workspace import sqlite_path
 
 BUSY_TIMEOUT_SECONDS = 60
-"""Seconds that a writer waits for its turn."""
+"""Seconds that a writer waits for another one."""
 
 
 def open_storage(url: str, *, create: bool = True) -> optuna.storages.RDBStorage:
-    """The storage behind a URL; SQLite in WAL mode, so that readers never wait. `create` makes it where it is missing.
+    """Return the storage of a URL. SQLite is set to write-ahead logging, with which readers never wait.
+
+    With `create`, a missing SQLite database is created, together with its folders.
 
     Raises:
-        UserError: it cannot be reached or written, or is missing and not to be made.
+        UserError: if the storage cannot be reached or written, or if it is missing and `create` is false.
     """
     database = sqlite_path(url)
     if database and not create and not database.exists():
         raise UserError(f"{database.parent}: holds no study yet; run `fmnist-search search studies/quick.toml` first")
     try:
-        if database:
-            database.parent.mkdir(parents=True, exist_ok=True)
-            # Two processes that make the tables at once would trip over each other.
-            lock = database.with_suffix(".lock")
-            lock.touch()  # fails at once where nothing can be written; FileLock would wait
-            with FileLock(lock, timeout=BUSY_TIMEOUT_SECONDS):
-                _enable_wal(database)
-                quoted = str(database).replace("%", "%25").replace("?", "%3F")
-                engine = {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS, "factory": _Connection}}
-                return _close_at_exit(optuna.storages.RDBStorage(f"sqlite:///{quoted}", engine_kwargs=engine))
-        return _close_at_exit(optuna.storages.RDBStorage(url))
+        storage = _open_sqlite(database) if database else optuna.storages.RDBStorage(url)
     except (OSError, sqlite3.Error, SQLAlchemyError, ImportError, RuntimeError) as error:
         shown = database or sqlalchemy.make_url(url).render_as_string()
         raise UserError(
-            f"storage {shown}: cannot be opened ({first_line(error)}); check that it is there and writable, "
-            "or name another place with --workdir"
+            f"storage {shown}: cannot be opened ({first_line(error)}); check that it exists and can be written, or "
+            "choose another folder with --workdir"
         ) from error
-
-
-def _close_at_exit(storage: optuna.storages.RDBStorage) -> optuna.storages.RDBStorage:
-    """Close its connections with the process: the last one that is closed brings all into SQLite's one file."""
+    # The connection that is closed last moves the write-ahead log into the database file.
     weakref.finalize(storage, storage.engine.dispose)
     return storage
 
 
-class _Connection(sqlite3.Connection):
-    """Leaves it to the operating system when a commit reaches the disk, which spares each some milliseconds.
+def _open_sqlite(database: Path) -> optuna.storages.RDBStorage:
+    database.parent.mkdir(parents=True, exist_ok=True)
+    # Two processes that create the tables at the same time would fail.
+    lock = database.with_suffix(".lock")
+    lock.touch()  # fails at once if the folder cannot be written, while FileLock would wait
+    with FileLock(lock, timeout=BUSY_TIMEOUT_SECONDS):
+        is_compatible = _prepare(database)
+        quoted = str(database).replace("%", "%25").replace("?", "%3F")
+        return optuna.storages.RDBStorage(
+            f"sqlite:///{quoted}",
+            engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS, "factory": _Connection}},
+            skip_compatibility_check=is_compatible,
+            skip_table_creation=is_compatible,
+        )
 
-    A killed process loses nothing. After a power cut the last commits may be missing, and what is there is whole.
+
+def _prepare(database: Path) -> bool:
+    """Set write-ahead logging, which stays in the file; return whether this version of Optuna made the tables.
+
+    Optuna checks its tables as well, but reads all its migrations for that, which takes longer than loading a study.
+
+    Raises:
+        sqlite3.Error: if the file is not a database or cannot be written.
+    """
+    with closing(sqlite3.connect(database, timeout=BUSY_TIMEOUT_SECONDS)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            made_with = connection.execute("SELECT library_version FROM version_info").fetchone()
+        except sqlite3.OperationalError:  # no such table: the database is new
+            made_with = None
+        connection.rollback()
+    return bool(made_with == (optuna.__version__,))
+
+
+class _Connection(sqlite3.Connection):
+    """Lets the operating system decide when a commit is written to the disk, which saves some milliseconds each.
+
+    A killed process loses nothing. After a power failure the last commits may be missing, but the database is intact.
     """
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
         self.execute("PRAGMA synchronous=NORMAL")
-
-
-def _enable_wal(database: Path) -> None:
-    """Write-ahead logging is set once: it stays in the file."""
-    connection = sqlite3.connect(database, timeout=BUSY_TIMEOUT_SECONDS)
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("BEGIN IMMEDIATE")  # fails here, in one clear place, where the file cannot be written
-        connection.rollback()
-    finally:
-        connection.close()

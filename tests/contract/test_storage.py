@@ -113,6 +113,7 @@ def test_a_database_of_a_later_optuna_is_refused(tmp_path: Path) -> None:
     open_storage(f"sqlite:///{path}").remove_session()
     connection = sqlite3.connect(path)
     connection.execute("UPDATE alembic_version SET version_num = 'v99.0.0'")
+    connection.execute("UPDATE version_info SET library_version = '99.0.0'")
     connection.commit()
     connection.close()
     assert str(path) in storage_error(f"sqlite:///{path}")
