@@ -16,7 +16,8 @@ GRACE_SECONDS = 2.0
 class Interruption:
     """A request to stop after the running epochs. What was trained until then is kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, grace_seconds: float = GRACE_SECONDS) -> None:
+        self._grace_seconds = grace_seconds
         self._requested_at: float | None = None
 
     @property
@@ -34,7 +35,7 @@ class Interruption:
 
         SIGTERM only makes the request, since `mlflow run` sends SIGINT and SIGTERM for one Ctrl-C.
         """
-        repeated = self._requested_at is not None and time.monotonic() - self._requested_at > GRACE_SECONDS
+        repeated = self._requested_at is not None and time.monotonic() - self._requested_at > self._grace_seconds
         if repeated and signal_number == signal.SIGINT:
             raise KeyboardInterrupt
         self.request()

@@ -222,7 +222,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> BothRuns:
         outcomes.append(
             run_command(folder, "search", "small.toml", "--workers", workers, "--set", "finalists.recipes=2")
         )
-        assert outcomes[-1].code == 0, outcomes[-1].stderr
+        assert outcomes[-1].exit_code == 0, outcomes[-1].stderr
         places.append(StudyFolder(folder))
     return BothRuns(*places, outcomes[-1])
 
