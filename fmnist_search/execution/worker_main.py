@@ -6,7 +6,6 @@ neither MLflow nor Optuna, so that a process is ready in seconds.
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import socket
@@ -33,6 +32,7 @@ from fmnist_search.execution.messages import (
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.groups import Data
 from fmnist_search.results.training import Decision, EpochReport
+from fmnist_search.training.compiler import defer_compiler_import
 from fmnist_search.training.trial import run_trial
 
 
@@ -53,7 +53,7 @@ def worker_loop(channel: WorkerChannel, images_by_data: MutableMapping[Data, Ima
             raise _Stopped
         return answer.decision
 
-    importlib.import_module("torch._dynamo")  # otherwise the first optimizer imports it during a trial
+    defer_compiler_import()
     execution = Execution()
     try:
         channel.send(Ready())
