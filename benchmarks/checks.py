@@ -21,8 +21,8 @@ from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.groups import Data
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import Decision, EpochReport, TrialResult, TrialState
+from fmnist_search.training.devices import resolve_execution
 from fmnist_search.training.loop import EpochResult
-from fmnist_search.training.runtime import resolve_execution
 from fmnist_search.training.trial import run_trial
 
 DATA_CONFIG = Data(train_images=6_000, validation=2_000)

@@ -8,7 +8,7 @@ from fmnist_search.data.files import DataSource
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.training.autotune import autotune
-from fmnist_search.training.runtime import resolve_execution
+from fmnist_search.training.devices import resolve_execution
 
 
 def tuned_settings(device: str = "auto", threads: int = 0) -> tuple[Execution, str]:

@@ -44,8 +44,8 @@ from fmnist_search.recipe.groups import Data
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import Decision, EpochReport, TrialResult, TrialState
 from fmnist_search.training.checkpoint import classifier_from_weights
+from fmnist_search.training.devices import resolve_execution
 from fmnist_search.training.evaluation import evaluate
-from fmnist_search.training.runtime import resolve_execution
 
 BENCHMARK = "reference"
 INTERRUPTED_EXIT_CODE = 130

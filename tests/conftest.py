@@ -49,6 +49,6 @@ def images(source: DataSource) -> Images:
 @pytest.fixture(scope="session")
 def execution() -> Execution:
     """Execution with one thread, so that results do not depend on the number of cores."""
-    from fmnist_search.training.runtime import resolve_execution
+    from fmnist_search.training.devices import resolve_execution
 
     return resolve_execution("cpu", threads=1)

@@ -29,7 +29,7 @@ from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import Decision, EpochReport, TrialState
 from fmnist_search.search.suggest import base_recipe, suggest_recipe, trial_seed
 from fmnist_search.training.autotune import autotune
-from fmnist_search.training.runtime import resolve_execution
+from fmnist_search.training.devices import resolve_execution
 from fmnist_search.training.trial import run_trial
 from fmnist_search.workspace import image_cache_folder
 

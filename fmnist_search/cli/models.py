@@ -122,7 +122,7 @@ def ensemble(
       fmnist-search ensemble 4f1c... 9b20... --register --model-name team
     """
     from fmnist_search.cli.progress import TrainingProgressDisplay
-    from fmnist_search.training.runtime import resolve_execution
+    from fmnist_search.training.devices import resolve_execution
     from fmnist_search.workflows import ensemble
     from fmnist_search.workflows.lookup import resolve_runs
 

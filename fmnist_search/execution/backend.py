@@ -6,11 +6,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
-import torch
-
 from fmnist_search.execution.job import Job
 from fmnist_search.execution.process_backend import ProcessBackend
-from fmnist_search.execution.thread_backend import ThreadBackend
 from fmnist_search.recipe.execution import Execution
 
 
@@ -68,6 +65,8 @@ def make_backend(execution: Execution, size: int) -> Backend:
     One worker is a thread, which starts at once; several on a GPU are threads, which share its context. Several on the
     CPU are processes: Python's global interpreter lock would slow threads down.
     """
-    if size == 1 or torch.device(execution.device).type != "cpu":
+    if size == 1 or execution.device != "cpu":
+        from fmnist_search.execution.thread_backend import ThreadBackend  # imports torch
+
         return ThreadBackend(execution, size)
     return ProcessBackend(execution, size)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-
 from fmnist_search.recipe.execution import Execution
 
 WORKER_MEMORY_BYTES = 1_200 * 2**20
@@ -40,7 +38,7 @@ def worker_count(
     `host` (default: this machine) by `WORKER_MEMORY_BYTES`. On a GPU it is one for the plain loop; for captured graphs
     it is the number that keeps the card busy with training steps that move `step_bytes` each.
     """
-    if torch.device(execution.device).type != "cpu":
+    if execution.device != "cpu":
         return _device_worker_count(requested, execution, step_bytes)
     host = host or HostResources.detect()
     threads = max(execution.threads, 1)
@@ -59,6 +57,8 @@ def _device_worker_count(requested: int | str, execution: Execution, step_bytes:
         return int(requested), ""
     if execution.engine != "graph" or not step_bytes:
         return 1, ""
+    import torch
+
     properties = torch.cuda.get_device_properties(torch.device(execution.device))
     bandwidth = properties.memory_clock_rate * 1e3 * 2 * properties.memory_bus_width / 8
     median_bytes = sorted(step_bytes)[len(step_bytes) // 2]

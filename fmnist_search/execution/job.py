@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from fmnist_search.data.images import Images
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import Decision, EpochReport, TrialResult
+
+if TYPE_CHECKING:
+    from fmnist_search.data.images import Images
 
 
 class Job(Protocol):

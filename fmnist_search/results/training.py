@@ -66,6 +66,11 @@ Stopper = Callable[[EpochReport], Decision]
 """Called after each epoch of a trial; decides whether the trial continues. Users can pass their own."""
 
 
+def never_stop(_: EpochReport) -> Decision:
+    """Return CONTINUE: the stopper of a training that runs to its last epoch."""
+    return Decision.CONTINUE
+
+
 class TrialState(Enum):
     """How a trial ended."""
 

@@ -14,7 +14,7 @@ from fmnist_search.recipe.execution import Execution
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.stored_runs import TrainedRun
 from fmnist_search.training.checkpoint import classifier_from_weights, state_from_bytes
-from fmnist_search.training.runtime import resolve_execution
+from fmnist_search.training.devices import resolve_execution
 
 WEIGHTS_FILE = "weights.pt"
 """The artifact that holds the weights of a single training."""

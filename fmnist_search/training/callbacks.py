@@ -9,7 +9,6 @@ from typing import Any, Protocol
 from fmnist_search.data.images import Images
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.results.training import Decision, EpochReport
 from fmnist_search.training.checkpoint import CHECKPOINT_FILE, Checkpoint, read_checkpoint, write_checkpoint
 from fmnist_search.training.loop import EpochResult
 
@@ -55,8 +54,3 @@ class CheckpointWriter:
             FileNotFoundError: if none has been written.
         """
         return read_checkpoint(self._path)
-
-
-def never_stop(_: EpochReport) -> Decision:
-    """Return `Decision.CONTINUE`: the stopper of a trial that runs to its end."""
-    return Decision.CONTINUE

@@ -23,7 +23,7 @@ def defer_compiler_import() -> None:
     if NAME not in sys.modules:
         placeholder = _CompilerPlaceholder(NAME)
         sys.modules[NAME] = placeholder
-        torch._dynamo = placeholder  # type: ignore[assignment]
+        torch._dynamo = placeholder
 
 
 class _CompilerPlaceholder(ModuleType):

@@ -1,4 +1,4 @@
-"""Apply an `Execution` to this process: device, threads, torch's settings, memory format and allocator."""
+"""Apply an `Execution` to this process: threads, torch's settings, memory format and allocator."""
 
 from __future__ import annotations
 
@@ -10,37 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import Classifier
 from fmnist_search.recipe.execution import Execution
-
-
-def resolve_execution(
-    device: str = "auto", threads: int = 0, engine: str = "plain", *, deterministic: bool = False
-) -> Execution:
-    """Return how trials run on this machine.
-
-    Args:
-        device: A torch device, or "auto" for CUDA if there is a GPU and the CPU otherwise.
-        threads: Intra-op threads on the CPU; 0 for torch's own number.
-        engine: "plain", or "graph" for captured CUDA graphs.
-        deterministic: Whether to use deterministic algorithms only.
-
-    Raises:
-        UserError: if the device cannot be used, or if the engine needs another device.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(
-            f"device: {device!r} cannot be used here ({str(error).splitlines()[0]}); use --device cpu or auto"
-        ) from error
-    if engine == "graph" and torch.device(device).type != "cuda":
-        raise UserError(f"engine: 'graph' captures CUDA graphs, but the device is {device!r}; use --engine plain")
-    threads = threads or torch.get_num_threads()
-    return Execution(device=device, threads=threads, engine=engine, deterministic=deterministic)
 
 
 def to_memory_format(model: Classifier, memory_format: str) -> Classifier:

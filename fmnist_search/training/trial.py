@@ -18,9 +18,17 @@ from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import Classifier
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.results.training import Decision, EpochReport, SetupInfo, Stopper, TrialResult, TrialState
+from fmnist_search.results.training import (
+    Decision,
+    EpochReport,
+    SetupInfo,
+    Stopper,
+    TrialResult,
+    TrialState,
+    never_stop,
+)
 from fmnist_search.text import first_line
-from fmnist_search.training.callbacks import TrainingCallback, never_stop
+from fmnist_search.training.callbacks import TrainingCallback
 from fmnist_search.training.cuda_graph import empty_gpu_cache
 from fmnist_search.training.engine import fit
 from fmnist_search.training.evaluation import Evaluation

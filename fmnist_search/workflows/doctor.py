@@ -14,7 +14,7 @@ from fmnist_search.execution.capacity import worker_count
 from fmnist_search.recipe.datasets import DEFAULT_DATASET
 from fmnist_search.search.storage import open_storage
 from fmnist_search.tracking.connection import connect
-from fmnist_search.training.runtime import resolve_execution
+from fmnist_search.training.devices import resolve_execution
 from fmnist_search.workflows.tuning import tuned
 from fmnist_search.workspace import Workspace
 

@@ -11,12 +11,11 @@ from fmnist_search.data.images import Images
 from fmnist_search.execution.backend import Backend
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.tables import class_scores_csv
-from fmnist_search.results.training import Decision, EpochReport, Overhead, Stopper, TrialResult, TrialState
+from fmnist_search.results.training import Decision, EpochReport, Overhead, Stopper, TrialResult, TrialState, never_stop
 from fmnist_search.tracking import tag_names
 from fmnist_search.tracking.renderers import CONFUSION, SUMMARY
 from fmnist_search.tracking.run_logger import TrainingRunLogger
 from fmnist_search.tracking.sender import NullSender, Sender
-from fmnist_search.training.callbacks import never_stop
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.interruption import Interruption
 from fmnist_search.workflows.settings import TrackingOptions

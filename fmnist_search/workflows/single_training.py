@@ -14,11 +14,10 @@ from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.tables import origins_csv
 from fmnist_search.results.champion import completed_accuracies
 from fmnist_search.results.statistics import format_mean_std, mean_and_std
-from fmnist_search.results.training import EpochReport, Stopper, TrialResult
+from fmnist_search.results.training import EpochReport, Stopper, TrialResult, never_stop
 from fmnist_search.tracking import metric_names, tag_names
 from fmnist_search.tracking.run_logger import RunLogger
 from fmnist_search.tracking.stored_training import execution_from_environment
-from fmnist_search.training.callbacks import never_stop
 from fmnist_search.training.checkpoint import Checkpoint, load_checkpoint
 from fmnist_search.training.loop import ProgressCallback
 from fmnist_search.workflows.callbacks import StudyCallback

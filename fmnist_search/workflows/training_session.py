@@ -34,8 +34,8 @@ from fmnist_search.tracking.tensorboard import TensorBoardWriter
 from fmnist_search.tracking.training_artifacts import log_training_plots
 from fmnist_search.training.callbacks import CallbackList, CheckpointWriter, TrainingCallback
 from fmnist_search.training.checkpoint import state_to_bytes
+from fmnist_search.training.devices import resolve_execution
 from fmnist_search.training.loop import ProgressCallback
-from fmnist_search.training.runtime import resolve_execution
 from fmnist_search.training.trial import run_trial
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.interruption import interrupt_on_signals

@@ -1,4 +1,4 @@
-"""Running a study and promoting its best recipes."""
+"""Running a study and promoting its best recipes. Importing this loads neither torch nor MLflow nor Optuna."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
 from fmnist_search.execution.backend import BackendFactory, make_backend
 from fmnist_search.results.study import StudySummary
-from fmnist_search.results.training import Stopper
-from fmnist_search.training.callbacks import never_stop
+from fmnist_search.results.training import Stopper, never_stop
 from fmnist_search.workflows.callbacks import StudyCallback
-from fmnist_search.workflows.lookup import load_study, summarize_stored
 from fmnist_search.workflows.settings import TrackingOptions
-from fmnist_search.workflows.study.session import SessionOptions, open_session
+from fmnist_search.workflows.study.workers import start_workers
 from fmnist_search.workspace import Workspace
 
 
@@ -34,15 +32,14 @@ def run_study(
     Raises:
         UserError: if images or device are missing, the store is unreachable, or the stored study has another space.
     """
-    options = SessionOptions(
-        fresh=fresh,
-        warm_starts=True,
-        tracking=tracking,
-        backend_factory=backend_factory,
-    )
-    workspace = workspace or Workspace.resolve()
-    with open_session(workspace, config, callback or StudyCallback(), options) as session:
-        return session.run(stopper)
+    workspace, callback = workspace or Workspace.resolve(), callback or StudyCallback()
+    with start_workers(config, callback, backend_factory) as backend:
+        # The workers import their libraries while this process imports torch, MLflow and Optuna here.
+        from fmnist_search.workflows.study.session import SessionOptions, open_session
+
+        options = SessionOptions(fresh=fresh, warm_starts=True, tracking=tracking)
+        with open_session(workspace, config, backend, callback, options) as session:
+            return session.run(stopper)
 
 
 def promote(
@@ -60,16 +57,17 @@ def promote(
     Raises:
         UserError: if there is no such study, or it has no completed trial.
     """
-    workspace = workspace or Workspace.resolve()
+    from fmnist_search.workflows.lookup import load_study, summarize_stored
+
+    workspace, callback = workspace or Workspace.resolve(), callback or StudyCallback()
     stored = load_study(workspace, name)
     if summarize_stored(workspace, stored).best is None:
         raise UserError(f"study {name!r}: has no completed trial to promote; continue the search first", exit_code=3)
     config = stored.config
     finalists = (settings or config.finalists).for_dataset(config.data.dataset)
-    with open_session(
-        workspace,
-        config,
-        callback or StudyCallback(),
-        SessionOptions(tracking=tracking),
-    ) as session:
-        return session.promote(finalists)
+    with start_workers(config, callback, make_backend) as backend:
+        from fmnist_search.workflows.study.session import SessionOptions, open_session
+
+        options = SessionOptions(tracking=tracking)
+        with open_session(workspace, config, backend, callback, options) as session:
+            return session.promote(finalists)

@@ -11,7 +11,8 @@ from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.model_summary import ModelSummary
 from fmnist_search.search.preview import preview_recipes
 from fmnist_search.training.autotune import measure_throughput
-from fmnist_search.workflows.study.runtime import resolve_runtime, study_execution
+from fmnist_search.workflows.study.runtime import resolve_runtime
+from fmnist_search.workflows.study.workers import study_execution
 
 FORWARD_PASSES_PER_STEP = 3
 """A training step costs about as much as three forward passes."""

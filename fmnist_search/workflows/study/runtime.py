@@ -4,25 +4,11 @@ from __future__ import annotations
 
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
-from fmnist_search.execution.capacity import worker_count
 from fmnist_search.recipe.execution import Execution
-from fmnist_search.search.preview import preview_recipes
 from fmnist_search.search.study_store import StudyRuntime, StudyStore
-from fmnist_search.training.runtime import resolve_execution
+from fmnist_search.training.devices import resolve_execution
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.tuning import tuned
-
-
-def study_execution(config: StudyConfig) -> Execution:
-    """Return the execution that a study asks for; on a CPU a trial gets one thread by default.
-
-    Raises:
-        UserError: if the device is missing, or does not support what is asked for.
-    """
-    settings = config.execution
-    return resolve_execution(
-        settings.device, settings.threads or 1, settings.engine, deterministic=settings.deterministic
-    )
 
 
 def resolve_runtime(config: StudyConfig, execution: Execution) -> StudyRuntime:
@@ -52,13 +38,3 @@ def stored_runtime(study_store: StudyStore, callback: StudyCallback) -> StudyRun
         how = f"on {kept.device} with {kept.threads} threads and the {kept.engine} engine"
         callback.on_message(f"{config.name} continues as it began: {how}")
     return runtime
-
-
-def study_worker_count(config: StudyConfig, execution: Execution, callback: StudyCallback) -> int:
-    """Return the number of workers that the study asks for or the machine holds; report it if they differ."""
-    needs_size = config.execution.workers == "auto" and execution.engine == "graph"
-    step_bytes = [preview.step_bytes for preview in preview_recipes(config, "bfloat16")] if needs_size else []
-    count, remark = worker_count(config.execution.workers, execution, step_bytes)
-    if remark:
-        callback.on_message(f"{config.name}: {remark}")
-    return count

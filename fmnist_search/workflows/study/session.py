@@ -13,7 +13,7 @@ from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.data.files import DataSource
 from fmnist_search.data.images import Images
 from fmnist_search.data.loading import load_images
-from fmnist_search.execution.backend import Backend, BackendFactory, make_backend
+from fmnist_search.execution.backend import Backend
 from fmnist_search.results.champion import Champion
 from fmnist_search.results.study import StopReason, StudySummary, TrialRecord, rank_trials
 from fmnist_search.results.training import Stopper
@@ -33,7 +33,7 @@ from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workflows.study.finalists import selection_key
 from fmnist_search.workflows.study.promotion import Promotion
 from fmnist_search.workflows.study.run_logging import StudyRunLogger
-from fmnist_search.workflows.study.runtime import resolve_runtime, stored_runtime, study_execution, study_worker_count
+from fmnist_search.workflows.study.runtime import resolve_runtime, stored_runtime
 from fmnist_search.workflows.study.search_loop import SearchLoop
 from fmnist_search.workflows.study.stopping import current_stop_reason
 from fmnist_search.workflows.study.trial_job import SearchContext
@@ -46,20 +46,19 @@ class SessionOptions:
     """What a session is opened for.
 
     With `fresh`, an earlier study of that name is archived first. `warm_starts` says whether the recipes of `[start]`
-    are loaded. `backend_factory` starts the workers.
+    are loaded.
     """
 
     fresh: bool = False
     warm_starts: bool = False
     tracking: TrackingOptions = TrackingOptions()
-    backend_factory: BackendFactory = make_backend
 
 
 @contextlib.contextmanager
 def open_session(
-    workspace: Workspace, config: StudyConfig, callback: StudyCallback, options: SessionOptions
+    workspace: Workspace, config: StudyConfig, backend: Backend, callback: StudyCallback, options: SessionOptions
 ) -> Iterator[Session]:
-    """Yield a session of a study that is ready to train.
+    """Yield a session of a study that is ready to train, while the workers of `backend` import their libraries.
 
     Whatever can be missing (images, device, store, recipes to start with) is checked before anything is written.
     """
@@ -69,18 +68,13 @@ def open_session(
         stack.enter_context(store_errors(workspace.tracking_uri))
         source = DataSource.from_workspace(workspace)
         images = load_images(config.data, source)
-        execution = study_execution(config)
-        # Worker processes load their libraries while the stores are opened.
-        backend = stack.enter_context(
-            options.backend_factory(execution, study_worker_count(config, execution, callback))
-        )
         mlflow_store = MlflowStore(workspace.tracking_uri, config.experiment) if tracking.enabled else None
         warm_starts = load_warm_starts(workspace, config, mlflow_store) if options.warm_starts else ()
         study_store = _open_study_store(workspace, config, fresh=options.fresh)
         runtime = stored_runtime(study_store, callback)
         if runtime is None:
             backend.wait_until_ready()  # the measurement needs a quiet machine
-            runtime = resolve_runtime(config, execution)
+            runtime = resolve_runtime(config, backend.execution)
         study_store.runtime = runtime
         backend.configure(runtime.execution)
         images = images.to(runtime.execution.device)

@@ -23,9 +23,9 @@ from fmnist_search.models.classifier import build
 from fmnist_search.models.presets import PRESETS
 from fmnist_search.recipe.groups import Data
 from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.training.devices import resolve_execution
 from fmnist_search.training.engine import fit
 from fmnist_search.training.evaluation import evaluate
-from fmnist_search.training.runtime import resolve_execution
 from fmnist_search.training.state import batch_sizes
 
 ROOT = Path(__file__).parents[3]

@@ -282,7 +282,7 @@ def test_workers_end_within_a_heartbeat_when_the_pool_is_killed(source: DataSour
         from fmnist_search.data.files import DataSource
         from fmnist_search.data.loading import load_images
         from fmnist_search.execution.process_backend import Liveness, ProcessBackend
-        from fmnist_search.training.runtime import resolve_execution
+        from fmnist_search.training.devices import resolve_execution
         from tests.support.jobs import DATA_CONFIG, LONG_RECIPE, SLOW_EPOCH_CHANGES, RecordingJob
 
         images = load_images(DATA_CONFIG, DataSource(Path({str(source.cache)!r})))

@@ -35,10 +35,9 @@ from fmnist_search.execution.backend import BackendFactory, make_backend
 from fmnist_search.execution.process_backend import Liveness, ProcessBackend
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.study import StopReason, StudySummary, TrialRecord
-from fmnist_search.results.training import Decision, EpochReport, Overhead, Stopper, TrialState
+from fmnist_search.results.training import Decision, EpochReport, Overhead, Stopper, TrialState, never_stop
 from fmnist_search.search.storage import open_storage
 from fmnist_search.search.study_store import StudyStore
-from fmnist_search.training.callbacks import never_stop
 from fmnist_search.training.trial import run_trial
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.lookup import outbox_status, status

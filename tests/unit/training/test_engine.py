@@ -24,9 +24,10 @@ from fmnist_search.recipe.groups import Augmentation, Averaging, Data, Optimizer
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import EpochReport, TrialResult
 from fmnist_search.training.augmentation import mix
+from fmnist_search.training.devices import resolve_execution
 from fmnist_search.training.engine import fit
 from fmnist_search.training.optim import learning_rates
-from fmnist_search.training.runtime import resolve_execution, torch_settings
+from fmnist_search.training.runtime import torch_settings
 from fmnist_search.training.state import batch_sizes
 from fmnist_search.training.trial import run_trial
 

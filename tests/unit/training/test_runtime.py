@@ -13,7 +13,8 @@ import torch
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.training.autotune import Probe, autotune
-from fmnist_search.training.runtime import release_freed_memory, resolve_execution, retain_freed_memory, torch_settings
+from fmnist_search.training.devices import resolve_execution
+from fmnist_search.training.runtime import release_freed_memory, retain_freed_memory, torch_settings
 
 TorchSettings = tuple[int, bool, bool, bool, bool]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fmnist_search.execution.capacity import worker_count
-from fmnist_search.training.runtime import resolve_execution
+from fmnist_search.training.devices import resolve_execution
 from fmnist_search.workflows.doctor import run_checks
 
 

@@ -21,9 +21,8 @@ from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.groups import Data
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.study import TrialRecord
-from fmnist_search.results.training import Decision, TrialResult, TrialState
+from fmnist_search.results.training import Decision, TrialResult, TrialState, never_stop
 from fmnist_search.search.suggest import trial_seed
-from fmnist_search.training.callbacks import never_stop
 from fmnist_search.training.evaluation import evaluate
 from fmnist_search.training.trial import run_trial
 from fmnist_search.workflows.registration import evaluate_on_test_set

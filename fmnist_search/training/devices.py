@@ -1,0 +1,61 @@
+"""The device of a training, chosen without torch where there is no GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from pathlib import Path
+
+from fmnist_search.errors import UserError
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.text import first_line
+
+AMD_DRIVER = Path("/dev/kfd")
+
+
+def resolve_execution(
+    device: str = "auto", threads: int = 0, engine: str = "plain", *, deterministic: bool = False
+) -> Execution:
+    """Return how trials run on this machine. Torch is imported only if the answer depends on it.
+
+    Args:
+        device: A torch device, or "auto" for CUDA if there is a GPU and the CPU otherwise.
+        threads: Intra-op threads on the CPU; 0 for torch's own number.
+        engine: "plain", or "graph" for captured CUDA graphs.
+        deterministic: Whether to use deterministic algorithms only.
+
+    Raises:
+        UserError: if the device cannot be used, or if the engine needs another device.
+    """
+    if device == "auto" and not may_have_gpu():
+        device = "cpu"
+    if device != "cpu" or not threads:
+        device, threads = _resolve_with_torch(device, threads)
+    if engine == "graph" and not device.startswith("cuda"):
+        raise UserError(f"engine: 'graph' captures CUDA graphs, but the device is {device!r}; use --engine plain")
+    return Execution(device=device, threads=threads, engine=engine, deterministic=deterministic)
+
+
+def may_have_gpu() -> bool:
+    """Return False if torch cannot find a GPU, because a Linux machine has no driver of NVIDIA or AMD."""
+    if sys.platform != "linux":
+        return True
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return AMD_DRIVER.exists()
+    return True
+
+
+def _resolve_with_torch(device: str, threads: int) -> tuple[str, int]:
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"device: {device!r} cannot be used here ({first_line(error)}); use --device cpu or auto"
+        ) from error
+    return device, threads or torch.get_num_threads()
