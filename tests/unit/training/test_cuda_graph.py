@@ -45,15 +45,15 @@ def train(
     with torch_settings(execution):
         training = TrainingState(recipe, images, execution)
         steps = loop(training)
-        figures = [training.train_epoch(number, steps) for number in range(1, recipe.epochs + 1)]
+        epochs = [training.train_epoch(number, steps) for number in range(1, recipe.epochs + 1)]
         steps.close()
-    return training, figures
+    return training, epochs
 
 
 def assert_device_matches_eager(recipe: Recipe, images: Images, execution: Execution) -> None:
     eager, expected = train(recipe, images, execution, EagerLoop)
-    device, figures = train(recipe, images, execution, DeviceLoop)
-    for (loss, accuracy), (expected_loss, expected_accuracy) in zip(figures, expected, strict=True):
+    device, epochs = train(recipe, images, execution, DeviceLoop)
+    for (loss, accuracy), (expected_loss, expected_accuracy) in zip(epochs, expected, strict=True):
         assert loss == pytest.approx(expected_loss, rel=1e-4)
         assert accuracy == pytest.approx(expected_accuracy, abs=1.5 / 300)  # two classes may have nearly equal logits
     pairs = [(eager.model, device.model), (eager.averaged.model, device.averaged.model)]
