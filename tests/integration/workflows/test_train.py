@@ -110,7 +110,7 @@ def test_no_validation_at_all(command: RunCommand, tmp_path: Path) -> None:
         (["recipe.toml", "--workers", "2"], ["--workers", "--seeds"]),
         (["recipe.toml", "--seeds", "2", "--output", "out"], ["--output", "--seeds"]),
         (["recipe.toml", "--output", "recipe.toml/below"], ["--output", "cannot be written"]),
-        (["--resume", "f" * 32], ["f" * 32, "state.pt is not there", "--from-run"]),
+        (["--resume", "f" * 32], ["f" * 32, "state.pt does not exist", "--from-run"]),
         (
             ["--resume", "f" * 32, "--set", "batch_size=9", "--device", "cpu"],
             ["--set batch_size, --device", "--from-run"],
@@ -234,7 +234,7 @@ def test_what_cannot_go_on_is_one_line(command: RunCommand, tmp_path: Path, reci
     content = state(first).read_bytes()
 
     state(first).write_bytes(state(other).read_bytes())
-    assert_single_error(command("train", "--resume", first, "--epochs", 3), first, "another training's")
+    assert_single_error(command("train", "--resume", first, "--epochs", 3), first, "another training;")
     state(first).write_bytes(content[: len(content) // 2])
     assert_single_error(command("train", "--resume", first, "--epochs", 3), "state.pt", "damaged")
     kept: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
@@ -265,5 +265,5 @@ def test_several_seeds_give_mean_and_spread(command: RunCommand, tmp_path: Path,
     alone = command("train", "recipe.toml", "--set", "seed=6", "--threads", 1, "--json").json
     assert alone["val_accuracy"] == accuracies[1]
     assert_single_error(
-        command("train", "--resume", found["runs"][0]["run_id"], "--epochs", 3), "state.pt is not there"
+        command("train", "--resume", found["runs"][0]["run_id"], "--epochs", 3), "state.pt does not exist"
     )
