@@ -75,8 +75,9 @@ def _read_from_folder(dataset: Dataset, name: str, folder: Path) -> bytes:
     content = first_valid(dataset, name, _candidate_paths(folder, dataset, name), strict=True)
     if content is None:
         names = f"{name}.gz (as it was published)" if dataset.compressed else f"{name} or {name}.gz"
+        subfolder = f"{dataset.torchvision_class or '.'}/raw"
         raise UserError(
-            f"{folder}: no {names} there, nor in {dataset.torchvision_class}/raw below it; "
+            f"{folder}: no {names} there, nor in {subfolder} below it; "
             f"name the folder that holds the files of {dataset.name}, or leave it out"
         )
     return content
@@ -99,7 +100,8 @@ def _read_from_any_source(dataset: Dataset, name: str, source: DataSource) -> by
 
 def not_found_message(dataset: Dataset, name: str, source: DataSource) -> str:
     """Return the error message for a file that was not found: where it was searched, and what to do."""
-    place, tried = source.cache / dataset.name, ", and could not be downloaded" if source.download else ""
+    place = source.cache / dataset.name
+    tried = ", and could not be downloaded" if source.download and dataset.torchvision_class else ""
     if package := dataset.system_package:
         where = f"is neither in {place} nor in the system's dataset package"
         remedy = f"install it with `sudo apt-get install {package}`, or name a folder with the files"
@@ -164,7 +166,12 @@ def _mismatch_message(dataset: Dataset, digest: str, size: int) -> str:
 
 
 def _download(dataset: Dataset) -> dict[str, bytes]:
-    """Download all files with torchvision into a temporary folder, and return the intact ones by name."""
+    """Download all files with torchvision into a temporary folder, and return the intact ones by name.
+
+    Return none if torchvision does not have the dataset.
+    """
+    if not dataset.torchvision_class:
+        return {}
     import torchvision  # takes a second, and is needed only for a download
 
     previous_timeout = socket.getdefaulttimeout()

@@ -27,6 +27,7 @@ class Dataset:
 
     `digests` holds the SHA-256 of each uncompressed file by name or, if the dataset is `compressed`, of the published
     `.gz` file. `download_url` is the folder of the published files, for messages that tell the user where to get them.
+    `torchvision_class` names the class of torchvision that downloads the files; without one, the user fetches them.
     """
 
     name: str
@@ -34,9 +35,9 @@ class Dataset:
     subject: str
     classes: tuple[str, ...]
     licence: str
-    torchvision_class: str
     download_url: str
     digests: Mapping[str, str]
+    torchvision_class: str = ""
     compressed: bool = False
     system_package: str = ""
 

@@ -25,7 +25,10 @@ _TYPE_DESCRIPTIONS = {bool: "true or false", int: "a whole number", float: "a nu
 
 @dataclass(frozen=True)
 class Hyperparameter:
-    """One field of a recipe: its dotted name, its type and the values that make sense for it."""
+    """One field of a recipe: its dotted name, its type and the values that make sense for it.
+
+    `added_later` is set for fields that recipes of earlier versions do not have; see `Recipe.seed_independent_key`.
+    """
 
     name: str
     kind: type
@@ -36,6 +39,7 @@ class Hyperparameter:
     high: float | None = None
     choices: Collection[Value] | None = None
     share_of: int | None = None
+    added_later: bool = False
 
     def parse(self, value: object) -> Value:
         """Return the value in this field's type.
@@ -98,12 +102,16 @@ def hyperparameter(
     high: float | None = None,
     choices: Collection[Value] | None = None,
     share_of: int | None = None,
+    added_later: bool = False,
 ) -> Any:
     """Return a dataclass field with limits. `default` is allowed even where it is outside the limits.
 
-    With `share_of`, a float between 0 and 1 stands for that share of it.
+    With `share_of`, a float between 0 and 1 stands for that share of it. Set `added_later` for a new field, whose
+    default must mean what recipes without it meant: it keeps the keys of these recipes.
     """
-    limits = {"low": low, "above": above, "high": high, "choices": choices, "share_of": share_of}
+    limits = {
+        "low": low, "above": above, "high": high, "choices": choices, "share_of": share_of, "added_later": added_later,
+    }  # fmt: skip
     return field(default=default, metadata={"meaning": description, "limits": limits})
 
 

@@ -150,8 +150,17 @@ class Recipe(HyperparameterGroup):
         return Recipe(model=family(**tables.get("model", {})), **parts, **tables[""])
 
     def seed_independent_key(self) -> str:
-        """Return a digest, 32 hexadecimal digits, that is equal for recipes that differ only in their seed."""
-        values = {name: value for name, value in self.to_flat_dict().items() if name != "seed"}
+        """Return a digest, 32 hexadecimal digits, that is equal for recipes that differ only in their seed.
+
+        Studies store it. A hyperparameter that was added later is left out while it has its default.
+        """
+        known = recipe_hyperparameters(type(self.model))
+        left_out = {name: spec.default for name, spec in known.items() if spec.added_later}
+        values = {
+            name: value
+            for name, value in self.to_flat_dict().items()
+            if name != "seed" and (name not in left_out or value != left_out[name])
+        }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
     @property

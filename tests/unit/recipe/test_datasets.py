@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import threading
@@ -57,9 +58,10 @@ def test_an_entry_is_complete_and_torchvision_downloads_the_same_files(dataset: 
     assert len(set(dataset.classes)) == 10
     assert set(dataset.digests) == set(FILE_NAMES)
     assert all(len(bytes.fromhex(digest)) == 32 for digest in dataset.digests.values())
-    theirs = getattr(torchvision.datasets, dataset.torchvision_class)
-    assert {name for name, _ in theirs.resources} == {f"{name}.gz" for name in FILE_NAMES}
-    assert dataset.download_url in theirs.mirrors
+    if dataset.torchvision_class:
+        theirs = getattr(torchvision.datasets, dataset.torchvision_class)
+        assert {name for name, _ in theirs.resources} == {f"{name}.gz" for name in FILE_NAMES}
+        assert dataset.download_url in theirs.mirrors
 
 
 def test_all_digests_differ() -> None:
@@ -86,7 +88,7 @@ def test_an_unknown_name_is_one_line_with_the_nearest_name() -> None:
     for mistake in (lambda: get_dataset("mnits"), lambda: verify_files("mnits", offline_source(Path("nowhere")))):
         with pytest.raises(UserError, match=r"^dataset 'mnits': is not known; did you mean 'mnist'\?$"):
             mistake()
-    with pytest.raises(UserError, match=r"^data.dataset: 'emnist' .* choose from fashion-mnist, mnist, kmnist$"):
+    with pytest.raises(UserError, match=rf"^data.dataset: 'emnist' .* choose from {', '.join(DATASETS)}$"):
         Data(dataset="emnist")
 
 
@@ -99,6 +101,17 @@ def test_a_new_entry_is_read_like_the_others(registered_dataset: Dataset, tmp_pa
     test = read_test_set("made", source)
     assert test.pixels.numpy().tobytes() == FILE_CONTENTS[FILE_NAMES[2]][16:]
     assert bytes(test.labels.tolist()) == FILE_CONTENTS[FILE_NAMES[3]][8:]
+
+
+def test_without_a_class_of_torchvision_the_user_fetches_the_files(tmp_path: Path) -> None:
+    dataset = dataclasses.replace(make_dataset(FILE_CONTENTS), torchvision_class="")
+    line = error_line(dataset, DataSource(tmp_path / "cache", download=True))
+    assert line.startswith(f"made: {FILE_NAME} is not in {tmp_path / 'cache' / 'made'}; fetch its four .gz files from ")
+    (tmp_path / "raw").mkdir()
+    assert "nor in ./raw below it" in error_line(dataset, offline_source(tmp_path / "cache", tmp_path))
+    write_files(tmp_path / "raw", GZIPPED_CONTENTS)
+    source = offline_source(tmp_path / "cache", tmp_path)
+    assert read_verified_file(dataset, FILE_NAME, source) == FILE_CONTENTS[FILE_NAME]
 
 
 # ---------------------------------------- files of other datasets

@@ -20,6 +20,7 @@ from fmnist_search.recipe.datasets import IMAGE_SIZE
 from fmnist_search.recipe.families import FAMILIES, Architecture
 from fmnist_search.recipe.formatting import format_value
 from fmnist_search.recipe.groups import Augmentation, Data, Optimizer
+from fmnist_search.recipe.hyperparameters import hyperparameter
 from fmnist_search.recipe.recipe import Recipe, is_active, recipe_hyperparameters
 from tests.support.strategies import hyperparameter_values, recipes
 
@@ -358,3 +359,14 @@ def test_every_hyperparameter_has_a_description_and_accepts_its_default(family: 
     for spec in recipe_hyperparameters(family).values():
         assert spec.description
         assert spec.parse(spec.default) == spec.default
+
+
+def test_a_hyperparameter_that_was_added_later_keeps_the_keys_of_stored_recipes() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class LaterMlp(Mlp):
+        epsilon: float = hyperparameter(0.5, "a hyperparameter that stored recipes do not have", added_later=True)
+
+    key = Recipe(model=Mlp()).seed_independent_key()
+    assert Recipe(model=LaterMlp()).seed_independent_key() == key
+    assert Recipe(model=LaterMlp(epsilon=0.25)).seed_independent_key() != key
+    assert Recipe(model=LaterMlp(width=7)).seed_independent_key() != key
