@@ -205,7 +205,8 @@ def timeline_bars(trials: Sequence[TrialRecord]) -> tuple[list[TimelineBar], lis
     pauses = {began: gap for began, gap in idle.items() if gap > max(MIN_PAUSE_SECONDS, MIN_PAUSE_SHARE * busy)}
 
     def seconds_since_start(time: float) -> float:
-        return time - start - sum(gap for began, gap in pauses.items() if began <= time)
+        seconds = time - start - sum(gap for began, gap in pauses.items() if began <= time)
+        return max(seconds, 0.0)  # rounding can make it negative
 
     bars = [
         TimelineBar(trial, seconds_since_start(began), seconds_since_start(max(began, ended)))

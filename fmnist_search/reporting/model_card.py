@@ -93,7 +93,7 @@ class ModelCard:
             "Data": self._data_section(),
             "Use": self._usage_section(),
             "Licences": f"Images: {self._dataset.title}, {self._dataset.licence}. fmnist-search, which trained the "
-            "model: MIT licence.",
+            "model on them, is under the MIT licence.",
             "Recipe" if len(self.recipes) == 1 else "Recipe of the first member": _recipe_table(self.recipes[0]),
         }
         body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())

@@ -59,9 +59,12 @@ def study_page(
     view = StudyView(trials, space, importances)
     texts = {trial.number: hover_text(view, trial) for trial in view.trials}
     sections = [
-        _interactive_section(chart, page_charts[key](view, chart, texts))
-        if key in page_charts
-        else _static_section(chart, figure_to_png(PLOTS[key](view, chart)))
+        _section(
+            chart,
+            _figure_html(page_charts[key](view, chart, texts))
+            if key in page_charts
+            else _image_html(figure_to_png(PLOTS[key](view, chart)), chart.title),
+        )
         for key, chart in view.charts.items()
     ]
     return "\n".join(
@@ -77,15 +80,17 @@ def study_page(
     )
 
 
-def _interactive_section(chart: Chart, figure: Any) -> str:
-    figure.update_layout(template="plotly_white", margin={"l": 80, "r": 20, "t": 30, "b": 50})
-    # The rotated labels of parallel coordinates stand above the axes and need room there.
-    figure.update_traces(selector={"type": "parcoords"}, domain={"y": [0, 0.86]})
-    content = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
+def _section(chart: Chart, content: str) -> str:
     return f'<section><h2>{escape(chart.title)}</h2><p class="note">{escape(chart.note)}</p>{content}</section>'
 
 
-def _static_section(chart: Chart, png: bytes) -> str:
-    """Return a section with a plot, which shows title and note itself."""
+def _figure_html(figure: Any) -> str:
+    figure.update_layout(template="plotly_white", margin={"l": 80, "r": 20, "t": 30, "b": 50})
+    # The rotated labels of parallel coordinates stand above the axes and need room there.
+    figure.update_traces(selector={"type": "parcoords"}, domain={"y": [0, 0.86]})
+    return str(figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False}))
+
+
+def _image_html(png: bytes, alternative_text: str) -> str:
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    return f'<section><img src="{source}" alt="{escape(chart.title)}"></section>'
+    return f'<p><img src="{source}" alt="{escape(alternative_text)}"></p>'

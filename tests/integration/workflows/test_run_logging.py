@@ -72,12 +72,12 @@ def load_text(run_: Run, path: str) -> str:
     return str(mlflow.artifacts.load_text(f"runs:/{run_.info.run_id}/{path}"))
 
 
-def test_the_note_says_what_was_asked_found_and_chosen(study: Run) -> None:
+def test_the_note_has_question_best_trial_and_selected_model(study: Run) -> None:
     note = study.data.tags["mlflow.note.content"]
     assert "Does a search run from end to end?" in note
     assert "**Best trial**" in note
-    assert "confirmed at" in note
-    assert "| budget | spent | of |" in note
+    assert "confirmed validation accuracy" in note
+    assert "| budget | used | limit |" in note
     assert "`space.cnn.depth`" in note
     assert "fmnist-search leaderboard tiny" in note
     assert load_text(study, "report.md") == note

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fmnist_search.recipe.recipe import Recipe
@@ -190,6 +190,7 @@ def test_pauses_are_removed_from_the_timeline() -> None:
 intervals = st.tuples(st.floats(0, 1e5), st.floats(0, 1e3))
 
 
+@example([(0.0, 0.0), (30.60106663418628, 0.0), (32799.128478821665, 0.0)])  # rounding gave a start below 0
 @given(st.lists(intervals, min_size=1, max_size=20))
 def test_a_bar_is_as_long_as_its_trial_and_the_first_starts_at_0(spans: list[tuple[float, float]]) -> None:
     trials = [make_trial(number, started_at=began, ended_at=began + long) for number, (began, long) in enumerate(spans)]

@@ -48,7 +48,7 @@ def without_plotly_js(html: str) -> str:
 def test_a_page_contains_one_copy_of_plotly_and_loads_nothing() -> None:
     rest = without_plotly_js(make_page(24))
     assert len(rest) < 1_000_000
-    assert not re.search(r"""(src|href)\s*=\s*["']""", rest)
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!data:)""", rest)
     assert "cdn." not in rest
 
 
@@ -59,7 +59,7 @@ def test_a_page_shows_every_chart_with_its_note() -> None:
     shares = make_importances(IMPORTANT_HYPERPARAMETERS, 24)
     rest = without_plotly_js(study_page("small", "Why?", trials, config.space, shares))
     charts = StudyView(trials, config.space, shares).charts
-    assert rest.count("Plotly.newPlot(") == len(charts) == 9
+    assert rest.count("Plotly.newPlot(") == len(charts.keys() & PAGE_CHARTS.keys())
     for chart in charts.values():
         assert f'<h2>{chart.title}</h2><p class="note">{chart.note}</p>' in rest
 
@@ -71,7 +71,7 @@ def test_a_chart_without_an_interactive_version_is_shown_as_its_static_plot() ->
     view = StudyView(trials, config.space)
     others = {name: draw for name, draw in PAGE_CHARTS.items() if name != "history"}
     rest = without_plotly_js(study_page("small", "Why?", trials, config.space, page_charts=others))
-    assert rest.count("Plotly.newPlot(") == len(view.charts) - 1
+    assert rest.count("Plotly.newPlot(") == len(view.charts.keys() & others.keys())
     (encoded,) = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="Optimisation history">', rest)
     assert base64.b64decode(encoded) == render_png(PLOTS["history"](view, view.charts["history"]))
 
