@@ -90,7 +90,7 @@ def _single_image_fields() -> list[dataclasses.Field[object]]:
 
 
 def _image_rows_figure(rows: Sequence[tuple[str, Tensor]], title: str, note: str) -> Figure:
-    """Return a figure with rows of images and their names at the left; each row is one array of pixels, which draws fastest."""
+    """Return a figure with rows of images and their names at the left. Drawing a row as one array is fastest."""
     columns = max(len(images) for _, images in rows)
     figure = titled_figure(title, note, ROW_NAME_INCHES + IMAGE_INCHES * columns, IMAGE_INCHES * len(rows))
     width, top = figure.get_figwidth(), manual_layout(figure)

@@ -46,7 +46,7 @@ def confusion_figure(
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.subplots()
     shares = [[cell / max(sum(row), 1) for cell in row] for row in confusion]
-    image_artist = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    cells = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
     axes.set_yticks(range(len(classes)), classes)
     axes.set_xlabel("predicted")
@@ -59,7 +59,7 @@ def confusion_figure(
                 color = "white" if shares[y][x] > 0.5 else "black"
                 axes.text(x, y, text, ha="center", va="center", fontsize=7, color=color)
     label = "share of the true class" + (", cells in percent" if normalised else "")
-    figure.colorbar(image_artist, ax=axes, label=label, format=percent_formatter())
+    figure.colorbar(cells, ax=axes, label=label, format=percent_formatter())
     return figure
 
 
@@ -244,10 +244,10 @@ def filters_figure(weights: Mapping[str, Tensor], title: str) -> Figure:
     for index, kernel in enumerate(shown):
         row, column = divmod(index, columns)
         extent = (column, column + 0.9, row + 0.9, row)
-        image_artist = axes.imshow(kernel, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=extent)
+        drawn_filter = axes.imshow(kernel, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=extent)
     axes.set(xlim=(0, columns), ylim=(rows, 0))
     axes.set_axis_off()
-    figure.colorbar(image_artist, ax=axes, label="weight", shrink=min(1.0, 2.5 / rows))
+    figure.colorbar(drawn_filter, ax=axes, label="weight", shrink=min(1.0, 2.5 / rows))
     return figure
 
 
