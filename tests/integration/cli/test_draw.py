@@ -88,7 +88,7 @@ def test_weights_that_are_damaged_or_gone_are_one_line(trained: FinishedStudy, t
         assert_single_error(outcome, run_id, "stored weights", "damaged")
         artifact.unlink()
         outcome = trained.run("draw", "filters", run_id, "--output", tmp_path / "filters.png")
-        assert_single_error(outcome, run_id, "no weights of it are stored here", f"fmnist-search train --from-run {run_id}")
+        assert_single_error(outcome, run_id, "no weights of it are stored", f"fmnist-search train --from-run {run_id}")
     finally:
         artifact.write_bytes(before)
     assert not list(tmp_path.iterdir())
