@@ -38,7 +38,22 @@ EPOCHS = 6
 TRIALS = 16
 
 each_sampler = pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda settings: settings.name)
-each_pruner = pytest.mark.parametrize("pruner", PRUNERS, ids=lambda settings: settings.name)
+
+
+def each_pair(pruners: list[Any]) -> pytest.MarkDecorator:
+    """Every sampler with every pruner; the fast suite takes each sampler with halving, and TPE with each pruner."""
+    pairs = [
+        pytest.param(
+            sampler,
+            pruner,
+            id=f"{sampler.name}-{pruner.name}",
+            marks=() if sampler.name == "tpe" or pruner.name == "halving" else pytest.mark.slow,
+        )
+        for sampler, pruner in itertools.product(SAMPLERS, pruners)
+    ]
+    return pytest.mark.parametrize(("sampler", "pruner"), pairs)
+
+
 each_comparing_pruner = pytest.mark.parametrize("pruner", COMPARING_PRUNERS, ids=lambda settings: settings.name)
 
 SPACE: dict[str, Any] = {
@@ -116,16 +131,14 @@ def run_search(sampler: Any, pruner: Any, seed: int = 1, count: int = TRIALS) ->
 # ------------------------------------------------------------------------------ every pair of them
 
 
-@each_pruner
-@each_sampler
+@each_pair(PRUNERS)
 def test_one_seed_gives_one_search(sampler: Any, pruner: Any) -> None:
     once, again = cached_search(sampler, pruner), run_search(sampler, pruner)
     assert once == again
     assert len(once) == TRIALS
 
 
-@each_pruner
-@each_sampler
+@each_pair(PRUNERS)
 def test_a_search_goes_on_after_a_restart_as_if_there_had_been_none(sampler: Any, pruner: Any) -> None:
     storage = optuna.storages.InMemoryStorage()
     config = make_config(sampler, pruner)
@@ -248,8 +261,7 @@ def test_strategies_are_made_and_asked_without_warnings() -> None:
 # ------------------------------------------------------------------------------------ every pruner
 
 
-@each_comparing_pruner
-@each_sampler
+@each_pair(COMPARING_PRUNERS)
 def test_nothing_is_pruned_after_its_last_epoch(sampler: Any, pruner: Any) -> None:
     pruned = [row for row in run_search(sampler, pruner, 2, 30) if row.state is TrialState.PRUNED]
     assert all(row.epochs < EPOCHS for row in pruned)

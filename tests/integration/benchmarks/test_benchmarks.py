@@ -129,7 +129,7 @@ def test_throughput_measures_training_and_validation(bench: RunBenchmark, tmp_pa
 
 
 def test_time_to_accuracy_says_how_far_a_training_came(bench: RunBenchmark) -> None:
-    short = ("--set", "epochs=1", "--set", "data.train_images=300", "--device", "cpu", "--workers", 0)
+    short = ("--set", "epochs=1", "--set", "data.train_images=300", "--device", "cpu", "--workers", 0, "--seeds", 1)
     found = json.loads(
         bench(time_to_accuracy, *short, "--set", "model.width_1=8", "--tutorial", "--tutorial-factor", 1, "--json")
     )
