@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pytest
 from sqlalchemy import Engine
 
 from fmnist_search.cli.app import CommandSettings, main
+from tests.golden.project import move_addresses
 
 TINY_STUDY = """
 # Does a search run from end to end?
@@ -188,10 +190,23 @@ class FinishedStudy:
         return run_command(self.folder, *arguments, plots=plots, **changes)
 
 
+@pytest.fixture(scope="session")
+def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
+    """The tiny study, run once by the command line. Tests take a copy of it."""
+    return run_tiny_study(tmp_path_factory.mktemp("tiny"))
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
-    """The tiny study, run once for each module by the command line."""
-    return run_tiny_study(tmp_path_factory.mktemp("finished"))
+def finished(tiny_study: FinishedStudy, tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
+    """A copy of the finished tiny study for each module, which its tests may change."""
+    return copy_study(tiny_study, tmp_path_factory.mktemp("finished"))
+
+
+def copy_study(study: FinishedStudy, folder: Path) -> FinishedStudy:
+    """Copy the folder of a study, and let the stores in it refer to the copy."""
+    shutil.copytree(study.folder, folder, dirs_exist_ok=True)
+    move_addresses(folder, str(study.folder), str(folder))
+    return FinishedStudy(folder, study.result)
 
 
 def run_tiny_study(folder: Path, *, plots: bool = False) -> FinishedStudy:

@@ -27,7 +27,14 @@ from fmnist_search.search.study_store import StudyRuntime, StudyStore
 from fmnist_search.workflows import garbage
 from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workspace import Workspace, image_cache_folder
-from tests.integration.conftest import TINY_STUDY, CommandResult, FinishedStudy, clean_environment, run_command
+from tests.integration.conftest import (
+    TINY_STUDY,
+    CommandResult,
+    FinishedStudy,
+    clean_environment,
+    copy_study,
+    run_command,
+)
 
 OTHER_STUDY = TINY_STUDY.replace('name = "tiny"', 'name = "other"').replace("workers = 1 ", "workers = 2 ")
 """Its trials run in worker processes."""
@@ -36,12 +43,10 @@ UNUSUAL_EXECUTION = Execution(threads=1, memory_format="contiguous", allocator="
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
+def finished(tiny_study: FinishedStudy, tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
     """A study of one worker with its champion, and after it one of two workers under other conditions."""
-    folder = tmp_path_factory.mktemp("runs")
-    (folder / "tiny.toml").write_text(TINY_STUDY)
+    folder = copy_study(tiny_study, tmp_path_factory.mktemp("runs")).folder
     (folder / "other.toml").write_text(OTHER_STUDY)
-    assert run_command(folder, "search", "tiny.toml").exit_code == 0
     changes = {"finalists.recipes": 0}
     workspace = Workspace.resolve(f"sqlite:///{folder / 'mlflow.db'}")
     study_store = StudyStore.open(workspace.storage_url, StudyConfig.load(folder / "other.toml", changes))
