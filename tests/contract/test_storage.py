@@ -1,4 +1,4 @@
-"""What a storage of ours promises: it waits for its turn, it is made once, and where it cannot be, it says so."""
+"""The contract of a storage: writers wait for each other, it is created once, and every failure is one line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def storage_error(url: str) -> str:
     return line
 
 
-def test_a_new_storage_waits_a_minute_and_lets_readers_read(tmp_path: Path) -> None:
+def test_new_storage_waits_a_minute_and_lets_readers_read(tmp_path: Path) -> None:
     storage = open_storage(f"sqlite:///{tmp_path / 'optuna.db'}")
     with storage.engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
@@ -36,13 +36,13 @@ def test_a_new_storage_waits_a_minute_and_lets_readers_read(tmp_path: Path) -> N
 
 def test_write_ahead_logging_stays_in_the_file(tmp_path: Path) -> None:
     open_storage(f"sqlite:///{tmp_path / 'optuna.db'}").remove_session()
-    # A connection of somebody else, such as optuna-dashboard's, finds it as well.
+    # Connections of other programs, such as optuna-dashboard, use it as well.
     connection = sqlite3.connect(tmp_path / "optuna.db")
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
 
 
-def test_a_reader_does_not_wait_for_a_writer(tmp_path: Path) -> None:
+def test_reader_does_not_wait_for_a_writer(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'optuna.db'}"
     optuna.create_study(storage=open_storage(url), study_name="s")
     writer = sqlite3.connect(tmp_path / "optuna.db", isolation_level=None)
@@ -56,48 +56,48 @@ def test_a_reader_does_not_wait_for_a_writer(tmp_path: Path) -> None:
     reader.close()
 
 
-def test_its_folders_are_made_and_what_it_holds_stays(tmp_path: Path) -> None:
+def test_folders_are_created_and_contents_are_kept(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'new' / 'folders' / 'optuna.db'}"
     optuna.create_study(storage=open_storage(url), study_name="s").add_trial(optuna.create_trial(value=0.5))
     assert optuna.load_study(storage=open_storage(url), study_name="s").best_value == 0.5
 
 
 @pytest.mark.parametrize("name", ["with space", "größer", "a%20b", "a#b", "a?b=c", "it's"])
-def test_a_folder_may_have_any_name(name: str, tmp_path: Path) -> None:
+def test_folder_may_have_any_name(name: str, tmp_path: Path) -> None:
     folder = tmp_path / name
     open_storage(f"sqlite:///{folder / 'optuna.db'}")
     assert (folder / "optuna.db").stat().st_size > 0
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-# ------------------------------------------------------------------------------- where it cannot be
+# ----------------------------------------------------------------------------------------- failures
 
 
-def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_not_a_database_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "optuna.db"
     path.write_text("Dear diary, " * 1_000)
     assert str(path) in storage_error(f"sqlite:///{path}")
     assert path.read_text().startswith("Dear diary")
 
 
-def test_a_folder_in_its_place_is_refused(tmp_path: Path) -> None:
+def test_folder_in_its_place_is_an_error(tmp_path: Path) -> None:
     assert str(tmp_path) in storage_error(f"sqlite:///{tmp_path}")
 
 
-def test_a_place_below_a_file_is_refused(tmp_path: Path) -> None:
+def test_path_below_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file" / "optuna.db", tmp_path / "file" / "folder" / "optuna.db"):
         assert str(place) in storage_error(f"sqlite:///{place}")
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a place where nobody may write, root included")
-def test_a_place_that_cannot_be_written_is_refused() -> None:
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that even root cannot write")
+def test_folder_that_cannot_be_written_is_an_error() -> None:
     assert "/proc/optuna.db" in storage_error("sqlite:////proc/optuna.db")
     assert "/proc/folder/optuna.db" in storage_error("sqlite:////proc/folder/optuna.db")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_file_that_may_only_be_read_is_refused(tmp_path: Path) -> None:
+def test_read_only_file_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "optuna.db"
     open_storage(f"sqlite:///{path}").remove_session()
     path.chmod(0o400)
@@ -108,7 +108,7 @@ def test_a_file_that_may_only_be_read_is_refused(tmp_path: Path) -> None:
         tmp_path.chmod(0o700)
 
 
-def test_a_database_of_a_later_optuna_is_refused(tmp_path: Path) -> None:
+def test_database_of_a_later_optuna_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "optuna.db"
     open_storage(f"sqlite:///{path}").remove_session()
     connection = sqlite3.connect(path)
@@ -119,13 +119,13 @@ def test_a_database_of_a_later_optuna_is_refused(tmp_path: Path) -> None:
     assert str(path) in storage_error(f"sqlite:///{path}")
 
 
-def test_a_password_is_not_shown() -> None:
+def test_password_is_not_shown() -> None:
     line = storage_error("postgresql+nodriver://me:secret@127.0.0.1:1/optuna")
     assert "127.0.0.1" in line
     assert "secret" not in line
 
 
-# ------------------------------------------------------------------------------------ several at once
+# ---------------------------------------------------------------------------------- several processes
 
 OPEN_ON_SIGNAL_SCRIPT = """
 import sys
@@ -140,7 +140,7 @@ for url in sys.stdin:
 """
 
 
-def test_two_processes_may_open_the_same_new_storage_at_once(tmp_path: Path) -> None:
+def test_two_processes_create_the_same_storage_at_once(tmp_path: Path) -> None:
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", OPEN_ON_SIGNAL_SCRIPT],
@@ -154,7 +154,7 @@ def test_two_processes_may_open_the_same_new_storage_at_once(tmp_path: Path) -> 
     ]
     streams = [(worker.stdin, worker.stdout) for worker in workers]
     assert all(answers and answers.readline() == "ready\n" for _, answers in streams)
-    # Again and again: each round both begin within a millisecond.
+    # Several rounds, each of which both start within a millisecond.
     urls = [f"sqlite:///{tmp_path / str(attempt) / 'optuna.db'}" for attempt in range(8)]
     for url in urls:
         for orders, _ in streams:

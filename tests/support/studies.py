@@ -1,4 +1,4 @@
-"""Studies for tests: a small one to vary, and hypothesis strategies for `[space]` tables as study files write them."""
+"""Studies for tests: a small one to vary, and Hypothesis strategies for `[space]` tables."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ SMALL_SPACE: dict[str, Any] = {
 }
 
 
-def make_study(space: dict[str, Any] | None = None, **tables: Any) -> StudyConfig:
-    """A valid study with another space or other tables."""
-    whole = {"name": "small", "budget": {"trials": 20, "epochs": 3}, "space": space or SMALL_SPACE, **tables}
-    return StudyConfig.from_dict(whole)
+def make_study(space: dict[str, Any] | None = None, **changes: Any) -> StudyConfig:
+    """Return a valid study with another space or other tables."""
+    tables = {"name": "small", "budget": {"trials": 20, "epochs": 3}, "space": space or SMALL_SPACE, **changes}
+    return StudyConfig.from_dict(tables)
 
 
 SHARED_HYPERPARAMETERS = {
@@ -32,13 +32,13 @@ SHARED_HYPERPARAMETERS = {
     for name, spec in recipe_hyperparameters(FAMILIES["cnn"]).items()
     if not name.startswith("model.") and name not in NOT_SEARCHABLE
 }
-# Every batch size of these fits into the images of a study that says nothing about them.
+# So that every batch fits into the images of a study that does not set their number.
 SHARED_HYPERPARAMETERS["batch_size"] = dataclasses.replace(SHARED_HYPERPARAMETERS["batch_size"], high=1_000)
 
 
 @st.composite
 def space_tables(draw: st.DrawFn, largest: float = math.inf) -> dict[str, Any]:
-    """`[space]` tables over any families and hyperparameters, with pins, choices and ranges up to `largest`."""
+    """Return `[space]` tables with any families and domains, with numbers up to `largest`."""
     families = draw(st.lists(st.sampled_from(sorted(FAMILIES)), min_size=1, unique=True))
     tables = {"common": {"family": families, **draw(_domains(SHARED_HYPERPARAMETERS, largest))}}
     for family in families:
@@ -78,6 +78,6 @@ def _ranges(draw: st.DrawFn, spec: Hyperparameter, largest: float) -> dict[str, 
         table["log"] = True
     elif kind == "step" and spec.kind is int:
         step = draw(st.integers(1, min(8, high - low)))
-        # Optuna warns of a range that its steps do not fill.
+        # Optuna warns about a range that is not a multiple of its step.
         table |= {"step": step, "high": high - (high - low) % step}
     return table

@@ -1,4 +1,4 @@
-"""Trials of studies that were never run: drawn from a space, with values that follow from what was drawn."""
+"""Records of trials that were never run, with values that follow from their recipes."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ DEFAULT_STATES = (
 def make_trials(
     config: StudyConfig, count: int, states: Sequence[TrialState] = DEFAULT_STATES, seed: int = 0
 ) -> list[TrialRecord]:
-    """So many trials whose endings come in turns; each runs a little after the one before."""
-    luck = random.Random(seed)
-    search = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    """Return records of trials whose states take turns, each a little later than the one before."""
+    noise = random.Random(seed)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     base = base_recipe(config, "float32")
-    rows = []
+    records = []
     for number in range(count):
-        recipe = suggest_recipe(search.ask(), config.space, base, trial_seed(seed, number))
+        recipe = suggest_recipe(study.ask(), config.space, base, trial_seed(seed, number))
         state = states[number % len(states)]
-        best = 0.92 - 0.02 * abs(math.log10(recipe.optimizer.learning_rate / 4e-3)) + luck.gauss(0, 0.003)
+        best = 0.92 - 0.02 * abs(math.log10(recipe.optimizer.learning_rate / 4e-3)) + noise.gauss(0, 0.003)
         epochs = {TrialState.COMPLETED: base.epochs, TrialState.FAILED: 0}.get(state, 1)
         curve = tuple(best - 0.1 / epoch for epoch in range(1, epochs + 1))
         parameters = 1000 * sum(recipe.model.widths)
         seconds = 0.5 + epochs * parameters / 1e5
         began = 1.7e9 + 2.0 * number + (3600 if number > count / 2 else 0)  # the study was paused in the middle
-        rows.append(
+        records.append(
             TrialRecord(
                 number,
                 state,
@@ -54,10 +54,10 @@ def make_trials(
                 ended_at=began + seconds,
             )
         )
-    return rows
+    return records
 
 
 def make_importances(names: Sequence[str], trials: int) -> Importances:
-    """Importances that fall from name to name."""
+    """Return importances that halve from name to name."""
     weights = [2.0**-place for place in range(1, len(names) + 1)]
     return Importances({name: weight / sum(weights) for name, weight in zip(names, weights, strict=True)}, trials)

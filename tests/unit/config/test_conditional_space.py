@@ -1,4 +1,4 @@
-"""What a space lets vary: the values of every domain, what depends on what, and how many recipes there are."""
+"""Conditional hyperparameters, the number of recipes of a space, and its points."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def variable_names(variables_found: list[ConditionalHyperparameter]) -> list[str
 
 
 def variable_conditions(table: dict[str, Any], family: str = "cnn") -> dict[str, dict[str, tuple[Value, ...]]]:
-    """On what each variable depends, by name."""
+    """Return the conditions of each hyperparameter by name."""
     return {
         variable.name: dict(variable.conditions) for variable in conditional_hyperparameters(make_space(table), family)
     }
 
 
-def test_widths_and_kernels_are_there_up_to_the_depth() -> None:
+def test_widths_and_kernels_are_active_up_to_the_depth() -> None:
     found = variable_conditions(
         {"cnn": {"depth": [1, 2, 3], "width_1": [8, 16], "width_2": [8, 16], "kernel_3": [3, 5]}}
     )
@@ -56,12 +56,12 @@ def test_widths_and_kernels_are_there_up_to_the_depth() -> None:
     }
 
 
-def test_a_range_of_depths_is_a_gate_like_a_list() -> None:
+def test_range_of_depths_is_a_condition_like_a_list() -> None:
     found = variable_conditions({"cnn": {"depth": {"low": 1, "high": 4}, "width_3": {"low": 8, "high": 16}}})
     assert found["model.width_3"] == {"model.depth": (3, 4)}
 
 
-def test_the_order_of_a_list_of_depths_decides_nothing() -> None:
+def test_order_of_a_list_of_depths_does_not_matter() -> None:
     for depths in itertools.permutations([1, 2, 3]):
         found = variable_conditions({"cnn": {"depth": list(depths), "width_2": [8, 16]}})
         (wanted,) = found["model.width_2"].values()
@@ -69,15 +69,15 @@ def test_the_order_of_a_list_of_depths_decides_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("depth", "there"),
+    ("depth", "active"),
     [(1, ["width_1"]), (2, ["width_1", "width_2", "pool"]), (3, ["width_1", "width_2", "width_3", "pool"])],
 )
-def test_below_a_pinned_depth_nothing_depends_and_what_lies_deeper_is_left_out(depth: int, there: list[str]) -> None:
+def test_fixed_depth_gives_no_conditions_and_leaves_out_deeper_blocks(depth: int, active: list[str]) -> None:
     own = {"depth": depth, "pool": ["max", "average"], **{f"width_{block}": [8, 16] for block in (1, 2, 3)}}
-    assert variable_conditions({"cnn": own}) == {f"model.{name}": {} for name in there}
+    assert variable_conditions({"cnn": own}) == {f"model.{name}": {} for name in active}
 
 
-def test_where_nobody_says_how_deep_the_default_depth_decides() -> None:
+def test_default_depth_decides_if_the_depth_is_not_searched() -> None:
     assert variable_names(
         conditional_hyperparameters(make_space({"cnn": {f"width_{n}": [8, 16] for n in range(1, 6)}}), "cnn")
     ) == [
@@ -87,7 +87,7 @@ def test_where_nobody_says_how_deep_the_default_depth_decides() -> None:
     ]
 
 
-def test_nesterov_is_there_where_the_rule_is_sgd() -> None:
+def test_nesterov_is_active_with_sgd() -> None:
     nesterov = {"optimizer.nesterov": [True, False]}
     several = {"common": {**nesterov, "optimizer.name": ["sgd", "adam", "adamw"]}}
     assert variable_conditions(several) == {"optimizer.name": {}, "optimizer.nesterov": {"optimizer.name": ("sgd",)}}
@@ -96,12 +96,12 @@ def test_nesterov_is_there_where_the_rule_is_sgd() -> None:
         assert "optimizer.nesterov" not in variable_conditions({"common": {**nesterov, **never}})
 
 
-def test_a_warmup_is_there_where_the_schedule_has_one() -> None:
+def test_warmup_is_active_with_one_cycle() -> None:
     common = {"schedule.warmup": {"low": 0.1, "high": 0.5}, "schedule.name": ["constant", "one-cycle"]}
     assert variable_conditions({"common": common})["schedule.warmup"] == {"schedule.name": ("one-cycle",)}
 
 
-def test_hidden_layers_are_there_where_an_mlp_is_not_linear() -> None:
+def test_hidden_layers_are_active_unless_an_mlp_is_linear() -> None:
     found = variable_conditions(
         {"mlp": {"depth": [0, 1, 2], "width": [64, 128], "dropout": {"low": 0.0, "high": 0.5}}}, "mlp"
     )
@@ -110,7 +110,7 @@ def test_hidden_layers_are_there_where_an_mlp_is_not_linear() -> None:
     assert variable_conditions({"mlp": {"depth": 0, "width": [64, 128]}}, "mlp") == {}
 
 
-def test_a_variable_knows_whether_a_recipe_has_it() -> None:
+def test_hyperparameter_is_active_in_recipes_that_meet_its_conditions() -> None:
     _, second = conditional_hyperparameters(make_space({"cnn": {"depth": [1, 2], "width_2": [8, 16]}}), "cnn")
     assert second.is_active({"model.depth": 2})
     assert not second.is_active({"model.depth": 1})
@@ -138,13 +138,13 @@ def test_a_variable_knows_whether_a_recipe_has_it() -> None:
             SpaceSize(2, ("optimizer.learning_rate",)),
         ),
         (
-            # Momentum of Nesterov's kind is asked for with sgd alone.
+            # Nesterov momentum is active with sgd only.
             {"common": {"optimizer.name": ["sgd", "adam"], "optimizer.nesterov": [True, False]}},
             SpaceSize(2 + 1, ()),
         ),
     ],
 )
-def test_a_space_is_as_large_as_its_recipes_are_many(table: dict[str, Any], expected: SpaceSize) -> None:
+def test_size_is_the_number_of_recipes(table: dict[str, Any], expected: SpaceSize) -> None:
     assert space_size(make_space(table)) == expected
 
 
@@ -153,7 +153,7 @@ MAX_RECIPES = 500
 
 @st.composite
 def small_finite_spaces(draw: st.DrawFn) -> Space:
-    """Spaces whose recipes can all be enumerated."""
+    """Return spaces with few recipes."""
     space = make_space(draw(space_tables(largest=40)))
     assume(all(value_count(d) for family in space.families for d in space.domains(family).values()))
     found = space_size(space)
@@ -162,7 +162,7 @@ def small_finite_spaces(draw: st.DrawFn) -> Space:
 
 
 def has_duplicate_default(space: Space) -> bool:
-    """Whether a list has both 0, which asks for the default of a block, and that default."""
+    """Return whether a list has both 0, which means the default of a block, and that default."""
     return any(
         name.partition("_")[0] in ("model.width", "model.kernel")
         and not isinstance(domain, Fixed)
@@ -174,7 +174,7 @@ def has_duplicate_default(space: Space) -> bool:
 
 @settings(max_examples=40)
 @given(small_finite_spaces())
-def test_a_space_has_as_many_recipes_as_enumerating_it_gives(space: Space) -> None:
+def test_size_equals_the_number_of_enumerated_points(space: Space) -> None:
     assume(not has_duplicate_default(space))
     keys = {
         recipe_of(space, family, point).seed_independent_key()
@@ -187,7 +187,7 @@ def test_a_space_has_as_many_recipes_as_enumerating_it_gives(space: Space) -> No
 
 
 def recipe_of(space: Space, family: str, point: dict[str, Value]) -> Recipe:
-    """The recipe of a point, which must lie in the space."""
+    """Return the recipe of a point, which must lie in the space."""
     domains = space.domains(family)
     assert all(domains[name].contains(value) for name, value in point.items())
     pins = {name: domain.value for name, domain in domains.items() if isinstance(domain, Fixed)}
@@ -196,7 +196,7 @@ def recipe_of(space: Space, family: str, point: dict[str, Value]) -> Recipe:
 
 @settings(max_examples=40)
 @given(small_finite_spaces())
-def test_each_point_has_what_is_there_and_nothing_else(space: Space) -> None:
+def test_point_has_the_active_hyperparameters_only(space: Space) -> None:
     for family in space.families:
         found = conditional_hyperparameters(space, family)
         seen: set[str] = set()
@@ -209,7 +209,7 @@ def test_each_point_has_what_is_there_and_nothing_else(space: Space) -> None:
 # ------------------------------------------------------------------------- what every recipe has
 
 
-def test_what_every_recipe_has_is_what_depends_on_nothing() -> None:
+def test_unconditional_domains_are_those_without_conditions() -> None:
     rate = {"low": 1e-3, "high": 1e-1, "log": True}
     space = make_space(
         {
@@ -222,7 +222,7 @@ def test_what_every_recipe_has_is_what_depends_on_nothing() -> None:
     assert unconditional_ranges(space) == ranges
 
 
-def test_what_every_recipe_of_several_families_has_is_no_familys_own() -> None:
+def test_unconditional_domains_of_several_families_belong_to_none_of_them() -> None:
     space = make_space(
         {
             "common": {
@@ -243,7 +243,7 @@ def test_what_every_recipe_of_several_families_has_is_no_familys_own() -> None:
 
 @settings(max_examples=40)
 @given(small_finite_spaces())
-def test_every_recipe_has_what_is_always_there(space: Space) -> None:
+def test_every_point_has_the_unconditional_hyperparameters(space: Space) -> None:
     always = unconditional_domains(space).keys()
     for family in space.families:
         assert all(always <= point.keys() for point in enumerate_points(space, family))

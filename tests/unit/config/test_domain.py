@@ -41,30 +41,30 @@ from fmnist_search.search.suggest import grid_points
     ],
     ids=str,
 )
-def test_a_domain_lists_its_values_where_they_have_an_end(domain: Domain, expected: tuple[Value, ...] | None) -> None:
+def test_finite_domain_has_a_list_of_values(domain: Domain, expected: tuple[Value, ...] | None) -> None:
     assert domain_values(domain) == expected
     assert value_count(domain) == (None if expected is None else len(expected))
 
 
-def test_a_step_that_falls_on_the_end_but_for_rounding_is_its_last_value() -> None:
+def test_step_that_misses_the_end_by_rounding_is_the_last_value() -> None:
     # 0.1 * 3 is a little more than 0.3, and (0.3 - 0) / 0.1 a little less than 3.
     assert domain_values(Range(0.0, 0.3, step=0.1)) == pytest.approx((0.0, 0.1, 0.2, 0.3))
     assert value_count(Range(0.0, 0.3, step=0.1)) == 4
 
 
-def test_whole_numbers_stay_whole_and_decimal_ones_decimal() -> None:
+def test_integers_stay_integers_and_floats_stay_floats() -> None:
     assert [type(value) for value in domain_values(Range(1, 3)) or ()] == [int] * 3
     assert [type(value) for value in domain_values(Range(0.0, 1.0, step=1.0)) or ()] == [float] * 2
 
 
-def test_a_long_range_is_counted_without_being_listed() -> None:
+def test_long_range_is_counted_without_a_list() -> None:
     assert value_count(Range(1, 10**15)) == 10**15
     assert value_count(Range(0, 10**15, step=2)) == 10**15 // 2 + 1
 
 
 @st.composite
 def stepped_ranges(draw: st.DrawFn) -> Range:
-    """Ranges of decimal numbers as people write them."""
+    """Return ranges of decimal numbers as people write them."""
     digits = draw(st.integers(0, 4))
     low, steps, step = draw(st.tuples(st.integers(0, 1000), st.integers(1, 50), st.integers(1, 100)))
     low_text, high_text, step_text = (f"{n}e-{digits}" for n in (low, low + steps * step, step))
@@ -72,7 +72,7 @@ def stepped_ranges(draw: st.DrawFn) -> Range:
 
 
 @given(stepped_ranges())
-def test_every_value_of_a_stepped_range_is_one_that_the_range_holds(domain: Range) -> None:
+def test_listed_values_of_a_stepped_range_lie_in_it(domain: Range) -> None:
     listed = domain_values(domain)
     assert listed
     assert all(domain.contains(value) for value in listed)
@@ -80,7 +80,7 @@ def test_every_value_of_a_stepped_range_is_one_that_the_range_holds(domain: Rang
     assert len(set(listed)) == len(listed) == value_count(domain)
 
 
-def test_the_last_step_is_no_larger_than_the_hyperparameter_allows() -> None:
+def test_last_step_is_not_larger_than_the_hyperparameter_allows() -> None:
     # 0.3 + 6 * 0.1 is 0.9000000000000001, and label smoothing ends at 0.9.
     space = parse_space({"common": {"label_smoothing": {"low": 0.3, "high": 0.9, "step": 0.1}}})
     recipes = [Recipe().replace(point) for point in grid_points(space)]

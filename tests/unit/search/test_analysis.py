@@ -1,4 +1,4 @@
-"""What a search found out: edges at which its best trials stand, and hyperparameters that decide."""
+"""What a search shows: best trials at the boundaries of the space, and importances."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from fmnist_search.search.study_store import StudyRuntime, StudyStore
 from fmnist_search.search.suggest import base_recipe, suggest_recipe
 from tests.support.studies import make_study, space_tables
 
-# -------------------------------------------------------------------------------------------- edges
+# --------------------------------------------------------------------------------------- boundaries
 
 
 def make_trials(*changes: dict[str, Any]) -> list[TrialRecord]:
-    """Completed trials, the best first."""
+    """Return completed trials, the best first."""
     return [
         TrialRecord(number, TrialState.COMPLETED, 0.9 - number / 100, 3, Recipe().replace(change), 1.0)
         for number, change in enumerate(changes)
@@ -35,7 +35,7 @@ def make_trials(*changes: dict[str, Any]) -> list[TrialRecord]:
 
 
 def make_best_trials(name: str, *values: Any, **others: Any) -> list[TrialRecord]:
-    """The five best trials with these values of one hyperparameter; a single value is that of all."""
+    """Return the five best trials with these values of one hyperparameter; a single value is the same in all."""
     spread = values if len(values) > 1 else values * BEST_TRIALS
     return make_trials(*({**others, name: value} for value in spread))
 
@@ -93,7 +93,7 @@ LABEL_SMOOTHING_SPACE = make_space({"label_smoothing": {"low": 0.1, "high": 0.5}
         ),
     ],
 )
-def test_a_domain_at_whose_end_the_best_trials_lie_is_named_with_the_remedy(
+def test_domain_with_all_best_trials_at_a_boundary_has_a_line_with_the_remedy(
     space: Space, best: list[TrialRecord], line: str
 ) -> None:
     assert boundary_warnings(best, space) == (line,)
@@ -104,14 +104,14 @@ def test_a_domain_at_whose_end_the_best_trials_lie_is_named_with_the_remedy(
     [
         (LEARNING_RATE_SPACE, make_best_trials("optimizer.learning_rate", 0.1, 0.099, 0.095, 0.09, 0.02)),
         (LEARNING_RATE_SPACE, make_best_trials("optimizer.learning_rate", 0.1, 0.1, 0.1, 0.001, 0.001)),
-        # Close in plain numbers, and a quarter of the range away in its logarithm.
+        # Near the lower bound, but a quarter of the range away from it in the logarithm.
         (LEARNING_RATE_SPACE, make_best_trials("optimizer.learning_rate", 0.003)),
         (LABEL_SMOOTHING_SPACE, make_best_trials("label_smoothing", 0.1, 0.1, 0.1, 0.1, 0.13)),
         (make_space({"batch_size": [64, 128, 256]}), make_best_trials("batch_size", 128)),
         (make_space({"batch_size": [64, 128, 256]}), make_best_trials("batch_size", 64, 64, 64, 64, 128)),
     ],
 )
-def test_where_the_best_trials_do_not_agree_on_an_end_there_is_none(space: Space, best: list[TrialRecord]) -> None:
+def test_best_trials_that_do_not_agree_give_no_line(space: Space, best: list[TrialRecord]) -> None:
     assert boundary_warnings(best, space) == ()
 
 
@@ -126,27 +126,27 @@ def test_where_the_best_trials_do_not_agree_on_an_end_there_is_none(space: Space
     ],
     ids=["no dropout", "always flipped", "five blocks", "one channel", "no hidden layer"],
 )
-def test_an_end_that_no_study_file_could_move_is_no_edge(space: Space, best: list[TrialRecord]) -> None:
+def test_boundary_that_no_study_file_can_move_gives_no_line(space: Space, best: list[TrialRecord]) -> None:
     assert boundary_warnings(best, space) == ()
 
 
-def test_choices_that_have_no_order_have_no_edge() -> None:
+def test_choices_without_an_order_give_no_line() -> None:
     common = {"optimizer.name": ["sgd", "adam", "adamw"], "optimizer.nesterov": [True, False]}
     space = make_space(common, cnn={"kernel_1": [3, 5, 7], "convolutions": [1, 2]})
     best = make_best_trials("optimizer.name", "sgd", **{"model.kernel_1": 7, "model.convolutions": 2})
     assert boundary_warnings(best, space) == ()
 
 
-def test_of_two_choices_five_trials_agree_by_chance_and_so_say_nothing() -> None:
+def test_two_choices_give_no_line() -> None:
     assert boundary_warnings(make_best_trials("batch_size", 64), make_space({"batch_size": [64, 128]})) == ()
 
 
-def test_what_is_pinned_or_not_searched_has_no_edge() -> None:
+def test_fixed_hyperparameter_gives_no_line() -> None:
     assert boundary_warnings(make_best_trials("batch_size", 64), make_space({"batch_size": 64})) == ()
     assert boundary_warnings(make_best_trials("batch_size", 64), make_space()) == ()
 
 
-def test_four_trials_are_too_few_for_a_word() -> None:
+def test_fewer_than_five_trials_give_no_line() -> None:
     best = make_best_trials("optimizer.learning_rate", 0.1)
     for number in range(BEST_TRIALS):
         assert boundary_warnings(best[:number], LEARNING_RATE_SPACE) == ()
@@ -161,7 +161,7 @@ def test_only_the_best_five_count() -> None:
     )
 
 
-def test_every_edge_is_a_line() -> None:
+def test_each_boundary_has_a_line() -> None:
     space = make_space(
         {"batch_size": [64, 128, 256], "label_smoothing": {"low": 0.1, "high": 0.5}}, cnn={"depth": [1, 2, 3]}
     )
@@ -172,7 +172,7 @@ def test_every_edge_is_a_line() -> None:
     ]
 
 
-def test_a_width_of_blocks_that_some_of_the_best_do_not_have_is_no_edge() -> None:
+def test_conditional_hyperparameter_that_not_all_best_have_gives_no_line() -> None:
     space = make_space(cnn={"depth": [1, 2, 3], "width_2": [16, 32, 64]})
     deep = {"model.depth": 2, "model.width_2": 64}
     assert boundary_warnings(make_trials(*[deep] * 5), space) == (
@@ -181,7 +181,7 @@ def test_a_width_of_blocks_that_some_of_the_best_do_not_have_is_no_edge() -> Non
     assert boundary_warnings(make_trials(*[deep] * 4, {"model.depth": 1}), space) == ()
 
 
-# Both families have a depth and a dropout of their own, each under the same name in a recipe.
+# Both families have a depth and a dropout, with the same names in a recipe.
 TWO_FAMILY_SPACE = parse_space(
     {
         "common": {"family": ["cnn", "mlp"], "batch_size": [64, 128, 256]},
@@ -191,7 +191,7 @@ TWO_FAMILY_SPACE = parse_space(
 )
 
 
-def test_where_the_best_are_of_several_families_only_what_all_share_has_an_edge() -> None:
+def test_best_trials_of_several_families_give_lines_for_shared_hyperparameters_only() -> None:
     own = {"model.depth": 4, "model.dropout": 0.5, "batch_size": 256}
     mixed = [{"model.family": family, **own} for family in ("cnn", "mlp", "cnn", "mlp", "cnn")]
     line = "batch_size: the best 5 all take its largest value, 256; offer larger ones"
@@ -199,7 +199,7 @@ def test_where_the_best_are_of_several_families_only_what_all_share_has_an_edge(
     assert boundary_warnings(make_trials(*mixed[::-1]), TWO_FAMILY_SPACE) == (line,)
 
 
-def test_where_the_best_are_of_one_family_its_own_domains_are_looked_at() -> None:
+def test_best_trials_of_one_family_are_compared_with_its_own_domains() -> None:
     cnn, mlp = (
         boundary_warnings(make_best_trials("model.dropout", 0.5, **{"model.family": f}), TWO_FAMILY_SPACE)
         for f in ("cnn", "mlp")
@@ -208,8 +208,8 @@ def test_where_the_best_are_of_one_family_its_own_domains_are_looked_at() -> Non
     assert mlp == ("model.dropout: the best 5 lie within 5% of its lower bound, 0.5; widen it",)
 
 
-def test_trials_outside_the_space_count_as_beyond_its_end() -> None:
-    # A study may have been told to try them all the same.
+def test_trials_outside_the_space_lie_at_its_boundary() -> None:
+    # A study may try start recipes outside its space.
     space = make_space({"optimizer.weight_decay": {"low": 1e-3, "high": 0.1, "log": True}})
     decays = (0.0, 1e-6, 1e-3, 1e-3, 1e-3)
     assert boundary_warnings(make_best_trials("optimizer.weight_decay", *decays), space) == (
@@ -220,7 +220,7 @@ def test_trials_outside_the_space_count_as_beyond_its_end() -> None:
 
 @settings(max_examples=40)
 @given(space_tables(largest=200), st.integers(0, 2**31))
-def test_whatever_is_searched_its_edges_are_found_without_a_complaint(table: dict[str, Any], seed: int) -> None:
+def test_boundaries_of_any_space_are_found(table: dict[str, Any], seed: int) -> None:
     config = make_study(table)
     search = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     base = base_recipe(config, "float32")
@@ -243,9 +243,9 @@ TOY_SPACE: dict[str, Any] = {
 
 
 def open_store(optuna_study: optuna.Study, config: StudyConfig) -> StudyStore:
-    ledger = StudyStore(optuna_study, config)
-    ledger.runtime = StudyRuntime(Execution(), "float32")
-    return ledger
+    store = StudyStore(optuna_study, config)
+    store.runtime = StudyRuntime(Execution(), "float32")
+    return store
 
 
 def make_config(space: dict[str, Any]) -> StudyConfig:
@@ -261,7 +261,7 @@ def run_trials(
     score: ScoreFunction,
     state_of: Callable[[int], TrialState] = lambda _: TrialState.COMPLETED,
 ) -> None:
-    """So many random trials whose values are known."""
+    """Run random trials with known values."""
     for number in range(count):
         trial = study_store.ask()
         report = EpochReport(1, 1.0, 0.5, 1.0, score(trial.recipe), 0.01, 1.0)
@@ -272,9 +272,9 @@ def run_trials(
 def run_search(
     count: int, score: ScoreFunction, state_of: Callable[[int], TrialState] = lambda _: TrialState.COMPLETED
 ) -> StudyStore:
-    ledger = open_store(optuna.create_study(study_name="toy", direction="maximize"), make_config(TOY_SPACE))
-    run_trials(ledger, count, score, state_of)
-    return ledger
+    store = open_store(optuna.create_study(study_name="toy", direction="maximize"), make_config(TOY_SPACE))
+    run_trials(store, count, score, state_of)
+    return store
 
 
 def seed_noise(recipe: Recipe) -> float:
@@ -302,7 +302,7 @@ def score_by_second_width(recipe: Recipe) -> float:
         (score_by_second_width, "model.width_2"),
     ],
 )
-def test_the_hyperparameter_that_decides_comes_first(quality: ScoreFunction, decisive: str) -> None:
+def test_decisive_hyperparameter_comes_first(quality: ScoreFunction, decisive: str) -> None:
     found = run_search(100, quality).importances()
     shares = list(found.by_name.values())
     assert next(iter(found.by_name)) == decisive
@@ -311,8 +311,8 @@ def test_the_hyperparameter_that_decides_comes_first(quality: ScoreFunction, dec
     assert found.trials == 100
 
 
-def test_every_hyperparameter_of_the_space_has_a_share() -> None:
-    # What only some recipes have as well.
+def test_every_hyperparameter_has_a_share() -> None:
+    # Conditional ones included.
     shares = run_search(40, score_by_learning_rate).importances().by_name
     everything = {"batch_size", "label_smoothing", "optimizer.learning_rate", "model.depth", "model.width_2"}
     assert shares.keys() == everything
@@ -333,13 +333,13 @@ def test_importances_need_completed_trials() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Target and region quantiles")
-def test_where_all_trials_are_alike_nothing_is_more_important_than_the_rest() -> None:
+def test_equal_trials_give_equal_importances() -> None:
     shares = run_search(MIN_TRIALS, lambda _: 0.5).importances().by_name
     assert sum(shares.values()) == pytest.approx(1)
     assert max(shares.values()) == pytest.approx(min(shares.values()))
 
 
-def test_a_range_that_was_widened_keeps_its_importance() -> None:
+def test_widened_range_keeps_its_importance() -> None:
     stored = optuna.create_study(study_name="toy", direction="maximize")
     run_trials(open_store(stored, make_config(TOY_SPACE)), 60, score_by_learning_rate)
     common = {**TOY_SPACE["common"], "optimizer.learning_rate": {"low": 1e-4, "high": 1.0, "log": True}}

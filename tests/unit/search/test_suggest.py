@@ -1,4 +1,4 @@
-"""Draws from a space stay within it, ask only for what matters, and name everything that varies."""
+"""Sampled recipes stay within the space, and only active hyperparameters are suggested."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalW
 
 
 def sample_recipes(config: StudyConfig, count: int) -> Iterator[tuple[dict[str, Any], Recipe]]:
-    """What a real study asks Optuna for, and the recipes that come of it."""
+    """Yield the parameters and the recipe of each trial of a study."""
     base = base_recipe(config, "float32")
     search = optuna.create_study(direction="maximize", sampler=make_sampler(config.sampler, config.seed, config.space))
     for _ in range(count):
         trial = search.ask()
         recipe = suggest_recipe(trial, config.space, base, trial_seed(config.seed, trial.number))
-        # Any value that depends on what was drawn gives TPE something to learn from.
+        # TPE needs values that depend on the recipe.
         search.tell(trial, recipe.optimizer.learning_rate + len(recipe.widths))
         yield trial.params, recipe
 
@@ -53,14 +53,14 @@ def domain_contains(value: Value, domain: Domain) -> bool:
 
 @settings(max_examples=40)
 @given(space_tables(largest=200), st.integers(0, 2**31))
-def test_every_drawn_recipe_lies_within_its_domains(space: dict[str, Any], seed: int) -> None:
+def test_sampled_recipes_lie_within_their_domains(space: dict[str, Any], seed: int) -> None:
     config = make_study(space, sampler="random", seed=seed, budget={"trials": 1, "epochs": 7})
     for number, (_, recipe) in enumerate(sample_recipes(config, 3)):
         family = type(recipe.model)
         assert recipe.model.family in config.space.families
         assert (recipe.seed, recipe.epochs, recipe.data) == (trial_seed(seed, number), 7, config.data)
         domains, flat = config.space.domains(recipe.model.family), recipe.to_flat_dict()
-        # What has no domain is as if nobody had searched; the model's defaults depend on its depth.
+        # Hyperparameters without a domain have their defaults; those of the model depend on its depth.
         given_values = {
             name: flat[name]
             for name, domain in domains.items()
@@ -68,7 +68,7 @@ def test_every_drawn_recipe_lies_within_its_domains(space: dict[str, Any], seed:
         }
         untouched = Recipe().replace({"model.family": recipe.model.family, "epochs": 7, **given_values})
         assert recipe == untouched.replace({"seed": recipe.seed})
-        # A drawn 0 asks for the default width or kernel of a block that is there.
+        # A sampled 0 means the default width or kernel size of an active block.
         depth = {name: value for name, value in given_values.items() if name == "model.depth"}
         defaults = Recipe().replace({"model.family": recipe.model.family, **depth}).to_flat_dict()
         for name, value in given_values.items():
@@ -86,7 +86,7 @@ FULL_CNN_SPACE = {
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
-def test_widths_and_kernels_of_blocks_that_are_not_there_are_never_asked_for(sampler: str) -> None:
+def test_hyperparameters_of_inactive_blocks_are_not_suggested(sampler: str) -> None:
     depths = set()
     for asked, recipe in sample_recipes(make_study({"cnn": FULL_CNN_SPACE}, sampler=sampler), 30):
         depth = len(recipe.model.widths)
@@ -99,13 +99,13 @@ def test_widths_and_kernels_of_blocks_that_are_not_there_are_never_asked_for(sam
     assert len(depths) > 2
 
 
-def test_a_block_beyond_the_default_depth_is_never_asked_for() -> None:
-    # Nobody searches the depth, so it is three.
+def test_block_beyond_the_default_depth_is_not_suggested() -> None:
+    # The depth is not searched, so it is three.
     ((asked, _),) = sample_recipes(make_study({"cnn": {"width_3": [8, 16], "width_4": [8, 16]}}), 1)
     assert asked.keys() == {"model.width_3"}
 
 
-def test_momentum_after_nesterov_is_asked_for_with_sgd_alone() -> None:
+def test_nesterov_is_suggested_with_sgd_only() -> None:
     common = {"optimizer.name": ["sgd", "adam", "adamw"], "optimizer.nesterov": [True, False]}
     names = set()
     for asked, recipe in sample_recipes(make_study({"common": common}), 20):
@@ -116,7 +116,7 @@ def test_momentum_after_nesterov_is_asked_for_with_sgd_alone() -> None:
     assert not asked
 
 
-def test_a_warmup_is_asked_for_with_one_cycle_alone() -> None:
+def test_warmup_is_suggested_with_one_cycle_only() -> None:
     common = {"schedule.name": ["constant", "cosine", "one-cycle"], "schedule.warmup": {"low": 0.1, "high": 0.4}}
     names = set()
     for asked, recipe in sample_recipes(make_study({"common": common}), 20):
@@ -125,16 +125,16 @@ def test_a_warmup_is_asked_for_with_one_cycle_alone() -> None:
     assert names == {"constant", "cosine", "one-cycle"}
 
 
-def test_families_that_share_names_are_searched_side_by_side() -> None:
+def test_families_that_share_names_are_searched_together() -> None:
     space = {
         "common": {"family": ["cnn", "mlp"], "optimizer.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True}},
-        # The same names over other domains: Optuna refuses one name with two domains.
+        # The same names with other domains: Optuna accepts only one domain per name.
         "cnn": {"depth": [1, 2], "activation": ["relu", "elu"], "dropout": {"low": 0.1, "high": 0.2}},
         "mlp": {"depth": {"low": 1, "high": 4}, "activation": ["gelu", "silu"], "dropout": [0.3, 0.4]},
     }
     families = []
     with warnings.catch_warnings():
-        # TPE warns where it gives up on a parameter and draws it independently.
+        # TPE warns if it cannot model a parameter and samples it independently.
         warnings.simplefilter("error", UserWarning)
         for asked, recipe in sample_recipes(make_study(space, sampler={"name": "tpe", "startup_trials": 5}), 40):
             family = recipe.model.family
@@ -150,7 +150,7 @@ def test_families_that_share_names_are_searched_side_by_side() -> None:
     assert set(families) == {"cnn", "mlp"}
 
 
-def test_whole_numbers_stay_whole() -> None:
+def test_integers_stay_integers() -> None:
     config = make_study(
         {
             "common": {
@@ -167,21 +167,21 @@ def test_whole_numbers_stay_whole() -> None:
         assert all(type(value) is int for value in asked.values())
 
 
-def test_numbers_that_are_not_whole_stay_so_where_the_file_writes_them_whole() -> None:
+def test_floats_written_as_integers_are_floats() -> None:
     space = {"common": {"optimizer.learning_rate": {"low": 1, "high": 3}, "optimizer.momentum": [0, 0.5]}}
     for asked, recipe in sample_recipes(make_study(space), 10):
         assert all(type(value) is float for value in asked.values())
         assert type(recipe.optimizer.learning_rate) is float
 
 
-def test_a_batch_fits_into_few_images_though_the_default_would_not() -> None:
+def test_batch_size_fits_few_images() -> None:
     config = make_study({"common": {"batch_size": [16, 32]}}, data={"train_images": 100})
     ((_, recipe),) = sample_recipes(config, 1)
     assert recipe.batch_size in (16, 32)
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[3] / "studies").glob("*.toml")), ids=lambda p: p.name)
-def test_a_shipped_study_draws_networks_that_can_be_built(path: Path) -> None:
+def test_shipped_study_samples_networks_that_can_be_built(path: Path) -> None:
     for _, recipe in sample_recipes(StudyConfig.load(path), 30):
         check_size(recipe.model)
 
@@ -258,12 +258,12 @@ def test_what_is_searched_comes_in_the_order_of_a_recipe() -> None:
 # ------------------------------------------------------------------------------------------- seeds
 
 
-def test_trials_have_seeds_of_their_own() -> None:
+def test_trials_have_different_seeds() -> None:
     seeds = {(study_seed, number): trial_seed(study_seed, number) for study_seed in range(5) for number in range(400)}
     assert len(set(seeds.values())) == len(seeds)
     assert all(0 <= seed < 2**31 for seed in seeds.values())
 
 
-def test_the_seed_of_a_trial_is_the_same_for_ever() -> None:
-    # Stored studies go on with it: a release that changed it could not repeat their trials.
+def test_seed_of_a_trial_never_changes() -> None:
+    # Stored studies rely on it: with other seeds, their trials could not be repeated.
     assert [trial_seed(0, number) for number in range(3)] == [713683445, 1419524863, 1323506485]
