@@ -18,6 +18,11 @@ def image_cache_folder() -> Path:
     return _user_cache_folder() / "images"
 
 
+def template_folder() -> Path:
+    """Return the folder of empty stores that new ones are copied from."""
+    return _user_cache_folder() / "templates"
+
+
 def lock_file(tracking_uri: str) -> Path:
     """Return the file that the processes of a user lock while they change aliases in a store."""
     return _user_cache_folder() / "locks" / f"{hashlib.sha256(tracking_uri.encode()).hexdigest()[:16]}.lock"

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import mlflow
 import requests
@@ -17,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from fmnist_search.errors import UserError
 from fmnist_search.text import first_line
 from fmnist_search.tracking.outbox import EventRejected, StoreUnavailable
+from fmnist_search.tracking.table_template import copy_template, default_template, save_template
 from fmnist_search.workspace import sqlite_path
 
 STORE_ERRORS: tuple[type[Exception], ...] = (MlflowException, SQLAlchemyError, requests.RequestException)
@@ -46,8 +48,10 @@ def classified_errors() -> Iterator[None]:
         raise StoreUnavailable(first_line(error)[:MAX_DETAIL]) from error
 
 
-def connect(uri: str) -> MlflowClient:
+def connect(uri: str, template: Path | None = None) -> MlflowClient:
     """Return a client of a store, after a call that the store has answered.
+
+    A new SQLite store is copied from `template`, by default that of the user's cache, or saved as the template.
 
     Raises:
         UserError: if the store does not answer within seconds, or is a file store.
@@ -59,9 +63,16 @@ def connect(uri: str) -> MlflowClient:
             "copies its content"
         )
     with store_errors(uri, OSError), short_timeouts(PROBE_TIMEOUT_SECONDS, retries=0):
+        database = sqlite_path(uri)
+        is_new = database is not None and not database.exists()
+        template = template or default_template()
+        if database and is_new:
+            copy_template(database, template)
         mlflow.set_tracking_uri(uri)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
+        if database and is_new and not template.exists():
+            save_template(database, template)
     return client
 
 

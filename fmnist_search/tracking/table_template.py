@@ -1,0 +1,64 @@
+"""The tables of a new MLflow store, copied from those of an earlier one.
+
+For a new SQLite store MLflow runs all migrations of its history, which takes a second. Afterwards the user's cache
+holds a store of this version of MLflow without rows, and the next new store is a copy of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import tempfile
+from pathlib import Path
+
+import mlflow
+
+from fmnist_search.files import atomic_write
+from fmnist_search.workspace import template_folder
+
+
+def default_template() -> Path:
+    """Return the file of the template for this version of MLflow, which may not exist."""
+    return template_folder() / f"mlflow-{mlflow.__version__}.db"
+
+
+def copy_template(database: Path, template: Path) -> None:
+    """Create a store from the template, unless the store exists or the template does not or is damaged.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+    if database.exists() or not _is_sound(template):
+        return
+    with tempfile.TemporaryDirectory(dir=database.parent) as folder:
+        copy = shutil.copyfile(template, Path(folder, database.name))
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            os.link(copy, database)
+
+
+def save_template(database: Path, template: Path) -> None:
+    """Keep the tables of a store that MLflow has just created; do nothing if that fails, or the store is in use."""
+    with contextlib.suppress(OSError, sqlite3.Error):
+        template.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            contextlib.closing(sqlite3.connect(database)) as store,
+            contextlib.closing(sqlite3.connect(":memory:")) as copy,
+        ):
+            store.backup(copy)
+            rows = [copy.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0] for table in ("runs", "experiments")]
+            if rows != [0, 1]:
+                return
+            copy.execute("DELETE FROM experiments")  # MLflow creates the default one, which names the store's folder
+            copy.commit()
+            with atomic_write(template) as file:
+                file.write(copy.serialize())
+
+
+def _is_sound(template: Path) -> bool:
+    try:
+        with contextlib.closing(sqlite3.connect(f"{template.as_uri()}?mode=ro", uri=True)) as database:
+            return bool(database.execute("PRAGMA quick_check").fetchone() == ("ok",))
+    except sqlite3.Error:
+        return False
