@@ -33,6 +33,7 @@ from fmnist_search.data.files import DataSource
 from fmnist_search.data.loading import load_images
 from fmnist_search.execution.backend import BackendFactory, make_backend
 from fmnist_search.execution.process_backend import Liveness, ProcessBackend
+from fmnist_search.execution.thread_backend import ThreadBackend
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.study import StopReason, StudySummary, TrialRecord
 from fmnist_search.results.training import Decision, EpochReport, Overhead, Stopper, TrialState, never_stop
@@ -389,6 +390,7 @@ def test_a_trial_whose_worker_dies_twice_is_not_tried_a_third_time(place: StudyF
     assert [trial.state for trial in place.optuna_trials] == [OptunaState.FAIL] * 2
 
 
+@pytest.mark.slow
 def test_lost_trials_count_against_the_failures_that_a_study_bears(place: StudyFolder) -> None:
     summary = place.run_study(WorkerKiller(100), budget__trials=4, budget__failures=2)
     assert summary.stop_reason is StopReason.FAILURES
@@ -439,9 +441,11 @@ def test_a_worker_that_cannot_start_ends_the_search_with_one_error(
 
 # -------------------------------------------------------------------------------- equal recipes
 
+# These tests are about the search and not about its workers: threads start at once.
+
 
 def test_a_recipe_that_is_drawn_while_it_runs_is_trained_once(place: StudyFolder) -> None:
-    summary = place.run_study(**TWO_RECIPE_CHANGES, budget__trials=10)
+    summary = place.run_study(backend_factory=ThreadBackend, **TWO_RECIPE_CHANGES, budget__trials=10)
     assert summary.stop_reason is StopReason.EXHAUSTED
     trained = [row for row in summary.trials if row.duplicate_of is None]
     assert {row.recipe.batch_size for row in trained} == {50, 100}
@@ -465,7 +469,7 @@ def test_nothing_is_begun_after_an_interruption_not_even_what_waited_for_an_equa
             begun.append(name)
 
     one = {"space.common": {"batch_size": 50}, "space.cnn": {"depth": 1, "width_1": 4}}
-    summary = place.run_study(lambda _: Decision.INTERRUPT, Listener(), **one, budget__trials=4)
+    summary = place.run_study(lambda _: Decision.INTERRUPT, Listener(), ThreadBackend, **one, budget__trials=4)
     assert summary.stop_reason is StopReason.INTERRUPTED
     assert len(begun) == 1
     assert all(row.state is TrialState.INTERRUPTED for row in summary.trials)
@@ -486,6 +490,7 @@ def test_one_epoch_trains_the_best_of_all_candidates_and_no_more(place: StudyFol
 
     summary = place.run_study(
         callback=Listener(),
+        backend_factory=ThreadBackend,
         budget__trials=7,
         budget__epochs=3,
         pruner={"name": "one-epoch", "survivors": 2},
@@ -504,7 +509,7 @@ def test_one_epoch_trains_the_best_of_all_candidates_and_no_more(place: StudyFol
 
 def test_a_grid_is_covered_with_each_recipe_once(place: StudyFolder) -> None:
     grid = {"space.common": {"batch_size": [50, 100, 200]}, "space.cnn": {"depth": 1, "width_1": [4, 8]}}
-    summary = place.run_study(**grid, sampler={"name": "grid"}, budget={"epochs": 1})
+    summary = place.run_study(backend_factory=ThreadBackend, **grid, sampler={"name": "grid"}, budget={"epochs": 1})
     assert summary.stop_reason is StopReason.EXHAUSTED
     drawn = Counter((row.recipe.batch_size, row.recipe.widths) for row in summary.trials)
     assert drawn == dict.fromkeys(itertools.product((50, 100, 200), ("4", "8")), 1)
@@ -529,7 +534,7 @@ def test_every_budget_ends_a_search_and_what_runs_then_is_trained_to_its_end(
     place: StudyFolder, budget: dict[str, Any], ending: StopReason, most: int
 ) -> None:
     budget = {"budget__trials": 40, "budget__epochs": 1} | budget
-    summary = place.run_study(**budget)
+    summary = place.run_study(backend_factory=ThreadBackend, **budget)
     assert summary.stop_reason is ending
     assert all(row.state is TrialState.COMPLETED for row in summary.trials)
     assert len(summary.trials) <= most
@@ -696,10 +701,9 @@ def test_a_study_that_is_killed_leaves_no_worker_behind(place: StudyFolder) -> N
 # ------------------------------------------------------------------------------------- the record
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("table", ["metrics", "params", "tags"])
+@pytest.mark.parametrize(("table", "workers"), [("metrics", 1), ("metrics", 2), ("params", 2), ("tags", 2)])
 def test_a_store_that_breaks_stops_no_trial_and_gets_everything_once_it_is_mended(
-    place: StudyFolder, workers: int, table: str, capfd: pytest.CaptureFixture[str]
+    place: StudyFolder, table: str, workers: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     grid = {"space.common": {"batch_size": [50, 100, 200]}, "space.cnn": {"depth": 1, "width_1": [4, 8]}}
     settings = {**grid, "sampler": {"name": "grid"}, "budget": {"epochs": 2}, "execution__workers": workers}
@@ -715,7 +719,7 @@ def test_a_store_that_breaks_stops_no_trial_and_gets_everything_once_it_is_mende
         return Decision.CONTINUE
 
     seen = itertools.count()
-    summary = place.run_study(breaking, flush_timeout=1.0, **settings)
+    summary = place.run_study(breaking, backend_factory=ThreadBackend, flush_timeout=1.0, **settings)
     assert summary.stop_reason is StopReason.EXHAUSTED
     assert OptunaState.RUNNING not in [trial.state for trial in place.optuna_trials]
     assert "Traceback" not in capfd.readouterr().err
