@@ -310,7 +310,7 @@ def test_each_trial_logs_once_what_it_takes_beside_training(both: BothRuns, work
 
 def test_status_says_what_a_trial_takes_beside_training(both: BothRuns) -> None:
     text = run_command(both.concurrent.folder, "status", "small").stdout
-    (line,) = (line for line in text.splitlines() if line.startswith("beside training"))
+    (line,) = (line for line in text.splitlines() if "beside its training" in line)
     shown = run_command(both.concurrent.folder, "status", "small", "--json").json["overhead"]
     assert shown.keys() == {"seconds", "build", "capture", "sampling", "tracking"}
     for name in ("seconds", "build", "sampling"):
