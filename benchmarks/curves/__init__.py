@@ -1,1 +1,1 @@
-"""Learning curves of random recipes, recorded once, and searches replayed against them without any training."""
+"""Learning curves of random recipes, recorded once, and searches that replay them without training."""

@@ -15,9 +15,9 @@ from fmnist_search.errors import UserError
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 CURVES_FOLDER = Path(__file__).parent
 
-CurvesOption = Annotated[Path, typer.Option(help="File of recorded curves.")]
-StudyOption = Annotated[Path, typer.Option(help="Study whose space they were recorded in.")]
-WorkersOption = Annotated[int, typer.Option(help="Processes, one core each.", min=1)]
+CurvesOption = Annotated[Path, typer.Option(help="File of the recorded curves.")]
+StudyOption = Annotated[Path, typer.Option(help="Study in whose space they are recorded.")]
+WorkersOption = Annotated[int, typer.Option(help="Processes, each on one core.", min=1)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -25,15 +25,15 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def record(
     study: StudyOption = CURVES_FOLDER / "cpu.toml",
     curves: CurvesOption = CURVES_FOLDER / "cpu.jsonl",
-    recipes: Annotated[int, typer.Option(help="How many random recipes.", min=1)] = 200,
+    recipes: Annotated[int, typer.Option(help="Number of random recipes.", min=1)] = 200,
     workers: WorkersOption = 2,
-    device: Annotated[str, typer.Option(help="cpu, or cuda (which has not been tried yet).")] = "cpu",
-    data_dir: Annotated[Path | None, typer.Option(help="Folder that holds the images.", show_default=False)] = None,
+    device: Annotated[str, typer.Option(help="cpu, or cuda (not tested).")] = "cpu",
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the images.", show_default=False)] = None,
 ) -> None:
-    """Record the curves of random recipes, or go on recording."""
-    from benchmarks.curves.record import record as carry_out
+    """Record the curves of random recipes, or continue a recording."""
+    from benchmarks.curves.record import record as record_curves
 
-    for curve in carry_out(study, curves, recipes, workers, data_dir, device):
+    for curve in record_curves(study, curves, recipes, workers, data_dir, device):
         last = f"{curve.val_accuracy[-1]:.2%}" if curve.val_accuracy else curve.failed
         typer.echo(f"{curve.recipe_number:4d} {curve.kind:<12} {last}  {sum(curve.seconds):6.1f} s")
 
@@ -43,28 +43,32 @@ def replay(
     study: StudyOption = CURVES_FOLDER / "cpu.toml",
     curves: CurvesOption = CURVES_FOLDER / "cpu.jsonl",
     seeds: Annotated[int, typer.Option(help="Replays of each method.", min=2)] = 50,
-    clock: Annotated[str, typer.Option(help="What compute is counted in: epochs or seconds.")] = "epochs",
-    compute: Annotated[float, typer.Option(help="Mean full trainings that a replay may spend.")] = 30.0,
-    only: Annotated[str, typer.Option(help="Only methods whose name holds this text.")] = "",
-    sweep: Annotated[bool, typer.Option("--sweep", help="Settings of the default pair instead of all pairs.")] = False,
-    figure: Annotated[Path | None, typer.Option(help="Draw the regrets into this file.", show_default=False)] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the figures as JSON as well.", show_default=False)] = None,
+    clock: Annotated[str, typer.Option(help="Unit of compute: epochs or seconds.")] = "epochs",
+    compute: Annotated[float, typer.Option(help="Budget of a replay, in mean full trainings.")] = 30.0,
+    only: Annotated[str, typer.Option(help="Only methods whose name contains this text.")] = "",
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Compare settings of the default pair instead of all pairs.")
+    ] = False,
+    figure: Annotated[Path | None, typer.Option(help="Plot the regrets to this file.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the results to this file, as JSON.", show_default=False)
+    ] = None,
     workers: WorkersOption = 2,
     as_json: JsonOption = False,
 ) -> None:
-    """Replay searches against recorded curves: regret against compute spent."""
+    """Replay searches on recorded curves: regret against compute."""
     from benchmarks.curves import replay as bench
     from benchmarks.curves.table import CurveTable
     from fmnist_search.config.study_config import StudyConfig
 
     if clock not in ("seconds", "epochs"):
-        raise UserError(f"--clock {clock!r}: is no clock; take seconds or epochs")
+        raise UserError(f"--clock {clock!r}: is not a clock; take seconds or epochs")
     table = CurveTable.read(curves, StudyConfig.load(study))
     pool = bench.RecordedRecipes(table, clock)
     all_methods = bench.SWEEP_METHODS if sweep else (*bench.METHODS, *bench.ONE_EPOCH_METHODS)
     methods = [method for method in all_methods if only in method.name]
     if not methods:
-        raise UserError(f"--only {only!r}: no such method; there are {', '.join(m.name for m in all_methods)}")
+        raise UserError(f"--only {only!r}: no such method; known: {', '.join(m.name for m in all_methods)}")
     best, target = float(pool.final_accuracies.max()), bench.compute_target_regret(pool)
     replayed = bench.replay_all(pool, methods, seeds, compute, workers)
     if figure:
@@ -98,7 +102,7 @@ def carry(
     curves: CurvesOption = CURVES_FOLDER / "cpu.jsonl",
     as_json: JsonOption = False,
 ) -> None:
-    """Whether early epochs tell late ones, and a constant rate an annealed one."""
+    """Measure how well early epochs predict late ones, and a constant learning rate an annealed one."""
     from benchmarks.curves import carry as bench
     from benchmarks.curves.table import CurveTable
     from fmnist_search.config.study_config import StudyConfig

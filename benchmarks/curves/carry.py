@@ -1,4 +1,4 @@
-"""Does what a search sees carry over? From first epochs to last ones, from a constant rate to an annealed one."""
+"""How well a search predicts: from first epochs to last ones, from a constant learning rate to an annealed one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BOOTSTRAP_SAMPLES = 2000
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's rank correlation with its 95 % bootstrap interval."""
+    """Spearman's rank correlation of `n` pairs with its 95 % bootstrap interval."""
 
     value: float
     low: float
@@ -30,30 +30,30 @@ class Correlation:
 
 
 def rank_correlation(pairs: Sequence[tuple[float, float]]) -> Correlation:
-    """How well one ranking tells another."""
+    """Return the rank correlation of the first and the second values."""
     data = np.array(pairs)
-    chance = np.random.default_rng(0)
-    drawn = [data[chance.integers(0, len(data), len(data))] for _ in range(BOOTSTRAP_SAMPLES)]
+    rng = np.random.default_rng(0)
+    drawn = [data[rng.integers(0, len(data), len(data))] for _ in range(BOOTSTRAP_SAMPLES)]
     values = [float(spearmanr(sample).statistic) for sample in drawn]
     low, high = np.nanquantile(values, (0.025, 0.975))
     return Correlation(float(spearmanr(data).statistic), float(low), float(high), len(data))
 
 
 def better_half(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The pairs whose second value is above the median: whom a search has to tell apart."""
+    """Return the pairs whose second value is not below the median: those that a search has to rank."""
     middle = statistics.median(second for _, second in pairs)
     return [pair for pair in pairs if pair[1] >= middle]
 
 
 def epoch_correlations(table: CurveTable, schedule: str) -> list[Correlation]:
-    """Rank correlation of each epoch but the last with the last, in the better half, under a schedule."""
+    """Return the rank correlation of each earlier epoch with the last one, in the better half, with a schedule."""
     curves = [curve.val_accuracy for curve in table.curves_of_kind(schedule).values() if not curve.failed]
     epochs = range(len(curves[0]) - 1)
     return [rank_correlation(better_half([(curve[epoch], curve[-1]) for curve in curves])) for epoch in epochs]
 
 
 def confirmed_correlation(table: CurveTable, epoch: int) -> Correlation:
-    """Rank correlation of an epoch of the search with the end of an annealed training from another seed."""
+    """Return the rank correlation of an epoch of the search with the last one of an annealed training, other seed."""
     return rank_correlation(better_half(_search_annealed_pairs(table, lambda curve: curve.val_accuracy[epoch])))
 
 
@@ -64,7 +64,7 @@ def _search_annealed_pairs(table: CurveTable, score: Callable[[Curve], float]) -
 
 
 def std_over_seeds(table: CurveTable) -> list[float]:
-    """Standard deviation over seeds of each epoch's accuracy, pooled over the better half of the repeated recipes."""
+    """Return the standard deviation over seeds of each epoch's accuracy, pooled over the better half of the recipes."""
     searched = table.curves_of_kind("search")
     kinds = sorted({curve.kind for curve in table.curves if curve.kind.startswith("repeat")})
     repeats = [table.curves_of_kind(kind) for kind in kinds]
@@ -78,7 +78,7 @@ def std_over_seeds(table: CurveTable) -> list[float]:
 
 @dataclass(frozen=True)
 class AnnealedRecipe:
-    """A recipe annealed at several multiples of its learning rate."""
+    """A recipe whose training was annealed from several multiples of its learning rate."""
 
     recipe_number: int
     learning_rate: float
@@ -87,7 +87,7 @@ class AnnealedRecipe:
 
 
 def annealed_recipes(table: CurveTable) -> list[AnnealedRecipe]:
-    """What the best recipes reach when annealed at multiples of the rate that won at a constant rate."""
+    """Return the final accuracies of the best recipes, annealed from multiples of their constant learning rate."""
     kinds = sorted({curve.kind for curve in table.curves if curve.kind.startswith("annealed x")})
     searched = table.curves_of_kind("search")
     found = []
@@ -103,7 +103,7 @@ def annealed_recipes(table: CurveTable) -> list[AnnealedRecipe]:
 
 @dataclass(frozen=True)
 class FinalistOutcome:
-    """So many recipes confirmed on so many seeds: points of accuracy lost on average against the best of all."""
+    """Recipes confirmed with several seeds: points of accuracy lost on average compared with the best of all."""
 
     recipes: int
     seeds: int
@@ -112,18 +112,19 @@ class FinalistOutcome:
 
 
 def simulate_finalists(table: CurveTable, std: float) -> list[FinalistOutcome]:
-    """What K finalists and S seeds find.
+    """Return what different numbers of finalists and seeds lose.
 
-    The annealed values stand for the truth, the search's value ranks, and confirmation adds the noise of a seed.
+    The annealed accuracies count as the truth. The search ranks the recipes, and confirming one adds the noise of its
+    seeds, with the standard deviation `std` for one seed.
     """
     pairs = np.array(better_half(_search_annealed_pairs(table, lambda curve: curve.val_accuracy[-1])))
     truth = 100 * pairs[np.argsort(-pairs[:, 0]), 1]
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     outcomes = []
     for recipes in RECIPE_COUNTS:
         among = truth[:recipes]
         for seeds in SEED_COUNTS:
-            seen = among + chance.normal(0.0, 100 * std / seeds**0.5, (BOOTSTRAP_SAMPLES, len(among)))
+            seen = among + rng.normal(0.0, 100 * std / seeds**0.5, (BOOTSTRAP_SAMPLES, len(among)))
             lost = float((truth.max() - among[seen.argmax(1)]).mean())
             outcomes.append(FinalistOutcome(recipes, seeds, bool(among.max() == truth.max()), lost))
     return outcomes
@@ -131,7 +132,7 @@ def simulate_finalists(table: CurveTable, std: float) -> list[FinalistOutcome]:
 
 @dataclass(frozen=True)
 class TransferAnalysis:
-    """All that a table tells; correlations by epoch are within the better half of the recipes."""
+    """The analysis of a table. Correlations by epoch are those of the better half of the recipes."""
 
     constant: list[Correlation]
     one_cycle: list[Correlation]
@@ -143,7 +144,7 @@ class TransferAnalysis:
 
 
 def analyze(table: CurveTable) -> TransferAnalysis:
-    """All that a table tells."""
+    """Return the analysis of a table."""
     deviations = std_over_seeds(table)
     return TransferAnalysis(
         constant=epoch_correlations(table, "search"),
@@ -157,7 +158,7 @@ def analyze(table: CurveTable) -> TransferAnalysis:
 
 
 def format_analysis(analysis: TransferAnalysis) -> str:
-    """The findings as lines for people."""
+    """Return the analysis as lines of text."""
     lines = ["Spearman's rank correlation with the last epoch, better half of the recipes, 95 % intervals"]
     for schedule, correlations in (("constant", analysis.constant), ("one-cycle", analysis.one_cycle)):
         lines += [f"  {schedule}, epoch {epoch}: {value}" for epoch, value in enumerate(correlations, start=1)]

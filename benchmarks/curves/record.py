@@ -1,7 +1,7 @@
-"""Train random recipes of a space to the end and keep their whole curves.
+"""Train random recipes of a space in full and record their learning curves.
 
-The order of the trainings is fixed by the study's seed, and each is written when it ends: a recording that is cut
-short is a smaller one, and the same command goes on with it.
+The seed of the study determines the order of the trainings, and each curve is written when its training ends. A
+recording that was interrupted is therefore valid, and the same command continues it.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ from fmnist_search.training.trial import run_trial
 from fmnist_search.workspace import image_cache_folder
 
 REPEATABLE_RECIPES = 85
-"""How many of the recipes are looked at more closely:"""
+"""Number of recipes of which some are trained again."""
+
 ANNEALED_EVERY = 3
-"""of every so many of these, one is trained with an annealed schedule as well, from another seed,"""
-REPEATED_EVERY = 10
-REPEATS = 2
-"""and of every so many, one is trained again so often from other seeds: the noise."""
-BEST_RECIPES = 3
-LEARNING_RATE_FACTORS = (1.0, 2.0, 4.0)
-"""The best recipes are annealed at these multiples of their learning rate."""
+"""Every third of them is also trained with an annealed schedule and another seed."""
+
+REPEATED_EVERY, REPEATS = 10, 2
+"""Every tenth of them is trained twice more with other seeds, which measures the noise."""
+
+BEST_RECIPES, LEARNING_RATE_FACTORS = 3, (1.0, 2.0, 4.0)
+"""The best recipes are annealed from these multiples of their learning rate."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class PlannedTraining:
 def record(
     study: Path, curves_file: Path, count: int, workers: int, data_dir: Path | None, device: str = "cpu"
 ) -> Iterator[Curve]:
-    """Carry out what is missing of the plan for the first `count` recipes, and append it to `curves_file`."""
+    """Yield the curves of the first `count` recipes that `curves_file` does not have yet, and append them to it."""
     config = StudyConfig.load(study)
     execution = resolve_execution(device, threads=1)
     images = load_images(config.data, DataSource(image_cache_folder(), data_dir))
@@ -75,7 +76,7 @@ def record(
 
 
 def sample_recipes(config: StudyConfig, precision: str, count: int) -> list[Recipe]:
-    """The first random recipes of a study's space."""
+    """Return the first random recipes of a study's space."""
     base = base_recipe(config, precision)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=config.seed))
     return [suggest_recipe(study.ask(), config.space, base, trial_seed(config.seed, number)) for number in range(count)]
@@ -115,7 +116,7 @@ def _run_trainings(
 ) -> Iterator[Curve]:
     missing = [t for t in plan if t.recipe_number not in table.curves_of_kind(t.kind)]
     names = varying_names(StudyConfig.from_dict(table.header.study).space)
-    # Read by each worker's C library when it starts: pages of freed tensors are kept, not faulted in anew each step.
+    # The C library of each worker reads these when it starts, and then keeps the pages of freed tensors.
     os.environ |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_TOP_PAD_": "67108864"}
     context = multiprocessing.get_context("spawn")
     with context.Pool(workers, _init_worker, (images, execution, names)) as pool, out.open("a") as file:
@@ -139,11 +140,11 @@ def _record_curve(training: PlannedTraining) -> Curve:
     now = time.process_time if _worker_execution.device == "cpu" else time.perf_counter
     marks = [now()]
 
-    def note_the_time(_: EpochReport) -> Decision:
+    def record_time(_: EpochReport) -> Decision:
         marks.append(now())
         return Decision.CONTINUE
 
-    result = run_trial(training.recipe, _worker_images, _worker_execution, note_the_time)
+    result = run_trial(training.recipe, _worker_images, _worker_execution, record_time)
     assert result.state in (TrialState.COMPLETED, TrialState.FAILED), result
     flat = training.recipe.to_flat_dict()
     return Curve(

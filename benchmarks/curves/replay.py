@@ -1,7 +1,7 @@
-"""Replay: searches against a table of recorded curves, without any training, on one clock of simulated compute.
+"""Searches that replay recorded curves, without training, with simulated compute.
 
-A sampler proposes a recipe of the space; the recorded recipe nearest to it that was not tried yet is what gets
-tried, and what the sampler is told. Everything else is the study's own code: the ledger asks, prunes and tells.
+When the sampler suggests a recipe, the nearest recorded recipe that was not tried yet takes its place. All else is
+the code of a study: its store asks, prunes and tells.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Array = npt.NDArray[np.float64]
 
 
 class Summary(TypedDict):
-    """A method's figures, as JSON holds them: medians with the ends of their 95 % intervals, by compute spent."""
+    """The results of a method for JSON: medians with the ends of their 95 % intervals, by compute."""
 
     compute_to_reach_target: float | None
     regret_points: dict[str, tuple[float, ...]]
@@ -43,7 +43,7 @@ class Summary(TypedDict):
 
 @dataclass(frozen=True)
 class Method:
-    """A sampler and a pruner; `trials` is what the one-epoch rule must know."""
+    """A sampler and a pruner. The one-epoch rule needs the number of trials."""
 
     name: str
     sampler: Sampler
@@ -53,18 +53,18 @@ class Method:
 
 @dataclass(frozen=True)
 class SearchTrace:
-    """One replayed search: after so much compute, the best completed trial had this final value."""
+    """One replayed search: the final accuracy of the best completed trial, by compute."""
 
     compute_spent: tuple[float, ...]
     best_values: tuple[float, ...]
 
     def best_after(self, compute: float) -> float:
-        """The incumbent's value once so much compute is spent; 0 before a trial has completed."""
+        """Return the best value after this compute; 0 before a trial has completed."""
         return max((v for c, v in zip(self.compute_spent, self.best_values, strict=True) if c <= compute), default=0.0)
 
 
 class RecordedRecipes:
-    """The recipes of a table, their curves, and what each epoch of them costs in mean full trainings."""
+    """The recipes of a table, their curves, and the cost of each epoch, in mean full trainings."""
 
     def __init__(self, table: CurveTable, clock: str):
         searched = table.curves_of_kind("search")
@@ -81,10 +81,10 @@ class RecordedRecipes:
         self._features = np.stack([self._feature_vector(values) for values in self.values])
 
     def nearest_recipe(self, values: Mapping[str, Value], free: set[int]) -> int:
-        """The free recipe nearest to one of the space, every hyperparameter's domain taken as of length 1."""
+        """Return the nearest of the free recipes, with each hyperparameter scaled to a domain of length 1."""
         candidates = sorted(free)
         differences = self._features[candidates] - self._feature_vector(values)
-        # What only one of two recipes has makes them differ by half a domain.
+        # A hyperparameter that only one of two recipes has counts as half a domain.
         squares = np.where(np.isnan(differences), 0.25, differences**2)
         both_absent = np.isnan(self._features[candidates]) & np.isnan(self._feature_vector(values))
         return candidates[int(np.where(both_absent, 0.0, squares).sum(1).argmin())]
@@ -109,26 +109,26 @@ def _normalized_position(value: Value, domain: Domain) -> float:
 
 
 def replay_search(recorded: RecordedRecipes, method: Method, seed: int, budget_compute: float) -> SearchTrace:
-    """One search, until so many mean full trainings are spent, its trials, or the table's recipes."""
+    """Replay one search until the budget, in mean full trainings, the trials or the recorded recipes are used up."""
     budget = recorded.config.budget.model_copy(update={"trials": method.trials})
     changes = {"sampler": method.sampler, "pruner": method.pruner, "budget": budget, "seed": seed}
     study = optuna.create_study(direction="maximize", study_name=f"{method.name} {seed}")
-    ledger = StudyStore(study, recorded.config.model_copy(update=changes))
-    ledger.runtime = StudyRuntime(Execution(), recorded.precision)
+    store = StudyStore(study, recorded.config.model_copy(update=changes))
+    store.runtime = StudyRuntime(Execution(), recorded.precision)
     free = set(range(len(recorded.recipe_numbers)))
     tried: dict[str, int] = {}
     spent, points = 0.0, [(0.0, 0.0)]
     for _ in range(method.trials):
         if not free or spent >= budget_compute:
             break
-        trial = ledger.ask()
+        trial = store.ask()
         if not trial.is_survivor:
             # A proposal: the nearest recorded recipe takes its place.
             study.tell(trial.optuna_trial, state=OptunaState.FAIL)
             nearest = recorded.nearest_recipe(trial.recipe.to_flat_dict(), free)
             free.discard(nearest)
-            ledger.enqueue_start(str(nearest), recorded.values[nearest])
-            trial = ledger.ask()
+            store.enqueue_start(str(nearest), recorded.values[nearest])
+            trial = store.ask()
             tried[trial.recipe.seed_independent_key()] = nearest
         number = tried[trial.recipe.seed_independent_key()]
         state, reports = TrialState.COMPLETED, []
@@ -137,23 +137,23 @@ def replay_search(recorded: RecordedRecipes, method: Method, seed: int, budget_c
         ):
             spent += cost
             reports.append(EpochReport(epoch, 0.0, 0.0, 0.0, value, 0.0, 0.0))
-            if ledger.should_prune(trial, reports[-1]):
+            if store.should_prune(trial, reports[-1]):
                 state = TrialState.PRUNED
                 break
-        ledger.tell(trial, TrialResult(state, tuple(reports), 0.0), "")
+        store.tell(trial, TrialResult(state, tuple(reports), 0.0), "")
         if state is TrialState.COMPLETED:
             points.append((spent, max(points[-1][1], float(recorded.final_accuracies[number]))))
     return SearchTrace(*map(tuple, zip(*points, strict=True)))
 
 
 def random_trainings(recorded: RecordedRecipes, count: int, seed: int) -> SearchTrace:
-    """Full trainings of recipes drawn at random, again and again: the table stands for an endless space."""
+    """Return a random search that trains every recipe in full; recipes are drawn with replacement."""
     drawn = np.random.default_rng(seed).integers(0, len(recorded.recipe_numbers), count)
     compute = np.cumsum(recorded.epoch_costs[drawn].sum(1))
     return SearchTrace(tuple(compute), tuple(np.maximum.accumulate(recorded.final_accuracies[drawn])))
 
 
-# ------------------------------------------------------------------------------------------ the bench
+# ---------------------------------------------------------------------------------------- the benchmark
 
 RANDOM_TRAININGS = 100
 CHECKPOINTS = (4, 6, 8, 10, 15, 20, 30)
@@ -191,17 +191,17 @@ SWEEP_METHODS = (
 
 @dataclass(frozen=True)
 class MethodReplays:
-    """All replays of one method, one a seed."""
+    """All replays of one method, one per seed."""
 
     method: str
     traces: tuple[SearchTrace, ...]
 
     def regrets(self, best: float, compute: float) -> Array:
-        """How far each incumbent is below the best of the table after so much compute."""
+        """Return how far each best value after this compute is below the best of the table."""
         return best - np.array([trace.best_after(compute) for trace in self.traces])
 
     def compute_to_reach(self, best: float, regret: float) -> float:
-        """The least compute after which the median regret is as small; infinite where it never is."""
+        """Return the least compute after which the median regret is not larger; infinite if it always is."""
         points = sorted({compute for trace in self.traces for compute in trace.compute_spent})
         return next((c for c in points if np.median(self.regrets(best, c)) <= regret), math.inf)
 
@@ -209,7 +209,7 @@ class MethodReplays:
 def replay_all(
     recorded: RecordedRecipes, methods: Sequence[Method], seeds: int, compute: float, workers: int
 ) -> list[MethodReplays]:
-    """Every method from every seed."""
+    """Replay every method with every seed."""
     jobs = [(method, seed) for method in methods for seed in range(seeds)]
     with multiprocessing.get_context("spawn").Pool(workers, _init_worker, (recorded, compute)) as processes:
         traces = processes.map(_replay_job, jobs, chunksize=5)
@@ -234,20 +234,20 @@ def _replay_job(job: tuple[Method, int]) -> SearchTrace:
 
 
 def compute_target_regret(recorded: RecordedRecipes, draws: int = 1000) -> float:
-    """The median final regret of a hundred random full trainings."""
+    """Return the median final regret of a hundred random full trainings."""
     values = [random_trainings(recorded, RANDOM_TRAININGS, seed).best_values[-1] for seed in range(draws)]
     return float(recorded.final_accuracies.max() - statistics.median(values))
 
 
 def interval_of_median(regrets: Array, draws: int = 1000) -> tuple[float, float]:
-    """A 95 % interval of a median, by the bootstrap."""
+    """Return the 95 % bootstrap interval of the median."""
     picks = np.random.default_rng(0).integers(0, len(regrets), (draws, len(regrets)))
     low, high = np.quantile(np.median(regrets[picks], axis=1), (0.025, 0.975))
     return float(low), float(high)
 
 
 def summarize(replays: MethodReplays, best: float, target_regret: float) -> Summary:
-    """A method's figures; regrets in points of accuracy."""
+    """Return the results of a method, with regrets in points of accuracy."""
     reach = replays.compute_to_reach(best, target_regret)
     regrets = {f"{compute}": 100 * replays.regrets(best, compute) for compute in CHECKPOINTS}
     return {
@@ -263,7 +263,7 @@ def _rounded(*values: float) -> tuple[float, ...]:
 def plot_regrets(
     replays: Sequence[MethodReplays], best: float, target_regret: float, clock: str, compute: float
 ) -> Figure:
-    """Median regret against compute spent, with 95 % intervals of the medians; a rule's candidates are points."""
+    """Plot median regret against compute with 95 % intervals; the one-epoch rule gives a point for each setting."""
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
     grid = np.geomspace(3.0, compute, 60)

@@ -17,7 +17,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Header:
-    """What was recorded, and where: the study's resolved file, precision, machine and versions."""
+    """What was recorded and where: the resolved study file, precision, machine and versions."""
 
     format: int
     study: Mapping[str, Any]
@@ -29,10 +29,10 @@ class Header:
 
 @dataclass(frozen=True)
 class Curve:
-    """One training: the values that its space varies, validation accuracy and seconds of each epoch.
+    """One training: the values that the space varies, and validation accuracy and seconds of each epoch.
 
-    `kind` is "search" (constant rate, as a search trains), "repeat n" (the same from another seed), "annealed"
-    (one-cycle, from another seed) or "annealed xN" (the same at N times the learning rate).
+    `kind` is "search" (constant learning rate, as in a search), "repeat n" (the same with another seed), "annealed"
+    (one-cycle, with another seed) or "annealed xN" (the same with N times the learning rate).
     """
 
     recipe_number: int
@@ -54,10 +54,11 @@ class CurveTable:
 
     @classmethod
     def read(cls, path: Path, config: StudyConfig | None = None) -> CurveTable:
-        """The curves of a file; with `config`, they must have been recorded in its space.
+        """Return the curves of a file.
 
         Raises:
-            UserError: no such file, another format, or curves of another space.
+            UserError: if there is no such file, it has another format, or its curves were recorded in another space
+                than that of `config`.
         """
         try:
             first, *rest = path.read_text().splitlines()
@@ -66,10 +67,10 @@ class CurveTable:
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; record one with `python -m benchmarks.curves record`") from None
         except (ValueError, TypeError) as error:
-            raise UserError(f"{path}: holds no curves ({error}); record them anew") from None
+            raise UserError(f"{path}: is not a file of curves ({error}); record it again") from None
         if header.format != FORMAT_VERSION:
             raise UserError(
-                f"{path}: has format {header.format!r}, and this version reads {FORMAT_VERSION}; record it anew"
+                f"{path}: has format {header.format!r}, and this version reads {FORMAT_VERSION}; record it again"
             )
         if config is not None:
             recorded, wanted = StudyConfig.from_dict(header.study).comparability_key(), config.comparability_key()
@@ -82,5 +83,5 @@ class CurveTable:
         return cls(header, curves)
 
     def curves_of_kind(self, kind: str) -> dict[int, Curve]:
-        """The curves of one kind by the number of their recipe."""
+        """Return the curves of one kind by the number of their recipe."""
         return {curve.recipe_number: curve for curve in self.curves if curve.kind == kind}
