@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 DATASET_PACKAGE := dataset-fashion-mnist
-TESTS := -n 2 --dist loadfile
+TESTS := -n 2 --dist loadfile --no-loadscope-reorder
 FULL ?=
 
 .DEFAULT_GOAL := help

@@ -7,18 +7,14 @@ import io
 import json
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlflow.store.db.utils as mlflow_db
 import pytest
-from sqlalchemy import Engine
 
 from fmnist_search.cli.app import CommandSettings, main
 from tests.golden.project import move_addresses
@@ -131,30 +127,6 @@ def start_python(folder: Path, *arguments: str, **changes: str) -> subprocess.Po
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-@pytest.fixture(scope="session", autouse=True)
-def tables_made_once() -> Iterator[None]:
-    """Make MLflow's tables once, which takes a second: every new store of this process is a copy of the first."""
-    make, guard = mlflow_db._initialize_tables, threading.Lock()
-    with contextlib.closing(sqlite3.connect(":memory:", check_same_thread=False)) as first:
-
-        def copy(engine: Engine) -> None:
-            if engine.dialect.name != "sqlite":
-                make(engine)
-                return
-            with guard, contextlib.closing(engine.raw_connection()) as connection:
-                ours = connection.driver_connection
-                assert isinstance(ours, sqlite3.Connection)
-                if not first.execute("SELECT * FROM sqlite_master").fetchone():
-                    make(engine)
-                    ours.backup(first)
-                else:
-                    first.backup(ours)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(mlflow_db, "_initialize_tables", copy)
-            yield
 
 
 @pytest.fixture
