@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fmnist_search.config.conditional_space import conditional_hyperparameters
+from fmnist_search.config.conditional_space import FAMILY_NAME, conditional_hyperparameters
 from fmnist_search.config.domain import Choice, Domain, Range, bounds
 from fmnist_search.config.space import Space
 from fmnist_search.recipe.families import FAMILIES
@@ -15,8 +15,6 @@ from fmnist_search.recipe.formatting import format_value_short, short_names
 from fmnist_search.recipe.hyperparameters import Value
 from fmnist_search.recipe.recipe import is_active
 from fmnist_search.results.study import TrialRecord
-
-FAMILY_NAME = "model.family"
 
 MAX_TICKS, MAX_TICKS_SMALL = 7, 4
 GOLDEN_RATIO_CONJUGATE = 0.618034

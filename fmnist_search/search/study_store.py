@@ -24,6 +24,7 @@ from fmnist_search.results.champion import Champion
 from fmnist_search.results.study import Importances, TrialRecord
 from fmnist_search.results.training import EpochReport, Overhead, TrialResult, TrialState
 from fmnist_search.search.analysis import importances
+from fmnist_search.search.asked_trial import AskedTrial
 from fmnist_search.search.one_epoch import SurvivorQueue
 from fmnist_search.search.pruners import make_pruner, pruner_applies
 from fmnist_search.search.samplers import is_exhausted, make_sampler
@@ -38,7 +39,6 @@ from fmnist_search.search.trial_attributes import (
     RETRY_ATTRIBUTE,
     SEED_ATTRIBUTE,
     START_ATTRIBUTE,
-    SURVIVOR_OF_ATTRIBUTE,
     WORKER_LOST_ATTRIBUTE,
     champion_from_dict,
     champion_to_dict,
@@ -60,25 +60,6 @@ class StudyRuntime:
 
     execution: Execution
     precision: str
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class AskedTrial:
-    """A trial that a study has asked for and that has not ended: its number, its recipe, and Optuna's trial.
-
-    `origin` says why it is not an ordinary draw of the sampler, if it is not: `start` names the source of a recipe
-    that the study file starts with; `retry_of` and `survivor_of` name the trial that it repeats.
-    """
-
-    number: int
-    recipe: Recipe
-    origin: Mapping[str, str]
-    optuna_trial: optuna.Trial = dataclasses.field(repr=False)
-
-    @property
-    def is_survivor(self) -> bool:
-        """Whether it trains in full what was a candidate of the one-epoch rule."""
-        return SURVIVOR_OF_ATTRIBUTE in self.origin
 
 
 class StudyStore:
@@ -273,9 +254,7 @@ class StudyStore:
         else:
             recipe = suggest_recipe(trial, self.config.space, self._base, seed)
         trial.set_user_attr(RECIPE_ATTRIBUTE, recipe.to_flat_dict())
-        reasons = (RETRY_ATTRIBUTE, START_ATTRIBUTE, SURVIVOR_OF_ATTRIBUTE)
-        origin = {name: str(attributes[name]) for name in reasons if name in attributes}
-        return AskedTrial(trial.number, recipe, origin, trial)
+        return AskedTrial.create(trial, recipe)
 
     def should_prune(self, trial: AskedTrial, report: EpochReport) -> bool:
         """Report an epoch; return whether the trial is pruned after it."""

@@ -8,7 +8,7 @@ from collections.abc import Container
 from fmnist_search.execution.backend import Backend
 from fmnist_search.results.study import StopReason, TrialRecord
 from fmnist_search.results.training import TrialState
-from fmnist_search.search.study_store import AskedTrial
+from fmnist_search.search.asked_trial import AskedTrial
 from fmnist_search.workflows.jobs import not_started
 from fmnist_search.workflows.study.run_logging import StudyRunLogger
 from fmnist_search.workflows.study.stopping import reached_limit

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from fmnist_search.data.images import Images
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import Decision, EpochReport, Overhead, Stopper, TrialResult, TrialState
-from fmnist_search.search.study_store import AskedTrial, StudyStore
+from fmnist_search.search.asked_trial import AskedTrial
+from fmnist_search.search.study_store import StudyStore
 from fmnist_search.tracking import tag_names
 from fmnist_search.tracking.run_logger import RunLogger, TrainingRunLogger
 from fmnist_search.training.checkpoint import save_state

@@ -5,7 +5,7 @@ from __future__ import annotations
 import optuna
 
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.search.study_store import AskedTrial
+from fmnist_search.search.asked_trial import AskedTrial
 from fmnist_search.workflows.study.search_loop import PendingDuplicates
 
 
