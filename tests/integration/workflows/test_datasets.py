@@ -107,7 +107,7 @@ def test_its_versions_and_runs_say_which_dataset_it_is(finished: FinishedStudy, 
     assert f"registered as {SYNTHETIC_MODEL_URI} (champion)" in finished.result.stdout
     version = client.get_model_version("fmnist-search-made", "1")
     assert version.tags["dataset"] == "made"
-    assert "A classifier of Made: ten classes of animals" in version.description
+    assert "A classifier for Made: ten classes of animals" in version.description
     runs = client.search_runs(["1"], "tags.dataset = 'made'")
     assert {version.run_id} < {found.info.run_id for found in runs}
     used = [entry.dataset for found in runs for entry in found.inputs.dataset_inputs]

@@ -234,7 +234,7 @@ def test_what_cannot_go_on_is_one_line(command: RunCommand, tmp_path: Path, reci
     content = state(first).read_bytes()
 
     state(first).write_bytes(state(other).read_bytes())
-    assert_single_error(command("train", "--resume", first, "--epochs", 3), first, "another training;")
+    assert_single_error(command("train", "--resume", first, "--epochs", 3), first, "of another training")
     state(first).write_bytes(content[: len(content) // 2])
     assert_single_error(command("train", "--resume", first, "--epochs", 3), "state.pt", "damaged")
     kept: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
