@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,7 +20,7 @@ from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
     from fmnist_search.tracking.stored_runs import TrainedRun
-    from fmnist_search.workflows.garbage import GarbageItem
+    from fmnist_search.workflows.garbage import GarbageItem, GarbageKind
     from fmnist_search.workflows.reproduce import EpochComparison, Reproduction
 
 
@@ -171,7 +171,6 @@ def gc(
       fmnist-search gc --delete
     """
     from fmnist_search.cli.output import format_bytes, print_json, stderr, stdout
-    from fmnist_search.cli.serialization import garbage_to_dict
     from fmnist_search.workflows.garbage import find_garbage, is_removable, remove_garbage
     from fmnist_search.workspace import image_cache_folder
 
@@ -189,7 +188,7 @@ def gc(
             _confirm_removal(removable)
         removed = remove_garbage(workspace, image_cache_folder(), keep, removable)
     if as_json:
-        print_json(garbage_to_dict(garbage, removed))
+        print_json(_garbage_to_dict(garbage, removed))
     elif delete:
         in_use = len(removable) - len(removed)
         kept = f"; {in_use} are in use again and stay" if in_use else ""
@@ -231,6 +230,40 @@ def _server_note(items: list[GarbageItem]) -> str:
         f"; on its machine, `mlflow gc --run-ids {runs}` removes the runs, and all deleted experiments" if runs else ""
     )
     return line + remedy
+
+
+def _garbage_to_dict(garbage: list[GarbageItem], removed: list[GarbageItem]) -> dict[str, Any]:
+    return {
+        "groups": [_garbage_group_to_dict(kind, garbage) for kind in dict.fromkeys(item.kind for item in garbage)],
+        "bytes": _total_bytes(garbage),
+        "removed": len(removed),
+        "freed": _total_bytes(removed),
+    }
+
+
+def _garbage_group_to_dict(kind: GarbageKind, garbage: list[GarbageItem]) -> dict[str, Any]:
+    items = [item for item in garbage if item.kind is kind]
+    group, description = _garbage_kind_texts(kind)
+    return {
+        "group": group,
+        "what": description,
+        "bytes": _total_bytes(items),
+        "items": [{"of": item.owner, "name": item.name, "bytes": item.size_bytes} for item in items],
+    }
+
+
+def _garbage_kind_texts(kind: GarbageKind) -> tuple[str, str]:
+    from fmnist_search.workflows.garbage import GarbageKind
+
+    return {
+        GarbageKind.ARCHIVED: ("aside", "weights of studies that were put aside"),
+        GarbageKind.ORPHANED: ("gone", "weights of studies that are gone"),
+        GarbageKind.OUTRANKED: ("beaten", "weights of trials that are not among the best of their study"),
+        GarbageKind.DELETED: ("deleted", "weights of trainings whose runs were deleted"),
+        GarbageKind.INCOMPLETE: ("unfinished", "files that were never finished"),
+        GarbageKind.MODELS: ("models", "models that no registered version refers to"),
+        GarbageKind.RUNS: ("runs", "runs that were deleted in MLflow"),
+    }[kind]
 
 
 def _total_bytes(items: list[GarbageItem]) -> int:

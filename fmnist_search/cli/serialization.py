@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fmnist_search.results.study import StopReason
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from fmnist_search.tracking.stored_runs import TrainedRun
     from fmnist_search.workflows.doctor import CheckResult
     from fmnist_search.workflows.ensemble import EnsembleResult
-    from fmnist_search.workflows.garbage import GarbageItem, GarbageKind
     from fmnist_search.workflows.registration import RegisteredVersion
     from fmnist_search.workflows.reproduce import Reproduction
 
@@ -320,42 +318,3 @@ def layer_to_dict(layer: LayerSummary) -> Json:
 def check_to_dict(check: CheckResult) -> Json:
     """Return a finding of `doctor`."""
     return {"subject": check.subject, "ok": check.ok, "finding": check.finding}
-
-
-def garbage_to_dict(garbage: Sequence[GarbageItem], removed: Sequence[GarbageItem]) -> Json:
-    """Return what nothing needs any more in groups, with its size in bytes, and how much of it was removed."""
-    return {
-        "groups": [_garbage_group_to_dict(kind, garbage) for kind in dict.fromkeys(item.kind for item in garbage)],
-        "bytes": _total_bytes(garbage),
-        "removed": len(removed),
-        "freed": _total_bytes(removed),
-    }
-
-
-def _garbage_group_to_dict(kind: GarbageKind, garbage: Sequence[GarbageItem]) -> Json:
-    items = [item for item in garbage if item.kind is kind]
-    group, description = _garbage_kind_texts(kind)
-    return {
-        "group": group,
-        "what": description,
-        "bytes": _total_bytes(items),
-        "items": [{"of": item.owner, "name": item.name, "bytes": item.size_bytes} for item in items],
-    }
-
-
-def _garbage_kind_texts(kind: GarbageKind) -> tuple[str, str]:
-    from fmnist_search.workflows.garbage import GarbageKind
-
-    return {
-        GarbageKind.ARCHIVED: ("aside", "weights of studies that were put aside"),
-        GarbageKind.ORPHANED: ("gone", "weights of studies that are gone"),
-        GarbageKind.OUTRANKED: ("beaten", "weights of trials that are not among the best of their study"),
-        GarbageKind.DELETED: ("deleted", "weights of trainings whose runs were deleted"),
-        GarbageKind.INCOMPLETE: ("unfinished", "files that were never finished"),
-        GarbageKind.MODELS: ("models", "models that no registered version refers to"),
-        GarbageKind.RUNS: ("runs", "runs that were deleted in MLflow"),
-    }[kind]
-
-
-def _total_bytes(items: Iterable[GarbageItem]) -> int:
-    return sum(item.size_bytes for item in items)

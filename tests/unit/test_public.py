@@ -1,4 +1,4 @@
-"""What the package shows to the outside: a few names, and commands whose help imports nothing heavy."""
+"""The public names of the package, and the help of its commands, which imports no large library."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HEAVY_PACKAGES = ["torch", "torchvision", "mlflow", "optuna", "matplotlib", "num
 
 
 def run_python(code: str, *arguments: str) -> str:
-    """What a fresh interpreter prints."""
+    """Return what a new interpreter prints."""
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -31,7 +31,7 @@ def run_python(code: str, *arguments: str) -> str:
 # -------------------------------------------------------------------------------------- the names
 
 
-def test_these_are_the_public_names() -> None:
+def test_public_names() -> None:
     assert fmnist_search.__all__ == PUBLIC_NAMES
     assert set(PUBLIC_NAMES) <= set(dir(fmnist_search))
     namespace: dict[str, Any] = {}
@@ -39,7 +39,7 @@ def test_these_are_the_public_names() -> None:
     assert sorted(name for name in namespace if not name.startswith("__")) == sorted(PUBLIC_NAMES)
 
 
-def test_each_public_name_is_what_it_should_be() -> None:
+def test_public_names_are_the_functions_of_their_modules() -> None:
     from fmnist_search.registry.packaging import load_model
     from fmnist_search.workflows.single_training import train
     from fmnist_search.workflows.study.api import run_study
@@ -52,18 +52,18 @@ def test_each_public_name_is_what_it_should_be() -> None:
 
 
 @pytest.mark.parametrize("name", PUBLIC_NAMES)
-def test_each_public_name_says_what_it_is_for(name: str) -> None:
+def test_public_names_have_docstrings(name: str) -> None:
     value = getattr(fmnist_search, name)
     assert inspect.isclass(value) is name[0].isupper()
     assert inspect.getdoc(value)
 
 
-def test_another_name_is_an_attribute_error() -> None:
+def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'fmnist_search' has no attribute 'serach'"):
         _ = fmnist_search.serach
 
 
-# Torch and MLflow are loaded once, our own modules anew for every order.
+# Torch and MLflow are loaded once, the modules of this package anew for every order.
 IMPORT_ORDER_SCRIPT = """
 import json, sys
 for order in json.loads(sys.argv[1]):
@@ -77,7 +77,7 @@ for order in json.loads(sys.argv[1]):
 """
 
 
-def test_public_names_are_importable_again_and_again_in_any_order() -> None:
+def test_public_names_are_importable_in_any_order() -> None:
     # Each name is the first once; the others follow in the order of the list or backwards.
     orders = [PUBLIC_NAMES[first:] + PUBLIC_NAMES[:first] for first in range(len(PUBLIC_NAMES))]
     orders[1::2] = [[first, *others[::-1]] for first, *others in orders[1::2]]
@@ -87,7 +87,7 @@ def test_public_names_are_importable_again_and_again_in_any_order() -> None:
     assert run_python(IMPORT_ORDER_SCRIPT, json.dumps(orders)).splitlines() == expected
 
 
-def test_the_version_is_known_without_importing_anything_heavy() -> None:
+def test_the_version_needs_no_large_library() -> None:
     code = (
         "import sys; sys.modules.update(dict.fromkeys(sys.argv[1:])); import fmnist_search as p; print(p.__version__)"
     )
@@ -118,7 +118,7 @@ print(json.dumps(shown))
 
 @pytest.fixture(scope="module")
 def helps() -> dict[str, tuple[int | None, str]]:
-    """Exit code and text of every --help, where nothing heavy can be imported."""
+    """Return exit code and text of every --help in a process that can import no large library."""
     commands = [[], *([name] for name in COMMANDS)]
     parsed: dict[str, tuple[int | None, str]] = json.loads(
         run_python(HELP_SCRIPT, json.dumps(HEAVY_PACKAGES), json.dumps(commands))
@@ -126,7 +126,7 @@ def helps() -> dict[str, tuple[int | None, str]]:
     return parsed
 
 
-def test_help_is_given_where_nothing_heavy_can_be_imported(helps: dict[str, tuple[int | None, str]]) -> None:
+def test_help_needs_no_large_library(helps: dict[str, tuple[int | None, str]]) -> None:
     assert {code for code, _ in helps.values()} <= {0, None}
     assert len(helps) == len(COMMANDS) + 1
     overview = helps[""][1]
@@ -141,12 +141,12 @@ def test_the_program_runs_as_a_module() -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "fmnist-search search studies/quick.toml" in done.stdout
-    # It is known by one name, however it is called.
+    # The help shows one name, however the program was started.
     assert done.stdout.startswith("Usage: fmnist-search [OPTIONS] COMMAND")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_and_every_option_says_what_it_does(name: str, helps: dict[str, tuple[int | None, str]]) -> None:
+def test_every_command_and_every_option_has_a_help_text(name: str, helps: dict[str, tuple[int | None, str]]) -> None:
     command = COMMANDS[name]
     assert command.help
     first = command.help.splitlines()[0]

@@ -1,4 +1,4 @@
-"""`draw` writes the picture that was asked for, whole, and nothing over what is there."""
+"""`draw` writes PNG files, and replaces an existing file only with --force."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ augmentation.flip = 0.5
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
-    """A folder with a recipe and the one training of it."""
+    """Return a folder with a recipe and one training of it."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "recipe.toml").write_text(RECIPE)
     outcome = run_command(folder, "train", "recipe.toml", "--json")
@@ -45,7 +45,7 @@ def assert_single_error(outcome: CommandResult, *expected: str) -> None:
         assert text in outcome.errors[0]
 
 
-def test_samples_and_augmentations_are_the_same_for_the_same_seed(trained: FinishedStudy, tmp_path: Path) -> None:
+def test_samples_and_augmentations_depend_on_the_seed_only(trained: FinishedStudy, tmp_path: Path) -> None:
     for what in (["samples", "--count", 2], ["augmentations", "recipe.toml", "--image", 3, "--count", 2]):
         drawn = []
         for number, seed in enumerate((0, 0, 1)):
@@ -55,7 +55,7 @@ def test_samples_and_augmentations_are_the_same_for_the_same_seed(trained: Finis
         assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_augmentations_are_those_of_a_preset_or_of_what_is_set(trained: FinishedStudy, tmp_path: Path) -> None:
+def test_augmentations_come_from_a_preset_and_from_settings(trained: FinishedStudy, tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}.png" for number in range(2)]
     changes = ["--set", "augmentation.flip=1", "--output"]
     assert_png_written(trained.run("draw", "augmentations", "lenet", *changes, paths[0]), paths[0])
@@ -71,14 +71,14 @@ def test_augmentations_are_those_of_a_preset_or_of_what_is_set(trained: Finished
     assert not (tmp_path / "2.png").exists()
 
 
-def test_filters_are_drawn_from_the_weights_that_a_run_has_kept(trained: FinishedStudy, tmp_path: Path) -> None:
+def test_filters_are_drawn_from_the_stored_weights_of_a_run(trained: FinishedStudy, tmp_path: Path) -> None:
     path = tmp_path / "filters.png"
     run_id = trained.result.json["run_id"]
     assert_png_written(trained.run("draw", "filters", run_id, "--output", path), path)
     assert_single_error(trained.run("draw", "filters", "f" * 32, "--output", tmp_path / "2.png"), "does not exist")
 
 
-def test_weights_that_are_damaged_or_gone_are_one_line(trained: FinishedStudy, tmp_path: Path) -> None:
+def test_damaged_or_missing_weights_are_one_error_line(trained: FinishedStudy, tmp_path: Path) -> None:
     run_id = trained.result.json["run_id"]
     (artifact,) = (trained.folder / "mlruns").rglob("weights.pt")
     before = artifact.read_bytes()
@@ -94,7 +94,7 @@ def test_weights_that_are_damaged_or_gone_are_one_line(trained: FinishedStudy, t
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_is_there_is_replaced_only_when_asked(trained: FinishedStudy, tmp_path: Path) -> None:
+def test_an_existing_file_is_replaced_only_with_force(trained: FinishedStudy, tmp_path: Path) -> None:
     path = tmp_path / "samples.png"
     path.write_text("mine")
     outcome = trained.run("draw", "samples", "--output", path)

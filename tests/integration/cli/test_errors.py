@@ -1,4 +1,4 @@
-"""Mistakes of users: one clear line each, design's exit code, no traceback, nothing half-written."""
+"""Errors of users: one line each, the documented exit code, no traceback, and nothing written."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def assert_error(outcome: CommandResult, *expected: str, code: int = 2, lines: i
         ("budget.epochs=0", ["budget.epochs", "greater than or equal to 1"]),
     ],
 )
-def test_a_wrong_setting_names_itself_and_its_remedy(
+def test_an_invalid_setting_is_named_with_a_remedy(
     command: RunCommand, tiny: Path, setting: str, expected: list[str]
 ) -> None:
     assert_error(command("search", "tiny.toml", "--set", setting), *expected)
@@ -46,7 +46,7 @@ def test_a_wrong_setting_names_itself_and_its_remedy(
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "two", "1.5", ""])
-def test_a_number_of_workers_that_is_none_is_refused(command: RunCommand, tiny: Path, number: str) -> None:
+def test_an_invalid_number_of_workers_is_refused(command: RunCommand, tiny: Path, number: str) -> None:
     outcome = command("search", "tiny.toml", "--set", f"execution.workers={number}")
     assert_error(outcome, "execution.workers", "give 1 or more, or 'auto'")
     outcome = command("search", "tiny.toml", "--workers", number or "none")
@@ -73,7 +73,7 @@ def test_more_workers_than_fit_are_reported_and_the_study_runs(command: RunComma
         ("other", ["execution.engine", "'plain' or 'graph'"]),
     ],
 )
-def test_an_engine_that_cannot_be_had(command: RunCommand, tiny: Path, engine: str, expected: list[str]) -> None:
+def test_an_unavailable_engine_is_refused(command: RunCommand, tiny: Path, engine: str, expected: list[str]) -> None:
     assert_error(command("search", "tiny.toml", "--device", "cpu", "--engine", engine), *expected)
     assert sorted(path.name for path in tiny.parent.iterdir()) == ["tiny.toml"]
 
@@ -87,7 +87,9 @@ def test_an_engine_that_cannot_be_had(command: RunCommand, tiny: Path, engine: s
         ("[budget]", "[budgets]", "did you mean 'budget'"),
     ],
 )
-def test_a_wrong_study_file_says_where(command: RunCommand, tiny: Path, before: str, after: str, expected: str) -> None:
+def test_an_invalid_study_file_names_the_place(
+    command: RunCommand, tiny: Path, before: str, after: str, expected: str
+) -> None:
     tiny.write_text(tiny.read_text().replace(before, after, 1))
     outcome = command("search", "tiny.toml")
     assert outcome.exit_code == 2
@@ -95,11 +97,11 @@ def test_a_wrong_study_file_says_where(command: RunCommand, tiny: Path, before: 
     assert expected in outcome.stderr
 
 
-def test_a_missing_study_file_names_those_that_are_there(command: RunCommand, tiny: Path) -> None:
+def test_a_missing_study_file_names_existing_ones(command: RunCommand, tiny: Path) -> None:
     assert_error(command("search", "tinny.toml"), "tinny.toml", "no such file", "tiny.toml")
 
 
-def test_cuda_where_there_is_none(command: RunCommand, tiny: Path) -> None:
+def test_cuda_without_a_gpu_is_refused(command: RunCommand, tiny: Path) -> None:
     import torch
 
     if torch.cuda.is_available():
@@ -109,7 +111,7 @@ def test_cuda_where_there_is_none(command: RunCommand, tiny: Path) -> None:
     assert [path.name for path in tiny.parent.iterdir()] == ["tiny.toml"]
 
 
-def test_a_study_that_began_on_a_device_which_is_gone(command: RunCommand, tiny: Path, tmp_path: Path) -> None:
+def test_a_study_whose_device_is_missing_is_refused(command: RunCommand, tiny: Path, tmp_path: Path) -> None:
     import torch
 
     if torch.cuda.is_available():
@@ -121,7 +123,7 @@ def test_a_study_that_began_on_a_device_which_is_gone(command: RunCommand, tiny:
     assert command("status", "--json").json["completed"] == 1
 
 
-def test_a_store_out_of_reach_is_said_within_seconds(command: RunCommand, tiny: Path, tmp_path: Path) -> None:
+def test_an_unreachable_store_is_reported_within_seconds(command: RunCommand, tiny: Path, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -130,7 +132,7 @@ def test_a_store_out_of_reach_is_said_within_seconds(command: RunCommand, tiny: 
         assert not home.exists()
 
 
-def test_a_store_that_cannot_be_written(command: RunCommand, tiny: Path, tmp_path: Path) -> None:
+def test_an_unwritable_store_is_one_error_line(command: RunCommand, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.db").write_text("this is no database " * 100)
     uri = f"sqlite:///{tmp_path / 'broken.db'}"
     assert_error(command("search", "tiny.toml", "--tracking-uri", uri), "broken.db")
@@ -140,7 +142,9 @@ def test_a_store_that_cannot_be_written(command: RunCommand, tiny: Path, tmp_pat
     assert_error(command("search", "tiny.toml", "--workdir", tmp_path / "tiny.toml"), "--workdir")
 
 
-def test_a_dataset_file_cut_short(command: RunCommand, tiny: Path, tmp_path: Path, source: DataSource) -> None:
+def test_a_truncated_dataset_file_is_one_error_line(
+    command: RunCommand, tiny: Path, tmp_path: Path, source: DataSource
+) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
     for name in FILE_NAMES:
@@ -153,7 +157,7 @@ def test_a_dataset_file_cut_short(command: RunCommand, tiny: Path, tmp_path: Pat
     assert_error(command("data", "--data-dir", folder), "train-images", "cannot be read")
 
 
-def test_what_does_not_exist_is_named(finished: FinishedStudy, tmp_path: Path) -> None:
+def test_missing_studies_runs_models_and_images_are_named(finished: FinishedStudy, tmp_path: Path) -> None:
     assert_error(finished.run("status", "tyny"), "tyny", "did you mean 'tiny'")
     assert_error(finished.run("promote", "nothing"), "nothing")
     assert_error(finished.run("train", "--from-run", "f" * 32), "f" * 32, "does not exist")
@@ -172,7 +176,7 @@ def test_what_does_not_exist_is_named(finished: FinishedStudy, tmp_path: Path) -
     [
         (["--ensemble", 1], ["finalists.ensemble: 1 is not an ensemble"]),
         (["--ensemble", 3], ["finalists.ensemble: 3 members are more than the 2 finalists"]),
-        # There are four trials at most.
+        # The study has four trials at most.
         (
             ["--recipes", 9, "--seeds", 1, "--ensemble", 9],
             ["finalists.ensemble: 9 members are more than the", "distinct"],
@@ -184,7 +188,7 @@ def test_what_does_not_exist_is_named(finished: FinishedStudy, tmp_path: Path) -
     ],
     ids=str,
 )
-def test_a_promotion_that_cannot_be_is_refused_before_anything_is_trained(
+def test_an_impossible_promotion_is_refused_before_training(
     finished: FinishedStudy, options: list[object], said: list[str]
 ) -> None:
     client = MlflowClient(finished.tracking_uri)
@@ -198,31 +202,31 @@ def test_a_promotion_that_cannot_be_is_refused_before_anything_is_trained(
     assert [version.version for version in client.search_model_versions("name='fmnist-search'")] == [1]
 
 
-def test_a_study_without_a_completed_trial_has_nothing_to_promote(command: RunCommand, tiny: Path) -> None:
+def test_a_study_without_a_completed_trial_cannot_be_promoted(command: RunCommand, tiny: Path) -> None:
     bad = ["--set", "optimizer.name=sgd", "--set", "optimizer.learning_rate=100.0", "--set", "model.norm=none"]
     assert command("search", "tiny.toml", "--set", "budget.failures=1", *bad).exit_code == 4
     assert_error(command("promote", "tiny"), "'tiny': has no completed trial to promote", code=3)
 
 
-def test_a_run_without_a_recipe_cannot_be_trained_again(finished: FinishedStudy) -> None:
+def test_a_run_without_a_recipe_cannot_be_trained(finished: FinishedStudy) -> None:
     status = finished.run("status", "tiny", "--json").json
     assert_error(finished.run("train", "--from-run", status["run_id"]), "recipe.toml")
 
 
-def test_a_recipe_file_with_mistakes_gives_a_line_for_each(command: RunCommand, tmp_path: Path) -> None:
+def test_each_error_of_a_recipe_file_is_a_line(command: RunCommand, tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text("epochs = 0\nbatchsize = 3\n[model]\nfamily = 'cnn'\nkernel_1 = 4\n")
     assert_error(command("train", "recipe.toml"), "epochs", "batchsize", "model.kernel_1", lines=3)
     assert_error(command("train"), "recipe file", "--from-run")
 
 
-def test_a_network_that_pools_the_image_away_is_refused(command: RunCommand, tmp_path: Path) -> None:
+def test_a_network_that_pools_too_often_is_refused(command: RunCommand, tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text("[model]\nfamily = 'cnn'\ndepth = 5\npool_size = 4\n")
     assert_error(command("train", "recipe.toml"), "model.pool_size", "block 3")
     (tmp_path / "recipe.toml").write_text("[model]\nfamily = 'cnn'\nwidth_2 = 4096\nwidth_3 = 4096\nkernel_3 = 7\n")
     assert_error(command("train", "recipe.toml"), "parameters", "50,000,000")
 
 
-def test_a_study_whose_trials_all_fail_says_why(command: RunCommand, tiny: Path) -> None:
+def test_a_study_whose_trials_all_fail_reports_the_reason(command: RunCommand, tiny: Path) -> None:
     outcome = command(
         "search",
         "tiny.toml",
@@ -238,7 +242,7 @@ def test_a_study_whose_trials_all_fail_says_why(command: RunCommand, tiny: Path)
     assert_error(outcome, "2 trials failed", "not finite", code=4)
 
 
-def test_looking_for_a_study_where_there_is_none_leaves_nothing(command: RunCommand, tmp_path: Path) -> None:
+def test_reading_in_an_empty_folder_writes_nothing(command: RunCommand, tmp_path: Path) -> None:
     assert_error(command("status"), "no study yet", "fmnist-search search")
     assert_error(command("leaderboard", "quick"), "no study yet")
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""What a registered model is good for: pictures and files of them, two models compared, a file for other runtimes."""
+"""Registered models: predictions, comparisons, and export to ONNX."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FIRST_VERSION_URI, SECOND_VERSION_URI = "models:/fmnist-search/1", "models:/fmni
 
 @pytest.fixture(scope="module")
 def client(finished: FinishedStudy) -> MlflowClient:
-    """The store, with a second version beside the champion."""
+    """Return a folder with a second registered version beside the champion."""
     outcome = finished.run("promote", "tiny", "--seeds", 1, "--epochs", 1)
     assert outcome.exit_code == 0, outcome.stderr
     mlflow.set_tracking_uri(finished.tracking_uri)
@@ -49,7 +49,7 @@ def assert_single_error(outcome: CommandResult, *expected: str) -> None:
 # ------------------------------------------------------------------------------------------ predict
 
 
-def test_predict_gives_the_same_for_a_picture_an_idx_file_and_a_test_image(
+def test_predictions_of_an_image_file_an_idx_file_and_a_test_image_are_equal(
     finished: FinishedStudy, tmp_path: Path, source: DataSource
 ) -> None:
     pixels = read_test_set("fashion-mnist", source).pixels[:3].numpy()
@@ -73,7 +73,7 @@ def test_predict_gives_the_same_for_a_picture_an_idx_file_and_a_test_image(
         assert (one["class"], one["probability"]) == (one["top"][0]["class"], one["top"][0]["probability"])
 
 
-def test_predict_takes_a_file_of_ten_thousand_in_chunks_and_gives_what_the_record_says(
+def test_predictions_of_a_large_idx_file_equal_the_stored_test_result(
     finished: FinishedStudy, source: DataSource
 ) -> None:
     path = source.cache / "fashion-mnist" / "t10k-images-idx3-ubyte"
@@ -84,7 +84,7 @@ def test_predict_takes_a_file_of_ten_thousand_in_chunks_and_gives_what_the_recor
     assert [row["probability"] for row in rows] == pytest.approx(expected.tolist(), abs=1e-6)
 
 
-def test_predict_shows_further_classes_and_draws_a_grid(finished: FinishedStudy, tmp_path: Path) -> None:
+def test_predict_shows_several_classes_and_draws_a_grid(finished: FinishedStudy, tmp_path: Path) -> None:
     path = tmp_path / "grid.png"
     outcome = finished.run("predict", "--test-image", 0, "--test-image", 1, "--top", 2, "--grid", path)
     head, *rows = outcome.stdout.splitlines()
@@ -110,14 +110,14 @@ def test_predict_takes_a_range_of_test_images(finished: FinishedStudy, tmp_path:
     assert_single_error(finished.run("predict", "--test-images", "9990:10001"), "test image 10000", "from 0 to 9999")
 
 
-def test_a_grid_of_many_shows_the_first_and_says_so(finished: FinishedStudy, tmp_path: Path) -> None:
+def test_a_grid_shows_the_first_hundred_images(finished: FinishedStudy, tmp_path: Path) -> None:
     (tmp_path / "many").write_bytes(struct.pack(">4I", 0x0803, 120, 28, 28) + bytes(120 * 784))
     outcome = finished.run("predict", tmp_path / "many", "--grid", tmp_path / "grid.png", "--json")
     assert len(outcome.json) == 120
     assert "shows the first 100 of 120" in outcome.stderr
 
 
-def test_bad_pictures_are_one_line_that_names_the_file(finished: FinishedStudy, tmp_path: Path) -> None:
+def test_unreadable_images_are_one_error_line(finished: FinishedStudy, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert_single_error(finished.run("predict", tmp_path / "empty"), str(tmp_path / "empty"), "has no image files")
     (tmp_path / "short").write_bytes(struct.pack(">4I", 0x0803, 3, 28, 28) + bytes(1000))
@@ -125,7 +125,7 @@ def test_bad_pictures_are_one_line_that_names_the_file(finished: FinishedStudy, 
 
 
 class _ForeignModel(torch.nn.Module):
-    """A model that is not ours: other pixels in, three figures out."""
+    """A model with another input and three outputs."""
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return pixels.flatten(1)[:, :3]
@@ -133,7 +133,7 @@ class _ForeignModel(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def foreign(finished: FinishedStudy, client: MlflowClient) -> str:
-    """A registered model with another signature."""
+    """Register a model with another signature and return its address."""
     client.create_registered_model("foreign")
     experiment = client.create_experiment("foreign", str(finished.folder / "foreign"))
     run = client.create_run(experiment)
@@ -154,9 +154,7 @@ def foreign(finished: FinishedStudy, client: MlflowClient) -> str:
     return "models:/foreign/1"
 
 
-def test_a_model_with_another_signature_is_one_line_that_says_what_it_expects(
-    finished: FinishedStudy, foreign: str, tmp_path: Path
-) -> None:
+def test_a_model_with_another_signature_is_refused(finished: FinishedStudy, foreign: str, tmp_path: Path) -> None:
     expected = [foreign, "(-1, 32, 32)", "(-1, 3)", "(-1, 28, 28)", "(-1, 10)"]
     assert_single_error(finished.run("predict", "--test-image", 0, "--model", foreign), *expected)
     assert_single_error(finished.run("evaluate", foreign), *expected)
@@ -171,13 +169,15 @@ def evaluation_counts(client: MlflowClient) -> list[int]:
     return [int(client.get_model_version("fmnist-search", n).tags["test_evaluations"]) for n in ("1", "2")]
 
 
-def test_two_models_are_compared_image_by_image_and_each_look_is_recorded_once(
+def test_two_models_are_compared_image_by_image_and_each_is_tested_once(
     finished: FinishedStudy, client: MlflowClient, source: DataSource
 ) -> None:
     before = evaluation_counts(client)
     found = finished.run("evaluate", FIRST_VERSION_URI, SECOND_VERSION_URI, "--json").json
-    assert evaluation_counts(client) == before  # a promotion's look serves
-    client.delete_model_version_tag("fmnist-search", "1", "test_right")  # as a version of others has none
+    assert evaluation_counts(client) == before  # the test of the promotion is reused
+    client.delete_model_version_tag(
+        "fmnist-search", "1", "test_right"
+    )  # like a version that was registered by another program
     assert (
         finished.run("evaluate", FIRST_VERSION_URI, SECOND_VERSION_URI, "--json").json["models"][0]["evaluations"]
         == before[0] + 1
@@ -204,7 +204,7 @@ def test_two_models_are_compared_image_by_image_and_each_look_is_recorded_once(
     assert found["better"] == expected
 
 
-def test_a_comparison_is_said_in_words(finished: FinishedStudy, client: MlflowClient) -> None:
+def test_a_comparison_as_text(finished: FinishedStudy, client: MlflowClient) -> None:
     found = finished.run("evaluate", FIRST_VERSION_URI, SECOND_VERSION_URI, "--json").json
     *_, table, first, second, verdict = finished.run(
         "evaluate", FIRST_VERSION_URI, SECOND_VERSION_URI
@@ -216,7 +216,9 @@ def test_a_comparison_is_said_in_words(finished: FinishedStudy, client: MlflowCl
     assert verdict == f"{conclusion}: McNemar's exact test gives p = {found['p_value']:.2g}"
 
 
-def test_a_record_that_does_not_fit_the_accuracy_is_not_used(finished: FinishedStudy, client: MlflowClient) -> None:
+def test_a_stored_result_that_contradicts_the_accuracy_is_not_used(
+    finished: FinishedStudy, client: MlflowClient
+) -> None:
     finished.run("evaluate", FIRST_VERSION_URI, SECOND_VERSION_URI)
     before = evaluation_counts(client)
     client.set_model_version_tag("fmnist-search", "1", "test_right", "AAAA")
@@ -224,7 +226,7 @@ def test_a_record_that_does_not_fit_the_accuracy_is_not_used(finished: FinishedS
     assert evaluation_counts(client) == [before[0] + 1, before[1]]
 
 
-def test_a_model_is_named_by_the_run_it_comes_from_as_well(finished: FinishedStudy, client: MlflowClient) -> None:
+def test_a_model_can_be_named_by_its_run(finished: FinishedStudy, client: MlflowClient) -> None:
     run_id = client.get_model_version("fmnist-search", "1").run_id
     by_run, by_version = (
         finished.run("evaluate", uri, "--json").json for uri in (f"runs:/{run_id}/model", FIRST_VERSION_URI)
@@ -237,7 +239,7 @@ def test_a_model_is_named_by_the_run_it_comes_from_as_well(finished: FinishedStu
     assert rows[0] == rows[1]
 
 
-def test_what_cannot_be_compared_is_one_line(finished: FinishedStudy, client: MlflowClient) -> None:
+def test_models_that_cannot_be_compared_are_one_error_line(finished: FinishedStudy, client: MlflowClient) -> None:
     same = finished.run("evaluate", FIRST_VERSION_URI, "models:/fmnist-search@champion")
     assert_single_error(same, "are both models:/fmnist-search/1")
     assert_single_error(
@@ -249,7 +251,7 @@ def test_what_cannot_be_compared_is_one_line(finished: FinishedStudy, client: Ml
 # ------------------------------------------------------------------------------------------- export
 
 
-def test_an_exported_model_gives_what_the_model_gives(
+def test_an_exported_model_computes_the_same_probabilities(
     finished: FinishedStudy, client: MlflowClient, source: DataSource, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.onnx"
@@ -268,11 +270,11 @@ def test_an_exported_model_gives_what_the_model_gives(
     for count in (1, 2, 7, 64):
         (probabilities,) = session.run(None, {"pixels": pixels[:count]})
         np.testing.assert_allclose(probabilities, model.probabilities(pixels[:count]), atol=1e-5)
-    # Nothing of the machine it was made on.
+    # The file contains no path of this machine.
     assert b"fmnist_search" not in path.read_bytes()
 
 
-def test_a_file_that_is_there_is_replaced_only_when_asked(finished: FinishedStudy, tmp_path: Path) -> None:
+def test_an_existing_file_is_replaced_only_with_force(finished: FinishedStudy, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_text("mine")
     assert_single_error(finished.run("export", "--onnx", path), str(path), "--force")
@@ -281,7 +283,7 @@ def test_a_file_that_is_there_is_replaced_only_when_asked(finished: FinishedStud
     assert path.stat().st_size > 1000
 
 
-def test_a_file_that_does_not_agree_is_not_written(
+def test_a_file_that_computes_other_probabilities_is_not_written(
     finished: FinishedStudy, client: MlflowClient, source: DataSource, tmp_path: Path
 ) -> None:
     def convert_other_version(uri: str, metadata: Mapping[str, str]) -> bytes:
@@ -296,12 +298,12 @@ def test_a_file_that_does_not_agree_is_not_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_without_the_extra_one_line_says_what_to_install() -> None:
+def test_without_the_extra_the_error_names_what_to_install() -> None:
     with pytest.raises(UserError, match=r"^export: needs no_such, nor_this; pip install 'fmnist-search\[onnx\]'$"):
         onnx.check_installed(("onnx", "no_such", "nor_this"))
 
 
-def test_what_cannot_be_exported_is_one_line(finished: FinishedStudy, tmp_path: Path) -> None:
+def test_invalid_exports_are_one_error_line(finished: FinishedStudy, tmp_path: Path) -> None:
     assert_single_error(finished.run("export"), "--onnx FILE")
     path = tmp_path / "model.onnx"
     assert_single_error(finished.run("export", "models:/nobody@champion", "--onnx", path), "models:/nobody@champion")

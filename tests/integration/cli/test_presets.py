@@ -1,4 +1,4 @@
-"""The command that shows the networks, and a search that chooses among their families."""
+"""`models`, and a search over several families."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ def test_models_lists_every_preset(command: RunCommand) -> None:
     assert lines[-1].endswith(", ".join(FAMILIES))
     rows = {row["preset"]: row for row in command("models", "--json").json}
     assert rows["mlp-512"]["parameters"] == 669_706
-    # A multiply-add a weight, and one for each bias: torchinfo's way of counting.
+    # torchinfo counts a multiply-add for each weight and each bias.
     assert rows["logistic"]["mult_adds"] == rows["logistic"]["parameters"] == 7_850
     assert rows["simple-cnn"]["published"] == "87.2 (validation 88.1)"
 
 
-def test_models_show_shows_layers_shapes_and_what_was_changed(command: RunCommand) -> None:
+def test_models_show_shows_layers_and_changes(command: RunCommand) -> None:
     text = command("models", "show", "simple-cnn").stdout
     assert "[1, 16, 7, 7]" in text
     assert "simple-cnn: simple_cnn 8-16, 1,941 parameters" in text
@@ -124,16 +124,14 @@ def test_models_show_prints_a_recipe_that_trains(command: RunCommand, tmp_path: 
         (["wide-conv", "--set", "model.hidden_1=4096"], ["parameters", "50,000,000"]),
     ],
 )
-def test_a_mistake_is_one_line(command: RunCommand, arguments: list[str], expected: list[str]) -> None:
+def test_an_error_is_one_line(command: RunCommand, arguments: list[str], expected: list[str]) -> None:
     outcome = command("models", "show", *arguments)
     assert (outcome.exit_code, outcome.stdout) == (2, "")
     assert len(outcome.errors) == len(outcome.stderr.splitlines()) == 1, outcome.stderr
     assert all(text in outcome.errors[0] for text in expected), outcome.stderr
 
 
-def test_the_page_and_the_recipes_that_are_checked_in_are_the_ones_that_the_code_gives(
-    command: RunCommand, tmp_path: Path
-) -> None:
+def test_the_page_and_the_recipes_of_the_repository_are_up_to_date(command: RunCommand, tmp_path: Path) -> None:
     stale = "is stale: run `make docs`"
     assert command("models", "page").stdout == (ROOT / "docs" / "models.md").read_text(), f"docs/models.md {stale}"
     assert command("models", "recipes", "made").exit_code == 0
@@ -141,7 +139,7 @@ def test_the_page_and_the_recipes_that_are_checked_in_are_the_ones_that_the_code
         assert made.read_text() == (ROOT / "studies" / "recipes" / made.name).read_text(), f"{made.name} {stale}"
 
 
-def test_a_search_chooses_among_families_and_its_columns_stay_numeric(tmp_path: Path) -> None:
+def test_a_search_over_families_has_numeric_columns(tmp_path: Path) -> None:
     (tmp_path / "four.toml").write_text(FOUR_FAMILY_STUDY)
     outcome = run_command(tmp_path, "search", "four.toml")
     assert outcome.exit_code == 0, outcome.stderr
@@ -158,7 +156,7 @@ def test_a_search_chooses_among_families_and_its_columns_stay_numeric(tmp_path: 
         assert all(float(row[name]) >= 0 for row in rows), name
 
 
-def test_a_study_begins_with_a_preset_by_its_name(command: RunCommand, tmp_path: Path) -> None:
+def test_a_study_starts_with_a_preset(command: RunCommand, tmp_path: Path) -> None:
     plain = {"batch_size": [100, 128], "optimizer.name": "adam", "averaging.horizon": 0.0}
     pinned = [f"--set={name}={value}" for name, value in plain.items()]
     (tmp_path / "four.toml").write_text(FOUR_FAMILY_STUDY.replace("trials = 9", "trials = 1"))

@@ -1,4 +1,4 @@
-"""Runs once they are on record: side by side, trained again to the last bit, cleared away when nothing needs them."""
+"""Stored runs: `compare`, `reproduce` and `gc`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ UNUSUAL_EXECUTION = Execution(threads=1, memory_format="contiguous", allocator="
 
 @pytest.fixture(scope="module")
 def finished(tiny_study: FinishedStudy, tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
-    """A study of one worker with its champion, and after it one of two workers under other conditions."""
+    """Return a folder with a study of one worker and its champion, and one of two workers with other settings."""
     folder = copy_study(tiny_study, tmp_path_factory.mktemp("runs")).folder
     (folder / "other.toml").write_text(OTHER_STUDY)
     changes = {"finalists.recipes": 0}
@@ -62,7 +62,7 @@ def client(finished: FinishedStudy) -> MlflowClient:
 
 
 def completed_run_ids(finished: FinishedStudy, study: str) -> dict[int, str]:
-    """The runs of a study's completed trials, by number."""
+    """Return the run ids of the completed trials of a study by number."""
     rows = finished.run("leaderboard", study, "--top", 99, "--json").json
     return {row["number"]: row["run_id"] for row in rows}
 
@@ -78,7 +78,7 @@ def assert_single_error(outcome: CommandResult, *expected: str) -> None:
 # ------------------------------------------------------------------------------------------ compare
 
 
-def test_trials_of_the_latest_study_stand_side_by_side(finished: FinishedStudy) -> None:
+def test_trials_of_the_latest_study_are_compared(finished: FinishedStudy) -> None:
     ids = completed_run_ids(finished, "other")
     found = finished.run("compare", 0, 1, "--json").json
     assert [r["run_id"] for r in found["runs"]] == [ids[0], ids[1]]
@@ -92,7 +92,7 @@ def test_trials_of_the_latest_study_stand_side_by_side(finished: FinishedStudy) 
         assert shown["recipe"] == trial["recipe"]
 
 
-def test_the_table_shows_what_differs_and_with_all_everything(finished: FinishedStudy) -> None:
+def test_the_table_shows_differences_and_with_all_every_hyperparameter(finished: FinishedStudy) -> None:
     found = finished.run("compare", 0, 1, "--study", "tiny", "--json").json
     short, long = (finished.run("compare", 0, 1, "--study", "tiny", *more).stdout for more in ([], ["--all"]))
     figures = ["run", "kind", "state", "val_accuracy", "best val_accuracy", "epochs", "seconds", "parameters"]
@@ -102,13 +102,13 @@ def test_the_table_shows_what_differs_and_with_all_everything(finished: Finished
     assert "schedule.name" not in short
 
 
-def test_a_run_is_like_itself(finished: FinishedStudy) -> None:
+def test_a_run_equals_itself(finished: FinishedStudy) -> None:
     run_id = completed_run_ids(finished, "tiny")[0]
     outcome = finished.run("compare", 0, run_id, "--study", "tiny")
     assert outcome.stdout.splitlines()[-1] == "their recipes are equal"
 
 
-def test_what_cannot_be_compared_is_one_line(finished: FinishedStudy, client: MlflowClient) -> None:
+def test_runs_that_cannot_be_compared_are_one_error_line(finished: FinishedStudy, client: MlflowClient) -> None:
     study = finished.run("status", "tiny", "--json").json["run_id"]
     bare = client.create_run("0").info.run_id
     assert_single_error(finished.run("compare", 0, "f" * 32), "f" * 32, "does not exist")
@@ -122,7 +122,7 @@ def test_what_cannot_be_compared_is_one_line(finished: FinishedStudy, client: Ml
 # ---------------------------------------------------------------------------------------- reproduce
 
 
-def test_a_trial_is_the_same_bit_for_bit_and_the_new_run_points_to_it(
+def test_a_reproduced_trial_is_identical_and_its_run_refers_to_the_original(
     finished: FinishedStudy, client: MlflowClient
 ) -> None:
     original = completed_run_ids(finished, "tiny")[0]
@@ -138,7 +138,7 @@ def test_a_trial_is_the_same_bit_for_bit_and_the_new_run_points_to_it(
     for name in ("train/loss", "val/loss", "val/accuracy"):
         one, other = (client.get_metric_history(run_id, name) for run_id in (original, found["run_id"]))
         assert [(p.step, p.value) for p in one] == [(p.step, p.value) for p in other]
-    # It is a training as any other: it can be compared, and trained again.
+    # The new run can be compared and reproduced itself.
     both = finished.run("compare", original, found["run_id"], "--json").json
     assert both["differing"] == []
     assert both["runs"][0]["best"] == both["runs"][1]["best"]
@@ -146,9 +146,7 @@ def test_a_trial_is_the_same_bit_for_bit_and_the_new_run_points_to_it(
 
 
 @pytest.mark.parametrize("number", [0, 3])
-def test_a_trial_of_a_worker_process_is_trained_under_the_studys_own_conditions(
-    finished: FinishedStudy, number: int
-) -> None:
+def test_a_trial_is_reproduced_with_the_settings_of_its_study(finished: FinishedStudy, number: int) -> None:
     outcome = finished.run("reproduce", number, "--no-record", "--json")
     assert outcome.exit_code == 0, outcome.stdout
     assert outcome.json["same"]
@@ -156,7 +154,7 @@ def test_a_trial_of_a_worker_process_is_trained_under_the_studys_own_conditions(
     assert (execution["memory_format"], execution["allocator"], execution["threads"]) == ("contiguous", "retaining", 1)
 
 
-def test_no_record_leaves_no_run(finished: FinishedStudy, client: MlflowClient) -> None:
+def test_no_record_creates_no_run(finished: FinishedStudy, client: MlflowClient) -> None:
     experiment = client.get_experiment_by_name("fmnist-search")
     assert experiment is not None
     before = len(client.search_runs([experiment.experiment_id]))
@@ -170,7 +168,7 @@ def test_no_record_leaves_no_run(finished: FinishedStudy, client: MlflowClient) 
     assert len(client.search_runs([experiment.experiment_id])) == before
 
 
-def test_a_finalist_and_a_single_training_are_reproduced_as_well(finished: FinishedStudy, client: MlflowClient) -> None:
+def test_a_finalist_and_a_single_training_are_reproduced(finished: FinishedStudy, client: MlflowClient) -> None:
     finalist = client.get_model_version_by_alias("fmnist-search", "champion").run_id
     assert finished.run("reproduce", finalist, "--no-record").exit_code == 0
     training = finished.run("train", "--from-run", finalist, "--json").json["run_id"]
@@ -179,7 +177,7 @@ def test_a_finalist_and_a_single_training_are_reproduced_as_well(finished: Finis
 
 @contextlib.contextmanager
 def altered_environment(finished: FinishedStudy, study: str, **changes: Any) -> Iterator[None]:
-    """Something else stands in a study's environment while this lasts."""
+    """Change the stored environment of a study, and restore it at the end."""
     run_id = finished.run("status", study, "--json").json["run_id"]
     path = finished.folder / "mlruns" / "fmnist-search" / run_id / "artifacts" / "environment.json"
     before = path.read_text()
@@ -188,7 +186,7 @@ def altered_environment(finished: FinishedStudy, study: str, **changes: Any) -> 
     path.write_text(before)
 
 
-def test_other_conditions_give_other_bits_and_both_are_said(finished: FinishedStudy, client: MlflowClient) -> None:
+def test_other_settings_give_other_results_and_are_shown(finished: FinishedStudy, client: MlflowClient) -> None:
     number, run_id = next(iter(completed_run_ids(finished, "other").items()))
     changes = {"memory_format": "channels_last", "versions": {"torch": "1.0.0"}, "cores": 999}
     with altered_environment(finished, "other", **changes):
@@ -206,7 +204,7 @@ def test_other_conditions_give_other_bits_and_both_are_said(finished: FinishedSt
     assert client.get_run(found["run_id"]).data.tags["same"] == "false"
 
 
-def test_a_pruned_trial_is_trained_as_far_as_it_came(finished: FinishedStudy, tmp_path: Path) -> None:
+def test_a_pruned_trial_is_trained_for_as_many_epochs(finished: FinishedStudy, tmp_path: Path) -> None:
     options = ["--pruner", "median", "--set", "pruner.startup_trials=1", "--set", "finalists.recipes=0", "--trials", 6]
     (tmp_path / "pruned.toml").write_text(TINY_STUDY.replace('"tiny"', '"pruned"').replace("startup_trials = 8", ""))
     assert run_command(tmp_path, "search", "pruned.toml", *options).exit_code == 0
@@ -219,7 +217,7 @@ def test_a_pruned_trial_is_trained_as_far_as_it_came(finished: FinishedStudy, tm
     assert [epoch["epoch"] for epoch in found.json["epochs"]] == [1]
 
 
-def test_what_cannot_be_reproduced_is_one_line(finished: FinishedStudy, client: MlflowClient) -> None:
+def test_runs_that_cannot_be_reproduced_are_one_error_line(finished: FinishedStudy, client: MlflowClient) -> None:
     study = finished.run("status", "tiny", "--json").json["run_id"]
     assert_single_error(finished.run("reproduce", "f" * 32), "f" * 32, "does not exist")
     assert_single_error(finished.run("reproduce", study), "is the run of the study 'tiny'")
@@ -237,7 +235,7 @@ def test_what_cannot_be_reproduced_is_one_line(finished: FinishedStudy, client: 
 
 @pytest.fixture(scope="module")
 def cluttered(finished: FinishedStudy, client: MlflowClient, tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
-    """The folder with something of everything that is left over, and of what only looks so; all of it is old."""
+    """Return the folder with old garbage of every kind, and with old files that are still needed."""
     weights = finished.folder / "fmnist-search" / "weights"
     assert finished.run("promote", "tiny", "--seeds", 1).exit_code == 0
     second = client.get_model_version("fmnist-search", "2")
@@ -274,7 +272,7 @@ def stored_files(finished: FinishedStudy) -> set[str]:
     return {str(path) for path in finished.folder.rglob("*") if path.is_file() and ".db" not in path.name}
 
 
-def test_gc_lists_what_is_left_over_and_removes_nothing(cluttered: FinishedStudy, client: MlflowClient) -> None:
+def test_gc_lists_garbage_and_removes_nothing(cluttered: FinishedStudy, client: MlflowClient) -> None:
     before = stored_files(cluttered)
     outcome = cluttered.run("gc", "--keep", 2, "--json")
     found = garbage_groups(outcome)
@@ -300,7 +298,7 @@ def test_gc_lists_what_is_left_over_and_removes_nothing(cluttered: FinishedStudy
 
 
 def completed_trial_numbers(finished: FinishedStudy, study: str) -> list[int]:
-    """A study's completed trials, the best first."""
+    """Return the completed trials of a study, the best first."""
     return [row["number"] for row in finished.run("leaderboard", study, "--top", 99, "--json").json]
 
 
@@ -313,7 +311,7 @@ def test_gc_shows_groups_with_their_sizes_and_a_total(cluttered: FinishedStudy) 
     assert total.split()[:2] == ["total", str(count)]
 
 
-def test_what_is_young_is_not_left_over(cluttered: FinishedStudy, tmp_path: Path) -> None:
+def test_recent_files_are_not_garbage(cluttered: FinishedStudy, tmp_path: Path) -> None:
     vanished = cluttered.folder / "fmnist-search" / "weights" / "vanished"
     young = vanished / "000.pt"
     before = young.stat()
@@ -324,13 +322,13 @@ def test_what_is_young_is_not_left_over(cluttered: FinishedStudy, tmp_path: Path
         os.utime(young, (before.st_atime, before.st_mtime))
 
 
-def test_gc_asks_a_second_time(cluttered: FinishedStudy) -> None:
+def test_gc_asks_before_it_removes(cluttered: FinishedStudy) -> None:
     before = stored_files(cluttered)
     assert_single_error(cluttered.run("gc", "--delete", "--json"), "gc --delete", "--yes")
     assert stored_files(cluttered) == before
 
 
-def test_gc_removes_nothing_where_the_answer_is_no(cluttered: FinishedStudy) -> None:
+def test_gc_removes_nothing_if_the_answer_is_no(cluttered: FinishedStudy) -> None:
     before = stored_files(cluttered)
     near, far = pty.openpty()
     with subprocess.Popen(
@@ -351,7 +349,7 @@ def test_gc_removes_nothing_where_the_answer_is_no(cluttered: FinishedStudy) -> 
     assert stored_files(cluttered) == before
 
 
-def test_a_file_that_has_taken_the_place_of_a_listed_one_stays(cluttered: FinishedStudy) -> None:
+def test_a_file_that_replaced_a_listed_one_stays(cluttered: FinishedStudy) -> None:
     home = Workspace.resolve(cluttered.tracking_uri)
     items = garbage.find_garbage(home, image_cache_folder(), 2)
     listed = [item for item in items if item.kind is garbage.GarbageKind.ORPHANED]
@@ -364,9 +362,7 @@ def test_a_file_that_has_taken_the_place_of_a_listed_one_stays(cluttered: Finish
     assert path.exists()
 
 
-def test_gc_removes_what_it_listed_and_all_that_is_needed_goes_on(
-    cluttered: FinishedStudy, client: MlflowClient
-) -> None:
+def test_gc_removes_what_it_listed_and_nothing_that_is_needed(cluttered: FinishedStudy, client: MlflowClient) -> None:
     weights = cluttered.folder / "fmnist-search" / "weights"
     listed = garbage_groups(cluttered.run("gc", "--keep", 2, "--json"))
     before = stored_files(cluttered)
@@ -381,7 +377,7 @@ def test_gc_removes_what_it_listed_and_all_that_is_needed_goes_on(
     assert sorted(path.name for path in weights.iterdir()) == ["other", "tiny", "train"]
     assert (weights / "tiny" / "999.pt").exists()
 
-    # What others deleted is theirs, and a finalist's run can still be restored.
+    # Deleted runs of other experiments stay, and the run of a finalist can still be restored.
     experiments = {e.name: e for e in client.search_experiments(view_type=ViewType.ALL)}
     assert experiments["foreign and deleted"].lifecycle_stage == "deleted"
     assert client.search_runs([experiments["foreign"].experiment_id], run_view_type=ViewType.DELETED_ONLY)
@@ -393,7 +389,7 @@ def test_gc_removes_what_it_listed_and_all_that_is_needed_goes_on(
     assert "new trials" in again.stderr
 
 
-def test_gc_does_not_disturb_a_study_that_runs(tmp_path: Path) -> None:
+def test_gc_does_not_disturb_a_running_study(tmp_path: Path) -> None:
     home = Workspace.resolve(f"sqlite:///{tmp_path / 'mlflow.db'}")
     removed: list[str] = []
 
@@ -412,6 +408,6 @@ def test_gc_does_not_disturb_a_study_that_runs(tmp_path: Path) -> None:
     assert removed, "nothing was ever removed: this test says nothing"
 
 
-def test_where_nothing_was_ever_run_nothing_is_left_over(tmp_path: Path) -> None:
+def test_gc_finds_nothing_in_an_empty_folder(tmp_path: Path) -> None:
     outcome = run_command(tmp_path, "gc")
     assert (outcome.exit_code, outcome.stdout) == (0, "nothing to remove\n")
