@@ -1,8 +1,8 @@
-"""Everything that waits for a GPU, in one command of less than ten minutes: the checks first, then the figures.
+"""Make all checks and measurements that need a GPU, in less than ten minutes.
 
     python -m benchmarks.gpu --data-dir FOLDER --save FOLDER
 
-It needs torch and torchvision alone; what needs mlflow or optuna is left out where they are missing, and said.
+It needs only torch and torchvision. Measurements that need packages that are missing are skipped with a message.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from benchmarks.machine import machine, versions
 from benchmarks.ours import data_source
 
 TOTAL_SECONDS = 540.0
-"""Seconds after which no further measurement is begun."""
+"""Seconds after which no further measurement starts."""
 MAX_BENCHMARK_SECONDS = 150.0
-"""Seconds that one may take."""
+"""Time limit of one measurement, in seconds."""
 SEARCH_PACKAGES = ("mlflow", "optuna", "typer", "pydantic")
 BENCHMARKS = (
     ("throughput --only standard --rounds 3", ()),
@@ -36,21 +36,21 @@ BENCHMARKS = (
         ("mlflow", "optuna", "typer", "pydantic"),
     ),
 )
-"""Measurements in the order of their weight, each with the packages that a bare machine may lack."""
+"""Measurements, the most important first, each with the packages that it needs besides torch."""
 
 
 def main() -> int:
-    """Run the checks and the measurements; 1 where a check fails."""
+    """Run the checks and the measurements; return the exit code, 1 if a check fails."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--data-dir", type=Path, metavar="FOLDER", help="folder that holds the dataset's files")
-    parser.add_argument("--save", type=Path, metavar="FOLDER", help="where result files go")
-    parser.add_argument("--checks-only", action="store_true", help="measure nothing")
+    parser.add_argument("--data-dir", type=Path, metavar="FOLDER", help="folder with the files of the dataset")
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="folder for result files")
+    parser.add_argument("--checks-only", action="store_true", help="run only the checks")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        print("error: no CUDA device here; torch sees none", file=sys.stderr)
+        print("error: torch finds no CUDA device", file=sys.stderr)
         return 2
     started = time.monotonic()
-    # cuBLAS reads it when it is first used, and is reproducible only with it.
+    # cuBLAS reads this when it is first used; without it, its results are not reproducible.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     print(f"{machine()}; {versions()}", flush=True)
     hold = checks.print_checks(

@@ -1,8 +1,7 @@
-"""How the modules of a package import each other, read from its source: chains, circles and long modules.
+"""The import graph of a package, read from its source: chains, circles and long modules.
 
-Every import statement counts: those at the top of a module, those in functions and those under TYPE_CHECKING. A module
-that is named by a string alone (`importlib.import_module`, a lazy attribute of a package) does not count, nor do the
-packages that Python imports above a module.
+All import statements count, including those in functions and under TYPE_CHECKING. Imports by name
+(`importlib.import_module`, lazy attributes of a package) and the parent packages of a module do not count.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def module_graph(files: Mapping[str, Path]) -> Graph:
 
 
 def package_graph(graph: Graph, package: str) -> Graph:
-    """Return the graph of what lies directly in the package: its subpackages, and the modules outside of them.
+    """Return the graph of the subpackages, and of the modules directly in the package.
 
     The package's `__init__` and `__main__` are left out.
     """
@@ -40,12 +39,12 @@ def package_graph(graph: Graph, package: str) -> Graph:
 
 
 def circles(graph: Graph) -> list[tuple[str, ...]]:
-    """Return the groups of modules that import each other, directly or by way of others."""
+    """Return the groups of modules that import each other, directly or indirectly."""
     return sorted(tuple(sorted(group)) for group in set(_groups(graph).values()) if len(group) > 1)
 
 
 def longest_chain(graph: Graph) -> list[tuple[str, ...]]:
-    """Return the longest chain of imports, from the importer down; the modules of a circle are one link together."""
+    """Return the longest chain of imports, from the importer down; the modules of a circle are one link."""
     groups = _groups(graph)
 
     @functools.cache
@@ -95,7 +94,7 @@ def _top(name: str) -> str:
 
 
 def _groups(graph: Graph) -> dict[str, frozenset[str]]:
-    """Return for each module the modules of its circle; a module outside of circles is alone."""
+    """Return for each module the modules of its circle; a module outside of circles is alone in its set."""
     reached = {name: _reachable(graph, name) for name in graph}
     return {name: frozenset({name, *(other for other in reached[name] if name in reached[other])}) for name in graph}
 

@@ -1,8 +1,8 @@
-"""How long a command takes from the shell's prompt back to it, and how deep the package's imports go.
+"""Measure how long commands take as whole processes, and how deep the package's imports are.
 
-Each command is a process of its own, started by the command line alone, so that any checkout can be measured. Each
-takes turns with its yardstick: a short script that imports and loads what the command needs and does nothing else.
-Several checkouts take turns as well. They share one store, which the first of them makes by a small search.
+Commands are started through the command line only, so that any checkout can be measured. Each is run alternately with
+its yardstick, a short script that only imports and loads what the command needs. Several checkouts are also measured
+alternately. They share one store, which the first of them creates by a small search.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ STUDIES = ROOT / "studies"
 QUICK = STUDIES / "quick.toml"
 PACKAGE = "fmnist_search"
 MODULE_LINES = 350
-"""A module of more lines counts as long."""
+"""A module with more lines counts as long."""
 
 STUDY = """
 name = "latency"
@@ -64,7 +64,7 @@ refit = "none"
 [execution]
 workers = 1
 """
-"""The search behind the store: as many trials as `importance` needs, and a champion for `predict`."""
+"""The search that creates the store: enough trials for `importance`, and a champion for `predict`."""
 
 LOAD_STUDY = """
 import optuna
@@ -78,7 +78,7 @@ from typer import Typer
 class Model(BaseModel): number: int
 Model(number=1), Console(), Typer()
 """
-"""`import pydantic` alone loads nearly nothing; this also loads what its models are made of."""
+"""`import pydantic` alone loads nearly nothing; this also loads what its models use."""
 LOAD_MODEL = """
 import torch
 import mlflow.pyfunc
@@ -89,12 +89,12 @@ END_AT_ONCE = """
 import os
 os._exit(0)
 """
-"""Python takes more than a second to unload torch and MLflow, which a command need not wait for."""
+"""Python takes more than a second to unload torch and MLflow; a command need not wait for that."""
 SHORT_SEARCH = ("--trials", "2", "--set", "budget.epochs=1", "--set", "finalists.recipes=0")
 
 
 class Command(NamedTuple):
-    """What is timed: the arguments after `python -m fmnist_search`, run in a folder with the store or in one without.
+    """A measured command: the arguments after `python -m fmnist_search`, run in a folder with or without the store.
 
     In the arguments {study} stands for the study file.
     """
@@ -105,7 +105,7 @@ class Command(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Commands and their yardsticks: Python scripts by what they are called in the table."""
+    """Commands, and their yardsticks: Python scripts by their name in the table."""
 
     yardsticks: dict[str, str]
     commands: tuple[Command, ...]
@@ -147,7 +147,7 @@ STRUCTURE = "imports"
 
 
 class BenchmarkConfig(NamedTuple):
-    """Where and how everything is measured."""
+    """Settings of all measurements."""
 
     checkouts: dict[str, Path]
     folder: Path
@@ -167,7 +167,7 @@ class BenchmarkConfig(NamedTuple):
 
 
 def main() -> None:
-    """Seconds that whole commands take, each against a script that does the least that it needs."""
+    """Measure the seconds of whole commands, each compared with a script that does the minimum."""
     parser = _parser()
     arguments = parser.parse_args()
     checkouts = {folder.name: folder for folder in arguments.checkout or [ROOT]}
@@ -193,28 +193,28 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser(main.__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="repetitions of each command, after one that warms up")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only rows whose name holds this text")
-    parser.add_argument("--study", type=Path, default=QUICK, help="study file of space, of the dry run and of a search")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions of each command, after a warm-up")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only rows whose name contains this text")
+    parser.add_argument("--study", type=Path, default=QUICK, help="study file for space, the dry run and the search")
     parser.add_argument(
         "--checkout",
         type=_checkout,
         action="append",
         metavar="FOLDER",
-        help="measure the package in this folder, by default this one; again for a column each",
+        help="folder of the package to measure, by default this one; repeat it for more columns",
     )
     return parser
 
 
 def _checkout(text: str) -> Path:
-    folder = Path(os.path.abspath(text))  # a link keeps its name, which heads a column
+    folder = Path(os.path.abspath(text))  # not resolved: the name of a link is the title of its column
     if not (folder / PACKAGE / "__main__.py").exists():
-        raise argparse.ArgumentTypeError(f"{text!r} holds no {PACKAGE}/__main__.py")
+        raise argparse.ArgumentTypeError(f"{text!r} does not contain {PACKAGE}/__main__.py")
     return folder
 
 
 def _measured(config: BenchmarkConfig, only: str) -> Iterator[dict[str, Measurement]]:
-    """Yield one row after another: a figure for each checkout."""
+    """Yield the rows: for each a figure by checkout."""
     wanted = [
         (yardsticks, tuple(command for command in commands if only in command.what))
         for yardsticks, commands in COMPARISONS
@@ -244,7 +244,7 @@ def _measured(config: BenchmarkConfig, only: str) -> Iterator[dict[str, Measurem
 def _compared(
     config: BenchmarkConfig, yardsticks: Mapping[str, str], commands: tuple[Command, ...]
 ) -> Iterator[dict[str, Measurement]]:
-    """Yield a row for each command and yardstick; all of them take turns."""
+    """Yield a row for each command and yardstick, which are measured alternately."""
     ways = {text: _script_seconds(config, script) for text, script in yardsticks.items()}
     for command in commands:
         ways |= {f"{name}: {command.what}": _command_seconds(config, command, name) for name in config.checkouts}
@@ -279,9 +279,9 @@ def _command_seconds(config: BenchmarkConfig, command: Command, checkout: str) -
 
 
 def _seconds_before_first_epoch(config: BenchmarkConfig, checkout: Path) -> Iterator[float]:
-    """Yield the seconds from a search's start to that of its first epoch, as `benchmarks.study` counts them.
+    """Yield the seconds from the start of a search to the start of its first epoch, as in `benchmarks.study`.
 
-    MLflow has the moment at which an epoch was over, and how long it took.
+    They follow from the end and the duration of the epoch in MLflow.
     """
     while True:
         with tempfile.TemporaryDirectory(dir=config.folder) as name:
@@ -295,7 +295,7 @@ def _seconds_before_first_epoch(config: BenchmarkConfig, checkout: Path) -> Iter
 
 
 def _seconds(arguments: list[str], folder: Path, checkout: Path | None) -> float:
-    """Return the seconds that Python takes with these arguments; what it prints is dropped."""
+    """Run Python with these arguments and return its seconds; its output is discarded."""
     dropped = ("MLFLOW_", "FMNIST_", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")  # an installed program has its bytecode
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     path = {"PYTHONPATH": str(checkout)} if checkout else {}
@@ -327,7 +327,7 @@ def _structure(checkout: Path) -> list[Measurement]:
 
 
 def _explained(checkout: Path) -> tuple[str, ...]:
-    """Return what the counts of the structure consist of."""
+    """Return the modules behind the counts of the structure."""
     files = module_files(checkout, PACKAGE)
     modules = module_graph(files)
     chain = longest_chain(package_graph(modules, PACKAGE))
@@ -350,7 +350,7 @@ def _short(name: str) -> str:
 def _result(
     name: str, config: BenchmarkConfig, figures: list[Measurement], settings: Mapping[str, object]
 ) -> BenchmarkResult:
-    """Return what was measured of a checkout; another than this one has a file of its own, by its folder's name."""
+    """Return the result of a checkout; each other checkout has a file of its own, named after its folder."""
     checkout = config.checkouts[name]
     return BenchmarkResult(
         "latency",
@@ -365,7 +365,7 @@ def _result(
 
 
 def _version(checkout: Path) -> str:
-    """Return the commit of a checkout, "-dirty" after it where files differ from it; "" outside of Git."""
+    """Return the commit of a checkout, with "-dirty" if files differ from it; "" outside of Git."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:
         done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
@@ -375,7 +375,7 @@ def _version(checkout: Path) -> str:
 
 
 def _command_line() -> str:
-    """Return the command that was typed, without the folders of this machine."""
+    """Return the command that was run, without the folders of this machine."""
     arguments = _parser().parse_args()
     words = ["--rounds", str(arguments.rounds), *(["--only", arguments.only] if arguments.only else [])]
     words += ["--study", arguments.study.name] if arguments.study != QUICK else []
@@ -384,7 +384,7 @@ def _command_line() -> str:
 
 
 def table(results: Mapping[str, BenchmarkResult]) -> str:
-    """Return the figures with columns for each checkout: its seconds, and how many times the yardstick's they are."""
+    """Return the figures as a table, with two columns per checkout: its seconds and their ratio to the yardstick."""
     columns = [column for name in results for column in (name, "ratio")]
     rows = [("", "yardstick", *columns)]
     row: tuple[Measurement, ...]
@@ -404,7 +404,7 @@ def table(results: Mapping[str, BenchmarkResult]) -> str:
 
 
 def _times(figure: Measurement) -> str:
-    """Return how many times as long as its yardstick a command takes: the median of the rounds, and their range."""
+    """Return the ratio of a command's seconds to its yardstick's: the median of the rounds, and their range."""
     ratios = [ours / theirs for ours, theirs in zip(figure.ours, figure.theirs, strict=False)]
     return f"{statistics.median(ratios):.2f}x ({min(ratios):.2f}..{max(ratios):.2f})" if ratios else "-"
 

@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""The machine and the versions on which a figure was measured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "optuna", "mlflow")
 
 
 def machine() -> str:
-    """Processor, cores and, where there is one, the GPU."""
+    """Return the number of cores, the processor and, if there is one, the GPU."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -25,7 +25,7 @@ def machine() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that figures depend on, those that are there."""
+    """Return the versions of Python and of the installed packages that figures depend on."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -36,7 +36,7 @@ def versions() -> dict[str, str]:
 
 
 def device_slug(device: str) -> str:
-    """A device as a file name says it: "cpu", or the name of the GPU."""
+    """Return a device as part of a file name: "cpu", or the name of the GPU."""
     if not device.startswith("cuda"):
         return device
     return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")

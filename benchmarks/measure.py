@@ -1,6 +1,6 @@
-"""What a benchmark found: figures with all their repetitions, as a table, as JSON and as a dated file.
+"""Results of benchmarks: figures with all their repetitions, as a table, as JSON and as a dated file.
 
-Nothing here needs more than torch and the standard library, so that it runs where only the engine does.
+Needs only torch and the standard library.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from fmnist_search.files import atomic_write
 
 RESULTS_FOLDER = Path(__file__).parent / "results"
 NOISE_THRESHOLD = 0.1
-"""Repetitions that lie further apart than this share of their median are noise, not agreement."""
+"""If repetitions differ by more than this share of their median, a difference cannot be measured."""
 
 
 # --------------------------------------------------------------------------------------- measuring
 
 
 def interleave(samplers: Mapping[str, Iterator[float]], rounds: int) -> dict[str, tuple[float, ...]]:
-    """Samples of each way, taken in turns so that a busy machine hits all alike; the first of each warms up.
+    """Return `rounds` samples of each sampler, taken alternately, so that a busy machine affects all alike.
 
-    Every second round goes backwards: what drifts steadily favours none.
+    The first sample of each is a warm-up and is dropped. Every second round is in reverse order, so that a steady drift
+    favours none.
     """
     samples: dict[str, list[float]] = {name: [] for name in samplers}
     order = list(samplers)
@@ -45,11 +46,11 @@ def interleave(samplers: Mapping[str, Iterator[float]], rounds: int) -> dict[str
     return {name: tuple(values) for name, values in samples.items()}
 
 
-# ------------------------------------------------------------------------------------ what was found
+# ------------------------------------------------------------------------------------------- results
 
 
 class Ratio(NamedTuple):
-    """How many times better ours is: the median over rounds, the lowest and the highest of them."""
+    """How many times better ours is: the median, the lowest and the highest ratio over the rounds."""
 
     median: float
     low: float
@@ -58,9 +59,9 @@ class Ratio(NamedTuple):
 
 @dataclass(frozen=True)
 class Measurement:
-    """One thing that was measured, ours and, where there is one, the other way; their nth repetitions belong together.
+    """The repetitions of one measurement, of ours and, if there is one, of the other implementation, round by round.
 
-    `better` says which values are good, "higher" or "lower"; "" is for what knows no ratio. A `headline` stands in the
+    `better` says which values are good, "higher" or "lower"; with "" there is no ratio. A `headline` is shown in the
     README.
     """
 
@@ -74,7 +75,7 @@ class Measurement:
 
     @property
     def ratio(self) -> Ratio | None:
-        """Round by round, above 1 where ours is better; None where there is nothing to compare."""
+        """The ratio over the rounds, above 1 if ours is better; None if there is nothing to compare."""
         pairs = list(zip(self.ours, self.theirs, strict=False))
         if not self.better or not pairs or not all(map(all, pairs)):
             return None
@@ -83,7 +84,7 @@ class Measurement:
 
     @property
     def ratio_caveat(self) -> str:
-        """What hinders reading the ratio; "" where the two are told apart in every round."""
+        """Why the ratio may mean nothing; "" if one of the two is better in every round."""
         ratio = self.ratio
         if ratio is not None and min(len(self.ours), len(self.theirs)) < 2:
             return "measured once, so the spread is not known"
@@ -94,7 +95,7 @@ class Measurement:
 
     @property
     def table_cells(self) -> tuple[str, ...]:
-        """The columns what, ours, theirs and ratio of every table."""
+        """The cells of a row: what, ours, theirs and ratio."""
         unit = f" ({self.unit})" if self.unit else ""
         remarks = "; ".join(filter(None, (self.note, self.ratio_caveat)))
         ratio = self.ratio
@@ -105,9 +106,9 @@ class Measurement:
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """A run of a benchmark, with everything that its figures depend on; `device` as `device_slug` says it.
+    """A run of a benchmark, with everything that its figures depend on; `device` is as `device_slug` returns it.
 
-    `subject` is what was measured where a benchmark measures several things apart, each with a file of its own.
+    `subject` is what was measured, for a benchmark that writes a file for each of several things.
     """
 
     benchmark: str
@@ -123,12 +124,12 @@ class BenchmarkResult:
     versions: dict[str, str] = field(default_factory=versions)
 
     def to_json(self) -> str:
-        """The result as its file holds it."""
+        """Return the result as JSON, as in its file."""
         return json.dumps(dataclasses.asdict(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> BenchmarkResult:
-        """The result that such a file holds."""
+        """Return the result of such JSON."""
         found = json.loads(text)
         figures = tuple(
             Measurement(**{**row, "ours": tuple(row["ours"]), "theirs": tuple(row["theirs"])})
@@ -138,13 +139,13 @@ class BenchmarkResult:
 
     @property
     def file_name(self) -> str:
-        """Date, benchmark, subject and device: a later run of the same day takes an earlier one's place."""
+        """Date, benchmark, subject and device: a later run of the same day replaces an earlier one."""
         return (
             "-".join(filter(None, (self.date, self.benchmark.replace("_", "-"), self.subject, self.device))) + ".json"
         )
 
     def to_text(self) -> str:
-        """The figures as a person reads them: medians, and the lowest and highest repetition in brackets."""
+        """Return the figures as a table: medians, with the lowest and the highest repetition in brackets."""
         rows = [("", "fmnist-search", self.other, "ratio"), *(figure.table_cells for figure in self.figures)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [f"{row[0]:<{widths[0]}}  " + "  ".join(map(str.rjust, row[1:], widths[1:])) for row in rows]
@@ -179,12 +180,12 @@ def _relative_range(samples: Sequence[float]) -> float:
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with the options that every benchmark has."""
+    """Return a parser with the options that every benchmark has."""
     return argparse.ArgumentParser(description=(description or "").splitlines()[0], parents=[_common_options()])
 
 
 def report_result(result: BenchmarkResult, arguments: argparse.Namespace) -> None:
-    """Print a result, with the command that gave it, and keep it where that was asked for."""
+    """Print a result with the command that was run, and save it if `--save` was given."""
     result = dataclasses.replace(result, command=command_line(result.benchmark))
     print(result.to_json() if arguments.json else result.to_text())
     if arguments.save:
@@ -192,14 +193,14 @@ def report_result(result: BenchmarkResult, arguments: argparse.Namespace) -> Non
 
 
 def save_result(result: BenchmarkResult, folder: Path) -> None:
-    """Keep a result as its file in a folder, which is made where it is missing."""
+    """Write a result as a file into a folder, which is created if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / result.file_name) as file:
         file.write((result.to_json() + "\n").encode())
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Call a benchmark; a user's mistake is one line and no traceback."""
+    """Call a benchmark; print a `UserError` as lines, without a traceback."""
     try:
         main()
     except UserError as error:
@@ -215,23 +216,23 @@ def _common_options() -> argparse.ArgumentParser:
         type=Path,
         const=RESULTS_FOLDER,
         metavar="FOLDER",
-        help="keep a dated file, in benchmarks/results",
+        help="write a dated file, by default into benchmarks/results",
     )
-    parser.add_argument("--data-dir", type=Path, metavar="FOLDER", help="folder that holds the dataset's files")
+    parser.add_argument("--data-dir", type=Path, metavar="FOLDER", help="folder with the files of the dataset")
     return parser
 
 
 def parse_changes(assignments: Iterable[str]) -> dict[str, Any]:
-    """Changes of a recipe by dotted name, of `NAME=VALUE` each; a value that is no JSON is text.
+    """Return changes of a recipe by dotted name from texts `NAME=VALUE`; a value that is not JSON is a string.
 
     Raises:
-        UserError: one is no assignment.
+        UserError: if a text is not an assignment.
     """
     changes: dict[str, Any] = {}
     for text in assignments:
         name, equals, value = text.partition("=")
         if not equals:
-            raise UserError(f"--set {text!r}: is no NAME=VALUE; write for example epochs=4")
+            raise UserError(f"--set {text!r}: is not NAME=VALUE; write for example epochs=4")
         try:
             changes[name] = json.loads(value)
         except json.JSONDecodeError:
@@ -240,6 +241,6 @@ def parse_changes(assignments: Iterable[str]) -> dict[str, Any]:
 
 
 def command_line(benchmark: str) -> str:
-    """What was typed, apart from where files lie and what becomes of the output."""
+    """Return the command that was run, without the options for folders and output."""
     _, rest = _common_options().parse_known_args(sys.argv[1:])
     return shlex.join(["python", "-m", f"benchmarks.{benchmark}", *rest])

@@ -1,4 +1,4 @@
-"""How benchmarks reach the engine: where its images come from, and how it is set up on a machine."""
+"""The images and the execution settings with which benchmarks run the training engine."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from fmnist_search.training.devices import resolve_execution
 
 
 def tuned_settings(device: str = "auto", threads: int = 0) -> tuple[Execution, str]:
-    """The execution and the precision with which a study would train here; no threads are all cores."""
+    """Return the execution and the precision with which a study would train here; 0 threads means all cores."""
     return autotune(resolve_execution(device, threads))
 
 
 def data_source(folder: Path | None) -> DataSource:
-    """The images of this folder, else of the user's cache.
+    """Return the source of the images: this folder, or the user's cache.
 
     Raises:
-        UserError: no folder is named, and the package that knows where caches live is not there.
+        UserError: if no folder is given, and the package that finds the user's cache is not installed.
     """
     if folder:
         return DataSource(cache=folder, folder=folder)
     try:
         from fmnist_search.workspace import image_cache_folder
     except ModuleNotFoundError as error:
-        raise UserError(f"--data-dir: is needed where {error.name} is not installed; name a folder") from error
+        raise UserError(f"--data-dir: is required because {error.name} is not installed; give a folder") from error
     return DataSource(image_cache_folder())

@@ -1,7 +1,7 @@
-"""Published networks, trained by their authors' recipes: what they reach here beside what was published.
+"""Train the published networks by their authors' recipes, and compare the results with the published ones.
 
-A training takes all 60,000 images unless its author held some back, and float32. The weights of its last epoch are
-judged on the test images, once. What is trained is kept after every training, network by network.
+A training uses all 60,000 images, unless its author used validation images, and float32. The weights of its last epoch
+are evaluated once on the test images. The result of a network is saved after each of its trainings.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ from fmnist_search.training.evaluation import evaluate
 
 BENCHMARK = "reference"
 INTERRUPTED_EXIT_CODE = 130
-"""The exit code that shells give to Ctrl-C."""
+"""The exit code of shells after Ctrl-C."""
 LIGHT_MULT_ADDS = 100e6
-"""Multiply-adds for an image over all epochs, up to which a CPU core has a training in minutes."""
+"""Largest number of multiply-adds per image, over all epochs, with which a training takes minutes on a CPU core."""
 COLUMN_ALIGNMENTS = {
     "network": "---",
     "published": "---",
@@ -75,18 +75,18 @@ TEST_ACCURACY, TEST_LOSS, VALIDATION_ACCURACY, TRAINING_ACCURACY, TRAINING_SECON
 
 
 def main() -> None:
-    """What published networks reach when they are trained as their authors did."""
+    """Train the published networks as their authors did."""
     arguments = _parse_arguments()
     execution = resolve_execution(arguments.device, threads=1)
-    workers, told = worker_count(arguments.workers or "auto", execution)
-    if told:
-        _print_status(told)
+    workers, message = worker_count(arguments.workers or "auto", execution)
+    if message:
+        _print_status(message)
     bench = ReferenceRunner(data_source(arguments.data_dir), execution, workers, arguments.save)
-    attempts = _make_experiments(arguments, execution)
-    waiting = deque(bench.make_job(attempt, seed) for attempt in attempts for seed in range(arguments.seeds))
+    experiments = _make_experiments(arguments, execution)
+    waiting = deque(bench.make_job(experiment, seed) for experiment in experiments for seed in range(arguments.seeds))
     with make_backend(execution, workers) as backend, bench.interrupt_handler():
         backend.run(lambda: waiting.popleft() if waiting and not bench.interrupted else None)
-    results = [bench.result(attempt) for attempt in attempts if attempt.scores]
+    results = [bench.result(experiment) for experiment in experiments if experiment.scores]
     if arguments.json:
         print(json.dumps([dataclasses.asdict(result) for result in results], indent=1))
     else:
@@ -97,39 +97,41 @@ def main() -> None:
 
 def _parse_arguments() -> argparse.Namespace:
     parser = make_parser(main.__doc__)
-    parser.add_argument("--preset", nargs="+", choices=list(PRESETS), metavar="NAME", help="these networks")
-    parser.add_argument("--all", "--full", action="store_true", help="every network, also where that takes days")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each")
-    parser.add_argument("--epochs-limit", type=int, metavar="N", help="no training takes more epochs")
+    parser.add_argument("--preset", nargs="+", choices=list(PRESETS), metavar="NAME", help="only these networks")
+    parser.add_argument("--all", "--full", action="store_true", help="all networks, even if that takes days")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each network")
+    parser.add_argument("--epochs-limit", type=int, metavar="N", help="largest number of epochs of a training")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a hyperparameter")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--workers", type=int, default=0, help="trainings at a time; 0 takes what fits")
+    parser.add_argument("--workers", type=int, default=0, help="trainings at a time; 0 means as many as fit")
     return parser.parse_args()
 
 
 def _make_experiments(arguments: argparse.Namespace, execution: Execution) -> list[Experiment]:
-    """What to train: the networks that are named, else all of them on a GPU and the light ones elsewhere."""
+    """Return what to train: the given networks; by default all on a GPU, and the small ones on a CPU."""
     every = arguments.all or torch.device(execution.device).type == "cuda"
     names = arguments.preset or [name for name, preset in PRESETS.items() if every or _is_light(preset.recipe)]
     changes = parse_changes(arguments.set)
-    attempts = []
+    experiments = []
     for name in names:
         recipe = published_recipe(PRESETS[name]).replace(changes)
         epochs = min(recipe.epochs, arguments.epochs_limit or recipe.epochs)
-        attempts.append(Experiment(PRESETS[name], recipe.replace({"epochs": epochs}), changes))
-    return attempts
+        experiments.append(Experiment(PRESETS[name], recipe.replace({"epochs": epochs}), changes))
+    return experiments
 
 
 def _is_light(recipe: Recipe) -> bool:
-    from fmnist_search.reporting.model_summary import summarize  # torchinfo is not everywhere where there is a GPU
+    from fmnist_search.reporting.model_summary import (
+        summarize,
+    )  # torchinfo may not be installed on a machine with a GPU
 
     return recipe.epochs * summarize(recipe.model).mult_adds <= LIGHT_MULT_ADDS
 
 
 def published_recipe(preset: Preset) -> Recipe:
-    """A preset's recipe, on all images unless its author held some back."""
-    silent = preset.recipe.data.validation == Data().validation
-    return preset.recipe.replace({"data.validation": 0}) if silent else preset.recipe
+    """Return a preset's recipe, without validation images unless its author used some."""
+    has_default = preset.recipe.data.validation == Data().validation
+    return preset.recipe.replace({"data.validation": 0}) if has_default else preset.recipe
 
 
 def _print_status(line: str) -> None:
@@ -140,7 +142,7 @@ def _print_status(line: str) -> None:
 
 
 class Score(NamedTuple):
-    """What a training reached after its last epoch; accuracies in 0..1, None without validation images."""
+    """The result of a training after its last epoch: accuracies in 0..1, None without validation images."""
 
     seed: int
     test_accuracy: float
@@ -152,7 +154,7 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class Experiment:
-    """A network that is trained from several seeds, and what that has come to so far."""
+    """A network that is trained from several seeds, with its scores so far."""
 
     preset: Preset
     recipe: Recipe
@@ -172,7 +174,7 @@ def _measurements(scores: Sequence[Score]) -> Iterator[Measurement]:
 
 
 class ReferenceRunner:
-    """How trainings are run here, where their images come from, and where results go."""
+    """Creates the jobs, evaluates the trained networks and saves the results."""
 
     def __init__(self, source: DataSource, execution: Execution, workers: int, save: Path | None):
         self.execution = execution
@@ -185,28 +187,28 @@ class ReferenceRunner:
 
     @contextlib.contextmanager
     def interrupt_handler(self) -> Iterator[None]:
-        """Let running epochs end after a Ctrl-C while this lasts; a second one stops at once."""
+        """On Ctrl-C let the running epochs finish; a second Ctrl-C stops at once."""
 
-        def asked(*_: object) -> None:
+        def on_interrupt(*_: object) -> None:
             self.interrupted = True
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            _print_status("interrupted: what is trained by now counts; name the other networks with --preset to go on")
+            _print_status("interrupted: finished trainings count; to continue, give the other networks with --preset")
 
-        before = signal.signal(signal.SIGINT, asked)
+        before = signal.signal(signal.SIGINT, on_interrupt)
         try:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
 
     def make_job(self, experiment: Experiment, seed: int) -> ReferenceJob:
-        """A job for a worker."""
+        """Return a job for a worker."""
         recipe = experiment.recipe.replace({"seed": seed})
         if recipe.data not in self._images:
             self._images[recipe.data] = load_images(recipe.data, self._source, self.execution.device)
         return ReferenceJob(recipe, self._images[recipe.data], experiment, self)
 
     def evaluate(self, recipe: Recipe, result: TrialResult) -> Score:
-        """What the weights of the last epoch make of the test images."""
+        """Evaluate the weights of the last epoch on the test images."""
         assert result.last_weights is not None
         dataset, last = recipe.data.dataset, result.epochs[-1]
         if dataset not in self._tests:
@@ -216,12 +218,12 @@ class ReferenceRunner:
         return Score(recipe.seed, test.accuracy, test.loss, last.val_accuracy, last.train_accuracy, result.seconds)
 
     def save(self, experiment: Experiment) -> None:
-        """Write down what an attempt has come to so far, where that was asked for."""
+        """Save the result of an experiment so far, if `--save` was given."""
         if self._save:
             save_result(self.result(experiment), self._save)
 
     def result(self, experiment: Experiment) -> BenchmarkResult:
-        """The figures of all seeds so far."""
+        """Return the figures of all seeds so far."""
         name, scores = experiment.preset.name, sorted(experiment.scores)
         settings = {
             "preset": name,
@@ -244,7 +246,7 @@ class ReferenceRunner:
 
 
 class ReferenceJob:
-    """One training of an attempt: a job for a worker."""
+    """One training of an experiment: a job for a worker."""
 
     worker = 0
     checkpoint = None
@@ -256,11 +258,11 @@ class ReferenceJob:
         self._runner = runner
 
     def on_epoch(self, _: EpochReport) -> Decision:
-        """Nothing but a Ctrl-C ends it early."""
+        """Return whether the training continues, which it does unless Ctrl-C was pressed."""
         return Decision.INTERRUPT if self._runner.interrupted else Decision.CONTINUE
 
     def on_result(self, result: TrialResult, _: float) -> None:
-        """Judge it on the test images, and keep what is known of the network so far."""
+        """Evaluate the network on the test images, and save the result of the experiment so far."""
         if result.state is TrialState.FAILED:
             self.on_worker_lost(result.reason or "")
         elif result.state is TrialState.COMPLETED:
@@ -270,7 +272,7 @@ class ReferenceJob:
             _print_status(f"{self._name}: {score.test_accuracy:.2%} of the test images, {score.seconds:.0f} s")
 
     def on_worker_lost(self, reason: str) -> None:
-        """It counts for nothing, and the result says so."""
+        """Note the reason in the result; the training does not count."""
         self._experiment.notes.append(f"seed {self.recipe.seed}: {reason}")
         _print_status(f"{self._name}: {reason}")
 
@@ -281,13 +283,13 @@ class ReferenceJob:
         )
 
 
-# ---------------------------------------------------------------------------------- what was found
+# ----------------------------------------------------------------------------------------- results
 
 
 def latest_results(folder: Path) -> list[BenchmarkResult]:
-    """The newest result of each network on each device, with each set of changes; in the order of the presets."""
+    """Return the latest result of each network, set of changes and device, in the order of the presets."""
     newest: dict[tuple[str, str], BenchmarkResult] = {}
-    for path in sorted(folder.glob(f"*-{BENCHMARK}-*.json")):  # names begin with the date
+    for path in sorted(folder.glob(f"*-{BENCHMARK}-*.json")):  # file names start with the date
         result = BenchmarkResult.from_json(path.read_text())
         newest[result.subject, result.device] = result
     order = list(PRESETS)
@@ -295,7 +297,7 @@ def latest_results(folder: Path) -> list[BenchmarkResult]:
 
 
 def reference_table(results: Iterable[BenchmarkResult]) -> str:
-    """The table of all presets as their authors trained them; one that has not been trained says so."""
+    """Return the table of all presets as their authors trained them, including those that were not trained yet."""
     found = [result for result in results if not result.settings["changes"]]
     trained = {result.settings["preset"] for result in found}
     missing = [_unmeasured_cells(preset) for name, preset in PRESETS.items() if name not in trained]
@@ -303,7 +305,7 @@ def reference_table(results: Iterable[BenchmarkResult]) -> str:
 
 
 def variants_table(results: Iterable[BenchmarkResult]) -> str:
-    """The table of trainings in which something was changed, each with the command that gave it."""
+    """Return the table of trainings with changes, and their commands."""
     found = [result for result in results if result.settings["changes"]]
     if not found:
         return "Nothing has been measured yet.\n"
@@ -314,7 +316,7 @@ def variants_table(results: Iterable[BenchmarkResult]) -> str:
 
 
 def results_table(results: Iterable[BenchmarkResult]) -> str:
-    """One row a result."""
+    """Return a table with a row for each result."""
     return _markdown_table(map(_table_cells, results))
 
 
@@ -354,7 +356,7 @@ def _published_epochs(preset: Preset) -> str:
 
 
 def _format_mean_and_std(samples: Sequence[float], format_spec: str) -> str:
-    """Mean and standard deviation."""
+    """Return mean and standard deviation as text."""
     if not samples:
         return "-"
     mean = format(statistics.fmean(samples), format_spec)
@@ -362,7 +364,7 @@ def _format_mean_and_std(samples: Sequence[float], format_spec: str) -> str:
 
 
 def _format_versions(results: Iterable[BenchmarkResult]) -> str:
-    """What ran where, in a line for each machine and set of versions."""
+    """Return a line for each machine and its versions."""
     lines = (f"{r.machine}: python {r.versions['python']}, torch {r.versions['torch']}" for r in results)
     return "".join(f"- {line}\n" for line in dict.fromkeys(lines))
 

@@ -1,4 +1,4 @@
-"""The latest results as Markdown tables, in the pages that show them: `python -m benchmarks.report --write`."""
+"""Write the latest results as Markdown tables into the pages: `python -m benchmarks.report --write`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from benchmarks.measure import RESULTS_FOLDER, BenchmarkResult
 
 ROOT = Path(__file__).parents[1]
 BENCHMARK_ORDER = ("study", "time_to_accuracy", "packing", "throughput", "memory")
-"""What readers care for first; other benchmarks follow by name."""
+"""The order of the rows; other benchmarks follow by name."""
 MARKED_SECTION = re.compile(r"(?P<start><!-- (?P<name>\w+) -->\n).*?(?P<end><!-- /(?P=name) -->)", re.DOTALL)
 NO_RESULTS = "Nothing has been measured yet.\n"
 
 
 def main() -> None:
-    """Print every figure of the latest results, or write them into the pages."""
+    """Print all figures of the latest results, or write them into the pages."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--write", action="store_true", help="write them into README.md and the pages of docs")
+    parser.add_argument("--write", action="store_true", help="write them into README.md and docs")
     if not parser.parse_args().write:
         print(results_table(latest_results(RESULTS_FOLDER), headlines_only=False), end="")
         return
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def page_tables(folder: Path) -> dict[Path, dict[str, str]]:
-    """The pages that show results, and what stands between which of their markers."""
+    """Return the tables by page and by the name of the markers around them."""
     measured, trained = latest_results(folder), reference.latest_results(folder)
     return {
         ROOT / "README.md": {"benchmarks": results_table(measured, headlines_only=True)},
@@ -43,9 +43,9 @@ def page_tables(folder: Path) -> dict[Path, dict[str, str]]:
 
 
 def latest_results(folder: Path) -> list[BenchmarkResult]:
-    """The newest result of each benchmark and subject on each device; published networks have a page of their own."""
+    """Return the latest result of each benchmark, subject and device, without those of published networks."""
     newest: dict[tuple[str, str, str], BenchmarkResult] = {}
-    for path in sorted(folder.glob("*.json")):  # names begin with the date
+    for path in sorted(folder.glob("*.json")):  # file names start with the date
         found = json.loads(text := path.read_text())
         if "figures" in found and found["benchmark"] != reference.BENCHMARK:
             result = BenchmarkResult.from_json(text)
@@ -54,7 +54,7 @@ def latest_results(folder: Path) -> list[BenchmarkResult]:
 
 
 def results_table(results: Iterable[BenchmarkResult], *, headlines_only: bool) -> str:
-    """One row a figure: medians of n repetitions, the lowest and the highest in brackets."""
+    """Return a Markdown table with a row for each figure."""
     rows = [
         f"| {' | '.join((*figure.table_cells, result.machine, result.date))} |"
         for result in results
@@ -68,7 +68,7 @@ def results_table(results: Iterable[BenchmarkResult], *, headlines_only: bool) -
 
 
 def replace_tables(page: str, tables: Mapping[str, str]) -> str:
-    """The page with these tables between the markers of their names."""
+    """Return the page with these tables between the markers of their names."""
     return MARKED_SECTION.sub(lambda found: f"{found['start']}\n{tables[found['name']]}\n{found['end']}", page)
 
 

@@ -1,8 +1,8 @@
-"""The whole job, from a shell's prompt back to it: our command line against the script that people write themselves.
+"""Compare a whole search from the command line with a typical search script, `benchmarks.usual`.
 
-The same space, images, epochs and validation images, and either so many trials or so much time for both, each in a
-process and a folder of its own, in turns. Ours is the command line as users run it, without finalists; the other is
-`benchmarks.usual`. When nothing trained is read from the MLflow store that each leaves.
+Both have the same space, images, epochs and validation images, and the same number of trials or the same time. They are
+run alternately, each in a new folder. Ours runs without finalists. The time in which nothing trained is computed from
+the MLflow store that each leaves.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ ROOT = Path(__file__).parents[1]
 QUICK_STUDY = ROOT / "studies" / "quick.toml"
 UNLIMITED_TRIALS, UNLIMITED_MINUTES = 10_000, 100_000
 DEFAULT_TRIALS = 5
-"""Trials by default: few enough that both ways, twice each, take some six minutes on two cores."""
+"""Trials by default: both searches, twice each, take about six minutes on two cores."""
 MEMORY_POLL_SECONDS = 0.25
-"""Seconds between two looks at a process's memory."""
+"""Seconds between two measurements of a process's memory."""
 
 Interval = tuple[float, float]
 
 
 class SearchRun(NamedTuple):
-    """What a process left: when it began, its wall time, its peak of memory, and what its MLflow store tells."""
+    """A finished search: start, wall time in seconds, peak memory in bytes, and the content of its store."""
 
     start_time: float
     seconds: float
@@ -52,7 +52,7 @@ class SearchRun(NamedTuple):
 
     @property
     def seconds_to_first_epoch(self) -> float:
-        """Seconds until the first epoch began."""
+        """Seconds until the first epoch started."""
         return min(start for start, _ in self.epoch_intervals) - self.start_time
 
     @property
@@ -62,14 +62,14 @@ class SearchRun(NamedTuple):
 
 
 def main() -> None:
-    """A search in wall time, memory and accuracy: ours against the usual script."""
+    """Compare wall time, memory and accuracy of a search with those of the typical script."""
     arguments = _parse_arguments()
     device = device_slug("cuda" if torch.cuda.is_available() else "cpu")
     jobs: dict[str, list[SearchRun]] = {"ours": [], "usual": []}
     with torchvision_folder(data_source(arguments.data_dir)) as images:
         for number in range(arguments.rounds):
             ways = ("ours", "usual") if number % 2 == 0 else ("usual", "ours")
-            for way in ("ours",) if arguments.default_execution else ways:
+            for way in ("ours",) if arguments.alone else ways:
                 config = StudyConfig.load(arguments.study, {**_config_overrides(arguments), "seed": number})
                 jobs[way].append(_run_search(way, config, images, arguments))
     settings = {
@@ -85,23 +85,25 @@ def main() -> None:
         tuple(_measurements(**jobs, same_time=bool(arguments.seconds))),
         settings,
         device,
-        subject="alone" if arguments.default_execution else "",
+        subject="alone" if arguments.alone else "",
     )
     report_result(result, arguments)
 
 
 def _parse_arguments() -> argparse.Namespace:
     parser = make_parser(main.__doc__)
-    parser.add_argument("study", nargs="?", type=Path, default=QUICK_STUDY, help="study file whose space both search")
-    parser.add_argument("--full", action="store_true", help="the study's own number of trials")
+    parser.add_argument(
+        "study", nargs="?", type=Path, default=QUICK_STUDY, help="study file with the space that both search"
+    )
+    parser.add_argument("--full", action="store_true", help="as many trials as the study has")
     ends = parser.add_mutually_exclusive_group()
     ends.add_argument("--trials", type=int, help="trials of each search")
-    ends.add_argument("--seconds", type=float, help="so much time for each instead")
+    ends.add_argument("--seconds", type=float, help="time of each search, instead of a number of trials")
     parser.add_argument("--epochs", type=int, help="epochs of a full trial; by default the study's")
-    parser.add_argument("--rounds", type=int, default=2, help="searches of each way, a seed each")
+    parser.add_argument("--rounds", type=int, default=2, help="searches of each kind, one seed each")
     parser.add_argument("--workers", type=int, default=0, help="num_workers of the usual script's DataLoader")
-    parser.add_argument("--engine", default="plain", choices=("plain", "graph"), help="of our trials")
-    parser.add_argument("--alone", action="store_true", help="ours alone, without the usual script")
+    parser.add_argument("--engine", default="plain", choices=("plain", "graph"), help="engine of our trials")
+    parser.add_argument("--alone", action="store_true", help="only our search, without the script")
     arguments = parser.parse_args()
     if not arguments.trials and not arguments.seconds:
         arguments.trials = StudyConfig.load(arguments.study).budget.trials if arguments.full else DEFAULT_TRIALS
@@ -109,14 +111,14 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 def _config_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the comparison changes in the study: its end, and that no finalists are trained."""
+    """Return the changes of the study: its budget, and no finalists."""
     minutes = arguments.seconds / 60 if arguments.seconds else UNLIMITED_MINUTES
     changes = {"finalists.recipes": 0, "budget.trials": arguments.trials or UNLIMITED_TRIALS, "budget.minutes": minutes}
     return changes | ({"budget.epochs": arguments.epochs} if arguments.epochs else {})
 
 
 def _run_search(implementation: str, config: StudyConfig, images: Path, arguments: argparse.Namespace) -> SearchRun:
-    """One search in a folder that is gone afterwards."""
+    """Run one search in a temporary folder."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "study.toml").write_text(config.to_toml())
@@ -133,7 +135,7 @@ def _run_search(implementation: str, config: StudyConfig, images: Path, argument
 
 
 def _read_store(tracking_uri: str) -> tuple[int, tuple[Interval, ...], float]:
-    """Trials, the intervals of their epochs and the best completed value, as the store tells them."""
+    """Return the number of trials, the intervals of their epochs, and the best value of a completed trial."""
     client = MlflowClient(tracking_uri)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     runs: list[Run] = client.search_runs(experiments, max_results=50_000)
@@ -146,7 +148,7 @@ def _read_store(tracking_uri: str) -> tuple[int, tuple[Interval, ...], float]:
 
 
 def covered_seconds(intervals: Iterable[Interval]) -> float:
-    """The length of the union of intervals."""
+    """Return the length of the union of intervals, in seconds."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(intervals):
         total += max(0.0, end - max(start, reached))
@@ -176,7 +178,7 @@ def _measurements(ours: list[SearchRun], baseline: list[SearchRun], *, same_time
 
 
 def run_and_monitor(command: list[str], folder: Path) -> tuple[float, int]:
-    """Run a command in a folder: seconds until it ended, and the most bytes that it and its children held at once."""
+    """Run a command in a folder; return its seconds, and the peak memory of all its processes in bytes."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "FMNIST_"))}
     path = os.pathsep.join(filter(None, (str(ROOT), kept.get("PYTHONPATH"))))
     peak = 0
@@ -206,10 +208,10 @@ def run_and_monitor(command: list[str], folder: Path) -> tuple[float, int]:
 
 
 def _session_memory(session_id: int) -> int:
-    """Bytes of memory of all processes of a session, each shared page counted once."""
+    """Return the bytes of memory of all processes of a session; shared pages count once."""
     total = 0
     for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
+        with contextlib.suppress(OSError):  # the process has ended
             session = int((folder / "stat").read_text().rpartition(")")[2].split()[3])
             if session == session_id:
                 total += _proportional_set_size(folder)

@@ -1,4 +1,4 @@
-"""Images a second: our engine against the tutorial's loop at its best, on the same network, images and steps."""
+"""Compare the images per second of our engine with those of the tutorial's loop: same network, images and steps."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ BATCH_SIZES = (64, 128, 256, 512, 1024)
 AUGMENTATION_CHANGES = {"augmentation.shift": 2, "augmentation.flip": 0.5, "augmentation.erasing": 0.5}
 VALIDATION_IMAGES = 10_848
 MAX_TRIED_WORKERS = 8
-"""Workers of a DataLoader that are tried besides none, where there are as many cores."""
+"""Largest number of DataLoader workers that is tried, besides 0."""
 CALIBRATION_STEPS = 8
 MIN_STEPS = 4
 
 
 class Case(NamedTuple):
-    """What is trained: a network, how many images a step, and whether they are augmented."""
+    """What is trained: a network, the batch size, and whether images are augmented."""
 
     network: str
     batch_size: int
@@ -53,7 +53,7 @@ class Case(NamedTuple):
         return f"{self.network}, batch size {self.batch_size}{', augmented' if self.augmented else ''}"
 
     def recipe(self, precision: str, **changes: int) -> Recipe:
-        """The case as a recipe that holds nothing back for validation."""
+        """Return the case as a recipe without validation images."""
         augmentation = AUGMENTATION_CHANGES if self.augmented else {}
         fixed = {"precision": precision, "batch_size": self.batch_size, "data.validation": 0, **changes}
         return Recipe().replace({**NETWORKS[self.network], **augmentation, **fixed})
@@ -74,7 +74,7 @@ VALIDATION_NETWORKS = {"short": ("standard",), "full": tuple(NETWORKS)}
 
 
 class BenchmarkConfig(NamedTuple):
-    """Where and how long everything is measured."""
+    """Settings of all measurements."""
 
     source: DataSource
     folder: Path
@@ -86,20 +86,20 @@ class BenchmarkConfig(NamedTuple):
 
     @property
     def default_execution(self) -> tuple[Execution, str]:
-        """How a trial trains that has the machine to itself."""
+        """How a single trial trains on this machine."""
         return next(iter(self.execution_variants.values()))
 
 
 def main() -> None:
-    """Training and validation in images a second, ours and the tutorial's loop in turns."""
+    """Measure training and validation of ours and of the tutorial's loop alternately, in images per second."""
     parser = make_parser(main.__doc__)
     parser.add_argument("--full", action="store_true", help="every network at every batch size")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name holds this text")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name contains this text")
     parser.add_argument("--rounds", type=int, default=2, help="repetitions of each measurement")
-    parser.add_argument("--seconds", type=float, default=0.8, help="about how long ours takes for one repetition")
+    parser.add_argument("--seconds", type=float, default=0.8, help="approximate seconds of one of our repetitions")
     parser.add_argument("--validation-images", type=int, default=VALIDATION_IMAGES, help="images of a validation")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--workers", type=int, nargs="+", help="numbers of DataLoader workers of which the best counts")
+    parser.add_argument("--workers", type=int, nargs="+", help="numbers of DataLoader workers to try; the best counts")
     arguments = parser.parse_args()
     ways = _execution_variants(arguments.device)
     device = ways["alone"][0].device
@@ -126,7 +126,7 @@ def main() -> None:
 
 
 def _execution_variants(device: str) -> dict[str, tuple[Execution, str]]:
-    """Ours with the machine to itself; on a CPU of several cores on one thread as well, on a GPU captured as well."""
+    """Return our variants: a single trial; on a CPU with several cores also one thread, on a GPU also a graph."""
     alone = tuned_settings(device)
     if torch.device(alone[0].device).type == "cuda":
         return {"alone": alone, "graph": (dataclasses.replace(alone[0], engine="graph"), alone[1])}
@@ -139,7 +139,7 @@ def _execution_variants(device: str) -> dict[str, tuple[Execution, str]]:
 
 
 def measure_training(config: BenchmarkConfig, case: Case) -> list[Measurement]:
-    """A figure for each way of ours, against the tutorial with the number of workers that suits it best."""
+    """Return a figure for each of our variants, compared with the tutorial's best number of workers."""
     count = _calibrated_image_count(config, case)
     ways = {name: _fit_throughputs(config, case, count, *way) for name, way in config.execution_variants.items()}
     theirs = {f"{n} workers": tutorial_throughputs(config, case, count, n) for n in config.workers}
@@ -159,7 +159,7 @@ def measure_training(config: BenchmarkConfig, case: Case) -> list[Measurement]:
 
 
 def _calibrated_image_count(config: BenchmarkConfig, case: Case) -> int:
-    """So many whole batches that ours takes about the wanted seconds for them."""
+    """Return the images of as many whole batches as ours trains in about `config.seconds`."""
     count = CALIBRATION_STEPS * case.batch_size
     epochs = _fit_throughputs(config, case, count, *config.default_execution)
     rate = [next(epochs) for _ in range(2)][-1]
@@ -170,7 +170,7 @@ def _calibrated_image_count(config: BenchmarkConfig, case: Case) -> int:
 def _fit_throughputs(
     config: BenchmarkConfig, case: Case, count: int, execution: Execution, precision: str
 ) -> Iterator[float]:
-    """Images a second of epoch after epoch, without validation."""
+    """Yield the images per second of each epoch, without validation."""
     recipe = case.recipe(precision, **{"data.train_images": count, "epochs": config.rounds + 2})
     images = load_images(recipe.data, config.source, execution.device)
     epochs = fit(recipe, images, execution)
@@ -181,7 +181,7 @@ def _fit_throughputs(
 
 
 def tutorial_throughputs(config: BenchmarkConfig, case: Case, count: int, workers: int) -> Iterator[float]:
-    """Images a second of epoch after epoch of the tutorial's loop, with so many DataLoader workers."""
+    """Yield the images per second of each epoch of the tutorial's loop with this number of DataLoader workers."""
     recipe = case.recipe("float32", **{"data.train_images": count})
     device = config.default_execution[0].device
     model = tutorial.build_network(recipe.model).to(device)
@@ -198,7 +198,7 @@ def tutorial_throughputs(config: BenchmarkConfig, case: Case, count: int, worker
 
 
 def measure_validation(config: BenchmarkConfig, network: str) -> Measurement:
-    """A network judged on the validation images, with the machine to itself."""
+    """Measure the evaluation of a network on the validation images."""
     theirs = {f"{n} workers": _tutorial_validation_throughputs(config, network, n) for n in config.workers}
     samples = interleave({"ours": _evaluate_throughputs(config, network), **theirs}, config.rounds)
     best = max(theirs, key=lambda name: statistics.median(samples[name]))
@@ -218,7 +218,7 @@ def _evaluate_throughputs(config: BenchmarkConfig, network: str) -> Iterator[flo
 
 
 def _validation_inputs(config: BenchmarkConfig, network: str) -> tuple[LabelledImages, Any]:
-    """Validation images, and a classifier as the engine hands it over after an epoch."""
+    """Return the validation images, and a classifier as the engine returns it after an epoch."""
     execution, precision = config.default_execution
     changes = {"data.validation": config.validation_images, "data.train_images": 256}
     recipe = Case(network, 128).recipe(precision, **changes)

@@ -1,8 +1,8 @@
-"""Seconds until a training's averaged weights reach an accuracy on the test images.
+"""Measure the seconds until a training's averaged weights reach an accuracy on the test images.
 
-The recipes below train on all 60,000 images, anneal, and are as short as reaches their target. The clock runs from
-the building of the network; imports, reading the images and, unless said otherwise, judging the test images after
-each epoch are apart. That the test images say when to stop is the game of such records: it chooses no model of ours.
+The recipes below train on all 60,000 images with an annealed rate, for as few epochs as reach their target. The clock
+starts when the network is built; imports, reading the images and, unless stated, the evaluation on the test images
+after each epoch do not count. The test images decide when to stop, as in other such records, but select no model.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ RECIPE_CHANGES: dict[int, dict[str, Any]] = {
     93: {"epochs": 6},
     94: {**WIDER_CHANGES, "epochs": 20, "augmentation.shift": 2, "augmentation.flip": 0.5, "label_smoothing": 0.05},
 }
-"""A recipe for each target, in per cent of the test images. The last asks for a GPU, and has not been tuned on one.
+"""The recipe for each target, in percent of the test images. The last needs a GPU and was not tuned on one.
 
 Another target takes the recipe of the next higher one.
 """
 TUTORIAL_LEARNING_RATE = 1e-3
 TUTORIAL_EPOCHS_FACTOR = 3
-"""The tutorial may train so many times our recipe's epochs."""
+"""The tutorial trains up to this many times the epochs of our recipe."""
 
 
 class EpochMark(NamedTuple):
-    """An epoch's end: seconds of training so far, seconds of judging so far, accuracy on the test images."""
+    """The end of an epoch: seconds of training and of evaluation so far, and the accuracy on the test images."""
 
     training_seconds: float
     evaluation_seconds: float
@@ -69,7 +69,7 @@ class EpochMark(NamedTuple):
 
 
 def main() -> None:
-    """Seconds to a test accuracy."""
+    """Measure the seconds until a test accuracy is reached."""
     arguments = _parse_arguments()
     execution, precision = tuned_settings(arguments.device)
     source = data_source(arguments.data_dir)
@@ -94,11 +94,16 @@ def main() -> None:
 
 def _parse_arguments() -> argparse.Namespace:
     parser = make_parser(main.__doc__)
-    parser.add_argument("--target", type=int, nargs="+", help="per cent, at most 94; 92 on a CPU")
-    parser.add_argument("--full", action="store_true", help="every target, and the tutorial's loop")
-    parser.add_argument("--tutorial", action="store_true", help="the tutorial's loop to the same targets as well")
     parser.add_argument(
-        "--tutorial-factor", type=int, default=TUTORIAL_EPOCHS_FACTOR, help="the tutorial's epochs, times those of ours"
+        "--target", type=int, nargs="+", help="percent of the test images, at most 94; by default 92 on a CPU"
+    )
+    parser.add_argument("--full", action="store_true", help="all targets, and the tutorial's loop")
+    parser.add_argument("--tutorial", action="store_true", help="also train the tutorial's loop to the same targets")
+    parser.add_argument(
+        "--tutorial-factor",
+        type=int,
+        default=TUTORIAL_EPOCHS_FACTOR,
+        help="epochs of the tutorial, as a multiple of ours",
     )
     parser.add_argument("--workers", type=int, default=2, help="num_workers of the tutorial's DataLoader")
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each")
@@ -120,7 +125,7 @@ def _recipe_changes(target: int) -> dict[str, Any]:
 
 
 def _parse_changes(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The changes of `--make_recipe` and, after them, of `--set`."""
+    """Return the changes of `--recipe`, and after them those of `--set`."""
     changes = flatten_tables(json.loads(arguments.recipe.read_text())) if arguments.recipe else {}
     return {**changes, **parse_changes(arguments.set)}
 
@@ -130,7 +135,7 @@ def _non_default_values(recipe: Recipe) -> dict[str, Any]:
     return {name: value for name, value in recipe.to_flat_dict().items() if usual.get(name) != value}
 
 
-# ---------------------------------------------------------------------------------------- racing
+# -------------------------------------------------------------------------------------- training
 
 
 def _train_both(
@@ -141,7 +146,7 @@ def _train_both(
     execution: Execution,
     arguments: argparse.Namespace,
 ) -> tuple[list[list[EpochMark]], list[list[EpochMark]]]:
-    """The marks of each seed, ours and the tutorial's in turns."""
+    """Train ours and the tutorial's alternately; return the marks of each seed."""
     images = load_images(recipe.data, source, execution.device)
     ours, theirs = [], []
     for seed in range(arguments.seeds):
@@ -153,7 +158,7 @@ def _train_both(
 
 
 def _until_target(target: int, epochs: Iterable[EpochMark]) -> list[EpochMark]:
-    """The marks up to the first that reaches the target."""
+    """Return the marks up to the first that reaches the target."""
     course = []
     for mark in epochs:
         course.append(mark)
@@ -164,19 +169,19 @@ def _until_target(target: int, epochs: Iterable[EpochMark]) -> list[EpochMark]:
 
 def _train_ours(recipe: Recipe, images: Images, test: LabelledImages, execution: Execution) -> Iterator[EpochMark]:
     with torch_settings(execution):
-        started, judging = time.perf_counter(), 0.0
+        started, evaluation = time.perf_counter(), 0.0
         for epoch in fit(recipe, images, execution):
             trained = time.perf_counter()
             accuracy = evaluate(epoch.classifier, test, recipe.precision).accuracy
-            training = trained - started - judging
-            judging += time.perf_counter() - trained
-            yield EpochMark(training, judging, accuracy)
+            training = trained - started - evaluation
+            evaluation += time.perf_counter() - trained
+            yield EpochMark(training, evaluation, accuracy)
 
 
 def _train_tutorial(
     recipe: Recipe, source: DataSource, arguments: argparse.Namespace, device: str
 ) -> Iterator[EpochMark]:
-    """The tutorial's Adam at a constant rate, over the same network, batch size and augmentation."""
+    """Train with the tutorial's Adam at a constant rate: same network, batch size and augmentation."""
     torch.manual_seed(recipe.seed)
     with tutorial.torchvision_folder(source) as folder:
         images = tutorial.training_set(folder, recipe.data, recipe.augmentation)
@@ -184,25 +189,25 @@ def _train_tutorial(
         test = tutorial.make_loader(
             tutorial.test_set(folder), tutorial.VALIDATION_BATCH_SIZE, arguments.workers, device
         )
-        started, judging = time.perf_counter(), 0.0
+        started, evaluation = time.perf_counter(), 0.0
         model = tutorial.build_network(recipe.model).to(device)
         optimizer = torch.optim.Adam(model.parameters(), lr=TUTORIAL_LEARNING_RATE)
         for _ in range(arguments.tutorial_factor * recipe.epochs):
             tutorial.train_epoch(model, training, optimizer, device)
             trained = time.perf_counter()
             accuracy = tutorial.validate(model, test, device)
-            seconds = trained - started - judging
-            judging += time.perf_counter() - trained
-            yield EpochMark(seconds, judging, accuracy)
+            seconds = trained - started - evaluation
+            evaluation += time.perf_counter() - trained
+            yield EpochMark(seconds, evaluation, accuracy)
 
 
-# ---------------------------------------------------------------------------------- what was found
+# ----------------------------------------------------------------------------------------- results
 
 
 def _measurements(
     recipe: Recipe, target: int, ours: list[list[EpochMark]], theirs: list[list[EpochMark]]
 ) -> Iterator[Measurement]:
-    """Seconds to the target, of the trainings that reached it; nothing where none of ours did."""
+    """Yield the seconds to the target of the trainings that reached it; nothing if none of ours did."""
     reached, reached_too = (
         [course[-1] for course in courses if 100 * course[-1].accuracy >= target] for courses in (ours, theirs)
     )
@@ -225,7 +230,7 @@ def _measurements(
 
 
 def _format_curves(curves: list[list[EpochMark]]) -> str:
-    """The curves in a line: epochs, and the accuracy after the last of each."""
+    """Return the curves as text: the accuracy after the last epoch, and the number of epochs."""
     return ", ".join(f"{course[-1].accuracy:.2%} after {len(course)} epochs" for course in curves)
 
 

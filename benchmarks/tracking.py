@@ -1,7 +1,7 @@
-"""What the record in MLflow costs: a search with it against the same search without, and the bytes that it leaves.
+"""Measure what tracking in MLflow costs: the time of a search with and without it, and the bytes that it writes.
 
-Both are the command line as users run it, without finalists, each in a process and a folder of its own, in turns. They
-train the same recipes for the same epochs: the sampler is random and nothing is pruned.
+Both searches are run alternately from the command line, without finalists, each in a new folder. They train the same
+recipes for the same epochs: the sampler is random and nothing is pruned.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ PRUNED_TRIALS = 60
 
 
 def main() -> None:
-    """Wall time of a search with its record in MLflow and without, and bytes on disk of a trial."""
+    """Measure the wall time of a search with and without MLflow, and the bytes on disk per trial."""
     parser = make_parser(main.__doc__)
     parser.add_argument("study", nargs="?", type=Path, default=QUICK_STUDY, help="study file")
     parser.add_argument("--trials", type=int, default=12, help="trials of each search")
-    parser.add_argument("--rounds", type=int, default=2, help="searches of each way, a seed each")
+    parser.add_argument("--rounds", type=int, default=2, help="searches with and without MLflow, one seed each")
     arguments = parser.parse_args()
     spent: dict[str, list[SearchTime]] = {"tracked": [], "untracked": []}
     with torchvision_folder(data_source(arguments.data_dir)) as images:
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 class SearchTime(NamedTuple):
-    """Seconds of a search: of the clock, and of all its processes on all cores, which others disturb less."""
+    """Wall time and CPU time of a search in seconds; other programs disturb the CPU time less."""
 
     wall_seconds: float
     cpu_seconds: float
@@ -101,7 +101,7 @@ def _run_search(study: Path, changes: dict[str, Any], images: Path, folder: Path
 
 
 def _measure_bytes(study: Path, images: Path) -> tuple[tuple[float, ...], float]:
-    """Kilobytes of the files of each pruned trial, and of a trial's rows in MLflow's and Optuna's databases."""
+    """Return the kB of each pruned trial's files, and of a trial's rows in the databases of MLflow and Optuna."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         databases = [folder / "mlflow.db", folder / "fmnist-search" / "optuna.db"]
@@ -117,7 +117,7 @@ def _measure_bytes(study: Path, images: Path) -> tuple[tuple[float, ...], float]
 
 
 def _create_stores(mlflow_path: Path, optuna_path: Path) -> None:
-    """Empty stores, whose tables are no trial's; made by other processes, which let go of them."""
+    """Create empty stores in other processes, so that their tables do not count for trials."""
     for made in (
         f"import mlflow; mlflow.MlflowClient('sqlite:///{mlflow_path}').search_experiments()",
         f"from fmnist_search.search.storage import open_storage; open_storage('sqlite:///{optuna_path}')",
@@ -126,7 +126,7 @@ def _create_stores(mlflow_path: Path, optuna_path: Path) -> None:
 
 
 def _disk_bytes(path: Path) -> int:
-    """Bytes of a file, its journal with it, or of all files of a folder."""
+    """Return the bytes of a file with its journal, or of all files in a folder."""
     files = path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}*")
     return sum(file.stat().st_size for file in files if file.is_file())
 

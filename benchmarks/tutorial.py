@@ -1,7 +1,7 @@
-"""The loop that tutorials teach, over the networks that ours trains: what everybody's first script costs.
+"""The training loop of tutorials, for the networks that our engine trains.
 
-torchvision's dataset with `ToTensor`, a DataLoader, float32, eager, `.item()` after each batch, Adam, convolution,
-BatchNorm and ReLU before the pool. It is left as it is taught, and not made slow.
+torchvision's dataset with `ToTensor`, a DataLoader, float32, eager mode, `.item()` after each batch, Adam; convolution,
+BatchNorm and ReLU before the pooling. It is as tutorials write it, and not slowed down.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ BatchLoader = DataLoader[Any]
 
 
 def build_network(model: Architecture) -> nn.Sequential:
-    """The network of a recipe as tutorials write it: for batch norm, ReLU and max pooling, the same function.
+    """Return the network of a recipe as tutorials write it: with BatchNorm, ReLU and max pooling, the same function.
 
     Raises:
-        UserError: it asks for something else.
+        UserError: if the recipe has something else.
     """
     match model:
         case Cnn(norm="batch", activation="relu", pool="max", dropout=0, hidden=0):
             return _build_cnn(model)
         case Mlp(activation="relu", dropout=0):
             return _build_mlp(model)
-    raise UserError(f"model: the tutorial has no such {model.family}; leave norm, activation, pool and head alone")
+    raise UserError(f"model: the tutorial has no such {model.family}; keep norm, activation, pool, dropout and hidden")
 
 
 def _build_cnn(model: Cnn) -> nn.Sequential:
@@ -79,7 +79,7 @@ def _build_mlp(model: Mlp) -> nn.Sequential:
 
 @contextlib.contextmanager
 def torchvision_folder(source: DataSource) -> Iterator[Path]:
-    """A folder, gone afterwards, in which torchvision finds the images without a download."""
+    """Yield a temporary folder in which torchvision finds the images without a download."""
     dataset = DATASETS["fashion-mnist"]
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / dataset.torchvision_class / "raw"
@@ -90,24 +90,24 @@ def torchvision_folder(source: DataSource) -> Iterator[Path]:
 
 
 def training_set(folder: Path, data: Data, augmentation: Augmentation | None = None) -> Subset[Any]:
-    """The images that a recipe trains on, the same as ours."""
+    """Return the images that a recipe trains on, the same as ours."""
     dataset = datasets.FashionMNIST(folder, train=True, transform=_transform(augmentation or Augmentation()))
     return Subset(dataset, split(dataset.targets.numpy(), data)[0].tolist())
 
 
 def validation_set(folder: Path, data: Data) -> Subset[Any]:
-    """The images that a recipe is judged by, the same as ours."""
+    """Return the validation images of a recipe, the same as ours."""
     dataset = datasets.FashionMNIST(folder, train=True, transform=transforms.ToTensor())
     return Subset(dataset, split(dataset.targets.numpy(), data)[1].tolist())
 
 
 def test_set(folder: Path) -> datasets.FashionMNIST:
-    """The 10,000 test images."""
+    """Return the 10,000 test images."""
     return datasets.FashionMNIST(folder, train=False, transform=transforms.ToTensor())
 
 
 def make_loader(dataset: Any, batch_size: int, workers: int, device: str, shuffle: bool = False) -> BatchLoader:
-    """A DataLoader; its workers stay from epoch to epoch, so that short epochs do not pay for their start."""
+    """Return a DataLoader with persistent workers, so that short epochs do not include their start."""
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -134,7 +134,7 @@ def _transform(augmentation: Augmentation) -> transforms.Compose:
 
 
 def train_epoch(model: nn.Module, loader: BatchLoader, optimizer: torch.optim.Optimizer, device: str) -> float:
-    """One pass over the training images; the mean of the batches' losses."""
+    """Train for one epoch and return the mean of the batches' losses."""
     criterion = nn.CrossEntropyLoss()
     running_loss = 0.0
     model.train()
@@ -149,7 +149,7 @@ def train_epoch(model: nn.Module, loader: BatchLoader, optimizer: torch.optim.Op
 
 
 def validate(model: nn.Module, loader: BatchLoader, device: str) -> float:
-    """The share of the images that the model gets right."""
+    """Return the accuracy of the model on these images."""
     correct = total = 0
     model.eval()
     with torch.no_grad():
@@ -164,11 +164,11 @@ def validate(model: nn.Module, loader: BatchLoader, device: str) -> float:
 
 
 def main() -> None:
-    """Images a second of the tutorial's training and validation, alone."""
+    """Measure the images per second of the tutorial's training and validation."""
     parser = make_parser(main.__doc__)
-    parser.add_argument("--epochs", type=int, default=2, help="epochs that are timed, after one that is not")
-    parser.add_argument("--images", type=int, default=12_000, help="images to train on")
-    parser.add_argument("--validation", type=int, default=10_848, help="images to judge by")
+    parser.add_argument("--epochs", type=int, default=2, help="measured epochs, after one warm-up epoch")
+    parser.add_argument("--images", type=int, default=12_000, help="training images")
+    parser.add_argument("--validation", type=int, default=10_848, help="validation images")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--workers", type=int, default=0, help="num_workers of the DataLoader")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -1,7 +1,7 @@
-"""The search that people script themselves: Optuna, MLflow, a DataLoader and a loop, one trial at a time.
+"""A typical search script: Optuna, MLflow, a DataLoader and a training loop, one trial at a time.
 
-`python -m benchmarks.usual STUDY --images FOLDER --trials 16` searches the space of a study file and leaves its record
-in `mlflow.db` of the current folder. `benchmarks.study` runs it against ours.
+`python -m benchmarks.usual STUDY --images FOLDER --trials 16` searches the space of a study file and tracks the trials
+in `mlflow.db` in the current folder. `benchmarks.study` compares it with ours.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fmnist_search.recipe.groups import Data
 
 
 class TrialSettings(NamedTuple):
-    """What every trial needs to know."""
+    """The settings that all trials share."""
 
     space: dict[str, Any]
     epochs: int
@@ -33,16 +33,16 @@ class TrialSettings(NamedTuple):
 
 
 def main() -> None:
-    """Search the space of a study file in the usual way."""
+    """Search the space of a study file as a typical script does."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("study", type=Path, help="study file whose space of the cnn is searched")
-    parser.add_argument("--images", type=Path, default=Path("data"), help="folder as torchvision lays it out")
-    parser.add_argument("--trials", type=int, help="how many trials")
-    parser.add_argument("--seconds", type=float, help="after how long no further trial starts")
+    parser.add_argument("study", type=Path, help="study file with the space of the cnn")
+    parser.add_argument("--images", type=Path, default=Path("data"), help="folder of images in torchvision's layout")
+    parser.add_argument("--trials", type=int, help="number of trials")
+    parser.add_argument("--seconds", type=float, help="seconds after which no further trial starts")
     parser.add_argument("--workers", type=int, default=0, help="num_workers of the DataLoader")
     arguments = parser.parse_args()
     if not arguments.trials and not arguments.seconds:
-        parser.error("say when it ends: --trials, --seconds, or both")
+        parser.error("give --trials, --seconds, or both")
     study = tomllib.loads(arguments.study.read_text())
     seed = study.get("seed", 0)
     torch.manual_seed(seed)
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def objective(trial: optuna.Trial, settings: TrialSettings) -> float:
-    """One trial: a nested run, parameters first, metrics after each epoch, pruned where Optuna says so."""
+    """Run one trial in a nested run: log parameters, then metrics after each epoch; prune if Optuna decides so."""
     with mlflow.start_run(run_name=f"trial {trial.number}", nested=True):
         model = tutorial.build_network(_suggest_network(trial, settings.space["cnn"])).to(settings.device)
         batch_size = _suggest(trial, "batch_size", settings.space["common"]["batch_size"])
@@ -90,7 +90,7 @@ def objective(trial: optuna.Trial, settings: TrialSettings) -> float:
 
 
 def _suggest_network(trial: optuna.Trial, space: dict[str, Any]) -> Cnn:
-    """A network of the space; a width and a kernel for each block that is there."""
+    """Suggest a network of the space, with a width and a kernel size for each of its blocks."""
     chosen: dict[str, Any] = {"depth": _suggest(trial, "depth", space["depth"])}
     for name, domain in space.items():
         if name != "depth" and Cnn.is_active(name, chosen):
@@ -99,7 +99,7 @@ def _suggest_network(trial: optuna.Trial, space: dict[str, Any]) -> Cnn:
 
 
 def _suggest(trial: optuna.Trial, name: str, domain: Any) -> Any:
-    """A value of a domain as study files write it: a list chooses, a table ranges, a scalar pins."""
+    """Suggest a value of a domain as in study files: a list is a choice, a table a range, a scalar is fixed."""
     match domain:
         case list():
             return trial.suggest_categorical(name, domain)

@@ -196,7 +196,7 @@ def test_what_reference_has_trained_outlives_an_interruption(tmp_path: Path) -> 
         assert process.stderr
         assert process.stderr.readline().startswith("logistic seed 0")
         process.send_signal(signal.SIGINT)
-        assert process.stderr.readline().startswith("interrupted: what is trained by now counts")
+        assert process.stderr.readline().startswith("interrupted: finished trainings count")
         table = process.stdout.read()
     assert process.returncode == 130
     (result,) = reference.latest_results(tmp_path)
@@ -256,16 +256,16 @@ sys.meta_path.insert(0, Blocker())
 from benchmarks import reference, throughput, time_to_accuracy, tutorial
 sys.argv = ["", "--images", "300", "--validation", "300", "--epochs", "1", "--data-dir", {str(folder)!r}]
 tutorial.main()
-from benchmarks.ours import images_from
+from benchmarks.ours import data_source
 from fmnist_search.errors import UserError
 try:
-    images_from(None)
+    data_source(None)
 except UserError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "--data-dir: is needed where platformdirs is not installed" in done.stdout
+    assert "--data-dir: is required because platformdirs is not installed" in done.stdout
 
 
 # --------------------------------------------------------------------------------- what is reported

@@ -106,7 +106,7 @@ def test_a_folder_without_the_package_is_refused(
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         bench("--checkout", tmp_path)
-    assert "holds no fmnist_search/__main__.py" in capsys.readouterr().err
+    assert "does not contain fmnist_search/__main__.py" in capsys.readouterr().err
 
 
 def test_each_checkout_has_a_column_and_a_file_of_its_own(bench: Bench, tmp_path: Path) -> None:
