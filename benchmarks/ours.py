@@ -9,6 +9,7 @@ from fmnist_search.errors import UserError
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.training.autotune import autotune
 from fmnist_search.training.devices import resolve_execution
+from fmnist_search.workspace import image_cache_folder
 
 
 def tuned_settings(device: str = "auto", threads: int = 0) -> tuple[Execution, str]:
@@ -25,7 +26,6 @@ def data_source(folder: Path | None) -> DataSource:
     if folder:
         return DataSource(cache=folder, folder=folder)
     try:
-        from fmnist_search.workspace import image_cache_folder
+        return DataSource(image_cache_folder())
     except ModuleNotFoundError as error:
         raise UserError(f"--data-dir: is required because {error.name} is not installed; give a folder") from error
-    return DataSource(image_cache_folder())
