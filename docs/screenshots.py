@@ -1,4 +1,4 @@
-"""The screenshots of the docs, made anew from a study: `python -m docs.screenshots`, in the folder that it ran in."""
+"""Take the screenshots of the docs from a study: `python -m docs.screenshots`, in the folder in which it ran."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from tests.integration.servers import running_ui
 
 IMAGES = Path(__file__).parent / "images"
 WIDTH, HEIGHT = 1280, 800
-MOST_BYTES = 150_000
-COLOURS = (256, 128, 64, 32)
-COMPARED = 5
+MAX_BYTES = 150_000
+COLOR_COUNTS = (256, 128, 64, 32)
+COMPARED_TRIALS = 5
 
 
 def main(
-    folder: Annotated[Path, typer.Option(help="Where the study ran: the folder with its mlflow.db.")] = Path(),
-    study: Annotated[str, typer.Option(help="The study; it needs a champion.")] = "quick",
-    experiment: Annotated[str, typer.Option(help="Its experiment in MLflow.")] = "fmnist-search",
-    model: Annotated[str, typer.Option(help="The registered model.")] = "fmnist-search",
-    out: Annotated[Path, typer.Option(help="Where the pictures go.")] = IMAGES,
+    folder: Annotated[Path, typer.Option(help="Folder in which the study ran, with its mlflow.db.")] = Path(),
+    study: Annotated[str, typer.Option(help="Name of the study, which needs a champion.")] = "quick",
+    experiment: Annotated[str, typer.Option(help="Experiment of the study in MLflow.")] = "fmnist-search",
+    model: Annotated[str, typer.Option(help="Name of the registered model.")] = "fmnist-search",
+    out: Annotated[Path, typer.Option(help="Folder for the screenshots.")] = IMAGES,
 ) -> None:
-    """Take pictures of a study in the MLflow UI."""
+    """Take screenshots of a study in the MLflow UI."""
     runs = runs_of(folder.resolve(), study, experiment)
     run_id = str(runs[0].info.run_id)
     out.mkdir(parents=True, exist_ok=True)
@@ -48,13 +48,13 @@ def main(
 
         ui.open_artifact(run_id, "plots/study.html")
         ui.wait_for_plotly_page()
-        # Where the files lie on the machine that took the picture says nothing to a reader.
+        # The path on the machine that took the screenshot is of no use to readers.
         page.get_by_text("Path: ").evaluate("line => line.style.visibility = 'hidden'")
         save(ui, out / "mlflow-explore.png")
 
         ui.open_runs()
         ui.expand(study)
-        ui.compare_runs([str(leader.info.run_name) for leader in best_of(runs)[:COMPARED]])
+        ui.compare_runs([str(trial.info.run_name) for trial in best_of(runs)[:COMPARED_TRIALS]])
         ui.add_axis("Parameters", "optimizer.learning_rate")
         ui.add_axis("Metrics", "best/val_accuracy")
         save(ui, out / "mlflow-compare.png")
@@ -71,39 +71,39 @@ def main(
 
 
 def runs_of(folder: Path, study: str, experiment: str) -> list[Run]:
-    """The runs of a study, its own the first."""
+    """Return the runs of a study, the run of the study itself first."""
     client = client_of(folder)
     found = client.get_experiment_by_name(experiment)
     runs = client.search_runs([found.experiment_id], f"tags.study = '{study}'", max_results=1000) if found else []
     if not runs:
-        raise typer.BadParameter(f"{folder} holds no study {study!r}; run it there first", param_hint="--study")
+        raise typer.BadParameter(f"{folder} has no study {study!r}; run it there first", param_hint="--study")
     return sorted(runs, key=lambda run: run.data.tags["kind"] != "study")
 
 
 def best_of(runs: list[Run]) -> list[Run]:
-    """The completed trials, the best first."""
+    """Return the completed trials, best first."""
     trials = [run for run in runs if (run.data.tags["kind"], run.data.tags["state"]) == ("trial", "completed")]
     return sorted(trials, key=lambda trial: float(trial.data.metrics["best/val_accuracy"]), reverse=True)
 
 
 def champion_of(folder: Path, model: str) -> str:
-    """The version that is champion."""
+    """Return the version of the champion."""
     return str(client_of(folder).get_model_version_by_alias(model, "champion").version)
 
 
 def client_of(folder: Path) -> MlflowClient:
-    """The store of a folder."""
+    """Return a client of the store in a folder."""
     return MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
 
 
 def save(ui: MlflowUi, path: Path) -> None:
-    """Keep what the browser shows, in so few colours that the file is small."""
+    """Save a screenshot with few enough colors that the file is small."""
     picture = Image.open(io.BytesIO(ui.stable_screenshot())).convert("RGB")
-    for colours in COLOURS:
-        picture.quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
-        if path.stat().st_size < MOST_BYTES:
+    for colors in COLOR_COUNTS:
+        picture.quantize(colors, dither=Image.Dither.NONE).save(path, optimize=True)
+        if path.stat().st_size < MAX_BYTES:
             return
-    raise typer.BadParameter(f"{path} is still larger than {MOST_BYTES:,} bytes")
+    raise typer.BadParameter(f"{path} is still larger than {MAX_BYTES:,} bytes")
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
 
+from fmnist_search.config.study_config import StudyConfig
 from tests.integration.conftest import FinishedStudy
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -53,3 +55,9 @@ def test_mlflow_understands_the_searches_of_the_page(finished: FinishedStudy) ->
     assert len(found["tags.study = 'quick' and tags.kind = 'trial'"]) == 0
     assert len(client.search_runs(["1"], searches[0].replace("quick", "tiny"))) == 4
     assert len(found["tags.kind = 'finalist' and metrics.\"test/accuracy\" > 0"]) == 1
+
+
+@pytest.mark.parametrize("page", ["../README.md", "studies.md"])
+def test_the_study_files_of_the_pages_are_valid(page: str) -> None:
+    (tables,) = (tables for block in code_blocks(page, "toml") if "space" in (tables := tomllib.loads(block)))
+    assert StudyConfig.from_dict(tables).budget.trials == 30
