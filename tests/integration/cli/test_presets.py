@@ -115,7 +115,7 @@ def test_models_show_prints_a_recipe_that_trains(command: RunCommand, tmp_path: 
         (["resnt"], ["did you mean 'resnet'?"]),
         (["lenet", "--set", "model.widht_1=3"], ["model.widht_1", "did you mean 'model.width_1'?"]),
         (["lenet", "--set", "model.width_1=wide"], ["model.width_1", "'wide'", "whole number"]),
-        (["lenet", "--set", "model.width_1"], ["--set", "no assignment"]),
+        (["lenet", "--set", "model.width_1"], ["--set", "not an assignment"]),
         (["lenet", "--set", "model.pool_size=4"], ["model.pool_size", "after block 3 (side 1)", "model.depth = 2"]),
         (
             ["lenet", "--set", "model.kernel=11", "--set", "model.padding=valid", "--recipe"],
