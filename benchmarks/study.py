@@ -82,7 +82,7 @@ def main() -> None:
     result = BenchmarkResult(
         "study",
         "usual script",
-        tuple(_measurements(**jobs, same_time=bool(arguments.seconds))),
+        tuple(_measurements(jobs["ours"], jobs["usual"], same_time=bool(arguments.seconds))),
         settings,
         device,
         subject="alone" if arguments.alone else "",
