@@ -182,8 +182,10 @@ def varying_names(space: Space) -> list[str]:
 def constant_values(space: Space, base: Recipe) -> dict[str, Value]:
     """Return the values, by dotted name, that are the same in all trials of a study with this base recipe."""
     varying = {*varying_names(space), "seed"}
-    fixed = {n: bounds(d)[0] for n, d in space.domains(space.families[0]).items() if len(bounds(d)) == 1}
-    values = base.replace({FAMILY_NAME: space.families[0], **fixed}).to_flat_dict()
+    ends = {n: bounds(d) for n, d in space.domains(space.families[0]).items()}
+    # A value that does not vary may still follow from one that does: from a depth of 3 or 4, the default of width_3.
+    lowest = {n: end[0] for n, end in ends.items() if len(end) == 1 or n.startswith("model.")}
+    values = base.replace({FAMILY_NAME: space.families[0], **lowest}).to_flat_dict()
     if len(space.families) > 1:
         values = {name: value for name, value in values.items() if not name.startswith("model.")}
     return {name: value for name, value in values.items() if name not in varying}

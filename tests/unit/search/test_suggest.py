@@ -208,6 +208,7 @@ DEFAULT_WIDTHS = {"cnn": {"depth": 2}}
 DEPTH_ALONE = {"cnn": {"depth": [1, 2, 3, 4, 5]}}
 DEPTH_OF_ONE = {"cnn": {"depth": [1]}}
 WIDTH_OF_SOME = {"cnn": {"depth": [1, 2, 3, 4, 5], "width_3": 64}}
+DEEPER_THAN_DEFAULT = {"common": {"family": ["convnet"]}, "convnet": {"depth": [3, 4]}}
 
 
 @settings(max_examples=30)
@@ -215,6 +216,7 @@ WIDTH_OF_SOME = {"cnn": {"depth": [1, 2, 3, 4, 5], "width_3": 64}}
 @example(DEPTH_ALONE)
 @example(DEPTH_OF_ONE)
 @example(WIDTH_OF_SOME)
+@example(DEEPER_THAN_DEFAULT)
 @given(space_tables(largest=200))
 def test_what_is_called_constant_is_the_same_in_every_trial(space: dict[str, Any]) -> None:
     config = make_study(space, sampler="random")
@@ -227,6 +229,7 @@ def test_what_is_called_constant_is_the_same_in_every_trial(space: dict[str, Any
 @settings(max_examples=30)
 @example(DEPTH_ALONE)
 @example(WIDTH_OF_SOME)
+@example(DEEPER_THAN_DEFAULT)
 @given(space_tables(largest=200))
 def test_what_is_not_called_searched_is_the_same_in_every_trial(space: dict[str, Any]) -> None:
     config = make_study(space, sampler="random")
