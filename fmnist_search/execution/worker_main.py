@@ -6,6 +6,7 @@ neither MLflow nor Optuna, so that a process is ready in seconds.
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import socket
@@ -53,7 +54,8 @@ def worker_loop(channel: WorkerChannel, images_by_data: MutableMapping[Data, Ima
             raise _Stopped
         return answer.decision
 
-    defer_compiler_import()
+    # The first optimizer would import it while a trial waits. In a worker process `main` has put it off.
+    importlib.import_module("torch._dynamo")
     execution = Execution()
     try:
         channel.send(Ready())
@@ -98,6 +100,7 @@ def main() -> None:
     """Run a worker process; the arguments are the socket's file descriptor and the seconds between heartbeats."""
     # On Ctrl-C the study decides how running epochs end; when the study ends, the channel closes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    defer_compiler_import()
     channel: WorkerChannel = Channel(socket.socket(fileno=int(sys.argv[1])))
     threading.Thread(target=send_heartbeats, args=(channel, float(sys.argv[2])), daemon=True).start()
     worker_loop(channel, {})

@@ -18,7 +18,7 @@ def defer_compiler_import() -> None:
 
     Optimizers import it to exclude themselves from compilation. Until anything else of it is used, a module takes its
     place that has only the two functions that optimizers call, and nothing is compiled. Does nothing if torch has
-    imported it already.
+    imported it already. For processes that only train: another process may want to compile.
     """
     if NAME not in sys.modules:
         placeholder = _CompilerPlaceholder(NAME)
