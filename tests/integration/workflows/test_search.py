@@ -157,7 +157,7 @@ def test_the_study_run_says_everything_by_itself(client: MlflowClient, runs: dic
     note = study.data.tags["mlflow.note.content"]
     assert "Does a search run from end to end?" in note
     assert "space.cnn.depth" in note
-    assert "on the test images" in note
+    assert "test accuracy" in note
     assert "search tiny.toml" in read_artifact(client, study, "command.txt")
     assert json.loads(read_artifact(client, study, "environment.json"))["versions"]["torch"]
     (used,) = study.inputs.dataset_inputs
