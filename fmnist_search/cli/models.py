@@ -64,9 +64,9 @@ def promote(
 
       fmnist-search promote quick --recipes 3 --seeds 3 --ensemble 3
     """
+    from fmnist_search.cli.model_serialization import champion_to_dict
     from fmnist_search.cli.output import print_json
     from fmnist_search.cli.progress import TrainingProgressDisplay
-    from fmnist_search.cli.serialization import champion_to_dict
     from fmnist_search.config.study_config import StudyConfig
     from fmnist_search.workflows.lookup import load_study
     from fmnist_search.workflows.study.api import promote as promote_study
@@ -143,7 +143,7 @@ def ensemble(
 
 def _print_ensemble(result: EnsembleResult, as_json: bool) -> None:
     from fmnist_search.cli import output
-    from fmnist_search.cli.serialization import ensemble_to_dict
+    from fmnist_search.cli.model_serialization import ensemble_to_dict
 
     evaluation, registered = result.evaluation, result.registered
     if as_json:
@@ -194,7 +194,7 @@ def evaluate(
       fmnist-search evaluate models:/fmnist-search@champion models:/fmnist-search@challenger
     """
     from fmnist_search.cli import output
-    from fmnist_search.cli.serialization import comparison_to_dict, test_score_to_dict
+    from fmnist_search.cli.model_serialization import comparison_to_dict, test_score_to_dict
     from fmnist_search.data.loading import read_test_set
     from fmnist_search.registry import evaluation
     from fmnist_search.registry.packaging import DEFAULT_MODEL

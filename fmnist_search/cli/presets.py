@@ -31,7 +31,7 @@ def list_presets(context: typer.Context, as_json: JsonOption = False) -> None:
     if context.invoked_subcommand:
         return
     from fmnist_search.cli import output
-    from fmnist_search.cli.serialization import preset_to_dict
+    from fmnist_search.cli.model_serialization import preset_to_dict
     from fmnist_search.models.presets import PRESETS
     from fmnist_search.recipe.families import FAMILIES
 
@@ -63,7 +63,7 @@ def show_preset(
     from dataclasses import replace
 
     from fmnist_search.cli import output
-    from fmnist_search.cli.serialization import layer_to_dict, preset_to_dict
+    from fmnist_search.cli.model_serialization import layer_to_dict, preset_to_dict
     from fmnist_search.config.toml_files import parse_assignment
     from fmnist_search.models.classifier import check_size
     from fmnist_search.models.presets import get_preset
