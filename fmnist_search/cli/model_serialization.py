@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fmnist_search.models.presets import Preset
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from fmnist_search.results.training import Accuracy
     from fmnist_search.workflows.ensemble import EnsembleResult
     from fmnist_search.workflows.registration import RegisteredVersion
-from fmnist_search.cli.serialization import Json
+
+Json = dict[str, Any]
 
 
 def champion_to_dict(champion: Champion) -> Json:

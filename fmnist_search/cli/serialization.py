@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fmnist_search.results.study import StopReason
 from fmnist_search.results.training import TrialState
@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from fmnist_search.tracking.stored_runs import TrainedRun
     from fmnist_search.workflows.doctor import CheckResult
     from fmnist_search.workflows.reproduce import Reproduction
-from fmnist_search.cli.model_serialization import champion_to_dict
-
-Json = dict[str, Any]
+from fmnist_search.cli.model_serialization import Json, champion_to_dict
 
 STOP_REASONS = {
     StopReason.TARGET: ("target", "its target accuracy is reached"),
