@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import fmnist_search
+from benchmarks import import_graph
 from fmnist_search.data.files import DataSource
 
 PACKAGE = Path(fmnist_search.__file__).parent
@@ -128,3 +129,12 @@ def test_importing_the_packages_loads_no_large_library() -> None:
         [sys.executable, "-c", textwrap.dedent(program), *PACKAGES], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_imports_have_no_circle_few_levels_and_modules_are_short() -> None:
+    # All imports count, those under TYPE_CHECKING and inside functions too.
+    files = import_graph.module_files(PACKAGE.parent, PACKAGE.name)
+    graph = import_graph.module_graph(files)
+    assert import_graph.circles(graph) == []
+    assert len(import_graph.longest_chain(import_graph.package_graph(graph, PACKAGE.name))) <= 9
+    assert import_graph.long_modules(files, 350) == {}
