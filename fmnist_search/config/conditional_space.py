@@ -175,7 +175,8 @@ def varying_names(space: Space) -> list[str]:
     """Return the dotted names of everything that may differ between trials, in the order of a recipe."""
     names = [FAMILY_NAME] if len(space.families) > 1 else []
     for family in space.families:
-        names += [name for name in recipe_hyperparameters(FAMILIES[family]) if _varies(name, space, family)]
+        varying = _varying_in_family(space, family)
+        names += [name for name in recipe_hyperparameters(FAMILIES[family]) if name in varying]
     return list(dict.fromkeys(names))
 
 
@@ -191,16 +192,14 @@ def constant_values(space: Space, base: Recipe) -> dict[str, Value]:
     return {name: value for name, value in values.items() if name not in varying}
 
 
-def _varies(name: str, space: Space, family: str) -> bool:
-    """Return whether a hyperparameter is sampled, or belongs to a block that not all recipes have."""
+def _varying_in_family(space: Space, family: str) -> set[str]:
+    """Return the names that are sampled, or belong to a block that not all recipes of the family have."""
     domains = space.domains(family)
-    if name in domains and not isinstance(domains[name], Fixed):
-        return True
-    if not name.startswith("model."):
-        return False
-    ends = {n: bounds(d) for n, d in domains.items() if n.startswith("model.")}
-    first = {FAMILY_NAME: family, **{other: values[0] for other, values in ends.items()}}
-    values = {
-        Recipe().replace({**first, other: end}).to_flat_dict()[name] for other, others in ends.items() for end in others
-    }
-    return len(values) > 1
+    sampled = {name for name, domain in domains.items() if not isinstance(domain, Fixed)}
+    ends = {name: bounds(domain) for name, domain in domains.items() if name.startswith("model.")}
+    lowest = {FAMILY_NAME: family, **{name: values[0] for name, values in ends.items()}}
+    recipes = [
+        Recipe().replace({**lowest, name: end}).to_flat_dict() for name, values in ends.items() for end in values
+    ]
+    blocks = {name for flat in recipes for name in flat if name.startswith("model.") and flat[name] != recipes[0][name]}
+    return sampled | blocks
