@@ -137,7 +137,7 @@ def test_sync_sends_what_a_finished_study_could_not_send(tiny: Path, tmp_path: P
         failed = run_command(tiny.parent, "sync", *location)
         assert failed.exit_code != 0
         assert len(failed.errors) == 1
-        assert "MLflow has not got everything" in run_command(tiny.parent, "status", *location).stdout
+        assert "MLflow has not received all events" in run_command(tiny.parent, "status", *location).stdout
         server.start()
         assert run_command(tiny.parent, "sync", *location).exit_code == 0
         assert_metrics_complete(server.url, load_trials(workdir))

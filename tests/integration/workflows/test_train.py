@@ -210,7 +210,7 @@ def test_a_stopped_training_loses_no_whole_epoch(tmp_path: Path, recipe: Path, n
     (folder,) = (tmp_path / "fmnist-search" / "weights" / "train").iterdir()
     if number is signal.SIGINT:
         assert process.returncode == 130
-        assert f"`fmnist-search train --resume {folder.name}` goes on" in stderr
+        assert f"continue with `fmnist-search train --resume {folder.name}`" in stderr
         assert {"weights.pt", "last_weights.pt"} <= {
             artifact.path for artifact in make_client(tmp_path).list_artifacts(folder.name)
         }
