@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import sqlite3
 import threading
@@ -48,13 +49,19 @@ class Outbox:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._connection = sqlite3.connect(path, BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False)
-        self._sender_lock = FileLock(path.with_suffix(".lock"), thread_local=False)
+        self._sender_lock = FileLock(self.lock_path, thread_local=False)
         with FileLock(path.with_suffix(".made.lock")):  # creating the tables in two processes at once would fail
             self._execute("PRAGMA journal_mode=WAL")
             with self._lock:
                 self._connection.executescript(SCHEMA)
         # A killed process loses nothing by this; a power failure may lose the last moments.
         self._execute("PRAGMA synchronous=NORMAL")
+
+    @property
+    def lock_path(self) -> Path:
+        """The file that the sender of this store locks. Another store has its own, since it may be down."""
+        store = hashlib.sha256(self.store_uri.encode()).hexdigest()[:8]
+        return self.path.with_name(f"{self.path.stem}-{store}.lock")
 
     def close(self) -> None:
         """Close the file, and shrink it if it is empty. A second call does nothing."""
@@ -88,6 +95,12 @@ class Outbox:
         if not tried:
             self._execute("UPDATE events SET tried = 1 WHERE number = ?", number)
         return Event(run, kind, json.loads(body), content, bool(later), number, bool(tried))
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether an event is still to be sent, by this process or by another."""
+        query = "SELECT EXISTS (SELECT 1 FROM events WHERE store = ? AND refused IS NULL)"
+        return bool(self._execute(query, self.store_uri).fetchone()[0])
 
     def update_body(self, event: Event, body: Mapping[str, Any]) -> Event:
         """Store another body for an event, and return the event with it."""
@@ -138,13 +151,17 @@ class Outbox:
         self._execute("INSERT OR REPLACE INTO runs VALUES (?, ?)", run_key, run_id)
 
     def try_lock(self) -> bool:
-        """Return whether this process is the one that sends. It becomes that if no other process is."""
+        """Return whether this sender has the lock, which only one sender of the outbox has at a time."""
         if not self._sender_lock.is_locked:
             try:
                 self._sender_lock.acquire(timeout=0)
             except Timeout:
                 return False
         return True
+
+    def unlock(self) -> None:
+        """Release the lock, so that another sender may take it."""
+        self._sender_lock.release()
 
     def _execute(self, statement: str, *values: object) -> sqlite3.Cursor:
         with self._lock:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from enum import Enum, auto
 
 from fmnist_search.tracking.events import EndRun, Event, EventKind
 from fmnist_search.tracking.outbox import EventRejected, Outbox, StoreUnavailable
@@ -20,15 +21,28 @@ MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.25, 10.0
 OUTAGE_NOTICE_SECONDS = 3.0
 """A store that is down for a shorter time is not reported."""
 LOCK_POLL_SECONDS = 0.1
-"""Seconds between two checks whether another process still sends."""
+"""Seconds between two checks whether another sender has delivered everything."""
+CLOSE_WAIT_SECONDS = 10.0
+"""A sender that is closed waits so long for another one that is delivering its events."""
 
 WriteEvent = Callable[[Event], None]
 """Writes an event to the store. Raises StoreUnavailable if the event is to be sent again later, and EventRejected if
 the store will never take it."""
 
 
+class _Step(Enum):
+    """What came of the attempt to deliver an event."""
+
+    DELIVERED = auto()
+    NOTHING_PENDING = auto()
+    SENT_BY_ANOTHER = auto()
+    STORE_DOWN = auto()
+
+
 class NullSender:
     """A sender that discards everything, for studies that are not tracked."""
+
+    problem = ""
 
     def send(self, event: Event) -> None:
         """Do nothing."""
@@ -53,7 +67,11 @@ class NullSender:
 
 
 class Sender:
-    """A thread that delivers the events of an outbox, and runs tasks when no event is pending."""
+    """A thread that delivers the events of an outbox, and runs tasks when no event is pending.
+
+    Several senders may share an outbox. One of them at a time has its lock, and delivers the events of all until none
+    is pending. The others run their tasks in the meantime.
+    """
 
     def __init__(self, outbox: Outbox, write_event: WriteEvent, print_message: Callable[[str], None]):
         self.outbox = outbox
@@ -66,6 +84,9 @@ class Sender:
         self._wakeup = threading.Event()
         self._closing = False
         self._down_since: float | None = None
+        self._down_reason = ""
+        self._retry_at = 0.0
+        self._is_blocked = False
         self._outage_reported = False
         self._reported_reasons: set[str] = set()
         self._thread = threading.Thread(target=self._run_loop, name="sender", daemon=True)
@@ -95,14 +116,15 @@ class Sender:
         return self._seconds.get(run_key, 0.0)
 
     def run_when_idle(self, task: Callable[[], None]) -> None:
-        """Run the task in the thread of the sender when no event is pending, or while the store is down."""
+        """Run the task in this thread of the sender when it has no event to deliver, or while the store is down."""
         self._idle_tasks.put(task)
         self._wakeup.set()
 
     def flush(self, timeout: float, should_stop: Callable[[], bool] = lambda: False) -> bool:
         """Wait until all events have been delivered, those that an earlier process left included.
 
-        Return False if the store has taken nothing for `timeout` seconds, or is down and `should_stop` returns True.
+        Return False if the store is down and has taken nothing for `timeout` seconds, or `should_stop` returns True;
+        or if another sender, which has the lock, has delivered nothing for so long. Then `problem` names the cause.
         Rejected events are not waited for.
         """
         last_count, since = -1, time.monotonic()
@@ -110,10 +132,23 @@ class Sender:
             now, pending = time.monotonic(), self.outbox.pending_count(self._last_number)
             if pending != last_count:
                 last_count, since = pending, now
-            if now - since > timeout or (self._down_since is not None and should_stop()):
+            if not self._thread.is_alive() or (self._down_since is not None and should_stop()):
+                return False
+            if now - since > timeout and self.problem:
                 return False
             time.sleep(0.01)
         return True
+
+    @property
+    def problem(self) -> str:
+        """Why events are not delivered; empty unless a call of the store has failed or another sender has the lock."""
+        if not self._thread.is_alive():
+            return "the thread that sends to MLflow has ended"
+        if self._down_since is not None:
+            return f"MLflow cannot be reached ({self._down_reason})"
+        if self._is_blocked:
+            return f"another process holds {self.outbox.lock_path} and sends nothing"
+        return ""
 
     def close(self) -> None:
         """End the thread once all events have been delivered, or as soon as the store cannot be reached."""
@@ -126,25 +161,47 @@ class Sender:
         return not self.outbox.pending_count(self._last_number) and self._idle_tasks.empty() and not self._busy
 
     def _run_loop(self) -> None:
+        close_by: float | None = None
         while True:
-            if not self.outbox.try_lock():
-                if self._closing:
-                    return
-                time.sleep(LOCK_POLL_SECONDS)
+            step = self._deliver_next()
+            if step is _Step.DELIVERED:
                 continue
-            event = self.outbox.next_event()
-            if event:
-                if not self._try_deliver(event):
-                    if self._closing:
-                        return
-                    self._wait_before_retry()
-            elif not self._idle_tasks.empty():
-                self._run_idle_task()
-            elif self._closing:
+            if step is _Step.STORE_DOWN and self._closing:
                 return
-            else:
-                self._wakeup.wait()
-                self._wakeup.clear()
+            if not self._idle_tasks.empty():
+                self._run_idle_task()
+                continue
+            if self._closing:
+                close_by = close_by or time.monotonic() + CLOSE_WAIT_SECONDS
+                if step is _Step.NOTHING_PENDING or time.monotonic() > close_by:
+                    return
+            self._wait_after(step)
+
+    def _deliver_next(self) -> _Step:
+        """Try to deliver one event. The lock is kept for the next one if it was delivered, and released otherwise."""
+        if time.monotonic() < self._retry_at and not self._closing:
+            return _Step.STORE_DOWN
+        if not self.outbox.has_pending:
+            self.outbox.unlock()
+            self._is_blocked = False
+            self._on_available()
+            return _Step.NOTHING_PENDING
+        if not self.outbox.try_lock():
+            self._is_blocked = True
+            return _Step.SENT_BY_ANOTHER
+        self._is_blocked = False
+        event = self.outbox.next_event()
+        if event is None or self._try_deliver(event):
+            return _Step.DELIVERED
+        self.outbox.unlock()
+        return _Step.STORE_DOWN
+
+    def _wait_after(self, step: _Step) -> None:
+        if step is _Step.NOTHING_PENDING:
+            self._wakeup.wait()
+            self._wakeup.clear()
+        else:
+            time.sleep(LOCK_POLL_SECONDS if step is _Step.SENT_BY_ANOTHER else 0.02)
 
     def _try_deliver(self, event: Event) -> bool:
         started = time.perf_counter()
@@ -180,7 +237,8 @@ class Sender:
 
     def _on_unavailable(self, reason: str) -> None:
         now = time.monotonic()
-        self._down_since = self._down_since or now
+        self._down_since, self._down_reason = self._down_since or now, reason
+        self._retry_at = now + min(MAX_RETRY_SECONDS, max(MIN_RETRY_SECONDS, (now - self._down_since) / 2))
         if not self._outage_reported and now - self._down_since > OUTAGE_NOTICE_SECONDS:
             self._outage_reported = True
             self._print_message(
@@ -191,17 +249,7 @@ class Sender:
         if self._outage_reported and self._down_since:
             seconds = time.monotonic() - self._down_since
             self._print_message(f"MLflow is back after {seconds:.0f} s; the events that it missed are sent now")
-        self._down_since, self._outage_reported = None, False
-
-    def _wait_before_retry(self) -> None:
-        assert self._down_since is not None
-        seconds = min(MAX_RETRY_SECONDS, max(MIN_RETRY_SECONDS, (time.monotonic() - self._down_since) / 2))
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and not self._closing:
-            if self._idle_tasks.empty():
-                time.sleep(0.02)
-            else:
-                self._run_idle_task()
+        self._down_since, self._outage_reported, self._retry_at = None, False, 0.0
 
     def _run_idle_task(self) -> None:
         self._busy = True

@@ -35,12 +35,12 @@ class JobContext:
     flush_timeout: float = TrackingOptions.flush_timeout
 
     def flush(self) -> bool:
-        """Wait until MLflow has every event; return False, with a message, if the store stays down."""
+        """Wait until MLflow has every event; return False, with a message, if that fails."""
         delivered = self.sender.flush(self.flush_timeout, lambda: self.interruption.is_requested)
         if not delivered:
             self.callback.on_message(
-                "MLflow has not received everything; the rest is kept, and `fmnist-search sync` sends it once MLflow "
-                "is reachable again"
+                f"MLflow has not received everything: {self.sender.problem}; the rest is kept, and `fmnist-search "
+                "sync` sends it later"
             )
         return delivered
 

@@ -49,10 +49,10 @@ def sync(*, forget: bool = False, workspace: Workspace | None = None) -> int:
                 outbox.retry_rejected()
             events = outbox.pending_count()
             with open_sender(workspace, mlflow_store, StudyCallback()) as sender:
-                delivered = sender.flush(SYNC_TIMEOUT)
+                delivered, problem = sender.flush(SYNC_TIMEOUT), sender.problem
             rejected = outbox.rejected_counts()
     if not delivered:
-        raise UserError("sync: MLflow has become unreachable; nothing is lost, run it again")
+        raise UserError(f"sync: {problem}; nothing is lost, run it again")
     if rejected:
         raise UserError(
             *(f"sync: MLflow rejects {count} events: {reason}" for reason, count in rejected.items()),

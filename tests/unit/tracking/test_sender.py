@@ -220,6 +220,59 @@ def test_two_senders_of_one_outbox_deliver_every_event_once(open_sender: OpenSen
     assert fake_store.delivered_runs == [str(number) for number in range(10)]
 
 
+def test_an_idle_sender_keeps_no_other_from_delivering_and_from_its_tasks(
+    open_sender: OpenSender, fake_store: FakeStore
+) -> None:
+    with open_sender() as first:
+        first.send(Event("first", "batch"))
+        assert first.flush(10)
+        with open_sender() as second:
+            second.send(Event("second", "batch"))
+            second.run_when_idle(lambda: second.send(Event("drawn by the second", "batch")))
+            assert second.flush(1)
+    assert fake_store.delivered_runs == ["first", "second", "drawn by the second"]
+
+
+def test_the_sender_that_delivers_takes_the_events_of_others_while_these_run_their_tasks(
+    open_sender: OpenSender, fake_store: FakeStore
+) -> None:
+    fake_store.unblock.clear()
+    done = threading.Event()
+    with open_sender() as first, open_sender() as second:
+        first.send(Event("first", "batch"))
+        wait_until(lambda: fake_store.attempts == 1)
+        second.send(Event("second", "batch"))
+        second.run_when_idle(done.set)
+        assert done.wait(10)
+        assert not second.flush(0.2)
+        assert "another process holds" in second.problem
+        assert "cannot be reached" not in second.problem
+        fake_store.unblock.set()
+        assert second.flush(10)
+    assert fake_store.delivered_runs == ["first", "second"]
+
+
+def test_a_slow_store_is_not_taken_for_one_that_is_down(open_sender: OpenSender, fake_store: FakeStore) -> None:
+    fake_store.unblock.clear()
+    threading.Timer(0.6, fake_store.unblock.set).start()
+    with open_sender() as sender:
+        sender.send(Event("run", "batch"))
+        assert sender.flush(0.2)
+
+
+def test_the_sender_of_another_store_is_not_waited_for(
+    open_sender: OpenSender, fake_store: FakeStore, tmp_path: Path, messages: list[str]
+) -> None:
+    fake_store.unblock.clear()
+    other_store = FakeStore()
+    with open_sender() as sender, Sender(Outbox(tmp_path / "outbox.db", "other"), other_store, messages.append) as other:
+        sender.send(Event("run", "batch"))
+        wait_until(lambda: fake_store.attempts == 1)
+        other.send(Event("elsewhere", "batch"))
+        assert other.flush(10)
+        fake_store.unblock.set()
+
+
 def test_the_seconds_that_the_events_of_a_run_take_are_summed(open_sender: OpenSender, fake_store: FakeStore) -> None:
     fake_store.unblock.clear()
     with open_sender() as sender:
