@@ -264,8 +264,8 @@ def test_the_sender_of_another_store_is_not_waited_for(
     open_sender: OpenSender, fake_store: FakeStore, tmp_path: Path, messages: list[str]
 ) -> None:
     fake_store.unblock.clear()
-    other_store = FakeStore()
-    with open_sender() as sender, Sender(Outbox(tmp_path / "outbox.db", "other"), other_store, messages.append) as other:
+    other_outbox = Outbox(tmp_path / "outbox.db", "other")
+    with open_sender() as sender, Sender(other_outbox, FakeStore(), messages.append) as other:
         sender.send(Event("run", "batch"))
         wait_until(lambda: fake_store.attempts == 1)
         other.send(Event("elsewhere", "batch"))
