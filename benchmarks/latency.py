@@ -15,7 +15,6 @@ import os
 import shlex
 import shutil
 import sqlite3
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,8 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.import_graph import circles, long_modules, longest_chain, module_files, module_graph, package_graph
+from benchmarks.latency_commands import COMPARISONS, STUDY, Command
+from benchmarks.latency_table import table
 from benchmarks.machine import device_slug
 from benchmarks.measure import BenchmarkResult, Measurement, interleave, make_parser, run_main, save_result
 
@@ -37,111 +38,7 @@ PACKAGE = "fmnist_search"
 MODULE_LINES = 350
 """A module with more lines counts as long."""
 
-STUDY = """
-name = "latency"
-question = "How long do commands take?"
-[data]
-train_images = 300
-validation = 300
-[budget]
-trials = 10
-epochs = 1
-[sampler]
-name = "random"
-[space.common]
-batch_size = [50, 100]
-optimizer.learning_rate = { low = 3e-3, high = 3e-2, log = true }
-[space.cnn]
-depth = [1, 2]
-width_1 = [4, 8]
-width_2 = [8]
-[finalists]
-recipes = 1
-seeds = 2
-epochs = 1
-images = "slice"
-refit = "none"
-[execution]
-workers = 1
-"""
-"""The search that creates the store: enough trials for `importance`, and a champion for `predict`."""
-
-LOAD_STUDY = """
-import optuna
-optuna.load_study(study_name="latency", storage="sqlite:///fmnist-search/optuna.db").trials
-"""
-IMPORT_LIBRARIES = "import pydantic, typer, rich"
-USE_LIBRARIES = """
-from pydantic import BaseModel
-from rich.console import Console
-from typer import Typer
-class Model(BaseModel): number: int
-Model(number=1), Console(), Typer()
-"""
-"""`import pydantic` alone loads nearly nothing; this also loads what its models use."""
-LOAD_MODEL = """
-import torch
-import mlflow.pyfunc
-mlflow.set_tracking_uri("sqlite:///mlflow.db")
-mlflow.pyfunc.load_model("models:/fmnist-search@champion")
-"""
-END_AT_ONCE = """
-import os
-os._exit(0)
-"""
-"""Python takes more than a second to unload torch and MLflow; a command need not wait for that."""
 SHORT_SEARCH = ("--trials", "2", "--set", "budget.epochs=1", "--set", "finalists.recipes=0")
-
-
-class Command(NamedTuple):
-    """A measured command: the arguments after `python -m fmnist_search`, run in a folder with or without the store.
-
-    In the arguments {study} stands for the study file.
-    """
-
-    what: str
-    arguments: str
-    in_store: bool = True
-
-
-class Comparison(NamedTuple):
-    """Commands, and their yardsticks: Python scripts by their name in the table."""
-
-    yardsticks: dict[str, str]
-    commands: tuple[Command, ...]
-
-
-COMPARISONS = (
-    Comparison(
-        {"a script that loads the study with optuna": LOAD_STUDY},
-        (
-            Command("status", "status"),
-            Command("leaderboard", "leaderboard"),
-            Command("show", "show"),
-            Command("importance", "importance"),
-        ),
-    ),
-    Comparison(
-        {
-            f'python -c "{IMPORT_LIBRARIES}"': IMPORT_LIBRARIES,
-            "a script that uses pydantic, typer and rich": USE_LIBRARIES,
-        },
-        (
-            Command("studies list", "studies list"),
-            Command("studies list, no store", "studies list", in_store=False),
-            Command("space", "space {study}", in_store=False),
-            Command("models", "models", in_store=False),
-        ),
-    ),
-    Comparison(
-        {
-            "a script that loads the model with torch and mlflow.pyfunc": LOAD_MODEL,
-            "the same script, ended by os._exit": LOAD_MODEL + END_AT_ONCE,
-        },
-        (Command("predict --test-image 0", "predict --test-image 0"),),
-    ),
-    Comparison({}, (Command("search --dry-run", "search {study} --dry-run", in_store=False),)),
-)
 FIRST_EPOCH = "search, seconds before its first epoch, new store"
 STRUCTURE = "imports"
 
@@ -381,32 +278,6 @@ def _command_line() -> str:
     words += ["--study", arguments.study.name] if arguments.study != QUICK else []
     words += [word for folder in arguments.checkout or () for word in ("--checkout", folder.name)]
     return shlex.join(["python", "-m", "benchmarks.latency", *words])
-
-
-def table(results: Mapping[str, BenchmarkResult]) -> str:
-    """Return the figures as a table, with two columns per checkout: its seconds and their ratio to the yardstick."""
-    columns = [column for name in results for column in (name, "ratio")]
-    rows = [("", "yardstick", *columns)]
-    row: tuple[Measurement, ...]
-    for row in zip(*(result.figures for result in results.values()), strict=True):
-        cells = [cell for figure in row for cell in (figure.table_cells[1], _times(figure))]
-        note = f": {row[0].note}" if row[0].note else ""
-        rows.append((f"{row[0].what}{' (s)' if row[0].unit else ''}{note}", row[0].table_cells[2], *cells))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [f"{row[0]:<{widths[0]}}  " + "  ".join(map(str.rjust, row[1:], widths[1:])) for row in rows]
-    first = next(iter(results.values()))
-    packages = ", ".join(f"{name} {number}" for name, number in first.versions.items())
-    shared = ", ".join(f"{name} {value}" for name, value in first.settings.items() if name != "checkout")
-    versions = ", ".join(f"{name} {result.settings['checkout']}" for name, result in results.items())
-    head = [f"{first.command}  ({first.date})", f"{first.machine}; {packages}", f"{shared}; {versions}"]
-    remarks = [f"{name}: {remark}" for name, result in results.items() for remark in result.remarks]
-    return "\n".join([*head, "", *lines, "", *remarks]).rstrip()
-
-
-def _times(figure: Measurement) -> str:
-    """Return the ratio of a command's seconds to its yardstick's: the median of the rounds, and their range."""
-    ratios = [ours / theirs for ours, theirs in zip(figure.ours, figure.theirs, strict=False)]
-    return f"{statistics.median(ratios):.2f}x ({min(ratios):.2f}..{max(ratios):.2f})" if ratios else "-"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from benchmarks import reference
+from benchmarks import reference_results
 from benchmarks.measure import RESULTS_FOLDER, BenchmarkResult
 
 ROOT = Path(__file__).parents[1]
@@ -31,13 +31,13 @@ def main() -> None:
 
 def page_tables(folder: Path) -> dict[Path, dict[str, str]]:
     """Return the tables by page and by the name of the markers around them."""
-    measured, trained = latest_results(folder), reference.latest_results(folder)
+    measured, trained = latest_results(folder), reference_results.latest_results(folder)
     return {
         ROOT / "README.md": {"benchmarks": results_table(measured, headlines_only=True)},
         ROOT / "docs" / "performance.md": {"benchmarks": results_table(measured, headlines_only=False)},
         ROOT / "docs" / "reference-results.md": {
-            "reference": reference.reference_table(trained),
-            "variants": reference.variants_table(trained),
+            "reference": reference_results.reference_table(trained),
+            "variants": reference_results.variants_table(trained),
         },
     }
 
@@ -47,7 +47,7 @@ def latest_results(folder: Path) -> list[BenchmarkResult]:
     newest: dict[tuple[str, str, str], BenchmarkResult] = {}
     for path in sorted(folder.glob("*.json")):  # file names start with the date
         found = json.loads(text := path.read_text())
-        if "figures" in found and found["benchmark"] != reference.BENCHMARK:
+        if "figures" in found and found["benchmark"] != reference_results.BENCHMARK:
             result = BenchmarkResult.from_json(text)
             newest[result.benchmark, result.subject, result.device] = result
     return sorted(newest.values(), key=_sort_key)

@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from benchmarks import reference, report, study, throughput, time_to_accuracy, tutorial
+from benchmarks import reference, reference_results, report, study, throughput, time_to_accuracy, tutorial
 from benchmarks.measure import RESULTS_FOLDER, BenchmarkResult, Measurement, interleave
 from fmnist_search.data.files import DataSource
 from fmnist_search.data.images import Images
@@ -151,7 +151,7 @@ def test_reference_trains_a_preset_from_every_seed_and_keeps_what_it_reached(
 ) -> None:
     short = ("--preset", "tiny-conv", "simple-cnn", "--seeds", 2, "--epochs-limit", 2, "--set", "data.train_images=500")
     text = bench(reference, *short, "--device", "cpu", "--workers", 1, "--save", tmp_path, "--json")
-    saved = {result.subject: result for result in reference.latest_results(tmp_path)}
+    saved = {result.subject: result for result in reference_results.latest_results(tmp_path)}
     assert [json.loads(result.to_json()) for result in saved.values()] == json.loads(text)
     assert saved.keys() == {"tiny-conv-data-train-images-500", "simple-cnn-data-train-images-500"}
     for name, validation in (("tiny-conv", 0), ("simple-cnn", 12_000)):
@@ -199,9 +199,9 @@ def test_what_reference_has_trained_outlives_an_interruption(tmp_path: Path) -> 
         assert process.stderr.readline().startswith("interrupted: finished trainings count")
         table = process.stdout.read()
     assert process.returncode == 130
-    (result,) = reference.latest_results(tmp_path)
+    (result,) = reference_results.latest_results(tmp_path)
     assert result.settings["preset"] == "logistic"
-    assert table == reference.results_table([result])
+    assert table == reference_results.results_table([result])
 
 
 def test_a_changed_hyperparameter_is_said_and_counts(bench: RunBenchmark) -> None:
@@ -347,10 +347,10 @@ def make_result(
     figures = tuple(
         Measurement(what, "", accuracies)
         for what in (
-            reference.TEST_ACCURACY,
-            reference.TEST_LOSS,
-            reference.TRAINING_ACCURACY,
-            reference.TRAINING_SECONDS,
+            reference_results.TEST_ACCURACY,
+            reference_results.TEST_LOSS,
+            reference_results.TRAINING_ACCURACY,
+            reference_results.TRAINING_SECONDS,
         )
     )
     settings = {"preset": preset, "changes": changes, "workers": 2, "recipe": recipe}
@@ -369,10 +369,11 @@ def test_the_table_of_record_shows_the_latest_of_each_network_and_device(tmp_pat
         make_result("lenet", (70.0,), "2026-01-03", normalisation="unit"),
     ):
         (tmp_path / result.file_name).write_text(result.to_json())
-    results = reference.latest_results(tmp_path)
+    results = reference_results.latest_results(tmp_path)
     assert report.latest_results(tmp_path) == []
     rows = [
-        [cell.strip() for cell in row.split("|")[1:-1]] for row in reference.reference_table(results).splitlines()[2:]
+        [cell.strip() for cell in row.split("|")[1:-1]]
+        for row in reference_results.reference_table(results).splitlines()[2:]
     ]
     lenets = [row for row in rows if row and row[0] == "`lenet`"]
     assert [(row[2], row[9], row[10]) for row in lenets] == [
@@ -381,7 +382,7 @@ def test_the_table_of_record_shows_the_latest_of_each_network_and_device(tmp_pat
     ]
     assert {row[0].strip("`") for row in rows if row} == PRESETS.keys()
     assert sum("not measured yet" in row for row in rows) == len(PRESETS) - 1
-    changed = reference.variants_table(results)
+    changed = reference_results.variants_table(results)
     assert "| `lenet`, normalisation unit | about 92, loss about 0.22 | 70.00 (n=1) |" in changed
     assert "$ the command" in changed
 

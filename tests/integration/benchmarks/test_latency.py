@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import import_graph, latency
+from benchmarks.latency_commands import COMPARISONS
 from benchmarks.measure import BenchmarkResult
 
 MINI = """
@@ -147,9 +148,7 @@ def test_every_command_is_timed_against_its_yardsticks(bench: Bench, tmp_path: P
         assert len(figure.ours) == 1
         compared[figure.what] += figure.theirs
     commands = {
-        command.what: len(comparison.yardsticks)
-        for comparison in latency.COMPARISONS
-        for command in comparison.commands
+        command.what: len(comparison.yardsticks) for comparison in COMPARISONS for command in comparison.commands
     }
     assert {"status", "leaderboard", "show", "importance", "space", "models", "search --dry-run"} < commands.keys()
     expected = {**commands, latency.FIRST_EPOCH: 0, **dict.fromkeys(STRUCTURE, 0)}
