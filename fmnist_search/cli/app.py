@@ -46,6 +46,14 @@ WorkdirOption = Annotated[
 DataDirOption = Annotated[Path | None, typer.Option(help="Folder with the files of the dataset.", show_default=False)]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Load a model that this program did not register, or whose files have changed. Code in its files then "
+        "runs with your rights.",
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -16,6 +16,7 @@ from fmnist_search.cli.app import (
     StudyArgument,
     StudyOption,
     TrackingUriOption,
+    TrustOption,
     WorkdirOption,
     app,
     check_output_path,
@@ -178,6 +179,7 @@ def evaluate(
     again: Annotated[
         bool, typer.Option("--again", help="Test again although a result is stored, and record that.")
     ] = False,
+    trust: TrustOption = False,
     tracking_uri: TrackingUriOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
@@ -202,13 +204,13 @@ def evaluate(
     client = _connect_client(tracking_uri)
     test = partial(read_test_set, source=image_source(data_dir))
     if other is None:
-        score = evaluation.evaluate_model(client, model or DEFAULT_MODEL, test, again=again)
+        score = evaluation.evaluate_model(client, model or DEFAULT_MODEL, test, again=again, trust=trust)
         if as_json:
             output.print_json(test_score_to_dict(score))
         else:
             output.stdout.print(_format_test_score(score), markup=False)
         return
-    comparison = evaluation.compare_models(client, model or DEFAULT_MODEL, other, test, again=again)
+    comparison = evaluation.compare_models(client, model or DEFAULT_MODEL, other, test, again=again, trust=trust)
     if as_json:
         output.print_json(comparison_to_dict(comparison))
     else:
@@ -244,6 +246,7 @@ def export(
     ] = None,
     onnx: Annotated[Path | None, typer.Option(help="ONNX file to write.", show_default=False)] = None,
     force: ForceOption = False,
+    trust: TrustOption = False,
     tracking_uri: TrackingUriOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
@@ -272,7 +275,10 @@ def export(
     address = model or DEFAULT_MODEL
     source = image_source(data_dir)
     difference = export_onnx(
-        address, onnx, lambda dataset: read_training_set(dataset, source).pixels[:EXPORT_CHECK_IMAGES].numpy()
+        address,
+        onnx,
+        lambda dataset: read_training_set(dataset, source).pixels[:EXPORT_CHECK_IMAGES].numpy(),
+        trust=trust,
     )
     if as_json:
         exported = {"model": address, "file": str(onnx), "bytes": onnx.stat().st_size}

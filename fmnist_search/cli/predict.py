@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fmnist_search.cli.app import DataDirOption, JsonOption, TrackingUriOption, app, check_output_path, image_source
+from fmnist_search.cli.app import (
+    DataDirOption,
+    JsonOption,
+    TrackingUriOption,
+    TrustOption,
+    app,
+    check_output_path,
+    image_source,
+)
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,6 +53,7 @@ def predict(
             help="PNG file for the images with their predicted classes, wrong ones in red.", show_default=False
         ),
     ] = None,
+    trust: TrustOption = False,
     tracking_uri: TrackingUriOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
@@ -78,7 +87,7 @@ def predict(
         check_output_path(grid, suffix=".png")
     print_message = partial(output.stderr.print, markup=False)
     files = read_image_files(images or [], resize=resize, invert=invert, on_message=print_message)
-    loaded = _load_model(model, tracking_uri)
+    loaded = _load_model(model, tracking_uri, trust=trust)
     from_files = ((image.name, image.pixels, None) for image in files)
     inputs = itertools.chain(from_files, _load_test_images(numbers, loaded, data_dir))
     rows: list[dict[str, Any]] = []
@@ -161,11 +170,11 @@ def _format_cell(row: dict[str, Any], column: str) -> str:
     return str(row[column])
 
 
-def _load_model(model: str | None, tracking_uri: str | None) -> LoadedModel:
+def _load_model(model: str | None, tracking_uri: str | None, *, trust: bool) -> LoadedModel:
     from fmnist_search.registry.evaluation import load_classifier
     from fmnist_search.registry.packaging import DEFAULT_MODEL
     from fmnist_search.tracking.connection import connect
     from fmnist_search.workspace import resolve_tracking_uri as resolve
 
     connect(resolve(tracking_uri))
-    return load_classifier(model or DEFAULT_MODEL)
+    return load_classifier(model or DEFAULT_MODEL, trust=trust)

@@ -30,13 +30,13 @@ TestSetReader = Callable[[str], LabelledImages]
 """Returns the test images of a dataset by its name; called when a model is to be evaluated on them."""
 
 
-def load_classifier(uri: str) -> LoadedModel:
-    """Load a model by its MLflow address, and check that it maps images (N, 28, 28) to probabilities (N, classes).
+def load_classifier(uri: str, *, trust: bool = False) -> LoadedModel:
+    """Load a model as `load_model` does, and check that it maps images (N, 28, 28) to probabilities (N, classes).
 
     Raises:
-        UserError: if there is no such model, or its signature is another.
+        UserError: if there is no such model, it is not trusted, or its signature is another.
     """
-    model = load_model(uri)
+    model = load_model(uri, trust=trust)
     signature = model.signature
     inputs, outputs = (
         (_tensor_specs(side) for side in (signature.inputs, signature.outputs)) if signature else (None, None)
@@ -76,7 +76,7 @@ class TestScore:
 
 
 def evaluate_model(
-    client: MlflowClient, uri: str, read_test_images: TestSetReader, *, again: bool = False
+    client: MlflowClient, uri: str, read_test_images: TestSetReader, *, again: bool = False, trust: bool = False
 ) -> TestScore:
     """Return the recorded test accuracy of a version; without a record, or `again`, evaluate it and record that.
 
@@ -85,13 +85,13 @@ def evaluate_model(
     """
     version = get_version(client, uri)
     known = None if again else read_test_result(version)
-    return TestScore(uri, *known) if known else _evaluate_version(client, uri, version, read_test_images)[0]
+    return TestScore(uri, *known) if known else _evaluate_version(client, uri, version, read_test_images, trust)[0]
 
 
 def _evaluate_version(
-    client: MlflowClient, uri: str, version: ModelVersion, read_test_images: TestSetReader
+    client: MlflowClient, uri: str, version: ModelVersion, read_test_images: TestSetReader, trust: bool
 ) -> tuple[TestScore, BoolArray]:
-    model = load_classifier(_version_uri(version))
+    model = load_classifier(_version_uri(version), trust=trust)
     images = read_test_images(model.dataset)
     correct: BoolArray = model.predict(images.pixels) == images.labels.numpy()
     accuracy = wilson(int(correct.sum()), len(images))
@@ -131,7 +131,13 @@ class ModelComparison:
 
 
 def compare_models(
-    client: MlflowClient, first: str, second: str, read_test_images: TestSetReader, *, again: bool = False
+    client: MlflowClient,
+    first: str,
+    second: str,
+    read_test_images: TestSetReader,
+    *,
+    again: bool = False,
+    trust: bool = False,
 ) -> ModelComparison:
     """Compare two versions image by image. A version without a record, or both if `again`, are evaluated first.
 
@@ -143,14 +149,15 @@ def compare_models(
     one, other = map(_version_uri, versions)
     if one == other:
         raise UserError(f"evaluate: {first!r} and {second!r} are both {one}; give two models")
-    datasets = [read_dataset_name(address) for address in (one, other)]
+    datasets = [version.tags.get(tags.DATASET) or read_dataset_name(_version_uri(version)) for version in versions]
     if datasets[0] != datasets[1]:
         raise UserError(
             f"evaluate: {first!r} is a model of {datasets[0]} and {second!r} one of {datasets[1]}, so they "
             "cannot be compared; give two models of one dataset"
         )
     (first_score, ours), (second_score, theirs) = (
-        (None if again else _stored_score(uri, version)) or _evaluate_version(client, uri, version, read_test_images)
+        (None if again else _stored_score(uri, version))
+        or _evaluate_version(client, uri, version, read_test_images, trust)
         for uri, version in zip((first, second), versions, strict=True)
     )
     only_first, only_second = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())

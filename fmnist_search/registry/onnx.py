@@ -12,7 +12,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import mlflow.pytorch
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -21,6 +20,7 @@ from fmnist_search.errors import UserError
 from fmnist_search.files import atomic_write
 from fmnist_search.recipe.datasets import IMAGE_SIZE
 from fmnist_search.registry.evaluation import load_classifier
+from fmnist_search.registry.packaging import LoadedModel
 from fmnist_search.text import first_line
 
 INPUT_NAME, OUTPUT_NAME = "pixels", "probabilities"
@@ -31,8 +31,8 @@ TOLERANCE = 1e-4
 BATCH_SIZES = (1, 2, 7)
 
 Images = npt.NDArray[np.float32]
-Converter = Callable[[str, Mapping[str, str]], bytes]
-"""Returns the model at a URI as the content of an ONNX file with this metadata."""
+Converter = Callable[[LoadedModel, Mapping[str, str]], bytes]
+"""Returns a model as the content of an ONNX file with this metadata."""
 
 
 def check_installed(packages: Sequence[str] = REQUIRED_PACKAGES) -> None:
@@ -45,15 +45,14 @@ def check_installed(packages: Sequence[str] = REQUIRED_PACKAGES) -> None:
         raise UserError(f"export: needs {', '.join(missing)}; pip install 'fmnist-search[onnx]'")
 
 
-def convert(uri: str, metadata: Mapping[str, str]) -> bytes:
+def convert(model: LoadedModel, metadata: Mapping[str, str]) -> bytes:
     """Return the model as ONNX with this metadata, and without the source locations that torch adds to every node."""
     with _silence_exporter():
-        exported = mlflow.pytorch.load_model(uri)
         batch = torch.export.Dim("images")
         example = (torch.zeros(2, IMAGE_SIZE, IMAGE_SIZE),)
         try:
             program = torch.onnx.export(
-                exported,
+                model.make_module(),
                 example,
                 input_names=[INPUT_NAME],
                 output_names=[OUTPUT_NAME],
@@ -63,7 +62,7 @@ def convert(uri: str, metadata: Mapping[str, str]) -> bytes:
             )
         except torch.onnx.OnnxExporterError as error:
             detail = first_line(error)
-            raise UserError(f"model {uri!r}: cannot be translated to ONNX ({detail[:200]})") from error
+            raise UserError(f"model {model.uri!r}: cannot be translated to ONNX ({detail[:200]})") from error
         assert program is not None
         for node in program.model.graph.all_nodes():
             node.metadata_props.clear()
@@ -72,7 +71,12 @@ def convert(uri: str, metadata: Mapping[str, str]) -> bytes:
 
 
 def export_onnx(
-    uri: str, path: Path, read_images: Callable[[str], npt.ArrayLike], converter: Converter = convert
+    uri: str,
+    path: Path,
+    read_images: Callable[[str], npt.ArrayLike],
+    converter: Converter = convert,
+    *,
+    trust: bool = False,
 ) -> float:
     """Write a model as ONNX: input `pixels` float32 (N, 28, 28) of 0..255, output `probabilities` float32 (N, classes).
 
@@ -82,13 +86,13 @@ def export_onnx(
     file. Return the largest difference.
 
     Raises:
-        UserError: if there is no such model, ONNX lacks one of its operators, ONNX Runtime computes something else, or
-            the file cannot be written.
+        UserError: if there is no such model, it is not trusted, ONNX lacks one of its operators, ONNX Runtime computes
+            something else, or the file cannot be written.
     """
     check_installed()
-    model = load_classifier(uri)
+    model = load_classifier(uri, trust=trust)
     images = np.asarray(read_images(model.dataset), np.float32)
-    content = converter(uri, {"dataset": model.dataset, "classes": json.dumps(model.classes)})
+    content = converter(model, {"dataset": model.dataset, "classes": json.dumps(model.classes)})
     difference = _largest_difference(content, model.probabilities, _check_batches(images))
     if not difference <= TOLERANCE:
         raise UserError(

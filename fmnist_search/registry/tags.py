@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from fmnist_search.recipe.formatting import format_value
-from fmnist_search.registry.champion_rule import ValidationScore
+from fmnist_search.registry.champion_rule import CorrectnessRecord, ValidationScore
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 """Aliases of a registered model, and values of the tag `DECISION`."""
@@ -32,6 +34,11 @@ VALIDATION_IMAGES = "validation_images"
 CORRECTNESS = "validation_hits"
 """The path of the artifact that holds the correctness record."""
 
+FILE_DIGESTS = "sha256"
+"""The SHA-256 of each file of the model, by path, as JSON. A model is loaded only if its files are these."""
+CORRECTNESS_DIGEST = "validation_hits_sha256"
+"""The SHA-256 of the artifact that holds the correctness record."""
+
 TEST_HITS, TEST_IMAGE_COUNT, TEST_EVALUATIONS = "test_hits", "test_images", "test_evaluations"
 TEST_CORRECT = "test_right"
 """Which test images the version classifies correctly: one bit for each in order, packed, as base64."""
@@ -46,5 +53,10 @@ def score_tags(score: ValidationScore) -> dict[str, str]:
         CONFIRMED_MEAN: format_value(score.mean),
         CONFIRMED_STD: format_value(score.std),
         CONFIRMED_SEEDS: str(score.seeds),
-        **({CORRECTNESS: CORRECTNESS_FILE} if score.correctness else {}),
+        **(_correctness_tags(score.correctness) if score.correctness else {}),
     }
+
+
+def _correctness_tags(record: CorrectnessRecord) -> dict[str, str]:
+    digest = hashlib.sha256(record.to_json().encode()).hexdigest()
+    return {CORRECTNESS: CORRECTNESS_FILE, CORRECTNESS_DIGEST: digest}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import tempfile
 from pathlib import Path
 
@@ -118,13 +119,17 @@ def read_validation_score(client: MlflowClient, version: ModelVersion) -> Valida
 
 
 def _read_correctness(client: MlflowClient, version: ModelVersion, score: ValidationScore) -> CorrectnessRecord | None:
-    """Return the record that the run of a version holds, if it is about the images of its score."""
+    """Return the record that the run of a version holds, if it is the registered one, about the images of its score."""
     if tags.CORRECTNESS not in version.tags or not version.run_id:
         return None
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = client.download_artifacts(version.run_id, version.tags[tags.CORRECTNESS], folder)
-            record = CorrectnessRecord.from_json(Path(path).read_text())
+            content = Path(path).read_bytes()
+        registered = version.tags.get(tags.CORRECTNESS_DIGEST)  # earlier versions of this program did not store it
+        if registered not in (None, hashlib.sha256(content).hexdigest()):
+            return None
+        record = CorrectnessRecord.from_json(content.decode())
     except (MlflowException, OSError, ValueError):
         return None
     digests = (record.dataset_digest, record.split_digest)

@@ -26,6 +26,7 @@ from fmnist_search.registry.register import (
     pending_tags,
     register_version,
 )
+from fmnist_search.registry.verification import digests_to_tag
 from fmnist_search.reporting.model_card import ModelCard, Selection
 from fmnist_search.results.statistics import wilson
 from fmnist_search.results.training import Accuracy
@@ -93,8 +94,9 @@ def register(
     card = _model_card(name, candidate, tested.accuracy).to_markdown()
     _log_test_evaluation(run, candidate, tested, card, plots=context.plots)
     run_id = _flushed_run_id(run, context, retry_command)
-    uri = log_model(candidate.classifier, run_id, candidate.recipes[0].data.dataset, pending_tags(name))
-    version = register_version(mlflow_store.client, name, uri, run_id, _version_tags(candidate, tested), card)
+    model = log_model(candidate.classifier, run_id, candidate.recipes[0].data.dataset, pending_tags(name))
+    version_tags = {**_version_tags(candidate, tested), tags.FILE_DIGESTS: digests_to_tag(model.digests)}
+    version = register_version(mlflow_store.client, name, model.uri, run_id, version_tags, card)
     decision = decide_alias(mlflow_store.client, name, version)
     return RegisteredVersion(name, version, decision.alias, decision.reason, tested.accuracy)
 

@@ -23,7 +23,7 @@ from fmnist_search.data.files import DataSource
 from fmnist_search.data.loading import read_test_set, read_training_set
 from fmnist_search.errors import UserError
 from fmnist_search.registry import onnx
-from fmnist_search.registry.packaging import load_model
+from fmnist_search.registry.packaging import LoadedModel, load_model
 from tests.integration.conftest import CommandResult, FinishedStudy
 
 FIRST_VERSION_URI, SECOND_VERSION_URI = "models:/fmnist-search/1", "models:/fmnist-search/2"
@@ -154,11 +154,19 @@ def foreign(finished: FinishedStudy, client: MlflowClient) -> str:
     return "models:/foreign/1"
 
 
-def test_a_model_with_another_signature_is_refused(finished: FinishedStudy, foreign: str, tmp_path: Path) -> None:
-    expected = [foreign, "(-1, 32, 32)", "(-1, 3)", "(-1, 28, 28)", "(-1, 10)"]
-    assert_single_error(finished.run("predict", "--test-image", 0, "--model", foreign), *expected)
-    assert_single_error(finished.run("evaluate", foreign), *expected)
-    assert_single_error(finished.run("export", foreign, "--onnx", tmp_path / "model.onnx"), *expected)
+def test_a_model_of_another_program_is_refused_and_with_trust_checked_for_its_signature(
+    finished: FinishedStudy, foreign: str, tmp_path: Path
+) -> None:
+    commands = (
+        ("predict", "--test-image", 0, "--model", foreign),
+        ("evaluate", foreign),
+        ("export", foreign, "--onnx", tmp_path / "model.onnx"),
+    )
+    for command in commands:
+        assert_single_error(finished.run(*command), foreign, "was not registered by this program", "--trust")
+        assert_single_error(
+            finished.run(*command, "--trust"), foreign, "(-1, 32, 32)", "(-1, 3)", "(-1, 28, 28)", "(-1, 10)"
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -286,8 +294,8 @@ def test_an_existing_file_is_replaced_only_with_force(finished: FinishedStudy, t
 def test_a_file_that_computes_other_probabilities_is_not_written(
     finished: FinishedStudy, client: MlflowClient, source: DataSource, tmp_path: Path
 ) -> None:
-    def convert_other_version(uri: str, metadata: Mapping[str, str]) -> bytes:
-        return onnx.convert(uri.replace("/1", "/2"), metadata)
+    def convert_other_version(model: LoadedModel, metadata: Mapping[str, str]) -> bytes:
+        return onnx.convert(load_model(model.uri.replace("/1", "/2")), metadata)
 
     def read_images(dataset: str) -> npt.ArrayLike:
         return read_training_set(dataset, source).pixels[:64].numpy()

@@ -176,7 +176,7 @@ def promote_until_killed(uri: str, name: str, run_id: str, accuracy: float, writ
     kill_after(writes)
     delete_orphans(client, name, "0")
     if not packaged:
-        model = log_model(build(TINY_RECIPE.model), run_id, TINY_RECIPE.data.dataset, pending_tags(name))
+        model = log_model(build(TINY_RECIPE.model), run_id, TINY_RECIPE.data.dataset, pending_tags(name)).uri
     version = register_version(client, name, model, run_id, version_tags(accuracy), f"A card. {UNDECIDED_NOTE}")
     decide_alias(client, name, version)
 
