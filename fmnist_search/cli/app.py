@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Hyperparameter search over convolutional networks for Fashion-MNIST, tracked in MLflow.\n\n"
-    "Start with:  fmnist-search search studies/quick.toml",
+    "Start with:\n\n  fmnist-search studies copy quick\n\n  fmnist-search search quick.toml",
 )
 
 TrackingUriOption = Annotated[

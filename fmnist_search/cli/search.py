@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @app.command()
 def search(
     context: typer.Context,
-    study: Annotated[Path, typer.Argument(help="Study file, such as studies/quick.toml.")],
+    study: Annotated[Path, typer.Argument(help="Study file; `fmnist-search studies copy` lists some to start with.")],
     name: Annotated[
         str | None, typer.Option(help="Name of the study, in place of the one in the file.", show_default=False)
     ] = None,
@@ -79,15 +79,15 @@ def search(
 
     Examples:
 
-      fmnist-search search studies/quick.toml
+      fmnist-search search quick.toml
 
-      fmnist-search search studies/quick.toml --trials 30
+      fmnist-search search quick.toml --trials 30
 
       fmnist-search search mine.toml --set optimizer.name=sgd --name sgd
 
-      fmnist-search search studies/baseline.toml --sampler random --pruner one-epoch --name rule
+      fmnist-search search baseline.toml --sampler random --pruner one-epoch --name rule
 
-      fmnist-search search studies/baseline.toml --dry-run
+      fmnist-search search baseline.toml --dry-run
     """
     from fmnist_search.config.study_config import StudyConfig
     from fmnist_search.config.toml_files import parse_assignment

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmnist_search.cli.app import (
+    ForceOption,
     JsonOption,
     PrunerOption,
     SamplerOption,
@@ -16,6 +17,7 @@ from fmnist_search.cli.app import (
     TrackingUriOption,
     WorkdirOption,
     app,
+    check_output_path,
     make_workspace,
 )
 from fmnist_search.errors import UserError
@@ -101,7 +103,7 @@ def _format_size(recipe_count: int, unbounded: Sequence[str]) -> str:
 
 # ------------------------------------------------------------------------------------------- studies
 
-studies_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List and check study files.")
+studies_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, check and copy study files.")
 app.add_typer(studies_app, name="studies")
 
 
@@ -184,6 +186,44 @@ def check_studies(
         print_json({"checked": checked, "problems": problems})
     if problems:
         raise UserError(*problems)
+
+
+@studies_app.command("copy")
+def copy_studies(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Names of shipped studies; without names, lists them.", show_default=False),
+    ] = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write study files that are part of this program into the current folder.
+
+    Examples:
+
+      fmnist-search studies copy
+
+      fmnist-search studies copy quick
+    """
+    from fmnist_search.cli import output
+    from fmnist_search.config.shipped_studies import copy_shipped_study, shipped_studies, shipped_study
+    from fmnist_search.config.study_config import StudyConfig
+
+    sources = {name: shipped_study(name) for name in names} if names else shipped_studies()
+    if names:
+        for name in sources:
+            check_output_path(Path(f"{name}.toml"), force=force)
+        for name in sources:
+            copy_shipped_study(name, Path())
+    questions = {name: StudyConfig.load(source).question for name, source in sources.items()}
+    if as_json:
+        output.print_json([{"study": name, "question": question} for name, question in questions.items()])
+    elif names:
+        for name in sources:
+            output.stdout.print(f"{name}.toml: written; run it with `fmnist-search search {name}.toml`", markup=False)
+    else:
+        output.print_table(output.make_table(["study", "question"], [[*row] for row in questions.items()]))
+        output.stdout.print("\n`fmnist-search studies copy NAME` writes one into this folder", markup=False)
 
 
 @studies_app.command("schema")

@@ -31,6 +31,7 @@ from fmnist_search.config.overrides import apply_overrides, unused_settings
 from fmnist_search.config.pruners import DEFAULT_PRUNER, OneEpoch, Pruner
 from fmnist_search.config.samplers import DEFAULT_SAMPLER, Cmaes, Grid, Sampler
 from fmnist_search.config.sections import Budget, ExecutionSection, Finalists, Name, Section, Start
+from fmnist_search.config.shipped_studies import copy_hint
 from fmnist_search.config.space import Space, parse_space
 from fmnist_search.config.toml_files import read_toml, resolve_recipe_paths
 from fmnist_search.errors import UserError
@@ -145,7 +146,7 @@ class StudyConfig(Section):
                 remedy.
         """
         try:
-            tables = resolve_recipe_paths(read_toml(path), Path(path).parent)
+            tables = resolve_recipe_paths(read_toml(path, copy_hint(Path(path))), Path(path).parent)
             written = copy.deepcopy(tables)
             overridden = apply_overrides(tables, overrides or {}, cls.model_fields.keys())
             config = cls.from_dict(overridden)

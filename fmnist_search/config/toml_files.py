@@ -13,19 +13,21 @@ from fmnist_search.errors import UserError
 from fmnist_search.recipe.recipe import Recipe
 
 
-def read_toml(path: str | Path) -> dict[str, Any]:
+def read_toml(path: str | Path, missing_hint: str = "") -> dict[str, Any]:
     """Return the tables of a TOML file.
 
     Raises:
-        UserError: if there is no such file, it cannot be read, or it is not TOML.
+        UserError: if there is no such file, it cannot be read, or it is not TOML. If there is no such file, the error
+            names the files beside it and ends with `missing_hint`.
     """
     path = Path(path)
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         near = sorted(path.parent.glob("*.toml")) if path.parent.is_dir() else []
-        known = f"; there are {', '.join(map(str, near))}" if near else "; check the path"
-        raise UserError(f"{path}: no such file{known}") from None
+        known = f"there are {', '.join(map(str, near))}" if near else ""
+        remedies = [remedy for remedy in (known, missing_hint) if remedy] or ["check the path"]
+        raise UserError("; ".join([f"{path}: no such file", *remedies])) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); check the path and its permissions") from None
     except tomllib.TOMLDecodeError as error:

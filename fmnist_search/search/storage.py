@@ -17,6 +17,10 @@ from fmnist_search.errors import UserError
 from fmnist_search.text import first_line
 from fmnist_search.workspace import sqlite_path
 
+NO_STUDY_YET = (
+    "holds no study yet; run `fmnist-search search STUDY.toml` first (`fmnist-search studies copy quick` writes "
+    "quick.toml)"
+)
 BUSY_TIMEOUT_SECONDS = 60
 """Seconds that a writer waits for another one."""
 
@@ -31,7 +35,7 @@ def open_storage(url: str, *, create: bool = True) -> optuna.storages.RDBStorage
     """
     database = sqlite_path(url)
     if database and not create and not database.exists():
-        raise UserError(f"{database.parent}: holds no study yet; run `fmnist-search search studies/quick.toml` first")
+        raise UserError(f"{database.parent}: {NO_STUDY_YET}")
     try:
         storage = _open_sqlite(database) if database else optuna.storages.RDBStorage(url)
     except (OSError, sqlite3.Error, SQLAlchemyError, ImportError, RuntimeError) as error:

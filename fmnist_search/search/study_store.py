@@ -28,7 +28,7 @@ from fmnist_search.search.asked_trial import AskedTrial
 from fmnist_search.search.one_epoch import SurvivorQueue
 from fmnist_search.search.pruners import make_pruner, pruner_applies
 from fmnist_search.search.samplers import is_exhausted, make_sampler
-from fmnist_search.search.storage import open_storage
+from fmnist_search.search.storage import NO_STUDY_YET, open_storage
 from fmnist_search.search.suggest import base_recipe, sample_with_fixed, start_params, suggest_recipe, trial_seed
 from fmnist_search.search.trial_attributes import (
     COPIED_ON_RETRY,
@@ -113,7 +113,7 @@ class StudyStore:
         if name is None:
             names = optuna.get_all_study_names(storage)
             if not names:
-                raise UserError(f"{url}: holds no study yet; run `fmnist-search search studies/quick.toml` first")
+                raise UserError(f"{url}: {NO_STUDY_YET}")
             name = names[-1]
         try:
             study = optuna.load_study(study_name=name, storage=storage)

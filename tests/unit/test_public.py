@@ -140,7 +140,7 @@ def test_the_program_runs_as_a_module() -> None:
         [sys.executable, "-m", "fmnist_search", "--help"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "fmnist-search search studies/quick.toml" in done.stdout
+    assert "fmnist-search studies copy quick" in done.stdout
     # The help shows one name, however the program was started.
     assert done.stdout.startswith("Usage: fmnist-search [OPTIONS] COMMAND")
 

@@ -19,6 +19,7 @@ FROM_FILES = [
     ["space", "golden.toml"],
     ["studies", "check", "golden.toml"],
     ["studies", "list", "."],
+    ["studies", "copy"],
     ["models"],
 ]
 FROM_STORES = [
