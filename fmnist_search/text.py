@@ -1,6 +1,17 @@
 """Functions that format text."""
 
+import re
 from collections.abc import Sequence
+
+_CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that move the cursor, reorder or break a line, and bytes of file names that are not UTF-8."""
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Return a text that a terminal shows as it is: control characters, except `keep`, become escapes such as \\x1b."""
+    return _CONTROL_CHARACTERS.sub(
+        lambda found: found[0] if found[0] in keep else found[0].encode("unicode_escape").decode(), text
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -1,16 +1,21 @@
 """Image files as pixels for a model: grey images of 28 by 28 pixels, the item light on black.
 
-An image file holds one image, an IDX file (the format of the dataset itself) any number.
+An image file holds one image, a PNG or a JPEG; an IDX file (the format of the dataset itself) holds any number. The
+content decides which of them a file is. Pillow's other formats are not read: some of them start other programs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import math
+import os
+import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from io import BufferedIOBase
+from io import BufferedIOBase, BufferedReader
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +24,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.datasets import IMAGE_SIZE
+from fmnist_search.text import first_line
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+IMAGE_FORMATS = ("PNG", "JPEG")
+"""Names of formats in Pillow."""
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 """Suffixes of image files in a folder; a file that is given by name is read whatever its suffix."""
 
 IDX_IMAGES_MAGIC, IDX_LABELS_MAGIC = 0x0803, 0x0801
@@ -65,14 +73,45 @@ def read_image(path: Path, *, resize: bool = False, invert: bool = False) -> Pix
     Raises:
         UserError: if the file does not exist, is not an image, or has another size and `resize` is not set.
     """
+    with _open_regular_file(path) as stream:
+        return _read_image(path, stream, resize, invert)
+
+
+def _read_image(path: Path, stream: BufferedReader, resize: bool, invert: bool) -> Pixels:
     try:
-        with Image.open(path) as opened:
+        with Image.open(stream, formats=IMAGE_FORMATS) as opened:
+            if math.prod(opened.size) > MAX_PIXELS:
+                raise UserError(
+                    f"{path}: has {math.prod(opened.size):,} pixels; give an image of {MAX_PIXELS:,} at most"
+                )
             image = _to_grayscale(ImageOps.exif_transpose(opened))
+    except UnidentifiedImageError:
+        raise UserError(f"{path}: cannot be read as an image; give a PNG, JPEG or IDX file") from None
+    except UserError:
+        raise
+    except Exception as error:  # Pillow raises a dozen types of errors for a damaged file
+        raise UserError(f"{path}: cannot be read as an image ({first_line(error)}); give a PNG or JPEG") from None
+    return _to_pixels(image, str(path), resize, invert)
+
+
+def _open_regular_file(path: Path) -> BufferedReader:
+    """Open a file, without waiting for the other end of a pipe.
+
+    Raises:
+        UserError: if it cannot be opened, or is a pipe, a device or a folder.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the path") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be read as an image ({error}); give a PNG or JPEG") from None
-    return _to_pixels(image, str(path), resize, invert)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(
+            f"{path}: cannot be read as an image, since it is not a regular file; give a PNG, JPEG or IDX file"
+        )
+    return os.fdopen(descriptor, "rb")
 
 
 def _list_image_files(path: Path, on_message: Callable[[str], None]) -> list[Path]:
@@ -85,30 +124,28 @@ def _list_image_files(path: Path, on_message: Callable[[str], None]) -> list[Pat
     if not images:
         raise UserError(f"{path}: has no image files; give a folder with PNG or JPEG files")
     if others := [file.name for file in files if file not in set(images)]:
-        on_message(f"{path}: skipped, not an image: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}")
+        on_message(f"{path}: skipped, not a PNG or JPEG: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}")
     return images
 
 
 def _read_images(path: Path, resize: bool, invert: bool) -> Iterator[NamedImage]:
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(2)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    if start in (b"\x00\x00", GZIP_MAGIC):
-        yield from _read_idx_images(path, start == GZIP_MAGIC, resize, invert)
-    else:
-        yield NamedImage(str(path), read_image(path, resize=resize, invert=invert))
+    with _open_regular_file(path) as stream:
+        start = stream.peek(2)[:2]
+        if start in (b"\x00\x00", GZIP_MAGIC):
+            yield from _read_idx_images(path, stream, start == GZIP_MAGIC, resize, invert)
+        else:
+            yield NamedImage(str(path), _read_image(path, stream, resize, invert))
 
 
 # ------------------------------------------------------------------------------------- IDX files
 
 
-def _read_idx_images(path: Path, gzipped: bool, resize: bool, invert: bool) -> Iterator[NamedImage]:
+def _read_idx_images(
+    path: Path, file: BufferedReader, gzipped: bool, resize: bool, invert: bool
+) -> Iterator[NamedImage]:
     """Yield the images of an IDX file, read one by one, since a file may be larger than the memory."""
-    opened = gzip.open if gzipped else open
     try:
-        with opened(path, "rb") as stream:
+        with gzip.open(file) if gzipped else contextlib.nullcontext(file) as stream:
             count, height, width = _read_idx_header(path, stream)
             for number in range(count):
                 name = f"{path}[{number}]"

@@ -6,20 +6,35 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
 
 from fmnist_search.recipe.formatting import format_value, format_value_short, short_names
+from fmnist_search.text import printable
 
 if TYPE_CHECKING:
     from fmnist_search.errors import UserError
     from fmnist_search.results.study import TrialRecord
 
-stdout = Console(highlight=False, soft_wrap=True, emoji=False)
-stderr = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+class TextConsole(Console):
+    """A console that shows texts of users as texts: without markup, and control characters as escapes."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(highlight=False, emoji=False, markup=False, **settings)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Yield the segments of a renderable, without control characters except those of rich itself."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text, keep="\n\t"), segment.style)
+
+
+stdout = TextConsole(soft_wrap=True)
+stderr = TextConsole(stderr=True, soft_wrap=True)
 
 SPARKLINE_BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -47,7 +62,12 @@ def print_json(value: object) -> None:
 def print_error(error: UserError) -> None:
     """Print an error on stderr, a line for each of its lines."""
     for line in error.lines:
-        stderr.print(Text.assemble(("error: ", "bold red"), line))
+        stderr.print(Text.assemble(("error: ", "bold red"), printable(line)))
+
+
+def print_message(text: str) -> None:
+    """Print a message on stderr, as one line."""
+    stderr.print(printable(text))
 
 
 def make_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
@@ -55,14 +75,14 @@ def make_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str
     headers = [Column(name, no_wrap=True) for name in columns]
     table = Table(*headers, title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     return table
 
 
 def print_table(table: Table) -> None:
     """Print a table on stdout at its full width: in a narrow terminal or a pipe its lines wrap, and nothing is cut."""
-    needed = Console(width=10_000).measure(table).maximum
-    Console(highlight=False, width=max(stdout.width, needed)).print(table)
+    needed = TextConsole(width=10_000).measure(table).maximum
+    TextConsole(width=max(stdout.width, needed)).print(table)
 
 
 def leaderboard_table(trials: Sequence[TrialRecord], names: Sequence[str]) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,8 +59,8 @@ def predict(
 ) -> None:
     """Predict the classes of image files or of test images.
 
-    An image file is a PNG, a JPEG, or an IDX file of many images, `.gz` or not; a folder stands for all its image
-    files in order of their names.
+    An image file is a PNG, a JPEG, or an IDX file of many images, `.gz` or not, whatever its name; a folder stands for
+    all its PNG and JPEG files in order of their names.
 
     Examples:
 
@@ -85,8 +84,7 @@ def predict(
         raise UserError("predict: give an image file, --test-image NUMBER or --test-images A:B")
     if grid:
         check_output_path(grid, suffix=".png")
-    print_message = partial(output.stderr.print, markup=False)
-    files = read_image_files(images or [], resize=resize, invert=invert, on_message=print_message)
+    files = read_image_files(images or [], resize=resize, invert=invert, on_message=output.print_message)
     loaded = _load_model(model, tracking_uri, trust=trust)
     from_files = ((image.name, image.pixels, None) for image in files)
     inputs = itertools.chain(from_files, _load_test_images(numbers, loaded, data_dir))
@@ -102,7 +100,7 @@ def predict(
     if grid and drawn:
         _save_grid(grid, drawn, [row["true"] for row in rows], loaded.classes, loaded.uri)
         if len(rows) > len(drawn):
-            print_message(f"{grid}: shows the first {len(drawn)} of {len(rows):,}")
+            output.print_message(f"{grid}: shows the first {len(drawn)} of {len(rows):,}")
     if as_json:
         output.print_json(rows)
         return

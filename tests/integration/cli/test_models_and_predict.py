@@ -61,7 +61,7 @@ def test_predictions_of_an_image_file_an_idx_file_and_a_test_image_are_equal(
         Image.fromarray(image).save(tmp_path / "folder" / f"{number}.png")
     numbers = [part for number in range(3) for part in ("--test-image", number)]
     outcome = finished.run("predict", tmp_path / "three.gz", tmp_path / "folder", *numbers, "--top", 10, "--json")
-    assert "skipped, not an image: notes.txt" in outcome.stderr
+    assert "skipped, not a PNG or JPEG: notes.txt" in outcome.stderr
     packed, drawn, tested = (outcome.json[at : at + 3] for at in (0, 3, 6))
     assert [row["image"] for row in drawn] == [str(tmp_path / "folder" / f"{n}.png") for n in range(3)]
     for one, other, test in zip(packed, drawn, tested, strict=True):
@@ -122,6 +122,19 @@ def test_unreadable_images_are_one_error_line(finished: FinishedStudy, tmp_path:
     assert_single_error(finished.run("predict", tmp_path / "empty"), str(tmp_path / "empty"), "has no image files")
     (tmp_path / "short").write_bytes(struct.pack(">4I", 0x0803, 3, 28, 28) + bytes(1000))
     assert_single_error(finished.run("predict", tmp_path / "short"), "short", "ends within image 1 of 3")
+
+
+def test_control_characters_in_file_names_are_not_printed(finished: FinishedStudy, tmp_path: Path) -> None:
+    name = "\x1b[2Jerror: no\n.png"
+    Image.new("L", (28, 28)).save(tmp_path / name)
+    (tmp_path / "\x1b[31m.txt").write_text("")
+    outcome = finished.run("predict", tmp_path)
+    assert "\\x1b[2Jerror: no\\n.png" in outcome.stdout
+    assert "\\x1b[31m.txt" in outcome.stderr
+    (tmp_path / name).write_text("")
+    refused = finished.run("predict", tmp_path / name)
+    assert_single_error(refused, "\\x1b[2Jerror: no\\n.png")
+    assert "\x1b" not in outcome.stdout + outcome.stderr + refused.stderr
 
 
 class _ForeignModel(torch.nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import sys
@@ -9,6 +10,8 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.live import Live
+from rich.text import Text
 
 from fmnist_search.cli import output
 from fmnist_search.cli.output import (
@@ -35,6 +38,39 @@ CaptureOutput = pytest.CaptureFixture[str]
 
 def reject_constant(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
+
+
+# ------------------------------------------------------------------------------- texts of users
+
+HOSTILE = "\x1b]0;owned\x9c\x1b[2J[red]\u202e"
+ESCAPED = "\\x1b]0;owned\\x9c\\x1b[2J[red]\\u202e"
+
+
+def test_control_characters_and_markup_in_texts_of_users_are_shown_as_text(capsys: CaptureOutput) -> None:
+    output.stdout.print(f"study {HOSTILE}")
+    output.stderr.print(f"trial {HOSTILE}", Text(HOSTILE))
+    output.print_error(UserError(f"{HOSTILE}\nerror: nothing"))
+    output.print_message(f"one\n{HOSTILE}")
+    output.print_table(output.make_table(["a", "b"], [[HOSTILE, "x\ny"]]))
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == [
+        f"trial {ESCAPED} {ESCAPED}",
+        f"error: {ESCAPED}\\nerror: nothing",
+        f"one\\n{ESCAPED}",
+    ]
+    first, head, row = printed.out.splitlines()
+    assert (first, head.split(), row.split()) == (f"study {ESCAPED}", ["a", "b"], [ESCAPED, "x\\ny"])
+
+
+def test_live_displays_have_their_own_control_sequences_only() -> None:
+    stream = io.StringIO()
+    console = output.TextConsole(file=stream, force_terminal=True, width=60)
+    with Live(Text(HOSTILE), console=console, auto_refresh=False):
+        pass
+    written = stream.getvalue()
+    assert ESCAPED in written
+    assert "\x1b[?25l" in written  # rich hides the cursor
+    assert "\x9c" not in written
 
 
 # -------------------------------------------------------------------------------------- small texts
