@@ -6,17 +6,23 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fmnist_search.config.sections import Section, expand_name
+from fmnist_search.config.sections import MAX_TRIALS, Section, expand_name
+from fmnist_search.recipe.recipe import MAX_EPOCHS
 
 
 class RungPruner(Section):
     """A pruner that compares trials at rungs."""
 
     min_epochs: int | None = Field(
-        None, ge=1, description="epochs before the first rung; by default 2, or 1 if a trial has at most 3"
+        None,
+        ge=1,
+        le=MAX_EPOCHS,
+        description="epochs before the first rung; by default 2, or 1 if a trial has at most 3",
     )
-    reduction_factor: int = Field(3, ge=2, description="1/reduction_factor of the trials continue after a rung")
-    startup_trials: int = Field(1, ge=1, description="trials that reach the first rung before it prunes")
+    reduction_factor: int = Field(
+        3, ge=2, le=1_000, description="1/reduction_factor of the trials continue after a rung"
+    )
+    startup_trials: int = Field(1, ge=1, le=MAX_TRIALS, description="trials that reach the first rung before it prunes")
 
     def first_rung(self, epochs: int) -> int:
         """Return the epoch after which a trial of `epochs` epochs can first be pruned."""
@@ -26,9 +32,13 @@ class RungPruner(Section):
 class QuantilePruner(Section):
     """A pruner that compares a trial with all others at the same epoch."""
 
-    startup_trials: int = Field(5, ge=0, description="completed trials before it prunes")
-    warmup_epochs: int = Field(0, ge=0, description="epochs at the start of a trial in which it is never pruned")
-    min_trials: int = Field(1, ge=1, description="trials that reach an epoch before it prunes after that epoch")
+    startup_trials: int = Field(5, ge=0, le=MAX_TRIALS, description="completed trials before it prunes")
+    warmup_epochs: int = Field(
+        0, ge=0, le=MAX_EPOCHS, description="epochs at the start of a trial in which it is never pruned"
+    )
+    min_trials: int = Field(
+        1, ge=1, le=MAX_TRIALS, description="trials that reach an epoch before it prunes after that epoch"
+    )
 
     def first_rung(self, epochs: int) -> int:
         """Return the epoch after which a trial can first be pruned."""
@@ -64,8 +74,8 @@ class Patience(Section):
     """Ends a trial that has not improved for some epochs, whatever the other trials do."""
 
     name: Literal["patience"] = "patience"
-    epochs: int = Field(2, ge=0, description="epochs without improvement that a trial may have")
-    min_delta: float = Field(0.0, ge=0, description="largest gain in accuracy that does not count as improvement")
+    epochs: int = Field(2, ge=0, le=MAX_EPOCHS, description="epochs without improvement that a trial may have")
+    min_delta: float = Field(0.0, ge=0, le=1, description="largest gain in accuracy that does not count as improvement")
 
     def first_rung(self, epochs: int) -> int:
         """Return the epoch after which a trial can first be pruned."""
@@ -79,8 +89,8 @@ class OneEpoch(Section):
     """
 
     name: Literal["one-epoch"] = "one-epoch"
-    survivors: int = Field(3, ge=1, description="number of candidates that are trained in full")
-    epochs: int = Field(1, ge=1, description="epochs of a candidate")
+    survivors: int = Field(3, ge=1, le=MAX_TRIALS, description="number of candidates that are trained in full")
+    epochs: int = Field(1, ge=1, le=MAX_EPOCHS, description="epochs of a candidate")
 
     def first_rung(self, epochs: int) -> int:
         """Return the epoch after which a candidate ends."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fmnist_search.config.domain import Choice, Domain
-from fmnist_search.config.sections import Section, expand_name
+from fmnist_search.config.sections import MAX_TRIALS, Section, expand_name
 
 
 class SamplerSection(Section):
@@ -26,9 +26,9 @@ class Tpe(SamplerSection):
     """Tree-structured Parzen estimator, multivariate and grouped: learns from the trials so far."""
 
     name: Literal["tpe"] = "tpe"
-    startup_trials: int = Field(5, ge=1, description="trials sampled at random before it learns")
+    startup_trials: int = Field(5, ge=1, le=MAX_TRIALS, description="trials sampled at random before it learns")
     candidates: int = Field(
-        24, ge=1, description="candidates that it draws for each trial, of which it takes the most promising"
+        24, ge=1, le=10_000, description="candidates that it draws for each trial, of which it takes the most promising"
     )
 
     def joint_groups(self, groups: Sequence[Mapping[str, Domain]]) -> list[Mapping[str, Domain]]:
@@ -46,7 +46,9 @@ class Gp(SamplerSection):
     """Gaussian process, learning from completed trials; conditional hyperparameters are sampled at random."""
 
     name: Literal["gp"] = "gp"
-    startup_trials: int = Field(10, ge=1, description="completed trials sampled at random before it learns")
+    startup_trials: int = Field(
+        10, ge=1, le=MAX_TRIALS, description="completed trials sampled at random before it learns"
+    )
 
     def joint_groups(self, groups: Sequence[Mapping[str, Domain]]) -> list[Mapping[str, Domain]]:
         """Return the unconditional group."""
@@ -57,9 +59,11 @@ class Cmaes(SamplerSection):
     """CMA-ES over unconditional ranges, learning from completed trials; all else is sampled at random."""
 
     name: Literal["cmaes"] = "cmaes"
-    startup_trials: int = Field(1, ge=0, description="completed trials sampled at random before it begins")
+    startup_trials: int = Field(
+        1, ge=0, le=MAX_TRIALS, description="completed trials sampled at random before it begins"
+    )
     population: int | None = Field(
-        None, ge=2, description="recipes per generation; by default it follows from the number of ranges"
+        None, ge=2, le=10_000, description="recipes per generation; by default it follows from the number of ranges"
     )
 
     def joint_groups(self, groups: Sequence[Mapping[str, Domain]]) -> list[Mapping[str, Domain]]:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt,
 
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.datasets import DEFAULT_DATASET
+from fmnist_search.recipe.recipe import MAX_EPOCHS
 
 NAME_PATTERN = r"^\w[\w .+@-]*$"
 """What a name may hold, because it becomes the name of a folder and part of URLs."""
@@ -16,13 +17,27 @@ NAME_PATTERN = r"^\w[\w .+@-]*$"
 # A limit of its own: as a part of the pattern, compiling the pattern took 70 ms in every process.
 MAX_NAME_LENGTH = 200
 
+MAX_TRIALS = 1_000_000
+"""Trials of a study, and whatever counts them. Each start of a search reads all trials."""
+
+MAX_MINUTES = 60 * 24 * 3_660
+"""Minutes of ten years."""
+
+MAX_WORKERS = 1_024
+MAX_THREADS = 1_024
+
+MAX_FINALISTS = 1_000
+"""Recipes, seeds and members of an ensemble, each."""
+
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)]
 
 
 class Section(BaseModel):
     """A table of a study file. It is frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True, allow_inf_nan=False
+    )
 
 
 def expand_name(default: str) -> BeforeValidator:
@@ -39,18 +54,22 @@ def expand_name(default: str) -> BeforeValidator:
 class Budget(Section):
     """The limits of a study, in total: a study that is run again continues and gets no new budget."""
 
-    trials: int | None = Field(None, ge=1, description="trials in total, completed, pruned or failed")
-    minutes: float | None = Field(None, gt=0, description="minutes of searching in total, without the finalists")
-    total_epochs: int | None = Field(None, ge=1, description="epochs of all trials together")
-    epochs: int = Field(9, ge=1, description="epochs of a trial that is not pruned")
-    trial_minutes: float | None = Field(None, gt=0, description="minutes after which a trial is pruned")
+    trials: int | None = Field(None, ge=1, le=MAX_TRIALS, description="trials in total, completed, pruned or failed")
+    minutes: float | None = Field(
+        None, ge=0.001, le=MAX_MINUTES, description="minutes of searching in total, without the finalists"
+    )
+    total_epochs: int | None = Field(
+        None, ge=1, le=MAX_TRIALS * MAX_EPOCHS, description="epochs of all trials together"
+    )
+    epochs: int = Field(9, ge=1, le=MAX_EPOCHS, description="epochs of a trial that is not pruned")
+    trial_minutes: float | None = Field(None, gt=0, le=MAX_MINUTES, description="minutes after which a trial is pruned")
     target: float | None = Field(
         None, gt=0, description="validation accuracy, between 0 and 1, at which the study stops"
     )
     patience: int | None = Field(
-        None, ge=1, description="trials in a row without a better one, after which the study stops"
+        None, ge=1, le=MAX_TRIALS, description="trials in a row without a better one, after which the study stops"
     )
-    failures: int = Field(10, ge=1, description="failed trials after which the study stops")
+    failures: int = Field(10, ge=1, le=MAX_TRIALS, description="failed trials after which the study stops")
 
     @model_validator(mode="after")
     def _check_target(self) -> Budget:
@@ -85,10 +104,13 @@ class Finalists(Section):
     """How a champion is chosen: the best recipes are trained again with new seeds and an annealed learning rate."""
 
     recipes: int = Field(
-        3, ge=0, description="number of best distinct recipes that are trained again; 0 chooses no champion"
+        3,
+        ge=0,
+        le=MAX_FINALISTS,
+        description="number of best distinct recipes that are trained again; 0 chooses no champion",
     )
-    seeds: int = Field(3, ge=1, description="new seeds for each")
-    epochs: int = Field(18, ge=1, description="epochs of each training")
+    seeds: int = Field(3, ge=1, le=MAX_FINALISTS, description="new seeds for each")
+    epochs: int = Field(18, ge=1, le=MAX_EPOCHS, description="epochs of each training")
     schedule: Literal["one-cycle", "cosine"] = "one-cycle"
     images: Literal["all", "slice"] = Field(
         "all", description="all training images, or only those that the study trains on"
@@ -100,6 +122,7 @@ class Finalists(Section):
     ensemble: int = Field(
         0,
         ge=0,
+        le=MAX_FINALISTS,
         description="members of a model that averages their probabilities: the best recipes, then more seeds of them; "
         "0 takes the best recipe alone",
     )
@@ -131,9 +154,11 @@ class Finalists(Section):
 
 
 def _check_workers(given: object) -> object:
-    if given == "auto" or (isinstance(given, int) and not isinstance(given, bool) and given > 0):
+    if given == "auto" or (isinstance(given, int) and not isinstance(given, bool) and 0 < given <= MAX_WORKERS):
         return given
-    raise UserError(f"execution.workers: {given!r} is not a number of trials; give 1 or more, or 'auto'")
+    raise UserError(
+        f"execution.workers: {given!r} is not a number of trials; give 1 or more, or 'auto', and at most {MAX_WORKERS}"
+    )
 
 
 class ExecutionSection(Section):
@@ -143,7 +168,7 @@ class ExecutionSection(Section):
     workers: Annotated[Literal["auto"] | PositiveInt, BeforeValidator(_check_workers)] = Field(
         "auto", description="trials at a time; auto takes as many as cores, memory or the GPU allow"
     )
-    threads: int = Field(0, ge=0, description="intra-op threads of a trial on a CPU; 0 means 1")
+    threads: int = Field(0, ge=0, le=MAX_THREADS, description="intra-op threads of a trial on a CPU; 0 means 1")
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     engine: Literal["plain", "graph"] = Field(
         "plain", description="plain, or graph to capture training steps in CUDA graphs (experimental)"

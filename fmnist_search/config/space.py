@@ -23,6 +23,9 @@ from fmnist_search.recipe.groups import Data
 from fmnist_search.recipe.hyperparameters import Hyperparameter, hyperparameters
 from fmnist_search.recipe.recipe import recipe_hyperparameters
 
+MAX_STEPS = 10_000
+"""Steps of a range. The sampler models each value, and with more it takes seconds for a trial."""
+
 NOT_SEARCHABLE = {
     "epochs": "budget.epochs",
     "precision": "execution.precision",
@@ -190,6 +193,10 @@ def _parse_range(content: Mapping[str, Any], spec: Hyperparameter) -> Range:
     if step is not None and not _is_step(step, spec, log):
         noun = "a whole number" if spec.kind is int else "a number"
         raise UserError(f"step = {step!r} does not fit; give {noun} above 0, and none together with log")
+    if step is not None and not 1 <= (high - low) / step <= MAX_STEPS:
+        raise UserError(
+            f"step = {step} makes no or too many steps from {low} to {high}; give one that makes 1 to {MAX_STEPS:,}"
+        )
     return Range(low, high, log, step)
 
 

@@ -37,6 +37,7 @@ from fmnist_search.config.toml_files import read_toml, resolve_recipe_paths
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.formatting import format_value
 from fmnist_search.recipe.groups import Data
+from fmnist_search.recipe.hyperparameters import MAX_SEED
 from fmnist_search.recipe.recipe import Recipe
 
 MAX_GRID_SIZE = 10_000
@@ -58,7 +59,9 @@ class StudyConfig(Section):
     question: str = Field("", description="question that the study answers")
     builds_on: str = Field("", description="earlier study whose answer this study assumes")
     experiment: str = Field("fmnist-search", min_length=1, description="experiment in MLflow")
-    seed: int = Field(0, ge=0, description="seed of everything that is random, except the split of the images")
+    seed: int = Field(
+        0, ge=0, le=MAX_SEED, description="seed of everything that is random, except the split of the images"
+    )
     data: Annotated[Data, PlainValidator(_parse_data), PlainSerializer(dataclasses.asdict)] = Data()
     sampler: Sampler = DEFAULT_SAMPLER
     pruner: Pruner = DEFAULT_PRUNER

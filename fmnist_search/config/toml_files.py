@@ -12,6 +12,57 @@ import tomli_w
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.recipe import Recipe
 
+MAX_DEPTH = 10
+"""Tables and lists within each other. Study files use half as many, and Python's recursion is limited."""
+
+MAX_INTEGER = 2**63 - 1
+"""The largest integer that TOML and SQL have."""
+
+ASSIGNED_KEY = "value"
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Return the tables of a TOML text.
+
+    Raises:
+        tomllib.TOMLDecodeError: if the text is not TOML.
+        UserError: if a value cannot be stored; the line names the key.
+    """
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except RecursionError:
+        raise UserError(f"is nested too deeply; use at most {MAX_DEPTH} tables and lists within each other") from None
+    except ValueError:  # Python limits the digits of an integer
+        raise UserError("an integer has thousands of digits; give one of at most 64 bits") from None
+    _check_values(tables)
+    return tables
+
+
+def _check_values(tables: Mapping[str, Any]) -> None:
+    """Raise UserError if a value is nested too deeply, or is an integer or a text that databases do not store."""
+    remaining: list[tuple[str, int, Any]] = [(key, 1, value) for key, value in tables.items()]
+    while remaining:
+        key, depth, value = remaining.pop()
+        if isinstance(value, dict | list) and depth > MAX_DEPTH:
+            raise UserError(
+                f"{key[:50]}: is nested too deeply; use at most {MAX_DEPTH} tables and lists within each other"
+            )
+        if isinstance(value, dict):
+            remaining += [(f"{key}.{name}", depth + 1, inner) for name, inner in value.items()]
+        elif isinstance(value, list):
+            remaining += [(key, depth + 1, inner) for inner in value]
+        elif isinstance(value, int) and abs(value) > MAX_INTEGER:
+            raise UserError(f"{key}: the integer has more than 64 bits; give a smaller one")
+        elif isinstance(value, str) and (characters := _unstorable_characters(value)):
+            raise UserError(f"{key}: a text with {characters} cannot be stored; remove that character")
+
+
+def _unstorable_characters(text: str) -> str:
+    """Return the first character that a database refuses: NUL, or a byte of the command line that is not UTF-8."""
+    return next((ascii(character) for character in text if character == "\0" or "\ud800" <= character <= "\udfff"), "")
+
 
 def read_toml(path: str | Path, missing_hint: str = "") -> dict[str, Any]:
     """Return the tables of a TOML file.
@@ -22,7 +73,7 @@ def read_toml(path: str | Path, missing_hint: str = "") -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return parse_toml(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         near = sorted(path.parent.glob("*.toml")) if path.parent.is_dir() else []
         known = f"there are {', '.join(map(str, near))}" if near else ""
@@ -32,6 +83,8 @@ def read_toml(path: str | Path, missing_hint: str = "") -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error}); check the path and its permissions") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not valid TOML: {error}; correct the file there") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def read_recipe(path: str | Path, overrides: Mapping[str, object] | None = None) -> Recipe:
@@ -48,7 +101,7 @@ def read_recipe(path: str | Path, overrides: Mapping[str, object] | None = None)
 
 def recipe_from_toml(text: str) -> Recipe:
     """Return the recipe that `recipe_to_toml` wrote."""
-    return Recipe.from_dict(tomllib.loads(text))
+    return Recipe.from_dict(parse_toml(text))
 
 
 def recipe_to_toml(recipe: Recipe, *, brief: bool = False) -> str:
@@ -85,12 +138,23 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     """Return name and value of a `--set name=value`; a value that is not TOML is a string.
 
     Raises:
-        UserError: if there is no `=` or no name.
+        UserError: if there is no `=` or no name, or the value cannot be stored.
     """
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not name:
         raise UserError(f"--set {text!r}: is not an assignment; write --set optimizer.learning_rate=0.01")
     try:
-        return name.strip(), tomllib.loads(f"value = {value}")["value"]
+        return name, _parse_value(value)
+    except UserError as error:
+        raise UserError(f"--set {name}: {str(error).removeprefix(f'{ASSIGNED_KEY}: ')}") from None
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        tables = parse_toml(f"{ASSIGNED_KEY} = {text}")
     except tomllib.TOMLDecodeError:
-        return name.strip(), value.strip()
+        tables = {ASSIGNED_KEY: text}
+        _check_values(tables)
+    if len(tables) > 1:  # a line break in the text began another key
+        raise UserError("is more than one value; write --set once for each")
+    return tables[ASSIGNED_KEY]

@@ -16,7 +16,9 @@ class Data(HyperparameterGroup):
 
     prefix: ClassVar[str] = "data."
     dataset: str = hyperparameter(DEFAULT_DATASET, "name of the dataset", choices=DATASETS)
-    train_images: int = hyperparameter(0, "size of a stratified subset of the training images; 0 takes all", low=100)
+    train_images: int = hyperparameter(
+        0, "size of a stratified subset of the training images; 0 takes all", low=100, high=TRAINING_SET_SIZE
+    )
     validation: int = hyperparameter(
         10_848,
         "images held back for validation, or their share",
@@ -53,7 +55,7 @@ class Optimizer(HyperparameterGroup):
     weight_decay: float = hyperparameter(
         1e-2, "weight decay, not of biases and norms; decoupled in adamw", low=0, high=10
     )
-    clip_norm: float = hyperparameter(0.0, "largest norm of the gradient; 0 turns clipping off", low=0)
+    clip_norm: float = hyperparameter(0.0, "largest norm of the gradient; 0 turns clipping off", low=0, high=1e12)
     penalty: float = hyperparameter(
         0.0, "penalty on the norms (not their squares) of the weight matrices", low=0, high=10
     )

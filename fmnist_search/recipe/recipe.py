@@ -46,6 +46,9 @@ TEST_TIME_VIEWS = ("none", "flip", "shift", "flip+shift")
 
 SCHEMA_VERSION = 1
 
+MAX_EPOCHS = 10_000
+"""The largest number of epochs of a training."""
+
 
 @dataclass(frozen=True)
 class Recipe(HyperparameterGroup):
@@ -57,7 +60,7 @@ class Recipe(HyperparameterGroup):
     averaging: Averaging = field(default_factory=Averaging)
     augmentation: Augmentation = field(default_factory=Augmentation)
     data: Data = field(default_factory=Data)
-    epochs: int = hyperparameter(9, "passes over the training images", low=1, high=10_000)
+    epochs: int = hyperparameter(9, "passes over the training images", low=1, high=MAX_EPOCHS)
     batch_size: int = hyperparameter(128, "images per step", low=2, high=TRAINING_SET_SIZE)
     initial_weights: str = hyperparameter(
         "default", "how the initial weights are drawn; imagenet loads pretrained ones", choices=INITIAL_WEIGHTS
@@ -70,7 +73,7 @@ class Recipe(HyperparameterGroup):
         "val_accuracy", "metric that chooses the epoch whose weights are kept", choices=("val_accuracy", "val_loss")
     )
     patience: int = hyperparameter(
-        0, "stop after this many epochs in a row without a better value of keep; 0 never stops", low=0, high=10_000
+        0, "stop after this many epochs in a row without a better value of keep; 0 never stops", low=0, high=MAX_EPOCHS
     )
     normalisation: str = hyperparameter(
         "global", "by mean and deviation of all pixels, or of each pixel; unit divides by 255", choices=NORMALISATIONS

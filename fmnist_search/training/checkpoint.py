@@ -16,6 +16,7 @@ from fmnist_search.files import atomic_write
 from fmnist_search.models.classifier import Classifier, build
 from fmnist_search.recipe.datasets import IMAGE_SIZE
 from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.results.training import EpochReport
 from fmnist_search.text import first_line
 
 CHECKPOINT_FILE = "state.pt"
@@ -129,11 +130,25 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         recipe = Recipe().replace(content["recipe"])
         checkpoint = Checkpoint(recipe, dict(content["execution"]), list(content["images"]), dict(content["state"]))
-        weights = checkpoint.state["training"]["averaged"]
-    except (KeyError, TypeError, ValueError):
+        weights = _check_training_state(checkpoint.state)
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{path}: is not the checkpoint of a training; use another copy of it") from None
     classifier_from_weights(recipe, weights, str(path))
     return checkpoint
+
+
+def _check_training_state(state: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """Return the averaged weights of a state that `run_trial` can resume from; an error if a part is missing."""
+    reports = [EpochReport(**report) for report in state["epochs"]]
+    training = {name: state["training"][name] for name in ("epochs", "network", "averaged", "optimizer", "generator")}
+    if training["epochs"] != len(reports) or state["best_epoch"] not in range(1, len(reports) + 1):
+        raise ValueError("the number of epochs is another")
+    float(state["seconds"])
+    for name in ("network", "averaged"):
+        training[name].items()
+    state["weights"].items()
+    weights: Mapping[str, Tensor] = training["averaged"]
+    return weights
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

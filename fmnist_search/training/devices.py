@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from pathlib import Path
 
@@ -25,8 +26,13 @@ def resolve_execution(
         deterministic: Whether to use deterministic algorithms only.
 
     Raises:
-        UserError: if the device cannot be used, or if the engine needs another device.
+        UserError: if the device cannot be used, the CPU has fewer threads, or the engine needs another device.
     """
+    available = os.cpu_count() or 1
+    if threads > available:  # they would only wait for each other; with thousands, torch hangs
+        raise UserError(
+            f"threads: {threads} is more than the {available} CPUs of this machine; give at most {available}"
+        )
     if device == "auto" and not may_have_gpu():
         device = "cpu"
     if device != "cpu" or not threads:

@@ -104,7 +104,7 @@ def resume(
     workspace = workspace or Workspace.resolve()
     folder = workspace.training_folder(run_id)
     checkpoint = load_checkpoint(folder, run_id)
-    recipe = checkpoint.recipe.replace({"epochs": epochs}) if epochs else checkpoint.recipe
+    recipe = checkpoint.recipe.replace({"epochs": epochs}) if epochs is not None else checkpoint.recipe
     if recipe.epochs <= checkpoint.epochs_done:
         raise UserError(
             f"epochs: {recipe.epochs} are not more than the {checkpoint.epochs_done} that run {run_id!r} has; give the "

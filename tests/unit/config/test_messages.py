@@ -93,7 +93,7 @@ MISTAKES = [
     Mistake(f"{HEADER}{CNN_SPACE}[data]\ntrain_images = 59_000\n",
             "data.train_images", "59000 is more than the 49152", "take fewer", in_schema=False),
     Mistake(f"seed = -1\n{HEADER}{CNN_SPACE}", "seed", "-1", "greater than or equal to 0"),
-    Mistake(f"{HEADER}minutes = -1\n{CNN_SPACE}", "budget.minutes", "-1", "greater than 0"),
+    Mistake(f"{HEADER}minutes = -1\n{CNN_SPACE}", "budget.minutes", "-1", "greater than or equal to 0.001"),
     Mistake(f"{HEADER}{CNN_SPACE}[pruner]\nname = 'percentile'\npercentile = 130.0\n",
             "pruner.percentile", "130.0", "less than or equal to 100"),
     Mistake(f"{HEADER}{CNN_SPACE}[finalists]\nschedule = 'constant'\n",

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fmnist_search.config.domain import Choice, Fixed, Range
 from fmnist_search.config.samplers import Tpe
+from fmnist_search.config.sections import MAX_MINUTES
 from fmnist_search.config.study_config import StudyConfig
 from tests.support.studies import make_study, space_tables
 from tests.unit.config.study_files import CNN_SPACE, HEADER, ROOT, load_study
@@ -58,7 +59,7 @@ def test_values_of_a_study_file_are_loaded(tmp_path: Path) -> None:
 
 
 @settings(max_examples=60)
-@given(space_tables(), st.text(), st.floats(min_value=0, exclude_min=True, allow_infinity=False))
+@given(space_tables(), st.text(), st.floats(0.001, MAX_MINUTES))
 def test_study_written_as_toml_is_read_back_equal(space: dict[str, Any], question: str, minutes: float) -> None:
     config = make_study(space, question=question, budget={"minutes": minutes})
     again = StudyConfig.from_dict(tomllib.loads(config.to_toml()))

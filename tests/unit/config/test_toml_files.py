@@ -116,3 +116,18 @@ def test_invalid_assignment_is_an_error_with_an_example(text: str) -> None:
     with pytest.raises(UserError, match="is not an assignment; write --set ") as caught:
         parse_assignment(text)
     assert len(caught.value.lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("9" * 5_000, "an integer has thousands of digits"),
+        ("[" * 1_000 + "]" * 1_000, "is nested too deeply"),
+        ("1\nseed = 2", "is more than one value"),
+        ("\udcff", r"a text with '\\udcff' cannot be stored"),
+    ],
+    ids=["digits", "lists", "two values", "not UTF-8"],
+)
+def test_an_assignment_that_cannot_be_stored_is_one_line(value: str, expected: str) -> None:
+    with pytest.raises(UserError, match=rf"^--set batch_size: {expected}[^\n]*$"):
+        parse_assignment(f"batch_size={value}")

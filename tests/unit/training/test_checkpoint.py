@@ -16,6 +16,7 @@ from fmnist_search.models.mlp import Mlp
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.groups import Data
 from fmnist_search.recipe.recipe import NORMALISATIONS, Recipe
+from fmnist_search.training.callbacks import CheckpointWriter
 from fmnist_search.training.checkpoint import (
     CHECKPOINT_FILE,
     classifier_from_weights,
@@ -114,3 +115,22 @@ def test_state_file_that_is_no_checkpoint_is_one_line(tmp_path: Path, content: d
     save_state(tmp_path / CHECKPOINT_FILE, content)
     with pytest.raises(UserError, match="is not the checkpoint of a training"):
         read_checkpoint(tmp_path / CHECKPOINT_FILE)
+
+
+def test_checkpoint_without_one_of_its_parts_is_one_line(tmp_path: Path, images: Images, execution: Execution) -> None:
+    recipe = Recipe(model=Mlp(depth=1, width=16), data=Data(train_images=1_000, validation=1_000), epochs=1)
+    run_trial(recipe, images, execution, training_callback=CheckpointWriter(tmp_path, recipe, images, execution))
+    path = tmp_path / CHECKPOINT_FILE
+    written = state_from_bytes(path.read_bytes(), path.name)
+    state, training = written["state"], written["state"]["training"]
+    contents = [{**written, "state": _without(state, name)} for name in state]
+    contents += [{**written, "state": {**state, "training": _without(training, name)}} for name in training]
+    contents += [{**written, "state": {**state, name: value}} for name in state for value in ([], None)]
+    for content in contents:
+        save_state(path, content)
+        with pytest.raises(UserError, match="is not the checkpoint of a training"):
+            read_checkpoint(path)
+
+
+def _without(table: dict[str, object], name: str) -> dict[str, object]:
+    return {key: value for key, value in table.items() if key != name}

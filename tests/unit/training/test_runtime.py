@@ -47,7 +47,7 @@ def test_defaults_are_those_of_the_machine() -> None:
     found = resolve_execution()
     assert found.device == ("cuda" if torch.cuda.is_available() else "cpu")
     assert found.threads == torch.get_num_threads()
-    assert resolve_execution("cpu", threads=3) == Execution(device="cpu", threads=3)
+    assert resolve_execution("cpu", threads=1) == Execution(device="cpu", threads=1)
 
 
 @pytest.mark.parametrize(
