@@ -3,16 +3,18 @@
 import difflib
 from collections.abc import Iterable
 
+from fmnist_search.text import redact
+
 
 class UserError(ValueError):
     """A mistake that the user can correct. Each line names the place, the problem and the remedy.
 
-    The command line prints the lines without a traceback and exits with `exit_code`.
+    The command line prints the lines without a traceback and exits with `exit_code`. Passwords are removed from them.
     """
 
     def __init__(self, *lines: str, exit_code: int = 2):
-        super().__init__("\n".join(lines))
-        self.lines = lines
+        self.lines = tuple(map(redact, lines))
+        super().__init__("\n".join(self.lines))
         self.exit_code = exit_code
 
 

@@ -1,13 +1,17 @@
-"""Atomic writing of files."""
+"""Files and folders that only their owner can read; atomic writing."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+PRIVATE_UMASK = 0o077
 
 
 @contextlib.contextmanager
@@ -27,3 +31,62 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         except BaseException:
             os.unlink(part.name)
             raise
+
+
+def make_private_folder(folder: Path) -> None:
+    """Create a folder, with its missing parents, that only its owner can open; an existing one stays as it is.
+
+    Raises:
+        OSError: if it cannot be created, or a file is in its place.
+    """
+    for parent in reversed(folder.parents):
+        parent.mkdir(0o700, exist_ok=True)
+    folder.mkdir(0o700, exist_ok=True)
+
+
+def private_temporary_folder(name: str) -> Path:
+    """Return a folder for temporary files that belongs to this user alone, the same for all processes if possible."""
+    folder = Path(tempfile.gettempdir(), name)
+    with contextlib.suppress(OSError):
+        make_private_folder(folder)
+        found = folder.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & PRIVATE_UMASK:
+            return folder
+    return Path(tempfile.mkdtemp(prefix=f"{name}-"))  # another user has made a folder of that name
+
+
+@contextlib.contextmanager
+def private_files() -> Iterator[None]:
+    """Let all files that this process creates be readable by their owner alone, those of libraries included.
+
+    The file mode creation mask belongs to the process: it is set until the last of several threads leaves the context.
+    """
+    _umask.enter()
+    try:
+        yield
+    finally:
+        _umask.leave()
+
+
+class _PrivateUmask:
+    """The mask of the process, and how many threads need it to be private."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._before = 0
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._before = os.umask(PRIVATE_UMASK)
+            self._users += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                os.umask(self._before)
+
+
+_umask = _PrivateUmask()

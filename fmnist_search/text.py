@@ -1,7 +1,10 @@
-"""Functions that format text."""
+"""Functions that format text, and the one that removes passwords from it."""
 
 import re
+import shlex
 from collections.abc import Sequence
+
+REDACTED = "***"
 
 _CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that move the cursor, reorder or break a line, and bytes of file names that are not UTF-8."""
@@ -14,9 +17,40 @@ def printable(text: str, *, keep: str = "") -> str:
     )
 
 
+_USERINFO = r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)(?P<user>[^\s:/@]*)(?P<password>:{any}*)?@"
+_TOKENS = re.compile(r"(?i)([\w-]*(?:password|passwd|pwd|token|secret|access_?key)=)[^\s&]+")
+
+
+def redact(text: str) -> str:
+    """Return the text without the passwords and tokens in its addresses.
+
+    A part that might be a password is replaced as well, for example between a port and a later `@`.
+    """
+    return _TOKENS.sub(rf"\1{REDACTED}", re.sub(_USERINFO.format(any=r"\S"), _without_password, text))
+
+
+def without_credentials(address: str) -> str:
+    """Return the address of a web page without user and password."""
+    return re.sub(r"(?<=://)[^/?#]*@", "", address, count=1)
+
+
+def redacted_command(arguments: Sequence[str]) -> str:
+    """Return a command line for a shell, without the passwords in its arguments."""
+    # Within an argument, a password may contain spaces.
+    every = re.compile(_USERINFO.format(any="."), re.DOTALL)
+    return shlex.join(redact(every.sub(_without_password, argument)) for argument in arguments)
+
+
+def _without_password(found: re.Match[str]) -> str:
+    scheme, user, password = found["scheme"], found["user"], found["password"]
+    if scheme.lower().startswith("http"):  # the user may be a token
+        return f"{scheme}{REDACTED}@"
+    return f"{scheme}{user}:{REDACTED}@" if password else found[0]
+
+
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its class if the message is empty."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    """Return the first line of an error's message without passwords, or its class if the message is empty."""
+    return redact(next(iter(str(error).splitlines()), type(error).__name__))
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:

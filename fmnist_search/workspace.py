@@ -1,16 +1,35 @@
-"""The places of all files: the image cache, the MLflow store, and the folder of this program beside it."""
+"""The places of all files: the image cache, the MLflow store, and the folder of this program beside it.
+
+Every address of a file and every name that becomes part of a path is made and read here.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 from fmnist_search.errors import UserError
+from fmnist_search.files import private_temporary_folder
 
 APP_NAME = "fmnist-search"
+STORAGE_FILE, OUTBOX_FILE = "optuna.db", "outbox.db"
+
+NAME_PATTERN = r"^\w[\w .+@-]*$"
+"""What a name may hold, because it becomes the name of a folder and part of URLs."""
+MAX_NAME_BYTES = 200
+"""File systems allow 255 bytes in a name; `--fresh` adds 33 to the name of the earlier study."""
+TRAININGS_FOLDER = "train"
+"""The folder of the weights of single trainings, beside those of the studies."""
+ARCHIVED_NAME = re.compile(r" until \d{4}-\d\d-\d\d \d\d\.\d\d\.\d\d\.\d{6}$")
+"""The end of the name of a study that --fresh archived."""
+
+_SQLITE_URI = re.compile(r"sqlite(?:\+pysqlite)?://(?:/(?P<path>[^?]*))?(?:\?(?P<query>.*))?", re.DOTALL)
 
 
 def image_cache_folder() -> Path:
@@ -29,9 +48,14 @@ def lock_file(tracking_uri: str) -> Path:
 
 
 def _user_cache_folder() -> Path:
+    """Return the folder of the user's cache; without a home folder that can be written, one for temporary files."""
     import platformdirs  # not at the top: reading images and training work where it is not installed
 
-    return platformdirs.user_cache_path(APP_NAME)
+    with contextlib.suppress(RuntimeError):  # in containers, a user may have neither a name nor a home folder
+        folder = platformdirs.user_cache_path(APP_NAME)
+        if folder.is_dir() or os.access(_existing(folder), os.W_OK | os.X_OK):
+            return folder
+    return private_temporary_folder(f"{APP_NAME}-{os.getuid()}")
 
 
 @dataclass(frozen=True)
@@ -60,20 +84,38 @@ class Workspace:
     @property
     def storage_url(self) -> str:
         """The URL of Optuna's storage."""
-        return f"sqlite:///{self.folder / 'optuna.db'}"
+        return sqlite_uri(self.folder / STORAGE_FILE)
 
     @property
     def outbox_path(self) -> Path:
         """The file with the events that are on their way to MLflow."""
-        return self.folder / "outbox.db"
+        return self.folder / OUTBOX_FILE
 
     def weights_path(self, study: str, number: int) -> Path:
         """Return the file with the weights of a completed trial."""
         return self.folder / "weights" / study / f"{number:03d}.pt"
 
     def training_folder(self, run_id: str) -> Path:
-        """Return the folder with the checkpoints of a single training."""
-        return self.folder / "weights" / "train" / run_id
+        """Return the folder with the checkpoints of a single training.
+
+        Raises:
+            UserError: if the id is no name.
+        """
+        check_name("run", run_id)
+        return self.folder / "weights" / TRAININGS_FOLDER / run_id
+
+    def check_writable(self) -> None:
+        """Check that files can be written to the folder of this program, and to that of a store in a file.
+
+        Raises:
+            UserError: if one of them cannot be written.
+        """
+        check_folder_is_writable(self.folder, "choose another folder with --workdir or FMNIST_SEARCH_HOME")
+        if database := sqlite_path(self.tracking_uri):
+            check_folder_is_writable(database.parent, "work in another folder, or give another --tracking-uri")
+            for path in (database, self.folder / STORAGE_FILE, self.outbox_path):
+                if path.exists() and not os.access(path, os.W_OK):
+                    raise UserError(f"{path}: cannot be written; change its permissions, or work in another folder")
 
     def rename_weights(self, study: str, renamed: str) -> None:
         """Move the weights of a study that was renamed."""
@@ -82,13 +124,62 @@ class Workspace:
             folder.rename(folder.with_name(renamed))
 
 
+def check_name(key: str, name: str) -> None:
+    """Check a name that becomes part of a path.
+
+    Raises:
+        UserError: if it is too long, or has characters that no name may have.
+    """
+    if not re.fullmatch(NAME_PATTERN, name) or name.endswith("\n"):
+        raise UserError(f"{key}: {name!r} is not a valid name; use letters, digits, spaces and . _ + @ -")
+    if (size := len(name.encode())) > MAX_NAME_BYTES:
+        raise UserError(
+            f"{key}: {name[:20]!r}... has {size} bytes in UTF-8, too many for the name of a folder; give at most "
+            f"{MAX_NAME_BYTES}"
+        )
+
+
+def check_study_name(key: str, name: str) -> None:
+    """Check the name of a new study.
+
+    Raises:
+        UserError: if it is no name for a folder, or belongs to the weights of something else.
+    """
+    check_name(key, name)
+    if name.casefold() == TRAININGS_FOLDER:
+        raise UserError(f"{key}: {name!r} is reserved for trainings without a study; give another name")
+    if ARCHIVED_NAME.search(name):
+        raise UserError(f"{key}: {name!r} ends like a study that --fresh archived; give another name")
+
+
+def check_folder_is_writable(folder: Path, remedy: str) -> None:
+    """Check that files can be written to a folder, or that it can be created.
+
+    Raises:
+        UserError: if they cannot, with the remedy.
+    """
+    try:
+        tempfile.TemporaryFile(dir=_existing(folder)).close()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); {remedy}") from None
+
+
+def _existing(folder: Path) -> Path:
+    """Return the folder, or its nearest parent that exists."""
+    return next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+
+
+# ---------------------------------------------------------------------------------- addresses of files
+
+
 def resolve_tracking_uri(given: str | None = None) -> str:
     """Return the MLflow store: the given one, else MLFLOW_TRACKING_URI, else `mlflow.db` in the current folder.
 
     The path of a SQLite URI is made absolute, so that it names the same file after a change of folder.
 
     Raises:
-        UserError: if no store is named and the current folder holds MLflow's old file store, which MLflow would take.
+        UserError: if no store is named and the current folder holds MLflow's old file store, which MLflow would take;
+            if the store is a database in memory.
     """
     uri = given or os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None and any(Path("mlruns").glob("[0-9]*/meta.yaml")):
@@ -97,21 +188,64 @@ def resolve_tracking_uri(given: str | None = None) -> str:
             "`mlflow migrate-filestore --source mlruns --target sqlite:///mlflow.db` and rename it, or name a store "
             "with --tracking-uri"
         )
-    uri = uri or "sqlite:///mlflow.db"
+    if not uri:
+        return sqlite_uri(Path("mlflow.db"))
     database = sqlite_path(uri)
-    return f"sqlite:///{database}" if database else uri
+    if database is None:
+        return uri
+    _, mark, query = uri.partition("?")
+    return sqlite_uri(database) + mark + query
+
+
+def sqlite_uri(path: Path) -> str:
+    """Return the address of a SQLite file, as SQLAlchemy reads it; `sqlite_path` is the reverse."""
+    plain = str(path.absolute())
+    quoted = plain.replace("%", "%25").replace("?", "%3F")
+    # MLflow creates the folder of an address that begins with sqlite:/// and does not decode its name for that.
+    return f"sqlite:///{plain}" if quoted == plain else f"sqlite+pysqlite:///{quoted}"
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """Return the absolute path of the file of a `sqlite:///` URI; None for any other URI."""
-    prefix = "sqlite:///"
-    return Path(uri[len(prefix) :]).absolute() if uri.startswith(prefix) else None
+    """Return the absolute path of the file of a SQLite address; None for any other address.
+
+    Raises:
+        UserError: if it is the address of a database in memory, or is not written as an address.
+    """
+    parts = _SQLITE_URI.fullmatch(uri)
+    if parts is None:
+        return None
+    path, query = unquote(parts["path"] or ""), parts["query"]
+    if path in ("", ":memory:") or path.startswith("file:"):
+        raise UserError(
+            f"tracking {uri}: names no file, so nothing could be read back; give one such as sqlite:///mlflow.db"
+        )
+    if query and not re.fullmatch(r"[\w.]+=[^&]*(&[\w.]+=[^&]*)*", query):
+        raise UserError(f"tracking {uri}: has a ? in its path; write %3F for it, and %25 for a percent sign")
+    return Path(path).absolute()
+
+
+def artifact_uri(folder: Path) -> str:
+    """Return the address of a folder of artifacts, as MLflow reads it; `artifact_path` is the reverse."""
+    plain = str(folder.absolute())
+    # MLflow decodes paths as well, and takes ? and # for the ends of addresses.
+    return folder.absolute().as_uri() if re.search("[%?#]", plain) else plain
+
+
+def artifact_path(uri: str) -> Path | None:
+    """Return the path behind an address of artifacts; None if they are not files of this machine."""
+    if uri.startswith("/"):
+        return Path(unquote(uri))
+    address = urlparse(uri)
+    return Path(unquote(address.path)) if address.scheme == "file" and not address.netloc else None
 
 
 def resolve_workdir(tracking_uri: str, given: str | Path | None = None) -> Path:
     """Return the folder of this program's files.
 
     It is the given one, else FMNIST_SEARCH_HOME, else beside a SQLite store, else in the user's data folder.
+
+    Raises:
+        UserError: if it would be in the home folder of a user who has none.
     """
     chosen = given or os.environ.get("FMNIST_SEARCH_HOME")
     if chosen:
@@ -120,7 +254,11 @@ def resolve_workdir(tracking_uri: str, given: str | Path | None = None) -> Path:
     if database:
         return database.parent / APP_NAME
     server = urlparse(tracking_uri)
-    address = f"{server.netloc.rpartition('@')[2]}/{server.path.strip('/')}".strip("/")
+    parts = [server.netloc.rpartition("@")[2], *server.path.split("/")]
     import platformdirs
 
-    return platformdirs.user_data_path(APP_NAME) / address
+    try:
+        home = platformdirs.user_data_path(APP_NAME)
+    except RuntimeError:  # in containers, a user may have neither a name nor a home folder
+        raise UserError("the home folder is missing; give --workdir or FMNIST_SEARCH_HOME") from None
+    return home.joinpath(*(part for part in parts if part not in ("", ".", "..")))

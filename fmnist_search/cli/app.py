@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import sys
+import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fmnist_search.errors import UserError
+from fmnist_search.files import PRIVATE_UMASK
+from fmnist_search.text import redact
+from fmnist_search.user_account import complete_environment
 
 if TYPE_CHECKING:
     from fmnist_search.data.files import DataSource
@@ -144,7 +148,8 @@ def main(arguments: list[str] | None = None, settings: CommandSettings = Command
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     sys.argv = ["fmnist-search", *arguments]  # MLflow records it as the command
     debug = "--debug" in arguments
-    os.umask(0o077)  # by default MLflow makes its database readable by everybody
+    os.umask(PRIVATE_UMASK)  # by default MLflow makes its database readable by everybody
+    complete_environment()
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -160,7 +165,8 @@ def main(arguments: list[str] | None = None, settings: CommandSettings = Command
         sys.exit(1)
     except Exception as error:
         if debug:
-            raise
+            sys.stderr.write(redact(traceback.format_exc()))
+            sys.exit(error.exit_code if isinstance(error, UserError) else 1)
         sys.exit(_print_error(error))
 
 

@@ -28,19 +28,21 @@ def ui(
 ) -> None:
     """Start the MLflow UI for the store of this folder."""
     from fmnist_search.cli.output import stdout
+    from fmnist_search.text import without_credentials
     from fmnist_search.tracking.store import MlflowStore
     from fmnist_search.workflows.lookup import latest_run
 
     workspace = make_workspace(tracking_uri, workdir)
     uri = workspace.tracking_uri
     run_id = latest_run(workspace)
-    server = uri if uri.startswith("http") else f"http://127.0.0.1:{port}"
+    server = without_credentials(uri) if uri.startswith("http") else f"http://127.0.0.1:{port}"
     stdout.print(MlflowStore(uri, "fmnist-search").runs_page_url(server, run_id))
     if uri.startswith("http"):
         return
     sys.stdout.flush()
     hosts = f"localhost:{port},127.0.0.1:{port}"
-    arguments = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--allowed-hosts", hosts]
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # every user of the machine can read the arguments of a process
+    arguments = ["--host", "127.0.0.1", "--port", str(port), "--allowed-hosts", hosts]
     # One worker starts in 7 s instead of 20 (2 cores, once each). The jobs are for language models.
     arguments += ["--workers", "1"]
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")

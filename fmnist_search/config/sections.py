@@ -10,12 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt,
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.datasets import DEFAULT_DATASET
 from fmnist_search.recipe.recipe import MAX_EPOCHS
-
-NAME_PATTERN = r"^\w[\w .+@-]*$"
-"""What a name may hold, because it becomes the name of a folder and part of URLs."""
-
-# A limit of its own: as a part of the pattern, compiling the pattern took 70 ms in every process.
-MAX_NAME_LENGTH = 200
+from fmnist_search.workspace import MAX_NAME_BYTES, NAME_PATTERN
 
 MAX_TRIALS = 1_000_000
 """Trials of a study, and whatever counts them. Each start of a search reads all trials."""
@@ -29,7 +24,8 @@ MAX_THREADS = 1_024
 MAX_FINALISTS = 1_000
 """Recipes, seeds and members of an ensemble, each."""
 
-Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)]
+# `workspace.check_name` checks the length of new names; archived studies have longer ones.
+Name = Annotated[str, Field(pattern=NAME_PATTERN, json_schema_extra={"maxLength": MAX_NAME_BYTES})]
 
 
 class Section(BaseModel):

@@ -39,6 +39,7 @@ from fmnist_search.recipe.formatting import format_value
 from fmnist_search.recipe.groups import Data
 from fmnist_search.recipe.hyperparameters import MAX_SEED
 from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.workspace import NAME_PATTERN, check_name, check_study_name
 
 MAX_GRID_SIZE = 10_000
 """The largest number of recipes of a grid."""
@@ -58,7 +59,9 @@ class StudyConfig(Section):
     name: Name = Field(description="name under which the study is stored and resumed")
     question: str = Field("", description="question that the study answers")
     builds_on: str = Field("", description="earlier study whose answer this study assumes")
-    experiment: str = Field("fmnist-search", min_length=1, description="experiment in MLflow")
+    experiment: str = Field(
+        "fmnist-search", description="experiment in MLflow", json_schema_extra={"pattern": NAME_PATTERN}
+    )
     seed: int = Field(
         0, ge=0, le=MAX_SEED, description="seed of everything that is random, except the split of the images"
     )
@@ -153,6 +156,7 @@ class StudyConfig(Section):
             written = copy.deepcopy(tables)
             overridden = apply_overrides(tables, overrides or {}, cls.model_fields.keys())
             config = cls.from_dict(overridden)
+            config.check_names()
             chosen = {"sampler": config.sampler.name, "pruner": config.pruner.name}
             config._warnings = tuple(unused_settings(written, chosen))
             config._origins = find_origins(config._to_tables(), written, overridden, str(path))
@@ -200,6 +204,16 @@ class StudyConfig(Section):
     def origins(self) -> dict[str, str]:
         """The origin of each value by key: the study file, the command line or a default. Empty without a file."""
         return self._origins.by_key
+
+    def check_names(self) -> None:
+        """Check the names that become parts of paths. `from_dict` does not, so that every stored study can be read.
+
+        Raises:
+            UserError: if a name is too long, reserved, or has characters that no name of a folder may have.
+        """
+        check_study_name("name", self.name)
+        check_name("experiment", self.experiment)
+        check_name("finalists.model_name", self.finalists.model_name)
 
     def comparability_key(self) -> dict[str, str]:
         """Return, by key, what must not change while a study is resumed, so that its trials can be compared."""

@@ -15,7 +15,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from fmnist_search.errors import UserError
-from fmnist_search.files import atomic_write
+from fmnist_search.files import atomic_write, make_private_folder
 from fmnist_search.recipe.datasets import FILE_NAMES, Dataset, dataset_with_digest, get_dataset
 from fmnist_search.workspace import Workspace, image_cache_folder
 
@@ -190,7 +190,7 @@ def _download(dataset: Dataset) -> dict[str, bytes]:
 
 def _write_to_cache(path: Path, content: bytes) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(path.parent)
         with atomic_write(path) as file:
             file.write(content)
     except OSError as error:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import psutil
 from filelock import FileLock
 
+from fmnist_search.files import make_private_folder
 from fmnist_search.workspace import lock_file
 
 LOCK_TIMEOUT_SECONDS = 60
@@ -49,6 +50,6 @@ def promotion_lock(tracking_uri: str) -> Iterator[None]:
     path = lock_file(tracking_uri)
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # the folder is not writable, or the lock is held for too long
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_private_folder(path.parent)
             stack.enter_context(FileLock(path).acquire(timeout=LOCK_TIMEOUT_SECONDS))
         yield

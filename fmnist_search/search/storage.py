@@ -14,8 +14,9 @@ from filelock import FileLock
 from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist_search.errors import UserError
+from fmnist_search.files import make_private_folder
 from fmnist_search.text import first_line
-from fmnist_search.workspace import sqlite_path
+from fmnist_search.workspace import sqlite_path, sqlite_uri
 
 NO_STUDY_YET = (
     "holds no study yet; run `fmnist-search search STUDY.toml` first (`fmnist-search studies copy quick` writes "
@@ -50,15 +51,14 @@ def open_storage(url: str, *, create: bool = True) -> optuna.storages.RDBStorage
 
 
 def _open_sqlite(database: Path) -> optuna.storages.RDBStorage:
-    database.parent.mkdir(parents=True, exist_ok=True)
+    make_private_folder(database.parent)
     # Two processes that create the tables at the same time would fail.
     lock = database.with_suffix(".lock")
     lock.touch()  # fails at once if the folder cannot be written, while FileLock would wait
     with FileLock(lock, timeout=BUSY_TIMEOUT_SECONDS):
         is_compatible = _prepare(database)
-        quoted = str(database).replace("%", "%25").replace("?", "%3F")
         return optuna.storages.RDBStorage(
-            f"sqlite:///{quoted}",
+            sqlite_uri(database),
             engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS, "factory": _Connection}},
             skip_compatibility_check=is_compatible,
             skip_table_creation=is_compatible,

@@ -5,25 +5,34 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import requests
+import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.utils.uri import is_local_uri
 from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist_search.errors import UserError
+from fmnist_search.files import private_files
 from fmnist_search.text import first_line
 from fmnist_search.tracking.outbox import EventRejected, StoreUnavailable
-from fmnist_search.tracking.table_template import copy_template, creation_lock, default_template, save_template
-from fmnist_search.workspace import sqlite_path
+from fmnist_search.tracking.table_template import copy_template, default_template, save_template
+from fmnist_search.workspace import check_folder_is_writable, sqlite_path
 
-STORE_ERRORS: tuple[type[Exception], ...] = (MlflowException, SQLAlchemyError, requests.RequestException)
+STORE_ERRORS: tuple[type[Exception], ...] = (MlflowException, SQLAlchemyError, sqlite3.Error, requests.RequestException)
 STORE_OR_DISK_ERRORS: tuple[type[Exception], ...] = (*STORE_ERRORS, OSError)
 PROBE_TIMEOUT_SECONDS, CALL_TIMEOUT_SECONDS = 5, 30
+TIMEOUT_ARGUMENTS = {
+    **dict.fromkeys(("psycopg", "psycopg2", "pymysql", "mysqldb"), "connect_timeout"),
+    **dict.fromkeys(("pg8000", "pyodbc"), "timeout"),
+}
+"""By driver, the argument with the seconds after which it gives up to connect."""
 PERMANENT_ERRORS = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_CONFLICT"}
 """Error codes of MLflow after which an event need not be sent again."""
 MAX_DETAIL = 300
@@ -62,9 +71,10 @@ def connect(uri: str, template: Path | None = None) -> MlflowClient:
             "sqlite:///mlflow.db, to which `mlflow migrate-filestore --source FOLDER --target sqlite:///mlflow.db` "
             "copies its content"
         )
-    database = sqlite_path(uri)
-    with store_errors(uri, OSError), short_timeouts(PROBE_TIMEOUT_SECONDS, retries=0), creation_lock(database):
+    with store_errors(uri, OSError), short_timeouts(PROBE_TIMEOUT_SECONDS, retries=0), private_files():
+        database = sqlite_path(uri)
         is_new = database is not None and not database.exists()
+        _probe(uri, database)
         template = template or default_template()
         if database and is_new:
             copy_template(database, template)
@@ -74,6 +84,33 @@ def connect(uri: str, template: Path | None = None) -> MlflowClient:
         if database and is_new and not template.exists():
             save_template(database, template)
     return client
+
+
+def _probe(uri: str, database: Path | None) -> None:
+    """Connect to a store that is a database once. MLflow itself tries it ten times, which takes minutes.
+
+    Raises:
+        UserError: if its folder cannot be written, or the driver of the database is not installed.
+        SQLAlchemyError, sqlite3.Error: if the database cannot be reached.
+    """
+    if database and not database.exists():
+        check_folder_is_writable(database.parent, "work in another folder, or give another --tracking-uri")
+    elif database:
+        address = f"{database.as_uri()}?mode=rw"
+        with contextlib.closing(sqlite3.connect(address, PROBE_TIMEOUT_SECONDS, uri=True)) as connection:
+            connection.execute("PRAGMA schema_version")
+    elif uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES:
+        url = sqlalchemy.make_url(uri)
+        try:
+            name = TIMEOUT_ARGUMENTS.get(url.get_driver_name())
+            timeout = {name: PROBE_TIMEOUT_SECONDS} if name else {}
+            engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=timeout)
+        except ImportError as error:
+            raise UserError(
+                f"tracking {uri}: needs the package {error.name}, which is missing; install it, or for PostgreSQL "
+                "`pip install 'fmnist-search[postgres]'`, and write postgresql+psycopg://"
+            ) from None
+        engine.connect().close()
 
 
 @contextlib.contextmanager
@@ -96,47 +133,15 @@ def store_errors(uri: str, *extra_errors: type[OSError]) -> Iterator[None]:
                 f"tracking {uri}: was created by another version of MLflow; make a copy of it, then run "
                 f"`mlflow db upgrade {uri}`"
             ) from error
-        if (status := _denied_status(error)) == 401:
+        if isinstance(error, MlflowException) and error.error_code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
             raise UserError(
-                f"tracking {uri}: the server does not accept {_credentials()}; set MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to valid ones"
-            ) from error
-        if status == 403:
-            raise UserError(
-                f"tracking {uri}: {_credentials()} lacks a permission for this ({detail}); ask the administrator of "
-                "the server for it"
+                f"tracking {uri}: the server denies access ({detail}); set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
             ) from error
         raise UserError(
             f"tracking {uri}: the store cannot be reached or written ({detail}); check MLFLOW_TRACKING_URI or "
             "--tracking-uri, and that its server is running"
         ) from error
-
-
-@contextlib.contextmanager
-def permission_errors(subject: str, remedy: str) -> Iterator[None]:
-    """Turn the refusal of a server because of a missing permission into a `UserError` that names the resource."""
-    try:
-        yield
-    except STORE_ERRORS as error:
-        if _denied_status(error) != 403:
-            raise
-        raise UserError(f"{subject}: the server does not permit this to {_credentials()}; {remedy}") from error
-
-
-def _denied_status(error: Exception) -> int | None:
-    """Return 401 if a server does not know the user, 403 if the user lacks a permission, else None."""
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return error.response.status_code if error.response.status_code in (401, 403) else None
-    codes = {"UNAUTHENTICATED": 401, "CUSTOMER_UNAUTHORIZED": 401, "PERMISSION_DENIED": 403}
-    return codes.get(error.error_code) if isinstance(error, MlflowException) else None
-
-
-def _credentials() -> str:
-    """Return a description of what the client tells a server about the user, without a secret."""
-    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
-    if user:
-        return f"the user {user!r}"
-    return "the token" if os.environ.get("MLFLOW_TRACKING_TOKEN") else "a user without a name"
 
 
 @contextlib.contextmanager

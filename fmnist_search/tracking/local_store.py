@@ -12,10 +12,9 @@ import math
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 from fmnist_search.tracking.stored_runs import RunReader, StoredRun
-from fmnist_search.workspace import sqlite_path
+from fmnist_search.workspace import artifact_path, sqlite_path
 
 
 class LocalStore:
@@ -64,7 +63,7 @@ class LocalStore:
             found = database.execute("SELECT artifact_uri FROM runs WHERE run_uuid = ?", (run_id,)).fetchone()
         if found is None:
             return None
-        folder = _local_folder(found[0])
+        folder = artifact_path(found[0])
         if folder is None:
             with _open_with_mlflow(self.uri) as reader:
                 return reader.read_text(run_id, path)
@@ -103,11 +102,3 @@ def _open_with_mlflow(uri: str) -> Iterator[RunReader]:
 
     with store_errors(uri):
         yield MlflowStore(uri, "fmnist-search")
-
-
-def _local_folder(artifact_uri: str) -> Path | None:
-    """Return the folder behind the address of artifacts; None if they are not files of this machine."""
-    address = urlparse(artifact_uri)
-    if address.scheme not in ("", "file") or address.netloc:
-        return None
-    return Path(unquote(address.path) if address.scheme else artifact_uri)

@@ -19,6 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from fmnist_search.files import make_private_folder
 from fmnist_search.tracking.events import Event
 
 BUSY_TIMEOUT_SECONDS = 60.0
@@ -46,7 +47,7 @@ class Outbox:
     def __init__(self, path: Path, store_uri: str):
         self.path = path
         self.store_uri = store_uri
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(path.parent)
         self._lock = threading.Lock()
         self._connection = sqlite3.connect(path, BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False)
         self._sender_lock = FileLock(self.lock_path, thread_local=False)

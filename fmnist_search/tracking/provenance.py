@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import platform
-import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -13,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_search.recipe.execution import Execution
+from fmnist_search.text import redacted_command
 from fmnist_search.tracking import tag_names
+from fmnist_search.user_account import user_name
 from fmnist_search.version import VERSION
 
 COMMAND_LIMIT = 7_500
@@ -29,8 +29,8 @@ def environment(execution: Execution) -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """Return the command of this process, with the program as a name without a folder."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """Return the command of this process without passwords, with the program as a name without a folder."""
+    return redacted_command([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def provenance_tags() -> dict[str, str]:
@@ -38,7 +38,7 @@ def provenance_tags() -> dict[str, str]:
     tags = {
         tag_names.SOURCE_NAME: "fmnist-search",
         tag_names.SOURCE_TYPE: "LOCAL",
-        tag_names.USER: getpass.getuser(),
+        tag_names.USER: user_name(),
         tag_names.COMMAND: command_line()[:COMMAND_LIMIT],
         tag_names.CODE_VERSION: VERSION,
     }

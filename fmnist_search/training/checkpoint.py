@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fmnist_search.errors import UserError
-from fmnist_search.files import atomic_write
+from fmnist_search.files import atomic_write, make_private_folder
 from fmnist_search.models.classifier import Classifier, build
 from fmnist_search.recipe.datasets import IMAGE_SIZE
 from fmnist_search.recipe.recipe import Recipe
@@ -26,7 +26,7 @@ CHECKPOINT_FILE = "state.pt"
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write weights, or any dictionary of tensors and plain values, to `path`; create its folder if it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private_folder(path.parent)
     with atomic_write(path) as file:
         torch.save(state, file)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from fmnist_search.errors import UserError
 from fmnist_search.execution.capacity import worker_count
 from fmnist_search.recipe.datasets import DEFAULT_DATASET
 from fmnist_search.search.storage import open_storage
+from fmnist_search.text import redact
 from fmnist_search.tracking.connection import connect
 from fmnist_search.training.devices import resolve_execution
 from fmnist_search.workflows.tuning import tuned
@@ -36,8 +38,8 @@ def run_checks(workspace: Workspace | None = None) -> list[CheckResult]:
         *(_run_check(name, partial(metadata.version, name)) for name in ("torch", "torchvision", "mlflow", "optuna")),
         _run_check("device", _describe_device),
         _run_check("images", partial(_describe_images, DataSource.from_workspace(workspace))),
-        _run_check("MLflow store", lambda: (connect(workspace.tracking_uri), workspace.tracking_uri)[1]),
-        _run_check("our own files", lambda: (open_storage(workspace.storage_url), str(workspace.folder))[1]),
+        _run_check("MLflow store", lambda: (connect(workspace.tracking_uri), redact(workspace.tracking_uri))[1]),
+        _run_check("our own files", partial(_check_files, workspace)),
     ]
 
 
@@ -55,5 +57,13 @@ def _describe_device() -> str:
     return f"{execution.device}, {workers} trials at a time, fastest with {how}"
 
 
+def _check_files(workspace: Workspace) -> str:
+    workspace.check_writable()
+    open_storage(workspace.storage_url)
+    return str(workspace.folder)
+
+
 def _describe_images(source: DataSource) -> str:
-    return f"{sum(verify_files(DEFAULT_DATASET, source).values()):,} bytes, verified, in {source.cache}"
+    size = sum(verify_files(DEFAULT_DATASET, source).values())
+    note = "" if os.access(source.cache, os.W_OK) else ", which cannot be written, so every command verifies them again"
+    return f"{size:,} bytes, verified, in {source.cache}{note}"

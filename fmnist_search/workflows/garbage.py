@@ -21,18 +21,14 @@ from fmnist_search.results.study import TrialRecord, rank_trials
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.tracking import cleanup
 from fmnist_search.tracking.connection import connect, store_errors
-from fmnist_search.workspace import Workspace, sqlite_path
+from fmnist_search.workspace import ARCHIVED_NAME, TRAININGS_FOLDER, Workspace, sqlite_path
 
 MIN_AGE_SECONDS = 3600.0
 """Younger files may belong to something that has not ended."""
 
-ARCHIVED_NAME = re.compile(r" until \d{4}-\d\d-\d\d \d\d\.\d\d\.\d\d\.\d{6}$")
-"""The end of the name of a study that --fresh archived."""
 TEMPORARY_FILE = re.compile(r"tmp[a-z0-9_]{8}|.*\.part")
 """Names of files that are renamed once they are complete."""
 SINGLE_TRAININGS, ENSEMBLES = "single trainings", "ensembles of runs"
-TRAININGS_FOLDER = "train"
-"""The folder of the weights of single trainings, with a folder for each run."""
 
 
 class GarbageKind(Enum):

@@ -17,6 +17,7 @@ from fmnist_search.results.champion import Champion
 from fmnist_search.results.study import StopReason, StudySummary, TrialRecord, mean_overhead
 from fmnist_search.search.analysis import boundary_warnings
 from fmnist_search.search.study_store import StudyStore
+from fmnist_search.text import without_credentials
 from fmnist_search.tracking.local_store import open_run_reader
 from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.run_ref import resolve_run_ids
@@ -118,7 +119,7 @@ def run_url(run_id: str, *, workspace: Workspace | None = None) -> str | None:
     uri = (workspace or Workspace.resolve()).tracking_uri
     with open_run_reader(uri) as reader:
         experiment = find_experiment_id(reader, run_id)
-    server = uri if uri.startswith("http") else "http://127.0.0.1:5000"
+    server = without_credentials(uri) if uri.startswith("http") else "http://127.0.0.1:5000"
     return run_page_url(server, experiment, run_id) if experiment else None
 
 

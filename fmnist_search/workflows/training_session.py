@@ -19,7 +19,7 @@ from fmnist_search.data.images import Images
 from fmnist_search.data.loading import load_images
 from fmnist_search.execution.backend import make_backend
 from fmnist_search.execution.capacity import worker_count
-from fmnist_search.files import atomic_write
+from fmnist_search.files import atomic_write, private_files
 from fmnist_search.recipe.execution import Execution, ExecutionSettings
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.tables import epochs_csv
@@ -37,12 +37,13 @@ from fmnist_search.training.checkpoint import state_to_bytes
 from fmnist_search.training.devices import resolve_execution
 from fmnist_search.training.loop import ProgressCallback
 from fmnist_search.training.trial import run_trial
+from fmnist_search.user_account import complete_environment
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.interruption import interrupt_on_signals
 from fmnist_search.workflows.jobs import JobContext, RetryingJob, TrackedJob, not_started, run_jobs
 from fmnist_search.workflows.sending import open_sender
 from fmnist_search.workflows.settings import RunOptions
-from fmnist_search.workspace import Workspace
+from fmnist_search.workspace import Workspace, check_name
 
 BEST_FILE, LAST_FILE, EPOCHS_FILE = "weights.pt", "last_weights.pt", "epochs.csv"
 
@@ -177,10 +178,13 @@ def open_training_session(
     """Yield a session for trainings without a study.
 
     Raises:
-        UserError: if the store is unreachable.
+        UserError: if the store is unreachable, a folder cannot be written, or the experiment is no name.
     """
     workspace, callback = workspace or Workspace.resolve(), callback or StudyCallback()
-    with interrupt_on_signals() as interruption, store_errors(workspace.tracking_uri):
+    check_name("experiment", experiment)
+    complete_environment()
+    workspace.check_writable()
+    with private_files(), interrupt_on_signals() as interruption, store_errors(workspace.tracking_uri):
         mlflow_store = MlflowStore(workspace.tracking_uri, experiment)
         with open_sender(workspace, mlflow_store, callback) as sender:
             context = JobContext(sender, callback, interruption, plots)

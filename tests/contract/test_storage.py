@@ -13,6 +13,7 @@ import pytest
 
 from fmnist_search.errors import UserError
 from fmnist_search.search.storage import open_storage
+from fmnist_search.workspace import sqlite_uri
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -65,7 +66,7 @@ def test_folders_are_created_and_contents_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["with space", "größer", "a%20b", "a#b", "a?b=c", "it's"])
 def test_folder_may_have_any_name(name: str, tmp_path: Path) -> None:
     folder = tmp_path / name
-    open_storage(f"sqlite:///{folder / 'optuna.db'}")
+    open_storage(sqlite_uri(folder / "optuna.db"))
     assert (folder / "optuna.db").stat().st_size > 0
     assert [path.name for path in tmp_path.iterdir()] == [name]
 

@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from fmnist_search.text import first_line, markdown_table, printable
+from fmnist_search.errors import UserError
+from fmnist_search.text import first_line, markdown_table, printable, redact, redacted_command, without_credentials
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,54 @@ def test_printable_shows_control_characters_as_escapes(text: str, expected: str)
 
 def test_printable_keeps_what_it_is_told_to() -> None:
     assert printable("a\n\tb\r", keep="\n\t") == "a\n\tb\\r"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+
+
+        ("postgresql+psycopg://me:secret@host:5432/db", "postgresql+psycopg://me:***@host:5432/db"),
+        ("(see postgresql://me:secret@host/db)", "(see postgresql://me:***@host/db)"),
+        ("postgresql://me:se:cr/et?#@host/db is down", "postgresql://me:***@host/db is down"),
+        ("postgresql://me:sec@ret@host/db", "postgresql://me:***@host/db"),
+        ("mysql://me:secret@one/db and mysql://me:secret@two/db", "mysql://me:***@one/db and mysql://me:***@two/db"),
+        ("postgresql:///db?host=h&user=me&password=secret&sslmode=require", "postgresql:///db?host=h&user=me&password=***&sslmode=require"),
+        ("host=h password=secret dbname=d", "host=h password=*** dbname=d"),
+        ("MLFLOW_TRACKING_TOKEN=secret fmnist-search", "MLFLOW_TRACKING_TOKEN=*** fmnist-search"),
+        ("HTTPS://secret@host/path", "HTTPS://***@host/path"),
+        ("https://me:secret@host/path", "https://***@host/path"),
+        ("https://secret:@host", "https://***@host"),
+    ],
+)  # fmt: skip
+def test_passwords_and_tokens_are_removed(text: str, expected: str) -> None:
+    assert redact(text) == expected
+    assert UserError(text).lines == (expected,)
+    assert str(UserError(text)) == expected
+    assert first_line(ValueError(text)) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgresql://me@host/db",
+        "sqlite:////home/me@work/mlflow.db",
+        "http://127.0.0.1:5000/#/experiments/1, models:/fmnist-search@champion",
+        "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+        "name: 'a@b' is taken",
+    ],
+)
+def test_text_without_a_password_stays(text: str) -> None:
+    assert redact(text) == text
+
+
+def test_a_command_is_shown_without_passwords() -> None:
+    command = ["fmnist-search", "search", "a b.toml", "--tracking-uri", "postgresql://me:my secret@host/db"]
+    assert redacted_command(command) == "fmnist-search search 'a b.toml' --tracking-uri 'postgresql://me:***@host/db'"
+    command = ["fmnist-search", "search", "--tracking-uri=https://me:secret@host"]
+    assert redacted_command(command) == "fmnist-search search '--tracking-uri=https://***@host'"
+
+
+def test_the_address_of_a_page_holds_no_credentials() -> None:
+    assert without_credentials("https://me:secret@host:5000/a@b") == "https://host:5000/a@b"
+    assert without_credentials("http://host:5000") == "http://host:5000"

@@ -8,6 +8,7 @@ from fmnist_search.errors import UserError
 from fmnist_search.execution.backend import BackendFactory, make_backend
 from fmnist_search.results.study import StudySummary
 from fmnist_search.results.training import Stopper, never_stop
+from fmnist_search.user_account import complete_environment
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workflows.study.workers import start_workers
@@ -33,12 +34,14 @@ def run_study(
         UserError: if images or device are missing, the store is unreachable, or the stored study has another space.
     """
     workspace, callback = workspace or Workspace.resolve(), callback or StudyCallback()
+    config.check_names()
+    complete_environment()
+    workspace.check_writable()
     with start_workers(config, callback, backend_factory) as backend:
         # The workers import their libraries while this process imports torch, MLflow and Optuna here.
         from fmnist_search.workflows.study.session import SessionOptions, open_session
 
-        model_name = config.finalists.model_name if config.finalists.recipes else None
-        options = SessionOptions(fresh=fresh, warm_starts=True, model_name=model_name, tracking=tracking)
+        options = SessionOptions(fresh=fresh, warm_starts=True, tracking=tracking)
         with open_session(workspace, config, backend, callback, options) as session:
             return session.run(stopper)
 
@@ -66,9 +69,10 @@ def promote(
         raise UserError(f"study {name!r}: has no completed trial to promote; continue the search first", exit_code=3)
     config = stored.config
     finalists = (settings or config.finalists).for_dataset(config.data.dataset)
+    workspace.check_writable()
     with start_workers(config, callback, make_backend) as backend:
         from fmnist_search.workflows.study.session import SessionOptions, open_session
 
-        options = SessionOptions(model_name=finalists.model_name, tracking=tracking)
+        options = SessionOptions(tracking=tracking)
         with open_session(workspace, config, backend, callback, options) as session:
             return session.promote(finalists)

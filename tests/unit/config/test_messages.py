@@ -150,7 +150,6 @@ MISTAKES = [
     Mistake(f'name = "a/b"\n[budget]\ntrials = 3\n{CNN_SPACE}', "name", "'a/b' is not a valid name", "letters, digits"),
     Mistake(f'name = "a\\nb"\n[budget]\ntrials = 3\n{CNN_SPACE}',
             "name", r"'a\nb' is not a valid name", "letters, digits"),
-    Mistake(f'name = "{"a" * 201}"\n[budget]\ntrials = 3\n{CNN_SPACE}', "name", "aaa", "at most 200 characters"),
     # Finalists.
     Mistake(f"{HEADER}{CNN_SPACE}[finalists]\nensemble = 1\n",
             "finalists.ensemble", "1 is not an ensemble", "give 2 or more", in_schema=False),

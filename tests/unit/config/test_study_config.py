@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -16,6 +17,7 @@ from fmnist_search.config.domain import Choice, Fixed, Range
 from fmnist_search.config.samplers import Tpe
 from fmnist_search.config.sections import MAX_MINUTES
 from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.errors import UserError
 from tests.support.studies import make_study, space_tables
 from tests.unit.config.study_files import CNN_SPACE, HEADER, ROOT, load_study
 
@@ -116,3 +118,43 @@ def test_study_is_loaded_and_checked_without_torch_mlflow_and_optuna() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("quick ")
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ({"name": "train"}, "name: 'train' is reserved"),
+        ({"name": "Train"}, "name: 'Train' is reserved"),
+        ({"name": "a until 2026-01-02 03.04.05.678901"}, "name: 'a until 2026-01-02 03.04.05.678901' ends like"),
+        ({"name": "a" * 201}, "has 201 bytes"),
+        ({"name": "火" * 67}, "has 201 bytes"),
+        ({"name": ".."}, "name: '..' is not a valid name"),
+        ({"experiment": "../../../x"}, "experiment: '../../../x' is not a valid name"),
+        ({"experiment": "/var/x"}, "experiment: '/var/x' is not a valid name"),
+        ({"experiment": ".."}, "experiment: '..' is not a valid name"),
+        ({"experiment": ""}, "experiment: '' is not a valid name"),
+        ({"experiment": "a\nb"}, "experiment: 'a\\nb' is not a valid name"),
+        ({"experiment": "火" * 67}, "has 201 bytes"),
+        ({"finalists.model_name": "火" * 67}, "has 201 bytes"),
+    ],
+)
+def test_names_that_become_paths_are_checked_when_the_file_is_read(
+    tmp_path: Path, setting: dict[str, object], expected: str
+) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(f"{HEADER}{CNN_SPACE}")
+    with pytest.raises(UserError, match=re.escape(expected)):
+        StudyConfig.load(path, setting)
+
+
+@pytest.mark.parametrize("name", ["a" * 200, "火" * 66, "größer", "a until 2026", "training", "trains+1@home - v1.0"])
+def test_names_up_to_two_hundred_bytes_are_valid(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(f"{HEADER}{CNN_SPACE}")
+    config = StudyConfig.load(path, {"name": name, "experiment": name, "finalists.model_name": name})
+    assert config.name == config.experiment == config.finalists.model_name == name
+
+
+def test_stored_studies_with_names_that_are_reserved_now_are_read() -> None:
+    config = make_study(name="train", experiment="team/a")
+    assert (config.name, config.experiment) == ("train", "team/a")
