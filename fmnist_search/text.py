@@ -9,6 +9,9 @@ REDACTED = "***"
 _CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that move the cursor, reorder or break a line, and bytes of file names that are not UTF-8."""
 
+_MARKDOWN_CHARACTERS = re.compile(r"[\\`*\[\]<>|~&$@]|(?<![^\W_])_+|_+(?![^\W_])|:(?=\S)|(?<=www)\.", re.IGNORECASE)
+_MARKDOWN_BLOCK_START = re.compile(r"^(\d*)([#+\-=.)])")
+
 
 def printable(text: str, *, keep: str = "") -> str:
     """Return a text that a terminal shows as it is: control characters, except `keep`, become escapes such as \\x1b."""
@@ -57,3 +60,17 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table without a final newline. The first row is the head; cells are not escaped."""
     head, *body = rows
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *body])
+
+
+def escape_markdown(text: str) -> str:
+    """Return a text as one line that Markdown shows as it is, without markup or HTML.
+
+    Special characters become numeric entities. The Markdown of MLflow's UI shows some backslashes that CommonMark
+    removes; it makes links of addresses, and pictures of words between colons.
+    """
+    line = _MARKDOWN_CHARACTERS.sub(lambda found: _entities(found[0]), printable(" ".join(text.split())))
+    return _MARKDOWN_BLOCK_START.sub(lambda found: found[1] + _entities(found[2]), line)
+
+
+def _entities(characters: str) -> str:
+    return "".join(f"&#{ord(character)};" for character in characters)

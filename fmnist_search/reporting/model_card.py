@@ -13,7 +13,7 @@ from fmnist_search.recipe.formatting import format_value_short
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.champion import ConfirmedScore
 from fmnist_search.results.training import Accuracy
-from fmnist_search.text import markdown_table
+from fmnist_search.text import escape_markdown, markdown_table
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ def selection_from_study(
     `recipes` are the model's members; `candidates` are all finalists, the one with the best mean first.
     """
     sentences = [
-        f"From trial {confirmed.trial} of the study {study!r}. The finalists, trained again from fresh seeds: "
+        f"From trial {confirmed.trial} of the study '{escape_markdown(study)}'. "
+        "The finalists, trained again from fresh seeds: "
         + "; ".join(f"trial {finalist.trial} {finalist}" for finalist in candidates)
         + ".",
     ]

@@ -5,7 +5,6 @@ Text from outside (the name and the question of a study, findings) is escaped: i
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 
@@ -18,13 +17,10 @@ from fmnist_search.reporting.tables import Cell, recipe_values
 from fmnist_search.results.champion import Champion
 from fmnist_search.results.study import Importances, StudySummary, TrialRecord
 from fmnist_search.results.training import TrialState
-from fmnist_search.text import markdown_table
+from fmnist_search.text import escape_markdown, markdown_table
 
 MAX_LEADERS = 10
 MAX_IMPORTANCES = 5
-
-_SPECIAL_CHARACTERS = re.compile(r"([\\`*\[\]<>|~&$]|(?<!\w)_|_(?!\w))")
-_BLOCK_START = re.compile(r"^(\d*)([#+\-=.)])")
 
 
 def study_note(
@@ -46,15 +42,15 @@ def study_note(
         importances: Importances of the hyperparameters; None if there are too few completed trials.
     """
     parts = [
-        f"# {_escape_markdown(summary.name)}",
-        _escape_markdown(summary.question),
+        f"# {escape_markdown(summary.name)}",
+        escape_markdown(summary.question),
         _outcome(summary),
         _trial_counts(summary),
     ]
     if budget:
         parts.append(_budget_table(summary, budget))
     if findings := _findings(summary, importances):
-        parts.append("## Findings\n\n" + "\n".join(f"- {_escape_markdown(line)}" for line in findings))
+        parts.append("## Findings\n\n" + "\n".join(f"- {escape_markdown(line)}" for line in findings))
     if summary.ranked_trials:
         parts += ["## Leaderboard", _leaderboard(summary.ranked_trials[:MAX_LEADERS], searched)]
     parts += ["## Search space", _space_table(summary, space)]
@@ -181,11 +177,6 @@ def _next_commands(summary: StudySummary) -> list[str]:
 
 def _format_cell(value: Cell) -> str:
     return "-" if value is None else format_value_short(value)
-
-
-def _escape_markdown(text: str) -> str:
-    """Return a text as one line that Markdown shows as it is."""
-    return _BLOCK_START.sub(r"\1\\\2", _SPECIAL_CHARACTERS.sub(r"\\\1", " ".join(text.split())))
 
 
 def _inline_code(text: str) -> str:

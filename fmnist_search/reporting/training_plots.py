@@ -263,5 +263,5 @@ def _image_grid(images: Sequence[Tensor], captions: Sequence[tuple[str, str]], t
         panel.set_axis_off()
     for panel, image, (caption, color) in zip(panels.flat, images, captions, strict=False):
         panel.imshow(image.cpu().numpy(), cmap="gray_r", vmin=0, vmax=255)
-        panel.set_title(caption, fontsize=7.5, color=color)
+        panel.set_title(caption, fontsize=7.5, color=color, parse_math=False)
     return figure

@@ -18,6 +18,7 @@ from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.text import escape_markdown
 from fmnist_search.tracking import stored_runs, tag_names
 from fmnist_search.tracking.connection import connect
 from fmnist_search.tracking.events import EventSink, MetricPoint
@@ -127,7 +128,7 @@ class MlflowStore:
 
     def _link_to_study_run(self, run_id: str, study: str, study_run_id: str) -> None:
         """Make the run that `mlflow run` created a child of the study's run, with a note that says so."""
-        note = f"Continues the study {study!r}: its trials are below the run {study_run_id}."
+        note = f"Continues the study '{escape_markdown(study)}': its trials are below the run {study_run_id}."
         tags = {tag_names.PARENT_RUN_ID: study_run_id, tag_names.NOTE: note, tag_names.STUDY: study}
         self._set_tags(run_id, tags)
         self.client.set_terminated(run_id, "FINISHED")

@@ -7,7 +7,15 @@ import os
 import pytest
 
 from fmnist_search.errors import UserError
-from fmnist_search.text import first_line, markdown_table, printable, redact, redacted_command, without_credentials
+from fmnist_search.text import (
+    escape_markdown,
+    first_line,
+    markdown_table,
+    printable,
+    redact,
+    redacted_command,
+    without_credentials,
+)
 
 
 @pytest.mark.parametrize(
@@ -45,8 +53,6 @@ def test_printable_keeps_what_it_is_told_to() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-
-
         ("postgresql+psycopg://me:secret@host:5432/db", "postgresql+psycopg://me:***@host:5432/db"),
         ("(see postgresql://me:secret@host/db)", "(see postgresql://me:***@host/db)"),
         ("postgresql://me:se:cr/et?#@host/db is down", "postgresql://me:***@host/db is down"),
@@ -91,3 +97,22 @@ def test_a_command_is_shown_without_passwords() -> None:
 def test_the_address_of_a_page_holds_no_credentials() -> None:
     assert without_credentials("https://me:secret@host:5000/a@b") == "https://host:5000/a@b"
     assert without_credentials("http://host:5000") == "http://host:5000"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Does width_1 = 64 help at 1e-3?", "Does width_1 = 64 help at 1e-3?"),
+        ("<b>", "&#60;b&#62;"),
+        ("__init__ _a_ a_b", "&#95;&#95;init&#95;&#95; &#95;a&#95; a_b"),
+        ("- 1. one\n# two", "&#45; 1. one # two"),
+        ("1. one", "1&#46; one"),
+        (
+            ":smile: at 10:30: https://a.example WWW.a.example",
+            "&#58;smile: at 10&#58;30: https&#58;//a.example WWW&#46;a.example",
+        ),
+        ("a\u202eb", "a&#92;u202eb"),
+    ],
+)
+def test_escape_markdown_shows_text_as_it_is(text: str, expected: str) -> None:
+    assert escape_markdown(text) == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from markdown_it import MarkdownIt
 
 from fmnist_search.recipe.datasets import DATASETS, Dataset
 from fmnist_search.recipe.families import FAMILIES
@@ -106,3 +107,11 @@ def test_the_card_of_a_single_model_is_not_truncated(family: str) -> None:
     text = dataclasses.replace(MODEL_CARD, recipes=(recipe,), comparison="x" * 400).to_markdown()
     assert truncate_description(text) == text
     assert len(text) < DESCRIPTION_LIMIT
+
+
+def test_a_card_shows_the_name_of_a_study_as_text() -> None:
+    selection = selection_from_study("__init__ www.a.example", [RECIPE], FINALISTS[0], FINALISTS)
+    blocks = MarkdownIt("commonmark").parse(dataclasses.replace(MODEL_CARD, selection=selection).to_markdown())
+    (line,) = [block for block in blocks if "From trial" in block.content]
+    assert {child.type for child in line.children or []} == {"text"}
+    assert "of the study '__init__ www.a.example'." in "".join(child.content for child in line.children or [])
