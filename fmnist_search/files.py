@@ -44,6 +44,17 @@ def make_private_folder(folder: Path) -> None:
     folder.mkdir(0o700, exist_ok=True)
 
 
+def is_missing(path: Path) -> bool:
+    """Return whether nothing has this path. If that cannot be seen, it is False, and opening the file says why."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def private_temporary_folder(name: str) -> Path:
     """Return a folder for temporary files that belongs to this user alone, the same for all processes if possible."""
     folder = Path(tempfile.gettempdir(), name)

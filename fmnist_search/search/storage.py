@@ -14,7 +14,7 @@ from filelock import FileLock
 from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist_search.errors import UserError
-from fmnist_search.files import make_private_folder
+from fmnist_search.files import is_missing, make_private_folder
 from fmnist_search.text import first_line
 from fmnist_search.workspace import sqlite_path, sqlite_uri
 
@@ -35,10 +35,10 @@ def open_storage(url: str, *, create: bool = True) -> optuna.storages.RDBStorage
         UserError: if the storage cannot be reached or written, or if it is missing and `create` is false.
     """
     database = sqlite_path(url)
-    if database and not create and not database.exists():
+    if database and not create and is_missing(database):
         raise UserError(f"{database.parent}: {NO_STUDY_YET}")
     try:
-        storage = _open_sqlite(database) if database else optuna.storages.RDBStorage(url)
+        storage = _open_sqlite(database, create=create) if database else optuna.storages.RDBStorage(url)
     except (OSError, sqlite3.Error, SQLAlchemyError, ImportError, RuntimeError) as error:
         shown = database or sqlalchemy.make_url(url).render_as_string()
         raise UserError(
@@ -50,13 +50,14 @@ def open_storage(url: str, *, create: bool = True) -> optuna.storages.RDBStorage
     return storage
 
 
-def _open_sqlite(database: Path) -> optuna.storages.RDBStorage:
-    make_private_folder(database.parent)
+def _open_sqlite(database: Path, *, create: bool) -> optuna.storages.RDBStorage:
+    if create:
+        make_private_folder(database.parent)
     # Two processes that create the tables at the same time would fail.
     lock = database.with_suffix(".lock")
     lock.touch()  # fails at once if the folder cannot be written, while FileLock would wait
     with FileLock(lock, timeout=BUSY_TIMEOUT_SECONDS):
-        is_compatible = _prepare(database)
+        is_compatible = _prepare(database, create=create)
         return optuna.storages.RDBStorage(
             sqlite_uri(database),
             engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS, "factory": _Connection}},
@@ -65,20 +66,25 @@ def _open_sqlite(database: Path) -> optuna.storages.RDBStorage:
         )
 
 
-def _prepare(database: Path) -> bool:
+def _prepare(database: Path, *, create: bool) -> bool:
     """Set write-ahead logging, which stays in the file; return whether this version of Optuna made the tables.
 
     Optuna checks its tables as well, but reads all its migrations for that, which takes longer than loading a study.
 
     Raises:
-        sqlite3.Error: if the file is not a database or cannot be written.
+        sqlite3.Error: if the file is not a database or cannot be written, or has no tables of Optuna and `create` is
+            false.
     """
-    with closing(sqlite3.connect(database, timeout=BUSY_TIMEOUT_SECONDS)) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
+    address = f"{database.as_uri()}?mode={'rwc' if create else 'rw'}"
+    with closing(sqlite3.connect(address, timeout=BUSY_TIMEOUT_SECONDS, uri=True)) as connection:
+        if create:
+            connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("BEGIN IMMEDIATE")
         try:
             made_with = connection.execute("SELECT library_version FROM version_info").fetchone()
         except sqlite3.OperationalError:  # no such table: the database is new
+            if not create:
+                raise sqlite3.OperationalError("it is empty, or the database of another program") from None
             made_with = None
         connection.rollback()
     return bool(made_with == (optuna.__version__,))

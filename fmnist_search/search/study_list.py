@@ -13,6 +13,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from fmnist_search.files import is_missing
 from fmnist_search.workspace import sqlite_path
 
 SCHEMA_VERSION = 12
@@ -37,7 +38,7 @@ def list_studies(url: str) -> list[StudyEntry]:
     database = sqlite_path(url)
     if database is None:
         return _list_with_optuna(url)
-    if not database.exists():
+    if is_missing(database):
         return []
     try:
         return _list_from_sqlite(database)

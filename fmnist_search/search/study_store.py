@@ -17,6 +17,7 @@ from fmnist_search.config.comparability import check_comparable
 from fmnist_search.config.samplers import Grid
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError, did_you_mean
+from fmnist_search.files import is_missing
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.hyperparameters import Value
 from fmnist_search.recipe.recipe import Recipe
@@ -47,6 +48,7 @@ from fmnist_search.search.trial_attributes import (
     trial_record,
     trial_records,
 )
+from fmnist_search.workspace import sqlite_path
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -128,7 +130,14 @@ class StudyStore:
 
     @staticmethod
     def study_names(url: str) -> list[str]:
-        """Return the names of the studies of a storage, in the order in which they were created."""
+        """Return the names of the studies of a storage, oldest first; none without a storage.
+
+        Raises:
+            UserError: if there is a storage that cannot be opened.
+        """
+        database = sqlite_path(url)
+        if database and is_missing(database):
+            return []
         return list(optuna.get_all_study_names(open_storage(url, create=False)))
 
     # ------------------------------------------------------------------------------ the study

@@ -25,7 +25,7 @@ from fmnist_search.tracking.outbox import EventRejected, StoreUnavailable
 from fmnist_search.tracking.table_template import copy_template, default_template, save_template
 from fmnist_search.workspace import check_folder_is_writable, sqlite_path
 
-STORE_ERRORS: tuple[type[Exception], ...] = (MlflowException, SQLAlchemyError, sqlite3.Error, requests.RequestException)
+STORE_ERRORS: tuple[type[Exception], ...] = (MlflowException, SQLAlchemyError, requests.RequestException)
 STORE_OR_DISK_ERRORS: tuple[type[Exception], ...] = (*STORE_ERRORS, OSError)
 PROBE_TIMEOUT_SECONDS, CALL_TIMEOUT_SECONDS = 5, 30
 TIMEOUT_ARGUMENTS = {
@@ -71,7 +71,7 @@ def connect(uri: str, template: Path | None = None) -> MlflowClient:
             "sqlite:///mlflow.db, to which `mlflow migrate-filestore --source FOLDER --target sqlite:///mlflow.db` "
             "copies its content"
         )
-    with store_errors(uri, OSError), short_timeouts(PROBE_TIMEOUT_SECONDS, retries=0), private_files():
+    with store_errors(uri, OSError, sqlite3.Error), short_timeouts(PROBE_TIMEOUT_SECONDS, retries=0), private_files():
         database = sqlite_path(uri)
         is_new = database is not None and not database.exists()
         _probe(uri, database)
@@ -114,7 +114,7 @@ def _probe(uri: str, database: Path | None) -> None:
 
 
 @contextlib.contextmanager
-def store_errors(uri: str, *extra_errors: type[OSError]) -> Iterator[None]:
+def store_errors(uri: str, *extra_errors: type[Exception]) -> Iterator[None]:
     """Turn the errors of a store, and `extra_errors`, into a `UserError` of one line.
 
     Raises:

@@ -19,7 +19,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from fmnist_search.errors import UserError
 from fmnist_search.files import make_private_folder
+from fmnist_search.text import first_line
 from fmnist_search.tracking.events import Event
 
 BUSY_TIMEOUT_SECONDS = 60.0
@@ -45,18 +47,34 @@ class Outbox:
     """The events for one store, in order. Every method may be called from any thread."""
 
     def __init__(self, path: Path, store_uri: str):
+        """Open the file, which is created if it is missing.
+
+        Raises:
+            UserError: if it cannot be opened or written, or is not an outbox.
+        """
         self.path = path
         self.store_uri = store_uri
-        make_private_folder(path.parent)
         self._lock = threading.Lock()
-        self._connection = sqlite3.connect(path, BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False)
         self._sender_lock = FileLock(self.lock_path, thread_local=False)
-        with FileLock(path.with_suffix(".made.lock")):  # creating the tables in two processes at once would fail
-            self._execute("PRAGMA journal_mode=WAL")
-            with self._lock:
-                self._connection.executescript(SCHEMA)
+        try:
+            self._connection = self._open()
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(
+                f"outbox {path}: cannot be opened ({first_line(error)}); make it writable, or, if it is damaged, "
+                "move it away, and MLflow does not get the events in it"
+            ) from error
+
+    def _open(self) -> sqlite3.Connection:
+        make_private_folder(self.path.parent)
+        connection = sqlite3.connect(self.path, BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False)
+        made = self.path.with_suffix(".made.lock")
+        made.touch()  # fails at once if the folder cannot be written, while FileLock would wait
+        with FileLock(made):  # creating the tables in two processes at once would fail
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.executescript(SCHEMA)
         # A killed process loses nothing by this; a power failure may lose the last moments.
-        self._execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        return connection
 
     @property
     def lock_path(self) -> Path:

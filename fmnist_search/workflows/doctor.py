@@ -17,6 +17,7 @@ from fmnist_search.search.storage import open_storage
 from fmnist_search.text import redact
 from fmnist_search.tracking.connection import connect
 from fmnist_search.training.devices import resolve_execution
+from fmnist_search.workflows.lookup import outbox_status
 from fmnist_search.workflows.tuning import tuned
 from fmnist_search.workspace import Workspace
 
@@ -60,6 +61,7 @@ def _describe_device() -> str:
 def _check_files(workspace: Workspace) -> str:
     workspace.check_writable()
     open_storage(workspace.storage_url)
+    outbox_status(workspace=workspace)
     return str(workspace.folder)
 
 

@@ -65,7 +65,7 @@ def find_garbage(
     `cache` is the folder of the images. What is younger than `min_age` seconds is no garbage.
 
     Raises:
-        UserError: if the MLflow store is unreachable.
+        UserError: if the MLflow store is unreachable, or the stored studies cannot be read.
     """
     with store_errors(workspace.tracking_uri):
         client = connect(workspace.tracking_uri)
@@ -125,11 +125,7 @@ def _unneeded_weights(
     weights = workspace.folder / "weights"
     if not weights.is_dir():
         return
-    database = sqlite_path(workspace.storage_url)
-    try:
-        studies = set(StudyStore.study_names(workspace.storage_url)) if database is None or database.exists() else set()
-    except UserError:  # unreadable: everything may be needed
-        return
+    studies = set(StudyStore.study_names(workspace.storage_url))
     archived = {name: ARCHIVED_NAME.sub("", name) for name in studies if ARCHIVED_NAME.search(name)}
     # While a study is being archived, its weights are still in the folder with the name of the new study.
     moving = {name for renamed, name in archived.items() if not (weights / renamed).exists()}

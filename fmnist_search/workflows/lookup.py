@@ -170,10 +170,7 @@ def _find_trial_weights(workspace: Workspace, run: TrainedRun) -> Path | None:
     """
     if run.study is None:
         return None
-    try:
-        names = [name for name in StudyStore.study_names(workspace.storage_url) if name.startswith(run.study)]
-    except UserError:  # this folder has no study
-        return None
+    names = [name for name in StudyStore.study_names(workspace.storage_url) if name.startswith(run.study)]
     for study in names:
         trials = StudyStore.load(workspace.storage_url, study).trial_records()
         for trial in resolve_run_ids(workspace, trials):
