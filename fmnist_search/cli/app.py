@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import gc
 import os
+import re
 import sys
 import traceback
 from dataclasses import dataclass, replace
@@ -13,11 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.exceptions import TyperException
 
+from fmnist_search.cli.command import CommandGroup, pop_flag
+from fmnist_search.cli.streams import OutputClosed, encode_any_text, write_output
 from fmnist_search.errors import UserError
 from fmnist_search.files import PRIVATE_UMASK
 from fmnist_search.text import redact
 from fmnist_search.user_account import complete_environment
+from fmnist_search.version import VERSION
 
 if TYPE_CHECKING:
     from fmnist_search.data.files import DataSource
@@ -25,7 +30,7 @@ if TYPE_CHECKING:
     from fmnist_search.workflows.settings import TrackingOptions
     from fmnist_search.workspace import Workspace
 
-app = typer.Typer(
+app = CommandGroup(
     name="fmnist-search",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -89,7 +94,8 @@ EngineOption = Annotated[
     ),
 ]
 DeterministicOption = Annotated[
-    bool | None, typer.Option("--deterministic", help="Use deterministic algorithms only.", show_default=False)
+    bool | None,
+    typer.Option("--deterministic/--no-deterministic", help="Use deterministic algorithms only.", show_default=False),
 ]
 StudyOption = Annotated[str | None, typer.Option(help="Study that trial numbers refer to; by default the latest.")]
 StudyArgument = Annotated[
@@ -147,7 +153,7 @@ def main(arguments: list[str] | None = None, settings: CommandSettings = Command
     """Run a command; turn errors into one line each on stderr and an exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     sys.argv = ["fmnist-search", *arguments]  # MLflow records it as the command
-    debug = "--debug" in arguments
+    debug, words = pop_flag(arguments, "--debug")
     os.umask(PRIVATE_UMASK)  # by default MLflow makes its database readable by everybody
     complete_environment()
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
@@ -156,13 +162,17 @@ def main(arguments: list[str] | None = None, settings: CommandSettings = Command
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     # Imports create a million objects that stay; with the default threshold, collections during them take a second.
     gc.set_threshold(100_000, 50, 100)
+    encode_any_text(sys.stdout, sys.stderr)
     try:
-        app([argument for argument in arguments if argument != "--debug"], prog_name="fmnist-search", obj=settings)
-    except KeyboardInterrupt:
+        code = app(words, prog_name="fmnist-search", obj=settings, standalone_mode=False)
+        write_output()
+        sys.exit(code if isinstance(code, int) else 0)
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    except OutputClosed:
+        sys.exit(OutputClosed.exit_code)
+    except TyperException as error:
+        sys.exit(_print_usage_error(error))
     except Exception as error:
         if debug:
             sys.stderr.write(redact(traceback.format_exc()))
@@ -183,6 +193,10 @@ def _print_error(error: Exception) -> int:
     from fmnist_search.cli.output import ExitCode, print_error
     from fmnist_search.text import first_line
 
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        error = UserError(
+            f"{error.filename}: {error.strerror}; check the path, its permissions and the space on its disk"
+        )
     if isinstance(error, UserError):
         print_error(error)
         return error.exit_code
@@ -192,10 +206,32 @@ def _print_error(error: Exception) -> int:
     return ExitCode.UNEXPECTED_ERROR
 
 
+def _print_usage_error(error: TyperException) -> int:
+    from fmnist_search.cli.output import print_error
+
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "fmnist-search"
+    message = error.format_message()
+    if context and message == context.get_help():  # a group without a command
+        typer.echo(message, err=True)
+    else:
+        print_error(UserError(f"{command.partition(' ')[2] or command}: {message.rstrip('.')}; see `{command} --help`"))
+    return error.exit_code
+
+
+def _print_version(given: bool) -> None:
+    if given:
+        write_output(f"fmnist-search {VERSION}\n")
+        raise typer.Exit
+
+
 @app.callback()
 def _global_options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere on the line.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     """Describe --debug in the help; `main` reads it, so that it may stand anywhere."""
@@ -236,6 +272,17 @@ def load_recipe(name: str) -> Recipe:
 def is_recipe_file(name: str) -> bool:
     """Return whether the name is that of a recipe file rather than of a preset."""
     return name.endswith(".toml") or "/" in name or Path(name).is_file()
+
+
+def parse_workers(text: str) -> int | str:
+    """Return the value of --workers, a number or "auto".
+
+    Raises:
+        UserError: if it is neither.
+    """
+    from fmnist_search.config.sections import check_workers
+
+    return check_workers(int(text) if re.fullmatch("[0-9]{1,9}", text) else text)
 
 
 def make_workspace(

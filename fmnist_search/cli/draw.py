@@ -20,19 +20,21 @@ from fmnist_search.cli.app import (
     load_recipe,
     make_workspace,
 )
+from fmnist_search.cli.command import CommandGroup
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.datasets import DATASETS, DEFAULT_DATASET, get_dataset
+from fmnist_search.recipe.hyperparameters import MAX_SEED
 
 if TYPE_CHECKING:
     from fmnist_search.recipe.recipe import Recipe
 
-draw_app = typer.Typer(
+draw_app = CommandGroup(
     rich_markup_mode=None, no_args_is_help=True, help="Draw images, augmentations or filters as a PNG file."
 )
 app.add_typer(draw_app, name="draw")
 
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")]
-SeedOption = Annotated[int, typer.Option(help="Seed of the random choice.", min=0)]
+SeedOption = Annotated[int, typer.Option(help="Seed of the random choice.", min=0, max=MAX_SEED)]
 
 
 @draw_app.command("samples")

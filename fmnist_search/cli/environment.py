@@ -17,6 +17,7 @@ from fmnist_search.cli.app import (
     image_source,
     make_workspace,
 )
+from fmnist_search.cli.streams import write_output
 from fmnist_search.recipe.datasets import DATASETS, DEFAULT_DATASET, get_dataset
 
 
@@ -39,7 +40,7 @@ def ui(
     stdout.print(MlflowStore(uri, "fmnist-search").runs_page_url(server, run_id))
     if uri.startswith("http"):
         return
-    sys.stdout.flush()
+    write_output()
     hosts = f"localhost:{port},127.0.0.1:{port}"
     os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # every user of the machine can read the arguments of a process
     arguments = ["--host", "127.0.0.1", "--port", str(port), "--allowed-hosts", hosts]

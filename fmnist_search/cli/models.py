@@ -25,6 +25,7 @@ from fmnist_search.cli.app import (
     plots_enabled,
     tracking_options,
 )
+from fmnist_search.cli.command import TrainingCommand, given_command
 from fmnist_search.cli.search import print_summary
 from fmnist_search.errors import UserError
 
@@ -36,7 +37,7 @@ EXPORT_CHECK_IMAGES = 100
 """Number of training images on which an exported file is compared with its model."""
 
 
-@app.command()
+@app.command(cls=TrainingCommand)
 def promote(
     context: typer.Context,
     study: StudyArgument = None,
@@ -91,10 +92,10 @@ def promote(
     )
     if as_json:
         print_json(champion_to_dict(summary.champion) if summary.champion else None)
-    print_summary(summary, f"fmnist-search promote {name!r}", quiet=as_json, after_search=False)
+    print_summary(summary, given_command(context), quiet=as_json, after_search=False)
 
 
-@app.command()
+@app.command(cls=TrainingCommand)
 def ensemble(
     context: typer.Context,
     runs: Annotated[list[str], typer.Argument(help="Ids of MLflow runs, or numbers of trials.", metavar="RUN...")],

@@ -13,6 +13,7 @@ from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
 
+from fmnist_search.cli.streams import discard, on_output_closed, write_output
 from fmnist_search.recipe.formatting import format_value, format_value_short, short_names
 from fmnist_search.text import printable
 
@@ -33,8 +34,24 @@ class TextConsole(Console):
             yield segment if segment.control else Segment(printable(segment.text, keep="\n\t"), segment.style)
 
 
-stdout = TextConsole(soft_wrap=True)
-stderr = TextConsole(stderr=True, soft_wrap=True)
+class ResultConsole(TextConsole):
+    """Standard output. If its reader has closed it, the command ends, unless it does more than print."""
+
+    def on_broken_pipe(self) -> None:
+        """Discard all further output."""
+        on_output_closed()
+
+
+class MessageConsole(TextConsole):
+    """Standard error. If its reader has closed it, the command goes on without messages."""
+
+    def on_broken_pipe(self) -> None:
+        """Discard all further messages, also those of libraries."""
+        discard(sys.stderr)
+
+
+stdout = ResultConsole(soft_wrap=True)
+stderr = MessageConsole(stderr=True, soft_wrap=True)
 
 SPARKLINE_BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -56,7 +73,7 @@ def print_json(value: object) -> None:
     Raises:
         TypeError: if the value holds anything else, such as a dataclass or an enum.
     """
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    write_output(json.dumps(value, indent=2) + "\n")
 
 
 def print_error(error: UserError) -> None:
@@ -82,7 +99,7 @@ def make_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str
 def print_table(table: Table) -> None:
     """Print a table on stdout at its full width: in a narrow terminal or a pipe its lines wrap, and nothing is cut."""
     needed = TextConsole(width=10_000).measure(table).maximum
-    TextConsole(width=max(stdout.width, needed)).print(table)
+    ResultConsole(width=max(stdout.width, needed)).print(table)
 
 
 def leaderboard_table(trials: Sequence[TrialRecord], names: Sequence[str]) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from fmnist_search.cli.app import (
     image_source,
 )
 from fmnist_search.errors import UserError
+from fmnist_search.recipe.datasets import TEST_SET_SIZE
 
 if TYPE_CHECKING:
     from fmnist_search.registry.packaging import LoadedModel
@@ -112,10 +114,14 @@ def _parse_range(text: str | None) -> range:
     """Return the indices from A to B-1, given as A:B."""
     if text is None:
         return range(0)
-    first, _, end = text.partition(":")
-    if not (first.isdecimal() and end.isdecimal() and int(first) < int(end)):
-        raise UserError(f"--test-images {text}: is not a range; write A:B, such as 0:25 for the first 25")
-    return range(int(first), int(end))
+    found = re.fullmatch("([0-9]{1,9}):([0-9]{1,9})", text)
+    indices = range(int(found[1]), int(found[2])) if found else range(0)
+    if not indices or indices.stop > TEST_SET_SIZE:
+        raise UserError(
+            f"--test-images {text}: is not a range of the {TEST_SET_SIZE:,} test images; write A:B, such as 0:25 for "
+            "the first 25"
+        )
+    return indices
 
 
 def _save_grid(

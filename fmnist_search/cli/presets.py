@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fmnist_search.cli.app import JsonOption, SetOption, app
+from fmnist_search.cli.command import CommandGroup
+from fmnist_search.cli.streams import write_output
 
 if TYPE_CHECKING:
     from fmnist_search.models.presets import Preset
 
-models_app = typer.Typer(rich_markup_mode=None)
+models_app = CommandGroup(rich_markup_mode=None)
 app.add_typer(models_app, name="models")
 
 
@@ -102,7 +104,7 @@ def write_recipes(folder: Annotated[Path, typer.Argument(help="Folder for the re
 
     folder.mkdir(parents=True, exist_ok=True)
     for preset in PRESETS.values():
-        (folder / f"{preset.name}.toml").write_text(_preset_to_toml(preset))
+        (folder / f"{preset.name}.toml").write_text(_preset_to_toml(preset), encoding="utf-8")
 
 
 def _preset_to_toml(preset: Preset) -> str:
@@ -119,4 +121,4 @@ def print_page() -> None:
     """Print every preset and family as Markdown."""
     from fmnist_search.config.pages import presets_page
 
-    typer.echo(presets_page(), nl=False)
+    write_output(presets_page())

@@ -16,6 +16,7 @@ from fmnist_search.cli.app import (
     app,
     make_workspace,
 )
+from fmnist_search.cli.command import TrainingCommand
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _format_metrics(run: TrainedRun) -> dict[str, str]:
     }
 
 
-@app.command()
+@app.command(cls=TrainingCommand)
 def reproduce(
     run: Annotated[str, typer.Argument(help="Id of an MLflow run, or number of a trial.")],
     study: StudyOption = None,

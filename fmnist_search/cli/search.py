@@ -23,15 +23,17 @@ from fmnist_search.cli.app import (
     WorkersOption,
     app,
     make_workspace,
+    parse_workers,
     tracking_options,
 )
+from fmnist_search.cli.command import TrainingCommand, given_command
 
 if TYPE_CHECKING:
     from fmnist_search.config.study_config import StudyConfig
     from fmnist_search.results.study import StudySummary
 
 
-@app.command()
+@app.command(cls=TrainingCommand)
 def search(
     context: typer.Context,
     study: Annotated[Path, typer.Argument(help="Study file; `fmnist-search studies copy` lists some to start with.")],
@@ -99,7 +101,7 @@ def search(
         "sampler": sampler,
         "pruner": pruner,
         "execution.device": device,
-        "execution.workers": int(workers) if workers and workers.isdigit() else workers,
+        "execution.workers": None if workers is None else parse_workers(workers),
         "execution.threads": threads,
         "execution.engine": engine,
         "execution.deterministic": deterministic,
@@ -126,7 +128,7 @@ def search(
         )
     if as_json:
         print_json(search_to_dict(summary))
-    print_summary(summary, f"fmnist-search search {study}", quiet=as_json)
+    print_summary(summary, given_command(context, without={"fresh"}), quiet=as_json)
 
 
 def _print_preview(config: StudyConfig, as_json: bool) -> None:

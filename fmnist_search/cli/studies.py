@@ -20,6 +20,8 @@ from fmnist_search.cli.app import (
     check_output_path,
     make_workspace,
 )
+from fmnist_search.cli.command import CommandGroup
+from fmnist_search.cli.streams import write_output
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
@@ -103,7 +105,7 @@ def _format_size(recipe_count: int, unbounded: Sequence[str]) -> str:
 
 # ------------------------------------------------------------------------------------------- studies
 
-studies_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, check and copy study files.")
+studies_app = CommandGroup(no_args_is_help=True, rich_markup_mode=None, help="List, check and copy study files.")
 app.add_typer(studies_app, name="studies")
 
 
@@ -233,7 +235,7 @@ def print_schema() -> None:
 
     from fmnist_search.config.schema import study_schema
 
-    typer.echo(json.dumps(study_schema(), indent=2))
+    write_output(json.dumps(study_schema(), indent=2) + "\n")
 
 
 @studies_app.command("keys")
@@ -241,4 +243,4 @@ def print_keys() -> None:
     """Print every key of a study file with its default and its meaning, as Markdown."""
     from fmnist_search.config.pages import study_keys_page
 
-    typer.echo(study_keys_page(), nl=False)
+    write_output(study_keys_page())

@@ -21,19 +21,21 @@ from fmnist_search.cli.app import (
     check_output_path,
     load_recipe,
     make_workspace,
+    parse_workers,
     plots_enabled,
 )
+from fmnist_search.cli.command import TrainingCommand
 from fmnist_search.errors import UserError
 
 
-@app.command("sweep-lr")
+@app.command("sweep-lr", cls=TrainingCommand)
 def sweep_lr(
     context: typer.Context,
     recipes: Annotated[list[str], typer.Argument(help="Presets, families or recipe files.", metavar="RECIPE...")],
     factors: Annotated[
         str, typer.Option(help="Factors of the learning rate of the recipe.", metavar="A,B,...")
     ] = "1,2,4,8",
-    seeds: Annotated[int, typer.Option(help="Number of seeds at each learning rate.", min=1)] = 2,
+    seeds: Annotated[int, typer.Option(help="Number of seeds at each learning rate.", min=1, max=1_000)] = 2,
     epochs: Annotated[int | None, typer.Option(help="Number of epochs.", show_default=False)] = None,
     settings: SetOption = None,
     output: Annotated[Path, typer.Option(help="PNG file to write.", metavar="FILE")] = Path("sweep.png"),
@@ -69,9 +71,10 @@ def sweep_lr(
     from fmnist_search.workflows.lr_sweep import sweep_learning_rate
 
     check_output_path(output, suffix=".png", force=force)
-    overrides = dict(map(parse_assignment, settings or [])) | ({"epochs": epochs} if epochs else {})
+    overrides = dict(map(parse_assignment, settings or [])) | ({"epochs": epochs} if epochs is not None else {})
     named = {name: load_recipe(name).replace(overrides) for name in recipes}
-    conditions: dict[str, Any] = {"device": device, "threads": threads, "workers": workers, "engine": engine}
+    conditions: dict[str, Any] = {"device": device, "threads": threads, "engine": engine}
+    conditions["workers"] = None if workers is None else parse_workers(workers)
     sweep = sweep_learning_rate(
         named,
         _parse_factors(factors),

@@ -22,8 +22,10 @@ from fmnist_search.cli.app import (
     is_recipe_file,
     load_recipe,
     make_workspace,
+    parse_workers,
     plots_enabled,
 )
+from fmnist_search.cli.command import TrainingCommand, given_command
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,8 +33,11 @@ if TYPE_CHECKING:
 
 PRESET_PREFIX = "preset "
 
+KEPT_BY_RESUME = ("output", "tensorboard", "tracking_uri", "workdir", "data_dir", "as_json")
+"""Parameters that the command which continues an interrupted training must be given again."""
 
-@app.command()
+
+@app.command(cls=TrainingCommand)
 def train(
     context: typer.Context,
     recipe: Annotated[
@@ -46,7 +51,9 @@ def train(
         str | None, typer.Option(help="Run to continue, up to --epochs in all.", metavar="RUN_ID", show_default=False)
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Number of epochs.", show_default=False)] = None,
-    seeds: Annotated[int, typer.Option(help="Number of seeds, each a training of its own, in parallel.", min=1)] = 1,
+    seeds: Annotated[
+        int, typer.Option(help="Number of seeds, each a training of its own, in parallel.", min=1, max=1_000)
+    ] = 1,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     workers: WorkersOption = None,
@@ -91,9 +98,10 @@ def train(
     from fmnist_search.recipe.execution import ExecutionSettings
     from fmnist_search.workflows.settings import RunOptions
 
-    overrides = dict(map(parse_assignment, settings or [])) | ({"epochs": epochs} if epochs else {})
+    overrides = dict(map(parse_assignment, settings or [])) | ({"epochs": epochs} if epochs is not None else {})
     workspace = make_workspace(tracking_uri, workdir, data_dir)
-    conditions = {"device": device, "threads": threads, "engine": engine, "precision": precision, "workers": workers}
+    conditions: dict[str, Any] = {"device": device, "threads": threads, "engine": engine, "precision": precision}
+    conditions["workers"] = None if workers is None else parse_workers(workers)
     given: dict[str, Any] = {key: value for key, value in conditions.items() if value is not None}
     folders = {"output": output, "tensorboard": tensorboard}
     files: dict[str, Any] = {key: value for key, value in folders.items() if value}
@@ -103,15 +111,12 @@ def train(
     if resume:
         refused = [f"--set {key}" for key in overrides if key != "epochs"] + [f"--{key}" for key in given]
         _reject_resume_options(refused + ["--seeds"] * (seeds > 1) + ["--dry-run"] * dry_run)
-        _train_one(
-            resume,
-            {
-                "epochs": overrides.get("epochs"),
-                "workspace": workspace,
-                "run_options": RunOptions(**files, plots=plots),
-            },
-            as_json,
-        )
+        options = {
+            "epochs": overrides.get("epochs"),
+            "workspace": workspace,
+            "run_options": RunOptions(**files, plots=plots),
+        }
+        _train_one(context, resume, options, as_json)
         return
     base, whence = _resolve_recipe(recipe or preset, from_run, tracking_uri)
     chosen = base.replace(overrides)
@@ -131,7 +136,7 @@ def train(
     else:
         if workers:
             raise UserError("--workers: is for several trainings; give --seeds as well, or leave it out")
-        _train_one(chosen, options, as_json)
+        _train_one(context, chosen, options, as_json)
 
 
 def _resolve_recipe(recipe_name: str | None, from_run: str | None, tracking_uri: str | None) -> tuple[Recipe, str]:
@@ -182,7 +187,7 @@ def _print_recipe(recipe: Recipe, origins: dict[str, str], as_json: bool) -> Non
     output.stdout.print(f"\n{summary.text}\n\nnothing was started", markup=False)
 
 
-def _train_one(recipe_or_run_id: Recipe | str, options: dict[str, Any], as_json: bool) -> None:
+def _train_one(context: typer.Context, recipe_or_run_id: Recipe | str, options: dict[str, Any], as_json: bool) -> None:
     """Train a recipe, or continue the run of that id."""
     from fmnist_search.cli.output import ExitCode, format_percent, print_json, stderr, stdout
     from fmnist_search.cli.progress import TrainingProgressDisplay
@@ -209,7 +214,8 @@ def _train_one(recipe_or_run_id: Recipe | str, options: dict[str, Any], as_json:
         )
     if result.state is TrialState.INTERRUPTED:
         done = len(result.epochs)
-        further = f"; continue with `fmnist-search train --resume {run_id}`" if done else ""
+        again = given_command(context, only=KEPT_BY_RESUME, extra=f"--resume {run_id}")
+        further = f"; continue with `{again}`" if done else ""
         stderr.print(f"interrupted after {done} epoch{'s' * (done != 1)}; run {run_id}{further}", markup=False)
         raise typer.Exit(ExitCode.INTERRUPTED)
     if not as_json:

@@ -149,8 +149,15 @@ class Finalists(Section):
         return self.model_copy(update={"model_name": f"{self.model_name}-{dataset}"})
 
 
-def _check_workers(given: object) -> object:
-    if given == "auto" or (isinstance(given, int) and not isinstance(given, bool) and 0 < given <= MAX_WORKERS):
+def check_workers(given: object) -> int | str:
+    """Return a number of workers or "auto".
+
+    Raises:
+        UserError: if the value is neither.
+    """
+    if isinstance(given, int) and not isinstance(given, bool) and 0 < given <= MAX_WORKERS:
+        return given
+    if isinstance(given, str) and given == "auto":
         return given
     raise UserError(
         f"execution.workers: {given!r} is not a number of trials; give 1 or more, or 'auto', and at most {MAX_WORKERS}"
@@ -161,7 +168,7 @@ class ExecutionSection(Section):
     """How trials are run; the first run of a study decides it for all trials."""
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    workers: Annotated[Literal["auto"] | PositiveInt, BeforeValidator(_check_workers)] = Field(
+    workers: Annotated[Literal["auto"] | PositiveInt, BeforeValidator(check_workers)] = Field(
         "auto", description="trials at a time; auto takes as many as cores, memory or the GPU allow"
     )
     threads: int = Field(0, ge=0, le=MAX_THREADS, description="intra-op threads of a trial on a CPU; 0 means 1")

@@ -17,6 +17,9 @@ IMAGE_SIZE = 28
 TRAINING_SET_SIZE = 60_000
 """Images that each dataset has for training and validation together."""
 
+TEST_SET_SIZE = 10_000
+"""Images that each dataset has for tests."""
+
 FILE_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 """Images and labels for training, images and labels for testing; the names are part of the format."""
 

@@ -183,7 +183,7 @@ def test_missing_studies_runs_models_and_images_are_named(finished: FinishedStud
         ),
         (["--model-name", "a/b"], ["finalists.model_name: 'a/b' is not a valid name", "letters"]),
         (["--model-name", "a:b"], ["finalists.model_name: 'a:b' is not a valid name"]),
-        (["--model-name", ""], ["finalists.model_name: '' is not a valid name"]),
+        (["--model-name", ""], ["--model-name: is empty"]),
         (["--model-name", "taken"], ["finalists.model_name: 'taken' is the name of a prompt"]),
     ],
     ids=str,

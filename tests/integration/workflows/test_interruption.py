@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import signal
 import subprocess
 import time
@@ -51,7 +53,8 @@ def test_an_interrupted_study_is_finished_by_the_same_command(
     arguments = ["search", "tiny.toml", "--threads", "1", *LONG_SEARCH_OPTIONS]
     interrupted = interrupt_after("000 ", start_command(tmp_path, *arguments), *signals)
     assert interrupted.exit_code == 130, interrupted.stderr
-    assert "continues the study" in interrupted.stderr
+    (hint,) = re.findall("`(fmnist-search .*)` continues the study", interrupted.stderr)
+    assert sorted(shlex.split(hint)[1:]) == sorted(arguments)
     assert "Traceback" not in interrupted.stderr
     assert not list((tmp_path / "fmnist-search").glob("*-wal"))  # all is in the database itself
     first, second = load_trials(tmp_path)[:2]
