@@ -39,11 +39,11 @@ def source() -> DataSource:
 
 @pytest.fixture(scope="session")
 def images(source: DataSource) -> Images:
-    """A thousand real training images and a thousand validation images."""
+    """500 real training images and 500 validation images."""
     from fmnist_search.data.loading import load_images
     from fmnist_search.recipe.groups import Data
 
-    return load_images(Data(train_images=1_000, validation=1_000), source)
+    return load_images(Data(train_images=500, validation=500), source)
 
 
 @pytest.fixture(scope="session")

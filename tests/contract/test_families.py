@@ -47,7 +47,7 @@ def loss_of(model: Classifier, images: Images, count: int) -> Tensor:
 
 
 @each_family
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_one_image_and_several_give_finite_logits(
     family: type[Architecture], images: Images, data: st.DataObject
@@ -78,7 +78,7 @@ def test_the_network_gets_normalised_images(family: type[Architecture], images: 
 
 
 @each_family
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(data=st.data(), precision=st.sampled_from(PRECISIONS))
 def test_a_finite_gradient_reaches_every_parameter_in_every_precision(
     family: type[Architecture], images: Images, data: st.DataObject, precision: str
@@ -94,7 +94,7 @@ def test_a_finite_gradient_reaches_every_parameter_in_every_precision(
 
 
 @each_family
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_parameters_are_counted_without_building(
     family: type[Architecture], images: Images, data: st.DataObject
@@ -118,9 +118,9 @@ def test_by_default_no_gradient_is_all_zero(family: type[Architecture], images: 
 
 
 SMALLER_DEFAULTS: dict[str, dict[str, int]] = {
-    "cnn": {"width_1": 16, "width_2": 32, "width_3": 64},
+    "cnn": {"width_1": 8, "width_2": 16, "width_3": 32},
     "vgg": {"width": 8},
-    "resnet": {"blocks": 1},
+    "resnet": {"blocks": 1, "width": 8},
 }
 """Smaller networks for families whose default network is slow."""
 
@@ -130,7 +130,7 @@ def test_it_can_fit_64_images(family: type[Architecture], images: Images) -> Non
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = build(family(**SMALLER_DEFAULTS.get(family.family, {})), images.mean, images.std)
-        optimizer = make_optimizer(model, Optimizer(learning_rate=5e-3, weight_decay=0.0))
+        optimizer = make_optimizer(model, Optimizer(learning_rate=1e-2, weight_decay=0.0))
         for step in itertools.count():
             assert step < 80, "some of the 64 images are still misclassified"
             optimizer.zero_grad()
@@ -146,7 +146,7 @@ def test_it_can_fit_64_images(family: type[Architecture], images: Images) -> Non
 
 
 @each_family
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(data=st.data())
 def test_the_seed_decides_the_initial_weights(family: type[Architecture], images: Images, data: st.DataObject) -> None:
     architecture = data.draw(architectures(family, MAX_WIDTH))
@@ -156,7 +156,7 @@ def test_the_seed_decides_the_initial_weights(family: type[Architecture], images
 
 
 @each_family
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(data=st.data())
 def test_weights_load_from_a_file_and_from_a_plain_dictionary(
     family: type[Architecture], images: Images, data: st.DataObject
@@ -181,7 +181,7 @@ def assert_same_network(one: Classifier, other: Classifier, images: Images) -> N
 
 
 @each_family
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_inactive_hyperparameters_change_nothing(family: type[Architecture], data: st.DataObject) -> None:
     architecture = data.draw(architectures(family, MAX_WIDTH))

@@ -17,7 +17,7 @@ from fmnist_search.recipe.groups import Augmentation, Data
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import Decision, EpochReport, TrialResult
 
-DATA_CONFIG = Data(train_images=1_000, validation=1_000)
+DATA_CONFIG = Data(train_images=500, validation=500)
 TINY_RECIPE = Recipe(model=Mlp(depth=1, width=16), data=DATA_CONFIG, epochs=3, batch_size=100)
 CNN_RECIPE = Recipe(
     model=Cnn(depth=2, width_1=8, width_2=8, dropout=0.3),
@@ -26,7 +26,7 @@ CNN_RECIPE = Recipe(
     epochs=2,
     batch_size=64,
 )
-LONG_RECIPE = CNN_RECIPE.replace({"epochs": 1_000, "model.width_1": 16, "model.width_2": 32})
+LONG_RECIPE = CNN_RECIPE.replace({"epochs": 1_000, "model.width_1": 32, "model.width_2": 32})
 """An epoch takes a good part of a second, and there are too many for a test."""
 SLOW_EPOCH_CHANGES = {"epochs": 1_000, "model.width_1": 256, "model.width_2": 256, "model.kernel_1": 7}
 """Make an epoch of the recipe take minutes."""

@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
@@ -73,6 +73,7 @@ def test_probabilities_are_the_mean_over_the_views(test_time: str, images: Image
 
 
 @pytest.mark.parametrize("test_time", ["flip", "flip+shift"])
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**32))
 def test_an_image_and_its_mirror_image_have_equal_probabilities(test_time: str, images: Images, seed: int) -> None:
     model, plain = make_classifier(images, test_time), make_classifier(images)

@@ -26,7 +26,7 @@ from fmnist_search.training.trial import run_trial
 POOL_TYPES = (nn.MaxPool2d, nn.AvgPool2d)
 ACTIVATION_TYPES = tuple(type(make_activation(name)) for name in ACTIVATIONS)
 NOT_MONOTONIC = ("gelu", "silu", "prelu")
-DATA_CONFIG = Data(train_images=1_000, validation=1_000)
+DATA_CONFIG = Data(train_images=500, validation=500)
 
 
 def build_network(activation: str, pool: str, norm: str = "batch", convolutions: int = 1) -> nn.Sequential:

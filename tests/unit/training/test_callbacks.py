@@ -15,7 +15,7 @@ from fmnist_search.training.checkpoint import load_checkpoint
 from fmnist_search.training.loop import EpochResult
 from fmnist_search.training.trial import run_trial
 
-RECIPE = Recipe(model=Mlp(depth=1, width=16), data=Data(train_images=1_000, validation=1_000), epochs=3, batch_size=250)
+RECIPE = Recipe(model=Mlp(depth=1, width=16), data=Data(train_images=500, validation=500), epochs=3, batch_size=250)
 
 
 class EpochRecorder:

@@ -53,7 +53,7 @@ def test_weights_are_read_back_unchanged(tmp_path: Path) -> None:
 def test_normalisation_and_test_time_augmentation_are_read_back(
     normalisation: str, images: Images, execution: Execution
 ) -> None:
-    recipe = Recipe(model=Mlp(depth=1, width=16), data=Data(train_images=1_000, validation=1_000), epochs=1).replace(
+    recipe = Recipe(model=Mlp(depth=1, width=16), data=Data(train_images=500, validation=500), epochs=1).replace(
         {"normalisation": normalisation, "test_time": "flip+shift"}
     )
     result = run_trial(recipe, images, execution)
@@ -118,7 +118,7 @@ def test_state_file_that_is_no_checkpoint_is_one_line(tmp_path: Path, content: d
 
 
 def test_checkpoint_without_one_of_its_parts_is_one_line(tmp_path: Path, images: Images, execution: Execution) -> None:
-    recipe = Recipe(model=Mlp(depth=1, width=16), data=Data(train_images=1_000, validation=1_000), epochs=1)
+    recipe = Recipe(model=Mlp(depth=1, width=16), data=Data(train_images=500, validation=500), epochs=1)
     run_trial(recipe, images, execution, training_callback=CheckpointWriter(tmp_path, recipe, images, execution))
     path = tmp_path / CHECKPOINT_FILE
     written = state_from_bytes(path.read_bytes(), path.name)

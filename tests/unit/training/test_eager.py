@@ -16,7 +16,7 @@ from fmnist_search.training.engine import fit
 from fmnist_search.training.loop import Progress
 from fmnist_search.training.runtime import torch_settings
 
-RECIPE = Recipe(model=Mlp(depth=1, width=16), data=Data(train_images=1_000, validation=1_000), epochs=3, batch_size=96)
+RECIPE = Recipe(model=Mlp(depth=1, width=16), data=Data(train_images=500, validation=500), epochs=3, batch_size=48)
 
 
 def train(

@@ -28,15 +28,15 @@ from fmnist_search.training.loop import EpochResult
 from fmnist_search.training.runtime import torch_settings
 from fmnist_search.training.trial import run_trial
 
-DATA_CONFIG = Data(train_images=1_000, validation=1_000)
+DATA_CONFIG = Data(train_images=500, validation=500)
 TINY_RECIPE = Recipe(model=Mlp(depth=1, width=16), data=DATA_CONFIG, epochs=4, batch_size=250)
 OVERFITTING_RECIPE = Recipe(
     model=Mlp(depth=1, width=64),
     optimizer=Optimizer(learning_rate=2e-2),
     averaging=Averaging(horizon=0.0),
     data=DATA_CONFIG,
-    epochs=15,
-    batch_size=100,
+    epochs=12,
+    batch_size=50,
 )
 """Its validation loss rises while its accuracy still improves."""
 

@@ -23,8 +23,8 @@ RECIPE = Recipe().replace(
         "epochs": 4,
         "batch_size": 96,
         "optimizer.learning_rate": 1e-2,
-        "data.train_images": 1_000,
-        "data.validation": 1_000,
+        "data.train_images": 500,
+        "data.validation": 500,
     }
 )
 RECIPE_CHANGES = {

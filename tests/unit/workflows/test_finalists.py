@@ -34,7 +34,7 @@ from fmnist_search.workflows.study.finalists import (
     selection_key,
 )
 
-DATA_CONFIG = Data(train_images=1_000, validation=1_000)
+DATA_CONFIG = Data(train_images=500, validation=500)
 TINY_RECIPE = Recipe(data=DATA_CONFIG, epochs=1).replace(
     {"model.family": "mlp", "model.depth": 1, "model.width": 16, "batch_size": 100, "seed": 5}
 )
@@ -186,7 +186,7 @@ def test_the_model_has_the_weights_of_the_last_epoch_and_not_the_best(train: Rec
 def test_a_refit_trains_the_choice_on_training_and_validation_images_together(
     source: DataSource, execution: Execution
 ) -> None:
-    recipe = GOOD_RECIPE.replace({"batch_size": 1_000})
+    recipe = GOOD_RECIPE.replace({"batch_size": 500})
     settings = Finalists(seeds=1, epochs=1, images="slice", refit="everything")
     trained: list[Recipe] = []
 
@@ -347,7 +347,7 @@ def test_a_refit_that_has_seen_the_validation_images_leaves_no_record_of_them(so
         return results[-1]
 
     chosen = select_model(
-        make_leaders(GOOD_RECIPE.replace({"batch_size": 1_000})),
+        make_leaders(GOOD_RECIPE.replace({"batch_size": 500})),
         settings,
         SEED,
         partial(train_sequentially, train),
@@ -412,7 +412,7 @@ def test_where_the_recipes_are_too_few_an_ensemble_takes_more_seeds(train: Recor
 
 
 def test_every_member_of_an_ensemble_is_refitted(source: DataSource, execution: Execution) -> None:
-    recipes = [recipe.replace({"batch_size": 1_000}) for recipe in (GOOD_RECIPE, SLOW_RECIPE)]
+    recipes = [recipe.replace({"batch_size": 500}) for recipe in (GOOD_RECIPE, SLOW_RECIPE)]
     settings = Finalists(recipes=2, seeds=1, epochs=1, images="slice", ensemble=2)
     trained: dict[str, Recipe] = {}
 
