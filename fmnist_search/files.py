@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import stat
 import tempfile
@@ -12,6 +13,11 @@ from pathlib import Path
 from typing import IO
 
 PRIVATE_UMASK = 0o077
+
+
+def content_digest(content: bytes) -> str:
+    """Return the SHA-256 of the content of a file, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
 
 
 @contextlib.contextmanager

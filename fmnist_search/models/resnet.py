@@ -95,7 +95,7 @@ def _read_imagenet_weights() -> Mapping[str, Tensor]:
 
     weights = ResNet18_Weights.IMAGENET1K_V1
     try:
-        state: Mapping[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
+        state: Mapping[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:
         file = weights.url.rpartition("/")[2]
         raise UserError(

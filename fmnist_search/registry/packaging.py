@@ -254,8 +254,14 @@ def _compute(module: nn.Module, images: npt.NDArray[np.float32]) -> npt.NDArray[
 
 
 def _load_trusted(uri: str, folder: str) -> LoadedModel:
-    with _pickles_allowed():
-        model = mlflow.pyfunc.load_model(uri, dst_path=folder)
+    try:
+        with _pickles_allowed():
+            model = mlflow.pyfunc.load_model(uri, dst_path=folder)
+    except (MlflowException, OSError):
+        raise
+    except Exception as error:  # of the model's own code, or of a library that it needs
+        detail = f"{type(error).__name__}: {first_line(error)[:200]}"
+        raise UserError(f"model {uri!r}: cannot be loaded ({detail}); give another model") from error
     return LoadedModel(uri, model.metadata, model.predict, partial(_load_module, uri))
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-
+from fmnist_search.files import content_digest
 from fmnist_search.recipe.formatting import format_value
 from fmnist_search.registry.champion_rule import CorrectnessRecord, ValidationScore
 
@@ -58,5 +57,5 @@ def score_tags(score: ValidationScore) -> dict[str, str]:
 
 
 def _correctness_tags(record: CorrectnessRecord) -> dict[str, str]:
-    digest = hashlib.sha256(record.to_json().encode()).hexdigest()
+    digest = content_digest(record.to_json().encode())
     return {CORRECTNESS: CORRECTNESS_FILE, CORRECTNESS_DIGEST: digest}

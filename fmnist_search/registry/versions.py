@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import re
 import tempfile
 from pathlib import Path
 
@@ -12,11 +12,15 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from fmnist_search.errors import UserError
+from fmnist_search.files import content_digest
 from fmnist_search.registry import tags
 from fmnist_search.registry.champion_rule import CorrectnessRecord, ValidationScore
 from fmnist_search.results.statistics import wilson
 from fmnist_search.results.training import Accuracy
 from fmnist_search.text import first_line
+
+_NUMBERED_VERSION = re.compile("models:/([^/]+)/([1-9][0-9]{0,8}|latest)")
+_NAMED_VERSION = re.compile("models:/([^/]+)@([^/@]+)")
 
 DESCRIPTION_LIMIT = 5_000
 """Characters of a version's description: the size of the column in MLflow's database; PostgreSQL refuses more."""
@@ -54,25 +58,25 @@ def version_number(version: ModelVersion | None) -> int | None:
 
 
 def get_version(client: MlflowClient, uri: str) -> ModelVersion:
-    """Return the version behind `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/RUN_ID/model`.
+    """Return the version behind `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `models:/NAME/latest`
+    or `runs:/RUN_ID/model`.
 
     Raises:
         UserError: if there is none.
     """
     if uri.startswith("runs:/"):
         return _version_of_run(client, uri)
-    name, _, alias = uri.removeprefix("models:/").rpartition("@")
-    if not name or "/" in alias:
-        name, alias = uri.removeprefix("models:/"), ""
+    numbered, named = _NUMBERED_VERSION.fullmatch(uri), _NAMED_VERSION.fullmatch(uri)
+    if not (numbered or named):
+        raise UserError(
+            f"model {uri!r}: is not the address of a registered model; write models:/fmnist-search@champion"
+        )
     try:
-        if not uri.startswith("models:/"):
-            raise UserError(
-                f"model {uri!r}: is not the address of a registered model; write models:/fmnist-search@champion"
-            )
-        if alias:
-            return client.get_model_version_by_alias(name, alias)
-        return client.get_model_version(*name.split("/"))
-    except (MlflowException, TypeError) as error:
+        if named:
+            return client.get_model_version_by_alias(*named.groups())
+        name, number = numbered.groups() if numbered else ("", "")
+        return client.get_model_version(name, str(max(all_versions(client, name))) if number == "latest" else number)
+    except (MlflowException, ValueError) as error:  # ValueError: there is no version
         raise UserError(
             f"model {uri!r}: does not exist ({first_line(error)[:200]}); run a search first, or give one such as "
             "models:/fmnist-search/1"
@@ -127,7 +131,7 @@ def _read_correctness(client: MlflowClient, version: ModelVersion, score: Valida
             path = client.download_artifacts(version.run_id, version.tags[tags.CORRECTNESS], folder)
             content = Path(path).read_bytes()
         registered = version.tags.get(tags.CORRECTNESS_DIGEST)  # earlier versions of this program did not store it
-        if registered not in (None, hashlib.sha256(content).hexdigest()):
+        if registered not in (None, content_digest(content)):
             return None
         record = CorrectnessRecord.from_json(content.decode())
     except (MlflowException, OSError, ValueError):

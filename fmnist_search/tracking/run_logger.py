@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fmnist_search.config.toml_files import recipe_to_toml
+from fmnist_search.files import content_digest
 from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.formatting import format_value
 from fmnist_search.recipe.recipe import Recipe, recipe_hyperparameters
@@ -205,7 +206,11 @@ class TrainingRunLogger(RunLogger):
 
 def training_tags(recipe: Recipe, tags: Mapping[str, str]) -> dict[str, str]:
     """Return the tags that the run of a training has from the start, with `tags` among them."""
-    described = {tag_names.FAMILY: recipe.model.family, tag_names.DATASET: recipe.data.dataset}
+    described = {
+        tag_names.FAMILY: recipe.model.family,
+        tag_names.DATASET: recipe.data.dataset,
+        tag_names.RECIPE_DIGEST: content_digest(recipe_to_toml(recipe).encode()),
+    }
     return {**described, tag_names.STATE: "running", **tags}
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from fmnist_search.config.toml_files import recipe_from_toml
 from fmnist_search.errors import UserError
+from fmnist_search.files import content_digest
 from fmnist_search.recipe.formatting import format_value
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.tracking import metric_names, tag_names
@@ -83,7 +84,7 @@ def read_run(reader: RunReader, run_id: str) -> TrainedRun:
         name=run.name,
         kind=tags.get(tag_names.KIND, "-"),
         state=tags.get(tag_names.STATE, "-"),
-        recipe=_read_recipe(reader, run_id),
+        recipe=_read_recipe(reader, run),
         accuracy=metrics.get(metric_names.VAL_ACCURACY),
         best=metrics.get(metric_names.BEST_VAL_ACCURACY),
         epochs=len(reader.metric_history(run_id, metric_names.TRAIN_LOSS)),
@@ -101,7 +102,20 @@ def load_recipe(reader: RunReader, run_id: str) -> Recipe:
     Raises:
         UserError: if there is no such run, or it has no recipe.
     """
-    return _read_recipe(reader, _active_run(reader, run_id).run_id)
+    return _read_recipe(reader, _active_run(reader, run_id))
+
+
+def check_artifact(run: StoredRun, path: str, content: bytes, digest_tag: str) -> None:
+    """Check that an artifact of a run is the one that was logged; earlier versions of this program stored no digest.
+
+    Raises:
+        UserError: if it is another.
+    """
+    if run.tags.get(digest_tag) not in (None, content_digest(content)):
+        raise UserError(
+            f"run {run.run_id!r}: {path} is not the artifact that was logged (its SHA-256 differs); restore it, or "
+            "give another run"
+        )
 
 
 def find_experiment_id(reader: RunReader, run_id: str) -> str | None:
@@ -147,8 +161,9 @@ def _active_run(reader: RunReader, run_id: str) -> StoredRun:
     return run
 
 
-def _read_recipe(reader: RunReader, run_id: str) -> Recipe:
-    text = reader.read_text(run_id, RECIPE_FILE)
+def _read_recipe(reader: RunReader, run: StoredRun) -> Recipe:
+    text = reader.read_text(run.run_id, RECIPE_FILE)
     if text is None:
-        raise UserError(f"run {run_id!r}: has no {RECIPE_FILE}; give the run of a trial or of a training")
+        raise UserError(f"run {run.run_id!r}: has no {RECIPE_FILE}; give the run of a trial or of a training")
+    check_artifact(run, RECIPE_FILE, text.encode(), tag_names.RECIPE_DIGEST)
     return recipe_from_toml(text)

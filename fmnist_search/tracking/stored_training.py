@@ -11,8 +11,9 @@ from typing import Any
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import Classifier
 from fmnist_search.recipe.execution import Execution
+from fmnist_search.tracking import tag_names
 from fmnist_search.tracking.store import MlflowStore
-from fmnist_search.tracking.stored_runs import TrainedRun
+from fmnist_search.tracking.stored_runs import TrainedRun, check_artifact
 from fmnist_search.training.checkpoint import classifier_from_weights, state_from_bytes
 from fmnist_search.training.devices import resolve_execution
 
@@ -27,9 +28,9 @@ def load_stored_classifier(mlflow_store: MlflowStore, run: TrainedRun, trial_wei
     `trial_weights`, if there is one.
 
     Raises:
-        UserError: if no weights are stored, or they are damaged or belong to another network.
+        UserError: if no weights are stored, or they are not those that were logged, damaged, or of another network.
     """
-    content = _read_artifact(mlflow_store, run.run_id, WEIGHTS_FILE)
+    content = _read_weights(mlflow_store, run.run_id)
     if content is None and trial_weights is not None:
         content = trial_weights.read_bytes()
     if content is None:
@@ -41,11 +42,14 @@ def load_stored_classifier(mlflow_store: MlflowStore, run: TrainedRun, trial_wei
     return classifier_from_weights(run.recipe, state_from_bytes(content, name), name)
 
 
-def _read_artifact(mlflow_store: MlflowStore, run_id: str, path: str) -> bytes | None:
-    if not any(item.path == path for item in mlflow_store.client.list_artifacts(run_id)):
+def _read_weights(mlflow_store: MlflowStore, run_id: str) -> bytes | None:
+    if not any(item.path == WEIGHTS_FILE for item in mlflow_store.client.list_artifacts(run_id)):
         return None
     with tempfile.TemporaryDirectory() as folder:
-        return Path(mlflow_store.client.download_artifacts(run_id, path, folder)).read_bytes()
+        content = Path(mlflow_store.client.download_artifacts(run_id, WEIGHTS_FILE, folder)).read_bytes()
+    if run := mlflow_store.find_run(run_id):
+        check_artifact(run, WEIGHTS_FILE, content, tag_names.WEIGHTS_DIGEST)
+    return content
 
 
 def execution_from_environment(environment: Mapping[str, Any], run_id: str) -> Execution:

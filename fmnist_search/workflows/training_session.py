@@ -19,7 +19,7 @@ from fmnist_search.data.images import Images
 from fmnist_search.data.loading import load_images
 from fmnist_search.execution.backend import make_backend
 from fmnist_search.execution.capacity import worker_count
-from fmnist_search.files import atomic_write, private_files
+from fmnist_search.files import atomic_write, content_digest, private_files
 from fmnist_search.recipe.execution import Execution, ExecutionSettings
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.tables import epochs_csv
@@ -66,8 +66,7 @@ class SeedJob(RetryingJob):
         super().on_result(result, seconds)
         if result.state is TrialState.COMPLETED and result.weights and result.last_weights:
             files = _artifact_files({BEST_FILE: result.weights, LAST_FILE: result.last_weights}, result)
-            for path, content in files.items():
-                self.run.log_artifact(path, content)
+            _log_files(self.run, files)
 
 
 @dataclass
@@ -112,8 +111,7 @@ class TrainingSession:
             state = checkpoint_writer.last_checkpoint().state
             weights = {BEST_FILE: state["weights"], LAST_FILE: state["training"]["averaged"]}
             files = _artifact_files(weights, result)
-            for path, content in files.items():
-                job.run.log_artifact(path, content)
+            _log_files(job.run, files)
             if run_options.output:
                 _write_files({RECIPE_FILE: recipe_to_toml(job.recipe).encode(), **files}, run_options.output)
             if self.context.plots:
@@ -234,6 +232,13 @@ def _artifact_files(weights: Mapping[str, Mapping[str, Tensor]], result: TrialRe
     """Return the artifacts of a training by name: weights as state files, and its epochs as CSV."""
     states = {name: state_to_bytes(state) for name, state in weights.items()}
     return {**states, EPOCHS_FILE: epochs_csv(result.epochs).encode()}
+
+
+def _log_files(run: RunLogger, files: Mapping[str, bytes]) -> None:
+    """Log the artifacts of a training; the digest of those weights that are read again is a tag."""
+    run.set_tags({tag_names.WEIGHTS_DIGEST: content_digest(files[BEST_FILE])})
+    for path, content in files.items():
+        run.log_artifact(path, content)
 
 
 def _write_files(files: Mapping[str, bytes], folder: Path) -> None:

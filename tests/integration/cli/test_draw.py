@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from PIL import Image
 
 from tests.integration.conftest import CommandResult, FinishedStudy, run_command
@@ -78,12 +79,16 @@ def test_filters_are_drawn_from_the_stored_weights_of_a_run(trained: FinishedStu
     assert_single_error(trained.run("draw", "filters", "f" * 32, "--output", tmp_path / "2.png"), "does not exist")
 
 
-def test_damaged_or_missing_weights_are_one_error_line(trained: FinishedStudy, tmp_path: Path) -> None:
-    run_id = trained.result.json["run_id"]
+def test_edited_damaged_or_missing_weights_are_one_error_line(trained: FinishedStudy, tmp_path: Path) -> None:
+    run_id, client = trained.result.json["run_id"], MlflowClient(trained.tracking_uri)
+    digest = client.get_run(run_id).data.tags["weights_sha256"]
     (artifact,) = (trained.folder / "mlruns").rglob("weights.pt")
     before = artifact.read_bytes()
     try:
         artifact.write_bytes(before[:-100])
+        outcome = trained.run("draw", "filters", run_id, "--output", tmp_path / "filters.png")
+        assert_single_error(outcome, run_id, "weights.pt is not the artifact that was logged")
+        client.delete_tag(run_id, "weights_sha256")  # like a run of an earlier version
         outcome = trained.run("draw", "filters", run_id, "--output", tmp_path / "filters.png")
         assert_single_error(outcome, run_id, "stored weights", "damaged")
         artifact.unlink()
@@ -91,6 +96,7 @@ def test_damaged_or_missing_weights_are_one_error_line(trained: FinishedStudy, t
         assert_single_error(outcome, run_id, "no weights of it are stored", f"fmnist-search train --from-run {run_id}")
     finally:
         artifact.write_bytes(before)
+        client.set_tag(run_id, "weights_sha256", digest)
     assert not list(tmp_path.iterdir())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -18,6 +19,7 @@ from mlflow import MlflowClient
 from fmnist_search.errors import UserError
 from fmnist_search.registry.packaging import load_model
 from fmnist_search.registry.verification import file_digests
+from fmnist_search.registry.versions import read_validation_score
 from tests.golden.project import unpack
 from tests.integration.conftest import CommandResult, FinishedStudy, run_command
 
@@ -237,3 +239,39 @@ def test_the_champion_and_the_ensemble_of_an_old_folder_are_rebuilt(tmp_path: Pa
             load_model(version, uri, trust=True).probabilities(PIXELS),
             atol=1e-6,
         )
+
+
+# ------------------------------------------------------------------------------- artifacts of runs
+
+
+@pytest.fixture
+def run_folder(finished: FinishedStudy, client: MlflowClient, tmp_path: Path) -> Iterator[Path]:
+    """The artifacts of the run that the champion comes from, for a test that edits them."""
+    run_id = client.get_model_version("fmnist-search", "1").run_id
+    folder = finished.folder / "mlruns" / "fmnist-search" / str(run_id) / "artifacts"
+    shutil.copytree(folder, tmp_path / "before")
+    yield folder
+    shutil.rmtree(folder)
+    shutil.move(tmp_path / "before", folder)
+
+
+def test_an_edited_recipe_is_refused(finished: FinishedStudy, run_folder: Path) -> None:
+    run_id = run_folder.parent.name
+    assert finished.run("train", "--from-run", run_id, "--dry-run").exit_code == 0
+    (run_folder / "recipe.toml").write_text(
+        (run_folder / "recipe.toml").read_text().replace("epochs = 2", "epochs = 3")
+    )
+    outcome = finished.run("train", "--from-run", run_id, "--dry-run")
+    assert outcome.exit_code == 2
+    assert f"run {run_id!r}: recipe.toml is not the artifact that was logged" in outcome.errors[0]
+
+
+def test_an_edited_record_of_validation_images_is_not_compared(client: MlflowClient, run_folder: Path) -> None:
+    version = client.get_model_version("fmnist-search", "1")
+    score = read_validation_score(client, version)
+    assert score is not None
+    assert score.correctness is not None
+    record = json.loads((run_folder / "validation_hits.json").read_text())
+    record["right"] = record["right"][::-1]
+    (run_folder / "validation_hits.json").write_text(json.dumps(record))
+    assert read_validation_score(client, version) == dataclasses.replace(score, correctness=None)

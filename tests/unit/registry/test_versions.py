@@ -23,9 +23,15 @@ from tests.unit.registry.registered import promote_version
     [
         ("models:/missing@champion", "does not exist"),
         ("models:/missing/3", "does not exist"),
-        ("models:/missing", "does not exist"),
-        ("models:/missing/1/2", "does not exist"),
-        ("missing", "is not the address of a registered model"),
+        ("models:/missing/latest", "does not exist"),
+        *(
+            (address, "is not the address of a registered model")
+            for address in (
+                *("missing", "", "http://127.0.0.1:9/x", "/tmp", "s3://bucket/model", "models:/", "models:/missing"),
+                *("models:/missing/1/2", "models:/missing@", "models:/missing/0", "models:/missing/²"),
+                *(f"models:/missing/{10**20}", f"models:/m-{'0' * 32}"),
+            )
+        ),
     ],
 )
 def test_an_address_without_a_model_gives_one_line_with_a_remedy(uri: str, fault: str, client: MlflowClient) -> None:
@@ -35,6 +41,12 @@ def test_an_address_without_a_model_gives_one_line_with_a_remedy(uri: str, fault
     assert line.startswith(f"model {uri!r}: {fault}")
     assert "models:/fmnist-search" in line
     assert "\n" not in line
+
+
+def test_the_latest_version_is_the_one_with_the_highest_number(client: MlflowClient, name: str) -> None:
+    for _ in range(2):
+        promote_version(client, name, 0.9)
+    assert get_version(client, f"models:/{name}/latest").version == 2
 
 
 def test_every_evaluation_on_the_test_images_is_counted(client: MlflowClient, name: str) -> None:
