@@ -73,8 +73,15 @@ class Sender:
     is pending. The others run their tasks in the meantime.
     """
 
-    def __init__(self, outbox: Outbox, write_event: WriteEvent, print_message: Callable[[str], None]):
+    def __init__(
+        self,
+        outbox: Outbox,
+        write_event: WriteEvent,
+        print_message: Callable[[str], None],
+        outage_notice_seconds: float = OUTAGE_NOTICE_SECONDS,
+    ):
         self.outbox = outbox
+        self._outage_notice_seconds = outage_notice_seconds
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._write_event = write_event
         self._print_message = print_message
@@ -239,7 +246,7 @@ class Sender:
         now = time.monotonic()
         self._down_since, self._down_reason = self._down_since or now, reason
         self._retry_at = now + min(MAX_RETRY_SECONDS, max(MIN_RETRY_SECONDS, (now - self._down_since) / 2))
-        if not self._outage_reported and now - self._down_since > OUTAGE_NOTICE_SECONDS:
+        if not self._outage_reported and now - self._down_since > self._outage_notice_seconds:
             self._outage_reported = True
             self._print_message(
                 f"MLflow cannot be reached ({reason}); training goes on, and the events are kept in {self.outbox.path}"

@@ -7,8 +7,10 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +61,7 @@ refit = "none"
 [execution]
 precision = "float32"
 workers = 1                # one worker keeps the tests small; test_concurrent_trials.py uses more
+threads = 1                # as many as torch may use in a test process
 """
 
 
@@ -110,6 +113,26 @@ def run_command(folder: Path, *arguments: object, plots: bool = False, **changes
         os.environ.update(before)
     assert isinstance(code, int)
     return CommandResult(code, stdout.getvalue(), stderr.getvalue())
+
+
+def run_interrupted_command(folder: Path, *arguments: object, until: Callable[[], bool]) -> CommandResult:
+    """Run a command within this process, and send it SIGINT, as Ctrl-C does, once the condition is true."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not until():
+            if ended.wait(0.02):
+                return
+        if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # else pytest would be interrupted
+            os.kill(os.getpid(), signal.SIGINT)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        return run_command(folder, *arguments)
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def start_command(folder: Path, *arguments: object, **changes: str) -> subprocess.Popen[str]:

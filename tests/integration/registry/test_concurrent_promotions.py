@@ -30,6 +30,7 @@ from fmnist_search.registry.register import (
 )
 from fmnist_search.registry.tags import CHALLENGER, CHAMPION
 from fmnist_search.registry.versions import get_champion
+from fmnist_search.tracking.connection import connect
 from tests.integration.tracking.test_server import server_url  # noqa: F401 - a fixture
 
 PROMOTER_COUNT = 6
@@ -73,7 +74,7 @@ def process_context() -> ForkServerContext:
 def store_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Address of a store with its tables, which these tests share."""
     uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
-    MlflowClient(uri).search_experiments(max_results=1)
+    connect(uri)
     return uri
 
 
@@ -96,16 +97,16 @@ def run_concurrent_promotions(
 ) -> None:
     """Run six promotions at once, several times. Processes of one "machine" share the folder of the lock."""
     client = MlflowClient(uri)
-    for number in range(rounds):
-        name = f"race {rounds} {machines} {number}"
-        accuracies = [0.80 + 0.02 * place for place in range(PROMOTER_COUNT)]
-        random.Random(number).shuffle(accuracies)
+    for round_number in range(rounds):
+        name = f"race {rounds} {machines} {round_number}"
+        accuracies = [0.80 + 0.02 * rank for rank in range(PROMOTER_COUNT)]
+        random.Random(round_number).shuffle(accuracies)
         barrier = process_context.Barrier(PROMOTER_COUNT)
         promoters = [
             process_context.Process(
-                target=promote, args=(uri, name, accuracy, str(folder / str(place % machines)), barrier)
+                target=promote, args=(uri, name, accuracy, str(folder / str(number % machines)), barrier)
             )
-            for place, accuracy in enumerate(accuracies)
+            for number, accuracy in enumerate(accuracies)
         ]
         for promoter in promoters:
             promoter.start()
@@ -114,7 +115,7 @@ def run_concurrent_promotions(
         assert [promoter.exitcode for promoter in promoters] == [0] * PROMOTER_COUNT
         champion = get_champion(client, name)
         assert champion is not None
-        assert float(champion.tags["confirmed_mean"]) == max(accuracies), f"round {number}"
+        assert float(champion.tags["confirmed_mean"]) == max(accuracies), f"round {round_number}"
         registered = client.search_model_versions(f"name='{name}'")
         assert len(registered) == PROMOTER_COUNT
         assert all("decision" in version.tags for version in registered)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
+from fmnist_search.tracking.connection import connect
 from tests.integration.conftest import run_command
 
 
@@ -18,7 +19,7 @@ def create_mlflow_run(client: MlflowClient, **parameters: str) -> str:
 
 
 def test_a_study_uses_the_run_and_later_runs_refer_to_it(tiny: Path, tmp_path: Path) -> None:
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client = connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
     first = create_mlflow_run(client, study="tiny.toml", epochs="given otherwise")
     arguments = ["search", "tiny.toml", "--set", "finalists.recipes=0"]
     assert run_command(tmp_path, *arguments, "--trials", 1, MLFLOW_RUN_ID=first).exit_code == 0
@@ -38,7 +39,7 @@ def test_a_study_uses_the_run_and_later_runs_refer_to_it(tiny: Path, tmp_path: P
 
 
 def test_a_training_uses_the_run(tmp_path: Path) -> None:
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client = connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
     given = create_mlflow_run(client, recipe="recipe.toml", epochs="1")
     (tmp_path / "recipe.toml").write_text("[data]\ntrain_images = 500\nvalidation = 500\n[model]\nfamily = 'mlp'\n")
     outcome = run_command(tmp_path, "train", "recipe.toml", "--epochs", 1, "--json", MLFLOW_RUN_ID=given)

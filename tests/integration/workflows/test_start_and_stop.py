@@ -688,7 +688,8 @@ def test_a_study_begun_anew_may_start_with_the_best_of_the_one_that_is_put_aside
 
 
 def test_promoting_starts_nothing(finished: FinishedStudy) -> None:
-    write_follow_up(finished.folder, "gone", '[start]\nrecipes = ["brief.toml"]\n')
+    study = write_follow_up(finished.folder, "gone", '[start]\nrecipes = ["brief.toml"]\n')
+    study.write_text(study.read_text().replace('refit = "none"', 'refit = "everything"'))
     brief = finished.folder / "plans" / "brief.toml"
     brief.write_text(recipe_to_toml(load_store(finished.folder).trial_records()[0].recipe))
     assert finished.run("search", "plans/gone.toml", "--trials", 1).exit_code == 0
@@ -696,6 +697,9 @@ def test_promoting_starts_nothing(finished: FinishedStudy) -> None:
     outcome = finished.run("promote", "gone", "--recipes", 1, "--seeds", 1, "--epochs", 1)
     assert outcome.exit_code == 0, outcome.stderr
     assert "tried first" not in outcome.stderr
+    client = make_client(finished.folder)
+    newest = max(client.search_model_versions("name='fmnist-search'"), key=lambda version: int(version.version))
+    assert client.get_run(newest.run_id).data.params["data.validation"] == "0"  # refitted on all images
 
 
 STOP_CASES = [

@@ -1,4 +1,4 @@
-"""`train`: one recipe without a study, from wherever it comes, kept, taken up again, and from several seeds."""
+"""`train`: a recipe without a study, from every kind of source; its artifacts, resuming it, and several seeds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from mlflow.artifacts import load_text
 
 from fmnist_search.config.toml_files import read_recipe
 from fmnist_search.training.checkpoint import classifier_from_weights
-from tests.integration.conftest import CommandResult, RunCommand, run_command, start_command
+from tests.integration.conftest import (
+    CommandResult,
+    RunCommand,
+    run_command,
+    run_interrupted_command,
+    start_command,
+)
 
 RECIPE_TOML = """
 epochs = 2
@@ -30,8 +36,8 @@ width_2 = 8
 [optimizer]
 learning_rate = 0.01
 [data]
-train_images = 1000
-validation = 1000
+train_images = 500
+validation = 500
 """
 SMALL_DATA_OPTIONS = ["--set", "data.train_images=500", "--set", "data.validation=500", "--epochs", 1]
 
@@ -57,21 +63,21 @@ def assert_single_error(outcome: CommandResult, *texts: str, code: int = 2) -> N
     assert all(text in outcome.errors[0] for text in texts), outcome.stderr
 
 
-# ---------------------------------------------------------------------------------- where it comes from
+# ---------------------------------------------------------------------------------------------- sources
 
 
 @pytest.mark.parametrize("arguments", [["logistic"], ["--preset", "logistic"]])
 def test_a_preset_is_trained_by_its_name(command: RunCommand, tmp_path: Path, arguments: list[str]) -> None:
     outcome = command("train", *arguments, *SMALL_DATA_OPTIONS, "--json")
     assert (outcome.json["state"], outcome.json["parameters"]) == ("completed", 7_850), outcome
-    kept = make_client(tmp_path).get_run(outcome.json["run_id"]).data
-    assert kept.tags["mlflow.runName"] == "train logistic"
-    assert kept.params["optimizer.name"] == "adam"
+    logged = make_client(tmp_path).get_run(outcome.json["run_id"]).data
+    assert logged.tags["mlflow.runName"] == "train logistic"
+    assert logged.params["optimizer.name"] == "adam"
     origins = load_text(f"runs:/{outcome.json['run_id']}/recipe_origins.csv")
-    rows = dict(csv.reader(io.StringIO(origins)))
-    assert rows["epochs"] == rows["data.train_images"] == "command line"
-    assert rows["optimizer.name"] == "preset logistic"
-    assert rows["label_smoothing"] == "default"
+    origin_of = dict(csv.reader(io.StringIO(origins)))
+    assert origin_of["epochs"] == origin_of["data.train_images"] == "command line"
+    assert origin_of["optimizer.name"] == "preset logistic"
+    assert origin_of["label_smoothing"] == "default"
 
 
 def test_a_dry_run_lists_every_value_with_its_origin_and_starts_nothing(
@@ -88,14 +94,16 @@ def test_a_dry_run_lists_every_value_with_its_origin_and_starts_nothing(
     assert not (tmp_path / "mlflow.db").exists()
 
 
-def test_no_validation_at_all(command: RunCommand, tmp_path: Path) -> None:
-    outcome = command("train", "logistic", "--epochs", 1, "--set", "data.validation=0")
+def test_a_training_without_validation_images(command: RunCommand) -> None:
+    outcome = command(
+        "train", "logistic", "--epochs", 1, "--set", "data.validation=0", "--set", "data.train_images=500"
+    )
     assert outcome.exit_code == 0, outcome.stderr
     assert outcome.stdout.startswith("logistic: trained; run ")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "texts"),
     [
         ([], ["a preset", "--from-run", "--resume"]),
         (["recipe.toml", "--preset", "lenet"], ["give one of these"]),
@@ -118,21 +126,23 @@ def test_no_validation_at_all(command: RunCommand, tmp_path: Path) -> None:
         (["--resume", "f" * 32, "recipe.toml"], ["give one of these"]),
     ],
 )
-def test_a_mistake_is_one_line_and_trains_nothing(
-    command: RunCommand, tmp_path: Path, recipe: Path, arguments: list[str], said: list[str]
+def test_a_mistake_gives_one_line_and_trains_nothing(
+    command: RunCommand, tmp_path: Path, recipe: Path, arguments: list[str], texts: list[str]
 ) -> None:
-    assert_single_error(command("train", *arguments), *said)
+    assert_single_error(command("train", *arguments), *texts)
     assert not (tmp_path / "fmnist-search" / "weights").exists()
 
 
-# ------------------------------------------------------------------------------------------ what is kept
+# -------------------------------------------------------------------------------------------- artifacts
 
 
-def test_what_a_training_keeps(command: RunCommand, tmp_path: Path, recipe: Path) -> None:
+def test_a_training_logs_weights_epochs_and_recipe_and_copies_them_to_the_output_folder(
+    command: RunCommand, tmp_path: Path, recipe: Path
+) -> None:
     outcome = command("train", "recipe.toml", "--epochs", 3, "--output", "out", "--json")
     run_id, client = outcome.json["run_id"], make_client(tmp_path)
-    kept = {artifact.path for artifact in client.list_artifacts(run_id)}
-    assert {"weights.pt", "last_weights.pt", "epochs.csv", "recipe.toml", "recipe_origins.csv"} <= kept
+    artifacts = {artifact.path for artifact in client.list_artifacts(run_id)}
+    assert {"weights.pt", "last_weights.pt", "epochs.csv", "recipe.toml", "recipe_origins.csv"} <= artifacts
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "weights.pt",
         "last_weights.pt",
@@ -161,7 +171,7 @@ def test_tensorboard_shows_scalars_matrices_and_the_graph(command: RunCommand, t
     assert any("Conv2d" in node.name for node in events.Graph().node)
 
 
-# --------------------------------------------------------------------------------------- taken up again
+# --------------------------------------------------------------------------------------------- resuming
 
 EPOCH_METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "optimizer/learning_rate")
 
@@ -171,33 +181,53 @@ def assert_same_training(client: MlflowClient, first: str, second: str) -> None:
         assert metric_history(client, first, name) == metric_history(client, second, name) != []
 
 
-@pytest.mark.parametrize("settings", [[], ["--set", "optimizer.name=sgd", "--set", "augmentation.shift=2"]])
-def test_a_training_that_goes_on_equals_one_that_never_stopped(
-    command: RunCommand, tmp_path: Path, recipe: Path, settings: list[str]
-) -> None:
-    train = ["train", "recipe.toml", *settings, "--threads", 1, "--json"]
+def test_a_resumed_training_equals_an_uninterrupted_one(command: RunCommand, tmp_path: Path, recipe: Path) -> None:
+    # tests/unit/training/test_trial_resume.py resumes with many settings.
+    train = ["train", "recipe.toml", "--set", "augmentation.shift=2", "--threads", 1, "--json"]
     first = command(*train).json["run_id"]
     resumed = command("train", "--resume", first, "--epochs", 4, "--json", "--output", "resumed")
-    whole = command(*train, "--epochs", 4, "--output", "whole")
+    uninterrupted = command(*train, "--epochs", 4, "--output", "uninterrupted")
     client = make_client(tmp_path)
-    assert_same_training(client, resumed.json["run_id"], whole.json["run_id"])
+    assert_same_training(client, resumed.json["run_id"], uninterrupted.json["run_id"])
     assert client.get_run(resumed.json["run_id"]).data.tags["resumes"] == first
     for name in ("weights.pt", "last_weights.pt"):
-        ours, theirs = (torch.load(tmp_path / place / name, weights_only=True) for place in ("resumed", "whole"))
+        folders = (tmp_path / "resumed", tmp_path / "uninterrupted")
+        ours, theirs = (torch.load(folder / name, weights_only=True) for folder in folders)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     again = command("train", "--resume", resumed.json["run_id"], "--epochs", 5, "--json")
     assert len(again.json["epochs"]) == 5
 
 
+def test_an_interrupted_training_keeps_its_epochs_and_can_be_resumed(tmp_path: Path, recipe: Path) -> None:
+    weights = tmp_path / "fmnist-search" / "weights" / "train"
+    train = ["train", "recipe.toml", "--threads", 1]
+    interrupted = run_interrupted_command(
+        tmp_path, *train, "--epochs", 1000, until=lambda: bool(list(weights.glob("*/state.pt")))
+    )
+    assert interrupted.exit_code == 130
+    (folder,) = weights.iterdir()
+    assert f"continue with `fmnist-search train --resume {folder.name}`" in interrupted.stderr
+    client = make_client(tmp_path)
+    assert {"weights.pt", "last_weights.pt"} <= {artifact.path for artifact in client.list_artifacts(folder.name)}
+
+    trained = len(metric_history(client, folder.name, "val/accuracy"))
+    assert 0 < trained < 1000
+    epochs = ["--epochs", trained + 1, "--json"]
+    resumed = run_command(tmp_path, "train", "--resume", folder.name, *epochs)
+    assert resumed.exit_code == 0, resumed.stderr
+    assert f"epoch {trained}:" not in resumed.stderr  # it is not trained again
+    uninterrupted = run_command(tmp_path, *train, *epochs)
+    assert_same_training(client, resumed.json["run_id"], uninterrupted.json["run_id"])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "number",
-    [
-        pytest.param(signal.SIGINT, id="ctrl-c", marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, id="kill -9"),
-    ],
+    "number", [pytest.param(signal.SIGINT, id="ctrl-c"), pytest.param(signal.SIGKILL, id="kill -9")]
 )
-def test_a_stopped_training_loses_no_whole_epoch(tmp_path: Path, recipe: Path, number: signal.Signals) -> None:
+def test_a_training_whose_process_is_ended_by_a_signal_loses_only_the_running_epoch(
+    tmp_path: Path, recipe: Path, number: signal.Signals
+) -> None:
     train = ["train", "recipe.toml", "--threads", 1, "--epochs", 12, "--set", "data.train_images=6000"]
     process = start_command(tmp_path, *train)
     assert process.stderr is not None
@@ -217,11 +247,11 @@ def test_a_stopped_training_loses_no_whole_epoch(tmp_path: Path, recipe: Path, n
     resumed = run_command(tmp_path, "train", "--resume", folder.name, "--epochs", 5, "--json")
     assert resumed.exit_code == 0, resumed.stderr
     assert "epoch 2:" not in resumed.stderr  # it is not trained again
-    whole = run_command(tmp_path, *train[:4], "--epochs", 5, "--set", "data.train_images=6000", "--json").json
-    assert_same_training(make_client(tmp_path), resumed.json["run_id"], whole["run_id"])
+    uninterrupted = run_command(tmp_path, *train[:4], "--epochs", 5, "--set", "data.train_images=6000", "--json").json
+    assert_same_training(make_client(tmp_path), resumed.json["run_id"], uninterrupted["run_id"])
 
 
-def test_what_cannot_go_on_is_one_line(command: RunCommand, tmp_path: Path, recipe: Path) -> None:
+def test_a_training_that_cannot_be_resumed_gives_one_line(command: RunCommand, tmp_path: Path, recipe: Path) -> None:
     def trained(*arguments: object) -> str:
         run_id: str = command("train", "recipe.toml", *arguments, "--json").json["run_id"]
         return run_id
@@ -237,28 +267,31 @@ def test_what_cannot_go_on_is_one_line(command: RunCommand, tmp_path: Path, reci
     assert_single_error(command("train", "--resume", first, "--epochs", 3), first, "of another training")
     state(first).write_bytes(content[: len(content) // 2])
     assert_single_error(command("train", "--resume", first, "--epochs", 3), "state.pt", "damaged")
-    kept: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
-    torch.save({**kept, "images": ["0", "1"]}, state(first))
+    checkpoint: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
+    torch.save({**checkpoint, "images": ["0", "1"]}, state(first))
     assert_single_error(command("train", "--resume", first, "--epochs", 3), "other images", "--from-run")
-    torch.save({**kept, "recipe": {**kept["recipe"], "model.width_1": 16}}, state(first))
+    torch.save({**checkpoint, "recipe": {**checkpoint["recipe"], "model.width_1": 16}}, state(first))
     assert_single_error(command("train", "--resume", first, "--epochs", 3), "weights of another network")
-    torch.save({"weights": kept["state"]["weights"]}, state(first))
+    torch.save({"weights": checkpoint["state"]["weights"]}, state(first))
     assert_single_error(command("train", "--resume", first, "--epochs", 3), "not the checkpoint of a training")
     state(first).write_bytes(content)
     assert command("train", "--resume", first, "--epochs", 3).exit_code == 0
 
 
-# ------------------------------------------------------------------------------------------ several seeds
+# ---------------------------------------------------------------------------------------- several seeds
 
 
-def test_several_seeds_give_mean_and_spread(command: RunCommand, tmp_path: Path, recipe: Path) -> None:
-    outcome = command("train", "recipe.toml", "--seeds", 3, "--json")
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_several_seeds_give_mean_and_standard_deviation(
+    command: RunCommand, tmp_path: Path, recipe: Path, workers: int
+) -> None:
+    outcome = command("train", "recipe.toml", "--seeds", 3, "--workers", workers, "--threads", 1, "--json")
     found, client = outcome.json, make_client(tmp_path)
     accuracies = [member["val_accuracy"] for member in found["runs"]]
     assert len(set(accuracies)) > 1
-    above = client.get_run(found["run_id"]).data
-    assert above.metrics["seeds/val_accuracy_mean"] == pytest.approx(sum(accuracies) / 3) == found["mean"]
-    assert above.metrics["seeds/val_accuracy_deviation"] == pytest.approx(found["deviation"])
+    parent = client.get_run(found["run_id"]).data
+    assert parent.metrics["seeds/val_accuracy_mean"] == pytest.approx(sum(accuracies) / 3) == found["mean"]
+    assert parent.metrics["seeds/val_accuracy_deviation"] == pytest.approx(found["deviation"])
     members = [client.get_run(member["run_id"]) for member in found["runs"]]
     assert [member.data.params["seed"] for member in members] == ["5", "6", "7"]
     assert {member.data.tags["mlflow.parentRunId"] for member in members} == {found["run_id"]}

@@ -1,4 +1,4 @@
-"""A search over what published programs train with, from the study file to the registered model."""
+"""A search with augmentation, early stopping and averaging over views, from the study file to the registered model."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from fmnist_search.registry.packaging import load_model
 from tests.integration.conftest import FinishedStudy, run_command
 
 STUDY = """
-name = "ingredients"
+name = "options"
 
 [data]
-train_images = 500
-validation = 500
+train_images = 300
+validation = 200
 
 [budget]
 total_epochs = 4
@@ -51,6 +51,7 @@ recipes = 1
 seeds = 1
 epochs = 3
 images = "slice"
+refit = "none"
 
 [execution]
 precision = "float32"
@@ -60,9 +61,9 @@ workers = 1
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
-    folder = tmp_path_factory.mktemp("ingredients")
-    (folder / "ingredients.toml").write_text(STUDY)
-    outcome = run_command(folder, "search", "ingredients.toml")
+    folder = tmp_path_factory.mktemp("options")
+    (folder / "options.toml").write_text(STUDY)
+    outcome = run_command(folder, "search", "options.toml")
     assert outcome.exit_code == 0, outcome.stderr
     return FinishedStudy(folder, outcome)
 
@@ -85,23 +86,23 @@ def run_epochs(client: MlflowClient, kind: str) -> list[tuple[str, str, str, int
     ]
 
 
-def test_trials_out_of_patience_are_completed_and_the_budget_counts_their_epochs(client: MlflowClient) -> None:
+def test_trials_that_stop_early_are_completed_and_the_budget_counts_their_epochs(client: MlflowClient) -> None:
     assert (
         run_epochs(client, "trial")
         == [("completed", "early stopping: no better val_accuracy since epoch 1", "2", 2)] * 2
     )
 
 
-def test_finalists_and_the_refit_train_to_the_end(client: MlflowClient) -> None:
-    assert run_epochs(client, "finalist") == [("completed", "", "3", 3)] * 2
+def test_finalists_train_to_the_end(client: MlflowClient) -> None:
+    assert run_epochs(client, "finalist") == [("completed", "", "3", 3)]
 
 
 def test_a_trial_that_stopped_early_is_reproduced_bit_for_bit(searched: FinishedStudy) -> None:
-    found = searched.run("reproduce", 0, "--study", "ingredients", "--no-record", "--json").json
+    found = searched.run("reproduce", 0, "--study", "options", "--no-record", "--json").json
     assert (found["same"], len(found["epochs"])) == (True, 2)
 
 
-def test_the_registered_model_and_its_onnx_file_normalise_and_view_as_the_trained_one(
+def test_the_registered_model_normalises_and_averages_views_as_the_trained_one_and_is_exported(
     searched: FinishedStudy, client: MlflowClient, source: DataSource, tmp_path: Path
 ) -> None:
     tags = client.get_model_version("fmnist-search", "1").tags

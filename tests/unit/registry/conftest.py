@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 from mlflow import MlflowClient
 
+from fmnist_search.tracking.connection import connect
+
 
 @pytest.fixture(scope="package")
 def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
-    """Client of a store that all these tests share, because creating its tables takes seconds."""
-    return MlflowClient(f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}")
+    """Client of a store that all these tests share."""
+    return connect(f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}")
 
 
 @pytest.fixture

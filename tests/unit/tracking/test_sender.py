@@ -47,7 +47,7 @@ def messages() -> list[str]:
     return []
 
 
-OpenSender = Callable[[], Sender]
+OpenSender = Callable[..., Sender]
 
 
 @pytest.fixture
@@ -55,8 +55,8 @@ def open_sender(tmp_path: Path, fake_store: FakeStore, messages: list[str]) -> I
     """Function that opens a sender on the same outbox as all others."""
     senders: list[Sender] = []
 
-    def open_one() -> Sender:
-        senders.append(Sender(Outbox(tmp_path / "outbox.db", "store"), fake_store, messages.append))
+    def open_one(**settings: float) -> Sender:
+        senders.append(Sender(Outbox(tmp_path / "outbox.db", "store"), fake_store, messages.append, **settings))
         return senders[-1]
 
     yield open_one
@@ -100,7 +100,7 @@ def test_a_store_that_was_down_gets_every_event_once(
     open_sender: OpenSender, fake_store: FakeStore, messages: list[str]
 ) -> None:
     fake_store.is_down = True
-    with open_sender() as sender:
+    with open_sender(outage_notice_seconds=0.2) as sender:
         for number in range(5):
             sender.send(Event(str(number), "batch"))
         wait_until(lambda: bool(messages))
@@ -130,8 +130,8 @@ def test_flush_ends_after_its_timeout_and_the_next_sender_delivers(
     with open_sender() as sender:
         sender.send(Event("run", "batch"))
         started = time.monotonic()
-        assert not sender.flush(0.5)
-        assert 0.5 <= time.monotonic() - started < 5
+        assert not sender.flush(0.2)
+        assert 0.2 <= time.monotonic() - started < 5
     assert fake_store.delivered_runs == []
     fake_store.is_down = False
     with open_sender() as sender:
@@ -152,7 +152,7 @@ def test_flush_that_should_stop_does_not_wait_for_a_store_that_is_down(
 
 def test_flush_that_should_stop_waits_for_a_store_that_is_slow(open_sender: OpenSender, fake_store: FakeStore) -> None:
     fake_store.unblock.clear()
-    threading.Timer(0.6, fake_store.unblock.set).start()
+    threading.Timer(0.2, fake_store.unblock.set).start()
     with open_sender() as sender:
         sender.send(Event("run", "batch"))
         assert sender.flush(60, lambda: True)
