@@ -5,14 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.checks import (
-    DATA_CONFIG,
-    check_concurrent_matches_single,
-    check_resume_matches_uninterrupted,
-    run_all_checks,
-)
+from benchmarks.checks import check_concurrent_matches_single, check_resume_matches_uninterrupted, run_all_checks
 from fmnist_search.data.files import DataSource
-from fmnist_search.data.loading import load_images
+from fmnist_search.data.images import Images
 from fmnist_search.recipe.execution import Execution
 
 
@@ -22,12 +17,12 @@ def test_captured_concurrent_and_eager_trainings_agree(source: DataSource) -> No
     assert [check for check in run_all_checks(source) if not check.passed] == []
 
 
-def test_trials_in_two_worker_processes_equal_single_ones(source: DataSource) -> None:
-    images = load_images(DATA_CONFIG, source)
-    check = check_concurrent_matches_single(images, Execution(device="cpu", threads=1), count=2)
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_trials_of_workers_equal_single_ones(count: int, images: Images, execution: Execution) -> None:
+    check = check_concurrent_matches_single(images, execution, count)
     assert check.passed, check.details
 
 
-def test_resumed_training_equals_an_uninterrupted_one(source: DataSource) -> None:
-    check = check_resume_matches_uninterrupted(load_images(DATA_CONFIG, source), Execution(device="cpu", threads=1))
+def test_resumed_training_equals_an_uninterrupted_one(images: Images, execution: Execution) -> None:
+    check = check_resume_matches_uninterrupted(images, execution)
     assert check.passed, check.details
