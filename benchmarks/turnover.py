@@ -24,6 +24,7 @@ from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.run_logger import RunLogger, TrainingRunLogger
 from fmnist_search.tracking.sender import Sender
 from fmnist_search.tracking.store import MlflowStore
+from fmnist_search.tracking.study_runs import open_study_run
 from fmnist_search.tracking.writer import MlflowWriter
 
 BASELINE_STUDY = Path(__file__).parents[1] / "studies" / "baseline.toml"
@@ -93,7 +94,7 @@ class _TrialRecorder:
         tracking = MlflowStore(uri, config.experiment)
         outbox = Outbox(folder / "outbox.db", uri)
         self._sender = Sender(outbox, MlflowWriter(tracking.client, outbox), typer.echo)
-        self._study_run = RunLogger.existing(self._sender, tracking.get_or_create_study_run(config.name, None))
+        self._study_run = RunLogger.existing(self._sender, open_study_run(tracking, config.name, None).run_id)
 
     def record(self, recipe: Recipe, result: TrialResult) -> None:
         """Record a trial and wait until MLflow has it."""

@@ -19,6 +19,8 @@ from fmnist_search.registry.promoters import process_identity, process_is_dead
 from fmnist_search.registry.versions import all_versions, get_champion, truncate_description, version_number
 from fmnist_search.workspace import check_name
 
+PROBED_TAG = "fmnist_search.probe"
+"""A tag that no registered model has."""
 UNDECIDED_NOTE = "It has not been compared with the champion yet: its promotion is on the way, or was cut short."
 """Part of the description of a version until it is decided. It is stored and never changes."""
 
@@ -32,11 +34,29 @@ def check_model_name(client: MlflowClient, name: str) -> None:
     check_name("finalists.model_name", name)
     try:
         client.get_registered_model(name)
-    except MlflowException:  # the same for a name that does not exist and for a prompt
+    except MlflowException as error:  # the same for a name that does not exist and for a prompt
+        if error.error_code == "PERMISSION_DENIED":
+            raise
         if client.get_prompt(name):
             raise UserError(
                 f"finalists.model_name: {name!r} is the name of a prompt in MLflow; choose another (--model-name)"
             ) from None
+
+
+def probe_registration(client: MlflowClient, name: str) -> None:
+    """Make a call that changes nothing, and that a server refuses to users who may not register under this name.
+
+    Raises:
+        MlflowException: with the code PERMISSION_DENIED, if the user may not.
+    """
+    try:
+        if client.search_registered_models(f"name = '{name}'"):
+            client.delete_registered_model_tag(name, PROBED_TAG)
+        else:
+            client.create_registered_model("")  # permissions are checked before names, and this is not a name
+    except MlflowException as error:
+        if error.error_code == "PERMISSION_DENIED":
+            raise
 
 
 def pending_tags(name: str) -> dict[str, str]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import tomllib
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 import optuna
@@ -30,6 +28,7 @@ from fmnist_search.search.one_epoch import SurvivorQueue
 from fmnist_search.search.pruners import make_pruner, pruner_applies
 from fmnist_search.search.samplers import is_exhausted, make_sampler
 from fmnist_search.search.storage import NO_STUDY_YET, open_storage
+from fmnist_search.search.study_attributes import CONFIG_ATTRIBUTE, archive, stored_config
 from fmnist_search.search.suggest import base_recipe, sample_with_fixed, start_params, suggest_recipe, trial_seed
 from fmnist_search.search.trial_attributes import (
     COPIED_ON_RETRY,
@@ -51,9 +50,6 @@ from fmnist_search.search.trial_attributes import (
 from fmnist_search.workspace import sqlite_path
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-CONFIG_ATTRIBUTE = "config"
-"""Attribute of a study: its resolved study file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,18 +85,38 @@ class StudyStore:
             UserError: if the stored study differs in what must not change, with a line for each key that differs; if
                 the storage cannot be opened; if the sampler needs a package that is not installed.
         """
+        _check_sampler(config)
         storage = open_storage(url)
         archived_as = None
         if fresh and config.name in optuna.get_all_study_names(storage):
-            archived_as = _archive(storage, config.name)
+            archived_as = archive(storage, config.name)
         study = optuna.create_study(storage=storage, study_name=config.name, direction="maximize", load_if_exists=True)
-        stored = _stored_config(study)
-        widened_ranges = check_comparable(stored, config) if stored else []
-        store = cls(study, config)
+        store = cls._continue(study, config)
         store._with_sampler()
         study.set_user_attr(CONFIG_ATTRIBUTE, config.to_toml())
-        store.widened_ranges = widened_ranges
         store.archived_as = archived_as
+        return store
+
+    @classmethod
+    def find(cls, url: str, config: StudyConfig, *, fresh: bool = False) -> StudyStore | None:
+        """Return the study that `open` would continue, or None if it would create one. This changes no study.
+
+        Raises:
+            UserError: if `open` would raise it.
+        """
+        _check_sampler(config)
+        database = sqlite_path(url)
+        if fresh or (database and not database.exists()):
+            return None
+        storage = open_storage(url)
+        if config.name not in optuna.get_all_study_names(storage):
+            return None
+        return cls._continue(optuna.load_study(study_name=config.name, storage=storage), config)
+
+    @classmethod
+    def _continue(cls, study: optuna.Study, config: StudyConfig) -> StudyStore:
+        store, stored = cls(study, config), stored_config(study)
+        store.widened_ranges = check_comparable(stored, config) if stored else []
         return store
 
     @classmethod
@@ -123,7 +139,7 @@ class StudyStore:
             names = optuna.get_all_study_names(storage)
             remedy = did_you_mean(name, names) if names else "there is none yet; run `fmnist-search search STUDY.toml`"
             raise UserError(f"study {name!r}: does not exist here; {remedy}") from None
-        config = _stored_config(study)
+        config = stored_config(study)
         if config is None:
             raise UserError(f"study {name!r}: has only just been created; try again in a moment, or search it again")
         return cls(study, config)
@@ -322,18 +338,6 @@ class StudyStore:
         )
 
 
-def _stored_config(study: optuna.Study) -> StudyConfig | None:
-    """Return the config of a stored study; None if the process that created the study has not stored it yet."""
-    toml = study.user_attrs.get(CONFIG_ATTRIBUTE)
-    return StudyConfig.from_dict(tomllib.loads(toml)) if toml else None
-
-
-def _archive(storage: optuna.storages.BaseStorage, name: str) -> str:
-    """Rename a study, with everything it holds; return its new name."""
-    archived_as = f"{name} until {datetime.now():%Y-%m-%d %H.%M.%S.%f}"
-    optuna.copy_study(from_study_name=name, from_storage=storage, to_storage=storage, to_study_name=archived_as)
-    optuna.delete_study(study_name=name, storage=storage)
-    study = optuna.load_study(study_name=archived_as, storage=storage)
-    if config := _stored_config(study):
-        study.set_user_attr(CONFIG_ATTRIBUTE, config.model_copy(update={"name": archived_as}).to_toml())
-    return archived_as
+def _check_sampler(config: StudyConfig) -> None:
+    """Create the sampler once, since it may need a package that is not installed."""
+    make_sampler(config.sampler, config.seed, config.space)

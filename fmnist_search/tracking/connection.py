@@ -22,7 +22,7 @@ from fmnist_search.errors import UserError
 from fmnist_search.files import private_files
 from fmnist_search.text import first_line
 from fmnist_search.tracking.outbox import EventRejected, StoreUnavailable
-from fmnist_search.tracking.table_template import copy_template, default_template, save_template
+from fmnist_search.tracking.table_template import copy_template, creation_lock, default_template, save_template
 from fmnist_search.workspace import check_folder_is_writable, sqlite_path
 
 STORE_ERRORS: tuple[type[Exception], ...] = (MlflowException, SQLAlchemyError, requests.RequestException)
@@ -71,8 +71,13 @@ def connect(uri: str, template: Path | None = None) -> MlflowClient:
             "sqlite:///mlflow.db, to which `mlflow migrate-filestore --source FOLDER --target sqlite:///mlflow.db` "
             "copies its content"
         )
-    with store_errors(uri, OSError, sqlite3.Error), short_timeouts(PROBE_TIMEOUT_SECONDS, retries=0), private_files():
-        database = sqlite_path(uri)
+    database = sqlite_path(uri)
+    with (
+        store_errors(uri, OSError, sqlite3.Error),
+        short_timeouts(PROBE_TIMEOUT_SECONDS, retries=0),
+        private_files(),
+        creation_lock(database),
+    ):
         is_new = database is not None and not database.exists()
         _probe(uri, database)
         template = template or default_template()
@@ -133,15 +138,47 @@ def store_errors(uri: str, *extra_errors: type[Exception]) -> Iterator[None]:
                 f"tracking {uri}: was created by another version of MLflow; make a copy of it, then run "
                 f"`mlflow db upgrade {uri}`"
             ) from error
-        if isinstance(error, MlflowException) and error.error_code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+        if (status := _denied_status(error)) == 401:
             raise UserError(
-                f"tracking {uri}: the server denies access ({detail}); set MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+                f"tracking {uri}: the server does not accept {_credentials()}; set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to valid ones"
+            ) from error
+        if status == 403:
+            raise UserError(
+                f"tracking {uri}: {_credentials()} lacks a permission for this ({detail}); ask the administrator of "
+                "the server for it"
             ) from error
         raise UserError(
             f"tracking {uri}: the store cannot be reached or written ({detail}); check MLFLOW_TRACKING_URI or "
             "--tracking-uri, and that its server is running"
         ) from error
+
+
+@contextlib.contextmanager
+def permission_errors(subject: str, remedy: str) -> Iterator[None]:
+    """Turn the refusal of a server because of a missing permission into a `UserError` that names the resource."""
+    try:
+        yield
+    except STORE_ERRORS as error:
+        if _denied_status(error) != 403:
+            raise
+        raise UserError(f"{subject}: the server does not permit this to {_credentials()}; {remedy}") from error
+
+
+def _denied_status(error: Exception) -> int | None:
+    """Return 401 if a server does not know the user, 403 if the user lacks a permission, else None."""
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return error.response.status_code if error.response.status_code in (401, 403) else None
+    codes = {"UNAUTHENTICATED": 401, "CUSTOMER_UNAUTHORIZED": 401, "PERMISSION_DENIED": 403}
+    return codes.get(error.error_code) if isinstance(error, MlflowException) else None
+
+
+def _credentials() -> str:
+    """Return a description of what the client tells a server about the user, without a secret."""
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    if user:
+        return f"the user {user!r}"
+    return "the token" if os.environ.get("MLFLOW_TRACKING_TOKEN") else "a user without a name"
 
 
 @contextlib.contextmanager

@@ -6,21 +6,22 @@ of truth about a search, and MLflow mirrors it; each of the two stores the ids o
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 
-import mlflow
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.text import escape_markdown
 from fmnist_search.tracking import stored_runs, tag_names
-from fmnist_search.tracking.connection import connect
+from fmnist_search.tracking.connection import connect, permission_errors
 from fmnist_search.tracking.events import EventSink, MetricPoint
 from fmnist_search.tracking.provenance import provenance_tags
 from fmnist_search.tracking.run_logger import RunLogger, TrainingRunLogger, training_tags
@@ -59,22 +60,6 @@ class MlflowStore:
 
     # ---------------------------------------------------------------------------------- creating runs
 
-    def get_or_create_study_run(self, study: str, existing_run_id: str | None) -> str:
-        """Return the id of a study's run: the existing one, the one that `mlflow run` created, or a new one.
-
-        If the study has a run and `mlflow run` created another, the other becomes its child and refers to it.
-        """
-        given = os.environ.get(RUN_ID_VARIABLE)
-        run_id = existing_run_id if existing_run_id and self._is_active(existing_run_id) else None
-        tags = {tag_names.STUDY: study, tag_names.KIND: tag_names.STUDY_RUN}
-        if run_id is None:
-            run_id = given or self._create_run(study, tags)
-        elif given and given != run_id:
-            self._link_to_study_run(given, study, run_id)
-        self._set_tags(run_id, {**tags, tag_names.STATE: "running", **provenance_tags()})
-        self.client.update_run(run_id, status="RUNNING", name=study)
-        return run_id
-
     def start_training_run(
         self, sink: EventSink, name: str, recipe: Recipe, tags: Mapping[str, str]
     ) -> TrainingRunLogger:
@@ -112,35 +97,57 @@ class MlflowStore:
         self.client.set_terminated(run_id, run.status)
         return run_id
 
-    def _use_or_create_run(self, name: str, tags: Mapping[str, str]) -> str:
+    def given_run_id(self) -> str | None:
+        """Return the id of the run that `mlflow run` has created for this command; None without one.
+
+        Raises:
+            UserError: if the store has no such run, or it is deleted.
+        """
         given = os.environ.get(RUN_ID_VARIABLE)
         if not given:
-            return self._create_run(name, tags)
-        self.client.update_run(given, name=name)
-        self._set_tags(given, tags)
+            return None
+        run = self.find_run(given)
+        if run is None or not run.is_active:
+            raise UserError(
+                f"{RUN_ID_VARIABLE}: names the run {given!r}, which {'was deleted' if run else 'does not exist'} in "
+                f"{self.uri}; unset the variable, or name the store that has the run"
+            )
         return given
 
-    def _create_run(self, name: str, tags: Mapping[str, str]) -> str:
-        return str(self.client.create_run(self.experiment_id, run_name=name, tags=dict(tags)).info.run_id)
+    def create_run(self, name: str, tags: Mapping[str, str]) -> str:
+        """Create a run in the experiment, and return its id.
 
-    def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        Raises:
+            UserError: if the experiment is deleted, or the user must not write to it.
+        """
+        experiment_id = self.experiment_id
+        with self._experiment_permission():
+            return str(self.client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id)
 
-    def _link_to_study_run(self, run_id: str, study: str, study_run_id: str) -> None:
-        """Make the run that `mlflow run` created a child of the study's run, with a note that says so."""
-        note = f"Continues the study '{escape_markdown(study)}': its trials are below the run {study_run_id}."
-        tags = {tag_names.PARENT_RUN_ID: study_run_id, tag_names.NOTE: note, tag_names.STUDY: study}
-        self._set_tags(run_id, tags)
-        self.client.set_terminated(run_id, "FINISHED")
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run in one call."""
+        with permission_errors(f"run {run_id!r}", "ask its owner for the permission EDIT"):
+            self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def _use_or_create_run(self, name: str, tags: Mapping[str, str]) -> str:
+        given = self.given_run_id()
+        if given is None:
+            return self.create_run(name, tags)
+        self.set_tags(given, tags)
+        self.client.update_run(given, name=name)
+        return given
 
     # ---------------------------------------------------------------------------------- reading runs
 
     def find_run(self, run_id: str) -> StoredRun | None:
         """Return a run, which may be deleted; None if the store has no such run."""
         try:
-            run = self.client.get_run(run_id)
-        except MlflowException:
-            return None
+            with permission_errors(f"run {run_id!r}", "ask its owner for the permission READ"):
+                run = self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # the latter: no valid id
+                return None
+            raise
         info, is_active = run.info, str(run.info.lifecycle_stage) == "active"
         return StoredRun(
             run_id, str(info.run_name), str(info.experiment_id), is_active, run.data.tags, run.data.metrics
@@ -153,10 +160,10 @@ class MlflowStore:
     def read_text(self, run_id: str, path: str) -> str | None:
         """Return a text artifact of a run; None if the run has no such artifact."""
         try:
-            text: str = mlflow.artifacts.load_text(f"runs:/{run_id}/{path}")
+            with tempfile.TemporaryDirectory() as folder:
+                return Path(self.client.download_artifacts(run_id, path, folder)).read_text()
         except (MlflowException, OSError):
             return None
-        return text
 
     def load_recipe(self, run_id: str) -> Recipe:
         """Return the recipe of a run that trained one.
@@ -166,10 +173,6 @@ class MlflowStore:
         """
         return stored_runs.load_recipe(self, run_id)
 
-    def _is_active(self, run_id: str) -> bool:
-        run = self.find_run(run_id)
-        return run is not None and run.is_active
-
     # ------------------------------------------------------------------------------------ experiments
 
     @cached_property
@@ -177,8 +180,19 @@ class MlflowStore:
         """The id of the experiment, which is created when it is needed for the first time.
 
         Raises:
-            UserError: if the experiment has been deleted, or its name cannot be that of a folder.
+            UserError: if the experiment has been deleted, its name cannot be that of a folder, or the user must not read
+                or create it.
         """
+        with self._experiment_permission():
+            return self._find_or_create_experiment()
+
+    def _experiment_permission(self) -> contextlib.AbstractContextManager[None]:
+        return permission_errors(
+            f"experiment {self.experiment!r}",
+            "ask its owner for the permission EDIT, or name another (--set experiment=NAME, or in the study file)",
+        )
+
+    def _find_or_create_experiment(self) -> str:
         found = self.client.get_experiment_by_name(self.experiment)
         if found and found.lifecycle_stage == "deleted":
             raise UserError(
@@ -188,11 +202,17 @@ class MlflowStore:
         if found:
             return str(found.experiment_id)
         database = sqlite_path(self.uri)
-        if database is None:
-            return str(self.client.create_experiment(self.experiment))
-        check_name("experiment", self.experiment)
-        location = artifact_uri(database.parent / "mlruns" / self.experiment)
-        return str(self.client.create_experiment(self.experiment, artifact_location=location))
+        location = None
+        if database:
+            check_name("experiment", self.experiment)
+            location = artifact_uri(database.parent / "mlruns" / self.experiment)
+        try:
+            return str(self.client.create_experiment(self.experiment, artifact_location=location))
+        except MlflowException as error:
+            created = self.client.get_experiment_by_name(self.experiment)
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or created is None:
+                raise
+            return str(created.experiment_id)  # another process was faster
 
     def find_experiment_id(self, run_id: str) -> str | None:
         """Return the id of the experiment that a run belongs to; None if there is no such run."""
@@ -202,7 +222,11 @@ class MlflowStore:
         """Save a view of trials, see `ui`, in the experiment of a study's run."""
         experiment_id = self.client.get_run(run_id).info.experiment_id
         for key, value in trials_view_tags(hyperparameters).items():
-            self.client.set_experiment_tag(experiment_id, key, value)
+            set_tag = partial(self.client.set_experiment_tag, experiment_id, key, value)
+            try:
+                set_tag()
+            except MlflowException:  # MLflow refuses one of two processes that set a tag for the first time at once
+                set_tag()
 
     def runs_page_url(self, server: str, run_id: str | None) -> str:
         """Return the address, on a server of the UI, of the experiment of a run; without a run, of our experiment."""

@@ -11,17 +11,37 @@ import os
 import shutil
 import sqlite3
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
+from filelock import FileLock
 
 from fmnist_search.files import atomic_write, make_private_folder
-from fmnist_search.workspace import template_folder
+from fmnist_search.workspace import lock_file, template_folder
+
+LOCK_TIMEOUT_SECONDS = 60
 
 
 def default_template() -> Path:
     """Return the file of the template for this version of MLflow, which may not exist."""
     return template_folder() / f"mlflow-{mlflow.__version__}.db"
+
+
+@contextlib.contextmanager
+def creation_lock(database: Path | None) -> Iterator[None]:
+    """Let the processes of a user open a SQLite store one after the other: two that create its tables at once fail.
+
+    If the lock cannot be taken, the body runs without it.
+    """
+    with contextlib.ExitStack() as stack:
+        if database:
+            with contextlib.suppress(OSError):  # the cache is not writable, or the lock is held for too long
+                path = lock_file(f"tables of {database}")
+                make_private_folder(path.parent)
+                path.touch()  # fails at once if the folder cannot be written, while FileLock would wait
+                stack.enter_context(FileLock(path, timeout=LOCK_TIMEOUT_SECONDS))
+        yield
 
 
 def copy_template(database: Path, template: Path) -> None:

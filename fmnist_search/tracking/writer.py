@@ -59,10 +59,12 @@ class MlflowWriter:
     def _create_run(self, event: Event, create: CreateRun) -> None:
         if self._outbox.run_id(event.run_key):
             return
-        experiment_id = self._find_experiment_id(create.parent_id)
+        parent_id = self._outbox.run_id(create.parent_id) or create.parent_id  # it may have been replaced
+        experiment_id = self._find_experiment_id(parent_id)
         run_id = self._find_created_run(experiment_id, event.run_key) if event.attempted else None
         if run_id is None:
-            created = self._client.create_run(experiment_id, create.start_ms, dict(create.tags), create.name)
+            tags = {**create.tags, tag_names.PARENT_RUN_ID: parent_id}
+            created = self._client.create_run(experiment_id, create.start_ms, tags, create.name)
             run_id = str(created.info.run_id)
         self._outbox.remember_run(event.run_key, run_id)
 

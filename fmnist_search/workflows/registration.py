@@ -24,6 +24,7 @@ from fmnist_search.registry.register import (
     check_model_name,
     delete_orphans,
     pending_tags,
+    probe_registration,
     register_version,
 )
 from fmnist_search.registry.verification import digests_to_tag
@@ -31,6 +32,7 @@ from fmnist_search.reporting.model_card import ModelCard, Selection
 from fmnist_search.results.statistics import wilson
 from fmnist_search.results.training import Accuracy
 from fmnist_search.tracking import metric_names
+from fmnist_search.tracking.connection import permission_errors
 from fmnist_search.tracking.run_logger import RunLogger
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.training_artifacts import log_evaluation_plots
@@ -64,13 +66,28 @@ class RegisteredVersion:
     test: Accuracy
 
 
+def check_registration(mlflow_store: MlflowStore, name: str) -> None:
+    """Check that the user may register a model under this name, before anything is trained for it.
+
+    Raises:
+        UserError: if the name is taken by another program, or the user lacks the permission.
+    """
+    with permission_errors(
+        f"finalists.model_name: {name!r}",
+        "ask the owner of the registered model for the permission EDIT, or choose another name (--model-name, or --set "
+        "finalists.model_name=NAME)",
+    ):
+        check_model_name(mlflow_store.client, name)
+        probe_registration(mlflow_store.client, name)
+
+
 def prepare_name(mlflow_store: MlflowStore, name: str, experiment_id: str) -> None:
     """Check that a model can be registered under this name, and delete what interrupted registrations left.
 
     Raises:
-        UserError: if the name is taken by another program.
+        UserError: if the name is taken by another program, or the user lacks the permission.
     """
-    check_model_name(mlflow_store.client, name)
+    check_registration(mlflow_store, name)
     delete_orphans(mlflow_store.client, name, experiment_id)
 
 

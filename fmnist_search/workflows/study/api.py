@@ -41,7 +41,8 @@ def run_study(
         # The workers import their libraries while this process imports torch, MLflow and Optuna here.
         from fmnist_search.workflows.study.session import SessionOptions, open_session
 
-        options = SessionOptions(fresh=fresh, warm_starts=True, tracking=tracking)
+        model_name = config.finalists.model_name if config.finalists.recipes else None
+        options = SessionOptions(fresh=fresh, warm_starts=True, model_name=model_name, tracking=tracking)
         with open_session(workspace, config, backend, callback, options) as session:
             return session.run(stopper)
 
@@ -73,6 +74,6 @@ def promote(
     with start_workers(config, callback, make_backend) as backend:
         from fmnist_search.workflows.study.session import SessionOptions, open_session
 
-        options = SessionOptions(tracking=tracking)
+        options = SessionOptions(model_name=finalists.model_name, tracking=tracking)
         with open_session(workspace, config, backend, callback, options) as session:
             return session.promote(finalists)

@@ -16,6 +16,7 @@ from fmnist_search.recipe.groups import Data
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.registry import tags as version_tags
 from fmnist_search.registry.champion_rule import ValidationScore
+from fmnist_search.registry.promoters import process_identity
 from fmnist_search.reporting.model_card import selection_from_study
 from fmnist_search.results.champion import Champion
 from fmnist_search.results.study import TrialRecord
@@ -104,7 +105,12 @@ class Promotion:
     def _make_job(self, name: str, recipe: Recipe, requeue: Callable[[], None] | None) -> FinalistJob:
         images = self._images_for(recipe.data)
         device = self.backend.execution.device
-        tags = {tag_names.STUDY: self.study, tag_names.KIND: tag_names.FINALIST_RUN, tag_names.DEVICE: device}
+        tags = {
+            tag_names.STUDY: self.study,
+            tag_names.KIND: tag_names.FINALIST_RUN,
+            tag_names.DEVICE: device,
+            tag_names.PROCESS: process_identity(),
+        }
         parameters = list(recipe.to_flat_dict())
         run = TrainingRunLogger.start(self.context.sender, name, recipe, parameters, tags, self.study_run)
         return FinalistJob(name, recipe, images, run, self.context, requeue)

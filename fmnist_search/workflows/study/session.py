@@ -15,6 +15,7 @@ from fmnist_search.data.images import Images
 from fmnist_search.data.loading import load_images
 from fmnist_search.execution.backend import Backend
 from fmnist_search.files import private_files
+from fmnist_search.registry.promoters import process_is_dead
 from fmnist_search.results.champion import Champion
 from fmnist_search.results.study import StopReason, StudySummary, TrialRecord, rank_trials
 from fmnist_search.results.training import Stopper
@@ -24,11 +25,13 @@ from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.run_logger import NullRunLogger, RunLogger
 from fmnist_search.tracking.sender import NullSender, Sender
 from fmnist_search.tracking.store import MlflowStore
+from fmnist_search.tracking.study_runs import StudyRun, end_abandoned_runs, open_study_run
 from fmnist_search.tracking.system_metrics import log_system_metrics
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.interruption import interrupt_on_signals
 from fmnist_search.workflows.jobs import JobContext
 from fmnist_search.workflows.lookup import summarize
+from fmnist_search.workflows.registration import check_registration
 from fmnist_search.workflows.sending import open_sender
 from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workflows.study.finalists import selection_key
@@ -47,11 +50,12 @@ class SessionOptions:
     """What a session is opened for.
 
     With `fresh`, an earlier study of that name is archived first. `warm_starts` says whether the recipes of `[start]`
-    are loaded.
+    are loaded. A model is registered under `model_name`, unless that is None.
     """
 
     fresh: bool = False
     warm_starts: bool = False
+    model_name: str | None = None
     tracking: TrackingOptions = TrackingOptions()
 
 
@@ -61,7 +65,8 @@ def open_session(
 ) -> Iterator[Session]:
     """Yield a session of a study that is ready to train, while the workers of `backend` import their libraries.
 
-    Whatever can be missing (images, device, store, recipes to start with) is checked before anything is written.
+    Whatever can be missing or refused (images, device, store, experiment, permissions, recipes to start with, a study
+    that differs) is looked up before the study is opened, archived or created.
     """
     tracking = options.tracking
     with contextlib.ExitStack() as stack:
@@ -72,21 +77,27 @@ def open_session(
         images = load_images(config.data, source)
         mlflow_store = MlflowStore(workspace.tracking_uri, config.experiment) if tracking.enabled else None
         warm_starts = load_warm_starts(workspace, config, mlflow_store) if options.warm_starts else ()
-        study_store = _open_study_store(workspace, config, fresh=options.fresh)
-        runtime = stored_runtime(study_store, callback)
-        if runtime is None:
-            backend.wait_until_ready()  # the measurement needs a quiet machine
-            runtime = resolve_runtime(config, backend.execution)
-        study_store.runtime = runtime
-        backend.configure(runtime.execution)
-        images = images.to(runtime.execution.device)
+        stored = StudyStore.find(workspace.storage_url, config, fresh=options.fresh)
+        runtime = stored_runtime(stored, callback) if stored else None
         sender: Sender | NullSender = NullSender()
         study_run: RunLogger = NullRunLogger()
         if mlflow_store:
-            study_store.run_id = run_id = _study_run_id(mlflow_store, study_store)
+            if options.model_name:
+                check_registration(mlflow_store, options.model_name)
+            opened = open_study_run(mlflow_store, config.name, stored.run_id if stored else None)
             sender = stack.enter_context(open_sender(workspace, mlflow_store, callback))
-            study_run = RunLogger.existing(sender, run_id)
+            study_run = _log_to(opened, sender, config.name, callback)
         stack.enter_context(_fail_on_error(study_run))
+        if runtime is None:
+            backend.wait_until_ready()  # the measurement needs a quiet machine
+            runtime = resolve_runtime(config, backend.execution)
+        study_store = _open_study_store(workspace, config, fresh=options.fresh)
+        study_store.runtime = runtime
+        backend.configure(runtime.execution)
+        images = images.to(runtime.execution.device)
+        if mlflow_store:
+            study_store.run_id = study_run.run_key
+            mlflow_store.save_trials_view(study_run.run_key, varying_names(config.space))
         context = JobContext(sender, callback, interruption, tracking.plot_interval is not None, tracking.flush_timeout)
         study_logger = StudyRunLogger(study_run, study_store, context, tracking.plot_interval or 0.0)
         study_logger.log_start(images, runtime, backend.size)
@@ -103,11 +114,13 @@ def _open_study_store(workspace: Workspace, config: StudyConfig, *, fresh: bool)
     return study_store
 
 
-def _study_run_id(mlflow_store: MlflowStore, study_store: StudyStore) -> str:
-    config = study_store.config
-    run_id = mlflow_store.get_or_create_study_run(config.name, study_store.run_id)
-    mlflow_store.save_trials_view(run_id, varying_names(config.space))
-    return run_id
+def _log_to(study_run: StudyRun, sender: Sender, study: str, callback: StudyCallback) -> RunLogger:
+    """Return the logger of a study's run, which also takes the pending events of a run that it replaces."""
+    if study_run.replaced_id:
+        sender.remember_run(study_run.replaced_id, study_run.run_id)
+    if study_run.message:
+        callback.on_message(f"{study}: {study_run.message}")
+    return RunLogger.existing(sender, study_run.run_id)
 
 
 @contextlib.contextmanager
@@ -230,7 +243,8 @@ class Session:
 
     def _close(self, summary: StudySummary) -> None:
         self.study_logger.close(summary)
-        self.context.flush()
+        if self.context.flush() and self.mlflow_store:
+            end_abandoned_runs(self.mlflow_store, self.study_run.run_key, process_is_dead)
 
 
 def _distinct_recipes(ranked: Sequence[TrialRecord]) -> list[TrialRecord]:

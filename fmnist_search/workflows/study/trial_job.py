@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fmnist_search.data.images import Images
+from fmnist_search.registry.promoters import process_identity
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import Decision, EpochReport, Overhead, Stopper, TrialResult, TrialState
 from fmnist_search.search.asked_trial import AskedTrial
@@ -118,6 +119,7 @@ def _start_run(search: SearchContext, asked: AskedTrial, name: str) -> TrainingR
         tag_names.STUDY: store.config.name,
         tag_names.KIND: tag_names.TRIAL_RUN,
         tag_names.TRIAL: str(asked.number),
+        tag_names.PROCESS: process_identity(),
         tag_names.DEVICE: store.runtime.execution.device,
         **asked.origin,
     }

@@ -30,6 +30,7 @@ from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.run_logger import RunLogger, TrainingRunLogger
 from fmnist_search.tracking.sender import NullSender
 from fmnist_search.tracking.store import MlflowStore
+from fmnist_search.tracking.study_runs import open_study_run
 from fmnist_search.tracking.writer import MlflowWriter
 from tests.integration.conftest import run_command, start_command
 from tests.integration.servers import MlflowServer, running_server
@@ -218,7 +219,7 @@ def test_an_event_that_is_written_twice_is_stored_once(study_folder: Path) -> No
 def training_events(outbox: Outbox, tracking: MlflowStore) -> Iterator[Event]:
     """Return the events of a training of three epochs."""
     sender = RecordingSender(outbox)
-    study_run = RunLogger.existing(sender, tracking.get_or_create_study_run("tiny", None))
+    study_run = RunLogger.existing(sender, open_study_run(tracking, "tiny", None).run_id)
     recipe = Recipe()
     run = TrainingRunLogger.start(
         sender, "000 cnn", recipe, list(recipe.to_flat_dict()), {"kind": "trial", "trial": "0"}, study_run

@@ -15,6 +15,7 @@ from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.tracking.local_store import LocalStore, open_run_reader
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.stored_runs import find_experiment_id, load_environment, load_recipe, read_run
+from fmnist_search.tracking.study_runs import open_study_run
 
 RECIPE = Recipe().replace({"seed": 7})
 
@@ -27,7 +28,7 @@ def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> MlflowStore:
 
 @pytest.fixture(scope="module")
 def study_run_id(mlflow_store: MlflowStore) -> str:
-    run_id = mlflow_store.get_or_create_study_run("small", None)
+    run_id = open_study_run(mlflow_store, "small", None).run_id
     mlflow_store.client.log_text(run_id, '{"device": "cpu"}', "environment.json")
     return run_id
 

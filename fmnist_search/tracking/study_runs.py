@@ -1,0 +1,110 @@
+"""The run of a study in MLflow, and the runs of its trainings below it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mlflow.entities import Run, ViewType
+
+from fmnist_search.text import escape_markdown
+from fmnist_search.tracking import tag_names
+from fmnist_search.tracking.provenance import provenance_tags
+from fmnist_search.tracking.store import MlflowStore
+
+PAGE_SIZE = 1_000
+
+IsDead = Callable[[str, int], bool]
+"""Returns whether the process of an identity, which created something at a time in milliseconds, has ended."""
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """The run of a study. `message` says what replaces an earlier run that is gone; `replaced_id` is the id of that."""
+
+    run_id: str
+    replaced_id: str | None = None
+    message: str = ""
+
+
+def open_study_run(store: MlflowStore, study: str, existing_run_id: str | None) -> StudyRun:
+    """Return the run of a study: the existing one, the one that `mlflow run` created, or a new one.
+
+    If the study has a run and `mlflow run` created another, the other becomes its child and refers to it. If the
+    existing run is gone, the runs below it move below the new one.
+
+    Raises:
+        UserError: if MLFLOW_RUN_ID names no run, or the experiment is deleted or must not be written to.
+    """
+    given = store.given_run_id()
+    existing = store.find_run(existing_run_id) if existing_run_id else None
+    tags = {tag_names.STUDY: study, tag_names.KIND: tag_names.STUDY_RUN}
+    if existing and existing.is_active:
+        run_id = existing.run_id
+        if given and given != run_id:
+            _link_to_study_run(store, given, study, run_id)
+    else:
+        run_id = given or store.create_run(study, tags)
+    store.set_tags(run_id, {**tags, tag_names.STATE: "running", **provenance_tags()})
+    store.client.update_run(run_id, status="RUNNING", name=study)
+    if existing_run_id is None or run_id == existing_run_id:
+        return StudyRun(run_id)
+    if existing is None:
+        return StudyRun(
+            run_id,
+            existing_run_id,
+            f"its run {existing_run_id} is not in MLflow any more; the run {run_id} replaces it, and `fmnist-search "
+            f"sync --rebuild {shlex.quote(study)}` writes the runs of its trials again",
+        )
+    moved = _move_children(store, existing.experiment_id, existing_run_id, run_id)
+    return StudyRun(
+        run_id,
+        existing_run_id,
+        f"its run {existing_run_id} was deleted in MLflow; the run {run_id} replaces it, and the {moved} runs below it "
+        "were moved",
+    )
+
+
+def end_abandoned_runs(store: MlflowStore, study_run_id: str, is_dead: IsDead) -> int:
+    """End the runs below a study's run that a process has left open because it was killed; return their number.
+
+    Runs without the identity of a process, which earlier versions created, stay as they are.
+    """
+    experiment_id = str(store.client.get_run(study_run_id).info.experiment_id)
+    ended = 0
+    for run in _children(store, experiment_id, study_run_id, "attributes.status = 'RUNNING'"):
+        process = run.data.tags.get(tag_names.PROCESS)
+        if process and is_dead(process, run.info.start_time):
+            store.set_tags(run.info.run_id, {tag_names.STATE: "interrupted", tag_names.REASON: "its process has ended"})
+            store.client.set_terminated(run.info.run_id, "KILLED")
+            ended += 1
+    return ended
+
+
+def _link_to_study_run(store: MlflowStore, run_id: str, study: str, study_run_id: str) -> None:
+    """Make the run that `mlflow run` created a child of the study's run, with a note that says so."""
+    note = f"Continues the study '{escape_markdown(study)}': its trials are below the run {study_run_id}."
+    tags = {tag_names.PARENT_RUN_ID: study_run_id, tag_names.NOTE: note, tag_names.STUDY: study}
+    store.set_tags(run_id, tags)
+    store.client.set_terminated(run_id, "FINISHED")
+
+
+def _move_children(store: MlflowStore, experiment_id: str, from_id: str, to_id: str) -> int:
+    children = _children(store, experiment_id, from_id)
+    for run in children:
+        store.client.set_tag(run.info.run_id, tag_names.PARENT_RUN_ID, to_id)
+    return len(children)
+
+
+def _children(store: MlflowStore, experiment_id: str, run_id: str, condition: str = "") -> list[Run]:
+    """Return the runs below a run that are not deleted."""
+    below = f"tags.`{tag_names.PARENT_RUN_ID}` = '{run_id}'"
+    query = f"{below} AND {condition}" if condition else below
+    found: list[Run] = []
+    token: str | None = None
+    while token != "":
+        page = store.client.search_runs([experiment_id], query, ViewType.ACTIVE_ONLY, PAGE_SIZE, page_token=token)
+        found += page
+        token = page.token or ""
+    return found
