@@ -272,13 +272,14 @@ def export(
         raise UserError("export: give the file to write with --onnx FILE")
     check_output_path(onnx, force=force)
     check_installed()
-    _connect_client(tracking_uri)
+    client = _connect_client(tracking_uri)
     address = model or DEFAULT_MODEL
     source = image_source(data_dir)
     difference = export_onnx(
         address,
         onnx,
         lambda dataset: read_training_set(dataset, source).pixels[:EXPORT_CHECK_IMAGES].numpy(),
+        tracking_uri=client.tracking_uri,
         trust=trust,
     )
     if as_json:

@@ -180,5 +180,5 @@ def _load_model(model: str | None, tracking_uri: str | None, *, trust: bool) -> 
     from fmnist_search.tracking.connection import connect
     from fmnist_search.workspace import resolve_tracking_uri as resolve
 
-    connect(resolve(tracking_uri))
-    return load_classifier(model or DEFAULT_MODEL, trust=trust)
+    client = connect(resolve(tracking_uri))
+    return load_classifier(model or DEFAULT_MODEL, client.tracking_uri, trust=trust)

@@ -30,13 +30,13 @@ TestSetReader = Callable[[str], LabelledImages]
 """Returns the test images of a dataset by its name; called when a model is to be evaluated on them."""
 
 
-def load_classifier(uri: str, *, trust: bool = False) -> LoadedModel:
+def load_classifier(uri: str, tracking_uri: str | None = None, *, trust: bool = False) -> LoadedModel:
     """Load a model as `load_model` does, and check that it maps images (N, 28, 28) to probabilities (N, classes).
 
     Raises:
         UserError: if there is no such model, it is not trusted, or its signature is another.
     """
-    model = load_model(uri, trust=trust)
+    model = load_model(uri, tracking_uri, trust=trust)
     signature = model.signature
     inputs, outputs = (
         (_tensor_specs(side) for side in (signature.inputs, signature.outputs)) if signature else (None, None)
@@ -91,7 +91,7 @@ def evaluate_model(
 def _evaluate_version(
     client: MlflowClient, uri: str, version: ModelVersion, read_test_images: TestSetReader, trust: bool
 ) -> tuple[TestScore, BoolArray]:
-    model = load_classifier(_version_uri(version), trust=trust)
+    model = load_classifier(_version_uri(version), client.tracking_uri, trust=trust)
     images = read_test_images(model.dataset)
     correct: BoolArray = model.predict(images.pixels) == images.labels.numpy()
     accuracy = wilson(int(correct.sum()), len(images))
@@ -149,7 +149,9 @@ def compare_models(
     one, other = map(_version_uri, versions)
     if one == other:
         raise UserError(f"evaluate: {first!r} and {second!r} are both {one}; give two models")
-    datasets = [version.tags.get(tags.DATASET) or read_dataset_name(_version_uri(version)) for version in versions]
+    datasets = [
+        version.tags.get(tags.DATASET) or read_dataset_name(client, _version_uri(version)) for version in versions
+    ]
     if datasets[0] != datasets[1]:
         raise UserError(
             f"evaluate: {first!r} is a model of {datasets[0]} and {second!r} one of {datasets[1]}, so they "

@@ -76,6 +76,7 @@ def export_onnx(
     read_images: Callable[[str], npt.ArrayLike],
     converter: Converter = convert,
     *,
+    tracking_uri: str | None = None,
     trust: bool = False,
 ) -> float:
     """Write a model as ONNX: input `pixels` float32 (N, 28, 28) of 0..255, output `probabilities` float32 (N, classes).
@@ -90,7 +91,7 @@ def export_onnx(
             something else, or the file cannot be written.
     """
     check_installed()
-    model = load_classifier(uri, trust=trust)
+    model = load_classifier(uri, tracking_uri, trust=trust)
     images = np.asarray(read_images(model.dataset), np.float32)
     content = converter(model, {"dataset": model.dataset, "classes": json.dumps(model.classes)})
     difference = _largest_difference(content, model.probabilities, _check_batches(images))

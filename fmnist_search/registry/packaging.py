@@ -10,6 +10,7 @@ import contextlib
 import copy
 import os
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,9 +26,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts
+from mlflow.entities import LoggedModelOutput, Metric, Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
+from mlflow.tracking.context import registry as context_registry
 from mlflow.types import Schema, TensorSpec
 from torch import Tensor, nn
 
@@ -35,6 +37,7 @@ from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import Classifier, Ensemble
 from fmnist_search.recipe.datasets import DEFAULT_DATASET, IMAGE_SIZE, get_dataset
 from fmnist_search.registry import tags
+from fmnist_search.registry.model_files import download_model
 from fmnist_search.registry.rebuilding import is_ours, rebuild_classifier
 from fmnist_search.registry.verification import (
     GRAPH_FILE,
@@ -50,6 +53,8 @@ from fmnist_search.text import first_line
 
 DEFAULT_MODEL = "models:/fmnist-search@champion"
 PREDICT_BATCH_SIZE = 1_000
+_EXPORT_LOCK = threading.Lock()
+"""One thread at a time exports a model: warnings are silenced for the whole process in the meantime."""
 
 
 class ProbabilityModel(nn.Module):
@@ -72,47 +77,64 @@ class PackagedModel:
     digests: Mapping[str, str]
 
 
-def log_model(classifier: Classifier | Ensemble, run_id: str, dataset: str, marks: Mapping[str, str]) -> PackagedModel:
+def log_model(
+    client: MlflowClient, classifier: Classifier | Ensemble, run_id: str, dataset: str, marks: Mapping[str, str]
+) -> PackagedModel:
     """Log the classifier as a model of a run, with `marks` among its tags, and return it.
 
-    MLflow sets the status of the run to FINISHED. The name of the dataset and its classes are part of the model's
-    metadata. Call this in the main thread, because MLflow logs models to the active run, which belongs to a thread.
+    The name of the dataset and its classes are part of the model's metadata. What `mlflow.pytorch.log_model` does with
+    the active run, which belongs to the caller, is done with the client here.
     """
-    model, flavor = ProbabilityModel(copy.deepcopy(classifier).cpu().eval()).eval(), _CpuPytorchFlavor()
-    with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about deprecations inside torch.export and MLflow
-        logged = Model.log(
-            artifact_path=None,
-            name="model",
-            flavor=flavor,
-            flavor_name="pytorch",
-            pytorch_model=model,
-            tags={"dataset": dataset, **marks},
+    run = client.get_run(run_id)
+    model_tags = context_registry.resolve_tags({"dataset": dataset, **marks})
+    logged = client.create_logged_model(run.info.experiment_id, "model", run_id, model_tags, run.data.params)
+    try:
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        _log_metrics_of_model(client, run, logged.model_id)
+        description = Model(
+            artifact_path=logged.artifact_location,
+            run_id=run_id,
             metadata={"dataset": dataset, "classes": list(get_dataset(dataset).classes)},
-            validate_serving_input=False,
+            model_uuid=logged.model_id,
+            model_id=logged.model_id,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "model")
+            digests = _save_model(classifier, path, description)
+            client.log_model_artifacts(logged.model_id, str(path))
+    except BaseException:
+        client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(logged.model_id, "READY")
+    return PackagedModel(str(logged.model_uri), digests)
+
+
+def _log_metrics_of_model(client: MlflowClient, run: Run, model_id: str) -> None:
+    """Log the metrics of a run at step 0, such as its test accuracy, for a model as well: the UI shows them with it."""
+    points = [point for key in run.data.metrics for point in client.get_metric_history(run.info.run_id, key)]
+    own = [point for point in points if point.step == 0 and point.model_id is None]
+    metrics = [Metric(each.key, each.value, each.timestamp, each.step, model_id=model_id) for each in own]
+    client.log_batch(run.info.run_id, metrics)
+
+
+def _save_model(classifier: Classifier | Ensemble, path: Path, description: Model) -> Mapping[str, str]:
+    """Write the files of a model to a new folder; return their digests, before they are sent to the artifact store."""
+    with _EXPORT_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about deprecations inside torch.export and MLflow
+        mlflow.pytorch.save_model(
+            ProbabilityModel(copy.deepcopy(classifier).cpu().eval()).eval(),
+            str(path),
+            mlflow_model=description,
             serialization_format="pt2",
             signature=_signature(classifier),
             # Two images: with an example of one image the batch size would be a constant of the graph.
             input_example=np.zeros((2, IMAGE_SIZE, IMAGE_SIZE), np.float32),
             pip_requirements=[f"{name}=={metadata.version(name)}" for name in ("mlflow", "torch", "numpy")],
         )
-    return PackagedModel(str(logged.model_uri), flavor.digests)
-
-
-class _CpuPytorchFlavor:
-    """MLflow's pytorch flavor for the CPU. On a machine with a GPU, MLflow would try to move a pt2 model and fail.
-
-    `digests` are those of the files that it saved last, before they are sent to the artifact store.
-    """
-
-    def __init__(self) -> None:
-        self.digests: Mapping[str, str] = {}
-
-    def save_model(self, path: str, mlflow_model: Model, validate_serving_input: bool, **settings: Any) -> None:
-        mlflow.pytorch.save_model(path=path, mlflow_model=mlflow_model, **settings)
-        mlflow_model.flavors["python_function"]["config"] = {"device": "cpu"}
-        mlflow_model.save(str(Path(path) / "MLmodel"))
-        self.digests = file_digests(Path(path))
+        # On a machine with a GPU, MLflow would try to move a pt2 model there and fail.
+        description.flavors["python_function"]["config"] = {"device": "cpu"}
+        description.save(str(path / "MLmodel"))
+        return file_digests(path)
 
 
 def _signature(classifier: Classifier | Ensemble) -> ModelSignature:
@@ -174,14 +196,14 @@ def dataset_metadata(metadata: Mapping[str, Any] | None) -> tuple[str, tuple[str
     return DEFAULT_DATASET, get_dataset(DEFAULT_DATASET).classes
 
 
-def read_dataset_name(uri: str) -> str:
+def read_dataset_name(client: MlflowClient, uri: str) -> str:
     """Return the name of the dataset of a model by its MLflow address, without loading the weights.
 
     Raises:
         UserError: if there is no such model.
     """
-    with _model_errors(uri):
-        return dataset_metadata(mlflow.models.get_model_info(uri).metadata)[0]
+    with _model_errors(uri, client), tempfile.TemporaryDirectory() as folder:
+        return dataset_metadata(Model.load(str(download_model(client, uri, Path(folder), "MLmodel"))).metadata)[0]
 
 
 def as_model_input(pixels: npt.ArrayLike | Tensor) -> npt.NDArray[np.float32]:
@@ -215,17 +237,16 @@ def load_model(uri: str = DEFAULT_MODEL, tracking_uri: str | None = None, *, tru
         UserError: if there is no such model, or it is not trusted.
     """
     client = MlflowClient(tracking_uri or mlflow.get_tracking_uri())
-    with _model_errors(uri), tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with _model_errors(uri, client), tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _load_trusted(uri, folder) if trust else _load_verified(client, uri, Path(folder))
+        return _load_trusted(client, uri, Path(folder)) if trust else _load_verified(client, uri, Path(folder))
 
 
 def _load_verified(client: MlflowClient, uri: str, folder: Path) -> LoadedModel:
     version = get_version(client, uri)
     if not (is_ours(version) or tags.FILE_DIGESTS in version.tags):
         raise refusal(uri, "was not registered by this program")
-    source = f"models:/{version.name}/{version.version}"
-    path = Path(download_artifacts(artifact_uri=source, dst_path=str(folder), tracking_uri=client.tracking_uri))
+    path = download_model(client, f"models:/{version.name}/{version.version}", folder)
     if tags.FILE_DIGESTS in version.tags:
         check_digests(path, digests_from_tag(version.tags[tags.FILE_DIGESTS], uri), uri)
         description = _read_description(path, uri)
@@ -253,21 +274,21 @@ def _compute(module: nn.Module, images: npt.NDArray[np.float32]) -> npt.NDArray[
     return probabilities
 
 
-def _load_trusted(uri: str, folder: str) -> LoadedModel:
+def _load_trusted(client: MlflowClient, uri: str, folder: Path) -> LoadedModel:
     try:
         with _pickles_allowed():
-            model = mlflow.pyfunc.load_model(uri, dst_path=folder)
+            model = mlflow.pyfunc.load_model(str(download_model(client, uri, folder)))
     except (MlflowException, OSError):
         raise
     except Exception as error:  # of the model's own code, or of a library that it needs
         detail = f"{type(error).__name__}: {first_line(error)[:200]}"
         raise UserError(f"model {uri!r}: cannot be loaded ({detail}); give another model") from error
-    return LoadedModel(uri, model.metadata, model.predict, partial(_load_module, uri))
+    return LoadedModel(uri, model.metadata, model.predict, partial(_load_module, client, uri))
 
 
-def _load_module(uri: str) -> nn.Module:
-    with _pickles_allowed():
-        module: nn.Module = mlflow.pytorch.load_model(uri)
+def _load_module(client: MlflowClient, uri: str) -> nn.Module:
+    with _pickles_allowed(), tempfile.TemporaryDirectory() as folder:
+        module: nn.Module = mlflow.pytorch.load_model(str(download_model(client, uri, Path(folder))))
     return module
 
 
@@ -282,13 +303,13 @@ def _pickles_allowed(variable: str = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION") -> I
 
 
 @contextlib.contextmanager
-def _model_errors(uri: str) -> Iterator[None]:
+def _model_errors(uri: str, client: MlflowClient) -> Iterator[None]:
     """Turn the errors of a model that cannot be loaded into a `UserError`."""
     try:
         yield
     except (MlflowException, OSError) as error:
         detail = first_line(error)
         raise UserError(
-            f"model {uri!r}: cannot be loaded from {mlflow.get_tracking_uri()} ({detail[:200]}); "
+            f"model {uri!r}: cannot be loaded from {client.tracking_uri} ({detail[:200]}); "
             "run a search first, or give a model such as models:/fmnist-search/1"
         ) from error

@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from fmnist_search.errors import UserError
 from fmnist_search.registry import tags
+from fmnist_search.registry.model_files import as_global_store
 from fmnist_search.registry.promoters import process_identity, process_is_dead
 from fmnist_search.registry.versions import all_versions, get_champion, truncate_description, version_number
 from fmnist_search.workspace import check_name
@@ -77,14 +78,16 @@ def register_version(
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     model_id = model_uri.removeprefix("models:/")
-    version = client.create_model_version(
-        name,
-        source=model_uri,
-        run_id=run_id,
-        tags={**version_tags, **snapshot_tags(client, name), tags.PROMOTER: process_identity()},
-        description=truncate_description(description),
-        model_id=model_id,
-    )
+    version_tags = {**version_tags, **snapshot_tags(client, name), tags.PROMOTER: process_identity()}
+    with as_global_store(client.tracking_uri):
+        version = client.create_model_version(
+            name,
+            source=model_uri,
+            run_id=run_id,
+            tags=dict(version_tags),
+            description=truncate_description(description),
+            model_id=model_id,
+        )
     with contextlib.suppress(MlflowException):  # the version is registered, whether the mark is removed or not
         client.delete_logged_model_tag(model_id, tags.PROMOTER)
     return str(version.version)

@@ -6,10 +6,10 @@ import contextlib
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import mlflow
 import requests
 import sqlalchemy
 from mlflow import MlflowClient
@@ -83,7 +83,6 @@ def connect(uri: str, template: Path | None = None) -> MlflowClient:
         template = template or default_template()
         if database and is_new:
             copy_template(database, template)
-        mlflow.set_tracking_uri(uri)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
         if database and is_new and not template.exists():
@@ -184,17 +183,43 @@ def _credentials() -> str:
 @contextlib.contextmanager
 def short_timeouts(seconds: int = CALL_TIMEOUT_SECONDS, *, retries: int = 1) -> Iterator[None]:
     """Make MLflow's HTTP calls answer or fail within seconds; by default a closed port blocks for over a minute."""
-    names = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries), "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(names)
+    settings = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries), "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}
+    _TIMEOUTS.enter(settings)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        _TIMEOUTS.leave(settings)
+
+
+class _EnvironmentSettings:
+    """Settings of the environment that several threads make for a while; the last one of these holds.
+
+    Threads need not end in the order in which they began, and the user's own settings come back after the last one.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._active: list[Mapping[str, str]] = []
+        self._before: Mapping[str, str | None] = {}
+
+    def enter(self, settings: Mapping[str, str]) -> None:
+        with self._lock:
+            if not self._active:
+                self._before = {name: os.environ.get(name) for name in settings}
+            self._active.append(settings)
+            os.environ.update(settings)
+
+    def leave(self, settings: Mapping[str, str]) -> None:
+        with self._lock:
+            self._active.remove(settings)
+            for name, value in (self._active[-1] if self._active else self._before).items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+
+_TIMEOUTS = _EnvironmentSettings()
 
 
 def _silence_library_logs() -> None:

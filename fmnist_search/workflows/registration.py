@@ -102,7 +102,7 @@ def register(
 ) -> RegisteredVersion:
     """Evaluate a candidate on the test images, log that to its run, register a version, and decide its alias.
 
-    `retry_command` is the command that repeats this. Must be called in the main thread, like `log_model`.
+    `retry_command` is the command that repeats this.
 
     Raises:
         UserError: if the test images are missing, MLflow is unreachable, or it rejected the run.
@@ -111,10 +111,11 @@ def register(
     card = _model_card(name, candidate, tested.accuracy).to_markdown()
     _log_test_evaluation(run, candidate, tested, card, plots=context.plots)
     run_id = _flushed_run_id(run, context, retry_command)
-    model = log_model(candidate.classifier, run_id, candidate.recipes[0].data.dataset, pending_tags(name))
+    client, dataset = mlflow_store.client, candidate.recipes[0].data.dataset
+    model = log_model(client, candidate.classifier, run_id, dataset, pending_tags(name))
     version_tags = {**_version_tags(candidate, tested), tags.FILE_DIGESTS: digests_to_tag(model.digests)}
-    version = register_version(mlflow_store.client, name, model.uri, run_id, version_tags, card)
-    decision = decide_alias(mlflow_store.client, name, version)
+    version = register_version(client, name, model.uri, run_id, version_tags, card)
+    decision = decide_alias(client, name, version)
     return RegisteredVersion(name, version, decision.alias, decision.reason, tested.accuracy)
 
 

@@ -13,7 +13,6 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pytest
 from mlflow import MlflowClient
 
@@ -84,7 +83,6 @@ def store_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 def promote(uri: str, name: str, accuracy: float, cache: str, barrier: Any) -> None:
     """Register a version and decide about it, at the same time as other processes."""
     os.environ["XDG_CACHE_HOME"] = cache  # the folder of the promotion lock
-    mlflow.set_tracking_uri(uri)
     client = MlflowClient(uri)
     run_id, model = log_empty_model(client)
     barrier.wait()
@@ -171,13 +169,12 @@ def kill_after(write_count: int) -> None:
 
 def promote_until_killed(uri: str, name: str, run_id: str, accuracy: float, writes: int, *, packaged: bool) -> None:
     """Promote a model, and be killed before one of the writes, unless there are fewer."""
-    mlflow.set_tracking_uri(uri)
     client = MlflowClient(uri)
     model = client.create_logged_model("0", name="model", source_run_id=run_id).model_uri if packaged else ""
     kill_after(writes)
     delete_orphans(client, name, "0")
     if not packaged:
-        model = log_model(build(TINY_RECIPE.model), run_id, TINY_RECIPE.data.dataset, pending_tags(name)).uri
+        model = log_model(client, build(TINY_RECIPE.model), run_id, TINY_RECIPE.data.dataset, pending_tags(name)).uri
     version = register_version(client, name, model, run_id, version_tags(accuracy), f"A card. {UNDECIDED_NOTE}")
     decide_alias(client, name, version)
 
@@ -210,7 +207,6 @@ def assert_next_promotion_recovers(client: MlflowClient, name: str) -> bool:
         assert version.description.startswith("A card. ")
         assert version.source
     assert get_champion(client, name) is None or left
-    mlflow.set_tracking_uri(client.tracking_uri)
     check_model_name(client, name)
     delete_orphans(client, name, "0")
     run_id, model = log_empty_model(client)
