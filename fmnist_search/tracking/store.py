@@ -180,8 +180,8 @@ class MlflowStore:
         """The id of the experiment, which is created when it is needed for the first time.
 
         Raises:
-            UserError: if the experiment has been deleted, its name cannot be that of a folder, or the user must not read
-                or create it.
+            UserError: if the experiment has been deleted, its name cannot be that of a folder, or the user must neither
+                read nor create it.
         """
         with self._experiment_permission():
             return self._find_or_create_experiment()
