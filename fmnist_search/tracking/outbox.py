@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from fmnist_search.errors import UserError
 from fmnist_search.files import make_private_folder
-from fmnist_search.text import first_line
+from fmnist_search.text import first_line, redact
 from fmnist_search.tracking.events import Event
 
 BUSY_TIMEOUT_SECONDS = 60.0
@@ -53,11 +53,13 @@ class Outbox:
             UserError: if it cannot be opened or written, or is not an outbox.
         """
         self.path = path
-        self.store_uri = store_uri
+        self.store_uri = redact(store_uri)
         self._lock = threading.Lock()
         self._sender_lock = FileLock(self.lock_path, thread_local=False)
         try:
             self._connection = self._open()
+            if self.store_uri != store_uri:  # earlier versions stored passwords
+                self._execute("UPDATE events SET store = ? WHERE store = ?", self.store_uri, store_uri)
         except (OSError, sqlite3.Error) as error:
             raise UserError(
                 f"outbox {path}: cannot be opened ({first_line(error)}); make it writable, or, if it is damaged, "

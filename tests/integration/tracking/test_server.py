@@ -41,6 +41,34 @@ def test_a_search_on_a_server_stores_everything_there(tiny: Path, tmp_path: Path
     assert shown.json[0]["true"] == "Ankle boot"
 
 
+def test_a_password_in_the_address_of_a_server_is_stored_and_printed_nowhere(
+    tiny: Path, tmp_path: Path, server_url: str
+) -> None:
+    address = server_url.replace("http://", "http://me:k3yphrase%40x@")
+    workdir = tmp_path / "workdir"
+    few = ["--trials", "1", "--set", "budget.epochs=1"]
+    for arguments in (
+        ["search", "tiny.toml", *few],
+        ["show"],
+        ["doctor"],
+        ["status"],
+        ["ui"],
+        ["predict", "--test-images", "0:1"],
+    ):
+        store = ["--tracking-uri", address] + (["--workdir", workdir] if arguments[0] != "predict" else [])
+        outcome = run_command(tmp_path, *arguments, *store)
+        assert outcome.exit_code == 0, outcome.stderr
+        assert "k3yphrase" not in outcome.stdout + outcome.stderr
+    for arguments in (["--from-run", "nothing"], ["--debug", "--from-run", "nothing"]):
+        outcome = run_command(tmp_path, "train", *arguments, "--tracking-uri", address)
+        assert outcome.exit_code == 2
+        assert "***@127.0.0.1" in outcome.stderr
+        assert "k3yphrase" not in outcome.stderr
+    stored = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path.name for path in stored if b"k3yphrase" in path.read_bytes()] == []
+    assert [path for path in stored if path.name == "command.txt" and b"http://***@127.0.0.1" in path.read_bytes()]
+
+
 def test_the_ui_answers_on_the_store_of_this_folder(tiny: Path, tmp_path: Path) -> None:
     assert run_command(tmp_path, "search", "tiny.toml", "--trials", "1", "--set", "finalists.recipes=0").exit_code == 0
     with running_ui(tmp_path) as address:

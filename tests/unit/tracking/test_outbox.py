@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -37,6 +38,21 @@ def drain(outbox: Outbox) -> list[Event]:
         events.append(event)
         outbox.mark_delivered(event)
     return events
+
+
+def test_a_password_in_the_address_is_not_stored_and_may_change(path: Path) -> None:
+    with closing(Outbox(path, "https://me:k3yphrase@host")) as outbox:
+        outbox.put(Event("run", "batch", {}))
+        assert not any(b"k3yphrase" in file.read_bytes() for file in path.parent.iterdir())
+    with closing(sqlite3.connect(path)) as database:  # as earlier versions stored events
+        database.execute("UPDATE events SET store = 'https://me:k3yphrase@host'")
+        database.commit()
+    with closing(Outbox(path, "https://me:another@host")) as outbox:
+        assert outbox.pending_count() == 0
+    with closing(Outbox(path, "https://me:k3yphrase@host")) as outbox:
+        assert outbox.pending_count() == 1
+    with closing(Outbox(path, "https://me:another@host")) as outbox:
+        assert [event.run_key for event in drain(outbox)] == ["run"]
 
 
 def test_the_body_of_an_event_can_be_replaced(outbox: Outbox, path: Path) -> None:
