@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from enum import Enum, auto
 
+from fmnist_search.text import first_line
 from fmnist_search.tracking.events import EndRun, Event, EventKind
 from fmnist_search.tracking.outbox import EventRejected, Outbox, StoreUnavailable
 
@@ -220,7 +221,7 @@ class Sender:
         except EventRejected as error:
             self._reject(event, str(error))
         except Exception as error:  # an event that cannot be written must not stop the events after it
-            self._reject(event, f"unexpected {type(error).__name__}: {error}")
+            self._reject(event, f"unexpected {type(error).__name__}: {first_line(error)}")
         else:
             self.outbox.mark_delivered(event)
         self._seconds[event.run_key] += time.perf_counter() - started
@@ -263,6 +264,6 @@ class Sender:
         try:
             self._idle_tasks.get()()
         except Exception as error:  # a figure that cannot be drawn must not stop a search
-            self._print_message(f"a figure was not drawn: {type(error).__name__}: {error}")
+            self._print_message(f"a figure was not drawn: {type(error).__name__}: {first_line(error)}")
         finally:
             self._busy = False

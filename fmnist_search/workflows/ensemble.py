@@ -83,6 +83,7 @@ def build_ensemble(
     """
     _check_run_ids(run_ids)
     workspace, callback = workspace or Workspace.resolve(), callback or StudyCallback()
+    workspace.check_writable()
     source = DataSource.from_workspace(workspace)
     with store_errors(workspace.tracking_uri):
         store = MlflowStore(workspace.tracking_uri, "fmnist-search")

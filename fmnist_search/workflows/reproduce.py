@@ -16,6 +16,7 @@ from fmnist_search.config.toml_files import recipe_to_toml
 from fmnist_search.data.files import DataSource
 from fmnist_search.data.loading import load_images
 from fmnist_search.errors import UserError
+from fmnist_search.files import private_files
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.formatting import format_value
 from fmnist_search.results.training import Decision, EpochReport, TrialResult, TrialState
@@ -118,7 +119,7 @@ def reproduce(
     )
     if not record:
         return reproduction
-    with store_errors(workspace.tracking_uri):
+    with private_files(), store_errors(workspace.tracking_uri):
         return dataclasses.replace(reproduction, run_id=_log_run(store, reproduction, result, epoch_times))
 
 

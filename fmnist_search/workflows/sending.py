@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 
 from fmnist_search.errors import UserError
+from fmnist_search.files import private_files
 from fmnist_search.tracking.connection import short_timeouts, store_errors
 from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.renderers import RENDERERS
@@ -25,7 +26,7 @@ def open_sender(workspace: Workspace, mlflow_store: MlflowStore, callback: Study
     """Yield a sender to MLflow. It sends what an earlier process left in the outbox before anything else."""
     outbox = Outbox(workspace.outbox_path, workspace.tracking_uri)
     writer = MlflowWriter(mlflow_store.client, outbox, RENDERERS)
-    with short_timeouts(), Sender(outbox, writer, callback.on_message) as sender:
+    with private_files(), short_timeouts(), Sender(outbox, writer, callback.on_message) as sender:
         yield sender
 
 
