@@ -52,6 +52,17 @@ def version_with_alias(client: MlflowClient, name: str, alias: str) -> ModelVers
         raise
 
 
+def has_version(client: MlflowClient, name: str, version: str) -> bool:
+    """Return whether the registry has a version."""
+    try:
+        client.get_model_version(name, version)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return True
+
+
 def version_number(version: ModelVersion | None) -> int | None:
     """Return the number of a version, if there is one."""
     return int(version.version) if version else None
@@ -78,8 +89,8 @@ def get_version(client: MlflowClient, uri: str) -> ModelVersion:
         return client.get_model_version(name, str(max(all_versions(client, name))) if number == "latest" else number)
     except (MlflowException, ValueError) as error:  # ValueError: there is no version
         raise UserError(
-            f"model {uri!r}: does not exist ({first_line(error)[:200]}); run a search first, or give one such as "
-            "models:/fmnist-search/1"
+            f"model {uri!r}: does not exist ({first_line(error)[:200]}); run a search first, register the best of a "
+            "finished study with `fmnist-search promote STUDY`, or give one such as models:/fmnist-search/1"
         ) from None
 
 

@@ -200,9 +200,19 @@ class StudyStore:
 
     @property
     def champion(self) -> tuple[str, Champion] | None:
-        """The selection key and the champion of the last promotion."""
+        """The selection key and the champion of the last promotion; None if its version was found deleted."""
         stored = self._study.user_attrs.get("champion")
-        return (stored["fingerprint"], champion_from_dict(stored)) if stored else None
+        return (stored["fingerprint"], champion_from_dict(stored)) if stored and "deleted" not in stored else None
+
+    @property
+    def deleted_champion_key(self) -> str | None:
+        """The selection key of a champion whose version was found deleted."""
+        stored = self._study.user_attrs.get("champion", {})
+        return str(stored["fingerprint"]) if "deleted" in stored else None
+
+    def mark_champion_deleted(self) -> None:
+        """Store that the version of the champion has been deleted in the registry."""
+        self._study.set_user_attr("champion", {**self._study.user_attrs["champion"], "deleted": True})
 
     def save_champion(self, selection_key: str, champion: Champion) -> None:
         """Store a champion, so that the same finalists are not trained again."""

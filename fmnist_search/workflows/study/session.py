@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from fmnist_search.data.loading import load_images
 from fmnist_search.execution.backend import Backend
 from fmnist_search.files import private_files
 from fmnist_search.registry.promoters import process_is_dead
+from fmnist_search.registry.versions import has_version
 from fmnist_search.results.champion import Champion
 from fmnist_search.results.study import StopReason, StudySummary, TrialRecord, rank_trials
 from fmnist_search.results.training import Stopper
@@ -207,15 +209,26 @@ class Session:
     def _promote_best(self, settings: Finalists, *, force: bool = False) -> Champion | None:
         """Train the finalists and register the best model; return None if interrupted or if there is none.
 
-        The champion that was selected from the same finalists before is returned at once, unless `force`.
+        The champion that was selected from the same finalists before is returned at once, unless `force`; None, with a
+        message, if its version has been deleted in the registry.
         """
         leaders = _distinct_recipes(rank_trials(self.study_store.trial_records()))[: settings.recipes]
         if not leaders or self.mlflow_store is None:
             return None
         key = selection_key(leaders, settings)
         stored = self.study_store.champion
+        if stored and not has_version(self.mlflow_store.client, stored[1].model, stored[1].version):
+            self.study_store.mark_champion_deleted()
+            stored = None
         if stored and stored[0] == key and not force:
             return stored[1]
+        if self.study_store.deleted_champion_key == key and not force:
+            name = self.study_store.config.name
+            self.context.callback.on_message(
+                f"{name}: the model that it registered has been deleted in MLflow; `fmnist-search promote "
+                f"{shlex.quote(name)}` registers its best again"
+            )
+            return None
         self.context.callback.on_message(
             f"confirming the best {len(leaders)} of the recipes, {settings.seeds} seeds each, {settings.epochs} epochs"
         )
