@@ -1,4 +1,4 @@
-"""The environment of a search: the MLflow UI, the outbox, the images, the machine."""
+"""The environment of a search: the MLflow UI, the outbox, the folder of the project, the images, the machine."""
 
 from __future__ import annotations
 
@@ -69,6 +69,34 @@ def sync(
         print_json({"events": events})
     else:
         stdout.print(f"MLflow has everything; {events} events were sent" if events else "MLflow has everything")
+
+
+@app.command()
+def relocate(
+    tracking_uri: TrackingUriOption = None, workdir: WorkdirOption = None, as_json: JsonOption = False
+) -> None:
+    """Rewrite the addresses of artifacts after the folder of a project was moved or copied.
+
+    MLflow stores absolute addresses, which name the old folder. They are rewritten for the artifacts in mlruns/ beside
+    the store, which is a SQLite file. A copy of the file is kept beside it.
+    """
+    from fmnist_search.cli.output import print_json, stderr, stdout
+    from fmnist_search.cli.serialization import relocation_to_dict
+    from fmnist_search.tracking import relocation
+
+    result = relocation.relocate(make_workspace(tracking_uri, workdir))
+    if as_json:
+        print_json(relocation_to_dict(result))
+    elif result.changed:
+        rows = ", ".join(f"{count} {table.replace('_', ' ')}" for table, count in result.changed.items())
+        former = ", ".join(map(str, result.old_projects))
+        events = f", {result.events} events on their way" if result.events else ""
+        stdout.print(f"{former} -> {result.project}: {rows}{events}; {result.backup} is as before", markup=False)
+    else:
+        stdout.print(f"nothing to rewrite: all artifacts of {result.project} lie in it", markup=False)
+    for path in result.kept:
+        state = "exists" if path.exists() else "is missing"
+        stderr.print(f"left: {path}, which {state}; the project has no copy of it", markup=False)
 
 
 @app.command()

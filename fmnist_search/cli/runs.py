@@ -163,7 +163,8 @@ def gc(
 ) -> None:
     """List files, models and runs that are no longer needed, with their size; remove them with --delete.
 
-    What a registered model, a finalist or a study needs stays, also for studies that are continued later.
+    What a registered model, a finalist or a study needs stays, also for studies that are continued later. Nothing
+    outside the folders of this project is removed.
 
     Examples:
 
@@ -172,17 +173,18 @@ def gc(
       fmnist-search gc --delete
     """
     from fmnist_search.cli.output import format_bytes, print_json, stderr, stdout
-    from fmnist_search.workflows.garbage import find_garbage, is_removable, remove_garbage
-    from fmnist_search.workspace import image_cache_folder
+    from fmnist_search.workflows.garbage import find_garbage, remove_garbage
+    from fmnist_search.workspace import image_cache_folder, sqlite_path
 
     workspace = make_workspace(tracking_uri, workdir)
     garbage = find_garbage(workspace, image_cache_folder(), keep)
-    remote = [item for item in garbage if not is_removable(workspace, item)]
+    kept = [item for item in garbage if not item.is_removable]
     if not as_json:
         _print_garbage(garbage)
-    if remote:
-        stderr.print(_server_note(remote), markup=False)
-    removable = [item for item in garbage if is_removable(workspace, item)]
+    if kept:
+        note = _outside_note(kept) if sqlite_path(workspace.tracking_uri) else _server_note(kept)
+        stderr.print(note, markup=False)
+    removable = [item for item in garbage if item.is_removable]
     removed: list[GarbageItem] = []
     if delete and removable:
         if not yes:
@@ -192,8 +194,8 @@ def gc(
         print_json(_garbage_to_dict(garbage, removed))
     elif delete:
         in_use = len(removable) - len(removed)
-        kept = f"; {in_use} are in use again and stay" if in_use else ""
-        stdout.print(f"freed {format_bytes(_total_bytes(removed))}: {len(removed)} removed{kept}")
+        rest = f"; {in_use} are in use again and stay" if in_use else ""
+        stdout.print(f"freed {format_bytes(_total_bytes(removed))}: {len(removed)} removed{rest}")
 
 
 def _confirm_removal(items: list[GarbageItem]) -> None:
@@ -219,6 +221,14 @@ def _print_garbage(garbage: list[GarbageItem]) -> None:
         rows.append([kind.value, owner, str(len(items)), output.format_bytes(_total_bytes(items))])
     rows.append(["total", "", str(len(garbage)), output.format_bytes(_total_bytes(garbage))])
     output.print_table(output.make_table(["what", "of", "count", "size"], rows))
+
+
+def _outside_note(items: list[GarbageItem]) -> str:
+    """Return that items outside the folders of the project stay, and what to do if they are its own."""
+    return (
+        f"{len(items)} of these lie outside this project and stay, such as {items[0].place}; if the project was moved "
+        "or copied, run `fmnist-search relocate`"
+    )
 
 
 def _server_note(items: list[GarbageItem]) -> str:

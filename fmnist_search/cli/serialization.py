@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fmnist_search.results.study import StudySummary, TrialRecord
     from fmnist_search.results.training import EpochReport, Overhead, TrialResult
     from fmnist_search.search.study_list import StudyEntry
+    from fmnist_search.tracking.relocation import Relocation
     from fmnist_search.tracking.stored_runs import TrainedRun
     from fmnist_search.workflows.doctor import CheckResult
     from fmnist_search.workflows.reproduce import Reproduction
@@ -212,3 +213,15 @@ def execution_to_dict(execution: Execution) -> Json:
 def check_to_dict(check: CheckResult) -> Json:
     """Return a finding of `doctor`."""
     return {"subject": check.subject, "ok": check.ok, "finding": check.finding}
+
+
+def relocation_to_dict(relocation: Relocation) -> Json:
+    """Return what `relocate` rewrote."""
+    return {
+        "project": str(relocation.project),
+        "before": [str(folder) for folder in relocation.old_projects],
+        "changed": dict(relocation.changed),
+        "events": relocation.events,
+        "kept": [{"folder": str(folder), "exists": folder.exists()} for folder in relocation.kept],
+        "backup": None if relocation.backup is None else str(relocation.backup),
+    }

@@ -48,7 +48,7 @@ from fmnist_search.registry.verification import (
     file_digests,
     refusal,
 )
-from fmnist_search.registry.versions import get_version
+from fmnist_search.registry.versions import check_files, get_version
 from fmnist_search.text import first_line
 
 DEFAULT_MODEL = "models:/fmnist-search@champion"
@@ -246,6 +246,7 @@ def _load_verified(client: MlflowClient, uri: str, folder: Path) -> LoadedModel:
     version = get_version(client, uri)
     if not (is_ours(version) or tags.FILE_DIGESTS in version.tags):
         raise refusal(uri, "was not registered by this program")
+    check_files(client, version)
     path = download_model(client, f"models:/{version.name}/{version.version}", folder)
     if tags.FILE_DIGESTS in version.tags:
         check_digests(path, digests_from_tag(version.tags[tags.FILE_DIGESTS], uri), uri)

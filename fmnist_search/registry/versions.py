@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from fmnist_search.artifact_root import check_existing_artifacts
 from fmnist_search.errors import UserError
 from fmnist_search.files import content_digest
 from fmnist_search.registry import tags
@@ -92,6 +93,17 @@ def get_version(client: MlflowClient, uri: str) -> ModelVersion:
             f"model {uri!r}: does not exist ({first_line(error)[:200]}); run a search first, register the best of a "
             "finished study with `fmnist-search promote STUDY`, or give one such as models:/fmnist-search/1"
         ) from None
+
+
+def check_files(client: MlflowClient, version: ModelVersion) -> None:
+    """Check that the files of a version lie where the registry says, and belong to its store.
+
+    Raises:
+        UserError: if they are missing, or the project was moved or copied since they were written.
+    """
+    address = client.get_model_version_download_uri(version.name, str(version.version))
+    subject = f"model 'models:/{version.name}/{version.version}'"
+    check_existing_artifacts(client.tracking_uri, address, subject, "restore it, or promote again")
 
 
 def _version_of_run(client: MlflowClient, uri: str) -> ModelVersion:

@@ -16,6 +16,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.store.entities import PagedList
 from mlflow.tracking._tracking_service.utils import _get_store
 
+from fmnist_search.artifact_root import ArtifactRoot
 from fmnist_search.tracking import tag_names
 
 REMOVABLE_KINDS = (tag_names.TRIAL_RUN, tag_names.TRAINING_RUN)
@@ -29,6 +30,7 @@ class UnusedModel:
     model_id: str
     study: str | None
     size_bytes: int
+    artifact_uri: str
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class DeletedRun:
     run_id: str
     study: str | None
     size_bytes: int
+    artifact_uri: str
 
 
 def unregistered_models(client: MlflowClient, created_before: float) -> Iterator[UnusedModel]:
@@ -63,9 +66,9 @@ def _as_unused(client: MlflowClient, model: LoggedModel) -> Iterator[UnusedModel
         return
     kind, study = tags.get(tag_names.KIND), tags.get(tag_names.STUDY)
     if kind == tag_names.ENSEMBLE_RUN and tag_names.MEMBERS in tags:
-        yield UnusedModel(model.model_id, None, _artifact_bytes(model.artifact_location))
+        yield UnusedModel(model.model_id, None, _artifact_bytes(model.artifact_location), model.artifact_location)
     elif kind == tag_names.FINALIST_RUN and study is not None:
-        yield UnusedModel(model.model_id, study, _artifact_bytes(model.artifact_location))
+        yield UnusedModel(model.model_id, study, _artifact_bytes(model.artifact_location), model.artifact_location)
 
 
 def deleted_runs(client: MlflowClient) -> list[DeletedRun]:
@@ -74,7 +77,12 @@ def deleted_runs(client: MlflowClient) -> list[DeletedRun]:
     deleted = _all_pages(partial(client.search_runs, experiments, run_view_type=ViewType.DELETED_ONLY))
     registered = {version.run_id for version in _all_pages(client.search_model_versions)} if deleted else set()
     return [
-        DeletedRun(run.info.run_id, run.data.tags.get(tag_names.STUDY), _artifact_bytes(run.info.artifact_uri))
+        DeletedRun(
+            run_id=run.info.run_id,
+            study=run.data.tags.get(tag_names.STUDY),
+            size_bytes=_artifact_bytes(run.info.artifact_uri),
+            artifact_uri=str(run.info.artifact_uri),
+        )
         for run in deleted
         if _is_removable(run) and run.info.run_id not in registered
     ]
@@ -90,14 +98,26 @@ def _is_removable(run: Run) -> bool:
 
 
 # `mlflow gc` does the same with a model and with a run. The command itself, given runs, also removes every deleted
-# experiment and model of the store, no matter whose they are.
+# experiment and model of the store, no matter whose they are. It deletes artifacts wherever the store says they lie: in
+# a project that was copied, those of the original.
+
+
+def is_own(tracking_uri: str, artifact_uri: str) -> bool:
+    """Return whether artifacts belong to this store, which is a SQLite file, and to no other project."""
+    root = ArtifactRoot.of_store(tracking_uri)
+    return root is not None and root.owns(artifact_uri)
 
 
 def remove_model(tracking_uri: str, model_id: str) -> bool:
-    """Remove a logged model and its files; return False if it is gone already."""
+    """Remove a logged model and its files.
+
+    Return False if it is gone already, or if its files may belong to another project.
+    """
     with contextlib.suppress(MlflowException):
         store = _get_store(tracking_uri)  # type: ignore[no-untyped-call]
         model = store.get_logged_model(model_id)
+        if not is_own(tracking_uri, model.artifact_location):
+            return False
         store.delete_logged_model(model_id)
         get_artifact_repository(model.artifact_location).delete_artifacts()  # type: ignore[no-untyped-call]
         store._hard_delete_logged_model(model_id)
@@ -106,11 +126,14 @@ def remove_model(tracking_uri: str, model_id: str) -> bool:
 
 
 def remove_run(tracking_uri: str, run_id: str) -> bool:
-    """Remove a deleted run and its artifacts; return False if it is gone already or has been restored."""
+    """Remove a deleted run and its artifacts.
+
+    Return False if it is gone already or has been restored, or if its artifacts may belong to another project.
+    """
     with contextlib.suppress(MlflowException):
         store = _get_store(tracking_uri)  # type: ignore[no-untyped-call]
         run = store.get_run(run_id)
-        if run.info.lifecycle_stage != LifecycleStage.DELETED:
+        if run.info.lifecycle_stage != LifecycleStage.DELETED or not is_own(tracking_uri, run.info.artifact_uri):
             return False
         get_artifact_repository(run.info.artifact_uri).delete_artifacts()  # type: ignore[no-untyped-call]
         store._hard_delete_run(run_id)

@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+from fmnist_search.artifact_root import check_artifacts
 from fmnist_search.tracking.stored_runs import RunReader, StoredRun
 from fmnist_search.workspace import artifact_path, sqlite_path
 
@@ -37,7 +38,7 @@ class LocalStore:
         """Return a run, which may be deleted; None if the store has no such run."""
         with self._open() as database:
             found = database.execute(
-                "SELECT name, experiment_id, lifecycle_stage FROM runs WHERE run_uuid = ?", (run_id,)
+                "SELECT name, experiment_id, lifecycle_stage, artifact_uri FROM runs WHERE run_uuid = ?", (run_id,)
             ).fetchone()
             tags = database.execute("SELECT key, value FROM tags WHERE run_uuid = ?", (run_id,)).fetchall()
             metrics = database.execute(
@@ -45,9 +46,9 @@ class LocalStore:
             ).fetchall()
         if found is None:
             return None
-        name, experiment_id, stage = found
+        name, experiment_id, stage, artifacts = found
         values = {key: math.nan if is_nan else float(value) for key, value, is_nan in metrics}
-        return StoredRun(run_id, str(name), str(experiment_id), stage == "active", dict(tags), values)
+        return StoredRun(run_id, str(name), str(experiment_id), stage == "active", dict(tags), values, str(artifacts))
 
     def metric_history(self, run_id: str, key: str) -> list[tuple[int, float]]:
         """Return the logged points of a metric as (step, value), in no particular order."""
@@ -58,11 +59,16 @@ class LocalStore:
         return [(step, math.nan if is_nan else float(value)) for step, value, is_nan in points]
 
     def read_text(self, run_id: str, path: str) -> str | None:
-        """Return a text artifact of a run; None if the run has no such artifact."""
+        """Return a text artifact of a run; None if the run has no such artifact.
+
+        Raises:
+            UserError: if the artifacts are missing, or the project was moved or copied since they were written.
+        """
         with self._open() as database:
             found = database.execute("SELECT artifact_uri FROM runs WHERE run_uuid = ?", (run_id,)).fetchone()
         if found is None:
             return None
+        check_artifacts(self.uri, found[0], f"run {run_id!r}")
         folder = artifact_path(found[0])
         if folder is None:
             with _open_with_mlflow(self.uri) as reader:

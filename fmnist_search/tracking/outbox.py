@@ -13,7 +13,7 @@ import hashlib
 import json
 import sqlite3
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,15 @@ class Outbox:
         """Return the number of rejected events for each reason."""
         query = "SELECT refused, COUNT(*) FROM events WHERE store = ? AND refused IS NOT NULL GROUP BY refused"
         return dict(self._execute(query, self.store_uri).fetchall())
+
+    def store_uris(self) -> list[str]:
+        """Return the stores that events wait for, also others than this one."""
+        return [uri for (uri,) in self._execute("SELECT DISTINCT store FROM events").fetchall()]
+
+    def readdress(self, former_uris: Iterable[str]) -> int:
+        """Let the events for former addresses of this store wait for this one; return their number."""
+        statement = "UPDATE events SET store = ? WHERE store = ?"
+        return sum(self._execute(statement, self.store_uri, uri).rowcount for uri in former_uris)
 
     def run_id(self, run_key: str) -> str | None:
         """Return the id of the run with this key; None before MLflow has created it."""

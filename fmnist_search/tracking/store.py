@@ -18,6 +18,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
+from fmnist_search.artifact_root import check_artifacts
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.tracking import stored_runs, tag_names
@@ -150,7 +151,13 @@ class MlflowStore:
             raise
         info, is_active = run.info, str(run.info.lifecycle_stage) == "active"
         return StoredRun(
-            run_id, str(info.run_name), str(info.experiment_id), is_active, run.data.tags, run.data.metrics
+            run_id=run_id,
+            name=str(info.run_name),
+            experiment_id=str(info.experiment_id),
+            is_active=is_active,
+            tags=run.data.tags,
+            metrics=run.data.metrics,
+            artifact_uri=str(info.artifact_uri),
         )
 
     def metric_history(self, run_id: str, key: str) -> list[tuple[int, float]]:
@@ -158,8 +165,14 @@ class MlflowStore:
         return [(point.step, point.value) for point in self.client.get_metric_history(run_id, key)]
 
     def read_text(self, run_id: str, path: str) -> str | None:
-        """Return a text artifact of a run; None if the run has no such artifact."""
+        """Return a text artifact of a run; None if the run has no such artifact.
+
+        Raises:
+            UserError: if the artifacts are missing, or the project was moved or copied since they were written.
+        """
         try:
+            if sqlite_path(self.uri):
+                check_artifacts(self.uri, self.client.get_run(run_id).info.artifact_uri, f"run {run_id!r}")
             with tempfile.TemporaryDirectory() as folder:
                 return Path(self.client.download_artifacts(run_id, path, folder)).read_text()
         except (MlflowException, OSError):

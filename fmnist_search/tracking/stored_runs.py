@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from fmnist_search.artifact_root import check_existing_artifacts
 from fmnist_search.config.toml_files import recipe_from_toml
 from fmnist_search.errors import UserError
 from fmnist_search.files import content_digest
@@ -20,7 +21,10 @@ ENVIRONMENT_FILE = "environment.json"
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run as a store holds it. `metrics` are the last values, by key."""
+    """A run as a store holds it.
+
+    `metrics` are the last values, by key; `artifact_uri` is the address of its artifacts.
+    """
 
     run_id: str
     name: str
@@ -28,6 +32,7 @@ class StoredRun:
     is_active: bool
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
+    artifact_uri: str
 
 
 class RunReader(Protocol):
@@ -42,7 +47,11 @@ class RunReader(Protocol):
         """Return the logged points of a metric as (step, value), in no particular order."""
 
     def read_text(self, run_id: str, path: str) -> str | None:
-        """Return a text artifact of a run; None if the run has no such artifact."""
+        """Return a text artifact of a run; None if the run has no such artifact.
+
+        Raises:
+            UserError: if the artifacts are missing, or the project was moved or copied since they were written.
+        """
 
 
 @dataclass(frozen=True)
@@ -164,6 +173,8 @@ def _active_run(reader: RunReader, run_id: str) -> StoredRun:
 def _read_recipe(reader: RunReader, run: StoredRun) -> Recipe:
     text = reader.read_text(run.run_id, RECIPE_FILE)
     if text is None:
+        if tag_names.FAMILY in run.tags:  # it had one
+            check_existing_artifacts(reader.uri, run.artifact_uri, f"run {run.run_id!r}")
         raise UserError(f"run {run.run_id!r}: has no {RECIPE_FILE}; give the run of a trial or of a training")
     check_artifact(run, RECIPE_FILE, text.encode(), tag_names.RECIPE_DIGEST)
     return recipe_from_toml(text)

@@ -15,6 +15,7 @@ from fmnist_search.execution.capacity import worker_count
 from fmnist_search.recipe.datasets import DEFAULT_DATASET
 from fmnist_search.search.storage import open_storage
 from fmnist_search.text import redact
+from fmnist_search.tracking.artifact_locations import check_artifacts_exist
 from fmnist_search.tracking.connection import connect
 from fmnist_search.training.devices import resolve_execution
 from fmnist_search.workflows.lookup import outbox_status
@@ -39,7 +40,7 @@ def run_checks(workspace: Workspace | None = None) -> list[CheckResult]:
         *(_run_check(name, partial(metadata.version, name)) for name in ("torch", "torchvision", "mlflow", "optuna")),
         _run_check("device", _describe_device),
         _run_check("images", partial(_describe_images, DataSource.from_workspace(workspace))),
-        _run_check("MLflow store", lambda: (connect(workspace.tracking_uri), redact(workspace.tracking_uri))[1]),
+        _run_check("MLflow store", partial(_describe_store, workspace.tracking_uri)),
         _run_check("our own files", partial(_check_files, workspace)),
     ]
 
@@ -63,6 +64,13 @@ def _check_files(workspace: Workspace) -> str:
     open_storage(workspace.storage_url)
     outbox_status(workspace=workspace)
     return str(workspace.folder)
+
+
+def _describe_store(uri: str) -> str:
+    connect(uri)
+    shown = redact(uri)
+    outside = check_artifacts_exist(uri)
+    return f"{shown}, with artifacts outside of it in {', '.join(map(str, outside))}" if outside else shown
 
 
 def _describe_images(source: DataSource) -> str:

@@ -47,7 +47,9 @@ class GarbageKind(Enum):
 class GarbageItem:
     """One file, model or run: its owner, its name (a path or an id) and its size.
 
-    `file_stamp` identifies the file, in case another takes its place.
+    `file_stamp` identifies the file, in case another takes its place. `place` is where the files of a model or a run
+    lie. An item is removable from here if its files lie in the folders of this project, and no symbolic link leads out
+    of them. What belongs to a server, or may belong to another project, is not.
     """
 
     kind: GarbageKind
@@ -55,6 +57,8 @@ class GarbageItem:
     name: str
     size_bytes: int
     file_stamp: tuple[int, ...] = ()
+    place: str = ""
+    is_removable: bool = True
 
 
 def find_garbage(
@@ -74,9 +78,10 @@ def find_garbage(
         models = cleanup.unregistered_models(client, created_before=created_before)
         items = [
             *_unneeded_weights(workspace, keep, {run.run_id for run in deleted}, created_before),
-            *_incomplete_files(created_before, workspace.folder / "weights", cache),
-            *(GarbageItem(GarbageKind.MODELS, m.study or ENSEMBLES, m.model_id, m.size_bytes) for m in models),
-            *(GarbageItem(GarbageKind.RUNS, r.study or SINGLE_TRAININGS, r.run_id, r.size_bytes) for r in deleted),
+            *_incomplete_files(workspace.folder / "weights", _own_weights(workspace), created_before),
+            *_incomplete_files(cache, cache.resolve(), created_before),
+            *(_model_item(workspace, model) for model in models),
+            *(_run_item(workspace, run) for run in deleted),
         ]
     order = list(GarbageKind)
     return sorted(items, key=lambda item: (order.index(item.kind), item.owner, item.name))
@@ -92,7 +97,7 @@ def remove_garbage(
 ) -> list[GarbageItem]:
     """Remove those items that are still garbage, and return them.
 
-    Models and runs of a server's store are left to the server's `mlflow gc`.
+    Items that are not removable stay: nothing outside the folders of this project is deleted.
 
     Raises:
         UserError: if the MLflow store is unreachable.
@@ -106,14 +111,26 @@ def remove_garbage(
     return removed
 
 
-def belongs_to_mlflow(item: GarbageItem) -> bool:
-    """Return whether the item is a model or a run of MLflow."""
-    return item.kind in (GarbageKind.MODELS, GarbageKind.RUNS)
+def _model_item(workspace: Workspace, model: cleanup.UnusedModel) -> GarbageItem:
+    return GarbageItem(
+        GarbageKind.MODELS,
+        model.study or ENSEMBLES,
+        model.model_id,
+        model.size_bytes,
+        place=model.artifact_uri,
+        is_removable=cleanup.is_own(workspace.tracking_uri, model.artifact_uri),
+    )
 
 
-def is_removable(workspace: Workspace, item: GarbageItem) -> bool:
-    """Return whether the item can be removed from here: a file, or part of a store in a file of this machine."""
-    return not belongs_to_mlflow(item) or sqlite_path(workspace.tracking_uri) is not None
+def _run_item(workspace: Workspace, run: cleanup.DeletedRun) -> GarbageItem:
+    return GarbageItem(
+        GarbageKind.RUNS,
+        run.study or SINGLE_TRAININGS,
+        run.run_id,
+        run.size_bytes,
+        place=run.artifact_uri,
+        is_removable=cleanup.is_own(workspace.tracking_uri, run.artifact_uri),
+    )
 
 
 # --------------------------------------------------------------------------------------- our files
@@ -122,7 +139,7 @@ def is_removable(workspace: Workspace, item: GarbageItem) -> bool:
 def _unneeded_weights(
     workspace: Workspace, keep: int, deleted_runs: Collection[str], created_before: float
 ) -> Iterator[GarbageItem]:
-    weights = workspace.folder / "weights"
+    weights, own = workspace.folder / "weights", _own_weights(workspace)
     if not weights.is_dir():
         return
     studies = set(StudyStore.study_names(workspace.storage_url))
@@ -134,16 +151,15 @@ def _unneeded_weights(
             continue
         if folder.name == TRAININGS_FOLDER:
             for run_id in deleted_runs:
-                yield from _old_files(
-                    GarbageKind.DELETED, SINGLE_TRAININGS, (folder / run_id).glob("*.pt"), created_before
-                )
+                paths = (folder / run_id).glob("*.pt")
+                yield from _old_files(GarbageKind.DELETED, SINGLE_TRAININGS, paths, own, created_before)
         needed = _needed_weights(workspace, folder.name, keep) if folder.name in studies else set()
         if needed is None:
             continue
         group = GarbageKind.OUTRANKED if folder.name in studies else GarbageKind.ORPHANED
         group = GarbageKind.ARCHIVED if ARCHIVED_NAME.search(folder.name) else group
         unneeded = (path for path in folder.glob("*.pt") if path not in needed)
-        yield from _old_files(group, folder.name, unneeded, created_before)
+        yield from _old_files(group, folder.name, unneeded, own, created_before)
 
 
 def _needed_weights(workspace: Workspace, study: str, keep: int) -> set[Path] | None:
@@ -174,20 +190,30 @@ def _best_records(records: list[TrialRecord], count: int) -> list[TrialRecord]:
     return ranked
 
 
-def _incomplete_files(created_before: float, *folders: Path) -> Iterator[GarbageItem]:
-    for folder in folders:
-        paths = (path for path in folder.rglob("*") if TEMPORARY_FILE.fullmatch(path.name))
-        yield from _old_files(GarbageKind.INCOMPLETE, str(folder), paths, created_before)
+def _own_weights(workspace: Workspace) -> Path:
+    """Return the folder of the weights, at which a symbolic link is not followed."""
+    return workspace.folder.resolve() / "weights"
 
 
-def _old_files(kind: GarbageKind, owner: str, paths: Iterator[Path], created_before: float) -> Iterator[GarbageItem]:
+def _incomplete_files(folder: Path, own: Path, created_before: float) -> Iterator[GarbageItem]:
+    paths = (path for path in folder.rglob("*") if TEMPORARY_FILE.fullmatch(path.name))
+    yield from _old_files(GarbageKind.INCOMPLETE, str(folder), paths, own, created_before)
+
+
+def _old_files(
+    kind: GarbageKind, owner: str, paths: Iterator[Path], own: Path, created_before: float
+) -> Iterator[GarbageItem]:
+    """Yield the files that are older; those outside the folder `own` are not removable."""
     for path in paths:
         try:
             stat = path.stat()
         except FileNotFoundError:  # another process was faster
             continue
         if path.is_file() and stat.st_mtime < created_before:
-            yield GarbageItem(kind, owner, str(path), stat.st_size, _file_stamp(stat))
+            is_removable = path.parent.resolve().is_relative_to(own)
+            yield GarbageItem(
+                kind, owner, str(path), stat.st_size, _file_stamp(stat), place=str(path), is_removable=is_removable
+            )
 
 
 def _file_stamp(stat: os.stat_result) -> tuple[int, ...]:
@@ -198,7 +224,7 @@ def _file_stamp(stat: os.stat_result) -> tuple[int, ...]:
 
 
 def _remove_item(workspace: Workspace, item: GarbageItem) -> bool:
-    if not is_removable(workspace, item):
+    if not item.is_removable:
         return False
     try:
         if item.kind is GarbageKind.MODELS:

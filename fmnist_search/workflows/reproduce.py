@@ -21,6 +21,7 @@ from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.formatting import format_value
 from fmnist_search.results.training import Decision, EpochReport, TrialResult, TrialState
 from fmnist_search.tracking import metric_names, tag_names
+from fmnist_search.tracking.artifact_locations import check_project
 from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.provenance import environment
 from fmnist_search.tracking.run_logger import RECIPE_FILE
@@ -95,6 +96,7 @@ def reproduce(
     """
     workspace, callback = workspace or Workspace.resolve(), callback or StudyCallback()
     with store_errors(workspace.tracking_uri):
+        check_project(workspace.tracking_uri)
         store = MlflowStore(workspace.tracking_uri, "fmnist-search")
         original = read_run(store, run_id)
         if original.state == "running":

@@ -8,6 +8,7 @@ from contextlib import closing
 
 from fmnist_search.errors import UserError
 from fmnist_search.files import private_files
+from fmnist_search.tracking.artifact_locations import check_project
 from fmnist_search.tracking.connection import short_timeouts, store_errors
 from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.renderers import RENDERERS
@@ -23,7 +24,12 @@ SYNC_TIMEOUT = 15.0
 
 @contextlib.contextmanager
 def open_sender(workspace: Workspace, mlflow_store: MlflowStore, callback: StudyCallback) -> Iterator[Sender]:
-    """Yield a sender to MLflow. It sends what an earlier process left in the outbox before anything else."""
+    """Yield a sender to MLflow. It sends what an earlier process left in the outbox before anything else.
+
+    Raises:
+        UserError: if the project was moved or copied, so that artifacts would be written to its old folder.
+    """
+    check_project(workspace.tracking_uri)
     outbox = Outbox(workspace.outbox_path, workspace.tracking_uri)
     writer = MlflowWriter(mlflow_store.client, outbox, RENDERERS)
     with private_files(), short_timeouts(), Sender(outbox, writer, callback.on_message) as sender:

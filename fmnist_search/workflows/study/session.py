@@ -23,6 +23,7 @@ from fmnist_search.results.study import StopReason, StudySummary, TrialRecord, r
 from fmnist_search.results.training import Stopper
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.tracking import metric_names
+from fmnist_search.tracking.artifact_locations import check_project
 from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.run_logger import NullRunLogger, RunLogger
 from fmnist_search.tracking.sender import NullSender, Sender
@@ -77,6 +78,8 @@ def open_session(
         stack.enter_context(store_errors(workspace.tracking_uri))
         source = DataSource.from_workspace(workspace)
         images = load_images(config.data, source)
+        for folder in check_project(workspace.tracking_uri):
+            callback.on_message(f"{config.name}: this project has artifacts outside of it, in {folder}")
         mlflow_store = MlflowStore(workspace.tracking_uri, config.experiment) if tracking.enabled else None
         warm_starts = load_warm_starts(workspace, config, mlflow_store) if options.warm_starts else ()
         stored = StudyStore.find(workspace.storage_url, config, fresh=options.fresh)
