@@ -51,8 +51,10 @@ class ArtifactRoot:
         return path is not None and self.project.resolve() / ROOT_NAME in path.resolve().parents
 
     def includes(self, path: Path) -> bool:
-        """Return whether a path lies in the folder, however its address is written."""
-        return path.resolve().is_relative_to(self.folder.resolve())
+        """Return whether a path lies in the folder, however its address is written; links may lead out of the folder."""
+        if path.is_relative_to(self.folder):
+            return True
+        return self.folder.resolve() in (ancestor.resolve() for ancestor in (path, *path.parents))
 
     def find_counterpart(self, path: Path) -> Counterpart | None:
         """Return where artifacts lie that were recorded in another folder; None if this project has none of them."""

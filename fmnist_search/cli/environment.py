@@ -85,18 +85,18 @@ def relocate(
     from fmnist_search.tracking import relocation
 
     result = relocation.relocate(make_workspace(tracking_uri, workdir))
+    for path in result.kept:
+        state = "exists" if path.exists() else "is missing"
+        stderr.print(f"left: {path}, which {state}; {result.project} has no copy of it", markup=False)
     if as_json:
         print_json(relocation_to_dict(result))
     elif result.changed:
-        rows = ", ".join(f"{count} {table.replace('_', ' ')}" for table, count in result.changed.items())
+        rows = ", ".join(f"{table.replace('_', ' ')}: {count}" for table, count in result.changed.items())
         former = ", ".join(map(str, result.old_projects))
-        events = f", {result.events} events on their way" if result.events else ""
+        events = f", events on their way: {result.events}" if result.events else ""
         stdout.print(f"{former} -> {result.project}: {rows}{events}; {result.backup} is as before", markup=False)
     else:
-        stdout.print(f"nothing to rewrite: all artifacts of {result.project} lie in it", markup=False)
-    for path in result.kept:
-        state = "exists" if path.exists() else "is missing"
-        stderr.print(f"left: {path}, which {state}; the project has no copy of it", markup=False)
+        stdout.print("nothing to rewrite", markup=False)
 
 
 @app.command()
