@@ -51,7 +51,7 @@ class ArtifactRoot:
         return path is not None and self.project.resolve() / ROOT_NAME in path.resolve().parents
 
     def includes(self, path: Path) -> bool:
-        """Return whether a path lies in the folder, however its address is written; links may lead out of the folder."""
+        """Return whether a path lies in the folder, however it is written. Links may lead out of the folder."""
         if path.is_relative_to(self.folder):
             return True
         return self.folder.resolve() in (ancestor.resolve() for ancestor in (path, *path.parents))

@@ -21,7 +21,7 @@ from fmnist_search.results.study import TrialRecord, rank_trials
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.tracking import cleanup
 from fmnist_search.tracking.connection import connect, store_errors
-from fmnist_search.workspace import ARCHIVED_NAME, TRAININGS_FOLDER, Workspace, sqlite_path
+from fmnist_search.workspace import ARCHIVED_NAME, TRAININGS_FOLDER, Workspace
 
 MIN_AGE_SECONDS = 3600.0
 """Younger files may belong to something that has not ended."""

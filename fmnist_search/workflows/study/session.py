@@ -78,7 +78,7 @@ def open_session(
         stack.enter_context(store_errors(workspace.tracking_uri))
         source = DataSource.from_workspace(workspace)
         images = load_images(config.data, source)
-        for folder in check_project(workspace.tracking_uri):
+        for folder in check_project(workspace.tracking_uri) if tracking.enabled else ():
             callback.on_message(f"{config.name}: this project has artifacts outside of it, in {folder}")
         mlflow_store = MlflowStore(workspace.tracking_uri, config.experiment) if tracking.enabled else None
         warm_starts = load_warm_starts(workspace, config, mlflow_store) if options.warm_starts else ()
