@@ -20,8 +20,9 @@ def printable(text: str, *, keep: str = "") -> str:
     )
 
 
-_USERINFO = r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)(?P<user>[^\s:/@]*)(?P<password>:{any}*)?@"
-_TOKENS = re.compile(r"(?i)([\w-]*(?:password|passwd|pwd|token|secret|access_?key)=)[^\s&]+")
+# The lookbehinds make a search of a long word linear: it is tried at its first character only.
+_USERINFO = r"(?P<scheme>(?<![a-zA-Z0-9+.-])[a-zA-Z0-9+.-]*://)(?P<user>[^\s:/@]*)(?P<password>:{any}*)?@"
+_TOKENS = re.compile(r"(?i)((?<![\w-])[\w-]*(?:password|passwd|pwd|token|secret|access_?key)=)[^\s&]+")
 
 
 def redact(text: str) -> str:
@@ -46,7 +47,7 @@ def redacted_command(arguments: Sequence[str]) -> str:
 
 def _without_password(found: re.Match[str]) -> str:
     scheme, user, password = found["scheme"], found["user"], found["password"]
-    if scheme.lower().startswith("http"):  # the user may be a token
+    if "http" in scheme.lower():  # the user may be a token
         return f"{scheme}{REDACTED}@"
     return f"{scheme}{user}:{REDACTED}@" if password else found[0]
 
