@@ -14,6 +14,7 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 from fmnist_search.errors import UserError
@@ -21,6 +22,7 @@ from fmnist_search.models.activations import ACTIVATIONS
 from fmnist_search.models.presets import EPOCHS, LEARNING_RATE, register_preset
 from fmnist_search.recipe.families import Architecture, register_family
 from fmnist_search.recipe.hyperparameters import hyperparameter
+from fmnist_search.text import first_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -96,11 +98,11 @@ def _read_imagenet_weights() -> Mapping[str, Tensor]:
     weights = ResNet18_Weights.IMAGENET1K_V1
     try:
         state: Mapping[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, UnpicklingError) as error:
         file = weights.url.rpartition("/")[2]
         raise UserError(
-            f"initial_weights: the ImageNet weights cannot be downloaded ({error}); put {file} into "
-            f"{torch.hub.get_dir()}/checkpoints, or take other initial weights"
+            f"initial_weights: the ImageNet weights cannot be downloaded or read ({first_line(error)}); put {file} "
+            f"into {torch.hub.get_dir()}/checkpoints, or take other initial weights"
         ) from None
     return state
 

@@ -168,6 +168,29 @@ def test_imagenet_weights_that_cannot_be_downloaded_are_an_error_of_one_line(
     assert f"resnet18-f37072fd.pth into {tmp_path}" in line
 
 
+class _WritesCanary:
+    """A pickle that writes a file when it is read."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.write_text, (self.path, "ran")
+
+
+def test_imagenet_weights_are_read_without_running_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    file.parent.mkdir(parents=True)
+    state = {"layer1.0.conv1.weight": torch.ones(64, 64, 3, 3)}
+    torch.save(state, file)
+    assert ResNet(stages=4, blocks=2, width=64).pretrained_weights().keys() == state.keys()
+    torch.save({"conv1.weight": _WritesCanary(tmp_path / "canary")}, file)
+    with pytest.raises(UserError, match="initial_weights: the ImageNet weights cannot be downloaded or read"):
+        ResNet(stages=4, blocks=2, width=64).pretrained_weights()
+    assert not (tmp_path / "canary").exists()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_networks_have_no_imagenet_weights(family: str) -> None:
     recipe = Recipe(model=FAMILIES[family](), initial_weights="imagenet")

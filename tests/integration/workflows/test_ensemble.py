@@ -230,7 +230,7 @@ def test_runs_that_make_no_ensemble_give_one_line_and_leave_no_run(study: Ensemb
     assert_single_error(study.run("ensemble", 0, 99, "--study", "tiny"), "trial 99")
     assert_single_error(study.run("ensemble", one, other, "--model-name", "team"), "--register")
     named = study.run("ensemble", one, other, "--register", "--model-name", "a/b")
-    assert_single_error(named, "'a/b'", "not a valid name", "--model-name")
+    assert_single_error(named, "finalists.model_name", "'a/b'", "not a valid name")
     assert study.run_kinds() == before
 
 
