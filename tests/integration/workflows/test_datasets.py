@@ -1,4 +1,4 @@
-"""A model of another dataset, from its search to its predictions, and beside models that say nothing of theirs."""
+"""A model of another dataset, from its search to its predictions, and models whose dataset is not recorded."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def old(client: MlflowClient, finished: FinishedStudy) -> str:
     return OLD_MODEL_URI
 
 
-def test_its_versions_and_runs_say_which_dataset_it_is(finished: FinishedStudy, client: MlflowClient) -> None:
+def test_versions_and_runs_name_their_dataset(finished: FinishedStudy, client: MlflowClient) -> None:
     assert f"registered as {SYNTHETIC_MODEL_URI} (champion)" in finished.result.stdout
     version = client.get_model_version("fmnist-search-made", "1")
     assert version.tags["dataset"] == "made"
@@ -114,7 +114,7 @@ def test_its_versions_and_runs_say_which_dataset_it_is(finished: FinishedStudy, 
     assert {(dataset.name, dataset.digest) for dataset in used} == {("made", DATASETS["made"].digest[:32])}
 
 
-def test_its_predictions_are_named_after_its_own_classes(
+def test_predictions_have_the_class_names_of_the_dataset(
     finished: FinishedStudy, client: MlflowClient, files: Path
 ) -> None:
     numbers = [part for number in range(100) for part in ("--test-image", number)]
@@ -132,16 +132,16 @@ def test_its_predictions_are_named_after_its_own_classes(
     assert accuracy == (model.predict(test.pixels) == test.labels.numpy()).mean() > 0.9
 
 
-def test_its_exported_file_is_checked_on_its_own_images_and_names_its_classes(
+def test_the_exported_file_is_checked_on_images_of_the_dataset_and_has_its_class_names(
     finished: FinishedStudy, client: MlflowClient, files: Path, tmp_path: Path
 ) -> None:
     outcome = finished.run("export", SYNTHETIC_MODEL_URI, "--onnx", tmp_path / "made.onnx", "--data-dir", files)
     assert outcome.exit_code == 0, outcome.stderr
-    said = onnxruntime.InferenceSession(tmp_path / "made.onnx").get_modelmeta().custom_metadata_map
-    assert (said["dataset"], tuple(json.loads(said["classes"]))) == ("made", CLASS_NAMES)
+    metadata = onnxruntime.InferenceSession(tmp_path / "made.onnx").get_modelmeta().custom_metadata_map
+    assert (metadata["dataset"], tuple(json.loads(metadata["classes"]))) == ("made", CLASS_NAMES)
 
 
-def test_a_model_that_says_nothing_of_its_dataset_is_one_of_fashion_mnist(finished: FinishedStudy, old: str) -> None:
+def test_a_model_without_a_recorded_dataset_is_one_of_fashion_mnist(finished: FinishedStudy, old: str) -> None:
     model = load_model(old, trust=True)
     assert (model.dataset, model.classes) == ("fashion-mnist", FASHION_MNIST.classes)
     (row,) = finished.run("predict", "--test-image", 0, "--model", old, "--trust", "--json").json
@@ -158,9 +158,7 @@ def test_models_of_two_datasets_are_not_compared(finished: FinishedStudy, old: s
     ]
 
 
-def test_without_its_files_one_line_says_where_they_are_to_be_had(
-    finished: FinishedStudy, client: MlflowClient
-) -> None:
+def test_missing_files_give_one_line_with_their_address(finished: FinishedStudy, client: MlflowClient) -> None:
     outcome = finished.run(
         "predict", "--test-image", 0, "--model", SYNTHETIC_MODEL_URI, XDG_CACHE_HOME=str(finished.folder / "none")
     )
@@ -169,7 +167,7 @@ def test_without_its_files_one_line_says_where_they_are_to_be_had(
     assert "https://example.org/made/" in outcome.errors[0]
 
 
-def test_a_promotion_that_names_no_model_keeps_its_dataset_apart(finished: FinishedStudy, files: Path) -> None:
+def test_the_default_name_of_a_model_contains_its_dataset(finished: FinishedStudy, files: Path) -> None:
     settings = Finalists(recipes=1, seeds=1, epochs=1, images="slice", refit="none")
     workspace = Workspace.resolve(finished.tracking_uri, data_dir=files)
     summary = promote("animals", settings=settings, workspace=workspace, tracking=TrackingOptions(plot_interval=None))
@@ -177,7 +175,7 @@ def test_a_promotion_that_names_no_model_keeps_its_dataset_apart(finished: Finis
     assert summary.champion.model == "fmnist-search-made"
 
 
-def test_the_command_that_looks_for_the_images_takes_a_dataset(finished: FinishedStudy, files: Path) -> None:
+def test_the_data_command_takes_a_dataset(finished: FinishedStudy, files: Path) -> None:
     found = finished.run("data", "made", "--data-dir", files, "--json").json
     assert (found["dataset"], found["classes"]) == ("made", list(CLASS_NAMES))
     assert found["digest"] == DATASETS["made"].digest

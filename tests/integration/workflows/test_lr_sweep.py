@@ -1,4 +1,4 @@
-"""`sweep-lr`: networks at several learning rates, each a run, all in one picture."""
+"""`sweep-lr`: networks at several learning rates, each a run, all in one figure."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def test_a_sweep_trains_every_rate_from_every_seed_and_draws_them(command: RunCo
     ]
     assert all(len(rate["val_accuracies"]) == 2 and min(rate["val_accuracies"]) > 0.3 for rate in rates)
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    above = outcome.json["run_id"]
-    assert {"sweep.png", "sweep.json"} <= {artifact.path for artifact in client.list_artifacts(above)}
-    experiment = client.get_run(above).info.experiment_id
-    members = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{above}'")
+    parent = outcome.json["run_id"]
+    assert {"sweep.png", "sweep.json"} <= {artifact.path for artifact in client.list_artifacts(parent)}
+    experiment = client.get_run(parent).info.experiment_id
+    members = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent}'")
     assert len(members) == 8
     assert {member.data.params["optimizer.learning_rate"] for member in members} == {"0.001", "0.008"}
     with Image.open(tmp_path / "sweep.png") as picture:
@@ -38,18 +38,18 @@ def test_a_sweep_trains_every_rate_from_every_seed_and_draws_them(command: RunCo
         assert len(picture.convert("RGB").getcolors(10**6)) > 100
 
 
-def test_a_rate_that_breaks_a_training_is_told_and_spoils_nothing_else(command: RunCommand, tmp_path: Path) -> None:
+def test_a_rate_whose_training_fails_is_reported_and_the_others_complete(command: RunCommand, tmp_path: Path) -> None:
     settings = [*SMALL_DATA_OPTIONS, "--set", "optimizer.name=sgd", "--seeds", 1, "--output", "rates.png"]
     outcome = command("sweep-lr", "mlp-512", "--factors", "1,100000", *settings)
     assert outcome.exit_code == 0, outcome.stderr
-    rows = {line.split()[1]: line.rstrip() for line in outcome.stdout.splitlines() if line.startswith("mlp-512")}
-    assert rows["1x"].endswith("completed")
-    assert rows["100000x"].endswith("failed")
+    lines = {line.split()[1]: line.rstrip() for line in outcome.stdout.splitlines() if line.startswith("mlp-512")}
+    assert lines["1x"].endswith("completed")
+    assert lines["100000x"].endswith("failed")
     assert (tmp_path / "rates.png").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "texts"),
     [
         (["lenett"], ["'lenett'", "did you mean 'lenet'?"]),
         (["logistic", "--factors", "1,two"], ["--factors 1,two", "1,2,4,8"]),
@@ -59,9 +59,9 @@ def test_a_rate_that_breaks_a_training_is_told_and_spoils_nothing_else(command: 
         (["logistic", "--output", "sweep.jpg"], ["sweep.jpg", ".png"]),
     ],
 )
-def test_a_mistake_is_one_line(command: RunCommand, tmp_path: Path, arguments: list[str], said: list[str]) -> None:
+def test_a_mistake_gives_one_line(command: RunCommand, tmp_path: Path, arguments: list[str], texts: list[str]) -> None:
     outcome = command("sweep-lr", *arguments)
     assert outcome.exit_code == 2, outcome
     assert len(outcome.errors) == len(outcome.stderr.splitlines()) == 1, outcome.stderr
-    assert all(text in outcome.errors[0] for text in said), outcome.stderr
+    assert all(text in outcome.errors[0] for text in texts), outcome.stderr
     assert not (tmp_path / "mlflow.db").exists()

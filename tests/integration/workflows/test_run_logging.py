@@ -106,8 +106,8 @@ def study(client: MlflowClient) -> Run:
     return study
 
 
-def load_text(run_: Run, path: str) -> str:
-    return str(mlflow.artifacts.load_text(f"runs:/{run_.info.run_id}/{path}"))
+def load_text(logged_run: Run, path: str) -> str:
+    return str(mlflow.artifacts.load_text(f"runs:/{logged_run.info.run_id}/{path}"))
 
 
 def test_the_note_has_question_best_trial_and_selected_model(study: Run) -> None:
@@ -123,7 +123,7 @@ def test_the_note_has_question_best_trial_and_selected_model(study: Run) -> None
 
 def test_the_leaderboard_is_a_table_of_mlflow_and_a_csv_with_every_trials_run(client: MlflowClient, study: Run) -> None:
     table = client.load_table(study.info.experiment_id, "leaderboard.json", run_ids=[study.info.run_id])
-    trials = {run_.info.run_id: run_ for run_ in search_runs(client, "trial")}
+    trials = {logged_run.info.run_id: logged_run for logged_run in search_runs(client, "trial")}
     assert set(table["run_id"]) == set(trials)
     for row in table.to_dict("records"):
         assert row["val_accuracy"] == pytest.approx(trials[row["run_id"]].data.metrics["val/accuracy"], rel=1e-12)
@@ -174,25 +174,25 @@ def test_progress_is_logged_after_every_trial(client: MlflowClient, study: Run) 
 
 
 def test_every_trial_has_the_scores_of_each_class(client: MlflowClient) -> None:
-    for run_ in search_runs(client, "trial"):
-        rows = list(csv.DictReader(io.StringIO(load_text(run_, "class_scores.csv"))))
+    for logged_run in search_runs(client, "trial"):
+        rows = list(csv.DictReader(io.StringIO(load_text(logged_run, "class_scores.csv"))))
         assert len(rows) == 10
         assert sum(int(row["support"]) for row in rows) == 2_000
-        assert {"study", "family", "state", "worker", "device", "epochs"} <= set(run_.data.tags)
-        assert "confusion_matrix.png" in artifact_paths(client, run_.info.run_id)
+        assert {"study", "family", "state", "worker", "device", "epochs"} <= set(logged_run.data.tags)
+        assert "confusion_matrix.png" in artifact_paths(client, logged_run.info.run_id)
 
 
 def test_finalists_have_plots_of_the_validation_images_and_the_champion_of_the_test_images(
     client: MlflowClient,
 ) -> None:
     finalists = search_runs(client, "finalist")
-    champions = [run_ for run_ in finalists if "test/accuracy" in run_.data.metrics]
-    for run_ in finalists:
-        files = set(artifact_paths(client, run_.info.run_id))
+    champions = [logged_run for logged_run in finalists if "test/accuracy" in logged_run.data.metrics]
+    for logged_run in finalists:
+        files = set(artifact_paths(client, logged_run.info.run_id))
         assert "curves.png" in files
         assert {f"val/{name}" for name in EVALUATION_ARTIFACTS} <= files
-        assert 0 <= run_.data.metrics["val/calibration_error"] <= 1
-        assert ("test/predictions.png" in files) == (run_ in champions)
+        assert 0 <= logged_run.data.metrics["val/calibration_error"] <= 1
+        assert ("test/predictions.png" in files) == (logged_run in champions)
     assert champions
     matrix = json.loads(load_text(champions[0], "test/confusion_matrix.json"))["rows_true_columns_predicted"]
     hits = sum(row[label] for label, row in enumerate(matrix))

@@ -1,4 +1,4 @@
-"""How a study starts and what ends it: recipes that are tried first, budgets, ranges that grow, samplers exchanged."""
+"""How a study starts and what ends it: recipes that are tried first, budgets, widened ranges, other samplers."""
 
 from __future__ import annotations
 
@@ -53,16 +53,16 @@ def make_config(space: dict[str, Any] | None = None, *, outside: str = "refuse",
 
 
 def open_store(config: StudyConfig, optuna_study: optuna.Study | None = None) -> StudyStore:
-    """The ledger of a study in memory, as after a restart where the study is given."""
-    ledger = StudyStore(optuna_study or optuna.create_study(study_name="small", direction="maximize"), config)
-    ledger.runtime = StudyRuntime(Execution(), "float32")
-    return ledger
+    """Return the store of a new study in memory, or of the given study, as after a restart."""
+    store = StudyStore(optuna_study or optuna.create_study(study_name="small", direction="maximize"), config)
+    store.runtime = StudyRuntime(Execution(), "float32")
+    return store
 
 
 def run_next_trial(
     study_store: StudyStore, state: TrialState = TrialState.COMPLETED, *accuracies: float
 ) -> TrialRecord:
-    """The next trial, ended so."""
+    """Ask for a trial, report these accuracies, and tell its result."""
     trial = study_store.ask()
     reports = tuple(EpochReport(n, 1.0, 0.5, 1.0, a, 0.01, 1.0) for n, a in enumerate(accuracies or (0.5,), 1))
     for report in reports:
@@ -76,23 +76,23 @@ def searched_values(recipe: Recipe) -> dict[str, Any]:
     return searchable_values(recipe.to_flat_dict())
 
 
-def test_a_whole_recipe_is_tried_first_with_what_the_study_decides_for_all() -> None:
+def test_a_complete_recipe_is_tried_first_with_the_constant_values_of_the_study() -> None:
     given_recipe = Recipe().replace({**VALUES_INSIDE, "epochs": 50, "seed": 5, "data.seed": 9, "precision": "bfloat16"})
-    ledger = open_store(make_config(budget={"trials": 5, "epochs": 3}))
-    assert ledger.enqueue_start("best.toml", given_recipe.to_flat_dict()) == "best.toml is tried first"
-    first, second = run_next_trial(ledger), run_next_trial(ledger)
+    store = open_store(make_config(budget={"trials": 5, "epochs": 3}))
+    assert store.enqueue_start("best.toml", given_recipe.to_flat_dict()) == "best.toml is tried first"
+    first, second = run_next_trial(store), run_next_trial(store)
     assert searched_values(first.recipe) == searched_values(given_recipe)
     assert (first.recipe.epochs, first.recipe.data.seed, first.recipe.precision) == (3, 0, "float32")
     assert first.recipe.seed not in (5, second.recipe.seed)
     assert first.recipe.seed_independent_key() != second.recipe.seed_independent_key()
 
 
-def test_of_a_table_what_is_given_is_tried_and_the_rest_is_drawn() -> None:
-    ledger = open_store(make_config())
+def test_values_that_a_table_leaves_out_are_sampled() -> None:
+    store = open_store(make_config())
     tables = [{"optimizer.learning_rate": rate} for rate in (0.01, 0.02, 0.03)]
     for number, table in enumerate(tables, 1):
-        assert ledger.enqueue_start(f"table {number}", table) == f"table {number} is tried first"
-    recipes = [run_next_trial(ledger).recipe for _ in tables]
+        assert store.enqueue_start(f"table {number}", table) == f"table {number} is tried first"
+    recipes = [run_next_trial(store).recipe for _ in tables]
     assert [recipe.optimizer.learning_rate for recipe in recipes] == [0.01, 0.02, 0.03]
     assert len({recipe.label_smoothing for recipe in recipes}) == 3
     assert all(0 <= recipe.label_smoothing <= 0.4 for recipe in recipes)
@@ -100,7 +100,7 @@ def test_of_a_table_what_is_given_is_tried_and_the_rest_is_drawn() -> None:
 
 @settings(max_examples=40)
 @given(space_tables(largest=200), st.integers(0, 2**31))
-def test_what_a_study_has_drawn_another_of_the_same_space_can_start_with(table: dict[str, Any], seed: int) -> None:
+def test_a_recipe_of_one_study_can_start_another_with_the_same_space(table: dict[str, Any], seed: int) -> None:
     config = make_config(table)
     drawn = suggest_recipe(
         optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)).ask(),
@@ -108,70 +108,70 @@ def test_what_a_study_has_drawn_another_of_the_same_space_can_start_with(table: 
         base_recipe(config, "float32"),
         seed,
     )
-    ledger = open_store(config)
-    assert ledger.enqueue_start("study:other", drawn.to_flat_dict()) == "study:other is tried first"
-    assert run_next_trial(ledger).recipe.seed_independent_key() == drawn.seed_independent_key()
+    store = open_store(config)
+    assert store.enqueue_start("study:other", drawn.to_flat_dict()) == "study:other is tried first"
+    assert run_next_trial(store).recipe.seed_independent_key() == drawn.seed_independent_key()
 
 
-def test_a_width_that_was_left_to_its_default_is_inside() -> None:
-    # In a space 0 asks for the default of a block; the recipe says what that is.
-    ledger = open_store(make_config({"cnn": {"width_1": [0, 64], "kernel_1": [0, 7]}}))
-    ledger.enqueue_start("study:other", Recipe().to_flat_dict())
-    model = run_next_trial(ledger).recipe.to_flat_dict()
+def test_a_default_width_is_inside_a_space_that_contains_zero() -> None:
+    # In a space, 0 stands for the default of a block, and the recipe has its value.
+    store = open_store(make_config({"cnn": {"width_1": [0, 64], "kernel_1": [0, 7]}}))
+    store.enqueue_start("study:other", Recipe().to_flat_dict())
+    model = run_next_trial(store).recipe.to_flat_dict()
     assert (model["model.width_1"], model["model.kernel_1"]) == (32, 3)
 
 
-def test_a_recipe_from_outside_is_refused_with_a_line_for_each_value_and_the_study_is_as_before() -> None:
-    ledger = open_store(make_config())
-    row = run_next_trial(ledger)
+def test_a_recipe_outside_the_space_is_refused_with_a_line_for_each_value_and_nothing_changes() -> None:
+    store = open_store(make_config())
+    record = run_next_trial(store)
     with pytest.raises(UserError) as caught:
-        ledger.enqueue_start("best.toml", Recipe().replace(VALUES_OUTSIDE).to_flat_dict())
+        store.enqueue_start("best.toml", Recipe().replace(VALUES_OUTSIDE).to_flat_dict())
     remedy = "widen the space, or allow it with start.outside = 'try'"
     assert sorted(caught.value.lines) == [
         f"start.recipes: best.toml: augmentation.shift = 2, and the space has 0; {remedy}",
         f"start.recipes: best.toml: batch_size = 100, and the space has 64, 128; {remedy}",
     ]
-    assert ledger.trial_records() == [row]
-    assert searched_values(run_next_trial(ledger).recipe) != searched_values(Recipe().replace(VALUES_OUTSIDE))
+    assert store.trial_records() == [record]
+    assert searched_values(run_next_trial(store).recipe) != searched_values(Recipe().replace(VALUES_OUTSIDE))
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "cmaes", "qmc"])
-def test_a_recipe_from_outside_is_tried_as_it_is_where_the_study_says_so(sampler: str) -> None:
+def test_a_recipe_outside_the_space_is_tried_unchanged_if_the_study_allows_it(sampler: str) -> None:
     config = make_config(outside="try", sampler=sampler)
     stored = optuna.create_study(study_name="small", direction="maximize")
-    ledger = open_store(config, stored)
+    store = open_store(config, stored)
     wanted = Recipe().replace(VALUES_OUTSIDE)
-    said = ledger.enqueue_start("best.toml", wanted.to_flat_dict())
-    assert said is not None
-    assert said.startswith("best.toml is tried first, outside the space: ")
-    assert "batch_size = 100, and the space has 64, 128" in said
-    row = run_next_trial(ledger, TrialState.COMPLETED, 0.6, 0.9)
-    assert searched_values(row.recipe) == searched_values(wanted)
-    assert (row.state, row.value, row.curve) == (TrialState.COMPLETED, 0.9, (0.6, 0.9))
-    # The search goes on in its space, whatever the sampler makes of such a trial.
+    message = store.enqueue_start("best.toml", wanted.to_flat_dict())
+    assert message is not None
+    assert message.startswith("best.toml is tried first, outside the space: ")
+    assert "batch_size = 100, and the space has 64, 128" in message
+    record = run_next_trial(store, TrialState.COMPLETED, 0.6, 0.9)
+    assert searched_values(record.recipe) == searched_values(wanted)
+    assert (record.state, record.value, record.curve) == (TrialState.COMPLETED, 0.9, (0.6, 0.9))
+    # The search continues within its space, whatever the sampler does with such a trial.
     later = [run_next_trial(open_store(config, stored), TrialState.COMPLETED, 0.5 + n / 100) for n in range(14)]
-    assert all(row.recipe.batch_size in (64, 128) for row in later)
-    assert open_store(config, stored).trial_records() == [row, *later]
+    assert all(record.recipe.batch_size in (64, 128) for record in later)
+    assert open_store(config, stored).trial_records() == [record, *later]
 
 
 @pytest.mark.parametrize("sampler", ["gp", "cmaes"])
-def test_a_search_goes_on_after_the_same_recipe_from_outside_was_given_under_two_names(sampler: str) -> None:
-    ledger = open_store(make_config(outside="try", sampler={"name": sampler, "startup_trials": 2}))
+def test_a_search_continues_after_the_same_recipe_outside_the_space_was_given_twice(sampler: str) -> None:
+    store = open_store(make_config(outside="try", sampler={"name": sampler, "startup_trials": 2}))
     for name in ("one.toml", "other.toml"):
-        ledger.enqueue_start(name, Recipe().replace(VALUES_OUTSIDE).to_flat_dict())
-    first = run_next_trial(ledger)
-    trial = ledger.ask()
+        store.enqueue_start(name, Recipe().replace(VALUES_OUTSIDE).to_flat_dict())
+    first = run_next_trial(store)
+    trial = store.ask()
     assert trial.recipe.seed_independent_key() == first.recipe.seed_independent_key()
-    assert ledger.tell_duplicate(trial, first).duplicate_of == first.number
-    assert {run_next_trial(ledger).recipe.batch_size for _ in range(8)} <= {64, 128}
+    assert store.tell_duplicate(trial, first).duplicate_of == first.number
+    assert {run_next_trial(store).recipe.batch_size for _ in range(8)} <= {64, 128}
 
 
-def test_of_a_table_from_outside_the_rest_is_drawn_as_well() -> None:
+def test_values_that_a_table_outside_the_space_leaves_out_are_sampled() -> None:
     common = {**SPACE["common"], "optimizer.name": "sgd"}
-    ledger = open_store(make_config({**SPACE, "common": common}, outside="try"))
+    store = open_store(make_config({**SPACE, "common": common}, outside="try"))
     for number, rate in enumerate((1.0, 2.0, 3.0), 1):
-        ledger.enqueue_start(f"table {number}", {"optimizer.learning_rate": rate})
-    recipes = [run_next_trial(ledger).recipe for _ in range(3)]
+        store.enqueue_start(f"table {number}", {"optimizer.learning_rate": rate})
+    recipes = [run_next_trial(store).recipe for _ in range(3)]
     assert [recipe.optimizer.learning_rate for recipe in recipes] == [1.0, 2.0, 3.0]
     assert {recipe.optimizer.name for recipe in recipes} == {"sgd"}
     assert len({recipe.label_smoothing for recipe in recipes}) == 3
@@ -179,44 +179,44 @@ def test_of_a_table_from_outside_the_rest_is_drawn_as_well() -> None:
     assert {recipe.batch_size for recipe in recipes} <= {64, 128}
 
 
-def test_a_table_from_outside_is_of_the_family_that_is_searched() -> None:
-    ledger = open_store(make_config({"mlp": {"width": [64, 128], "dropout": 0.1}}, outside="try"))
-    ledger.enqueue_start("table 1", {"model.width": 100})
-    model = run_next_trial(ledger).recipe.to_flat_dict()
+def test_a_table_outside_the_space_has_the_family_of_the_search() -> None:
+    store = open_store(make_config({"mlp": {"width": [64, 128], "dropout": 0.1}}, outside="try"))
+    store.enqueue_start("table 1", {"model.width": 100})
+    model = run_next_trial(store).recipe.to_flat_dict()
     assert (model["model.family"], model["model.width"], model["model.dropout"]) == ("mlp", 100, 0.1)
 
 
 @pytest.mark.parametrize("families", [["mlp", "cnn"], ["cnn", "mlp"]], ids=str)
-def test_a_table_that_names_a_hyperparameter_of_a_family_is_of_that_family(families: list[str]) -> None:
+def test_a_table_with_a_hyperparameter_of_one_family_has_that_family(families: list[str]) -> None:
     space = {"common": {"family": families}, "mlp": {"width": [64, 128], "depth": [1, 2]}, "cnn": {"depth": [1, 2]}}
     for seed in range(4):
-        ledger = open_store(make_config(space, seed=seed))
-        ledger.enqueue_start("table 1", {"model.width": 64, "model.depth": 2})
-        ledger.enqueue_start("table 2", {"model.family": "cnn", "model.depth": 2})
-        recipes = [run_next_trial(ledger).recipe for _ in range(2)]
+        store = open_store(make_config(space, seed=seed))
+        store.enqueue_start("table 1", {"model.width": 64, "model.depth": 2})
+        store.enqueue_start("table 2", {"model.family": "cnn", "model.depth": 2})
+        recipes = [run_next_trial(store).recipe for _ in range(2)]
         assert [(recipe.model.family, len(recipe.model.widths)) for recipe in recipes] == [("mlp", 2), ("cnn", 2)]
 
 
 @pytest.mark.parametrize(
-    ("pins", "table"),
+    ("space", "table"),
     [
         ({"common": {"optimizer.name": "sgd", "optimizer.nesterov": [True, False]}}, {"optimizer.nesterov": False}),
         ({"cnn": {"depth": 4, "width_4": [16, 32, 64]}}, {"model.width_4": 64}),
     ],
-    ids=["nesterov of a pinned sgd", "width at a pinned depth"],
+    ids=["nesterov of a fixed sgd", "width at a fixed depth"],
 )
-def test_a_table_counts_with_what_the_study_pins(pins: dict[str, Any], table: dict[str, Any]) -> None:
+def test_a_table_is_completed_with_the_fixed_values_of_the_study(space: dict[str, Any], table: dict[str, Any]) -> None:
     for seed in range(5):
-        ledger = open_store(make_config(pins, seed=seed))
-        ledger.enqueue_start("table 1", table)
-        flat = run_next_trial(ledger).recipe.to_flat_dict()
+        store = open_store(make_config(space, seed=seed))
+        store.enqueue_start("table 1", table)
+        flat = run_next_trial(store).recipe.to_flat_dict()
         assert {name: flat[name] for name in table} == table
 
 
-def test_a_table_that_contradicts_a_pin_is_outside() -> None:
-    ledger = open_store(make_config({"cnn": {"depth": 2, "width_1": [8, 16]}}))
+def test_a_table_that_contradicts_a_fixed_value_is_outside_the_space() -> None:
+    store = open_store(make_config({"cnn": {"depth": 2, "width_1": [8, 16]}}))
     with pytest.raises(UserError, match=r"table 1: model\.depth = 3, and the space has 2; widen the space"):
-        ledger.enqueue_start("table 1", {"model.depth": 3})
+        store.enqueue_start("table 1", {"model.depth": 3})
 
 
 @pytest.mark.parametrize(
@@ -229,19 +229,19 @@ def test_a_table_that_contradicts_a_pin_is_outside() -> None:
     ],
 )
 @pytest.mark.parametrize("outside", ["refuse", "try"])
-def test_a_table_that_is_no_recipe_is_refused_whatever_the_study_says(
+def test_an_invalid_table_is_refused_even_if_recipes_outside_the_space_are_allowed(
     outside: str, table: dict[str, Any], texts: list[str]
 ) -> None:
-    ledger = open_store(make_config(outside=outside))
+    store = open_store(make_config(outside=outside))
     with pytest.raises(UserError) as caught:
-        ledger.enqueue_start("table 1", table)
+        store.enqueue_start("table 1", table)
     (line,) = caught.value.lines
     assert line.startswith("start.recipes: table 1: ")
     assert all(text in line for text in texts)
 
 
 @pytest.mark.parametrize("values", [VALUES_INSIDE, VALUES_OUTSIDE], ids=["inside", "outside"])
-def test_a_study_that_goes_on_does_not_try_it_again(values: dict[str, Any]) -> None:
+def test_a_continued_study_does_not_try_a_start_again(values: dict[str, Any]) -> None:
     config = make_config(outside="try")
     stored = optuna.create_study(study_name="small", direction="maximize")
     flat = Recipe().replace(values).to_flat_dict()
@@ -261,7 +261,7 @@ def test_a_study_that_goes_on_does_not_try_it_again(values: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     "values", [VALUES_INSIDE, VALUES_OUTSIDE, {"batch_size": 100}], ids=["inside", "outside", "partly"]
 )
-def test_a_start_that_was_interrupted_comes_again_as_it_was(values: dict[str, Any]) -> None:
+def test_an_interrupted_start_is_tried_again_with_the_same_recipe(values: dict[str, Any]) -> None:
     config = make_config(outside="try")
     stored = optuna.create_study(study_name="small", direction="maximize")
     open_store(config, stored).enqueue_start("best.toml", values)
@@ -273,31 +273,31 @@ def test_a_start_that_was_interrupted_comes_again_as_it_was(values: dict[str, An
 @pytest.mark.parametrize("values", [VALUES_INSIDE, VALUES_OUTSIDE], ids=["inside", "outside"])
 def test_a_start_that_is_the_best_candidate_of_one_epoch_is_trained_in_full(values: dict[str, Any]) -> None:
     tables: dict[str, Any] = {"budget": {"trials": 5, "epochs": 3}, "pruner": {"name": "one-epoch", "survivors": 1}}
-    ledger = open_store(make_config(outside="try", **tables))
-    ledger.enqueue_start("best.toml", Recipe().replace(values).to_flat_dict())
-    first, *others = (run_next_trial(ledger, TrialState.COMPLETED, 0.9 - n / 10, 0.95, 0.96) for n in range(5))
+    store = open_store(make_config(outside="try", **tables))
+    store.enqueue_start("best.toml", Recipe().replace(values).to_flat_dict())
+    first, *others = (run_next_trial(store, TrialState.COMPLETED, 0.9 - n / 10, 0.95, 0.96) for n in range(5))
     survivor = others.pop()
-    assert [(row.state, row.epochs) for row in (first, *others)] == [(TrialState.PRUNED, 1)] * 4
+    assert [(record.state, record.epochs) for record in (first, *others)] == [(TrialState.PRUNED, 1)] * 4
     assert (survivor.state, survivor.epochs) == (TrialState.COMPLETED, 3)
     assert survivor.recipe == first.recipe
 
 
-def test_a_grid_takes_no_recipe_again_that_it_was_started_with() -> None:
+def test_a_grid_search_does_not_repeat_its_starts() -> None:
     space = {"common": {"batch_size": [64, 128]}, "cnn": {"depth": [1, 2], "width_2": [16, 32]}}
-    ledger = open_store(make_config(space, outside="try", sampler="grid"))
-    ledger.enqueue_start(
+    store = open_store(make_config(space, outside="try", sampler="grid"))
+    store.enqueue_start(
         "a.toml", Recipe().replace({"batch_size": 64, "model.depth": 2, "model.width_2": 32}).to_flat_dict()
     )
-    ledger.enqueue_start("b.toml", Recipe().replace({"batch_size": 100}).to_flat_dict())
-    rows = []
-    while not ledger.is_exhausted:
-        rows.append(run_next_trial(ledger))
-    assert [row.recipe.batch_size for row in rows[:2]] == [64, 100]
-    assert len({row.recipe.seed_independent_key() for row in rows}) == len(rows) == 2 * 3 + 1
-    assert [row.recipe.batch_size for row in rows].count(100) == 1
+    store.enqueue_start("b.toml", Recipe().replace({"batch_size": 100}).to_flat_dict())
+    records = []
+    while not store.is_exhausted:
+        records.append(run_next_trial(store))
+    assert [record.recipe.batch_size for record in records[:2]] == [64, 100]
+    assert len({record.recipe.seed_independent_key() for record in records}) == len(records) == 2 * 3 + 1
+    assert [record.recipe.batch_size for record in records].count(100) == 1
 
 
-# ------------------------------------------------------------------- ranges that grow, without training
+# ------------------------------------------------------------------- widened ranges, without training
 
 
 @pytest.fixture(scope="module")
@@ -321,22 +321,22 @@ WIDENED_DOMAINS = [
 
 
 @pytest.mark.parametrize(("name", "before", "after"), WIDENED_DOMAINS)
-def test_a_range_may_be_widened_while_a_study_lives(
+def test_the_range_of_an_existing_study_may_be_widened(
     url: str, tmp_path: Path, name: str, before: Any, after: Any
 ) -> None:
     old, new = (config_with_domain(name, domain, tmp_path.name) for domain in (before, after))
-    ledger = StudyStore.open(url, old)
-    ledger.runtime = StudyRuntime(Execution(), "float32")
-    rows = [run_next_trial(ledger) for _ in range(3)]
+    store = StudyStore.open(url, old)
+    store.runtime = StudyRuntime(Execution(), "float32")
+    records = [run_next_trial(store) for _ in range(3)]
     assert StudyStore.open(url, old).widened_ranges == []
 
-    ledger = StudyStore.open(url, new)
+    store = StudyStore.open(url, new)
     key = next(key for key in dict(new.domains()) if key.endswith(f".{name}"))
-    (line,) = ledger.widened_ranges
+    (line,) = store.widened_ranges
     assert line == f"{key} is wider now: {dict(new.domains())[key]}; it was {dict(old.domains())[key]}"
-    assert ledger.trial_records() == rows
+    assert store.trial_records() == records
     assert StudyStore.load(url, new.name).config == new
-    # It is said once: the study has the wider range now, and never gives it up.
+    # It is reported once: the study has the wider range now, and it cannot be narrowed.
     assert StudyStore.open(url, new).widened_ranges == []
     with pytest.raises(UserError):
         StudyStore.open(url, old)
@@ -357,7 +357,7 @@ def test_a_range_may_be_widened_while_a_study_lives(
         ("width_1", 8, [8, 16]),
     ],
 )
-def test_any_other_change_of_a_domain_is_refused_by_its_key(
+def test_any_other_change_of_a_domain_is_refused_with_its_key(
     url: str, tmp_path: Path, name: str, before: Any, after: Any
 ) -> None:
     old, new = (config_with_domain(name, domain, tmp_path.name) for domain in (before, after))
@@ -376,28 +376,28 @@ def test_any_other_change_of_a_domain_is_refused_by_its_key(
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "cmaes", "qmc"])
-def test_every_sampler_draws_from_a_range_that_was_widened(sampler: str) -> None:
+def test_every_sampler_samples_from_a_widened_range(sampler: str) -> None:
     stored = optuna.create_study(study_name="small", direction="maximize")
     settings_of = {"name": sampler} | ({"startup_trials": 2} if sampler in ("tpe", "gp", "cmaes") else {})
     narrow = make_config({"common": {"label_smoothing": {"low": 0.0, "high": 0.1}}}, sampler=settings_of)
     wide = make_config({"common": {"label_smoothing": {"low": 0.0, "high": 0.8}}}, sampler=settings_of)
 
-    def play(config: StudyConfig, count: int) -> list[float]:
-        ledger = open_store(config, stored)
-        drawn = []
+    def sampled_values(config: StudyConfig, count: int) -> list[float]:
+        store = open_store(config, stored)
+        values = []
         for _ in range(count):
-            trial = ledger.ask()
-            drawn.append(trial.recipe.label_smoothing)
+            trial = store.ask()
+            values.append(trial.recipe.label_smoothing)
             report = EpochReport(1, 1.0, 0.5, 1.0, trial.recipe.label_smoothing, 0.01, 1.0)
-            ledger.should_prune(trial, report)
-            ledger.tell(trial, TrialResult(TrialState.COMPLETED, (report,), 1.0), "")
-        return drawn
+            store.should_prune(trial, report)
+            store.tell(trial, TrialResult(TrialState.COMPLETED, (report,), 1.0), "")
+        return values
 
-    assert max(play(narrow, 6)) <= 0.1
-    assert max(play(wide, 12)) > 0.1
+    assert max(sampled_values(narrow, 6)) <= 0.1
+    assert max(sampled_values(wide, 12)) > 0.1
 
 
-# ------------------------------------------------------------------------- samplers exchanged in a file
+# ------------------------------------------------------------------------- other samplers
 
 STUDY_TEMPLATE = """
 name = "tuned"
@@ -423,7 +423,7 @@ UNNAMED_SAMPLER = "[sampler]\nstartup_trials = 5\ncandidates = 9\n"
 
 
 @pytest.mark.parametrize("table", [NAMED_SAMPLER, UNNAMED_SAMPLER], ids=["named", "by default"])
-def test_another_sampler_says_which_settings_it_leaves_behind(tmp_path: Path, table: str) -> None:
+def test_another_sampler_gives_a_warning_with_the_settings_that_it_ignores(tmp_path: Path, table: str) -> None:
     config = StudyConfig.load(write_study(tmp_path, after=table), {"sampler": "random"})
     assert config.sampler.name == "random"
     (line,) = config.warnings
@@ -432,7 +432,7 @@ def test_another_sampler_says_which_settings_it_leaves_behind(tmp_path: Path, ta
 
 
 @pytest.mark.parametrize("table", [NAMED_SAMPLER, UNNAMED_SAMPLER], ids=["named", "by default"])
-def test_the_sampler_that_the_file_has_keeps_its_settings(tmp_path: Path, table: str) -> None:
+def test_naming_the_sampler_of_the_file_keeps_its_settings(tmp_path: Path, table: str) -> None:
     path = write_study(tmp_path, after=table)
     config = StudyConfig.load(path, {"sampler": "tpe"})
     assert config == StudyConfig.load(path)
@@ -449,13 +449,13 @@ def test_the_sampler_that_the_file_has_keeps_its_settings(tmp_path: Path, table:
         ("", NAMED_SAMPLER, {}),
     ],
 )
-def test_where_nothing_is_left_behind_nothing_is_said(
+def test_a_sampler_that_ignores_no_setting_gives_no_warning(
     tmp_path: Path, before: str, after: str, overrides: dict[str, object]
 ) -> None:
     assert StudyConfig.load(write_study(tmp_path, before, after), overrides).warnings == ()
 
 
-def test_another_pruner_says_so_too(tmp_path: Path) -> None:
+def test_another_pruner_gives_a_warning_with_the_settings_that_it_ignores(tmp_path: Path) -> None:
     path = write_study(tmp_path, after="[pruner]\nmin_epochs = 2")
     (line,) = StudyConfig.load(path, {"pruner": "median"}).warnings
     for text in ("pruner.min_epochs", "'halving'", "'median'"):
@@ -515,9 +515,9 @@ def study_and_trial_runs(folder: Path, study: str) -> tuple[Run, list[Run]]:
     experiment = client.get_experiment_by_name("fmnist-search")
     assert experiment is not None
     found = [run for run in client.search_runs([experiment.experiment_id]) if run.data.tags.get("study") == study]
-    (whole,) = (run for run in found if run.data.tags["kind"] == "study")
+    (study_run,) = (run for run in found if run.data.tags["kind"] == "study")
     trials = [run for run in found if run.data.tags["kind"] == "trial"]
-    return whole, sorted(trials, key=lambda run: int(run.data.tags["trial"]))
+    return study_run, sorted(trials, key=lambda run: int(run.data.tags["trial"]))
 
 
 def load_store(folder: Path, name: str = "small") -> StudyStore:
@@ -540,7 +540,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
 
 @dataclass(frozen=True)
 class OwnStudy:
-    """A study of a test's own in the folder of all, whose stores are made already."""
+    """A study that one test uses, in the shared folder, whose stores exist already."""
 
     folder: Path
     name: str
@@ -557,7 +557,7 @@ class OwnStudy:
         return run_command(self.folder, "search", self.path.name, *options)
 
     def messages(self, *options: object) -> list[str]:
-        """What a search says of the study, line by line."""
+        """Run a search, and return its messages about the study, line by line."""
         outcome = self.search(*options)
         assert outcome.exit_code == 0, outcome.stderr
         prefix = f"{self.name}: "
@@ -572,7 +572,7 @@ def own(finished: FinishedStudy, tmp_path: Path) -> OwnStudy:
 
 
 def write_follow_up(folder: Path, name: str, start: str) -> Path:
-    """A study file in a folder of its own, like the small one but for its name and what it starts with."""
+    """Write a study file in a folder of its own, like the small one except for its name and its starts."""
     plans = folder / "plans"
     plans.mkdir(exist_ok=True)
     path = plans / f"{name}.toml"
@@ -583,27 +583,27 @@ def write_follow_up(folder: Path, name: str, start: str) -> Path:
 def test_a_study_starts_with_files_tables_studies_and_the_champion(finished: FinishedStudy) -> None:
     folder = finished.folder
     best, champion = load_store(folder), finished.run("status", "small", "--json").json["champion"]
-    best_row = max(best.trial_records(), key=lambda row: row.value or 0.0)
-    from_file = best_row.recipe.replace({"optimizer.learning_rate": 0.011, "batch_size": 100, "epochs": 7})
+    best_record = max(best.trial_records(), key=lambda record: record.value or 0.0)
+    from_file = best_record.recipe.replace({"optimizer.learning_rate": 0.011, "batch_size": 100, "epochs": 7})
     start = '[start]\nrecipes = ["good.toml", { model.width = 20, batch_size = 50 }, "study:small", "champion"]\n'
     write_follow_up(folder, "next", start)
     (folder / "plans" / "good.toml").write_text(recipe_to_toml(from_file))
 
     outcome = finished.run("search", "plans/next.toml", "--trials", 4)
     assert outcome.exit_code == 0, outcome.stderr
-    said = outcome.stderr.splitlines()
+    messages = outcome.stderr.splitlines()
     sources = ["plans/good.toml", "table 2", "the best of small", "champion"]
     for number, source in enumerate(sources):
-        assert any(line.startswith("next: ") and line.endswith(f"{source} is tried first") for line in said), number
+        assert any(line.startswith("next: ") and line.endswith(f"{source} is tried first") for line in messages), number
 
-    rows = load_store(folder, "next").trial_records()
-    assert searched_values(rows[0].recipe) == searched_values(from_file)
-    assert rows[0].recipe.epochs == 1
-    assert (rows[1].recipe.to_flat_dict()["model.width"], rows[1].recipe.batch_size) == (20, 50)
-    assert searched_values(rows[2].recipe) == searched_values(best_row.recipe)
-    # The best one was the champion's recipe: it is answered and not trained again.
-    assert champion["recipe"]["model.width"] == rows[2].recipe.to_flat_dict()["model.width"]
-    assert rows[3].duplicate_of == rows[2].number
+    records = load_store(folder, "next").trial_records()
+    assert searched_values(records[0].recipe) == searched_values(from_file)
+    assert records[0].recipe.epochs == 1
+    assert (records[1].recipe.to_flat_dict()["model.width"], records[1].recipe.batch_size) == (20, 50)
+    assert searched_values(records[2].recipe) == searched_values(best_record.recipe)
+    # The best recipe was the champion's: it is a duplicate and not trained again.
+    assert champion["recipe"]["model.width"] == records[2].recipe.to_flat_dict()["model.width"]
+    assert records[3].duplicate_of == records[2].number
     _, trials = study_and_trial_runs(folder, "next")
     assert [trial.data.tags.get("start") for trial in trials] == [*sources[:3], None]
 
@@ -613,7 +613,7 @@ def test_a_study_starts_with_files_tables_studies_and_the_champion(finished: Fin
     assert len(study_and_trial_runs(folder, "next")[1]) == 5
 
 
-def test_a_recipe_from_outside_is_refused_or_tried(finished: FinishedStudy) -> None:
+def test_a_start_outside_the_space_is_refused_or_tried_as_the_study_says(finished: FinishedStudy) -> None:
     folder = finished.folder
     write_follow_up(folder, "further", "")
     assert finished.run("search", "plans/further.toml", "--trials", 1).exit_code == 0
@@ -638,13 +638,13 @@ def test_a_recipe_from_outside_is_refused_or_tried(finished: FinishedStudy) -> N
     )
     assert tried.exit_code == 0
     assert "plans/large.toml is tried first, outside the space: model.width = 64" in tried.stderr
-    row = load_store(folder, "further").trial_records()[1]
-    assert searched_values(row.recipe) == searched_values(before[0].recipe.replace({"model.width": 64}))
+    record = load_store(folder, "further").trial_records()[1]
+    assert searched_values(record.recipe) == searched_values(before[0].recipe.replace({"model.width": 64}))
     board = finished.run("leaderboard", "further").stdout
     assert "mlp 64" in board
     found = {entry["number"]: entry for entry in finished.run("leaderboard", "further", "--json").json}
     assert found[1]["recipe"]["model.width"] == 64
-    assert found[1]["value"] == row.value
+    assert found[1]["value"] == record.value
 
 
 @pytest.mark.parametrize(
@@ -653,24 +653,24 @@ def test_a_recipe_from_outside_is_refused_or_tried(finished: FinishedStudy) -> N
         ("nowhere.toml", ["nowhere.toml: no such file"]),
         ("study:samll", ["samll", "did you mean 'small'"]),
         ("preset:lenett", ["'lenett'", "did you mean 'lenet'"]),
-        ("champion", ["'nobody' has no champion yet"]),
+        ("champion", ["'missing_model' has no champion yet"]),
     ],
 )
-def test_a_start_that_is_not_there_is_named_and_no_study_begun(
+def test_a_missing_start_is_named_and_no_study_is_created(
     finished: FinishedStudy, given_start: str, texts: list[str]
 ) -> None:
-    write_follow_up(finished.folder, "vain", "")
-    nobody = ["--set", "finalists.model_name=nobody"]
-    outcome = finished.run("search", "plans/vain.toml", "--start", given_start, *nobody)
+    write_follow_up(finished.folder, "missing", "")
+    missing_model = ["--set", "finalists.model_name=missing_model"]
+    outcome = finished.run("search", "plans/missing.toml", "--start", given_start, *missing_model)
     assert outcome.exit_code == 2
     (line,) = outcome.errors
     assert all(text in line for text in texts)
-    assert "does not exist here" in finished.run("status", "vain").stderr
+    assert "does not exist here" in finished.run("status", "missing").stderr
     listed = {row["study"]: row["trials"] for row in finished.run("studies", "list", "plans", "--json").json}
-    assert listed["vain"] is None
+    assert listed["missing"] is None
 
 
-def test_a_table_cannot_say_what_the_study_decides(finished: FinishedStudy) -> None:
+def test_a_table_cannot_have_values_that_are_constant_in_a_study(finished: FinishedStudy) -> None:
     write_follow_up(finished.folder, "decided", "[start]\nrecipes = [{ epochs = 5, model.depth = 1 }]\n")
     outcome = finished.run("search", "plans/decided.toml")
     assert outcome.exit_code == 2
@@ -678,16 +678,16 @@ def test_a_table_cannot_say_what_the_study_decides(finished: FinishedStudy) -> N
     assert "start.recipes: table 1: epochs: is the same in all trials of a study; leave it out" in line
 
 
-def test_a_study_begun_anew_may_start_with_the_best_of_the_one_that_is_put_aside(own: OwnStudy) -> None:
+def test_a_fresh_study_may_start_with_the_best_recipe_of_the_archived_one(own: OwnStudy) -> None:
     own.messages("--trials", 1)
     (old,) = own.trials
-    said = own.messages("--trials", 1, "--fresh", "--start", f"study:{own.name}")
-    assert f"the best of {own.name} is tried first" in said
+    messages = own.messages("--trials", 1, "--fresh", "--start", f"study:{own.name}")
+    assert f"the best of {own.name} is tried first" in messages
     (new,) = own.trials
     assert searched_values(new.recipe) == searched_values(old.recipe)
 
 
-def test_promoting_starts_nothing(finished: FinishedStudy) -> None:
+def test_a_promotion_ignores_starts_and_refits_on_all_images(finished: FinishedStudy) -> None:
     study = write_follow_up(finished.folder, "gone", '[start]\nrecipes = ["brief.toml"]\n')
     study.write_text(study.read_text().replace('refit = "none"', 'refit = "everything"'))
     brief = finished.folder / "plans" / "brief.toml"
@@ -717,44 +717,46 @@ STOP_CASES = [
 
 
 @pytest.mark.parametrize(("options", "tag", "words"), STOP_CASES, ids=[tag for _, tag, _ in STOP_CASES])
-def test_what_ends_a_study_is_said_and_on_record(own: OwnStudy, options: dict[str, Any], tag: str, words: str) -> None:
+def test_the_limit_that_ends_a_study_is_reported_and_stored(
+    own: OwnStudy, options: dict[str, Any], tag: str, words: str
+) -> None:
     arguments = set_options(**options)
-    said = own.messages(*arguments)
-    rows = own.trials
-    assert f"{len(rows)} new trials; {words}" in said
+    messages = own.messages(*arguments)
+    records = own.trials
+    assert f"{len(records)} new trials; {words}" in messages
     assert words in run_command(own.folder, "status", own.name).stdout
     assert run_command(own.folder, "status", own.name, "--json").json["ended_by"] == tag
     assert study_and_trial_runs(own.folder, own.name)[0].data.tags["ended_by"] == tag
-    assert_stopped_on_time(tag, rows)
+    assert_stopped_on_time(tag, records)
 
     assert f"nothing left to do; {words}" in own.messages(*arguments)
-    assert own.trials == rows
+    assert own.trials == records
 
 
-def assert_stopped_on_time(tag: str, rows: list[TrialRecord]) -> None:
+def assert_stopped_on_time(tag: str, records: list[TrialRecord]) -> None:
     """Assert that the study ended with the trial that reached the limit; test_stopping.py has all limits."""
     if tag == "target":
-        assert [row.state for row in rows] == [TrialState.COMPLETED]
+        assert [record.state for record in records] == [TrialState.COMPLETED]
     else:
-        assert [row.epochs for row in rows] == [2, 2]
+        assert [record.epochs for record in records] == [2, 2]
 
 
-def test_a_trial_whose_minutes_are_spent_is_pruned_and_says_so(own: OwnStudy) -> None:
+def test_a_trial_that_has_used_its_minutes_is_pruned_with_that_reason(own: OwnStudy) -> None:
     options = {"budget__trial_minutes": 1e-9, "budget__epochs": 3, "budget__trials": 1}
     outcome = own.search(*set_options(**options))
     assert outcome.exit_code == 3  # nothing has completed
-    (row,) = own.trials
-    assert (row.state, row.epochs) == (TrialState.PRUNED, 1)
-    assert row.reason == "its 1e-09 minutes were spent after epoch 1"
-    whole, (trial,) = study_and_trial_runs(own.folder, own.name)
-    assert trial.data.tags["reason"] == row.reason
-    assert whole.data.tags["ended_by"] == "trials"
+    (record,) = own.trials
+    assert (record.state, record.epochs) == (TrialState.PRUNED, 1)
+    assert record.reason == "its 1e-09 minutes were spent after epoch 1"
+    study_run, (trial,) = study_and_trial_runs(own.folder, own.name)
+    assert trial.data.tags["reason"] == record.reason
+    assert study_run.data.tags["ended_by"] == "trials"
 
 
-def test_a_study_that_goes_on_takes_wider_ranges_and_other_samplers_and_says_so(own: OwnStudy) -> None:
+def test_a_continued_study_takes_wider_ranges_and_other_samplers_and_reports_them(own: OwnStudy) -> None:
     two = ("--trials", 2)
     own.messages(*two)
-    rows = own.trials
+    records = own.trials
     wider = ("--set", f"{LEARNING_RATE}={{ low = 1e-3, high = 3e-2, log = true }}")
     line = f"space.common.{LEARNING_RATE} is wider now: 0.001 to 0.03, log; it was 0.003 to 0.03, log"
     assert line in own.messages(*two, *wider)
@@ -764,14 +766,14 @@ def test_a_study_that_goes_on_takes_wider_ranges_and_other_samplers_and_says_so(
         assert_single_error(refused, f"space.common.{LEARNING_RATE}: is ", "a range may be widened, nothing else")
     refused = own.search(*two, *wider, "--set", "batch_size=[50, 100, 200]")
     assert_single_error(refused, "space.common.batch_size: is 50, 100, 200 now and was 50, 100")
-    assert own.trials == rows
+    assert own.trials == records
 
-    left_behind = "sampler.startup_trials belongs to 'tpe' and does nothing for 'random'"
-    assert left_behind in own.messages(*two, *wider, "--sampler", "random")
+    ignored = "sampler.startup_trials belongs to 'tpe' and does nothing for 'random'"
+    assert ignored in own.messages(*two, *wider, "--sampler", "random")
     assert "cmaes samples independently: batch_size" in own.messages(*two, *wider, "--sampler", "cmaes")
-    # Every recipe of this space has everything, which is all that a Gaussian process asks for.
+    # No hyperparameter of this space is conditional, so the Gaussian process samples all of them.
     assert not any("samples independently" in line for line in own.messages(*two, *wider, "--sampler", "gp"))
-    assert own.trials == rows
+    assert own.trials == records
 
 
 def assert_single_error(outcome: CommandResult, *texts: str) -> None:
@@ -783,31 +785,31 @@ def assert_single_error(outcome: CommandResult, *texts: str) -> None:
 def test_one_epoch_trains_the_best_candidates_in_full(own: OwnStudy) -> None:
     options = ["--trials", 5, "--set", "budget.epochs=3", "--pruner", "one-epoch", "--set", "pruner.survivors=2"]
     own.messages(*options)
-    rows = own.trials
-    candidates, survivors = rows[:3], rows[3:]
-    assert [(row.state, row.epochs) for row in candidates] == [(TrialState.PRUNED, 1)] * 3
-    assert [(row.state, row.epochs) for row in survivors] == [(TrialState.COMPLETED, 3)] * 2
-    best = sorted(candidates, key=lambda row: (-(row.value or 0.0), row.number))[:2]
-    assert [row.recipe for row in survivors] == [row.recipe for row in best]
+    records = own.trials
+    candidates, survivors = records[:3], records[3:]
+    assert [(record.state, record.epochs) for record in candidates] == [(TrialState.PRUNED, 1)] * 3
+    assert [(record.state, record.epochs) for record in survivors] == [(TrialState.COMPLETED, 3)] * 2
+    best = sorted(candidates, key=lambda record: (-(record.value or 0.0), record.number))[:2]
+    assert [record.recipe for record in survivors] == [record.recipe for record in best]
     # The same seed on the same thread: the first epoch is the candidate's own.
-    assert [row.curve[0] for row in survivors] == [row.value for row in best]
-    whole, trials = study_and_trial_runs(own.folder, own.name)
-    assert [trial.data.tags.get("survivor_of") for trial in trials[3:]] == [str(row.number) for row in best]
-    assert whole.data.tags["ended_by"] == "trials"
+    assert [record.curve[0] for record in survivors] == [record.value for record in best]
+    study_run, trials = study_and_trial_runs(own.folder, own.name)
+    assert [trial.data.tags.get("survivor_of") for trial in trials[3:]] == [str(record.number) for record in best]
+    assert study_run.data.tags["ended_by"] == "trials"
     assert "nothing left to do; its budget of trials is spent" in own.messages(*options)
 
 
-def test_a_grid_is_searched_to_its_end_and_needs_no_other_budget(own: OwnStudy) -> None:
+def test_a_grid_search_ends_by_itself_and_needs_no_budget(own: OwnStudy) -> None:
     steps = "low = 0.01, high = 0.02, step = 0.01"
     text = own.path.read_text().replace("low = 3e-3, high = 3e-2, log = true", steps).replace("trials = 3\n", "")
     own.path.write_text(text.replace("{ low = 16, high = 32 }", "16"))
     assert "4 new trials; its space is exhausted" in own.messages("--sampler", "grid")
-    rows = own.trials
-    assert {(row.recipe.batch_size, row.recipe.optimizer.learning_rate) for row in rows} == {
+    records = own.trials
+    assert {(record.recipe.batch_size, record.recipe.optimizer.learning_rate) for record in records} == {
         (size, rate) for size in (50, 100) for rate in (0.01, 0.02)
     }
-    assert len(rows) == 4
+    assert len(records) == 4
     assert study_and_trial_runs(own.folder, own.name)[0].data.tags["ended_by"] == "exhausted"
     assert "nothing left to do; its space is exhausted" in own.messages("--sampler", "grid")
-    # Without the grid nothing would end it.
+    # Another sampler needs a limit.
     assert "budget: a study needs an end" in own.search("--sampler", "random").stderr

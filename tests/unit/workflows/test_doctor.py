@@ -1,4 +1,4 @@
-"""Tests of `workflows.doctor`."""
+"""The checks of `fmnist-search doctor`."""
 
 from __future__ import annotations
 

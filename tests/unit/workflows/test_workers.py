@@ -43,11 +43,11 @@ def test_a_study_reports_workers_that_do_not_fit() -> None:
             messages.append(text)
 
     messages: list[str] = []
-    config = make_study(execution={"workers": 10_000, "device": "cpu"})
+    config = make_study(execution={"workers": 1_024, "device": "cpu"})
     sizes: list[int] = []
     start_workers(config, Messages(), lambda _, size: sizes.append(size))  # type: ignore[arg-type, return-value]
-    assert sizes[0] < 10_000
-    assert messages[0].startswith(f"{config.name}: execution.workers: 10000 with ")
+    assert sizes[0] < 1_024
+    assert messages[0].startswith(f"{config.name}: execution.workers: 1024 with ")
 
 
 def test_devices_are_resolved_without_torch_as_with_it() -> None:
