@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -131,14 +132,23 @@ def run_process() -> None:
 
 @dataclass(frozen=True)
 class CommandSettings:
-    """Settings of all commands that have no option. With `plots` false, no figures are rendered."""
+    """Settings of all commands that have no option.
+
+    With `plots` false, no figures are rendered. `replace_process` starts a server in place of this process.
+    """
 
     plots: bool = True
+    replace_process: Callable[[str, list[str]], object] = os.execv
+
+
+def command_settings(context: typer.Context) -> CommandSettings:
+    """Return the settings that `main` was given."""
+    return context.obj if isinstance(context.obj, CommandSettings) else CommandSettings()
 
 
 def plots_enabled(context: typer.Context) -> bool:
     """Return whether a command renders figures into the runs that it writes."""
-    return not isinstance(context.obj, CommandSettings) or context.obj.plots
+    return command_settings(context).plots
 
 
 def tracking_options(context: typer.Context, *, enabled: bool = True) -> TrackingOptions:

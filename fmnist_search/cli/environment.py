@@ -14,6 +14,7 @@ from fmnist_search.cli.app import (
     TrackingUriOption,
     WorkdirOption,
     app,
+    command_settings,
     image_source,
     make_workspace,
 )
@@ -23,6 +24,7 @@ from fmnist_search.recipe.datasets import DATASETS, DEFAULT_DATASET, get_dataset
 
 @app.command()
 def ui(
+    context: typer.Context,
     port: Annotated[int, typer.Option(help="Port of the server on this machine.", min=1, max=65535)] = 5000,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
@@ -47,7 +49,7 @@ def ui(
     # One worker starts in 7 s instead of 20 (2 cores, once each). The jobs are for language models.
     arguments += ["--workers", "1"]
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", *arguments])
+    command_settings(context).replace_process(sys.executable, [sys.executable, "-m", "mlflow", "ui", *arguments])
 
 
 @app.command()
