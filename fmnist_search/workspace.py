@@ -12,7 +12,7 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlparse
+from urllib.parse import ParseResult, unquote, urlparse
 
 from fmnist_search.errors import UserError
 from fmnist_search.files import private_temporary_folder
@@ -179,7 +179,7 @@ def resolve_tracking_uri(given: str | None = None) -> str:
 
     Raises:
         UserError: if no store is named and the current folder holds MLflow's old file store, which MLflow would take;
-            if the store is a database in memory.
+            if the store is a database in memory, or its address is malformed.
     """
     uri = given or os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None and any(Path("mlruns").glob("[0-9]*/meta.yaml")):
@@ -192,9 +192,19 @@ def resolve_tracking_uri(given: str | None = None) -> str:
         return sqlite_uri(Path("mlflow.db"))
     database = sqlite_path(uri)
     if database is None:
+        _parse_address(uri)
         return uri
     _, mark, query = uri.partition("?")
     return sqlite_uri(database) + mark + query
+
+
+def _parse_address(uri: str) -> ParseResult:
+    try:
+        return urlparse(uri)
+    except ValueError as error:  # brackets that enclose no IPv6 address
+        raise UserError(
+            f"tracking {uri}: is not an address ({error}); check MLFLOW_TRACKING_URI or --tracking-uri"
+        ) from None
 
 
 def sqlite_uri(path: Path) -> str:
@@ -253,7 +263,7 @@ def resolve_workdir(tracking_uri: str, given: str | Path | None = None) -> Path:
     database = sqlite_path(tracking_uri)
     if database:
         return database.parent / APP_NAME
-    server = urlparse(tracking_uri)
+    server = _parse_address(tracking_uri)
     parts = [server.netloc.rpartition("@")[2], *server.path.split("/")]
     import platformdirs
 

@@ -59,9 +59,10 @@ def _resolve_with_torch(device: str, threads: int) -> tuple[str, int]:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # devices such as "meta" have no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
             f"device: {device!r} cannot be used here ({first_line(error)}); use --device cpu or auto"
         ) from error
+    device = "cpu" if torch.device(device).type == "cpu" else device
     return device, threads or torch.get_num_threads()

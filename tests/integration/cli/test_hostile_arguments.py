@@ -56,17 +56,34 @@ NAMES = [
     "schema_version",
 ]  # fmt: skip
 
-NUMBERS = ["-1", "0", "1", "1.5", "²", "٣", "1e3", "1e-320", "nan", "inf", "0x10", "1_000", "9" * 25, "9" * 5_000, "[" * 1_000]
-WORDS = ["true", "None", "auto", "best", "champion", "cpu", "meta", "cuda:99", "tpe", "none", "lenet", "mnist", "{}", "[]", "a = 1"]
+NUMBERS = ["-1", "0", "1", "1.5", "²", "٣", "1e3", "1e-320", "nan", "inf", "0x10", "1_000", "9" * 25, "9" * 5_000]
+WORDS = ["true", "None", "auto", "best", "champion", "cpu", "meta", "cuda:99", "tpe", "none", "lenet", "mnist"]
+SYNTAX = [
+    "{}",
+    "[]",
+    "a = 1",
+    "[" * 1_000,
+    "*.toml",
+    "a\nb",
+    "a\x1b[31mb",
+    "\udcff",
+    "$(id)",
+    "'",
+    ":",
+    "1,nan",
+    "1,1",
+    "f" * 32,
+]
 PATHS = [
-    ".", "..", "~", "golden.toml", "golden.toml/x", "/proc/nothing/x.png", "/dev/null/x", "nowhere/none.png", "x" * 300,
-    "fmnist-search", "mlflow.db", "mlruns/", "*.toml", "a\nb", "a\x1b[31mb", "\udcff", "$(id)", "'", "preset:nothing", "study:nothing",
+    ".", "..", "~", "golden.toml", "golden.toml/x", "/proc/nothing/x.png", "/dev/null/x", "nowhere/none.png",
+    "x" * 300, "fmnist-search", "mlflow.db", "mlruns/", "preset:nothing", "study:nothing", "0:100000000000", "0:1",
 ]  # fmt: skip
 ADDRESSES = [
-    "models:/", "models:/x@y", "models:/fmnist-search/99999999999999999999", "models:/fmnist-search@champion", "runs:/x",
-    "http://127.0.0.1:1", "http://[", "http://", "https://x:y", "sqlite://", "sqlite:///", "sqlite:///golden.toml", "file:///x",
-    "nothing://x", "databricks", "f" * 32, "0:100000000000", "0:1", "1:0", ":", "1,nan", "1," * 3,
+    "models:/", "models:/x@y", "models:/fmnist-search/99999999999999999999", "models:/fmnist-search@champion",
+    "runs:/x", "http://127.0.0.1:1", "http://[", "http://", "https://x:y", "sqlite://", "sqlite:///",
+    "sqlite:///golden.toml", "file:///x", "nothing://x", "databricks",
 ]  # fmt: skip
+TEXTS = [*NUMBERS, *WORDS, *SYNTAX, *PATHS, *ADDRESSES]
 
 
 def safe_texts() -> st.SearchStrategy[str]:
@@ -74,7 +91,7 @@ def safe_texts() -> st.SearchStrategy[str]:
     characters = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
     random = st.text(characters, max_size=20).filter(lambda text: not text.startswith("/") and ".." not in text)
     numbers = st.one_of(st.integers().map(str), st.floats().map(str))
-    return st.one_of(st.sampled_from([*NUMBERS, *WORDS, *PATHS, *ADDRESSES]), random, numbers)
+    return st.one_of(st.sampled_from(TEXTS), random, numbers)
 
 
 class Parameter(NamedTuple):
@@ -148,7 +165,7 @@ def run(folder: Path, words: list[str]) -> Outcome:
     handler = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     os.environ.clear()
-    os.environ.update(clean_environment())
+    os.environ.update(clean_environment(XDG_DATA_HOME=str(folder / "home")))
     os.chdir(folder)
     started, code = time.process_time(), None
     try:
@@ -183,8 +200,25 @@ def check(project: Path, parameter: Parameter, text: str) -> None:
     assert outcome.cpu_seconds < CPU_SECONDS, (words, outcome)
 
 
-FOUND: list[tuple[str, str, str]] = [
+FOUND = [
+    ("doctor", "tracking_uri", "http://["),
+    ("evaluate", "model", ""),
+    ("models recipes", "folder", "/proc/nothing/x"),
+    ("predict", "model", "http://127.0.0.1:1"),
+    ("predict", "test_images", "0:100000000000"),
+    ("search", "device", "meta"),
+    ("search", "minutes", "1e-320"),
+    ("search", "settings", f"batch_size={'9' * 5_000}"),
+    ("search", "settings", f"batch_size={'[' * 1_000}"),
+    ("search", "settings", "seed=9223372036854775808"),
+    ("search", "threads", "9999"),
+    ("search", "trials", "99999999999999999999999"),
+    ("search", "workers", "²"),
+    ("train", "epochs", "0"),
+    ("train", "resume", ""),
+    ("train", "seeds", "99999999999999999999999"),
 ]
+"""Texts that once ended in an unexpected error, were ignored, or kept a command from ending."""
 
 
 @pytest.mark.parametrize(("command", "name", "text"), FOUND, ids=lambda value: value[:30])
@@ -200,7 +234,7 @@ def test_hostile_texts_are_refused_in_one_line(project: Path, parameter: Paramet
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parameter", PARAMETERS, ids=" ".join)
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=safe_texts(), set_name=st.sampled_from(NAMES))
 def test_many_hostile_texts_are_refused_in_one_line(
     project: Path, parameter: Parameter, text: str, set_name: str

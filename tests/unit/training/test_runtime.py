@@ -48,6 +48,12 @@ def test_defaults_are_those_of_the_machine() -> None:
     assert found.device == ("cuda" if torch.cuda.is_available() else "cpu")
     assert found.threads == torch.get_num_threads()
     assert resolve_execution("cpu", threads=1) == Execution(device="cpu", threads=1)
+    assert resolve_execution("cpu:0", threads=1) == Execution(device="cpu", threads=1)
+
+
+def test_more_threads_than_cpus_are_refused() -> None:
+    with pytest.raises(UserError, match=r"threads: 9999 is more than the [0-9]+ CPUs of this machine; give at most"):
+        resolve_execution("cpu", threads=9_999)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +62,7 @@ def test_defaults_are_those_of_the_machine() -> None:
         pytest.param("cuda", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")),
         "cuda:99",
         "gpu",
+        "meta",
         "",
     ],
 )
