@@ -1,7 +1,7 @@
 """Folders that an earlier version wrote are read and continued, and --json prints what it printed then.
 
 `tests/golden` holds such a folder with the outputs, and the script that made them. Apart from the command line, these
-tests use nothing of the package, so that they run against any version of it.
+tests use nothing of the package, so that they do not change with it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 from optuna.trial import FrozenTrial
 
-from fmnist_search.cli import main
+from fmnist_search.cli.app import CommandSettings, main
 from tests.golden.project import Output, is_same_machine, normalised, read_outputs, unpack
 
 OUTPUTS = read_outputs()
@@ -76,7 +76,7 @@ class Printed:
 
 
 def run(folder: Path, *arguments: object) -> Printed:
-    """Run a command in a folder, within this process: the imports take longer than most commands."""
+    """Run a command in a folder, within this process and without figures: imports and figures would take longest."""
     stdout, stderr, code = io.StringIO(), io.StringIO(), 0
     with (
         mock.patch.dict(os.environ),
@@ -87,7 +87,7 @@ def run(folder: Path, *arguments: object) -> Printed:
         for name in [name for name in os.environ if name.startswith(("MLFLOW_", "FMNIST_"))]:
             del os.environ[name]
         try:
-            main([*map(str, arguments)])
+            main([*map(str, arguments)], CommandSettings(plots=False))
         except SystemExit as ended:
             code = int(ended.code or 0)
     return Printed(code, stdout.getvalue(), stderr.getvalue())

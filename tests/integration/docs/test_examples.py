@@ -12,6 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.workflows.settings import RunOptions, TrackingOptions
 from tests.integration.conftest import FinishedStudy
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -22,16 +23,31 @@ def code_blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
 
 
+# Figures and worker processes take most of the time of the examples, and other tests have them.
+CHEAPER = {
+    '{"train_images": 2000, "validation": 2000}': '{"train_images": 500, "validation": 500}',
+    "run_study(config": "run_study(config, tracking=TrackingOptions(plot_interval=None)",
+    "train(recipe)": "train(recipe, run_options=RunOptions(plots=False))",
+    '"finalists": {': '"execution": {"workers": 1}, "finalists": {',
+}
+
+
+@pytest.mark.parametrize(
+    "changes", [CHEAPER, pytest.param({}, marks=pytest.mark.slow)], ids=["one thread, no figures", "as they stand"]
+)
 def test_the_python_examples_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    changes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    names: dict[str, object] = {}
+    names: dict[str, object] = {"TrackingOptions": TrackingOptions, "RunOptions": RunOptions}
     blocks = code_blocks("python-api.md", "python")
     assert len(blocks) == 3
     assert len(blocks[0].strip().splitlines()) <= 22
+    for before in changes:
+        assert any(before in block for block in blocks)
     for block in blocks:
+        for before, after in changes.items():
+            block = block.replace(before, after)
         exec(block, names)
     assert "cnn" in capsys.readouterr().out
     assert (tmp_path / "mlflow.db").exists()
