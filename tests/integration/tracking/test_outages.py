@@ -321,7 +321,8 @@ def test_a_store_of_another_version_is_refused_with_the_remedy(study_folder: Pat
         database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")  # the very first
         database.commit()
     (line,) = run_command(study_folder, "search", "tiny.toml").errors
-    assert "mlflow db upgrade" in line
+    assert "was created by another version of MLflow" in line
+    assert f"`mlflow db upgrade sqlite:///{study_folder}/mlflow.db`" in line
 
 
 def test_an_experiment_that_was_deleted_is_refused_with_the_remedy(study_folder: Path) -> None:
