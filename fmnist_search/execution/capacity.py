@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+from fmnist_search.cgroup import available_cpus, available_memory
 from fmnist_search.recipe.execution import Execution
 
 WORKER_MEMORY_BYTES = 1_200 * 2**20
@@ -21,12 +23,13 @@ class HostResources(NamedTuple):
     free_memory: int
 
     @classmethod
-    def detect(cls) -> HostResources:
-        """Return this machine's resources, within the limits of its container."""
+    def detect(cls, root: Path = Path("/")) -> HostResources:
+        """Return this machine's resources, within the limits of its container; `root` has its folders proc and sys."""
         import joblib
         import psutil  # imported here: a machine on which only the engine is measured has neither
 
-        return cls(joblib.cpu_count(), psutil.virtual_memory().available)
+        cores = min(joblib.cpu_count(), available_cpus(root))
+        return cls(cores, int(min(psutil.virtual_memory().available, available_memory(root))))
 
 
 def worker_count(

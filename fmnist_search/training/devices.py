@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from fmnist_search.cgroup import available_cpus
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.text import first_line
@@ -21,7 +22,7 @@ def resolve_execution(
 
     Args:
         device: A torch device, or "auto" for CUDA if there is a GPU and the CPU otherwise.
-        threads: Intra-op threads on the CPU; 0 for torch's own number.
+        threads: Intra-op threads on the CPU; 0 for torch's own number, within the quota of a container.
         engine: "plain", or "graph" for captured CUDA graphs.
         deterministic: Whether to use deterministic algorithms only.
 
@@ -65,4 +66,4 @@ def _resolve_with_torch(device: str, threads: int) -> tuple[str, int]:
             f"device: {device!r} cannot be used here ({first_line(error)}); use --device cpu or auto"
         ) from error
     device = "cpu" if torch.device(device).type == "cpu" else device
-    return device, threads or torch.get_num_threads()
+    return device, threads or min(torch.get_num_threads(), available_cpus())
