@@ -55,13 +55,9 @@ def autotune(execution: Execution, precision: str = "auto", probe: Probe = DEFAU
         probe: The length of each measurement.
     """
     device = torch.device(execution.device)
-    precisions = PRECISIONS if precision == "auto" else (precision,)
-    if device.type == "cuda":
-        if not torch.cuda.is_bf16_supported(including_emulation=False):
-            precisions = precisions[:1]
-        formats: Sequence[str] = ("channels_last",)
-    else:
-        formats = MEMORY_FORMATS
+    fastest_possible = PRECISIONS if has_bfloat16(device) else PRECISIONS[:1]
+    precisions = fastest_possible if precision == "auto" else (precision,)
+    formats: Sequence[str] = ("channels_last",) if device.type == "cuda" else MEMORY_FORMATS
     candidates = list(itertools.product(precisions, formats))
     if len(candidates) > 1:
         chosen = choose_fastest(_measure_step_seconds(execution, candidates, probe))
@@ -69,6 +65,15 @@ def autotune(execution: Execution, precision: str = "auto", probe: Probe = DEFAU
         chosen = candidates[0]
     allocator = _choose_allocator(device, probe)
     return dataclasses.replace(execution, memory_format=chosen[1], allocator=allocator), chosen[0]
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Return whether torch has instructions for bfloat16 on a device. Without them it is emulated, which is slow."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu" and hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported"):
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return True
 
 
 def choose_fastest(seconds: Mapping[Candidate, float]) -> Candidate:

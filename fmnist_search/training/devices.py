@@ -13,6 +13,8 @@ from fmnist_search.recipe.execution import Execution
 from fmnist_search.text import first_line
 
 AMD_DRIVER = Path("/dev/kfd")
+MAX_REASON = 150
+"""Characters of torch's reason that are shown; for a missing backend it lists all others."""
 
 
 def resolve_execution(
@@ -62,8 +64,21 @@ def _resolve_with_torch(device: str, threads: int) -> tuple[str, int]:
     try:
         torch.zeros(1, device=device).item()  # devices such as "meta" have no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(
-            f"device: {device!r} cannot be used here ({first_line(error)}); use --device cpu or auto"
-        ) from error
+        raise UserError(f"device: {device!r} cannot be used here ({_reason(device, error)}") from error
     device = "cpu" if torch.device(device).type == "cpu" else device
     return device, threads or min(torch.get_num_threads(), available_cpus())
+
+
+def _reason(device: str, error: Exception) -> str:
+    """Return why a device cannot be used, and what to do."""
+    import torch
+
+    remedy, backend = "use --device cpu or auto", device.partition(":")[0]
+    missing = {
+        "cuda": torch.version.cuda is None and torch.version.hip is None,
+        "mps": not torch.backends.mps.is_built(),
+    }
+    if missing.get(backend):
+        name = backend.upper()
+        return f"torch {torch.__version__} is built without {name}); install a build with {name}, or {remedy}"
+    return f"{first_line(error)[:MAX_REASON]}); {remedy}"

@@ -23,7 +23,7 @@ from fmnist_search.training.loop import ProgressCallback
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.settings import RunOptions
 from fmnist_search.workflows.training_session import open_training_session, resolve_settings
-from fmnist_search.workflows.tuning import tuned
+from fmnist_search.workflows.tuning import precision_warning, tuned
 from fmnist_search.workspace import Workspace
 
 ORIGINS_FILE = "recipe_origins.csv"
@@ -70,7 +70,7 @@ def train(
     _check_output(run_options.output)
     # Only the precision is measured, and the recipe records it: a run that is trained again gives the same values.
     resolved = resolve_settings(execution)
-    recipe = _with_precision(recipe, execution.precision, resolved)
+    recipe = _with_precision(recipe, execution.precision, resolved, callback)
     with open_training_session(
         workspace, resolved, callback, experiment=run_options.experiment, plots=run_options.plots
     ) as session:
@@ -148,7 +148,7 @@ def train_seeds(
     """
     check_size(recipe.model)
     resolved = resolve_settings(execution, threads=1)
-    recipe = _with_precision(recipe, execution.precision, resolved)
+    recipe = _with_precision(recipe, execution.precision, resolved, callback)
     name = run_options.name or recipe.label
     recipes = [recipe.replace({"seed": recipe.seed + number}) for number in range(seeds)]
     with (
@@ -166,11 +166,15 @@ def train_seeds(
     return seed_results
 
 
-def _with_precision(recipe: Recipe, precision: str | None, execution: Execution) -> Recipe:
-    """Return the recipe with another precision, if one is given; "auto" measures this machine."""
-    if precision is None:
-        return recipe
-    return recipe.replace({"precision": tuned(execution)[1] if precision == "auto" else precision})
+def _with_precision(
+    recipe: Recipe, precision: str | None, execution: Execution, callback: StudyCallback | None
+) -> Recipe:
+    """Return the recipe with another precision, if one is given; "auto" measures this machine. Report a slow one."""
+    if precision is not None:
+        recipe = recipe.replace({"precision": tuned(execution)[1] if precision == "auto" else precision})
+    if callback and (warning := precision_warning(execution, recipe.precision)):
+        callback.on_message(warning)
+    return recipe
 
 
 def _log_seed_results(parent: RunLogger, seed_results: SeedResults) -> None:

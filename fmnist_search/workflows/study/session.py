@@ -45,6 +45,7 @@ from fmnist_search.workflows.study.search_loop import SearchLoop
 from fmnist_search.workflows.study.stopping import current_stop_reason
 from fmnist_search.workflows.study.trial_job import SearchContext
 from fmnist_search.workflows.study.warm_start import WarmStart, load_warm_starts
+from fmnist_search.workflows.tuning import precision_warning
 from fmnist_search.workspace import Workspace
 
 
@@ -98,6 +99,8 @@ def open_session(
             runtime = resolve_runtime(config, backend.execution)
         study_store = _open_study_store(workspace, config, fresh=options.fresh)
         study_store.runtime = runtime
+        if warning := precision_warning(runtime.execution, runtime.precision):
+            callback.on_message(f"{config.name}: {warning}")
         backend.configure(runtime.execution)
         images = images.to(runtime.execution.device)
         if mlflow_store:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from fmnist_search.cgroup import available_cpus
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.training.autotune import Probe, autotune
@@ -203,3 +204,29 @@ def test_allocator_is_restored_after_it_was_measured(execution: Execution) -> No
     assert retains_freed_memory(FEW)
     release_freed_memory()
     assert not retains_freed_memory(MANY)
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps", "tpu"])
+def test_a_device_that_torch_was_built_without_is_refused_in_one_short_line(device: str) -> None:
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        pass
+    else:
+        pytest.skip("this machine has the device")
+    with pytest.raises(
+        UserError, match=rf"^device: '{device}' cannot be used here .*use --device cpu or auto$"
+    ) as found:
+        resolve_execution(device)
+    assert len(str(found.value)) < 300
+    is_missing = {"cuda": torch.version.cuda is None, "mps": not torch.backends.mps.is_built(), "tpu": False}[device]
+    assert (f"is built without {device.upper()}" in str(found.value)) == is_missing
+
+
+def test_a_container_with_a_quota_gets_no_more_threads_than_its_cpus() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(64)
+    try:
+        assert resolve_execution("cpu").threads == available_cpus()
+    finally:
+        torch.set_num_threads(threads)
