@@ -1,0 +1,61 @@
+"""Processes that use a new folder at the same time: none fails while MLflow's and Optuna's tables are made."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from fmnist_search.tracking.store import MlflowStore
+from fmnist_search.tracking.study_runs import open_study_run
+from tests.integration.conftest import TINY_STUDY, start_command
+
+PROCESS_COUNT = 3
+
+
+def open_new_store(uri: str, study: str, barrier: Any) -> None:
+    barrier.wait()
+    store = MlflowStore(uri, "new")
+    run = open_study_run(store, study, None)
+    store.save_trials_view(run.run_id, ["optimizer.learning_rate"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_template", [False, True])
+def test_a_new_store_is_opened_by_several_processes_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_template: bool
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if has_template:
+        MlflowStore(f"sqlite:///{tmp_path / 'earlier.db'}", "earlier")
+    context = multiprocessing.get_context("spawn")
+    uri, barrier = f"sqlite:///{tmp_path / 'mlflow.db'}", context.Barrier(PROCESS_COUNT)
+    processes = [
+        context.Process(target=open_new_store, args=(uri, f"study {number}", barrier))
+        for number in range(PROCESS_COUNT)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * PROCESS_COUNT
+    client = MlflowClient(uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    assert len(experiments) == 2
+    assert len(client.search_runs(experiments)) == PROCESS_COUNT
+
+
+@pytest.mark.slow
+def test_two_first_searches_in_a_folder_each_register_their_champion(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.toml").write_text(TINY_STUDY.replace('name = "tiny"', f'name = "{name}"'))
+    cache = str(tmp_path / "cache")
+    searches = [start_command(tmp_path, "search", f"{name}.toml", XDG_CACHE_HOME=cache) for name in ("one", "two")]
+    outputs = [search.communicate(timeout=300) for search in searches]
+    assert [search.returncode for search in searches] == [0, 0], outputs
+    assert all("registered as models:/fmnist-search/" in stdout for stdout, _ in outputs)
+    versions = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").search_model_versions("name='fmnist-search'")
+    assert {version.tags["study"] for version in versions} == {"one", "two"}
