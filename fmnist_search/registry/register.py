@@ -37,11 +37,23 @@ def check_model_name(client: MlflowClient, name: str) -> None:
         client.get_registered_model(name)
     except MlflowException as error:  # the same for a name that does not exist and for a prompt
         if error.error_code == "PERMISSION_DENIED":
-            raise
+            _reserve_name(client, name, error)
+            return
         if client.get_prompt(name):
             raise UserError(
                 f"finalists.model_name: {name!r} is the name of a prompt in MLflow; choose another (--model-name)"
             ) from None
+
+
+def _reserve_name(client: MlflowClient, name: str, denied: MlflowException) -> None:
+    """Create the registered model if there is none, else raise `denied`.
+
+    A server that hides what a user may not read also hides whether it exists, until one creates it.
+    """
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        raise denied from error
 
 
 def probe_registration(client: MlflowClient, name: str) -> None:
