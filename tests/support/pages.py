@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import tomli_w
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 _BLOCK = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```", re.DOTALL | re.MULTILINE)
-_INLINE = re.compile(r"(?<!`)`(?P<text>[^`]+)`(?!`)")
+_TEXT_PART = re.compile(r"^#+ (?P<heading>.+)$|(?<!`)`(?P<code>[^`]+)`(?!`)", re.MULTILINE)
 _PROGRAM = "fmnist-search"
 
 
@@ -21,6 +24,7 @@ class Snippet:
     """A command line, or a block of code in another language, and where it is shown."""
 
     page: str
+    section: str
     line: int
     language: str
     text: str
@@ -33,18 +37,17 @@ def page_snippets(page: Path) -> list[Snippet]:
     """Return what a page shows, in its order: command lines, also those within sentences, and blocks of code."""
     text, name = page.read_text(encoding="utf-8"), page.relative_to(ROOT).as_posix()
     found: list[Snippet] = []
-    end = 0
-    for block in _BLOCK.finditer(text):
-        found += _inline_commands(name, text, end, block.start())
-        first = text.count("\n", 0, block.start("text")) + 1
-        if block["language"] == "console":
-            for number, line in enumerate(block["text"].splitlines()):
-                if line.startswith("$ "):
-                    found.append(Snippet(name, first + number, "console", _without_comment(line[2:])))
-        else:
-            found.append(Snippet(name, first, block["language"], block["text"]))
-        end = block.end()
-    return [*found, *_inline_commands(name, text, end, len(text))]
+    section, end = "", 0
+    for block in [*_BLOCK.finditer(text), None]:
+        start = block.start() if block else len(text)
+        for part in _TEXT_PART.finditer(text, end, start):
+            section = part["heading"] or section
+            if part["code"] and (command := _inline_command(part["code"])):
+                found.append(Snippet(name, section, text.count("\n", 0, part.start()) + 1, "console", command))
+        if block:
+            found += _block_snippets(name, section, text.count("\n", 0, block.start("text")) + 1, block)
+            end = block.end()
+    return found
 
 
 def all_commands() -> list[Snippet]:
@@ -58,12 +61,33 @@ def program_arguments(command: str) -> list[str] | None:
     return words[1:] if words and words[0] == _PROGRAM else None
 
 
-def _inline_commands(page: str, text: str, start: int, end: int) -> Iterator[Snippet]:
-    """Yield the command lines within sentences: the name of this program, or `python -m`, and arguments."""
-    for span in _INLINE.finditer(text, start, end):
-        command = " ".join(span["text"].split())
-        if command.startswith((f"{_PROGRAM} ", "python -m ", "mlflow run ", "make ")):
-            yield Snippet(page, text.count("\n", 0, span.start()) + 1, "console", command)
+def reduce_study_files(folder: Path) -> None:
+    """Give the study files of a folder small budgets; everything else stays as written."""
+    for path in [*folder.glob("*.toml"), *folder.glob("studies/*.toml")]:
+        tables: dict[str, Any] = tomllib.loads(path.read_text())
+        if "space" in tables:
+            tables["budget"] = {"trials": 2, "epochs": 1}
+            tables["data"] = {**tables.get("data", {}), "train_images": 1200, "validation": 500}
+            recipes = int(tables["name"] == "quick")
+            tables["finalists"] = {"recipes": recipes, "seeds": 1, "epochs": 1, "images": "slice", "refit": "none"}
+            path.write_text(tomli_w.dumps(tables))
+
+
+def _block_snippets(page: str, section: str, first: int, block: re.Match[str]) -> list[Snippet]:
+    """Return the command lines of a block of the console, or the block of another language."""
+    if block["language"] != "console":
+        return [Snippet(page, section, first, block["language"], block["text"])]
+    return [
+        Snippet(page, section, first + number, "console", _without_comment(line[2:]))
+        for number, line in enumerate(block["text"].splitlines())
+        if line.startswith("$ ")
+    ]
+
+
+def _inline_command(code: str) -> str | None:
+    """Return the command line that stands within a sentence, or None if the code is something else."""
+    command = " ".join(code.split())
+    return command if command.startswith((f"{_PROGRAM} ", "python -m ", "mlflow run ", "make ")) else None
 
 
 def _without_comment(line: str) -> str:
