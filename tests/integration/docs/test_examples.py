@@ -1,71 +1,67 @@
-"""The examples of the docs run as they stand."""
+"""The commands, study files and searches that README and docs show are valid; test_pages.py runs them."""
 
 from __future__ import annotations
 
-import json
-import re
 import tomllib
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Any
 
-import mlflow
 import pytest
+import typer
 from mlflow import MlflowClient
+from typer.exceptions import TyperException
 
+from fmnist_search.cli import app
 from fmnist_search.config.study_config import StudyConfig
-from fmnist_search.workflows.settings import RunOptions, TrackingOptions
 from tests.integration.conftest import FinishedStudy
+from tests.support.pages import PAGES, ROOT, all_commands, page_snippets, program_arguments
 
-DOCS = Path(__file__).parents[3] / "docs"
-
-
-def code_blocks(page: str, language: str) -> list[str]:
-    """The blocks of a page in a language."""
-    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
-
-
-# Figures and worker processes take most of the time of the examples, and other tests have them.
-CHEAPER = {
-    '{"train_images": 2000, "validation": 2000}': '{"train_images": 500, "validation": 500}',
-    "run_study(config": "run_study(config, tracking=TrackingOptions(plot_interval=None)",
-    "train(recipe)": "train(recipe, run_options=RunOptions(plots=False))",
-    '"finalists": {': '"execution": {"workers": 1}, "finalists": {',
-}
+Command = Any  # of Typer's copy of click, whose classes it does not export
+PROGRAM: Command = typer.main.get_command(app)
+NOT_PARSED = (["search"], ["space"], ["train"], ["--version"], ["COMMAND", "--help"])
+"""Names of commands in sentences, without the arguments that they require, and options that end the program."""
 
 
-@pytest.mark.parametrize(
-    "changes", [CHEAPER, pytest.param({}, marks=pytest.mark.slow)], ids=["one thread, no figures", "as they stand"]
-)
-def test_the_python_examples_run(
-    changes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {"TrackingOptions": TrackingOptions, "RunOptions": RunOptions}
-    blocks = code_blocks("python-api.md", "python")
-    assert len(blocks) == 3
-    assert len(blocks[0].strip().splitlines()) <= 22
-    for before in changes:
-        assert any(before in block for block in blocks)
-    for block in blocks:
-        for before, after in changes.items():
-            block = block.replace(before, after)
-        exec(block, names)
-    assert "cnn" in capsys.readouterr().out
-    assert (tmp_path / "mlflow.db").exists()
+def example_commands(command: Command = PROGRAM) -> Iterator[str]:
+    """Yield the examples of the help texts of a command and of those below it."""
+    yield from (line.strip() for line in (command.help or "").splitlines() if line.startswith("  fmnist-search "))
+    for below in getattr(command, "commands", {}).values():
+        yield from example_commands(below)
 
 
-def test_the_champion_loads_as_the_page_on_mlflow_says(
-    finished: FinishedStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    mlflow.set_tracking_uri(finished.tracking_uri)
-    (block,) = code_blocks("mlflow.md", "python")
-    exec(block, {})
-    assert len(json.loads((tmp_path / "pixels.json").read_text())["inputs"]) == 2
+def parse(arguments: list[str]) -> None:
+    """Parse the arguments of a command line as the program does, and run nothing."""
+    command, names, rest = PROGRAM, ["fmnist-search"], arguments
+    while rest and rest[0] in getattr(command, "commands", {}):
+        command, names, rest = command.commands[rest[0]], [*names, rest[0]], rest[1:]
+    assert not hasattr(command, "commands") or not rest, f"{rest[0]} is no command"
+    command.make_context(" ".join(names), list(rest))
+
+
+SHOWN = sorted({snippet.text for snippet in all_commands()} | set(example_commands()))
+
+
+@pytest.mark.parametrize("text", [text for text in SHOWN if program_arguments(text) is not None])
+def test_every_command_that_is_shown_has_the_arguments_of_its_command(text: str) -> None:
+    arguments = program_arguments(text) or []
+    if arguments not in NOT_PARSED:
+        parse(arguments)
+
+
+def test_wrong_arguments_of_a_shown_command_are_found() -> None:
+    for arguments in (
+        ["serach", "x.toml"],
+        ["search", "x.toml", "--trails", "3"],
+        ["studies", "cpoy"],
+        ["train", "--epochs"],
+    ):
+        with pytest.raises((AssertionError, TyperException)):
+            parse(arguments)
 
 
 def test_mlflow_understands_the_searches_of_the_page(finished: FinishedStudy) -> None:
     client = MlflowClient(finished.tracking_uri)
-    (block,) = code_blocks("mlflow.md", "text")
+    (block,) = (snippet.text for snippet in page_snippets(ROOT / "docs" / "mlflow.md") if snippet.language == "text")
     searches = block.strip().splitlines()
     found = {search: client.search_runs(["1"], search) for search in searches}
     assert len(found["tags.study = 'quick' and tags.kind = 'trial'"]) == 0
@@ -73,7 +69,10 @@ def test_mlflow_understands_the_searches_of_the_page(finished: FinishedStudy) ->
     assert len(found["tags.kind = 'finalist' and metrics.\"test/accuracy\" > 0"]) == 1
 
 
-@pytest.mark.parametrize("page", ["../README.md", "studies.md"])
-def test_the_study_files_of_the_pages_are_valid(page: str) -> None:
-    (tables,) = (tables for block in code_blocks(page, "toml") if "space" in (tables := tomllib.loads(block)))
-    assert StudyConfig.from_dict(tables).budget.trials == 30
+def test_the_tables_of_study_files_that_the_pages_show_are_valid() -> None:
+    base = {"name": "base", "budget": {"trials": 30}, "space": {"cnn": {"depth": [1, 2]}}}
+    shown = [snippet for page in PAGES for snippet in page_snippets(page) if snippet.language == "toml"]
+    assert len(shown) >= 5
+    for snippet in shown:
+        tables = tomllib.loads(snippet.text)
+        assert StudyConfig.from_dict(base | tables).budget.trials == 30, snippet.page
