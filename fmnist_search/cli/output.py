@@ -33,12 +33,18 @@ class TextConsole(Console):
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text, keep="\n\t"), segment.style)
 
+    def forget(self) -> None:
+        """Drop the text that could not be written; rich would write it again before the next one."""
+        self.begin_capture()
+        self.end_capture()
+
 
 class ResultConsole(TextConsole):
     """Standard output. If its reader has closed it, the command ends, unless it does more than print."""
 
     def on_broken_pipe(self) -> None:
         """Discard all further output."""
+        self.forget()
         on_output_closed()
 
 
@@ -47,6 +53,7 @@ class MessageConsole(TextConsole):
 
     def on_broken_pipe(self) -> None:
         """Discard all further messages, also those of libraries."""
+        self.forget()
         discard(sys.stderr)
 
 

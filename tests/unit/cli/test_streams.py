@@ -48,7 +48,10 @@ def test_a_command_that_prints_ends_quietly_if_its_reader_has_left(
     assert capsys.readouterr().err == ""
 
 
-def test_an_error_that_nobody_reads_keeps_its_exit_code() -> None:
+def test_an_error_that_nobody_reads_keeps_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     with closed_pipe() as stream, contextlib.redirect_stderr(stream), pytest.raises(SystemExit) as ended:
         main(["models", "show", "nothing"])
     assert ended.value.code == 2
+    with pytest.raises(SystemExit):
+        main(["models", "show", "another"])
+    assert "nothing" not in capsys.readouterr().err
