@@ -137,6 +137,13 @@ def check_name(key: str, name: str) -> None:
             f"{key}: {name[:20]!r}... has {size} bytes in UTF-8, too many for the name of a folder; give at most "
             f"{MAX_NAME_BYTES}"
         )
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{key}: {name!r} cannot name a folder in this locale ({error.encoding}); set PYTHONUTF8=1, or give "
+            "another name"
+        ) from None
 
 
 def check_study_name(key: str, name: str) -> None:

@@ -21,6 +21,7 @@ from fmnist_search.cli.command import CommandGroup, pop_flag
 from fmnist_search.cli.streams import OutputClosed, encode_any_text, write_output
 from fmnist_search.errors import UserError
 from fmnist_search.files import PRIVATE_UMASK
+from fmnist_search.library_messages import silence_libraries
 from fmnist_search.text import redact
 from fmnist_search.user_account import complete_environment
 from fmnist_search.version import VERSION
@@ -120,6 +121,8 @@ def run_process() -> None:
                 os._exit(code)
 
     atexit.register(end)  # libraries register their handlers later, and these run first
+    if "--debug" not in sys.argv:
+        silence_libraries()
     try:
         main()
     except SystemExit as exit_:
@@ -169,6 +172,7 @@ def main(arguments: list[str] | None = None, settings: CommandSettings = Command
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a command sends nothing that its user did not ask for
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     # Imports create a million objects that stay; with the default threshold, collections during them take a second.
     gc.set_threshold(100_000, 50, 100)
@@ -203,6 +207,9 @@ def _print_error(error: Exception) -> int:
     from fmnist_search.cli.output import ExitCode, print_error
     from fmnist_search.text import first_line
 
+    if isinstance(error, UnicodeEncodeError):
+        name = ascii(error.object[error.start : error.end])
+        error = UserError(f"{name}: this locale has no such character ({error.encoding}); set PYTHONUTF8=1")
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         error = UserError(
             f"{error.filename}: {error.strerror}; check the path, its permissions and the space on its disk"

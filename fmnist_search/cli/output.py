@@ -105,8 +105,9 @@ def make_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str
 
 def print_table(table: Table) -> None:
     """Print a table on stdout at its full width: in a narrow terminal or a pipe its lines wrap, and nothing is cut."""
-    needed = TextConsole(width=10_000).measure(table).maximum
-    ResultConsole(width=max(stdout.width, needed)).print(table)
+    needed = TextConsole(width=10_000, height=25).measure(table).maximum
+    # Without a height, rich takes a width of 80 in a terminal without abilities.
+    ResultConsole(width=max(stdout.width, needed), height=25).print(table)
 
 
 def leaderboard_table(trials: Sequence[TrialRecord], names: Sequence[str]) -> Table:

@@ -30,6 +30,7 @@ from fmnist_search.execution.messages import (
     Stop,
     Train,
 )
+from fmnist_search.library_messages import silence_libraries
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.groups import Data
 from fmnist_search.results.training import Decision, EpochReport
@@ -100,6 +101,7 @@ def main() -> None:
     """Run a worker process; the arguments are the socket's file descriptor and the seconds between heartbeats."""
     # On Ctrl-C the study decides how running epochs end; when the study ends, the channel closes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    silence_libraries()
     defer_compiler_import()
     channel: WorkerChannel = Channel(socket.socket(fileno=int(sys.argv[1])))
     threading.Thread(target=send_heartbeats, args=(channel, float(sys.argv[2])), daemon=True).start()

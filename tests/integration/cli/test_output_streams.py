@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
+import os
+import pty
+import struct
+import sys
+import termios
 from pathlib import Path
 
 import pytest
 
 from fmnist_search.cli.app import CommandSettings, main
-from tests.integration.conftest import FinishedStudy, RunCommand, run_command
+from tests.integration.conftest import FinishedStudy, RunCommand, clean_environment, run_command, start_command
 from tests.unit.cli.test_streams import closed_pipe
 
 
@@ -44,3 +50,45 @@ def test_a_search_goes_on_when_nobody_reads_its_output(
         main(words, CommandSettings(plots=False))
     assert ended.value.code == 0
     assert command("status", "--json").json["completed"] == 2
+
+
+def test_a_name_that_the_locale_cannot_write_is_refused_when_the_file_is_read(tiny: Path, tmp_path: Path) -> None:
+    tiny.write_text(tiny.read_text().replace('name = "tiny"', 'name = "größe"'), encoding="utf-8")
+    ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    process = start_command(tmp_path, "studies", "check", "tiny.toml", **ascii_locale)
+    stdout, stderr = process.communicate(timeout=120)
+    assert (process.returncode, stdout) == (2, "")
+    assert stderr == (
+        "error: tiny.toml: name: 'gr\\xf6\\xdfe' cannot name a folder in this locale (ascii); set PYTHONUTF8=1, or "
+        "give another name\n"
+    )
+
+
+@pytest.mark.slow
+def test_the_first_command_of_a_new_user_prints_no_messages_of_libraries(tmp_path: Path) -> None:
+    # matplotlib logs a warning about such a folder, and another one while it looks for fonts.
+    changes = {"MPLCONFIGDIR": "/proc/nothing", "XDG_RUNTIME_DIR": ""}
+    process = start_command(tmp_path, "draw", "samples", "--count", 1, "--output", "new.png", **changes)
+    stdout, stderr = process.communicate(timeout=120)
+    assert (process.returncode, stderr) == (0, "")
+    assert stdout.startswith("new.png: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [1, 10])
+def test_a_narrow_terminal_without_abilities_shows_everything(finished: FinishedStudy, columns: int) -> None:
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(finished.folder)
+        os.execve(
+            sys.executable, [sys.executable, "-m", "fmnist_search", "leaderboard"], clean_environment(TERM="dumb")
+        )
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    printed = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while received := os.read(terminal, 65_536):
+            printed += received
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    os.close(terminal)
+    expected = run_command(finished.folder, "leaderboard").stdout
+    assert printed.decode().replace("\r\n", "\n") == expected

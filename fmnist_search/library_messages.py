@@ -1,0 +1,27 @@
+"""Messages of libraries to developers: warnings and logs, which mean nothing to the users of a command."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+
+LOGGERS_WITH_HANDLERS = ("alembic", "mlflow", "optuna")
+"""Libraries that print their logs themselves; Python prints those of all others."""
+
+
+def silence_libraries() -> None:
+    """Hide the warnings of libraries in this process, and their logs below errors; ours are shown.
+
+    A user who asks Python for warnings gets them.
+    """
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", module="fmnist_search")
+    for name in LOGGERS_WITH_HANDLERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # MLflow sets the level of its logger when it is imported
+    if logging.lastResort:  # the handler of loggers that have none
+        logging.lastResort.setLevel(logging.ERROR)
+        logging.getLogger("fmnist_search").addHandler(logging.StreamHandler())

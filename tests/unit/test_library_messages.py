@@ -1,0 +1,29 @@
+"""Tests of `fmnist_search.library_messages`, in processes of their own: what it changes is global."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import logging, warnings
+from fmnist_search.library_messages import silence_libraries
+silence_libraries()
+warnings.warn("a warning")
+logging.getLogger("matplotlib.font_manager").warning("a log")
+logging.getLogger("alembic.runtime").warning("a log of a library with a handler")
+logging.getLogger("fmnist_search.data").warning("ours")
+logging.getLogger("matplotlib").error("an error")
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [([], ["ours", "an error"]), (["-W", "default"], ["<string>:5: UserWarning: a warning", "ours", "an error"])],
+    ids=["as users run it", "with -W"],
+)
+def test_messages_of_libraries_are_hidden_and_ours_are_shown(options: list[str], expected: list[str]) -> None:
+    process = subprocess.run([sys.executable, *options, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    assert process.stderr.splitlines() == expected
