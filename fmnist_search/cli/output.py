@@ -44,8 +44,10 @@ class ResultConsole(TextConsole):
 
     def on_broken_pipe(self) -> None:
         """Discard all further output."""
-        self.forget()
-        on_output_closed()
+        try:
+            on_output_closed()
+        finally:
+            self.forget()
 
 
 class MessageConsole(TextConsole):
@@ -53,8 +55,8 @@ class MessageConsole(TextConsole):
 
     def on_broken_pipe(self) -> None:
         """Discard all further messages, also those of libraries."""
-        self.forget()
         discard(sys.stderr)
+        self.forget()
 
 
 stdout = ResultConsole(soft_wrap=True)
