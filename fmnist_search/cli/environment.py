@@ -19,6 +19,7 @@ from fmnist_search.cli.app import (
     make_workspace,
 )
 from fmnist_search.cli.streams import write_output
+from fmnist_search.errors import UserError
 from fmnist_search.recipe.datasets import DATASETS, DEFAULT_DATASET, get_dataset
 
 
@@ -30,8 +31,9 @@ def ui(
     workdir: WorkdirOption = None,
 ) -> None:
     """Start the MLflow UI for the store of this folder."""
-    from fmnist_search.cli.output import stdout
+    from fmnist_search.cli.output import stderr, stdout
     from fmnist_search.text import without_credentials
+    from fmnist_search.tracking.artifact_locations import check_project
     from fmnist_search.tracking.store import MlflowStore
     from fmnist_search.workflows.lookup import latest_run
 
@@ -42,6 +44,10 @@ def ui(
     stdout.print(MlflowStore(uri, "fmnist-search").runs_page_url(server, run_id))
     if uri.startswith("http"):
         return
+    try:
+        check_project(uri)
+    except UserError as error:  # parameters and metrics can be seen all the same
+        stderr.print(f"the UI cannot show artifacts: {error}", markup=False)
     write_output()
     hosts = f"localhost:{port},127.0.0.1:{port}"
     os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # every user of the machine can read the arguments of a process
@@ -90,6 +96,9 @@ def relocate(
     for path in result.kept:
         state = "exists" if path.exists() else "is missing"
         stderr.print(f"left: {path}, which {state}; {result.project} has no copy of it", markup=False)
+    if result.uncopied:
+        what = f"{len(result.uncopied)} folders, such as {result.uncopied[0]}"
+        stderr.print(f"not copied: {what}; copy them to the same place in {result.project}", markup=False)
     if as_json:
         print_json(relocation_to_dict(result))
     elif result.changed:

@@ -223,5 +223,6 @@ def relocation_to_dict(relocation: Relocation) -> Json:
         "changed": dict(relocation.changed),
         "events": relocation.events,
         "kept": [{"folder": str(folder), "exists": folder.exists()} for folder in relocation.kept],
+        "uncopied": [str(folder) for folder in relocation.uncopied],
         "backup": None if relocation.backup is None else str(relocation.backup),
     }

@@ -34,7 +34,8 @@ class Relocation:
 
     `old_projects` are the folders that the addresses named before, `changed` is the number of rows by table, `events`
     that of the events that wait for the store, `backup` a copy of the database as it was before. `kept` are folders of
-    experiments outside the project whose addresses were left, because the project has no copy of them.
+    experiments outside the project whose addresses were left, because the project has no copy of them. `uncopied` are
+    folders of single runs or models that exist in an old project only, though the store now names them in this one.
     """
 
     project: Path
@@ -42,6 +43,7 @@ class Relocation:
     changed: Mapping[str, int] = field(default_factory=dict)
     events: int = 0
     kept: tuple[Path, ...] = ()
+    uncopied: tuple[Path, ...] = ()
     backup: Path | None = None
 
 
@@ -107,6 +109,7 @@ def _relocate(connection: sqlite3.Connection, workspace: Workspace, database: Pa
         changed=dict(Counter(table for table, _ in sorted(rows))),
         events=events,
         kept=result.kept,
+        uncopied=tuple(sorted({a.path for a, target in moves.items() if a.path.exists() and not target.exists()})),
         backup=backup,
     )
 
@@ -123,13 +126,11 @@ def _read_addresses(connection: sqlite3.Connection) -> Iterator[_Address]:
 
 
 def _find_target(path: Path, root: ArtifactRoot, old_projects: Collection[Path]) -> Path | None:
-    """Return where the artifacts of a path lie in the project; None if they exist elsewhere alone, or are unknown."""
-    found = root.find_counterpart(path)
-    old = found.old_project if found else next((old for old in old_projects if old / ROOT_NAME in path.parents), None)
-    if old is None:
-        return None
-    target = root.project / path.relative_to(old)
-    return None if path.exists() and not target.exists() else target
+    """Return where the artifacts of a path lie in the project; None if it has no folder of their experiment."""
+    if found := root.find_counterpart(path):
+        return found.path
+    old = next((old for old in old_projects if old / ROOT_NAME in path.parents), None)
+    return None if old is None or path.exists() else root.project / path.relative_to(old)
 
 
 def _location(address: _Address) -> Path:

@@ -211,6 +211,23 @@ def test_artifacts_without_a_copy_keep_their_addresses(original: FinishedStudy, 
         shutil.rmtree(before)
 
 
+def test_runs_that_were_not_copied_are_named_and_found_once_they_are_copied(
+    original: FinishedStudy, copied: FinishedStudy
+) -> None:
+    run_id = run_ids(copied)[0]
+    shutil.rmtree(copied.folder / "mlruns" / "fmnist-search" / run_id)
+    outcome = copied.run("relocate", "--json")
+    missing = original.folder / "mlruns" / "fmnist-search" / run_id / "artifacts"
+    assert outcome.json["uncopied"] == [str(missing)]
+    assert f"such as {missing}" in outcome.stderr
+    (line,) = copied.run("compare", run_id).errors
+    own = copied.folder / "mlruns" / "fmnist-search" / run_id
+    assert f"there is no {own}" in line
+    assert copied.run("relocate").stdout == "nothing to rewrite\n"
+    shutil.copytree(missing.parent, own)
+    assert copied.run("compare", run_id).exit_code == 0
+
+
 def test_a_missing_model_is_named(copied: FinishedStudy) -> None:
     assert copied.run("relocate").exit_code == 0
     models = copied.folder / "mlruns" / "fmnist-search" / "models"
