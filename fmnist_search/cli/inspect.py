@@ -13,21 +13,42 @@ if TYPE_CHECKING:
     from fmnist_search.results.study import StudySummary, TrialRecord
     from fmnist_search.results.training import Overhead
     from fmnist_search.workflows.lookup import OutboxStatus
+    from fmnist_search.workspace import Workspace
+
+
+AllStudiesOption = Annotated[bool, typer.Option("--all", help="Show all stored studies.")]
+
+
+def _check_scope(study: str | None, *, show_all: bool) -> None:
+    if show_all and study is not None:
+        raise UserError(f"--all: shows all studies, and {study!r} names one; give one of the two")
 
 
 @app.command()
 def status(
     study: StudyArgument = None,
+    show_all: AllStudiesOption = False,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the trials of a study by state, its best trial and its champion."""
+    """Show the trials of a study by state, its best trial and its champion; with --all, a row for each study.
+
+    Examples:
+
+      fmnist-search status
+
+      fmnist-search status --all
+    """
     from fmnist_search.cli.output import print_json
     from fmnist_search.cli.serialization import status_to_dict
     from fmnist_search.workflows import lookup
 
+    _check_scope(study, show_all=show_all)
     workspace = make_workspace(tracking_uri, workdir)
+    if show_all:
+        _show_all_studies(workspace, as_json=as_json)
+        return
     summary = lookup.status(study, workspace=workspace)
     if as_json:
         print_json(status_to_dict(summary))
@@ -51,9 +72,66 @@ def _print_status(summary: StudySummary, outbox: OutboxStatus) -> None:
         stdout.print(f"overhead of a trial beside its training: {_format_overhead(overhead)}")
     for line in summary.boundary_warnings:
         stdout.print(f"at a boundary: {line}", markup=False)
+    _print_outbox(outbox)
+
+
+def _print_outbox(outbox: OutboxStatus) -> None:
+    from fmnist_search.cli.output import stdout
+
     if outbox.pending or outbox.rejected:
         counts = f"{outbox.pending} events wait to be sent, {sum(outbox.rejected.values())} were rejected"
         stdout.print(f"MLflow has not received all events: {counts}; see `fmnist-search sync`")
+
+
+def _show_all_studies(workspace: Workspace, *, as_json: bool) -> None:
+    from fmnist_search.cli import output
+    from fmnist_search.cli.serialization import status_to_dict
+    from fmnist_search.results.compute import trained_epochs
+    from fmnist_search.results.training import TrialState
+    from fmnist_search.workflows import lookup
+    from fmnist_search.workflows.across_studies import all_studies
+
+    studies = all_studies(workspace=workspace)
+    if as_json:
+        output.print_json([status_to_dict(study.summary) for study in studies])
+        return
+    rows = []
+    for study in studies:
+        summary, data = study.summary, study.config.data
+        best, champion = summary.best, summary.champion
+        rows.append(
+            [
+                summary.name,
+                *(str(summary.count(state)) for state in TrialState),
+                str(trained_epochs(summary.trials)),
+                output.format_duration(summary.searched_seconds),
+                output.format_percent(best.value if best else None),
+                str(best.number) if best else "-",
+                champion.recipe.label if champion else "-",
+                data.dataset,
+                f"{data.training_count:,}",
+                f"{data.validation:,}",
+                str(data.seed),
+                summary.stop_reason.value,
+            ]
+        )
+    states = [state.value for state in TrialState]
+    columns = [
+        "study",
+        *states,
+        "epochs",
+        "time",
+        "best",
+        "trial",
+        "champion",
+        "dataset",
+        "training",
+        "validation",
+        "split",
+        "state",
+    ]
+    output.print_table(output.make_table(columns, rows))
+    _print_outbox(lookup.outbox_status(workspace=workspace))
 
 
 def _format_overhead(overhead: Overhead) -> str:
@@ -65,24 +143,57 @@ def _format_overhead(overhead: Overhead) -> str:
 @app.command()
 def leaderboard(
     study: StudyArgument = None,
+    show_all: AllStudiesOption = False,
     top: Annotated[int, typer.Option(help="Number of trials to show.", min=1)] = 10,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the best completed trials of a study."""
+    """Show the best completed trials of a study, or with --all those of all studies.
+
+    Values from other images or another split cannot be ranked together: with --all, studies with the same images share
+    a table of --top trials.
+
+    Examples:
+
+      fmnist-search leaderboard --top 20
+
+      fmnist-search leaderboard --all
+    """
     from fmnist_search.cli import output
     from fmnist_search.cli.serialization import trial_to_dict
     from fmnist_search.config.conditional_space import varying_names
     from fmnist_search.workflows import lookup
 
+    _check_scope(study, show_all=show_all)
     workspace = make_workspace(tracking_uri, workdir)
+    if show_all:
+        _show_all_leaderboards(workspace, top, as_json=as_json)
+        return
     stored = lookup.load_study(workspace, study)
     trials = lookup.summarize_stored(workspace, stored).ranked_trials[:top]
     if as_json:
         output.print_json([trial_to_dict(trial) for trial in trials])
     else:
         output.print_table(output.leaderboard_table(trials, varying_names(stored.config.space)))
+
+
+def _show_all_leaderboards(workspace: Workspace, top: int, *, as_json: bool) -> None:
+    from fmnist_search.cli import output
+    from fmnist_search.cli.serialization import ranked_trial_to_dict
+    from fmnist_search.config.comparability import describe_data
+    from fmnist_search.workflows.across_studies import all_studies, leaderboards
+
+    boards = leaderboards(all_studies(workspace=workspace), top)
+    if as_json:
+        output.print_json([ranked_trial_to_dict(ranked) for board in boards for ranked in board])
+        return
+    if not boards:
+        output.stdout.print("no trial has completed yet")
+    for number, board in enumerate(boards):
+        start = "\n" if number else ""
+        output.stdout.print(f"{start}{describe_data(board[0].study.config)}", markup=False)
+        output.print_table(output.ranked_trials_table(board))
 
 
 @app.command()

@@ -20,6 +20,7 @@ from fmnist_search.text import printable
 if TYPE_CHECKING:
     from fmnist_search.errors import UserError
     from fmnist_search.results.study import TrialRecord
+    from fmnist_search.workflows.across_studies import RankedTrial
 
 
 class TextConsole(Console):
@@ -124,6 +125,17 @@ def leaderboard_table(trials: Sequence[TrialRecord], names: Sequence[str]) -> Ta
         values = [format_value_short(flat[name]) if name in flat else "-" for name in names]
         body.append([str(trial.number), f"{trial.value:.2%}", trial.recipe.label, f"{trial.seconds:.1f}", *values])
     return make_table(["trial", "val_accuracy", "network", "seconds", *short_names(names)], body)
+
+
+def ranked_trials_table(ranked: Sequence[RankedTrial]) -> Table:
+    """Return a table of completed trials of several studies, which need not share a hyperparameter."""
+    body = []
+    for each in ranked:
+        trial = each.trial
+        network, parameters = trial.recipe.label, f"{trial.parameters:,}" if trial.parameters else "-"
+        figures = [parameters, str(trial.epochs), f"{trial.seconds:.1f}"]
+        body.append([each.study.summary.name, str(trial.number), f"{trial.value:.2%}", network, *figures])
+    return make_table(["study", "trial", "val_accuracy", "network", "parameters", "epochs", "seconds"], body)
 
 
 def print_trial(trial: TrialRecord, names: Sequence[str]) -> None:

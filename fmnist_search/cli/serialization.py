@@ -9,12 +9,14 @@ from fmnist_search.results.training import TrialState
 
 if TYPE_CHECKING:
     from fmnist_search.recipe.execution import Execution
+    from fmnist_search.recipe.groups import Data
     from fmnist_search.results.champion import LearningRateResult
     from fmnist_search.results.study import StudySummary, TrialRecord
     from fmnist_search.results.training import EpochReport, Overhead, TrialResult
     from fmnist_search.search.study_list import StudyEntry
     from fmnist_search.tracking.relocation import Relocation
     from fmnist_search.tracking.stored_runs import TrainedRun
+    from fmnist_search.workflows.across_studies import RankedTrial
     from fmnist_search.workflows.doctor import CheckResult
     from fmnist_search.workflows.reproduce import Reproduction
 from fmnist_search.cli.model_serialization import Json, champion_to_dict
@@ -97,6 +99,25 @@ def status_to_dict(summary: StudySummary) -> Json:
         "run_id": summary.run_id,
         "edges": summary.boundary_warnings,
         "overhead": overhead_to_dict(summary.overhead) if summary.overhead else None,
+    }
+
+
+def ranked_trial_to_dict(ranked: RankedTrial) -> Json:
+    """Return a trial of a leaderboard of all studies, with its study and the images that it was trained on."""
+    return {
+        "study": ranked.study.summary.name,
+        "data": data_to_dict(ranked.study.config.data),
+        **trial_to_dict(ranked.trial),
+    }
+
+
+def data_to_dict(data: Data) -> Json:
+    """Return which images a study trains on and validates with; 0 training images are all that validation leaves."""
+    return {
+        "dataset": data.dataset,
+        "train_images": data.train_images,
+        "validation": data.validation,
+        "seed": data.seed,
     }
 
 

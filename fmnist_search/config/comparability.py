@@ -1,10 +1,14 @@
-"""Which changes of its study file a stored study accepts: its trials must stay comparable."""
+"""What must be equal for trials to be comparable: within a study that is continued, and between studies."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fmnist_search.config.domain import Domain, Range
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
+from fmnist_search.recipe.formatting import format_value
 
 
 def check_comparable(stored: StudyConfig, given: StudyConfig) -> list[str]:
@@ -35,3 +39,39 @@ def _is_widened(before: Domain | None, now: Domain | None) -> bool:
 
 def _hint(before: Domain | None) -> str:
     return " (a range may be widened, nothing else)" if isinstance(before, Range) else ""
+
+
+def data_settings(config: StudyConfig) -> dict[str, str]:
+    """Return, by key, which images a study trains on and validates with; only values of equal ones can be compared."""
+    return {key: value for key, value in config.comparability_key().items() if key.startswith("data.")}
+
+
+def describe_data(config: StudyConfig) -> str:
+    """Return which images a study trains on and validates with, as text."""
+    data = config.data
+    return (
+        f"{data.dataset}, {data.training_count:,} training and {data.validation:,} validation images, split seed "
+        f"{data.seed}"
+    )
+
+
+def search_settings(config: StudyConfig) -> dict[str, str]:
+    """Return all settings of a search by key, as texts: data, budget, space, sampler, pruner, start and execution."""
+    key = config.comparability_key()
+    tables = config.model_dump(include={"budget", "sampler", "pruner", "start", "execution"}, exclude_none=True)
+    others = {f"{table}.{name}": _format(value) for table, values in tables.items() for name, value in values.items()}
+    settings = key | others
+    groups = ("data", "budget", "space", "sampler", "pruner", "seed", "start", "execution")
+    return {name: settings[name] for group in groups for name in settings if name.partition(".")[0] == group}
+
+
+def differing_settings(settings: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the keys whose values are not equal in all settings."""
+    names = dict.fromkeys(name for each in settings for name in each)
+    return [name for name in names if len({each.get(name) for each in settings}) > 1]
+
+
+def _format(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_format, value)) or "none"
+    return str(value) if isinstance(value, Mapping) else format_value(value)

@@ -12,9 +12,14 @@ import sqlite3
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from fmnist_search.errors import UserError
 from fmnist_search.files import is_missing
 from fmnist_search.workspace import sqlite_path
+
+if TYPE_CHECKING:
+    from fmnist_search.search.study_store import StudyStore
 
 SCHEMA_VERSION = 12
 
@@ -94,3 +99,25 @@ def _list_with_optuna(url: str) -> list[StudyEntry]:
         best = next(iter(rank_trials(records)), None)
         entries.append(StudyEntry(name, study.config.question, len(records), best.value if best else None))
     return entries
+
+
+def load_studies(url: str) -> list[StudyStore]:
+    """Return all stored studies in the order in which they were created, opening the storage once.
+
+    A study that its search has only just created, and not yet described, is left out.
+
+    Raises:
+        UserError: if there is no storage or no study in it, or if the storage cannot be opened.
+    """
+    import optuna
+
+    from fmnist_search.search.storage import NO_STUDY_YET, open_storage
+    from fmnist_search.search.study_attributes import stored_config
+    from fmnist_search.search.study_store import StudyStore
+
+    storage = open_storage(url, create=False)
+    studies = [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
+    found = [StudyStore(study, config) for study in studies if (config := stored_config(study))]
+    if not found:
+        raise UserError(f"{url}: {NO_STUDY_YET}")
+    return found

@@ -24,7 +24,9 @@ FROM_FILES = [
 ]
 FROM_STORES = [
     ["status"],
+    ["status", "--all"],
     ["leaderboard"],
+    ["leaderboard", "--all"],
     ["show"],
     ["show", "0"],
     ["importance", "rates"],
