@@ -228,6 +228,22 @@ def test_runs_that_were_not_copied_are_named_and_found_once_they_are_copied(
     assert copied.run("compare", run_id).exit_code == 0
 
 
+def test_folders_may_have_any_name(copied: FinishedStudy, tmp_path: Path) -> None:
+    folder = copied.folder
+    for name in ("is it 100%25 #1?", "plain"):
+        folder = folder.rename(tmp_path / name)
+        project = FinishedStudy(folder, copied.result)
+        relocated = project.run("relocate", "--json").json
+        assert (relocated["project"], relocated["changed"]["runs"]) == (str(folder), 7)
+        for command in (["compare", 0, 1], ["predict", "--test-image", 0]):
+            outcome = project.run(*command)
+            assert outcome.exit_code == 0, outcome.stderr
+        (run,) = {g["group"]: g["items"] for g in project.run("gc", "--json").json["groups"]}["runs"]
+        assert run["bytes"] > 0
+    assert project.run("gc", "--delete", "--yes").exit_code == 0
+    assert not (folder / "mlruns" / "fmnist-search" / run["name"] / "artifacts").exists()
+
+
 def test_a_missing_model_is_named(copied: FinishedStudy) -> None:
     assert copied.run("relocate").exit_code == 0
     models = copied.folder / "mlruns" / "fmnist-search" / "models"
