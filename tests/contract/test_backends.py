@@ -89,7 +89,7 @@ def test_each_job_is_trained_on_its_own_images(
         assert_same_result(job.finished_result, run_trial(job.recipe, job.images, execution))
 
 
-def test_a_job_with_a_checkpoint_continues_as_if_it_had_never_stopped(
+def test_a_job_with_a_checkpoint_gives_the_result_of_an_uninterrupted_one(
     backend: Backend, images: Images, execution: Execution
 ) -> None:
     states: list[dict[str, Any]] = []
@@ -152,7 +152,7 @@ def test_a_decision_ends_its_own_job_only(
     assert (other.finished_result.state, len(other.reports)) == (TrialState.COMPLETED, 3)
 
 
-def test_a_training_that_fails_is_a_result_and_its_worker_goes_on(backend: Backend, images: Images) -> None:
+def test_a_failed_training_is_a_result_and_its_worker_runs_the_next_job(backend: Backend, images: Images) -> None:
     diverging = {"optimizer.name": "sgd", "optimizer.learning_rate": 100.0, "model.depth": 4, "batch_size": 20}
     failing = RecordingJob(TINY_RECIPE.replace(diverging), images)
     following = RecordingJob(TINY_RECIPE, images)
@@ -166,7 +166,7 @@ def test_a_training_that_fails_is_a_result_and_its_worker_goes_on(backend: Backe
 # ------------------------------------------------------------------------------------- order and number
 
 
-def test_as_many_jobs_run_at_a_time_as_there_are_workers(backend: Backend, images: Images) -> None:
+def test_the_number_of_workers_limits_the_running_jobs(backend: Backend, images: Images) -> None:
     assert backend.size == 2
     jobs = [RecordingJob(TINY_RECIPE.replace({"seed": seed}), images) for seed in range(5)]
     waiting, most = list(jobs), 0

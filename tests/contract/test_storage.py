@@ -87,8 +87,8 @@ def test_folder_in_its_place_is_an_error(tmp_path: Path) -> None:
 
 def test_path_below_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for place in (tmp_path / "file" / "optuna.db", tmp_path / "file" / "folder" / "optuna.db"):
-        assert str(place) in storage_error(f"sqlite:///{place}")
+    for path in (tmp_path / "file" / "optuna.db", tmp_path / "file" / "folder" / "optuna.db"):
+        assert str(path) in storage_error(f"sqlite:///{path}")
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that even root cannot write")

@@ -87,8 +87,8 @@ RunCommand = Callable[..., CommandResult]
 
 def clean_environment(**changes: str) -> dict[str, str]:
     """Return the environment of a user who has set no variable of MLflow or of this program."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "FMNIST_"))}
-    return {**kept, **changes}
+    others = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "FMNIST_"))}
+    return {**others, **changes}
 
 
 def run_command(folder: Path, *arguments: object, plots: bool = False, **changes: str) -> CommandResult:

@@ -229,7 +229,7 @@ def attributes_of(trial: FrozenTrial) -> dict[str, dict[str, None]]:
     }
 
 
-def test_an_old_study_goes_on(folder: Path) -> None:
+def test_an_old_study_is_continued(folder: Path) -> None:
     project = folder / "project"
     old_trials = trials_of(project, "golden")
     old_runs = {old.info.run_id: old.to_dictionary() for old in runs(project, "trial", "golden")}
@@ -269,7 +269,7 @@ def test_an_old_study_goes_on(folder: Path) -> None:
         assert len(store(project).search_model_versions("name = 'fmnist-search'")) == 2
 
 
-def test_an_old_training_goes_on(folder: Path) -> None:
+def test_an_old_training_is_continued(folder: Path) -> None:
     project = folder / "project"
     before = OUTPUTS["reproduce"].printed
     found = assert_as_before(folder, "train-resume").json
@@ -284,7 +284,7 @@ def test_an_old_training_goes_on(folder: Path) -> None:
     assert [epoch["val_accuracy"] for epoch in again["epochs"][:4]] == [accuracy for _, accuracy in curve]
 
 
-def test_an_old_outbox_is_sent_and_its_study_goes_on(folder: Path) -> None:
+def test_an_old_outbox_is_sent_and_its_study_is_continued(folder: Path) -> None:
     project = folder / "unsent"
     waiting = OUTPUTS["sync"].printed["events"]
     assert f"{waiting} events" in run(project, "status").stdout

@@ -57,8 +57,8 @@ def test_an_invalid_number_of_workers_is_refused(command: RunCommand, tiny: Path
 def test_more_workers_than_fit_are_reported_and_the_study_runs(command: RunCommand, tiny: Path) -> None:
     # A trial that takes every core leaves none for a second one.
     cores = joblib.cpu_count()
-    options = ["--workers", 99, "--threads", cores, "--trials", 1, "--set", "finalists.recipes=0"]
-    outcome = command("search", "tiny.toml", *options)
+    small = [f"--set={change}" for change in ("data.train_images=100", "budget.epochs=1", "finalists.recipes=0")]
+    outcome = command("search", "tiny.toml", "--workers", 99, "--threads", cores, "--trials", 1, *small)
     assert outcome.exit_code == 0, outcome.stderr
     (line,) = (line for line in outcome.stderr.splitlines() if "execution.workers: 99" in line)
     assert f"99 with {cores} thread" in line
@@ -87,7 +87,7 @@ def test_an_unavailable_engine_is_refused(command: RunCommand, tiny: Path, engin
         ("[budget]", "[budgets]", "did you mean 'budget'"),
     ],
 )
-def test_an_invalid_study_file_names_the_place(
+def test_an_invalid_study_file_names_the_key(
     command: RunCommand, tiny: Path, before: str, after: str, expected: str
 ) -> None:
     tiny.write_text(tiny.read_text().replace(before, after, 1))
@@ -117,8 +117,8 @@ def test_a_study_whose_device_is_missing_is_refused(command: RunCommand, tiny: P
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     assert command("search", "tiny.toml", "--trials", 1, "--set", "finalists.recipes=0").exit_code == 0
-    ledger = StudyStore.load(f"sqlite:///{tmp_path / 'fmnist-search' / 'optuna.db'}", "tiny")
-    ledger.runtime = StudyRuntime(Execution(device="cuda"), "float32")
+    store = StudyStore.load(f"sqlite:///{tmp_path / 'fmnist-search' / 'optuna.db'}", "tiny")
+    store.runtime = StudyRuntime(Execution(device="cuda"), "float32")
     assert_error(command("search", "tiny.toml", "--trials", 2), "began on 'cuda'", "--fresh")
     assert command("status", "--json").json["completed"] == 1
 
@@ -133,9 +133,9 @@ def test_an_unreachable_store_is_reported_within_seconds(command: RunCommand, ti
 
 
 def test_an_unwritable_store_is_one_error_line(command: RunCommand, tiny: Path, tmp_path: Path) -> None:
-    (tmp_path / "broken.db").write_text("this is no database " * 100)
-    uri = f"sqlite:///{tmp_path / 'broken.db'}"
-    assert_error(command("search", "tiny.toml", "--tracking-uri", uri), "broken.db")
+    (tmp_path / "invalid.db").write_text("this is no database " * 100)
+    uri = f"sqlite:///{tmp_path / 'invalid.db'}"
+    assert_error(command("search", "tiny.toml", "--tracking-uri", uri), "invalid.db")
     below_a_file = f"sqlite:///{tmp_path}/tiny.toml/mlflow.db"
     assert_error(command("search", "tiny.toml", "--tracking-uri", below_a_file), "tiny.toml")
     assert_error(command("ui", "--tracking-uri", f"sqlite:///{tmp_path}/nowhere/mlflow.db"), "nowhere")
@@ -172,7 +172,7 @@ def test_missing_studies_runs_models_and_images_are_named(finished: FinishedStud
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "expected"),
     [
         (["--ensemble", 1], ["finalists.ensemble: 1 is not an ensemble"]),
         (["--ensemble", 3], ["finalists.ensemble: 3 members are more than the 2 finalists"]),
@@ -189,7 +189,7 @@ def test_missing_studies_runs_models_and_images_are_named(finished: FinishedStud
     ids=str,
 )
 def test_an_impossible_promotion_is_refused_before_training(
-    finished: FinishedStudy, options: list[object], said: list[str]
+    finished: FinishedStudy, options: list[object], expected: list[str]
 ) -> None:
     client = MlflowClient(finished.tracking_uri)
     if "taken" in options:
@@ -197,7 +197,7 @@ def test_an_impossible_promotion_is_refused_before_training(
     experiment = client.get_experiment_by_name("fmnist-search")
     assert experiment is not None
     before = len(client.search_runs([experiment.experiment_id]))
-    assert_error(finished.run("promote", "tiny", *options), *said)
+    assert_error(finished.run("promote", "tiny", *options), *expected)
     assert len(client.search_runs([experiment.experiment_id])) == before
     assert [version.version for version in client.search_model_versions("name='fmnist-search'")] == [1]
 

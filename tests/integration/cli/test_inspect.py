@@ -129,11 +129,11 @@ def test_show_shows_the_best_trial_by_default(finished: FinishedStudy, trials: l
     assert finished.run("show").stdout == finished.run("show", "best").stdout == finished.run("show", best).stdout
 
 
-@pytest.mark.parametrize("place", [0, 7, TRIAL_COUNT - 1])
+@pytest.mark.parametrize("rank", [0, 7, TRIAL_COUNT - 1])
 def test_show_shows_the_result_the_curve_the_values_and_the_page(
-    finished: FinishedStudy, trials: list[dict[str, Any]], place: int
+    finished: FinishedStudy, trials: list[dict[str, Any]], rank: int
 ) -> None:
-    row = trials[place]
+    row = trials[rank]
     text = finished.run("show", row["number"]).stdout
     width, rate = row["recipe"]["model.width"], row["recipe"]["optimizer.learning_rate"]
     lines = text.splitlines()
@@ -158,10 +158,10 @@ def test_show_as_json_adds_study_and_page_to_the_row_of_the_leaderboard(
     )
 
 
-@pytest.mark.parametrize("place", [0, 9])
-def test_show_prints_the_recipe_of_a_trial(finished: FinishedStudy, trials: list[dict[str, Any]], place: int) -> None:
-    row = trials[place]
-    outcome = finished.run("show", "best" if place == 0 else row["number"], "--recipe")
+@pytest.mark.parametrize("rank", [0, 9])
+def test_show_prints_the_recipe_of_a_trial(finished: FinishedStudy, trials: list[dict[str, Any]], rank: int) -> None:
+    row = trials[rank]
+    outcome = finished.run("show", "best" if rank == 0 else row["number"], "--recipe")
     assert recipe_from_toml(outcome.stdout) == Recipe().replace(row["recipe"])
     assert outcome.stdout.endswith("\n")
     assert not outcome.stdout.endswith("\n\n")
@@ -300,10 +300,10 @@ def test_commands_about_files_write_nothing(command: RunCommand, both: Path) -> 
 def further_files(finished: FinishedStudy) -> Iterator[Path]:
     """Add a study file that was not searched and an invalid one."""
     (finished.folder / "both.toml").write_text(TWO_FAMILY_STUDY)
-    (finished.folder / "broken.toml").write_text(TWO_FAMILY_STUDY.replace("depth = [1, 2, 3]", "dpeth = [1, 2, 3]"))
+    (finished.folder / "invalid.toml").write_text(TWO_FAMILY_STUDY.replace("depth = [1, 2, 3]", "dpeth = [1, 2, 3]"))
     yield finished.folder
     (finished.folder / "both.toml").unlink()
-    (finished.folder / "broken.toml").unlink()
+    (finished.folder / "invalid.toml").unlink()
 
 
 def test_studies_list_shows_files_with_their_results(
@@ -319,7 +319,7 @@ def test_studies_list_shows_files_with_their_results(
     ]
     assert outcome.exit_code == 0
     messages = outcome.stderr.splitlines()
-    assert messages[0] == "broken.toml: is not a valid study; see `fmnist-search studies check broken.toml`"
+    assert messages[0] == "invalid.toml: is not a valid study; see `fmnist-search studies check invalid.toml`"
     assert "space.cnn.dpeth" in messages[1]
 
 

@@ -105,9 +105,8 @@ def test_predict_takes_a_range_of_test_images(finished: FinishedStudy, tmp_path:
     assert [row["image"] for row in outcome.json] == [f"test image {n}" for n in (9999, 3, 4, 5)]
     assert all(row["true"] for row in outcome.json)
     assert path.exists()
-    for given in ("3", "3:", ":3", "3:3", "-1:2", "a:b"):
+    for given in ("3", "3:", ":3", "3:3", "-1:2", "a:b", "9990:10001"):
         assert_single_error(finished.run("predict", f"--test-images={given}"), f"--test-images {given}", "0:25")
-    assert_single_error(finished.run("predict", "--test-images", "9990:10001"), "test image 10000", "from 0 to 9999")
 
 
 def test_a_grid_shows_the_first_hundred_images(finished: FinishedStudy, tmp_path: Path) -> None:

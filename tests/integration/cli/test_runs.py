@@ -204,8 +204,8 @@ def test_other_settings_give_other_results_and_are_shown(finished: FinishedStudy
     assert client.get_run(found["run_id"]).data.tags["same"] == "false"
 
 
-def test_a_pruned_trial_is_trained_for_as_many_epochs(finished: FinishedStudy, tmp_path: Path) -> None:
-    options = ["--pruner", "median", "--set", "pruner.startup_trials=1", "--set", "finalists.recipes=0", "--trials", 6]
+def test_a_reproduced_pruned_trial_ends_after_the_same_epoch(finished: FinishedStudy, tmp_path: Path) -> None:
+    options = ["--pruner", "median", "--set", "pruner.startup_trials=1", "--set", "finalists.recipes=0", "--trials", 4]
     (tmp_path / "pruned.toml").write_text(TINY_STUDY.replace('"tiny"', '"pruned"').replace("startup_trials = 8", ""))
     assert run_command(tmp_path, "search", "pruned.toml", *options).exit_code == 0
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
@@ -278,8 +278,8 @@ def test_gc_lists_garbage_and_removes_nothing(cluttered: FinishedStudy, client: 
     found = garbage_groups(outcome)
     weights = cluttered.folder / "fmnist-search" / "weights"
     assert [Path(name).parent for name in found["gone"]] == [weights / "vanished"] * 4
-    (aside,) = {Path(name).parent.name for name in found["aside"]}
-    assert aside.startswith("other until ")
+    (archived,) = {Path(name).parent.name for name in found["aside"]}
+    assert archived.startswith("other until ")
     beaten = completed_trial_numbers(cluttered, "tiny")[2:]
     assert [Path(name).name for name in found["beaten"]] == sorted(f"{number:03d}.pt" for number in beaten)
     assert [Path(name).name for name in found["unfinished"]] == ["tmpabcdef01"]
@@ -393,16 +393,18 @@ def test_gc_does_not_disturb_a_running_study(tmp_path: Path) -> None:
     home = Workspace.resolve(f"sqlite:///{tmp_path / 'mlflow.db'}")
     removed: list[str] = []
 
-    def clear_away(_: EpochReport) -> Decision:
+    def remove_all_garbage(_: EpochReport) -> Decision:
         cache, at_once = tmp_path / "no cache", -1.0
         items = garbage.find_garbage(home, cache, 1, min_age=at_once)
         removed.extend(item.name for item in garbage.remove_garbage(home, cache, 1, items, min_age=at_once))
         return Decision.CONTINUE
 
     (tmp_path / "tiny.toml").write_text(TINY_STUDY)
-    config = StudyConfig.load(tmp_path / "tiny.toml", {"budget.trials": 6, "finalists.recipes": 0})
-    summary = run_study(config, workspace=home, tracking=TrackingOptions(plot_interval=None), stopper=clear_away)
-    assert summary.count(TrialState.COMPLETED) == 6
+    config = StudyConfig.load(tmp_path / "tiny.toml", {"budget.trials": 3, "finalists.recipes": 0})
+    summary = run_study(
+        config, workspace=home, tracking=TrackingOptions(plot_interval=None), stopper=remove_all_garbage
+    )
+    assert summary.count(TrialState.COMPLETED) == 3
     assert summary.best is not None
     assert home.weights_path("tiny", summary.best.number).exists()
     assert removed, "nothing was ever removed: this test says nothing"

@@ -109,8 +109,8 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_not_an_image_is_refused(tmp_path: Path) -> None:
     valid = save_image(tmp_path, Image.fromarray(PIXELS)).read_bytes()
     for content in (b"", b"I am a shoe", valid[: len(valid) // 2], valid[:60] + b"?" + valid[61:]):
-        (tmp_path / "broken.png").write_bytes(content)
-        assert "cannot be read as an image" in read_image_error(tmp_path / "broken.png")
+        (tmp_path / "damaged.png").write_bytes(content)
+        assert "cannot be read as an image" in read_image_error(tmp_path / "damaged.png")
     assert "cannot be read as an image" in read_image_error(tmp_path)
 
 
@@ -237,8 +237,8 @@ def test_a_folder_yields_its_images_in_order_and_reports_skipped_files(tmp_path:
 
 def test_a_folder_without_images_or_with_a_broken_one_is_refused(tmp_path: Path) -> None:
     assert "has no image files" in read_image_files_error(tmp_path)
-    (tmp_path / "broken.png").write_text("I am a shoe")
-    with pytest.raises(UserError, match=r"broken\.png: cannot be read as an image"):
+    (tmp_path / "damaged.png").write_text("I am a shoe")
+    with pytest.raises(UserError, match=r"damaged\.png: cannot be read as an image"):
         list(read_image_files([tmp_path]))
 
 

@@ -27,7 +27,7 @@ MINIMAL_STUDY: dict[str, Any] = tomllib.loads(f"{HEADER}{CNN_SPACE}")
 
 
 def schema_errors(tables: dict[str, Any]) -> list[str]:
-    """Return the errors of a study file, each with its place."""
+    """Return the errors of a study file, each with its key."""
     return [f"{error.json_path}: {error.message}" for error in VALIDATOR.iter_errors(tables)]
 
 

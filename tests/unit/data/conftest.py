@@ -35,8 +35,8 @@ def no_system_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def system_package(tmp_path: Path, file_contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A system whose dataset package has the training labels only, which are the smallest training file."""
-    place = tmp_path / "share" / "datasets" / "fashion-mnist"
-    place.mkdir(parents=True)
-    (place / f"{TRAIN_LABELS}.gz").write_bytes(gzip.compress(file_contents[TRAIN_LABELS]))
+    folder = tmp_path / "share" / "datasets" / "fashion-mnist"
+    folder.mkdir(parents=True)
+    (folder / f"{TRAIN_LABELS}.gz").write_bytes(gzip.compress(file_contents[TRAIN_LABELS]))
     monkeypatch.setenv("XDG_DATA_DIRS", f"{tmp_path / 'missing'}:{tmp_path / 'share'}")
-    return place
+    return folder

@@ -135,10 +135,10 @@ def test_a_cache_without_write_permission_is_only_a_warning(
 def test_processes_that_start_together_all_read_complete_files(
     tmp_path: Path, file_contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = tmp_path / "share" / "datasets" / "fashion-mnist"
-    place.mkdir(parents=True)
+    folder = tmp_path / "share" / "datasets" / "fashion-mnist"
+    folder.mkdir(parents=True)
     # The larger the file, the longer a writer that is not atomic would show a part of it.
-    (place / f"{TEST_IMAGES}.gz").write_bytes(gzip.compress(file_contents[TEST_IMAGES], 1))
+    (folder / f"{TEST_IMAGES}.gz").write_bytes(gzip.compress(file_contents[TEST_IMAGES], 1))
     monkeypatch.setenv("XDG_DATA_DIRS", str(tmp_path / "share"))
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["fmnist_search.data.loading"])
@@ -182,10 +182,10 @@ def test_readers_never_see_a_partial_file(
 def test_a_user_folder_may_have_the_layout_of_torchvision_or_only_the_files(
     below: str, packed: bool, tmp_path: Path, no_system_package: Path, file_contents: dict[str, bytes]
 ) -> None:
-    place = tmp_path / "mine" / below
-    place.mkdir(parents=True)
+    folder = tmp_path / "mine" / below
+    folder.mkdir(parents=True)
     content = file_contents[TRAIN_LABELS]
-    file = place / (f"{TRAIN_LABELS}.gz" if packed else TRAIN_LABELS)
+    file = folder / (f"{TRAIN_LABELS}.gz" if packed else TRAIN_LABELS)
     file.write_bytes(gzip.compress(content) if packed else content)
     before = read_tree(tmp_path)
     assert read_labels(offline_source(tmp_path / "cache", tmp_path / "mine")) == content
@@ -225,11 +225,11 @@ def gzip_cached(content: bytes) -> bytes:
 def test_a_gzip_file_changed_anywhere_is_an_error_or_the_right_content(
     data: st.DataObject, file_contents: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    whole = gzip_cached(file_contents[TRAIN_LABELS])
-    place = data.draw(st.integers(0, 30) | st.integers(0, len(whole) - 1))
-    damaged = whole[:place]
+    packed = gzip_cached(file_contents[TRAIN_LABELS])
+    position = data.draw(st.integers(0, 30) | st.integers(0, len(packed) - 1))
+    damaged = packed[:position]
     if data.draw(st.booleans()):
-        damaged += bytes([whole[place] ^ data.draw(st.integers(1, 255))]) + whole[place + 1 :]
+        damaged += bytes([packed[position] ^ data.draw(st.integers(1, 255))]) + packed[position + 1 :]
     folder = tmp_path_factory.mktemp("folder")
     (folder / f"{TRAIN_LABELS}.gz").write_bytes(damaged)
     try:

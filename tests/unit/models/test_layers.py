@@ -112,8 +112,8 @@ def test_dropout_draws_only_from_its_own_generator() -> None:
     def draw() -> torch.Tensor:
         layer = Dropout(0.5)
         layer.generator = torch.Generator().manual_seed(3)
-        kept: torch.Tensor = layer(torch.ones(1_000))
-        return kept
+        output: torch.Tensor = layer(torch.ones(1_000))
+        return output
 
     before = torch.get_rng_state()
     once = draw()

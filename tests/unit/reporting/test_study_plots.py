@@ -17,6 +17,9 @@ from tests.support.figures import figure_texts, render_png
 from tests.support.studies import make_study
 from tests.support.trials import DEFAULT_STATES, make_importances, make_trials
 
+# No plot gives a warning. A connection that another test left open is no concern of these.
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.filterwarnings("default::ResourceWarning")]
+
 TWO_FAMILY_SPACE: dict[str, Any] = {
     "common": {
         "family": ["cnn", "mlp"],
@@ -32,10 +35,10 @@ IMPORTANT_HYPERPARAMETERS = ["optimizer.learning_rate", "model.depth", "batch_si
 
 
 @pytest.mark.parametrize(
-    "space", [None, TWO_FAMILY_SPACE, ONE_HYPERPARAMETER_SPACE], ids=["one", "two families", "single"]
+    ("count", "space"),
+    [(0, None), (1, TWO_FAMILY_SPACE), (2, None), (12, None), (12, TWO_FAMILY_SPACE), (12, ONE_HYPERPARAMETER_SPACE)],
+    ids=["no trial", "one trial", "two trials", "one family", "two families", "one hyperparameter"],
 )
-@pytest.mark.parametrize("count", [0, 1, 2, 12])
-@pytest.mark.filterwarnings("error")
 def test_every_plot_is_drawn_and_states_its_trials(count: int, space: Any) -> None:
     config = make_study(space)
     plots = study_figures(make_trials(config, count), config.space, make_importances(IMPORTANT_HYPERPARAMETERS, count))
@@ -47,7 +50,6 @@ def test_every_plot_is_drawn_and_states_its_trials(count: int, space: Any) -> No
 
 
 @pytest.mark.parametrize("state", [TrialState.PRUNED, TrialState.FAILED, TrialState.INTERRUPTED])
-@pytest.mark.filterwarnings("error")
 def test_studies_without_completed_trials_are_drawn(state: TrialState) -> None:
     config = make_study()
     plots = study_figures(make_trials(config, 12, [state]), config.space)
@@ -56,7 +58,6 @@ def test_studies_without_completed_trials_are_drawn(state: TrialState) -> None:
         render_png(draw())
 
 
-@pytest.mark.filterwarnings("error")
 def test_a_study_of_three_hundred_trials_is_drawn() -> None:
     config = make_study()
     plots = study_figures(make_trials(config, 300), config.space, make_importances(IMPORTANT_HYPERPARAMETERS, 150))
@@ -65,7 +66,6 @@ def test_a_study_of_three_hundred_trials_is_drawn() -> None:
         render_png(draw())
 
 
-@pytest.mark.filterwarnings("error")
 def test_equal_trials_are_drawn() -> None:
     config = make_study()
     (trial,) = make_trials(config, 1)

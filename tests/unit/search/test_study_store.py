@@ -173,7 +173,7 @@ def test_study_resumes_where_it_stopped(storage_url: str) -> None:
 
 def test_study_samples_the_same_trials_in_another_storage(storage_url: str, tmp_path: Path) -> None:
     other = f"sqlite:///{tmp_path / 'other.db'}"
-    first, second = (run_one_of_each_state(open_store(place, make_study(seed=5))) for place in (storage_url, other))
+    first, second = (run_one_of_each_state(open_store(url, make_study(seed=5))) for url in (storage_url, other))
     assert first == second
 
 

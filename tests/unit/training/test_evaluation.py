@@ -143,7 +143,7 @@ def test_calibration_bins_equal_those_of_scikit_learn(predictions: tuple[Tensor,
 
 @given(st.lists(st.integers(51, 99), min_size=1, max_size=10, unique=True))
 def test_calibrated_probabilities_have_no_error(percents: list[int]) -> None:
-    rows = [(percent / 100, place < percent) for percent in percents for place in range(100)]
+    rows = [(percent / 100, index < percent) for percent in percents for index in range(100)]
     confidence = torch.tensor([row[0] for row in rows], dtype=torch.float64)
     labels = torch.tensor([0 if right else 1 for _, right in rows])
     assert calibration(torch.stack([confidence, 1 - confidence], 1), labels).expected_error == pytest.approx(
