@@ -47,12 +47,12 @@ def test_every_entry_point_of_mlproject_calls_a_command_of_ours() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_stands_in_the_docs(command: str) -> None:
+def test_every_command_is_in_the_docs(command: str) -> None:
     assert f"| `{command}" in (ROOT / "docs" / "commands.md").read_text()
 
 
 @pytest.mark.parametrize("name", [s.model_fields["name"].default for names in VARIANTS.values() for s in names])
-def test_every_sampler_and_pruner_stands_in_the_guide(name: str) -> None:
+def test_every_sampler_and_pruner_is_in_the_guide(name: str) -> None:
     assert f"`{name}`" in (ROOT / "docs" / "studies.md").read_text()
 
 
