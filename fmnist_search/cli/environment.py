@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,9 @@ from fmnist_search.cli.app import (
 from fmnist_search.cli.streams import write_output
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.datasets import DATASETS, DEFAULT_DATASET, get_dataset
+
+if TYPE_CHECKING:
+    from fmnist_search.workspace import Workspace
 
 
 @app.command()
@@ -61,22 +64,52 @@ def ui(
 @app.command()
 def sync(
     forget: Annotated[bool, typer.Option("--forget", help="Drop the events that MLflow rejected.")] = False,
+    rebuild: Annotated[
+        str | None,
+        typer.Option(
+            help="Study whose runs are written again, because MLflow has lost them.",
+            metavar="STUDY",
+            show_default=False,
+        ),
+    ] = None,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Send MLflow the events that it missed while it was unreachable.
 
-    Each search sends them as soon as it can; this command sends what the last search could not.
+    Each search sends them as soon as it can; this command sends what the last search could not. After MLflow's database
+    was replaced by an older copy, --rebuild writes the runs of a study again from Optuna's storage and the kept events.
     """
     from fmnist_search.cli.output import print_json, stdout
     from fmnist_search.workflows.sending import sync as send
 
-    events = send(forget=forget, workspace=make_workspace(tracking_uri, workdir))
+    workspace = make_workspace(tracking_uri, workdir)
+    if rebuild is not None:
+        _rebuild(rebuild, workspace, as_json=as_json)
+        return
+    events = send(forget=forget, workspace=workspace)
     if as_json:
         print_json({"events": events})
     else:
         stdout.print(f"MLflow has everything; {events} events were sent" if events else "MLflow has everything")
+
+
+def _rebuild(study: str, workspace: Workspace, *, as_json: bool) -> None:
+    from fmnist_search.cli.output import print_json, stdout
+    from fmnist_search.workflows.rebuilding import rebuild
+
+    record = rebuild(study, workspace=workspace)
+    counts = {"kept": record.kept, "from_outbox": record.from_outbox, "from_optuna": record.from_optuna}
+    if as_json:
+        print_json({"events": record.events, "rejected": record.rejected, "run_id": record.run_id, **counts})
+        return
+    stdout.print(
+        f"{study}: below the run {record.run_id} are {record.kept} runs that MLflow still had, {record.from_outbox} "
+        f"from the kept events and {record.from_optuna} from Optuna's storage; `fmnist-search promote` registers its "
+        "best again" + (f"; {record.rejected} events of other lost runs are set aside" if record.rejected else ""),
+        markup=False,
+    )
 
 
 @app.command()

@@ -1,16 +1,71 @@
-"""The config that a stored study keeps, and the archive of studies under other names."""
+"""What is stored about a study beside its trials, and the archive of studies under other names."""
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from datetime import datetime
 
 import optuna
 
 from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.results.champion import Champion
+from fmnist_search.search.trial_attributes import REBUILT_RUNS_ATTRIBUTE, champion_from_dict, champion_to_dict
 
 CONFIG_ATTRIBUTE = "config"
 """Attribute of a study: its resolved study file."""
+
+
+class StudyAttributes:
+    """The attributes of a study that name its run, its champion and its times."""
+
+    def __init__(self, study: optuna.Study):
+        self._study = study
+
+    @property
+    def run_id(self) -> str | None:
+        """The ID of the study's run in MLflow."""
+        run_id: str | None = self._study.user_attrs.get("mlflow_run_id")
+        return run_id
+
+    @run_id.setter
+    def run_id(self, run_id: str) -> None:
+        self._study.set_user_attr("mlflow_run_id", run_id)
+
+    @property
+    def tracking_seconds(self) -> float:
+        """Seconds that MLflow took to record the trials, beside their training."""
+        return float(self._study.user_attrs.get("tracking_seconds", 0.0))
+
+    @tracking_seconds.setter
+    def tracking_seconds(self, seconds: float) -> None:
+        self._study.set_user_attr("tracking_seconds", seconds)
+
+    @property
+    def champion(self) -> tuple[str, Champion] | None:
+        """The selection key and the champion of the last promotion; None if its version was found deleted."""
+        stored = self._study.user_attrs.get("champion")
+        return (stored["fingerprint"], champion_from_dict(stored)) if stored and "deleted" not in stored else None
+
+    @property
+    def deleted_champion_key(self) -> str | None:
+        """The selection key of a champion whose version was found deleted."""
+        stored = self._study.user_attrs.get("champion", {})
+        return str(stored["fingerprint"]) if "deleted" in stored else None
+
+    def mark_champion_deleted(self) -> None:
+        """Store that the version of the champion has been deleted in the registry."""
+        self._study.set_user_attr("champion", {**self._study.user_attrs["champion"], "deleted": True})
+
+    def save_champion(self, selection_key: str, champion: Champion) -> None:
+        """Store a champion, so that the same finalists are not trained again."""
+        self._study.set_user_attr("champion", {"fingerprint": selection_key, **champion_to_dict(champion)})
+
+    def remember_rebuilt_runs(self, run_ids: Mapping[str, str]) -> None:
+        """Store the ids of runs that replace those that trials name."""
+        changed = {old: new for old, new in run_ids.items() if old != new}
+        known = self._study.user_attrs.get(REBUILT_RUNS_ATTRIBUTE, {})
+        self._study.set_user_attr(REBUILT_RUNS_ATTRIBUTE, {**known, **changed})
 
 
 def stored_config(study: optuna.Study) -> StudyConfig | None:

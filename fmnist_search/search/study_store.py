@@ -19,7 +19,6 @@ from fmnist_search.files import is_missing
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.hyperparameters import Value
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.results.champion import Champion
 from fmnist_search.results.study import Importances, TrialRecord
 from fmnist_search.results.training import EpochReport, Overhead, TrialResult, TrialState
 from fmnist_search.search.analysis import importances
@@ -28,7 +27,7 @@ from fmnist_search.search.one_epoch import SurvivorQueue
 from fmnist_search.search.pruners import make_pruner, pruner_applies
 from fmnist_search.search.samplers import is_exhausted, make_sampler
 from fmnist_search.search.storage import NO_STUDY_YET, open_storage
-from fmnist_search.search.study_attributes import CONFIG_ATTRIBUTE, archive, stored_config
+from fmnist_search.search.study_attributes import CONFIG_ATTRIBUTE, StudyAttributes, archive, stored_config
 from fmnist_search.search.suggest import base_recipe, sample_with_fixed, start_params, suggest_recipe, trial_seed
 from fmnist_search.search.trial_attributes import (
     COPIED_ON_RETRY,
@@ -40,8 +39,6 @@ from fmnist_search.search.trial_attributes import (
     SEED_ATTRIBUTE,
     START_ATTRIBUTE,
     WORKER_LOST_ATTRIBUTE,
-    champion_from_dict,
-    champion_to_dict,
     duplicate_outcome_attribute,
     outcome_attribute,
     trial_record,
@@ -60,7 +57,7 @@ class StudyRuntime:
     precision: str
 
 
-class StudyStore:
+class StudyStore(StudyAttributes):
     """One study in Optuna's storage: its trials and what else is stored about it.
 
     `widened_ranges` has a line for each range that is wider than when the study was stored; `archived_as` is the new
@@ -68,7 +65,7 @@ class StudyStore:
     """
 
     def __init__(self, study: optuna.Study, config: StudyConfig):
-        self._study = study
+        super().__init__(study)
         self.config = config
         self.archived_as: str | None = None
         self.widened_ranges: list[str] = []
@@ -170,16 +167,6 @@ class StudyStore:
         self.__dict__.pop("_base", None)
 
     @property
-    def run_id(self) -> str | None:
-        """The ID of the study's run in MLflow."""
-        run_id: str | None = self._study.user_attrs.get("mlflow_run_id")
-        return run_id
-
-    @run_id.setter
-    def run_id(self, run_id: str) -> None:
-        self._study.set_user_attr("mlflow_run_id", run_id)
-
-    @property
     def searched_seconds(self) -> float:
         """Seconds of searching so far, in all sessions."""
         stored = self._study.user_attrs.get("searched_seconds")
@@ -188,35 +175,6 @@ class StudyStore:
     @searched_seconds.setter
     def searched_seconds(self, seconds: float) -> None:
         self._study.set_user_attr("searched_seconds", seconds)
-
-    @property
-    def tracking_seconds(self) -> float:
-        """Seconds that MLflow took to record the trials, beside their training."""
-        return float(self._study.user_attrs.get("tracking_seconds", 0.0))
-
-    @tracking_seconds.setter
-    def tracking_seconds(self, seconds: float) -> None:
-        self._study.set_user_attr("tracking_seconds", seconds)
-
-    @property
-    def champion(self) -> tuple[str, Champion] | None:
-        """The selection key and the champion of the last promotion; None if its version was found deleted."""
-        stored = self._study.user_attrs.get("champion")
-        return (stored["fingerprint"], champion_from_dict(stored)) if stored and "deleted" not in stored else None
-
-    @property
-    def deleted_champion_key(self) -> str | None:
-        """The selection key of a champion whose version was found deleted."""
-        stored = self._study.user_attrs.get("champion", {})
-        return str(stored["fingerprint"]) if "deleted" in stored else None
-
-    def mark_champion_deleted(self) -> None:
-        """Store that the version of the champion has been deleted in the registry."""
-        self._study.set_user_attr("champion", {**self._study.user_attrs["champion"], "deleted": True})
-
-    def save_champion(self, selection_key: str, champion: Champion) -> None:
-        """Store a champion, so that the same finalists are not trained again."""
-        self._study.set_user_attr("champion", {"fingerprint": selection_key, **champion_to_dict(champion)})
 
     def importances(self) -> Importances:
         """Return the importance of each hyperparameter; UserError if too few trials have completed."""

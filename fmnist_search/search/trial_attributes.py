@@ -46,6 +46,9 @@ SURVIVOR_OF_ATTRIBUTE = "survivor_of"
 DUPLICATE_ATTRIBUTE = "duplicate_of"
 """The number of the earlier equal trial whose result a trial reuses."""
 
+REBUILT_RUNS_ATTRIBUTE = "rebuilt_runs"
+"""Attribute of a study: the ids of runs that replace those that its trials name, by these."""
+
 COPIED_ON_RETRY = (START_ATTRIBUTE, FIXED_VALUES_ATTRIBUTE, SURVIVOR_OF_ATTRIBUTE, WORKER_LOST_ATTRIBUTE)
 
 FINISHED_STATES = (OptunaState.COMPLETE, OptunaState.PRUNED, OptunaState.FAIL)
@@ -82,11 +85,20 @@ def trial_records(study: optuna.Study) -> list[TrialRecord]:
 
     A trial without a recipe or an outcome is left out: its process was killed before it reported the end.
     """
-    return [
+    records = [
         trial_record(trial)
         for trial in study.get_trials(deepcopy=False, states=FINISHED_STATES)
         if RECIPE_ATTRIBUTE in trial.user_attrs and OUTCOME_ATTRIBUTE in trial.user_attrs
     ]
+    rebuilt: Mapping[str, str] = study.user_attrs.get(REBUILT_RUNS_ATTRIBUTE, {})
+    return [dataclasses.replace(record, run_id=_present_run_id(record.run_id, rebuilt)) for record in records]
+
+
+def _present_run_id(run_id: str | None, rebuilt: Mapping[str, str]) -> str | None:
+    """Return the id of the run that has replaced a run, perhaps several times."""
+    while run_id is not None and run_id in rebuilt:
+        run_id = rebuilt[run_id]
+    return run_id
 
 
 def trial_record(trial: FrozenTrial) -> TrialRecord:

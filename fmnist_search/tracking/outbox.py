@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from fmnist_search.errors import UserError
 from fmnist_search.files import make_private_folder
 from fmnist_search.text import first_line, redact
-from fmnist_search.tracking.events import Event
+from fmnist_search.tracking.events import Event, EventKind
 
 BUSY_TIMEOUT_SECONDS = 60.0
 
@@ -179,6 +179,21 @@ class Outbox:
     def remember_run(self, run_key: str, run_id: str) -> None:
         """Store the id of the run with this key."""
         self._execute("INSERT OR REPLACE INTO runs VALUES (?, ?)", run_key, run_id)
+
+    def forget_run(self, run_key: str) -> None:
+        """Forget the id of the run with this key, so that its events create it again."""
+        self._execute("DELETE FROM runs WHERE address = ?", run_key)
+
+    def run_key(self, stored: str) -> str:
+        """Return the key of a run, which is given by its id or its key."""
+        query = "SELECT address FROM runs WHERE run_id = ? ORDER BY address = run_id LIMIT 1"
+        found = self._execute(query, stored).fetchone()
+        return str(found[0]) if found else stored
+
+    def creates(self, run_key: str) -> bool:
+        """Return whether an event that creates the run with this key is still here, pending or rejected."""
+        query = "SELECT EXISTS (SELECT 1 FROM events WHERE store = ? AND run = ? AND kind = ?)"
+        return bool(self._execute(query, self.store_uri, run_key, EventKind.CREATE_RUN.value).fetchone()[0])
 
     def try_lock(self) -> bool:
         """Return whether this sender has the lock, which only one sender of the outbox has at a time."""

@@ -32,6 +32,8 @@ RESUMES = "resumes"
 """The id of the run that a training continues."""
 REPRODUCES = "reproduces"
 """The id of the run whose training was repeated."""
+REBUILT = "rebuilt"
+"""What the run of a trial was written again from, after MLflow had lost it."""
 IDENTICAL = "same"
 """Whether a repeated training had the same metrics."""
 

@@ -63,6 +63,7 @@ def sync(*, forget: bool = False, workspace: Workspace | None = None) -> int:
     if rejected:
         raise UserError(
             *(f"sync: MLflow rejects {count} events: {reason}" for reason, count in rejected.items()),
-            "sync: fix the causes and run it again, or drop these events with --forget",
+            "sync: fix the causes and run it again; if MLflow has lost the runs, write those of a study again with "
+            "--rebuild STUDY; or drop these events with --forget",
         )
     return events

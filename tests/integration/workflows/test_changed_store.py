@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from fmnist_search.tracking.events import Batch, CreateRun, Event
+from fmnist_search.tracking.outbox import Outbox
 from tests.integration.conftest import FinishedStudy, copy_study
 
 
@@ -75,3 +77,47 @@ def test_runs_that_a_killed_process_left_open_are_ended_and_those_of_others_are_
         "elsewhere": "RUNNING",
     }
     assert found["dead"].data.tags["state"] == "interrupted"
+
+
+def test_a_study_that_an_older_copy_of_the_store_lacks_is_written_again(study: FinishedStudy) -> None:
+    trials = {trial["number"]: trial for trial in study.run("leaderboard", "--json").json}
+    lost = study_run_id(study)
+    for name in ("mlflow.db", "mlflow.db-wal", "mlflow.db-shm"):
+        (study.folder / name).unlink(missing_ok=True)
+    outbox = Outbox(study.folder / "fmnist-search" / "outbox.db", study.tracking_uri)
+    outbox.put(Event(lost, "batch", {"tags": {"late": "a tag that was not sent"}}))
+    outbox.put(Event("0" * 32, "batch", {"tags": {"late": "of a finalist"}}))
+    outbox.remember_run("0" * 32, "0" * 32)
+    outbox.close()
+    refused = study.run("sync")
+    assert refused.exit_code == 2
+    assert "--rebuild STUDY" in refused.stderr
+
+    outbox = Outbox(study.folder / "fmnist-search" / "outbox.db", study.tracking_uri)
+    key = outbox.run_key(trials[0]["run_id"])
+    tags = {"trial": "0", "mlflow.parentRunId": lost}
+    points = [("val/accuracy", value, step, step) for step, value in enumerate(trials[0]["curve"], start=1)]
+    outbox.put(CreateRun(lost, "as it was", tags, 1).event(key))
+    outbox.put(Batch(points).event(key))
+    outbox.close()
+    rebuilt = study.run("sync", "--rebuild", "tiny", "--json").json
+    assert (rebuilt["kept"], rebuilt["from_outbox"], rebuilt["from_optuna"]) == (0, 1, len(trials) - 1)
+    assert rebuilt["rejected"] == 1
+    assert study_run_id(study) == rebuilt["run_id"]
+    client = MlflowClient(study.tracking_uri)
+    run = client.get_run(rebuilt["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["late"] == "a tag that was not sent"
+    below = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
+    assert {int(each.data.tags["trial"]) for each in below} == trials.keys()
+    assert "as it was" in [each.info.run_name for each in below]
+    for each in below:
+        trial = trials[int(each.data.tags["trial"])]
+        history = client.get_metric_history(each.info.run_id, "val/accuracy")
+        assert {point.step for point in history} == set(range(1, trial["epochs"] + 1))
+    again = {trial["number"]: trial for trial in study.run("leaderboard", "--json").json}
+    assert {trial["run_id"] for trial in again.values()} == {each.info.run_id for each in below}
+    assert study.run("compare", "1", "2").exit_code == 0
+    twice = study.run("sync", "--rebuild", "tiny", "--json").json
+    assert (twice["run_id"], twice["kept"], twice["from_optuna"]) == (rebuilt["run_id"], len(trials), 0)
+    assert "not in MLflow any more" not in study.run("search", "tiny.toml").stderr
