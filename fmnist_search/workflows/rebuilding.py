@@ -19,7 +19,7 @@ from fmnist_search.search.study_store import StudyStore
 from fmnist_search.tracking import metric_names, tag_names
 from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.outbox import Outbox
-from fmnist_search.tracking.run_logger import RECIPE_FILE, RUN_STATUS, RunLogger
+from fmnist_search.tracking.run_logger import RECIPE_FILE, RUN_STATUS, RunLogger, training_tags
 from fmnist_search.tracking.run_ref import RunRef
 from fmnist_search.tracking.store import FinishedRun, MlflowStore
 from fmnist_search.tracking.study_runs import open_study_run
@@ -131,8 +131,7 @@ def _finished_run(study_store: StudyStore, trial: TrialRecord, parent_id: str) -
             tag_names.KIND: tag_names.TRIAL_RUN,
             tag_names.STUDY: config.name,
             tag_names.TRIAL: str(trial.number),
-            tag_names.FAMILY: recipe.model.family,
-            tag_names.DATASET: recipe.data.dataset,
+            **training_tags(recipe, {}),
             tag_names.STATE: trial.state.value,
             tag_names.REASON: trial.reason or "",
             tag_names.EPOCHS: str(trial.epochs),
