@@ -11,6 +11,7 @@ from fmnist_search.cli import studies
 from fmnist_search.cli import presets
 from fmnist_search.cli import models
 from fmnist_search.cli import predict
+from fmnist_search.cli import compare
 from fmnist_search.cli import runs
 from fmnist_search.cli import draw
 from fmnist_search.cli import environment

@@ -1,4 +1,4 @@
-"""Stored runs: compare, reproduce, and remove what is no longer needed."""
+"""Stored runs: reproduce them, and remove what is no longer needed."""
 
 from __future__ import annotations
 
@@ -20,68 +20,8 @@ from fmnist_search.cli.command import TrainingCommand
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
-    from fmnist_search.tracking.stored_runs import TrainedRun
     from fmnist_search.workflows.garbage import GarbageItem, GarbageKind
     from fmnist_search.workflows.reproduce import EpochComparison, Reproduction
-
-
-@app.command()
-def compare(
-    runs: Annotated[list[str], typer.Argument(help="Ids of MLflow runs, or numbers of trials.", metavar="RUN...")],
-    study: StudyOption = None,
-    show_all: Annotated[bool, typer.Option("--all", help="Show equal hyperparameters as well.")] = False,
-    tracking_uri: TrackingUriOption = None,
-    workdir: WorkdirOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Compare runs: their results, and the hyperparameters in which they differ.
-
-    Examples:
-
-      fmnist-search compare 3 17
-
-      fmnist-search compare 3 17 --study deep
-
-      fmnist-search compare 4f1c... 9b20... --all
-    """
-    from fmnist_search.cli import output
-    from fmnist_search.cli.serialization import run_to_dict
-    from fmnist_search.tracking.local_store import open_run_reader
-    from fmnist_search.tracking.stored_runs import differing_hyperparameters, hyperparameter_texts, read_run
-    from fmnist_search.workflows.lookup import resolve_runs
-
-    workspace = make_workspace(tracking_uri, workdir)
-    run_ids = resolve_runs(workspace, runs, study)
-    with open_run_reader(workspace.tracking_uri) as reader:
-        found = [read_run(reader, run_id) for run_id in run_ids]
-    names = differing_hyperparameters([run.recipe for run in found])
-    if as_json:
-        output.print_json({"runs": [run_to_dict(run) for run in found], "differing": names})
-        return
-    texts = [hyperparameter_texts(run.recipe) for run in found]
-    shown = list(dict.fromkeys(name for each in texts for name in each)) if show_all else names
-    figures = [_format_metrics(run) for run in found]
-    rows = [[name, *(each[name] for each in figures)] for name in figures[0]]
-    rows += [[name, *(each.get(name, "-") for each in texts)] for name in shown]
-    output.print_table(output.make_table(["", *(run.name for run in found)], rows))
-    if not names and len(found) > 1:
-        output.stdout.print("\ntheir recipes are equal")
-
-
-def _format_metrics(run: TrainedRun) -> dict[str, str]:
-    """Return the results of a run as texts."""
-    from fmnist_search.cli.output import format_percent
-
-    return {
-        "run": run.run_id,
-        "kind": run.kind,
-        "state": run.state,
-        "val_accuracy": format_percent(run.accuracy),
-        "best val_accuracy": format_percent(run.best),
-        "epochs": str(run.epochs),
-        "seconds": "-" if run.seconds is None else f"{run.seconds:.1f}",
-        "parameters": "-" if run.parameters is None else f"{run.parameters:,}",
-    }
 
 
 @app.command(cls=TrainingCommand)

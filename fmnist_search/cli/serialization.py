@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fmnist_search.search.study_list import StudyEntry
     from fmnist_search.tracking.relocation import Relocation
     from fmnist_search.tracking.stored_runs import TrainedRun
-    from fmnist_search.workflows.across_studies import RankedTrial
+    from fmnist_search.workflows.across_studies import ComparedStudy, EqualCompute, RankedTrial, StudyComparison
     from fmnist_search.workflows.doctor import CheckResult
     from fmnist_search.workflows.reproduce import Reproduction
 from fmnist_search.cli.model_serialization import Json, champion_to_dict
@@ -109,6 +109,39 @@ def ranked_trial_to_dict(ranked: RankedTrial) -> Json:
         "data": data_to_dict(ranked.study.config.data),
         **trial_to_dict(ranked.trial),
     }
+
+
+def study_comparison_to_dict(comparison: StudyComparison) -> Json:
+    """Return a comparison of studies; `better` is None if no study is, or if their values cannot be compared."""
+    return {
+        "studies": [_compared_study_to_dict(study) for study in comparison.studies],
+        "differing": list(comparison.differing),
+        "comparable": not comparison.incomparable,
+        "incomparable_because": list(comparison.incomparable),
+        "same_epochs": _equal_compute_to_dict(comparison.same_epochs),
+        "same_seconds": _equal_compute_to_dict(comparison.same_seconds),
+        "chance_difference": comparison.chance,
+    }
+
+
+def _compared_study_to_dict(study: ComparedStudy) -> Json:
+    summary, progress = study.summary, study.progress
+    return {
+        "study": summary.name,
+        "question": summary.question,
+        **{state.value: summary.count(state) for state in TrialState},
+        "ended_by": STOP_REASONS[summary.stop_reason][0],
+        "epochs": progress.epochs,
+        "seconds": progress.seconds,
+        "searched_seconds": summary.searched_seconds,
+        "best": trial_to_dict(summary.best) if summary.best else None,
+        "progress": [{"epochs": p.epochs, "seconds": p.seconds, "best": p.best} for p in progress.points],
+        "settings": study.settings,
+    }
+
+
+def _equal_compute_to_dict(equal: EqualCompute) -> Json:
+    return {"amount": equal.amount, "values": list(equal.values), "better": equal.better, "lead": equal.lead}
 
 
 def data_to_dict(data: Data) -> Json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fmnist_search.config.domain import Domain, Range
@@ -57,21 +57,30 @@ def describe_data(config: StudyConfig) -> str:
 
 def search_settings(config: StudyConfig) -> dict[str, str]:
     """Return all settings of a search by key, as texts: data, budget, space, sampler, pruner, start and execution."""
-    key = config.comparability_key()
-    tables = config.model_dump(include={"budget", "sampler", "pruner", "start", "execution"}, exclude_none=True)
-    others = {f"{table}.{name}": _format(value) for table, values in tables.items() for name, value in values.items()}
-    settings = key | others
+    tables = config.model_dump(include={"budget", "sampler", "pruner", "execution"}, exclude_none=True)
+    settings = config.comparability_key()
+    for table, values in tables.items():
+        ordered = {name: values[name] for name in sorted(values, key=lambda name: name != "name")}
+        settings |= {f"{table}.{name}": format_value(value) for name, value in ordered.items()}
+    settings["start.outside"] = config.start.outside
+    settings |= {f"start.recipes.{n}": _format_start(start) for n, start in enumerate(config.start.recipes, 1)}
     groups = ("data", "budget", "space", "sampler", "pruner", "seed", "start", "execution")
     return {name: settings[name] for group in groups for name in settings if name.partition(".")[0] == group}
+
+
+def _format_start(start: str | Mapping[str, Any]) -> str:
+    return start if isinstance(start, str) else ", ".join(_assignments(start))
+
+
+def _assignments(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _assignments(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}={format_value(value)}"
 
 
 def differing_settings(settings: Sequence[Mapping[str, str]]) -> list[str]:
     """Return the keys whose values are not equal in all settings."""
     names = dict.fromkeys(name for each in settings for name in each)
     return [name for name in names if len({each.get(name) for each in settings}) > 1]
-
-
-def _format(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_format, value)) or "none"
-    return str(value) if isinstance(value, Mapping) else format_value(value)

@@ -23,43 +23,47 @@ class ComputePoint:
     best: float
 
 
-def trained_trials(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Return the trials that were trained, in the order in which they ended, without duplicates of earlier ones."""
-    trained = [trial for trial in trials if trial.duplicate_of is None]
-    return sorted(trained, key=lambda trial: (trial.ended_at or 0.0, trial.number))
+@dataclass(frozen=True)
+class StudyProgress:
+    """The best value of a study against its compute: its total epochs and seconds, and each improvement."""
+
+    name: str
+    epochs: int
+    seconds: float
+    points: tuple[ComputePoint, ...]
+
+    def best_within(self, *, epochs: int | None = None, seconds: float | None = None) -> float | None:
+        """Return the best value that so many epochs or seconds had reached; None if no trial had completed."""
+        reached = [
+            point.best
+            for point in self.points
+            if (epochs is None or point.epochs <= epochs) and (seconds is None or point.seconds <= seconds)
+        ]
+        return max(reached, default=None)
 
 
-def trained_epochs(trials: Sequence[TrialRecord]) -> int:
-    """Return the number of epochs that all trials together trained."""
-    return sum(trial.epochs for trial in trained_trials(trials))
-
-
-def trained_seconds(trials: Sequence[TrialRecord]) -> float:
-    """Return the seconds of training of all trials together."""
-    return math.fsum(trial.seconds for trial in trained_trials(trials))
-
-
-def best_by_compute(trials: Sequence[TrialRecord]) -> tuple[ComputePoint, ...]:
-    """Return a point for each completed trial that was better than all before; none if no trial has completed."""
+def study_progress(name: str, trials: Sequence[TrialRecord]) -> StudyProgress:
+    """Return how the best value of a study rose with its compute."""
     points: list[ComputePoint] = []
     epochs, seconds = 0, 0.0
-    for trial in trained_trials(trials):
+    for trial in _in_order_of_end(trials):
         epochs, seconds = epochs + trial.epochs, seconds + trial.seconds
         if trial.state is not TrialState.COMPLETED or trial.value is None:
             continue
         if not points or trial.value > points[-1].best:
             points.append(ComputePoint(epochs, seconds, trial.value))
-    return tuple(points)
+    return StudyProgress(name, epochs, seconds, tuple(points))
 
 
-def best_within_epochs(points: Sequence[ComputePoint], epochs: int) -> float | None:
-    """Return the best value that so many epochs had reached; None if no trial had completed."""
-    return max((point.best for point in points if point.epochs <= epochs), default=None)
+def trained_epochs(trials: Sequence[TrialRecord]) -> int:
+    """Return the number of epochs that all trials together trained."""
+    return sum(trial.epochs for trial in _in_order_of_end(trials))
 
 
-def best_within_seconds(points: Sequence[ComputePoint], seconds: float) -> float | None:
-    """Return the best value that so many seconds of training had reached; None if no trial had completed."""
-    return max((point.best for point in points if point.seconds <= seconds), default=None)
+def _in_order_of_end(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return the trials that were trained, without duplicates of earlier ones, which took no compute."""
+    trained = [trial for trial in trials if trial.duplicate_of is None]
+    return sorted(trained, key=lambda trial: (trial.ended_at or 0.0, trial.number))
 
 
 def chance_difference(accuracy: float, images: int) -> float:

@@ -5,25 +5,18 @@ As `lookup`, imports neither torch nor MLflow.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fmnist_search.config.comparability import data_settings, differing_settings, search_settings
 from fmnist_search.config.study_config import StudyConfig
-from fmnist_search.errors import UserError
-from fmnist_search.results.compute import (
-    ComputePoint,
-    best_by_compute,
-    best_within_epochs,
-    best_within_seconds,
-    chance_difference,
-    trained_epochs,
-    trained_seconds,
-)
+from fmnist_search.errors import UserError, did_you_mean
+from fmnist_search.results.compute import StudyProgress, chance_difference, study_progress
 from fmnist_search.results.study import StudySummary, TrialRecord, rank_trials
-from fmnist_search.search.study_list import load_studies
+from fmnist_search.search.study_list import list_studies, load_studies
 from fmnist_search.search.study_store import StudyRuntime, StudyStore
-from fmnist_search.workflows.lookup import load_study, summarize_stored
+from fmnist_search.workflows.lookup import is_trial_number, load_study, summarize_stored
 from fmnist_search.workspace import Workspace
 
 
@@ -60,13 +53,11 @@ class EqualCompute:
 
 @dataclass(frozen=True)
 class ComparedStudy:
-    """A study of a comparison: its settings as texts, its compute, and its best value against compute."""
+    """A study of a comparison: its settings by key, as texts, and its best value against compute."""
 
     summary: StudySummary
     settings: dict[str, str]
-    epochs: int
-    seconds: float
-    progress: tuple[ComputePoint, ...]
+    progress: StudyProgress
 
 
 @dataclass(frozen=True)
@@ -116,6 +107,31 @@ def _rank(studies: Sequence[StoredStudy]) -> list[RankedTrial]:
     return sorted(ranked, key=lambda each: -(each.trial.value or 0.0))
 
 
+def are_studies(words: Sequence[str], *, workspace: Workspace) -> bool:
+    """Return whether the words name stored studies, rather than runs by their ids or trials by their numbers.
+
+    Raises:
+        UserError: if some words name studies and others do not, or if a word is neither.
+    """
+    if all(map(_is_run, words)):
+        return False
+    names = [entry.name for entry in list_studies(workspace.storage_url)]
+    studies = [word for word in words if word in names]
+    others = [word for word in words if word not in names]
+    if not others:
+        return True
+    if unknown := [word for word in others if not _is_run(word)]:
+        remedy = f"; {did_you_mean(unknown[0], names)}" if names else ""
+        raise UserError(f"compare {unknown[0]!r}: is no stored study, no id of a run and no number of a trial{remedy}")
+    raise UserError(
+        f"compare {others[0]!r}: is a run or a trial, and {studies[0]!r} is a study; give only runs or only studies"
+    )
+
+
+def _is_run(word: str) -> bool:
+    return is_trial_number(word) or re.fullmatch("[0-9a-f]{32}", word) is not None
+
+
 def compare_studies(names: Sequence[str], *, workspace: Workspace | None = None) -> StudyComparison:
     """Return how stored studies differ, and which found the best value for the same compute.
 
@@ -131,10 +147,10 @@ def compare_studies(names: Sequence[str], *, workspace: Workspace | None = None)
     differing = tuple(differing_settings([study.settings for study in studies]))
     incomparable = tuple(name for name in differing if name.startswith("data."))
     best = max((study.summary.best.value or 0.0 for study in studies if study.summary.best), default=None)
-    epochs = min(study.epochs for study in studies)
-    seconds = min(study.seconds for study in studies)
-    by_epochs = [best_within_epochs(study.progress, epochs) for study in studies]
-    by_seconds = [best_within_seconds(study.progress, seconds) for study in studies]
+    progress = [study.progress for study in studies]
+    epochs, seconds = min(each.epochs for each in progress), min(each.seconds for each in progress)
+    by_epochs = [each.best_within(epochs=epochs) for each in progress]
+    by_seconds = [each.best_within(seconds=seconds) for each in progress]
     return StudyComparison(
         studies,
         differing,
@@ -146,17 +162,15 @@ def compare_studies(names: Sequence[str], *, workspace: Workspace | None = None)
 
 
 def _to_compared(study: StoredStudy) -> ComparedStudy:
-    settings, trials = search_settings(study.config), study.summary.trials
-    if study.runtime:  # instead of "auto", what was chosen
+    settings = search_settings(study.config)
+    if study.runtime:  # what was chosen for "auto"
         execution = study.runtime.execution
         settings |= {
             "execution.device": execution.device,
             "execution.threads": str(execution.threads),
             "execution.precision": study.runtime.precision,
         }
-    return ComparedStudy(
-        study.summary, settings, trained_epochs(trials), trained_seconds(trials), best_by_compute(trials)
-    )
+    return ComparedStudy(study.summary, settings, study_progress(study.config.name, study.summary.trials))
 
 
 def _equal_compute(

@@ -31,6 +31,7 @@ FROM_STORES = [
     ["show", "0"],
     ["importance", "rates"],
     ["compare", "3", "7", "--all"],
+    ["compare", "rates", "golden"],
     ["compare", "bc3446261e114ecbaa958a9bffc0f78e"],
 ]
 
