@@ -101,7 +101,7 @@ def _probe(uri: str, database: Path | None) -> None:
         check_folder_is_writable(database.parent, "work in another folder, or give another --tracking-uri")
     elif database:
         address = f"{database.as_uri()}?mode=rw"
-        with contextlib.closing(sqlite3.connect(address, PROBE_TIMEOUT_SECONDS, uri=True)) as connection:
+        with contextlib.closing(sqlite3.connect(address, timeout=PROBE_TIMEOUT_SECONDS, uri=True)) as connection:
             connection.execute("PRAGMA schema_version")
     elif uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES:
         url = sqlalchemy.make_url(uri)

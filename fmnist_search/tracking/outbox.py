@@ -68,7 +68,9 @@ class Outbox:
 
     def _open(self) -> sqlite3.Connection:
         make_private_folder(self.path.parent)
-        connection = sqlite3.connect(self.path, BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(
+            self.path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False
+        )
         made = self.path.with_suffix(".made.lock")
         made.touch()  # fails at once if the folder cannot be written, while FileLock would wait
         with FileLock(made):  # creating the tables in two processes at once would fail

@@ -75,7 +75,7 @@ def relocate(workspace: Workspace) -> Relocation:
         if tables is None:
             raise UserError(f"relocate: {database} is no store of MLflow; run it in the folder of a project")
     try:
-        with closing(sqlite3.connect(database, BUSY_TIMEOUT_SECONDS, isolation_level=None)) as connection:
+        with closing(sqlite3.connect(database, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)) as connection:
             return _relocate(connection, workspace, database, root)
     except (sqlite3.Error, OSError) as error:
         raise UserError(f"relocate: {database} cannot be rewritten ({error}); nothing was changed") from None
