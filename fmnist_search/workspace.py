@@ -91,6 +91,15 @@ class Workspace:
         """The file with the events that are on their way to MLflow."""
         return self.folder / OUTBOX_FILE
 
+    @property
+    def sessions_folder(self) -> Path:
+        """The folder with a file for each session of a study that runs at the moment."""
+        return self.folder / "sessions"
+
+    def log_path(self, study: str) -> Path:
+        """Return the file with the output of searches that run in the background."""
+        return self.folder / "logs" / f"{study}.log"
+
     def weights_path(self, study: str, number: int) -> Path:
         """Return the file with the weights of a completed trial."""
         return self.folder / "weights" / study / f"{number:03d}.pt"

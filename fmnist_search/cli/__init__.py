@@ -4,6 +4,7 @@
 # ruff: noqa: F401
 # isort: off
 from fmnist_search.cli import search
+from fmnist_search.cli import running
 from fmnist_search.cli import train
 from fmnist_search.cli import sweeps
 from fmnist_search.cli import inspect

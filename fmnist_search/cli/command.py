@@ -119,6 +119,17 @@ def given_command(
 
     `without` names parameters to leave out, `only` those to take; `extra` stands before them.
     """
+    words = given_words(context, without=without, only=only)
+    return " ".join(filter(None, [context.command_path, extra, redacted_command(words)]))
+
+
+def given_words(
+    context: typer.Context, *, without: Collection[str] = (), only: Collection[str] | None = None
+) -> list[str]:
+    """Return the words of the command line that give a command what this one was given, after its name.
+
+    `without` names parameters to leave out, `only` those to take.
+    """
     arguments: list[str] = []
     options: list[str] = []
     for parameter in context.command.params:
@@ -138,4 +149,4 @@ def given_command(
             options += [word for each in values for word in (parameter.opts[0], each)]
     if any(argument.startswith("-") for argument in arguments):
         options, arguments = [], [*options, "--", *arguments]
-    return " ".join(filter(None, [context.command_path, extra, redacted_command([*arguments, *options])]))
+    return [*arguments, *options]

@@ -20,7 +20,7 @@ from fmnist_search.workflows.callbacks import StudyCallback
 if TYPE_CHECKING:
     from fmnist_search.config.study_config import StudyConfig
     from fmnist_search.recipe.recipe import Recipe
-    from fmnist_search.results.study import TrialRecord
+    from fmnist_search.results.study import RunningTrial, TrialRecord
     from fmnist_search.results.training import EpochReport
     from fmnist_search.training.loop import Progress, ProgressCallback
 
@@ -145,6 +145,14 @@ class StudyProgressDisplay(StudyCallback):
                 f"  ({trial.reason})" if trial.state is TrialState.FAILED else "",
             )
         )
+
+    def print_counts(self) -> None:
+        """Print the name of the study and the number of its trials."""
+        self._console.print(f"{self._config.name}: {self._format_counts()}", markup=False)
+
+    def show_running(self, trials: Sequence[RunningTrial]) -> None:
+        """Show the curves of these trials in place of all others."""
+        self._curves = {f"{trial.number:03d} {trial.recipe.label}": list(trial.curve) for trial in trials}
 
     def _finished_count(self) -> int:
         return sum(trial.is_final and trial.duplicate_of is None for trial in self._trials)

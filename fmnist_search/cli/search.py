@@ -27,6 +27,7 @@ from fmnist_search.cli.app import (
     tracking_options,
 )
 from fmnist_search.cli.command import TrainingCommand, given_command
+from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
     from fmnist_search.config.study_config import StudyConfig
@@ -70,6 +71,10 @@ def search(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the study and its first networks, and start nothing.")
     ] = False,
+    detach: Annotated[
+        bool,
+        typer.Option("--detach", help="Search in the background; `watch` follows the search, and `stop` ends it."),
+    ] = False,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
     data_dir: DataDirOption = None,
@@ -90,6 +95,8 @@ def search(
       fmnist-search search baseline.toml --sampler random --pruner one-epoch --name rule
 
       fmnist-search search baseline.toml --dry-run
+
+      fmnist-search search baseline.toml --detach
     """
     from fmnist_search.config.study_config import StudyConfig
     from fmnist_search.config.toml_files import parse_assignment
@@ -110,8 +117,16 @@ def search(
     overrides |= {"start.recipes": start} if start else {}
     overrides |= dict(map(parse_assignment, settings or []))
     config = StudyConfig.load(study, overrides)
+    if dry_run and detach:
+        raise UserError("--detach: a dry run starts nothing in the background; leave out --detach or --dry-run")
     if dry_run:
         _print_preview(config, as_json)
+        return
+    workspace = make_workspace(tracking_uri, workdir, data_dir)
+    if detach:
+        from fmnist_search.cli.running import search_in_background
+
+        search_in_background(context, config, workspace, as_json=as_json)
         return
     from fmnist_search.cli.output import print_json
     from fmnist_search.cli.progress import StudyProgressDisplay
@@ -121,7 +136,7 @@ def search(
     with StudyProgressDisplay(config) as display:
         summary = run_study(
             config,
-            workspace=make_workspace(tracking_uri, workdir, data_dir),
+            workspace=workspace,
             fresh=fresh,
             tracking=tracking_options(context, enabled=not no_tracking),
             callback=display,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import time
 from collections.abc import Iterator
@@ -20,9 +19,14 @@ ABANDONED_AFTER_HOURS = 1
 CLOCK_TOLERANCE_SECONDS = 5
 
 
-def process_identity() -> str:
-    """Return the text that identifies this process on this machine: host name, process id and start time."""
-    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.0f}"
+def process_identity(process_id: int | None = None) -> str:
+    """Return the text that identifies a process, by default this one: host name, process id and start time.
+
+    Raises:
+        psutil.NoSuchProcess: if there is none with this id.
+    """
+    process = psutil.Process(process_id)
+    return f"{socket.gethostname()} {process.pid} {process.create_time():.0f}"
 
 
 def process_is_dead(promoter: str, created_at_ms: int) -> bool:

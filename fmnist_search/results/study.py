@@ -43,6 +43,15 @@ class TrialRecord:
         return not self.will_retry and self.state is not TrialState.INTERRUPTED
 
 
+@dataclass(frozen=True)
+class RunningTrial:
+    """A trial that has not ended. `curve` holds the validation accuracy after each epoch so far."""
+
+    number: int
+    recipe: Recipe
+    curve: tuple[float, ...]
+
+
 class StopReason(Enum):
     """Why a study starts no further trial. The values are shown to the user and stored."""
 

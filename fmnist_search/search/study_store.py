@@ -19,7 +19,7 @@ from fmnist_search.files import is_missing
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.hyperparameters import Value
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.results.study import Importances, TrialRecord
+from fmnist_search.results.study import Importances, RunningTrial, TrialRecord
 from fmnist_search.results.training import EpochReport, Overhead, TrialResult, TrialState
 from fmnist_search.search.analysis import importances
 from fmnist_search.search.asked_trial import AskedTrial
@@ -41,6 +41,7 @@ from fmnist_search.search.trial_attributes import (
     WORKER_LOST_ATTRIBUTE,
     duplicate_outcome_attribute,
     outcome_attribute,
+    running_trials,
     trial_record,
     trial_records,
 )
@@ -183,6 +184,10 @@ class StudyStore(StudyAttributes):
     def trial_records(self) -> list[TrialRecord]:
         """Return a record of each trial that has ended, by number."""
         return trial_records(self._study)
+
+    def running_trials(self, since: float) -> list[RunningTrial]:
+        """Return the trials that have begun since a Unix time and have not ended, by number."""
+        return running_trials(self._study, since)
 
     # -------------------------------------------------------------------------------- its search
 

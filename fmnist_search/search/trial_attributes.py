@@ -16,7 +16,7 @@ from optuna.trial import TrialState as OptunaState
 
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.champion import Champion, ConfirmedScore
-from fmnist_search.results.study import TrialRecord
+from fmnist_search.results.study import RunningTrial, TrialRecord
 from fmnist_search.results.training import Accuracy, Overhead, TrialResult, TrialState
 
 RECIPE_ATTRIBUTE = "recipe"
@@ -99,6 +99,22 @@ def _present_run_id(run_id: str | None, rebuilt: Mapping[str, str]) -> str | Non
     while run_id is not None and run_id in rebuilt:
         run_id = rebuilt[run_id]
     return run_id
+
+
+def running_trials(study: optuna.Study, since: float) -> list[RunningTrial]:
+    """Return the trials that have begun since a Unix time and have not ended, by number.
+
+    A trial of a process that was killed never ends; `since` leaves out those of earlier sessions.
+    """
+    return [
+        RunningTrial(
+            trial.number,
+            Recipe().replace(trial.user_attrs[RECIPE_ATTRIBUTE]),
+            tuple(value for _, value in sorted(trial.intermediate_values.items())),
+        )
+        for trial in study.get_trials(deepcopy=False, states=(OptunaState.RUNNING,))
+        if RECIPE_ATTRIBUTE in trial.user_attrs and (_to_unix_seconds(trial.datetime_start) or 0.0) >= since
+    ]
 
 
 def trial_record(trial: FrozenTrial) -> TrialRecord:

@@ -40,6 +40,7 @@ from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workflows.study.finalists import selection_key
 from fmnist_search.workflows.study.promotion import Promotion
 from fmnist_search.workflows.study.run_logging import StudyRunLogger
+from fmnist_search.workflows.study.running import announced
 from fmnist_search.workflows.study.runtime import resolve_runtime, stored_runtime
 from fmnist_search.workflows.study.search_loop import SearchLoop
 from fmnist_search.workflows.study.stopping import current_stop_reason
@@ -76,6 +77,7 @@ def open_session(
     with contextlib.ExitStack() as stack:
         stack.enter_context(private_files())
         interruption = stack.enter_context(interrupt_on_signals())
+        announcement = stack.enter_context(contextlib.ExitStack())  # closed after the sender
         stack.enter_context(store_errors(workspace.tracking_uri))
         source = DataSource.from_workspace(workspace)
         images = load_images(config.data, source)
@@ -98,6 +100,7 @@ def open_session(
             backend.wait_until_ready()  # the measurement needs a quiet machine
             runtime = resolve_runtime(config, backend.execution)
         study_store = _open_study_store(workspace, config, fresh=options.fresh)
+        announcement.enter_context(announced(workspace.sessions_folder, config.name))
         study_store.runtime = runtime
         if warning := precision_warning(runtime.execution, runtime.precision):
             callback.on_message(f"{config.name}: {warning}")

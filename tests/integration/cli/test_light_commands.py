@@ -30,6 +30,7 @@ FROM_STORES = [
     ["show"],
     ["show", "0"],
     ["importance", "rates"],
+    ["watch", "rates"],
     ["compare", "3", "7", "--all"],
     ["compare", "rates", "golden"],
     ["compare", "bc3446261e114ecbaa958a9bffc0f78e"],

@@ -1,0 +1,149 @@
+"""Sessions of studies that run at the moment: how other processes of the machine find them and stop them.
+
+Each session has a file, which it locks. The operating system releases the lock when the process ends, however it ends,
+so a file without a lock is one that a killed process has left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from fmnist_search.errors import UserError, did_you_mean
+from fmnist_search.files import make_private_folder
+from fmnist_search.registry.promoters import process_identity, process_is_dead
+from fmnist_search.workspace import Workspace
+
+SUFFIX = ".json"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunningSession:
+    """A session of a study: a search or a promotion.
+
+    `process` is the identity of its process. `handles_signals` is false in a thread that is not the main one.
+    """
+
+    study: str
+    process: str
+    started_at: float
+    handles_signals: bool
+
+    @property
+    def machine(self) -> str:
+        """The host name of its machine."""
+        return self.process.split()[0]
+
+    @property
+    def process_id(self) -> int:
+        """The process id on that machine."""
+        return int(self.process.split()[1])
+
+
+@contextlib.contextmanager
+def announced(folder: Path, study: str) -> Iterator[None]:
+    """Let other processes find a session of this process while the context is open."""
+    make_private_folder(folder)
+    _remove_unlocked(folder)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    session = RunningSession(study, process_identity(), time.time(), in_main_thread)
+    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as file:
+        path = Path(file.name).with_suffix(SUFFIX)
+        try:
+            with contextlib.suppress(OSError):  # on a file system without locks, nobody finds the session
+                fcntl.flock(file, fcntl.LOCK_EX)
+            json.dump(dataclasses.asdict(session), file)
+            file.flush()
+            os.rename(file.name, path)
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def running_sessions(folder: Path) -> list[RunningSession]:
+    """Return the sessions that run, the oldest first."""
+    sessions = [session for session, is_locked in _read(folder) if is_locked]
+    return sorted(sessions, key=lambda session: session.started_at)
+
+
+def has_session(folder: Path, process_id: int) -> bool:
+    """Return whether a process of this machine, which runs, has a session; file systems without locks will do."""
+    return any(session.process == process_identity(process_id) for session, _ in _read(folder))
+
+
+def _read(folder: Path) -> Iterator[tuple[RunningSession, bool]]:
+    """Yield each session that has a file, and whether the file is locked."""
+    for path in folder.glob(f"*{SUFFIX}"):
+        with contextlib.suppress(OSError), path.open(encoding="utf-8") as file:
+            is_locked = _is_locked(file)
+            yield RunningSession(**json.load(file)), is_locked
+
+
+def _is_locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _remove_unlocked(folder: Path) -> None:
+    for path in folder.glob(f"*{SUFFIX}"):
+        with contextlib.suppress(OSError), path.open(encoding="utf-8") as file:
+            if not _is_locked(file):
+                path.unlink()
+
+
+def find_sessions(workspace: Workspace, study: str | None = None) -> list[RunningSession]:
+    """Return the running sessions of a study, by default of the only one that runs.
+
+    Raises:
+        UserError: if it does not run, or if no study is named and several run.
+    """
+    sessions = running_sessions(workspace.sessions_folder)
+    names = sorted({session.study for session in sessions})
+    if not names:
+        which = "no study" if study is None else f"study {study!r}"
+        raise UserError(f"{workspace.folder}: {which} is running here; `fmnist-search studies list` shows stored ones")
+    if study is None and len(names) > 1:
+        raise UserError(f"{workspace.folder}: several studies are running; give the name of one: {', '.join(names)}")
+    name = study or names[0]
+    if name not in names:
+        raise UserError(f"study {name!r}: is not running; {did_you_mean(name, names)}")
+    return [session for session in sessions if session.study == name]
+
+
+def interrupt(session: RunningSession) -> None:
+    """Send the process of a session what Ctrl-C sends it.
+
+    Raises:
+        UserError: if the process is on another machine or in another container, belongs to another user, or would not
+            handle the signal.
+    """
+    study, number = f"study {session.study!r}", session.process_id
+    if session.machine != socket.gethostname():
+        raise UserError(f"{study}: runs on the machine {session.machine!r}; stop it there")
+    if not session.handles_signals:
+        raise UserError(f"{study}: runs in a thread of process {number}, which takes no signals; stop it there")
+    try:
+        process = psutil.Process(number)
+        if process_is_dead(session.process, round(session.started_at * 1000)):
+            raise psutil.NoSuchProcess(number)
+        process.send_signal(signal.SIGINT)  # which checks once more that the process id was not given to another one
+    except psutil.NoSuchProcess:
+        raise UserError(f"{study}: its process {number} cannot be seen from here; stop it where it runs") from None
+    except psutil.AccessDenied:
+        raise UserError(f"{study}: its process {number} belongs to another user, who can stop it") from None
