@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fmnist_search.cli.app import JsonOption, TrackingUriOption, WorkdirOption, app, make_workspace
-from fmnist_search.cli.command import given_words
+from fmnist_search.cli.command import given_words, pop_flag
 from fmnist_search.cli.streams import write_output
 from fmnist_search.text import redacted_command
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.1
 """Seconds between two checks whether a session has begun or ended."""
-END_SECONDS = 10.0
-"""Seconds for a process that was interrupted before its search began."""
 
 RunningArgument = Annotated[
     str | None, typer.Argument(help="Name of a study; by default the one that runs.", show_default=False)
@@ -148,10 +146,13 @@ def search_in_background(
     workspace.check_writable()
     log = workspace.log_path(config.name)
     make_private_folder(log.parent)
+    words = ["search", *given_words(context, without={"detach", "as_json"})]
+    if pop_flag(sys.argv[1:], "--debug")[0]:
+        words.insert(0, "--debug")
     with log.open("ab") as file:
         start = file.tell()
         process = subprocess.Popen(
-            [sys.executable, "-m", "fmnist_search", "search", *given_words(context, without={"detach", "as_json"})],
+            [sys.executable, "-m", "fmnist_search", *words],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
@@ -165,7 +166,6 @@ def search_in_background(
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
         process.send_signal(signal.SIGINT)
-        process.wait(END_SECONDS)
         raise
     if as_json:
         output.print_json({"study": config.name, "process": process.pid, "log": str(log)})

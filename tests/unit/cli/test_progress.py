@@ -9,6 +9,7 @@ from rich.console import Console
 
 from fmnist_search.cli.progress import StudyProgressDisplay, TrainingProgressDisplay
 from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.results.study import RunningTrial
 from fmnist_search.results.training import EpochReport, TrialState
 from fmnist_search.training.loop import Progress
 from tests.support.records import make_record
@@ -114,6 +115,16 @@ def test_the_live_display_starts_before_the_first_epoch(terminal: Console) -> No
         display.on_training_start("000 cnn 32-64", Recipe())
     assert "small: 0 of 20 trials, best -; " in shown_on(terminal)
     assert "000 cnn 32-64    first epoch" in shown_on(terminal)
+
+
+def test_the_live_display_of_another_process_shows_its_running_trials(terminal: Console) -> None:
+    with StudyProgressDisplay(make_study(), terminal) as display:
+        display.on_study_start([make_record(0, value=0.8)], 2.5)
+        display.show_running([RunningTrial(1, Recipe(), (0.5, 0.75)), RunningTrial(2, Recipe(), ())])
+    shown = shown_on(terminal)
+    assert "small: 1 of 20 trials, best 80.00%; " in shown
+    assert f"001 {Recipe().label}  ▁█  75.00% after epoch 2" in shown
+    assert f"002 {Recipe().label}    first epoch" in shown
 
 
 def test_a_training_prints_a_line_for_each_epoch(capsys: CaptureOutput) -> None:

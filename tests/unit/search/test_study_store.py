@@ -109,6 +109,18 @@ def test_record_says_how_a_trial_ended(storage_url: str) -> None:
     assert [record.run_id for record in records] == ["run-0", "run-1", "run-2", "run-3", "run-0", "run-5"]
 
 
+def test_running_trials_are_those_of_the_present_session_that_have_not_ended(storage_url: str) -> None:
+    store = open_store(storage_url, make_study())
+    store.ask()  # and its process was killed
+    began = time.time()
+    run_trial(store, TrialState.COMPLETED, 0.5)
+    asked = store.ask()
+    store.should_prune(asked, make_result(TrialState.COMPLETED, 0.25).epochs[0])
+    (running,) = StudyStore.load(storage_url, "small").running_trials(began)
+    assert (running.number, running.recipe, running.curve) == (2, asked.recipe, (0.25,))
+    assert [trial.number for trial in store.running_trials(0.0)] == [0, 2]
+
+
 def test_record_has_parameter_count_and_times(storage_url: str) -> None:
     store = open_store(storage_url, make_study())
     before = time.time()
