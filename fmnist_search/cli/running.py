@@ -152,7 +152,8 @@ def search_in_background(
     with log.open("ab") as file:
         start = file.tell()
         process = subprocess.Popen(
-            [sys.executable, "-m", "fmnist_search", *words],
+            [sys.executable, "-P", "-m", "fmnist_search", *words],  # imports nothing from the current folder
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,

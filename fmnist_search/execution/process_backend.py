@@ -139,7 +139,7 @@ class ProcessWorker(Worker):
 
 def default_command() -> list[str]:
     """Return the command that starts a worker process, without its arguments."""
-    return [sys.executable, "-m", f"{__package__}.worker_main"]
+    return [sys.executable, "-P", "-m", f"{__package__}.worker_main"]  # imports nothing from the current folder
 
 
 def _worker_environment(threads: int) -> dict[str, str]:

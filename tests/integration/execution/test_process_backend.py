@@ -300,3 +300,16 @@ def test_workers_end_within_a_heartbeat_when_the_pool_is_killed(source: DataSour
     _, alive = psutil.wait_procs(orphans, timeout=10)
     assert alive == []
     assert stderr == b""
+
+
+@pytest.mark.slow
+def test_a_worker_imports_no_file_of_the_current_folder(
+    execution: Execution, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('a file of the current folder was imported')\n")
+    monkeypatch.chdir(tmp_path)
+    job = RecordingJob(TINY_RECIPE, images)
+    with ProcessBackend(execution, 1) as backend:
+        run_all(backend, [job])
+    assert job.result
+    assert job.result.state is TrialState.COMPLETED
