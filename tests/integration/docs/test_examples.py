@@ -1,7 +1,9 @@
-"""The commands, study files and searches that README and docs show are valid; test_pages.py runs them."""
+"""Commands, study files and searches that README, docs, help and messages show are valid; test_pages.py runs them."""
 
 from __future__ import annotations
 
+import ast
+import re
 import tomllib
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +20,7 @@ from tests.support.pages import PAGES, ROOT, all_commands, page_snippets, progra
 
 Command = Any  # of Typer's copy of click, whose classes it does not export
 PROGRAM: Command = typer.main.get_command(app)
-NOT_PARSED = (["search"], ["space"], ["train"], ["--version"], ["COMMAND", "--help"])
+NOT_PARSED = (["search"], ["space"], ["train"], ["--version"], ["--help"], ["COMMAND", "--help"])
 """Names of commands in sentences, without the arguments that they require, and options that end the program."""
 
 
@@ -27,6 +29,20 @@ def example_commands(command: Command = PROGRAM) -> Iterator[str]:
     yield from (line.strip() for line in (command.help or "").splitlines() if line.startswith("  fmnist-search "))
     for below in getattr(command, "commands", {}).values():
         yield from example_commands(below)
+
+
+def recommended_commands() -> Iterator[str]:
+    """Yield the command lines in backquotes that the program prints, with VALUE for what it inserts."""
+    for file in (ROOT / "fmnist_search").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            match node:
+                case ast.JoinedStr(values=parts):
+                    text = "".join(part.value if isinstance(part, ast.Constant) else "VALUE" for part in parts)
+                case ast.Constant(value=str(text)):
+                    pass
+                case _:
+                    continue
+            yield from re.findall(r"`(fmnist-search [^`]+)`", " ".join(text.split()))
 
 
 def parse(arguments: list[str]) -> None:
@@ -38,11 +54,11 @@ def parse(arguments: list[str]) -> None:
     command.make_context(" ".join(names), list(rest))
 
 
-SHOWN = sorted({snippet.text for snippet in all_commands()} | set(example_commands()))
+SHOWN = sorted({snippet.text for snippet in all_commands()} | set(example_commands()) | set(recommended_commands()))
 
 
 @pytest.mark.parametrize("text", [text for text in SHOWN if program_arguments(text) is not None])
-def test_every_command_that_is_shown_has_the_arguments_of_its_command(text: str) -> None:
+def test_every_command_that_pages_help_or_messages_show_can_be_parsed(text: str) -> None:
     arguments = program_arguments(text) or []
     if arguments not in NOT_PARSED:
         parse(arguments)
