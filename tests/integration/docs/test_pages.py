@@ -42,6 +42,7 @@ NOT_RUN = {
     "mlflow server --app-name basic-auth *": "needs the secrets",
     "fmnist-search search studies/quick.toml --tracking-uri http://HOST:5000": "needs the server with secrets",
     "python -m benchmarks.*": "measures for minutes to days; tests of the benchmarks run them with small figures",
+    "fmnist-search stop": "needs a search in the background; test_background.py runs it",
     "fmnist-search data mnist": "may download the images of MNIST",
     "fmnist-search search": "the name of a command in a sentence",
     "fmnist-search train": "the name of a command in a sentence",
