@@ -58,6 +58,7 @@ def ui(
     # One worker starts in 7 s instead of 20 (2 cores, once each). The jobs are for language models.
     arguments += ["--workers", "1"]
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    os.environ["PYTHONSAFEPATH"] = "1"  # the server and its processes import nothing from the current folder
     command_settings(context).replace_process(sys.executable, [sys.executable, "-m", "mlflow", "ui", *arguments])
 
 
