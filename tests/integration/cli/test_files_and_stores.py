@@ -20,6 +20,7 @@ from fmnist_search.execution.thread_backend import ThreadBackend
 from fmnist_search.results.training import Decision, EpochReport
 from fmnist_search.tracking.local_store import open_run_reader
 from fmnist_search.tracking.store import MlflowStore
+from fmnist_search.tracking.study_runs import open_study_run
 from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workflows.study.api import run_study
 from fmnist_search.workspace import Workspace, sqlite_uri
@@ -57,7 +58,7 @@ def test_a_store_and_its_artifacts_are_in_the_folder_whatever_its_name(tmp_path:
     folder = tmp_path / name
     folder.mkdir()
     store = MlflowStore(sqlite_uri(folder / "mlflow.db"), "fmnist-search")
-    run_id = store.get_or_create_study_run("small", None)
+    run_id = open_study_run(store, "small", None).run_id
     store.client.log_text(run_id, "what we found", "note.txt")
     assert store.read_text(run_id, "note.txt") == "what we found"
     with open_run_reader(store.uri) as reader:
