@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from socketserver import BaseServer
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -137,11 +138,13 @@ def run_process() -> None:
 class CommandSettings:
     """Settings of all commands that have no option.
 
-    With `plots` false, no figures are rendered. `replace_process` starts a server in place of this process.
+    With `plots` false, no figures are rendered. `replace_process` starts a server in place of this process, and
+    `serve` lets a server of this process answer until it is interrupted.
     """
 
     plots: bool = True
     replace_process: Callable[[str, list[str]], object] = os.execv
+    serve: Callable[[BaseServer], object] = BaseServer.serve_forever
 
 
 def command_settings(context: typer.Context) -> CommandSettings:

@@ -63,6 +63,23 @@ def ui(
 
 
 @app.command()
+def dashboard(
+    context: typer.Context,
+    port: Annotated[int, typer.Option(help="Port of the server on this machine.", min=1, max=65535)] = 8080,
+    tracking_uri: TrackingUriOption = None,
+    workdir: WorkdirOption = None,
+) -> None:
+    """Start Optuna Dashboard on the studies of this folder, to look at them; it needs the extra `dashboard`."""
+    from fmnist_search.cli.output import stderr, stdout
+    from fmnist_search.search.dashboard import dashboard_server
+
+    with dashboard_server(make_workspace(tracking_uri, workdir).storage_url, port) as server:
+        stdout.print(f"http://127.0.0.1:{port}/dashboard")
+        stderr.print("shows studies while they run and changes nothing; Ctrl-C ends it")
+        command_settings(context).serve(server)
+
+
+@app.command()
 def sync(
     forget: Annotated[bool, typer.Option("--forget", help="Drop the events that MLflow rejected.")] = False,
     rebuild: Annotated[

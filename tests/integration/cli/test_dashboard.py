@@ -1,0 +1,89 @@
+"""`dashboard`: Optuna Dashboard on the stored studies."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fmnist_search.search.study_store import StudyStore
+from fmnist_search.workspace import Workspace
+from tests.integration.conftest import RunCommand, run_command
+from tests.support.studies import make_study
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a study without trials."""
+    folder = tmp_path_factory.mktemp("dashboard")
+    StudyStore.open(storage_url(folder), make_study())
+    return folder
+
+
+def storage_url(folder: Path) -> str:
+    return Workspace.resolve(f"sqlite:///{folder / 'mlflow.db'}").storage_url
+
+
+@pytest.fixture(scope="module")
+def port(folder: Path) -> Iterator[int]:
+    """Return the port of a server that runs."""
+    pytest.importorskip("optuna_dashboard")
+    from fmnist_search.search.dashboard import dashboard_server
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = int(free.getsockname()[1])
+    with dashboard_server(storage_url(folder), port) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield port
+        server.shutdown()
+        thread.join()
+
+
+def request(port: int, method: str, path: str, host: str | None = None) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request(method, path, headers={"Host": host or f"127.0.0.1:{port}"})
+    response = connection.getresponse()
+    return response.status, response.read().decode()
+
+
+def test_the_dashboard_shows_the_stored_studies(port: int) -> None:
+    status, content = request(port, "GET", "/api/studies")
+    (study,) = json.loads(content)["study_summaries"]
+    assert (status, study["study_name"]) == (200, "small")
+    assert request(port, "GET", "/dashboard", f"localhost:{port}")[0] == 200
+
+
+def test_the_dashboard_changes_nothing(port: int, folder: Path) -> None:
+    assert request(port, "DELETE", "/api/studies/1")[0] == 405
+    assert request(port, "POST", "/api/studies")[0] == 405
+    assert StudyStore.study_names(storage_url(folder)) == ["small"]
+
+
+def test_the_dashboard_answers_no_other_host(port: int) -> None:
+    # A web page in the browser of the same machine could let its own name refer to 127.0.0.1.
+    for host in (f"example.org:{port}", "127.0.0.1", f"127.0.0.1:{port}.example.org"):
+        assert request(port, "GET", "/api/studies", host)[0] == 403
+
+
+def test_a_port_in_use_is_one_error_line(port: int, folder: Path) -> None:
+    outcome = run_command(folder, "dashboard", "--port", port)
+    (line,) = outcome.errors
+    assert outcome.exit_code == 2
+    assert f"--port {port}: cannot be used" in line
+
+
+def test_without_the_package_the_command_to_install_it_is_named(
+    command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna_dashboard", None)
+    outcome = command("dashboard")
+    (line,) = outcome.errors
+    assert outcome.exit_code == 2
+    assert "`pip install 'fmnist-search[dashboard]'`" in line
