@@ -19,7 +19,7 @@ import typer
 from typer.exceptions import TyperException
 
 from fmnist_search.cli.command import CommandGroup, pop_flag
-from fmnist_search.cli.streams import OutputClosed, encode_any_text, write_output
+from fmnist_search.cli.streams import OutputClosed, encode_any_text, finish_without_reader, write_output
 from fmnist_search.errors import UserError
 from fmnist_search.files import PRIVATE_UMASK
 from fmnist_search.library_messages import silence_libraries
@@ -180,6 +180,7 @@ def main(arguments: list[str] | None = None, settings: CommandSettings = Command
     # Imports create a million objects that stay; with the default threshold, collections during them take a second.
     gc.set_threshold(100_000, 50, 100)
     encode_any_text(sys.stdout, sys.stderr)
+    finish_without_reader.set(False)  # a program may call this several times
     try:
         code = app(words, prog_name="fmnist-search", obj=settings, standalone_mode=False)
         write_output()

@@ -14,12 +14,15 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from fmnist_search.cli.app import CommandSettings, main
 from tests.golden.project import move_addresses
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 TINY_STUDY = """
 # Does a search run from end to end?
@@ -195,6 +198,11 @@ def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
 def finished(tiny_study: FinishedStudy, tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
     """A copy of the finished tiny study for each module, which its tests may change."""
     return copy_study(tiny_study, tmp_path_factory.mktemp("finished"))
+
+
+def read_artifact(client: MlflowClient, run_id: str, path: str) -> str:
+    """Return the text of an artifact; MLflow's `load_text` would read from the store of this process."""
+    return Path(client.download_artifacts(run_id, path)).read_text()
 
 
 def copy_study(study: FinishedStudy, folder: Path) -> FinishedStudy:

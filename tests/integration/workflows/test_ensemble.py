@@ -7,7 +7,6 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import pytest
 import torch
@@ -19,7 +18,7 @@ from fmnist_search.data.loading import load_images
 from fmnist_search.registry.champion_rule import CorrectnessRecord
 from fmnist_search.registry.packaging import load_model
 from fmnist_search.training.checkpoint import classifier_from_weights, state_from_bytes
-from tests.integration.conftest import TINY_STUDY, CommandResult, FinishedStudy, run_command
+from tests.integration.conftest import TINY_STUDY, CommandResult, FinishedStudy, read_artifact, run_command
 
 RECIPE = """
 epochs = 1
@@ -135,7 +134,7 @@ def test_without_register_an_ensemble_is_not_evaluated_on_test_images_nor_regist
     assert (metrics["val/accuracy"], metrics["val/loss"]) == (found["accuracy"], found["loss"])
     assert not [name for name in metrics if name.startswith("test/")]
     assert not study.client.search_model_versions(f"run_id = '{found['run_id']}'")
-    table = json.loads(mlflow.artifacts.load_text(f"runs:/{found['run_id']}/members.json"))
+    table = json.loads(read_artifact(study.client, found["run_id"], "members.json"))
     assert [row[0] for row in table["data"]] == list(study.training_run_ids)
 
 
@@ -163,7 +162,7 @@ def test_a_registered_ensemble_is_one_model_and_a_second_one_is_compared_with_it
     for run_id in study.training_run_ids:
         assert f"`{run_id}`" in version.description
     assert "ensemble of runs that were given by their ids" in version.description
-    hits = CorrectnessRecord.from_json(mlflow.artifacts.load_text(f"runs:/{found['run_id']}/validation_hits.json"))
+    hits = CorrectnessRecord.from_json(read_artifact(study.client, found["run_id"], "validation_hits.json"))
     assert hits.accuracies == (found["accuracy"],)
     metrics = study.client.get_run(found["run_id"]).data.metrics
     assert metrics["test/accuracy"] == registered["test"]["accuracy"]

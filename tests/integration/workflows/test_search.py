@@ -30,7 +30,7 @@ from fmnist_search.results.training import Decision, EpochReport, TrialState
 from fmnist_search.training.evaluation import evaluate
 from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workspace import Workspace
-from tests.integration.conftest import FinishedStudy, clean_environment
+from tests.integration.conftest import FinishedStudy, clean_environment, read_artifact
 
 EPOCH_METRICS = {
     "train/loss",
@@ -54,10 +54,6 @@ def runs(client: MlflowClient) -> dict[str, list[Run]]:
     assert experiment is not None
     found = sorted(client.search_runs([experiment.experiment_id]), key=lambda run: str(run.info.run_name))
     return {kind: [r for r in found if r.data.tags["kind"] == kind] for kind in ("study", "trial", "finalist")}
-
-
-def read_artifact(client: MlflowClient, run: Run, path: str) -> str:
-    return Path(client.download_artifacts(run.info.run_id, path)).read_text()
 
 
 def artifact_paths(client: MlflowClient, run: Run) -> set[str]:
@@ -133,7 +129,7 @@ def test_optuna_and_mlflow_have_the_same_values(finished: FinishedStudy, client:
         assert run.data.metrics["val/accuracy"] == trial.value
         points = client.get_metric_history(run.info.run_id, "val/accuracy")
         assert {point.step: point.value for point in points} == trial.intermediate_values
-        recipe = recipe_from_toml(read_artifact(client, run, "recipe.toml"))
+        recipe = recipe_from_toml(read_artifact(client, run.info.run_id, "recipe.toml"))
         assert recipe.to_flat_dict() == trial.user_attrs["recipe"]
 
 
@@ -143,13 +139,13 @@ def test_a_completed_trial_has_its_recipe_summary_and_confusion_matrix(
     for run in runs["trial"]:
         expected = {"recipe.toml", "model_summary.txt", "confusion_matrix.json"}
         assert expected <= artifact_paths(client, run)
-        matrix = json.loads(read_artifact(client, run, "confusion_matrix.json"))
+        matrix = json.loads(read_artifact(client, run.info.run_id, "confusion_matrix.json"))
         counts = matrix["rows_true_columns_predicted"]
         assert sum(map(sum, counts)) == 2000
         hits = sum(row[label] for label, row in enumerate(counts))
         assert hits / 2000 == run.data.metrics["val/accuracy"]
         parameters = f"{int(run.data.metrics['model/parameters']):,}"
-        assert parameters in read_artifact(client, run, "model_summary.txt")
+        assert parameters in read_artifact(client, run.info.run_id, "model_summary.txt")
 
 
 def test_the_run_of_the_study_has_its_file_command_environment_note_and_dataset(
@@ -161,8 +157,8 @@ def test_the_run_of_the_study_has_its_file_command_environment_note_and_dataset(
     assert "Does a search run from end to end?" in note
     assert "space.cnn.depth" in note
     assert "test accuracy" in note
-    assert "search tiny.toml" in read_artifact(client, study, "command.txt")
-    assert json.loads(read_artifact(client, study, "environment.json"))["versions"]["torch"]
+    assert "search tiny.toml" in read_artifact(client, study.info.run_id, "command.txt")
+    assert json.loads(read_artifact(client, study.info.run_id, "environment.json"))["versions"]["torch"]
     (used,) = study.inputs.dataset_inputs
     full = DATASETS["fashion-mnist"].digest
     assert used.dataset.digest == full[:32]
@@ -245,7 +241,7 @@ def test_stored_weights_are_a_plain_state_dict_that_gives_the_logged_accuracy(
     finished: FinishedStudy, runs: dict[str, list[Run]], source: DataSource
 ) -> None:
     trial = runs["trial"][0]
-    recipe = recipe_from_toml(read_artifact(MlflowClient(finished.tracking_uri), trial, "recipe.toml"))
+    recipe = recipe_from_toml(read_artifact(MlflowClient(finished.tracking_uri), trial.info.run_id, "recipe.toml"))
     weights = torch.load(finished.folder / "fmnist-search" / "weights" / "tiny" / "000.pt", weights_only=True)
     classifier = build(recipe.model)
     classifier.load_state_dict(weights)
@@ -351,7 +347,7 @@ def test_promote_registers_a_challenger_unless_it_beats_the_champion(
     assert f"challenger of version {champion}" in comparison
     assert comparison in outcome.stderr
     assert comparison[1:] in challenger.description
-    hits = CorrectnessRecord.from_json(read_artifact(client, client.get_run(challenger.run_id), "validation_hits.json"))
+    hits = CorrectnessRecord.from_json(read_artifact(client, challenger.run_id, "validation_hits.json"))
     assert hits.correct.shape == (1, 2_000)
     assert hits.accuracies[0] == pytest.approx(float(challenger.tags["confirmed_mean"]), abs=0.002)
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 from mlflow import MlflowClient
-from mlflow.artifacts import load_text
 
 from fmnist_search.config.toml_files import read_recipe
 from fmnist_search.training.checkpoint import classifier_from_weights
 from tests.integration.conftest import (
     CommandResult,
     RunCommand,
+    read_artifact,
     run_command,
     run_interrupted_command,
     start_command,
@@ -73,7 +73,7 @@ def test_a_preset_is_trained_by_its_name(command: RunCommand, tmp_path: Path, ar
     logged = make_client(tmp_path).get_run(outcome.json["run_id"]).data
     assert logged.tags["mlflow.runName"] == "train logistic"
     assert logged.params["optimizer.name"] == "adam"
-    origins = load_text(f"runs:/{outcome.json['run_id']}/recipe_origins.csv")
+    origins = read_artifact(make_client(tmp_path), outcome.json["run_id"], "recipe_origins.csv")
     origin_of = dict(csv.reader(io.StringIO(origins)))
     assert origin_of["epochs"] == origin_of["data.train_images"] == "command line"
     assert origin_of["optimizer.name"] == "preset logistic"
@@ -157,7 +157,7 @@ def test_a_training_logs_weights_epochs_and_recipe_and_copies_them_to_the_output
     logged = metric_history(client, run_id, "val/accuracy")
     assert [(int(row["epoch"]), float(row["val_accuracy"])) for row in rows] == logged
     assert len(rows) == 3
-    assert load_text(f"runs:/{run_id}/epochs.csv") == (tmp_path / "out" / "epochs.csv").read_text()
+    assert read_artifact(client, run_id, "epochs.csv") == (tmp_path / "out" / "epochs.csv").read_text()
 
 
 def test_tensorboard_shows_scalars_matrices_and_the_graph(command: RunCommand, tmp_path: Path, recipe: Path) -> None:
