@@ -6,7 +6,6 @@ neither MLflow nor Optuna.
 
 from __future__ import annotations
 
-import base64
 import importlib.util
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -14,16 +13,11 @@ from typing import Any
 
 from fmnist_search.config.space import Space
 from fmnist_search.reporting.chart_data import Chart, StudyView
-from fmnist_search.reporting.colors import GREY, TEXT_COLOR
+from fmnist_search.reporting.html_page import html_page, image_html
 from fmnist_search.reporting.page_charts import PAGE_CHARTS, PageChartFunction, hover_text
 from fmnist_search.reporting.study_plots import PLOTS
 from fmnist_search.reporting.style import figure_to_png
 from fmnist_search.results.study import Importances, TrialRecord
-
-_STYLE = (
-    f"body {{ font-family: sans-serif; color: {TEXT_COLOR}; max-width: 1100px; margin: 1em auto; padding: 0 1em }} "
-    f"h2 {{ margin: 1.5em 0 0 }} .note {{ color: {GREY}; margin: 0.2em 0 0 }} img {{ max-width: 100% }}"
-)
 
 
 def is_plotly_installed() -> bool:
@@ -63,21 +57,12 @@ def study_page(
             chart,
             _figure_html(page_charts[key](view, chart, texts))
             if key in page_charts
-            else _image_html(figure_to_png(PLOTS[key](view, chart)), chart.title),
+            else f"<p>{image_html(figure_to_png(PLOTS[key](view, chart)), chart.title)}</p>",
         )
         for key, chart in view.charts.items()
     ]
-    return "\n".join(
-        [
-            "<!DOCTYPE html>",
-            f'<html lang="en"><head><meta charset="utf-8"><title>{escape(name)}</title>',
-            f"<style>{_STYLE}</style>",
-            f"<script>{get_plotlyjs()}</script></head><body>",
-            f"<h1>{escape(name)}</h1><p>{escape(question)}</p>",
-            *(sections or ["<p>No trial has results to show yet.</p>"]),
-            "</body></html>\n",
-        ]
-    )
+    body = [f"<p>{escape(question)}</p>", *(sections or ["<p>No trial has results to show yet.</p>"])]
+    return html_page(name, body, script=get_plotlyjs())
 
 
 def _section(chart: Chart, content: str) -> str:
@@ -89,8 +74,3 @@ def _figure_html(figure: Any) -> str:
     # The rotated labels of parallel coordinates stand above the axes and need room there.
     figure.update_traces(selector={"type": "parcoords"}, domain={"y": [0, 0.86]})
     return str(figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False}))
-
-
-def _image_html(png: bytes, alternative_text: str) -> str:
-    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    return f'<p><img src="{source}" alt="{escape(alternative_text)}"></p>'

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fmnist_search.data.images import Images, LabelledImages
 from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.reporting.confusion_page import confusion_page
 from fmnist_search.reporting.style import figure_to_png
 from fmnist_search.reporting.training_plots import (
     calibration_figure,
@@ -22,7 +23,13 @@ from fmnist_search.results.training import EpochReport
 from fmnist_search.tracking import metric_names
 from fmnist_search.tracking.run_logger import RunLogger
 from fmnist_search.training.checkpoint import classifier_from_weights
-from fmnist_search.training.evaluation import calibration, confusion_matrix, misclassifications, predict_logits
+from fmnist_search.training.evaluation import (
+    calibration,
+    confused_pairs,
+    confusion_matrix,
+    misclassifications,
+    predict_logits,
+)
 
 GRID_IMAGES = 25
 """Number of images in the grid of predictions, the first of the split."""
@@ -69,4 +76,6 @@ def log_evaluation_plots(
         run.log_artifact(f"{split}/{name}.png", figure_to_png(figure))
     matrix = {"classes": list(classes), "rows_true_columns_predicted": confusion}
     run.log_text(f"{split}/confusion_matrix.json", json.dumps(matrix))
+    pairs = confused_pairs(probabilities, labels)
+    run.log_text(f"{split}/confusion.html", confusion_page(title, confusion, classes, pairs, pixels))
     run.log_metrics({metric_names.calibration_error(split): calibrated.expected_error})

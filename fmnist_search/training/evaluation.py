@@ -58,6 +58,16 @@ class Misclassification:
     probability: float
 
 
+@dataclass(frozen=True)
+class ConfusedPair:
+    """A true class, the class that `count` of its images are taken for, and the most confident of these mistakes."""
+
+    true: int
+    predicted: int
+    count: int
+    mistakes: tuple[Misclassification, ...]
+
+
 def evaluate(
     classifier: Classifier | Ensemble,
     images: LabelledImages,
@@ -139,6 +149,21 @@ def misclassifications(probabilities: Tensor, labels: Tensor, limit: int = 25) -
     order = wrong[probability[wrong].argsort(descending=True, stable=True)][:limit]
     columns = (order, labels[order], predicted[order], probability[order])
     return tuple(Misclassification(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
+
+
+def confused_pairs(
+    probabilities: Tensor, labels: Tensor, limit: int = 10, images: int = 12
+) -> tuple[ConfusedPair, ...]:
+    """Return the `limit` pairs of classes that are confused most often, with up to `images` mistakes each.
+
+    `probabilities` are (N, classes), `labels` (N,). The most frequent pair comes first; of equally frequent ones, the
+    one with the most confident mistake.
+    """
+    pairs: dict[tuple[int, int], list[Misclassification]] = {}
+    for mistake in misclassifications(probabilities, labels, len(labels)):
+        pairs.setdefault((mistake.true, mistake.predicted), []).append(mistake)
+    ranked = sorted(pairs.items(), key=lambda item: -len(item[1]))[:limit]
+    return tuple(ConfusedPair(*pair, len(found), tuple(found[:images])) for pair, found in ranked)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

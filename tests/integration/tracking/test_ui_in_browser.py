@@ -197,6 +197,15 @@ def test_a_trial_shows_its_confusion_matrix(ui: MlflowUi, runs: list[Run]) -> No
     assert min(ui.image_size()) > 300
 
 
+def test_a_finalist_shows_the_pairs_of_classes_that_it_confuses(ui: MlflowUi, runs: list[Run]) -> None:
+    finalist = runs_with_tags(runs, kind="finalist")[0]
+    ui.open_artifact(finalist.info.run_id, "val/confusion.html")
+    page = ui.page.frame_locator("iframe").first
+    opened = page.locator("details[open] img")
+    expect(opened.first).to_be_visible()
+    assert opened.first.evaluate("image => image.naturalWidth") == 28
+
+
 # ------------------------------------------------------------------------------------------ champion
 
 

@@ -28,6 +28,7 @@ STUDY_PLOTS = {"history", "learning_curves", "timeline", "parallel_coordinates",
 """Of a study of two trials; importances need eight."""
 EVALUATION_ARTIFACTS = {
     "calibration.png",
+    "confusion.html",
     "confusion_matrix.json",
     "confusion_normalised.png",
     "mistakes.png",
