@@ -171,15 +171,16 @@ class Sender:
     def _run_loop(self) -> None:
         close_by: float | None = None
         while True:
+            closing = self._closing  # read before the outbox: events that were sent before `close` are delivered
             step = self._deliver_next()
             if step is _Step.DELIVERED:
                 continue
-            if step is _Step.STORE_DOWN and self._closing:
+            if step is _Step.STORE_DOWN and closing:
                 return
             if not self._idle_tasks.empty():
                 self._run_idle_task()
                 continue
-            if self._closing:
+            if closing:
                 close_by = close_by or time.monotonic() + CLOSE_WAIT_SECONDS
                 if step is _Step.NOTHING_PENDING or time.monotonic() > close_by:
                     return

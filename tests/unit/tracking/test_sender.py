@@ -96,6 +96,15 @@ def test_sending_does_not_wait_for_the_store(open_sender: OpenSender, fake_store
     assert fake_store.delivered_runs == [str(number) for number in range(20)]
 
 
+def test_events_that_are_sent_just_before_the_sender_is_closed_are_delivered(
+    open_sender: OpenSender, fake_store: FakeStore
+) -> None:
+    for number in range(60):  # the thread of the sender may be anywhere in its loop
+        with open_sender() as sender:
+            sender.send(Event(str(number), "batch"))
+    assert fake_store.delivered_runs == [str(number) for number in range(60)]
+
+
 def test_a_store_that_was_down_gets_every_event_once(
     open_sender: OpenSender, fake_store: FakeStore, messages: list[str]
 ) -> None:
