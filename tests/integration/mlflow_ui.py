@@ -16,7 +16,7 @@ from mlflow.entities import Run
 from playwright.sync_api import Browser, FrameLocator, Locator, Page, TimeoutError, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
-TIMEOUT_MS = 30_000
+TIMEOUT_MS = 60_000
 """Milliseconds, for machines that do something else as well."""
 
 ASSISTANT_SEEN_KEY = "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1"
