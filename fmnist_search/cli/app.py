@@ -22,8 +22,8 @@ from fmnist_search.cli.command import CommandGroup, pop_flag
 from fmnist_search.cli.streams import OutputClosed, encode_any_text, finish_without_reader, write_output
 from fmnist_search.errors import UserError
 from fmnist_search.files import PRIVATE_UMASK
-from fmnist_search.library_messages import silence_libraries
 from fmnist_search.text import redact
+from fmnist_search.third_party_messages import silence_libraries
 from fmnist_search.user_account import complete_environment
 from fmnist_search.version import VERSION
 

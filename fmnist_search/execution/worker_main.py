@@ -30,10 +30,10 @@ from fmnist_search.execution.messages import (
     Stop,
     Train,
 )
-from fmnist_search.library_messages import silence_libraries
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.groups import Data
 from fmnist_search.results.training import Decision, EpochReport
+from fmnist_search.third_party_messages import silence_libraries
 from fmnist_search.training.compiler import defer_compiler_import
 from fmnist_search.training.trial import run_trial
 

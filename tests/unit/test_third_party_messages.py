@@ -1,4 +1,4 @@
-"""Tests of `fmnist_search.library_messages`, in processes of their own: what it changes is global."""
+"""Tests of `fmnist_search.third_party_messages`, in processes of their own: what it changes is global."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 SCRIPT = """
 import logging, warnings
-from fmnist_search.library_messages import silence_libraries
+from fmnist_search.third_party_messages import silence_libraries
 silence_libraries()
 warnings.warn("a warning")
 logging.getLogger("matplotlib.font_manager").warning("a log")
