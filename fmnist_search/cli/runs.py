@@ -166,8 +166,8 @@ def _print_garbage(garbage: list[GarbageItem]) -> None:
 def _outside_note(items: list[GarbageItem]) -> str:
     """Return that items outside the folders of the project stay, and what to do if they are its own."""
     return (
-        f"{len(items)} of these lie outside this project and stay, such as {items[0].place}; if the project was moved "
-        "or copied, run `fmnist-search relocate`"
+        f"{len(items)} of these lie outside this project and stay, such as {items[0].location}; if the project was "
+        "moved or copied, run `fmnist-search relocate`"
     )
 
 

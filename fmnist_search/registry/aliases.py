@@ -22,7 +22,7 @@ from fmnist_search.errors import UserError
 from fmnist_search.recipe.formatting import format_value
 from fmnist_search.registry import tags
 from fmnist_search.registry.champion_rule import ComparisonResult, ValidationScore, compare_with_champion
-from fmnist_search.registry.promoters import process_is_dead, promotion_lock
+from fmnist_search.registry.promoters import promoter_is_dead, promotion_lock
 from fmnist_search.registry.register import UNDECIDED_NOTE, is_undecided
 from fmnist_search.registry.versions import (
     all_versions,
@@ -60,7 +60,7 @@ def decide_alias(client: MlflowClient, name: str, version: str) -> AliasDecision
         history = _settle_aliases(client, name, number)
         for other, stored in history.versions.items():
             if is_undecided(stored) and (
-                other == number or process_is_dead(stored.tags[tags.PROMOTER], stored.creation_timestamp)
+                other == number or promoter_is_dead(stored.tags[tags.PROMOTER], stored.creation_timestamp)
             ):
                 _write_decision(client, stored, history.comparison(other))
     reason = str(client.get_model_version(name, version).tags[tags.COMPARISON])

@@ -14,9 +14,10 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from fmnist_search.errors import UserError
+from fmnist_search.processes import process_identity
 from fmnist_search.registry import tags
 from fmnist_search.registry.model_files import as_global_store
-from fmnist_search.registry.promoters import process_identity, process_is_dead
+from fmnist_search.registry.promoters import promoter_is_dead
 from fmnist_search.registry.versions import all_versions, get_champion, truncate_description, version_number
 from fmnist_search.workspace import check_name
 
@@ -131,7 +132,7 @@ def delete_orphans(client: MlflowClient, name: str, experiment_id: str) -> None:
     for model in marked:
         if model.model_uri in registered:
             client.delete_logged_model_tag(model.model_id, tags.PROMOTER)
-        elif process_is_dead(model.tags[tags.PROMOTER], model.creation_timestamp):
+        elif promoter_is_dead(model.tags[tags.PROMOTER], model.creation_timestamp):
             client.delete_logged_model(model.model_id)
             if model.source_run_id and client.get_run(model.source_run_id).info.status == "RUNNING":
                 client.set_terminated(model.source_run_id)

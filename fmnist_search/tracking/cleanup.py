@@ -24,26 +24,19 @@ REMOVABLE_KINDS = (tag_names.TRIAL_RUN, tag_names.TRAINING_RUN)
 
 
 @dataclass(frozen=True)
-class UnusedModel:
-    """A logged model without a registered version, of a finalist or, if `study` is None, of an ensemble of runs."""
+class Removable:
+    """A logged model or a deleted run that nothing needs, by its id, with the size of its artifacts in bytes.
 
-    model_id: str
+    `study` is None for the model of an ensemble of runs, and for the run of a single training.
+    """
+
+    id: str
     study: str | None
     size_bytes: int
     artifact_uri: str
 
 
-@dataclass(frozen=True)
-class DeletedRun:
-    """A deleted run that no version or model comes from, of a trial or, with `study` None, of a single training."""
-
-    run_id: str
-    study: str | None
-    size_bytes: int
-    artifact_uri: str
-
-
-def unregistered_models(client: MlflowClient, created_before: float) -> Iterator[UnusedModel]:
+def unregistered_models(client: MlflowClient, created_before: float) -> Iterator[Removable]:
     """Yield models of finalists and ensembles that no version of any registered model comes from.
 
     Models that were created after `created_before`, in Unix seconds, are left out.
@@ -58,7 +51,7 @@ def unregistered_models(client: MlflowClient, created_before: float) -> Iterator
             yield from _as_unused(client, model)
 
 
-def _as_unused(client: MlflowClient, model: LoggedModel) -> Iterator[UnusedModel]:
+def _as_unused(client: MlflowClient, model: LoggedModel) -> Iterator[Removable]:
     """Yield the model, if it is the model of a finalist or of an ensemble of runs."""
     try:
         tags = client.get_run(model.source_run_id).data.tags if model.source_run_id else {}
@@ -66,19 +59,19 @@ def _as_unused(client: MlflowClient, model: LoggedModel) -> Iterator[UnusedModel
         return
     kind, study = tags.get(tag_names.KIND), tags.get(tag_names.STUDY)
     if kind == tag_names.ENSEMBLE_RUN and tag_names.MEMBERS in tags:
-        yield UnusedModel(model.model_id, None, _artifact_bytes(model.artifact_location), model.artifact_location)
+        yield Removable(model.model_id, None, _artifact_bytes(model.artifact_location), model.artifact_location)
     elif kind == tag_names.FINALIST_RUN and study is not None:
-        yield UnusedModel(model.model_id, study, _artifact_bytes(model.artifact_location), model.artifact_location)
+        yield Removable(model.model_id, study, _artifact_bytes(model.artifact_location), model.artifact_location)
 
 
-def deleted_runs(client: MlflowClient) -> list[DeletedRun]:
+def deleted_runs(client: MlflowClient) -> list[Removable]:
     """Return the deleted runs of trials and trainings that have ended and that no version or model comes from."""
     experiments = [e.experiment_id for e in _all_pages(partial(client.search_experiments, view_type=ViewType.ALL))]
     deleted = _all_pages(partial(client.search_runs, experiments, run_view_type=ViewType.DELETED_ONLY))
     registered = {version.run_id for version in _all_pages(client.search_model_versions)} if deleted else set()
     return [
-        DeletedRun(
-            run_id=run.info.run_id,
+        Removable(
+            id=run.info.run_id,
             study=run.data.tags.get(tag_names.STUDY),
             size_bytes=_artifact_bytes(run.info.artifact_uri),
             artifact_uri=str(run.info.artifact_uri),

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from mlflow.entities import Run, ViewType
+from mlflow.utils import get_results_from_paginated_fn
 
+from fmnist_search.processes import has_ended
 from fmnist_search.text import escape_markdown
 from fmnist_search.tracking import tag_names
 from fmnist_search.tracking.provenance import provenance_tags
 from fmnist_search.tracking.store import MlflowStore
 
 PAGE_SIZE = 1_000
-
-IsDead = Callable[[str, int], bool]
-"""Returns whether the process of an identity, which created something at a time in milliseconds, has ended."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +64,17 @@ def open_study_run(store: MlflowStore, study: str, existing_run_id: str | None) 
     )
 
 
-def end_abandoned_runs(store: MlflowStore, study_run_id: str, is_dead: IsDead) -> int:
+def end_abandoned_runs(store: MlflowStore, study_run_id: str) -> int:
     """End the runs below a study's run that a process has left open because it was killed; return their number.
 
-    Runs without the identity of a process, which earlier versions created, stay as they are.
+    Runs of processes on other machines, which cannot be seen from here, stay as they are, and so do runs without the
+    identity of a process, which earlier versions created.
     """
     experiment_id = str(store.client.get_run(study_run_id).info.experiment_id)
     ended = 0
     for run in _children(store, experiment_id, study_run_id, "attributes.status = 'RUNNING'"):
         process = run.data.tags.get(tag_names.PROCESS)
-        if process and is_dead(process, run.info.start_time):
+        if process and has_ended(process):
             store.set_tags(run.info.run_id, {tag_names.STATE: "interrupted", tag_names.REASON: "its process has ended"})
             store.client.set_terminated(run.info.run_id, "KILLED")
             ended += 1
@@ -101,10 +100,9 @@ def _children(store: MlflowStore, experiment_id: str, run_id: str, condition: st
     """Return the runs below a run that are not deleted."""
     below = f"tags.`{tag_names.PARENT_RUN_ID}` = '{run_id}'"
     query = f"{below} AND {condition}" if condition else below
-    found: list[Run] = []
-    token: str | None = None
-    while token != "":
-        page = store.client.search_runs([experiment_id], query, ViewType.ACTIVE_ONLY, PAGE_SIZE, page_token=token)
-        found += page
-        token = page.token or ""
+
+    def search(count: int, token: str | None) -> list[Run]:
+        return store.client.search_runs([experiment_id], query, ViewType.ACTIVE_ONLY, count, page_token=token)
+
+    found: list[Run] = get_results_from_paginated_fn(search, PAGE_SIZE)  # type: ignore[no-untyped-call]
     return found

@@ -47,9 +47,9 @@ class GarbageKind(Enum):
 class GarbageItem:
     """One file, model or run: its owner, its name (a path or an id) and its size.
 
-    `file_stamp` identifies the file, in case another takes its place. `place` is where the files of a model or a run
-    lie. An item is removable from here if its files lie in the folders of this project, and no symbolic link leads out
-    of them. What belongs to a server, or may belong to another project, is not.
+    `file_stamp` identifies the file, in case another takes its place. `location` is where the files are. An item is
+    removable from here if its files lie in the folders of this project, and no symbolic link leads out of them. What
+    belongs to a server, or may belong to another project, is not.
     """
 
     kind: GarbageKind
@@ -57,7 +57,7 @@ class GarbageItem:
     name: str
     size_bytes: int
     file_stamp: tuple[int, ...] = ()
-    place: str = ""
+    location: str = ""
     is_removable: bool = True
 
 
@@ -77,11 +77,11 @@ def find_garbage(
         created_before = time.time() - min_age
         models = cleanup.unregistered_models(client, created_before=created_before)
         items = [
-            *_unneeded_weights(workspace, keep, {run.run_id for run in deleted}, created_before),
+            *_unneeded_weights(workspace, keep, {run.id for run in deleted}, created_before),
             *_incomplete_files(workspace.folder / "weights", _own_weights(workspace), created_before),
             *_incomplete_files(cache, cache.resolve(), created_before),
-            *(_model_item(workspace, model) for model in models),
-            *(_run_item(workspace, run) for run in deleted),
+            *(_stored_item(workspace, GarbageKind.MODELS, model, ENSEMBLES) for model in models),
+            *(_stored_item(workspace, GarbageKind.RUNS, run, SINGLE_TRAININGS) for run in deleted),
         ]
     order = list(GarbageKind)
     return sorted(items, key=lambda item: (order.index(item.kind), item.owner, item.name))
@@ -111,25 +111,16 @@ def remove_garbage(
     return removed
 
 
-def _model_item(workspace: Workspace, model: cleanup.UnusedModel) -> GarbageItem:
+def _stored_item(
+    workspace: Workspace, kind: GarbageKind, stored: cleanup.Removable, owner_without_study: str
+) -> GarbageItem:
     return GarbageItem(
-        GarbageKind.MODELS,
-        model.study or ENSEMBLES,
-        model.model_id,
-        model.size_bytes,
-        place=model.artifact_uri,
-        is_removable=cleanup.is_own(workspace.tracking_uri, model.artifact_uri),
-    )
-
-
-def _run_item(workspace: Workspace, run: cleanup.DeletedRun) -> GarbageItem:
-    return GarbageItem(
-        GarbageKind.RUNS,
-        run.study or SINGLE_TRAININGS,
-        run.run_id,
-        run.size_bytes,
-        place=run.artifact_uri,
-        is_removable=cleanup.is_own(workspace.tracking_uri, run.artifact_uri),
+        kind,
+        stored.study or owner_without_study,
+        stored.id,
+        stored.size_bytes,
+        location=stored.artifact_uri,
+        is_removable=cleanup.is_own(workspace.tracking_uri, stored.artifact_uri),
     )
 
 
@@ -212,7 +203,7 @@ def _old_files(
         if path.is_file() and stat.st_mtime < created_before:
             is_removable = path.parent.resolve().is_relative_to(own)
             yield GarbageItem(
-                kind, owner, str(path), stat.st_size, _file_stamp(stat), place=str(path), is_removable=is_removable
+                kind, owner, str(path), stat.st_size, _file_stamp(stat), location=str(path), is_removable=is_removable
             )
 
 

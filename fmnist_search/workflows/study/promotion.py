@@ -12,11 +12,11 @@ from fmnist_search.data.files import DataSource
 from fmnist_search.data.images import Images
 from fmnist_search.data.loading import load_images
 from fmnist_search.execution.backend import Backend
+from fmnist_search.processes import process_identity
 from fmnist_search.recipe.groups import Data
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.registry import tags as version_tags
 from fmnist_search.registry.champion_rule import ValidationScore
-from fmnist_search.registry.promoters import process_identity
 from fmnist_search.reporting.model_card import selection_from_study
 from fmnist_search.results.champion import Champion
 from fmnist_search.results.study import TrialRecord

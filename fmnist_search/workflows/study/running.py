@@ -24,7 +24,7 @@ import psutil
 
 from fmnist_search.errors import UserError, did_you_mean
 from fmnist_search.files import make_private_folder
-from fmnist_search.registry.promoters import process_identity, process_is_dead
+from fmnist_search.processes import has_ended, process_identity
 from fmnist_search.workspace import Workspace
 
 SUFFIX = ".json"
@@ -140,7 +140,7 @@ def interrupt(session: RunningSession) -> None:
         raise UserError(f"{study}: runs in a thread of process {number}, which takes no signals; stop it there")
     try:
         process = psutil.Process(number)
-        if process_is_dead(session.process, round(session.started_at * 1000)):
+        if has_ended(session.process):
             raise psutil.NoSuchProcess(number)
         process.send_signal(signal.SIGINT)  # which checks once more that the process id was not given to another one
     except psutil.NoSuchProcess:

@@ -16,7 +16,6 @@ from fmnist_search.data.images import Images
 from fmnist_search.data.loading import load_images
 from fmnist_search.execution.backend import Backend
 from fmnist_search.files import private_files
-from fmnist_search.registry.promoters import process_is_dead
 from fmnist_search.registry.versions import has_version
 from fmnist_search.results.champion import Champion
 from fmnist_search.results.study import StopReason, StudySummary, TrialRecord, rank_trials
@@ -266,7 +265,7 @@ class Session:
     def _close(self, summary: StudySummary) -> None:
         self.study_logger.close(summary)
         if self.context.flush() and self.mlflow_store:
-            end_abandoned_runs(self.mlflow_store, self.study_run.run_key, process_is_dead)
+            end_abandoned_runs(self.mlflow_store, self.study_run.run_key)
 
 
 def _distinct_recipes(ranked: Sequence[TrialRecord]) -> list[TrialRecord]:

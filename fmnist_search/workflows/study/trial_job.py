@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fmnist_search.data.images import Images
-from fmnist_search.registry.promoters import process_identity
+from fmnist_search.processes import process_identity
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import Decision, EpochReport, Overhead, Stopper, TrialResult, TrialState
 from fmnist_search.search.asked_trial import AskedTrial

@@ -11,19 +11,18 @@ import io
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fmnist_search.cli.app import CommandSettings, app, main
+from fmnist_search.cli.app import CommandSettings, main
 from fmnist_search.cli.output import ExitCode
 from tests.golden.project import unpack
 from tests.integration.conftest import clean_environment
+from tests.support.commands import leaf_commands
 
 EXIT_CODES = set(ExitCode) - {ExitCode.UNEXPECTED_ERROR}
 CPU_SECONDS, SECONDS = 10, 120
@@ -101,15 +100,7 @@ class Parameter(NamedTuple):
     name: str
 
 
-def leaf_commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from leaf_commands(command, (*path, name))
-        else:
-            yield " ".join((*path, name)), command
-
-
-COMMANDS = dict(leaf_commands(typer.main.get_command(app)))
+COMMANDS = leaf_commands()
 PARAMETERS = [Parameter(name, option.name) for name, command in COMMANDS.items() for option in command.params]
 
 

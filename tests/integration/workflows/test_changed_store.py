@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,10 @@ def test_runs_that_a_killed_process_left_open_are_ended_and_those_of_others_are_
     identities |= {"dead": f"{host} {number} 5", "alive": identities["dead"], "elsewhere": "another-host 1 5"}
     runs = {
         name: client.create_run(
-            experiment, run_name=f"champion 000 {name}", tags={"mlflow.parentRunId": parent, "process": identity}
+            experiment,
+            start_time=round((time.time() - 7_200) * 1000),  # a trial may take hours
+            run_name=f"champion 000 {name}",
+            tags={"mlflow.parentRunId": parent, "process": identity},
         ).info.run_id
         for name, identity in identities.items()
     }

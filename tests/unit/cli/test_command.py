@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
 
-from fmnist_search.cli import app, main
+from fmnist_search.cli import main
 from fmnist_search.cli.command import Command, CommandGroup, given_command
 from fmnist_search.version import VERSION
+from tests.support.commands import leaf_commands
 
-
-def leaf_commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Command]]:
-    """Yield all commands with their names, which may consist of two words."""
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from leaf_commands(command, (*path, name))
-        else:
-            yield " ".join((*path, name)), command
-
-
-COMMANDS = dict(leaf_commands(typer.main.get_command(app)))
+COMMANDS = leaf_commands()
 FLAGS = [
     (name, option.name, option.opts[0])
     for name, command in COMMANDS.items()

@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from fmnist_search.errors import UserError
-from fmnist_search.registry.promoters import process_identity
+from fmnist_search.processes import process_identity
 from fmnist_search.registry.register import check_model_name, delete_orphans
 from fmnist_search.registry.tags import CHAMPION
 from fmnist_search.registry.versions import get_version

@@ -96,13 +96,32 @@ def test_sending_does_not_wait_for_the_store(open_sender: OpenSender, fake_store
     assert fake_store.delivered_runs == [str(number) for number in range(20)]
 
 
+class PausingOutbox(Outbox):
+    """An outbox that answers only when it is told to, once it has found that nothing is pending."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, "store")
+        self.found_nothing, self.answer = threading.Event(), threading.Event()
+
+    @property
+    def has_pending(self) -> bool:
+        found = super().has_pending
+        if not found:
+            self.found_nothing.set()
+            self.answer.wait(10)
+        return found
+
+
 def test_events_that_are_sent_just_before_the_sender_is_closed_are_delivered(
-    open_sender: OpenSender, fake_store: FakeStore
+    tmp_path: Path, fake_store: FakeStore, messages: list[str]
 ) -> None:
-    for number in range(60):  # the thread of the sender may be anywhere in its loop
-        with open_sender() as sender:
-            sender.send(Event(str(number), "batch"))
-    assert fake_store.delivered_runs == [str(number) for number in range(60)]
+    outbox = PausingOutbox(tmp_path / "outbox.db")
+    sender = Sender(outbox, fake_store, messages.append)
+    assert outbox.found_nothing.wait(10)
+    sender.send(Event("last", "batch"))
+    threading.Timer(0.2, outbox.answer.set).start()  # when `close` waits for the thread
+    sender.close()
+    assert fake_store.delivered_runs == ["last"]
 
 
 def test_a_store_that_was_down_gets_every_event_once(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fmnist_search.errors import UserError
-from fmnist_search.registry.promoters import process_identity
+from fmnist_search.processes import process_identity
 from fmnist_search.workflows.study.running import RunningSession, announced, find_sessions, interrupt, running_sessions
 from fmnist_search.workspace import Workspace
 

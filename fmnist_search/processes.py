@@ -1,0 +1,31 @@
+"""Processes by an identity that other processes of the machine can check."""
+
+from __future__ import annotations
+
+import socket
+
+import psutil
+
+CLOCK_TOLERANCE_SECONDS = 5
+"""The clock may have been set since a process started; a process id is not reused within seconds."""
+
+
+def process_identity(process_id: int | None = None) -> str:
+    """Return the text that identifies a process, by default this one: host name, process id and start time.
+
+    Raises:
+        psutil.NoSuchProcess: if there is none with this id.
+    """
+    process = psutil.Process(process_id)
+    return f"{socket.gethostname()} {process.pid} {process.create_time():.0f}"
+
+
+def has_ended(identity: str) -> bool | None:
+    """Return whether the process of an identity has ended; None if it is one of another machine."""
+    machine, number, started = identity.split()
+    if machine != socket.gethostname():
+        return None
+    try:
+        return abs(float(psutil.Process(int(number)).create_time()) - float(started)) > CLOCK_TOLERANCE_SECONDS
+    except psutil.NoSuchProcess:
+        return True
