@@ -79,18 +79,19 @@ def compare(
 def _compare_runs(workspace: Workspace, runs: list[str], study: str | None, *, show_all: bool, as_json: bool) -> None:
     from fmnist_search.cli import output
     from fmnist_search.cli.serialization import run_to_dict
+    from fmnist_search.recipe.formatting import differing_names
     from fmnist_search.tracking.local_store import open_run_reader
-    from fmnist_search.tracking.stored_runs import differing_hyperparameters, hyperparameter_texts, read_run
+    from fmnist_search.tracking.stored_runs import hyperparameter_texts, read_run
     from fmnist_search.workflows.lookup import resolve_runs
 
     run_ids = resolve_runs(workspace, runs, study)
     with open_run_reader(workspace.tracking_uri) as reader:
         found = [read_run(reader, run_id) for run_id in run_ids]
-    names = differing_hyperparameters([run.recipe for run in found])
+    texts = [hyperparameter_texts(run.recipe) for run in found]
+    names = differing_names(texts)
     if as_json:
         output.print_json({"runs": [run_to_dict(run) for run in found], "differing": names})
         return
-    texts = [hyperparameter_texts(run.recipe) for run in found]
     shown = list(dict.fromkeys(name for each in texts for name in each)) if show_all else names
     figures = [_format_metrics(run) for run in found]
     rows = [[name, *(each[name] for each in figures)] for name in figures[0]]

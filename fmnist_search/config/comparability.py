@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fmnist_search.config.domain import Domain, Range
@@ -78,9 +78,3 @@ def _assignments(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _assignments(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}={format_value(value)}"
-
-
-def differing_settings(settings: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return the keys whose values are not equal in all settings."""
-    names = dict.fromkeys(name for each in settings for name in each)
-    return [name for name in names if len({each.get(name) for each in settings}) > 1]

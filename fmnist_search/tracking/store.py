@@ -18,7 +18,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
-from fmnist_search.artifact_root import check_artifacts
+from fmnist_search.artifact_root import ArtifactRoot, check_artifacts
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.tracking import stored_runs, tag_names
@@ -214,11 +214,10 @@ class MlflowStore:
             )
         if found:
             return str(found.experiment_id)
-        database = sqlite_path(self.uri)
-        location = None
-        if database:
+        root, location = ArtifactRoot.of_store(self.uri), None
+        if root:
             check_name("experiment", self.experiment)
-            location = artifact_uri(database.parent / "mlruns" / self.experiment)
+            location = artifact_uri(root.folder / self.experiment)
         try:
             return str(self.client.create_experiment(self.experiment, artifact_location=location))
         except MlflowException as error:

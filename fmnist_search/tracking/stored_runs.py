@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -146,16 +146,6 @@ def load_environment(reader: RunReader, run: TrainedRun) -> dict[str, Any]:
     raise UserError(
         f"run {run.run_id!r}: neither it nor its study has {ENVIRONMENT_FILE}, so it cannot be trained again alike"
     )
-
-
-def differing_hyperparameters(recipes: Sequence[Recipe]) -> list[str]:
-    """Return the names of the hyperparameters in which the recipes differ, in the order of a recipe.
-
-    A hyperparameter that one of the families lacks differs.
-    """
-    texts = [hyperparameter_texts(recipe) for recipe in recipes]
-    names = dict.fromkeys(name for each in texts for name in each)
-    return [name for name in names if len({each.get(name) for each in texts}) > 1]
 
 
 def hyperparameter_texts(recipe: Recipe) -> Mapping[str, str]:

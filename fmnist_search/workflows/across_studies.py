@@ -9,9 +9,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fmnist_search.config.comparability import data_settings, differing_settings, search_settings
+from fmnist_search.config.comparability import data_settings, search_settings
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError, did_you_mean
+from fmnist_search.recipe.formatting import differing_names
 from fmnist_search.results.compute import StudyProgress, chance_difference, study_progress
 from fmnist_search.results.study import StudySummary, TrialRecord, rank_trials
 from fmnist_search.search.study_list import list_studies, load_studies
@@ -144,7 +145,7 @@ def compare_studies(names: Sequence[str], *, workspace: Workspace | None = None)
         raise UserError(f"compare {names[0]!r}: is one study; give the names of two or more")
     found = [_read(workspace, load_study(workspace, name)) for name in names]
     studies = tuple(map(_to_compared, found))
-    differing = tuple(differing_settings([study.settings for study in studies]))
+    differing = tuple(differing_names([study.settings for study in studies]))
     incomparable = tuple(name for name in differing if name.startswith("data."))
     best = max((study.summary.best.value or 0.0 for study in studies if study.summary.best), default=None)
     progress = [study.progress for study in studies]
