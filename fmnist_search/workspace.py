@@ -100,6 +100,10 @@ class Workspace:
         """Return the file with the output of searches that run in the background."""
         return self.folder / "logs" / f"{study}.log"
 
+    def checkpoints_folder(self, study: str) -> Path:
+        """Return the folder with the checkpoints of the trials of a study that have not ended."""
+        return self.folder / "checkpoints" / study
+
     def weights_path(self, study: str, number: int) -> Path:
         """Return the file with the weights of a completed trial."""
         return self.folder / "weights" / study / f"{number:03d}.pt"
@@ -126,11 +130,11 @@ class Workspace:
                 if path.exists() and not os.access(path, os.W_OK):
                     raise UserError(f"{path}: cannot be written; change its permissions, or work in another folder")
 
-    def rename_weights(self, study: str, renamed: str) -> None:
-        """Move the weights of a study that was renamed."""
-        folder = self.folder / "weights" / study
-        if folder.exists():
-            folder.rename(folder.with_name(renamed))
+    def rename_study(self, study: str, renamed: str) -> None:
+        """Move the weights and the checkpoints of a study that was renamed."""
+        for folder in (self.folder / "weights" / study, self.checkpoints_folder(study)):
+            if folder.exists():
+                folder.rename(folder.with_name(renamed))
 
 
 def check_name(key: str, name: str) -> None:

@@ -177,3 +177,22 @@ class ExecutionSection(Section):
         "plain", description="plain, or graph to capture training steps in CUDA graphs (experimental)"
     )
     deterministic: bool = Field(False, description="use only deterministic algorithms, which may be slower")
+    checkpoint_seconds: float = Field(
+        30, ge=0, le=86_400, description="a running trial saves its state after an epoch, at the latest after so long"
+    )
+    heartbeat_seconds: float = Field(
+        15, ge=0.1, le=3_600, description="workers and searches report that they run; a worker that misses two is ended"
+    )
+    lease_seconds: float = Field(
+        60, ge=0.2, le=86_400, description="without heartbeats for so long, another process may take over the study"
+    )
+
+    @model_validator(mode="after")
+    def _check_lease(self) -> ExecutionSection:
+        if self.lease_seconds < 2 * self.heartbeat_seconds:
+            raise UserError(
+                f"execution.lease_seconds: {self.lease_seconds:g} is less than two heartbeats of "
+                f"{self.heartbeat_seconds:g} s; give at least {2 * self.heartbeat_seconds:g}, or a shorter "
+                "execution.heartbeat_seconds"
+            )
+        return self

@@ -16,6 +16,7 @@ class Decision(Enum):
 
     CONTINUE = "continue"
     PRUNE = "prune"
+    PAUSE = "pause"
     INTERRUPT = "interrupt"
 
 
@@ -72,11 +73,12 @@ def never_stop(_: EpochReport) -> Decision:
 
 
 class TrialState(Enum):
-    """How a trial ended."""
+    """How the training of a trial ended. One that is paused or interrupted has a checkpoint and goes on later."""
 
     COMPLETED = "completed"
     PRUNED = "pruned"
     FAILED = "failed"
+    PAUSED = "paused"
     INTERRUPTED = "interrupted"
 
 

@@ -35,7 +35,11 @@ from fmnist_search.training.evaluation import Evaluation
 from fmnist_search.training.loop import EpochResult, ProgressCallback
 from fmnist_search.training.runtime import torch_settings
 
-STATE_AFTER_DECISION = {Decision.PRUNE: TrialState.PRUNED, Decision.INTERRUPT: TrialState.INTERRUPTED}
+STATE_AFTER_DECISION = {
+    Decision.PRUNE: TrialState.PRUNED,
+    Decision.PAUSE: TrialState.PAUSED,
+    Decision.INTERRUPT: TrialState.INTERRUPTED,
+}
 
 
 def run_trial(

@@ -120,7 +120,7 @@ def open_session(
 def _open_study_store(workspace: Workspace, config: StudyConfig, *, fresh: bool) -> StudyStore:
     study_store = StudyStore.open(workspace.storage_url, config, fresh=fresh)
     if study_store.archived_as:
-        workspace.rename_weights(config.name, study_store.archived_as)
+        workspace.rename_study(config.name, study_store.archived_as)
     return study_store
 
 
