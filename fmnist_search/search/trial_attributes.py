@@ -46,6 +46,9 @@ SURVIVOR_OF_ATTRIBUTE = "survivor_of"
 DUPLICATE_ATTRIBUTE = "duplicate_of"
 """The number of the earlier equal trial whose result a trial reuses."""
 
+PAUSED_ATTRIBUTE = "paused"
+"""Why a trial is paused; None or absent for any other. A paused trial is RUNNING in Optuna, which has no such state."""
+
 REBUILT_RUNS_ATTRIBUTE = "rebuilt_runs"
 """Attribute of a study: the ids of runs that replace those that its trials name, by these."""
 
