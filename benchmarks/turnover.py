@@ -21,10 +21,11 @@ from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import EpochReport, Overhead, TrialResult, TrialState
 from fmnist_search.search.study_store import StudyRuntime, StudyStore
 from fmnist_search.tracking.outbox import Outbox
-from fmnist_search.tracking.run_logger import RunLogger, TrainingRunLogger
+from fmnist_search.tracking.run_logger import RunLogger
 from fmnist_search.tracking.sender import Sender
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.study_runs import open_study_run
+from fmnist_search.tracking.training_run_logger import TrainingRunLogger
 from fmnist_search.tracking.writer import MlflowWriter
 
 BASELINE_STUDY = Path(__file__).parents[1] / "studies" / "baseline.toml"

@@ -24,6 +24,7 @@ class EventKind(StrEnum):
     ARTIFACT = "file"
     RENDERING = "drawing"
     DATASET = "dataset"
+    SET_STATUS = "status"
     END_RUN = "end"
 
 
@@ -54,9 +55,10 @@ class Payload:
     """Keys in the body, by field, if they differ from the name of the field."""
 
     def to_body(self) -> dict[str, Any]:
-        """Return the body as it is stored. Values that are None are left out."""
-        values = {key: getattr(self, name) for name, key in self._keys().items()}
-        return {key: value for key, value in values.items() if value is not None}
+        """Return the body as it is stored. Values that equal their default are left out."""
+        keys = self._keys()
+        values = {each: getattr(self, each.name) for each in dataclasses.fields(self)}
+        return {keys[each.name]: value for each, value in values.items() if value != each.default}
 
     @classmethod
     def from_body(cls, body: Mapping[str, Any]) -> Self:
@@ -80,7 +82,10 @@ class Payload:
 
 @dataclass(frozen=True)
 class CreateRun(Payload):
-    """Create a run below the run `parent_id`, with a start time in milliseconds."""
+    """Create a run below the run `parent_id`, with a start time in milliseconds.
+
+    If it `may_exist`, the run is looked up by its key first.
+    """
 
     kind = EventKind.CREATE_RUN
     body_keys: ClassVar[Mapping[str, str]] = {"parent_id": "parent", "start_ms": "at"}
@@ -88,17 +93,22 @@ class CreateRun(Payload):
     name: str
     tags: Mapping[str, str]
     start_ms: int
+    may_exist: bool = False
 
 
 @dataclass(frozen=True)
 class Batch(Payload):
-    """Log metrics, parameters and tags in one call."""
+    """Log metrics, parameters and tags in one call.
+
+    With `only_new_points`, points of metrics are left out whose step the run has already.
+    """
 
     kind = EventKind.BATCH
     body_keys: ClassVar[Mapping[str, str]] = {"params": "parameters"}
     metrics: list[MetricPoint] | None = None
     params: Mapping[str, str] | None = None
     tags: Mapping[str, str] | None = None
+    only_new_points: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,6 +151,16 @@ class LogDataset(Payload):
 
 
 @dataclass(frozen=True)
+class SetStatus(Payload):
+    """Set MLflow's status of a run that stops for now or goes on. One that stops gets its end time in milliseconds."""
+
+    kind = EventKind.SET_STATUS
+    body_keys: ClassVar[Mapping[str, str]] = {"end_ms": "at"}
+    status: str
+    end_ms: int | None = None
+
+
+@dataclass(frozen=True)
 class EndRun(Payload):
     """Close the run at a time in milliseconds.
 
@@ -155,11 +175,28 @@ class EndRun(Payload):
     tracking_seconds: float | None = None
 
 
+@dataclass(frozen=True)
+class RunProgress:
+    """What has been sent of a training: its epochs up to one, and how its trial ended, once it has."""
+
+    epochs: int = 0
+    outcome: Mapping[str, Any] | None = None
+
+
 class EventSink(Protocol):
     """Where events are put to be delivered to the store."""
 
-    def send(self, event: Event) -> None:
-        """Take an event, and deliver it after all that were sent before."""
+    def send(self, *events: Event, progress: RunProgress | None = None) -> None:
+        """Take events, all or none, and deliver them after all that were sent before.
+
+        With `progress`, all of them belong to one run, and its progress is stored with them.
+        """
+
+    def progress(self, run_key: str) -> RunProgress | None:
+        """Return the progress of the run with this key; None if none is stored."""
+
+    def forget_progress(self, run_key: str) -> None:
+        """Remove the progress of a run that has ended."""
 
     def run_id(self, run_key: str) -> str | None:
         """Return the id of the run with this key; None before MLflow has created it."""

@@ -13,7 +13,7 @@ import hashlib
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from fmnist_search.errors import UserError
 from fmnist_search.files import make_private_folder
 from fmnist_search.text import first_line, redact
-from fmnist_search.tracking.events import Event, EventKind
+from fmnist_search.tracking.events import Event, EventKind, RunProgress
 
 BUSY_TIMEOUT_SECONDS = 60.0
 
@@ -32,6 +32,13 @@ CREATE TABLE IF NOT EXISTS events (
     body TEXT NOT NULL, content BLOB, later INTEGER NOT NULL, tried INTEGER NOT NULL DEFAULT 0, refused TEXT);
 CREATE INDEX IF NOT EXISTS next_event ON events (store, later, number) WHERE refused IS NULL;
 CREATE TABLE IF NOT EXISTS runs (address TEXT PRIMARY KEY, run_id TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS progress (run TEXT PRIMARY KEY, epoch INTEGER NOT NULL, outcome TEXT);
+"""
+
+INSERT_EVENT = "INSERT INTO events (store, run, kind, body, content, later) VALUES (?, ?, ?, ?, ?, ?)"
+UPDATE_PROGRESS = """
+INSERT INTO progress (run, epoch, outcome) VALUES (?, ?, ?) ON CONFLICT (run)
+DO UPDATE SET epoch = max(epoch, excluded.epoch), outcome = coalesce(excluded.outcome, outcome)
 """
 
 
@@ -95,15 +102,30 @@ class Outbox:
                 self._execute("VACUUM")
         self._connection.close()
 
-    def put(self, event: Event) -> int:
-        """Store an event, and return its number."""
-        body = json.dumps(dict(event.body))
-        values = (self.store_uri, event.run_key, event.kind, body, event.content, event.deferred)
-        added = self._execute(
-            "INSERT INTO events (store, run, kind, body, content, later) VALUES (?, ?, ?, ?, ?, ?)", *values
-        )
-        assert added.lastrowid is not None
-        return added.lastrowid
+    def put(self, *events: Event, progress: RunProgress | None = None) -> int:
+        """Store events, and with them the progress of their run, all or none; return the number of the last event.
+
+        An outcome is on the disk when this returns: Optuna, which is told next, survives a power failure as well.
+        """
+        with self._lock, self._transaction(sync=bool(progress and progress.outcome)) as connection:
+            for event in events:
+                body = json.dumps(dict(event.body))
+                values = (self.store_uri, event.run_key, event.kind, body, event.content, event.deferred)
+                number = connection.execute(INSERT_EVENT, values).lastrowid
+            if progress:
+                outcome = progress.outcome and json.dumps(dict(progress.outcome))
+                connection.execute(UPDATE_PROGRESS, (events[0].run_key, progress.epochs, outcome))
+        assert number is not None
+        return number
+
+    def progress(self, run_key: str) -> RunProgress | None:
+        """Return the progress of the run with this key; None if none is stored."""
+        found = self._execute("SELECT epoch, outcome FROM progress WHERE run = ?", run_key).fetchone()
+        return RunProgress(found[0], json.loads(found[1]) if found[1] else None) if found else None
+
+    def forget_progress(self, run_key: str) -> None:
+        """Remove the progress of a run that has ended."""
+        self._execute("DELETE FROM progress WHERE run = ?", run_key)
 
     def next_event(self) -> Event | None:
         """Return the event that is to be sent next, and mark it as attempted; None if there is none."""
@@ -209,6 +231,19 @@ class Outbox:
     def unlock(self) -> None:
         """Release the lock, so that another sender may take it."""
         self._sender_lock.release()
+
+    @contextlib.contextmanager
+    def _transaction(self, *, sync: bool) -> Iterator[sqlite3.Connection]:
+        """Make all statements of the context or none. With `sync`, a power failure loses nothing of them."""
+        if sync:
+            self._connection.execute("PRAGMA synchronous=FULL")
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            with self._connection:
+                yield self._connection
+        finally:
+            if sync:
+                self._connection.execute("PRAGMA synchronous=NORMAL")
 
     def _execute(self, statement: str, *values: object) -> sqlite3.Cursor:
         with self._lock:

@@ -7,17 +7,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fmnist_search.config.toml_files import recipe_to_toml
-from fmnist_search.files import content_digest
-from fmnist_search.recipe.families import FAMILIES
-from fmnist_search.recipe.formatting import format_value
-from fmnist_search.recipe.recipe import Recipe, recipe_hyperparameters
-from fmnist_search.results.training import EpochReport, Overhead, TrialResult, TrialState
-from fmnist_search.tracking import metric_names, tag_names
+from fmnist_search.tracking import tag_names
 from fmnist_search.tracking.events import (
     Artifact,
     Batch,
-    CreateRun,
     EndRun,
     EventSink,
     LogDataset,
@@ -32,16 +25,8 @@ from fmnist_search.tracking.sender import NullSender
 if TYPE_CHECKING:
     from fmnist_search.data.images import Images
 
-RUN_STATUS = {
-    TrialState.COMPLETED: "FINISHED",
-    TrialState.PRUNED: "KILLED",
-    TrialState.INTERRUPTED: "KILLED",
-    TrialState.FAILED: "FAILED",
-}
 TAG_LIMIT = 7_500
 """Characters of a tag. MLflow cuts tags at 8,000 without a warning; a longer note says where the rest is."""
-
-RECIPE_FILE = "recipe.toml"
 
 
 class RunLogger:
@@ -80,7 +65,7 @@ class RunLogger:
 
     def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log metrics at a step, all with the present time."""
-        self._send(Batch(metrics=_metric_points(values, step)))
+        self._send(Batch(metrics=metric_points(values, step)))
 
     def set_note(self, markdown: str) -> None:
         """Set the description that MLflow shows above the run. The full text becomes the artifact `report.md`."""
@@ -119,7 +104,7 @@ class RunLogger:
     def end(self, status: str, state: str) -> None:
         """Close the run with MLflow's `status`. The tag `state` remains if `mlflow run` sets its own status."""
         self.set_tags({tag_names.STATE: state})
-        self._send(EndRun(status, _now_ms(), step=0))
+        self._send(EndRun(status, now_ms(), step=0))
 
     def _send(self, payload: Payload, content: bytes | None = None, *, deferred: bool = False) -> None:
         self._sink.send(payload.event(self.run_key, content, deferred=deferred))
@@ -134,102 +119,12 @@ class NullRunLogger(RunLogger):
         super().__init__(NullSender(), "")
 
 
-class TrainingRunLogger(RunLogger):
-    """Writes the run of one training. An epoch is one batch, and the parameters are part of the first one."""
-
-    def __init__(self, sink: EventSink, run_key: str, recipe: Recipe, parameter_names: Sequence[str]):
-        super().__init__(sink, run_key)
-        self._pending_parameters = _parameter_values(recipe, parameter_names)
-        self._pending_metrics: list[MetricPoint] = []
-        self.log_text(RECIPE_FILE, recipe_to_toml(recipe))
-
-    @classmethod
-    def start(
-        cls,
-        sink: EventSink,
-        name: str,
-        recipe: Recipe,
-        parameter_names: Sequence[str],
-        tags: Mapping[str, str],
-        parent: RunLogger,
-    ) -> TrainingRunLogger:
-        """Start a new run below `parent`, which MLflow has already, and log the hyperparameters `parameter_names`.
-
-        The id of the parent, the name of the training and the time form the key of the run.
-        """
-        now, parent_id = _now_ms(), str(parent.run_id)
-        run_key = f"{parent_id}/{name}@{now}"
-        every = {**training_tags(recipe, tags), tag_names.PARENT_RUN_ID: parent_id, tag_names.RUN_KEY: run_key}
-        sink.send(CreateRun(parent_id, name, every, now).event(run_key))
-        return cls(sink, run_key, recipe, parameter_names)
-
-    def log_epoch(self, report: EpochReport, is_last: bool) -> None:
-        """Log an epoch that has just ended. The last one is sent together with the summary of the training."""
-        values = {
-            metric_names.TRAIN_LOSS: report.train_loss,
-            metric_names.TRAIN_ACCURACY: report.train_accuracy,
-            metric_names.VAL_LOSS: report.val_loss,
-            metric_names.VAL_ACCURACY: report.val_accuracy,
-            metric_names.EPOCH_SECONDS: report.seconds,
-            metric_names.LEARNING_RATE: report.learning_rate,
-        }
-        self._pending_metrics += _metric_points(
-            {key: value for key, value in values.items() if value is not None}, report.epoch
-        )
-        if not is_last:
-            self._send(Batch(metrics=self._pending_metrics, params=self._pending_parameters))
-            self._pending_metrics, self._pending_parameters = [], {}
-
-    def finish(self, result: TrialResult, overhead: Overhead, tags: Mapping[str, str]) -> None:
-        """Log the result of the training and close the run."""
-        values = {
-            metric_names.PARAMETER_COUNT: result.parameters,
-            metric_names.TRIAL_SECONDS: result.seconds,
-            metric_names.OVERHEAD_SECONDS: overhead.seconds,
-            metric_names.BUILD_SECONDS: overhead.build,
-            metric_names.CAPTURE_SECONDS: overhead.capture,
-            metric_names.SAMPLING_SECONDS: overhead.sampling,
-        }
-        if result.best_val_accuracy is not None:
-            values[metric_names.BEST_VAL_ACCURACY] = result.best_val_accuracy
-        final_tags = {
-            **tags,
-            tag_names.STATE: result.state.value,
-            tag_names.REASON: (result.reason or "")[:TAG_LIMIT],
-            tag_names.EPOCHS: str(len(result.epochs)),
-            tag_names.ENGINE: result.setup.engine,
-        }
-        points = self._pending_metrics + _metric_points(values, len(result.epochs))
-        self._send(Batch(points, self._pending_parameters, final_tags))
-        self._send(EndRun(RUN_STATUS[result.state], _now_ms(), step=len(result.epochs)))
-
-
-def training_tags(recipe: Recipe, tags: Mapping[str, str]) -> dict[str, str]:
-    """Return the tags that the run of a training has from the start, with `tags` among them."""
-    described = {
-        tag_names.FAMILY: recipe.model.family,
-        tag_names.DATASET: recipe.data.dataset,
-        tag_names.RECIPE_DIGEST: content_digest(recipe_to_toml(recipe).encode()),
-    }
-    return {**described, tag_names.STATE: "running", **tags}
-
-
-def _parameter_values(recipe: Recipe, names: Sequence[str]) -> dict[str, str]:
-    """Return the named hyperparameters and the widths. One that the recipe's family lacks is 0, or - for a text."""
-    flat = recipe.to_flat_dict()
-    absent = {
-        name: format_value("-" if spec.kind is str else 0)
-        for family in FAMILIES.values()
-        for name, spec in recipe_hyperparameters(family).items()
-    }
-    values = {name: format_value(flat[name]) if name in flat else absent[name] for name in names}
-    return {**values, "model.widths": recipe.widths or "-"}
-
-
-def _metric_points(values: Mapping[str, float], step: int) -> list[MetricPoint]:
-    now = _now_ms()
+def metric_points(values: Mapping[str, float], step: int) -> list[MetricPoint]:
+    """Return the points of metrics at a step, all with the present time."""
+    now = now_ms()
     return [(key, float(value), now, step) for key, value in values.items()]
 
 
-def _now_ms() -> int:
+def now_ms() -> int:
+    """Return the time in milliseconds, as MLflow stores it."""
     return int(time.time() * 1000)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 
 from fmnist_search.text import first_line
-from fmnist_search.tracking.events import EndRun, Event, EventKind
+from fmnist_search.tracking.events import EndRun, Event, EventKind, RunProgress
 from fmnist_search.tracking.outbox import EventRejected, Outbox, StoreUnavailable
 
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.25, 10.0
@@ -45,7 +45,14 @@ class NullSender:
 
     problem = ""
 
-    def send(self, event: Event) -> None:
+    def send(self, *events: Event, progress: RunProgress | None = None) -> None:
+        """Do nothing."""
+
+    def progress(self, run_key: str) -> RunProgress | None:
+        """Return None."""
+        return None
+
+    def forget_progress(self, run_key: str) -> None:
         """Do nothing."""
 
     def run_id(self, run_key: str) -> str | None:
@@ -106,10 +113,18 @@ class Sender:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def send(self, event: Event) -> None:
-        """Take an event, and deliver it after all that were sent before."""
-        self._last_number = self.outbox.put(event)
+    def send(self, *events: Event, progress: RunProgress | None = None) -> None:
+        """Take events, all or none, and deliver them after all that were sent before."""
+        self._last_number = self.outbox.put(*events, progress=progress)
         self._wakeup.set()
+
+    def progress(self, run_key: str) -> RunProgress | None:
+        """Return the progress of the run with this key; None if none is stored."""
+        return self.outbox.progress(run_key)
+
+    def forget_progress(self, run_key: str) -> None:
+        """Remove the progress of a run that has ended."""
+        self.outbox.forget_progress(run_key)
 
     def run_id(self, run_key: str) -> str | None:
         """Return the id of the run with this key; None before MLflow has created it."""

@@ -25,8 +25,9 @@ from fmnist_search.tracking import stored_runs, tag_names
 from fmnist_search.tracking.connection import connect, permission_errors
 from fmnist_search.tracking.events import EventSink, MetricPoint
 from fmnist_search.tracking.provenance import provenance_tags
-from fmnist_search.tracking.run_logger import RunLogger, TrainingRunLogger, training_tags
+from fmnist_search.tracking.run_logger import RunLogger
 from fmnist_search.tracking.stored_runs import StoredRun
+from fmnist_search.tracking.training_run_logger import TrainingRunLogger, training_tags
 from fmnist_search.tracking.ui import runs_page_url, trials_view_tags
 from fmnist_search.workspace import artifact_uri, check_name, sqlite_path
 
@@ -71,7 +72,9 @@ class MlflowStore:
             existing = self.client.get_run(run_id).data.params
             parameters = [name for name in parameters if name not in existing]
         sink.remember_run(run_id, run_id)
-        return TrainingRunLogger(sink, run_id, recipe, parameters)
+        run = TrainingRunLogger(sink, run_id, recipe, parameters)
+        run.log_recipe()
+        return run
 
     def create_parent_run(self, name: str, tags: Mapping[str, str]) -> str:
         """Return the id of the run above several trainings: the one that `mlflow run` created, or a new one."""

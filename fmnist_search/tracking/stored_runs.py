@@ -14,7 +14,7 @@ from fmnist_search.files import content_digest
 from fmnist_search.recipe.formatting import format_value
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.tracking import metric_names, tag_names
-from fmnist_search.tracking.run_logger import RECIPE_FILE
+from fmnist_search.tracking.training_run_logger import RECIPE_FILE
 
 ENVIRONMENT_FILE = "environment.json"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +21,10 @@ from fmnist_search.tracking.events import (
     Event,
     EventKind,
     LogDataset,
+    MetricPoint,
     Params,
     Rendering,
+    SetStatus,
 )
 from fmnist_search.tracking.outbox import EventRejected, Outbox
 from fmnist_search.tracking.renderers import RENDERERS, Renderer
@@ -61,7 +63,7 @@ class MlflowWriter:
             return
         parent_id = self._outbox.run_id(create.parent_id) or create.parent_id  # it may have been replaced
         experiment_id = self._find_experiment_id(parent_id)
-        run_id = self._find_created_run(experiment_id, event.run_key) if event.attempted else None
+        run_id = self._find_created_run(experiment_id, event.run_key) if event.attempted or create.may_exist else None
         if run_id is None:
             tags = {**create.tags, tag_names.PARENT_RUN_ID: parent_id}
             created = self._client.create_run(experiment_id, create.start_ms, tags, create.name)
@@ -90,18 +92,29 @@ class MlflowWriter:
                 self._log_rendered(run_id, rendering.path, self._renderers[rendering.renderer](rendering.data))
             case EventKind.DATASET:
                 self._log_dataset(run_id, LogDataset.from_body(event.body))
+            case EventKind.SET_STATUS:
+                self._set_status(run_id, SetStatus.from_body(event.body))
             case EventKind.END_RUN:
                 self._end_run(run_id, EndRun.from_body(event.body))
             case unknown:
                 raise EventRejected(f"an event of the kind {unknown!r}, which this version does not know")
 
     def _log_batch(self, run_id: str, batch: Batch) -> None:
+        points = batch.metrics or []
+        if batch.only_new_points:
+            points = self._new_points(run_id, points)
         self._client.log_batch(
             run_id,
-            metrics=[Metric(*point) for point in batch.metrics or ()],
+            metrics=[Metric(*point) for point in points],
             params=[Param(key, value) for key, value in (batch.params or {}).items()],
             tags=[RunTag(key, value) for key, value in (batch.tags or {}).items()],
         )
+
+    def _new_points(self, run_id: str, points: Sequence[MetricPoint]) -> list[MetricPoint]:
+        """Return the points without those whose step the run has already with another time."""
+        keys = {key for key, *_ in points}
+        stored = {(key, p.step): p.timestamp for key in keys for p in self._client.get_metric_history(run_id, key)}
+        return [point for point in points if stored.get((point[0], point[3]), point[2]) == point[2]]
 
     def _log_missing_params(self, run_id: str, params: Params) -> None:
         existing = self._client.get_run(run_id).data.params
@@ -123,6 +136,12 @@ class MlflowWriter:
     def _log_dataset(self, run_id: str, logged: LogDataset) -> None:
         dataset = Dataset(logged.name, logged.digest, "local", logged.source, profile=logged.profile)
         self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])])
+
+    def _set_status(self, run_id: str, status: SetStatus) -> None:
+        if status.end_ms is None:
+            self._client.update_run(run_id, status.status)
+        else:
+            self._client.set_terminated(run_id, status.status, status.end_ms)
 
     def _end_run(self, run_id: str, end: EndRun) -> None:
         seconds = Metric(metric_names.TRACKING_SECONDS, end.tracking_seconds or 0.0, end.end_ms, end.step)

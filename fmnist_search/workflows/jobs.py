@@ -14,8 +14,8 @@ from fmnist_search.reporting.tables import class_scores_csv
 from fmnist_search.results.training import Decision, EpochReport, Overhead, Stopper, TrialResult, TrialState, never_stop
 from fmnist_search.tracking import tag_names
 from fmnist_search.tracking.renderers import CONFUSION, SUMMARY
-from fmnist_search.tracking.run_logger import TrainingRunLogger
 from fmnist_search.tracking.sender import NullSender, Sender
+from fmnist_search.tracking.training_run_logger import TrainingRunLogger
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.interruption import Interruption
 from fmnist_search.workflows.settings import TrackingOptions
@@ -103,8 +103,9 @@ class TrackedJob:
     def close(self, result: TrialResult, overhead: Overhead = Overhead()) -> None:  # noqa: B008
         """Log the result and end the run."""
         self.result = result
-        self._log_artifacts(result)
-        self.run.finish(result, overhead, {tag_names.WORKER: str(self.worker)})
+        with self.run.transaction():
+            self._log_artifacts(result)
+            self.run.finish(result, overhead, {tag_names.WORKER: str(self.worker)})
         self._context.callback.on_training_end(self.name)
 
     def _log_artifacts(self, result: TrialResult) -> None:

@@ -19,10 +19,11 @@ from fmnist_search.search.study_store import StudyStore
 from fmnist_search.tracking import metric_names, tag_names
 from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.outbox import Outbox
-from fmnist_search.tracking.run_logger import RECIPE_FILE, RUN_STATUS, RunLogger, training_tags
+from fmnist_search.tracking.run_logger import RunLogger
 from fmnist_search.tracking.run_ref import RunRef
 from fmnist_search.tracking.store import FinishedRun, MlflowStore
 from fmnist_search.tracking.study_runs import open_study_run
+from fmnist_search.tracking.training_run_logger import RECIPE_FILE, RUN_STATUS, training_tags
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.interruption import Interruption
 from fmnist_search.workflows.jobs import JobContext

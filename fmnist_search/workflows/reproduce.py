@@ -24,10 +24,10 @@ from fmnist_search.tracking import metric_names, tag_names
 from fmnist_search.tracking.artifact_locations import check_project
 from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.provenance import environment
-from fmnist_search.tracking.run_logger import RECIPE_FILE
 from fmnist_search.tracking.store import FinishedRun, MlflowStore
 from fmnist_search.tracking.stored_runs import ENVIRONMENT_FILE, TrainedRun, load_environment, read_run
 from fmnist_search.tracking.stored_training import execution_from_environment
+from fmnist_search.tracking.training_run_logger import RECIPE_FILE
 from fmnist_search.training.trial import run_trial
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workspace import Workspace

@@ -27,11 +27,12 @@ from fmnist_search.results.training import EpochReport, Stopper, TrialResult, Tr
 from fmnist_search.tracking import tag_names
 from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.provenance import environment
-from fmnist_search.tracking.run_logger import RECIPE_FILE, RunLogger, TrainingRunLogger
+from fmnist_search.tracking.run_logger import RunLogger
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.stored_runs import ENVIRONMENT_FILE
 from fmnist_search.tracking.tensorboard import TensorBoardWriter
 from fmnist_search.tracking.training_artifacts import log_training_plots
+from fmnist_search.tracking.training_run_logger import RECIPE_FILE, TrainingRunLogger
 from fmnist_search.training.callbacks import CallbackList, CheckpointWriter, TrainingCallback
 from fmnist_search.training.checkpoint import state_to_bytes
 from fmnist_search.training.devices import resolve_execution

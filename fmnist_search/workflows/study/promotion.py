@@ -22,9 +22,10 @@ from fmnist_search.results.champion import Champion
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import TrialResult, TrialState
 from fmnist_search.tracking import tag_names
-from fmnist_search.tracking.run_logger import RunLogger, TrainingRunLogger
+from fmnist_search.tracking.run_logger import RunLogger
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.training_artifacts import log_training_plots
+from fmnist_search.tracking.training_run_logger import TrainingRunLogger
 from fmnist_search.workflows.jobs import JobContext, RetryingJob, TrackedJob, not_started, run_jobs
 from fmnist_search.workflows.registration import Candidate, prepare_name, register
 from fmnist_search.workflows.study.finalists import SelectedModel, select_model

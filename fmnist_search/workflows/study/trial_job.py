@@ -15,7 +15,8 @@ from fmnist_search.results.training import Decision, EpochReport, Overhead, Stop
 from fmnist_search.search.asked_trial import AskedTrial
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.tracking import tag_names
-from fmnist_search.tracking.run_logger import RunLogger, TrainingRunLogger
+from fmnist_search.tracking.run_logger import RunLogger
+from fmnist_search.tracking.training_run_logger import TrainingRunLogger
 from fmnist_search.training.checkpoint import save_state
 from fmnist_search.workflows.jobs import JobContext, TrackedJob, trial_overhead
 from fmnist_search.workspace import Workspace

@@ -25,12 +25,13 @@ from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import EpochReport, Overhead, TrialResult, TrialState
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.tracking.connection import connect
-from fmnist_search.tracking.events import Event
+from fmnist_search.tracking.events import Event, RunProgress
 from fmnist_search.tracking.outbox import Outbox
-from fmnist_search.tracking.run_logger import RunLogger, TrainingRunLogger
+from fmnist_search.tracking.run_logger import RunLogger
 from fmnist_search.tracking.sender import NullSender
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.study_runs import open_study_run
+from fmnist_search.tracking.training_run_logger import TrainingRunLogger
 from fmnist_search.tracking.writer import MlflowWriter
 from tests.integration.conftest import run_command, start_command
 from tests.integration.servers import MlflowServer, running_server
@@ -239,8 +240,8 @@ class RecordingSender(NullSender):
         self.events: list[Event] = []
         self._outbox = outbox
 
-    def send(self, event: Event) -> None:
-        self.events.append(event)
+    def send(self, *events: Event, progress: RunProgress | None = None) -> None:
+        self.events += events
 
     def run_id(self, run_key: str) -> str | None:
         return self._outbox.run_id(run_key)

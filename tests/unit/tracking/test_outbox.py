@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmnist_search.tracking.events import Event
+from fmnist_search.tracking.events import Event, RunProgress
 from fmnist_search.tracking.outbox import Outbox
 
 STORE_URI = "sqlite:///mlflow.db"
@@ -155,7 +155,7 @@ def test_several_threads_can_put_events_at_once(outbox: Outbox) -> None:
 WRITER_SCRIPT = """
 import sys
 from pathlib import Path
-from fmnist_search.tracking.events import Event
+from fmnist_search.tracking.events import Event, RunProgress
 from fmnist_search.tracking.outbox import Outbox
 outbox = Outbox(Path(sys.argv[1]), "sqlite:///mlflow.db")
 assert outbox.try_lock() or len(sys.argv) > 2
@@ -192,3 +192,30 @@ def test_processes_that_start_at_once_lose_no_event(path: Path) -> None:
         process.communicate()
     with closing(Outbox(path, STORE_URI)) as outbox:
         assert outbox.pending_count() >= 150
+
+
+def test_events_and_the_progress_of_their_run_are_stored_together_or_not_at_all(outbox: Outbox, path: Path) -> None:
+    assert outbox.progress("run") is None
+    outbox.put(Event("run", "open"), Event("run", "batch"), progress=RunProgress())
+    assert outbox.progress("run") == RunProgress(0, None)
+    with pytest.raises(TypeError):  # no text is made of the second event
+        outbox.put(Event("run", "batch"), Event("run", "end", {"at": object()}), progress=RunProgress(1, {"epochs": 1}))
+    assert (outbox.pending_count(), outbox.progress("run")) == (2, RunProgress(0, None))
+    outbox.put(Event("run", "end"), progress=RunProgress(3, {"state": "completed"}))
+    outbox.put(Event("run", "batch"), progress=RunProgress(2))
+    with closing(Outbox(path, STORE_URI)) as again:
+        assert again.progress("run") == RunProgress(3, {"state": "completed"})
+        again.forget_progress("run")
+    assert outbox.progress("run") is None
+    assert outbox.pending_count() == 4
+
+
+def test_an_outbox_of_an_earlier_version_gets_the_table_of_the_progress(path: Path) -> None:
+    with closing(Outbox(path, STORE_URI)) as outbox:
+        outbox.put(Event("run", "batch"))
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("DROP TABLE progress")
+    with closing(Outbox(path, STORE_URI)) as outbox:
+        assert outbox.progress("run") is None
+        outbox.put(Event("run", "batch"), progress=RunProgress(1))
+        assert (outbox.pending_count(), outbox.progress("run")) == (2, RunProgress(1))
