@@ -149,6 +149,7 @@ def train_concurrently(recipes: list[Recipe], images: Images, execution: Executi
 class _ResultJob:
     worker = 0
     checkpoint = None
+    checkpoint_seconds = None
 
     def __init__(self, recipe: Recipe, images: Images):
         self.recipe = recipe
@@ -157,6 +158,9 @@ class _ResultJob:
 
     def on_epoch(self, report: EpochReport) -> Decision:
         return Decision.CONTINUE
+
+    def on_checkpoint(self, content: bytes) -> None:
+        pass
 
     def on_result(self, result: TrialResult, seconds: float) -> None:
         self.result = result

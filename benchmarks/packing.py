@@ -145,6 +145,7 @@ class TimedJob:
 
     worker = 0
     checkpoint = None
+    checkpoint_seconds = None
 
     def __init__(self, recipe: Recipe, images: Images, window: MeasurementWindow):
         self.recipe = recipe
@@ -164,6 +165,9 @@ class TimedJob:
             self._window.first_epoch_done()
         enough = sum(end >= self._window.start for end in self._ends) > 1
         return Decision.PRUNE if enough and self._ends[-1] >= self._window.end else Decision.CONTINUE
+
+    def on_checkpoint(self, content: bytes) -> None:
+        """Do nothing: no checkpoints are taken."""
 
     def on_result(self, result: TrialResult, seconds: float) -> None:
         """Raise if the training failed: the measurement is then invalid."""

@@ -238,6 +238,7 @@ class ReferenceJob:
 
     worker = 0
     checkpoint = None
+    checkpoint_seconds = None
 
     def __init__(self, recipe: Recipe, images: Images, experiment: Experiment, runner: ReferenceRunner):
         self.recipe = recipe
@@ -248,6 +249,9 @@ class ReferenceJob:
     def on_epoch(self, _: EpochReport) -> Decision:
         """Return whether the training continues, which it does unless Ctrl-C was pressed."""
         return Decision.INTERRUPT if self._runner.interrupted else Decision.CONTINUE
+
+    def on_checkpoint(self, content: bytes) -> None:
+        """Do nothing: no checkpoints are taken."""
 
     def on_result(self, result: TrialResult, _: float) -> None:
         """Evaluate the network on the test images, and save the result of the experiment so far."""

@@ -28,8 +28,18 @@ class Job(Protocol):
     def checkpoint(self) -> Mapping[str, Any] | None:
         """The state to resume from, as a `TrainingCallback` receives it; None starts with the first epoch."""
 
+    @property
+    def checkpoint_seconds(self) -> float | None:
+        """Seconds after which a checkpoint is due at the end of an epoch: 0 after each epoch, None never."""
+
     def on_epoch(self, report: EpochReport) -> Decision:
         """Handle an epoch's report and return whether the training continues."""
+
+    def on_checkpoint(self, content: bytes) -> None:
+        """Handle the state of the training after an epoch that was reported, as `serialize_checkpoint` returns it.
+
+        With `checkpoint_seconds`, a training that pauses or is interrupted sends its last state before its result.
+        """
 
     def on_result(self, result: TrialResult, seconds: float) -> None:
         """Handle the result; `seconds` passed since the worker became free for this job."""

@@ -32,11 +32,15 @@ class AddImages:
 
 @dataclass(frozen=True)
 class Train:
-    """Starts a trial on the images of `data`, from its beginning or from the state in `checkpoint`."""
+    """Starts a trial on the images of `data`, from its beginning or from the state in `checkpoint`.
+
+    `checkpoint_seconds` is that of `Job`.
+    """
 
     recipe: Recipe
     data: Data
     checkpoint: Mapping[str, Any] | None = None
+    checkpoint_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,16 @@ class EpochReported:
 
 
 @dataclass(frozen=True)
+class CheckpointTaken:
+    """Delivers the state of the running trial after an epoch that was reported, as `serialize_checkpoint` returns it.
+
+    It arrives before the trial's `Finished`, and may arrive after reports of later epochs.
+    """
+
+    content: bytes
+
+
+@dataclass(frozen=True)
 class Finished:
     """Delivers a trial's result; the worker waits for the next trial."""
 
@@ -76,4 +90,4 @@ class Finished:
 
 
 ToWorker = Configure | AddImages | Train | Decide | Stop
-ToPool = Ready | Heartbeat | EpochReported | Finished
+ToPool = Ready | Heartbeat | EpochReported | CheckpointTaken | Finished

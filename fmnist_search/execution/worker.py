@@ -8,7 +8,17 @@ from abc import ABC, abstractmethod
 
 from fmnist_search.execution.channel import PoolChannel
 from fmnist_search.execution.job import Job
-from fmnist_search.execution.messages import Configure, Decide, EpochReported, Finished, Heartbeat, Ready, ToPool, Train
+from fmnist_search.execution.messages import (
+    CheckpointTaken,
+    Configure,
+    Decide,
+    EpochReported,
+    Finished,
+    Heartbeat,
+    Ready,
+    ToPool,
+    Train,
+)
 from fmnist_search.recipe.execution import Execution
 
 
@@ -63,7 +73,7 @@ class Worker(ABC):
             self.channel.send(Configure(execution))
             self._sent_execution = execution
         self._provide_images(job)
-        self.channel.send(Train(job.recipe, job.recipe.data, job.checkpoint))
+        self.channel.send(Train(job.recipe, job.recipe.data, job.checkpoint, job.checkpoint_seconds))
 
     def handle(self, message: ToPool) -> bool:
         """Call the job's method for a message; return False for a heartbeat, which concerns no job."""
@@ -78,6 +88,9 @@ class Worker(ABC):
                 decision = self.job.on_epoch(report)
                 with contextlib.suppress(OSError):  # the worker has ended: the next receive shows it
                     self.channel.send(Decide(decision))
+            case CheckpointTaken(content):
+                assert self.job is not None
+                self.job.on_checkpoint(content)
             case Finished(result):
                 assert self.job is not None
                 job, self.job = self.job, None

@@ -13,7 +13,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+from typing import Any
 
 import torch
 
@@ -21,6 +22,7 @@ from fmnist_search.data.images import Images
 from fmnist_search.execution.channel import Channel, WorkerChannel
 from fmnist_search.execution.messages import (
     AddImages,
+    CheckpointTaken,
     Configure,
     Decide,
     EpochReported,
@@ -34,12 +36,81 @@ from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.groups import Data
 from fmnist_search.results.training import Decision, EpochReport
 from fmnist_search.third_party_messages import silence_libraries
+from fmnist_search.training.async_checkpoint import AsyncCheckpointer
+from fmnist_search.training.checkpoint import Checkpoint
 from fmnist_search.training.compiler import defer_compiler_import
+from fmnist_search.training.loop import EpochResult
 from fmnist_search.training.trial import run_trial
 
 
 class _Stopped(Exception):
     """Ends a trial for whose result nobody waits."""
+
+
+class _Trainer:
+    """Trains one recipe after the other, and sends the pool their reports, checkpoints and results."""
+
+    def __init__(self, channel: WorkerChannel):
+        self._channel = channel
+        self._checkpointer = AsyncCheckpointer(lambda content: channel.send(CheckpointTaken(content)))
+
+    def train(self, message: Train, images: Images, execution: Execution) -> None:
+        """Train a recipe and send its result after everything else that concerns it."""
+        reporter = _Reporter(self._channel, message, images, execution, self._checkpointer)
+        callback = None if message.checkpoint_seconds is None else reporter
+        with self._checkpointer.training():
+            result = run_trial(
+                message.recipe,
+                images,
+                execution,
+                reporter.decide,
+                resume_from=message.checkpoint,
+                training_callback=callback,
+            )
+        self._channel.send(Finished(result))
+
+
+class _Reporter:
+    """Reports the epochs of one training, and takes the checkpoint of an epoch after its report was answered."""
+
+    def __init__(
+        self,
+        channel: WorkerChannel,
+        training: Train,
+        images: Images,
+        execution: Execution,
+        checkpointer: AsyncCheckpointer,
+    ):
+        self._channel = channel
+        self._training = training
+        self._images = images
+        self._execution = execution
+        self._checkpointer = checkpointer
+        self._state: Mapping[str, Any] | None = None
+
+    def on_epoch_end(self, _: EpochResult, state: dict[str, Any]) -> None:
+        """Keep the state until the decision."""
+        self._state = state
+
+    def decide(self, report: EpochReport) -> Decision:
+        """Return the pool's decision."""
+        self._channel.send(EpochReported(report))
+        answer = self._channel.receive()
+        if not isinstance(answer, Decide):
+            raise _Stopped
+        self._take_checkpoint(answer.decision)
+        return answer.decision
+
+    def _take_checkpoint(self, decision: Decision) -> None:
+        interval, state = self._training.checkpoint_seconds, self._state
+        if interval is None or state is None or decision is Decision.PRUNE:
+            return
+        digests = [self._images.digest, self._images.split_digest]
+        checkpoint = Checkpoint(self._training.recipe, vars(self._execution), digests, state)
+        if decision is Decision.CONTINUE:
+            self._checkpointer.take(checkpoint, interval)
+        else:
+            self._checkpointer.take_last(checkpoint)
 
 
 def worker_loop(channel: WorkerChannel, images_by_data: MutableMapping[Data, Images]) -> None:
@@ -48,16 +119,9 @@ def worker_loop(channel: WorkerChannel, images_by_data: MutableMapping[Data, Ima
     The execution and the images of a recipe arrive before it, unless `images_by_data` holds the images already.
     """
 
-    def stopper(report: EpochReport) -> Decision:
-        channel.send(EpochReported(report))
-        answer = channel.receive()
-        if not isinstance(answer, Decide):
-            raise _Stopped
-        return answer.decision
-
     # The first optimizer would import it while a trial waits. In a worker process `main` has put it off.
     importlib.import_module("torch._dynamo")
-    execution = Execution()
+    execution, trainer = Execution(), _Trainer(channel)
     try:
         channel.send(Ready())
         while not isinstance(message := channel.receive(), Stop):
@@ -67,9 +131,8 @@ def worker_loop(channel: WorkerChannel, images_by_data: MutableMapping[Data, Ima
                     use_private_stream(torch.device(execution.device))
                 case AddImages(data, images):
                     images_by_data[data] = images
-                case Train(recipe, data, checkpoint):
-                    result = run_trial(recipe, images_by_data[data], execution, stopper, resume_from=checkpoint)
-                    channel.send(Finished(result))
+                case Train():
+                    trainer.train(message, images_by_data[message.data], execution)
                 case Decide():
                     raise AssertionError("a decision without an epoch report")
     except (EOFError, OSError, _Stopped):

@@ -18,6 +18,7 @@ from fmnist_search.recipe.datasets import IMAGE_SIZE
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import EpochReport
 from fmnist_search.text import first_line
+from fmnist_search.training.optim import make_optimizer
 
 CHECKPOINT_FILE = "state.pt"
 
@@ -126,37 +127,73 @@ def read_checkpoint(path: Path) -> Checkpoint:
         FileNotFoundError: if there is no such file.
         UserError: if it is damaged, or is not a checkpoint.
     """
-    content = state_from_bytes(path.read_bytes(), str(path))
-    try:
-        recipe = Recipe().replace(content["recipe"])
-        checkpoint = Checkpoint(recipe, dict(content["execution"]), list(content["images"]), dict(content["state"]))
-        weights = _check_training_state(checkpoint.state)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: is not the checkpoint of a training; use another copy of it") from None
-    classifier_from_weights(recipe, weights, str(path))
-    return checkpoint
-
-
-def _check_training_state(state: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """Return the averaged weights of a state that `run_trial` can resume from; an error if a part is missing."""
-    reports = [EpochReport(**report) for report in state["epochs"]]
-    training = {name: state["training"][name] for name in ("epochs", "network", "averaged", "optimizer", "generator")}
-    if training["epochs"] != len(reports) or state["best_epoch"] not in range(1, len(reports) + 1):
-        raise ValueError("the number of epochs is another")
-    float(state["seconds"])
-    for name in ("network", "averaged"):
-        training[name].items()
-    state["weights"].items()
-    weights: Mapping[str, Tensor] = training["averaged"]
-    return weights
+    return checkpoint_from_dict(state_from_bytes(path.read_bytes(), str(path)), str(path))
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint that `read_checkpoint` can read."""
-    content = {
+    save_state(path, checkpoint_to_dict(checkpoint))
+
+
+def checkpoint_to_dict(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return a checkpoint as tensors and plain values."""
+    return {
         "recipe": checkpoint.recipe.to_flat_dict(),
         "execution": checkpoint.execution,
         "images": checkpoint.image_digests,
         "state": checkpoint.state,
     }
-    save_state(path, content)
+
+
+def checkpoint_from_dict(content: Mapping[str, Any], name: str) -> Checkpoint:
+    """Return the checkpoint that `checkpoint_to_dict` has described; `name` stands for its file in error messages.
+
+    Raises:
+        UserError: if it is not a checkpoint that `run_trial` can resume from.
+    """
+    try:
+        recipe = Recipe().replace(content["recipe"])
+        checkpoint = Checkpoint(recipe, dict(content["execution"]), list(content["images"]), dict(content["state"]))
+        _check_progress(checkpoint)
+        weights: Mapping[str, Tensor] = checkpoint.state["training"]["averaged"]
+        weights.items()
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f"{name}: is not the checkpoint of a training; use another copy of it") from None
+    classifier = classifier_from_weights(recipe, weights, name)
+    try:
+        _check_training_state(checkpoint, classifier)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
+        raise UserError(f"{name}: is not the checkpoint of a training; use another copy of it") from None
+    return checkpoint
+
+
+def _check_progress(checkpoint: Checkpoint) -> None:
+    """Raise an error unless the epochs are those of a training that `run_trial` has begun."""
+    state = checkpoint.state
+    reports = [EpochReport(**report) for report in state["epochs"]]
+    epochs = list(range(1, len(reports) + 1))
+    values = [value for report in reports for value in vars(report).values() if value is not None]
+    if not all(isinstance(value, int | float) for value in [*values, state["seconds"]]):
+        raise ValueError("a value is no number")
+    if [report.epoch for report in reports] != epochs or state["training"]["epochs"] != len(epochs):
+        raise ValueError("the number of epochs is another")
+    if state["best_epoch"] not in epochs or len(epochs) > checkpoint.recipe.epochs:
+        raise ValueError("an epoch is out of range")
+
+
+def _check_training_state(checkpoint: Checkpoint, classifier: Classifier) -> None:
+    """Raise an error unless the state can be loaded into a training of this classifier."""
+    training = checkpoint.state["training"]
+    expected = {key: tensor.shape for key, tensor in classifier.state_dict().items()}
+    for weights in (training["network"], checkpoint.state["weights"]):
+        if {key: tensor.shape for key, tensor in weights.items()} != expected:
+            raise ValueError("the weights are those of another network")
+    optimizer = make_optimizer(classifier, checkpoint.recipe.optimizer)
+    optimizer.load_state_dict(training["optimizer"])
+    for parameter, values in optimizer.state.items():
+        shapes = [value.shape for value in values.values() if isinstance(value, Tensor)]
+        if any(shape not in ((), (1,), parameter.shape) for shape in shapes):
+            raise ValueError("the state of the optimizer is that of another network")
+    generator: Tensor = training["generator"]
+    if torch.device(checkpoint.execution["device"]).type == "cpu":
+        torch.Generator().set_state(generator)

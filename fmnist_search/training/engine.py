@@ -18,7 +18,7 @@ from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import EpochReport, SetupInfo
 from fmnist_search.training.cuda_graph import CaptureError, CudaGraphLoop
 from fmnist_search.training.eager import EagerLoop
-from fmnist_search.training.evaluation import evaluate
+from fmnist_search.training.evaluation import Evaluation, evaluate
 from fmnist_search.training.loop import PROGRESS_INTERVAL_SECONDS, EpochResult, ProgressCallback, TrainingLoop
 from fmnist_search.training.state import TrainingState
 
@@ -88,12 +88,24 @@ def _set_up(
     return training, loop, SetupInfo(built - started, time.perf_counter() - built, engine="graph")
 
 
+def restore_epoch(
+    recipe: Recipe, images: Images, execution: Execution, state: Mapping[str, Any], report: EpochReport
+) -> EpochResult:
+    """Return the epoch that `state` was taken after and `report` was made of, evaluated again but not trained.
+
+    The arguments are those of `fit`, which continues from the same state, and so are the errors.
+    """
+    started = time.perf_counter()
+    training = TrainingState(recipe, images, execution, state)
+    setup = SetupInfo(build_seconds=time.perf_counter() - started)
+    return EpochResult(report, _evaluate(training), training.averaged.model, setup, training.state_dict)
+
+
 def _run_epoch(epoch: int, training: TrainingState, loop: TrainingLoop, setup: SetupInfo) -> EpochResult:
     """Train one epoch and evaluate the averaged weights on the validation images, if there are any."""
     started = time.perf_counter()
     loss, accuracy = training.train_epoch(epoch, loop)
-    classifier, validation = training.averaged.model, training.images.validation
-    evaluation = evaluate(classifier, validation, training.recipe.precision) if len(validation) else None
+    evaluation = _evaluate(training)
     report = EpochReport(
         epoch=epoch,
         train_loss=loss,
@@ -103,4 +115,10 @@ def _run_epoch(epoch: int, training: TrainingState, loop: TrainingLoop, setup: S
         learning_rate=training.learning_rates[epoch * len(training.batch_sizes) - 1],
         seconds=time.perf_counter() - started,
     )
-    return EpochResult(report, evaluation, classifier, setup, training.state_dict)
+    return EpochResult(report, evaluation, training.averaged.model, setup, training.state_dict)
+
+
+def _evaluate(training: TrainingState) -> Evaluation | None:
+    """Evaluate the averaged weights on the validation images; return None if there are none."""
+    classifier, validation = training.averaged.model, training.images.validation
+    return evaluate(classifier, validation, training.recipe.precision) if len(validation) else None

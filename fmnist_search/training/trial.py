@@ -30,7 +30,7 @@ from fmnist_search.results.training import (
 from fmnist_search.text import first_line
 from fmnist_search.training.callbacks import TrainingCallback
 from fmnist_search.training.cuda_graph import empty_gpu_cache
-from fmnist_search.training.engine import fit
+from fmnist_search.training.engine import fit, restore_epoch
 from fmnist_search.training.evaluation import Evaluation
 from fmnist_search.training.loop import EpochResult, ProgressCallback
 from fmnist_search.training.runtime import torch_settings
@@ -65,7 +65,8 @@ def run_trial(
         execution: How to run the steps.
         stopper: Returns after each new epoch whether the trial goes on.
         resume_from: A state that a `TrainingCallback` received for this recipe. Training continues after that epoch,
-            with the same bits as without the break; the result holds the earlier epochs too.
+            with the same bits as without the break; the result holds the earlier epochs too. The state after the last
+            epoch gives the result without training.
         training_callback: Receives each new epoch and the state to resume from.
         progress_callback: Receives the progress within an epoch, a few times a second; the eager loop alone calls it.
             An exception that it raises counts as a failure of the training.
@@ -78,11 +79,10 @@ def run_trial(
     """
     started = time.perf_counter()
     progress = _TrialProgress.from_checkpoint(recipe, resume_from) if resume_from else _TrialProgress(recipe)
-    training_state = resume_from["training"] if resume_from else None
     try:
         with (
             torch_settings(execution),
-            contextlib.closing(_train(recipe, images, execution, training_state, progress_callback)) as epochs,
+            contextlib.closing(_epochs(progress, images, execution, resume_from, progress_callback)) as epochs,
         ):
             end = _run_epochs(epochs, progress, stopper, training_callback, started)
     except _TrainingFailed as failure:
@@ -116,7 +116,9 @@ def _run_epochs(
     training_callback: TrainingCallback | None,
     started: float,
 ) -> _TrialEnd:
-    recipe = progress.recipe
+    if progress.end:  # the result was lost after the last epoch
+        progress.restore(next(epochs))
+        return progress.end
     for epoch in epochs:
         if not _is_finite(epoch.report):
             reason = f"diverged: the loss of epoch {epoch.report.epoch} is not finite"
@@ -125,33 +127,36 @@ def _run_epochs(
         if training_callback:
             training_callback.on_epoch_end(epoch, progress.checkpoint(epoch, time.perf_counter() - started))
         decision = stopper(epoch.report)
-        if progress.should_stop_early:
-            reason = f"early stopping: no better {recipe.keep} since epoch {progress.best_epoch}"
-            return _TrialEnd(TrialState.COMPLETED, reason)
-        if decision is not Decision.CONTINUE and epoch.report.epoch < recipe.epochs:
+        if progress.end:
+            return progress.end
+        if decision is not Decision.CONTINUE:
             state = STATE_AFTER_DECISION[decision]
             return _TrialEnd(state, f"{state.value} after epoch {epoch.report.epoch}")
-    return _TrialEnd(TrialState.COMPLETED)
+    raise AssertionError("the training ended before its last epoch")
 
 
-def _train(
-    recipe: Recipe,
+def _epochs(
+    progress: _TrialProgress,
     images: Images,
     execution: Execution,
-    training_state: Mapping[str, Any] | None,
+    resume_from: Mapping[str, Any] | None,
     progress_callback: ProgressCallback | None,
 ) -> Generator[EpochResult]:
-    """Yield the epochs of `fit`.
+    """Yield the epochs of `fit`; of a trial that has ended already, its last epoch again.
 
     What the consumer of an epoch raises does not pass through here, so it is never taken for a failed training.
 
     Raises:
         _TrainingFailed: if `fit` raises.
     """
+    recipe, training_state = progress.recipe, resume_from["training"] if resume_from else None
     epochs = fit(recipe, images, execution, resume_from=training_state, progress_callback=progress_callback)
     with contextlib.closing(epochs):
         try:
-            yield from epochs
+            if training_state and progress.end:
+                yield restore_epoch(recipe, images, execution, training_state, progress.reports[-1])
+            else:
+                yield from epochs
         except torch.OutOfMemoryError as error:
             raise _TrainingFailed(f"out of memory: {first_line(error)}", traceback.format_exc()) from error
         except UserError as error:
@@ -202,19 +207,28 @@ class _TrialProgress:
     def record(self, epoch: EpochResult) -> None:
         """Add an epoch, and copy its weights if it is the best so far."""
         self.reports.append(epoch.report)
-        self.evaluation = epoch.evaluation
-        self.setup = epoch.setup
-        self.classifier = epoch.classifier
-        self.parameters = sum(p.numel() for p in epoch.classifier.parameters())
+        self.restore(epoch)
         if self._is_best(epoch.report):
             self.best = epoch.report
             self.weights = _copy_weights_to_cpu(epoch.classifier)
 
+    def restore(self, epoch: EpochResult) -> None:
+        """Take over from the last recorded epoch what a checkpoint does not hold."""
+        self.evaluation = epoch.evaluation
+        self.setup = epoch.setup
+        self.classifier = epoch.classifier
+        self.parameters = sum(p.numel() for p in epoch.classifier.parameters())
+
     @property
-    def should_stop_early(self) -> bool:
-        """Whether the patience is used up after the last recorded epoch."""
-        last, patience = self.reports[-1].epoch, self.recipe.patience
-        return 0 < patience <= last - (self.best_epoch or 0) and last < self.recipe.epochs
+    def end(self) -> _TrialEnd | None:
+        """How the trial ends after the last recorded epoch: it was the last one, or the patience is used up."""
+        last, patience = len(self.reports), self.recipe.patience
+        if last >= self.recipe.epochs:
+            return _TrialEnd(TrialState.COMPLETED)
+        if 0 < patience <= last - (self.best_epoch or 0):
+            reason = f"early stopping: no better {self.recipe.keep} since epoch {self.best_epoch}"
+            return _TrialEnd(TrialState.COMPLETED, reason)
+        return None
 
     @property
     def best_epoch(self) -> int | None:

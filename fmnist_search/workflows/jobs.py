@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fmnist_search.data.images import Images
 from fmnist_search.execution.backend import Backend
@@ -52,7 +53,8 @@ class TrackedJob:
     """
 
     worker = 0
-    checkpoint = None
+    checkpoint: Mapping[str, Any] | None = None
+    checkpoint_seconds: float | None = None
 
     def __init__(
         self,
@@ -82,6 +84,9 @@ class TrackedJob:
         self.run.log_epoch(report, is_last=decision is not Decision.CONTINUE or report.epoch == self.recipe.epochs)
         self._context.callback.on_epoch_end(self.name, report)
         return decision
+
+    def on_checkpoint(self, content: bytes) -> None:
+        """Do nothing: the job takes no checkpoints."""
 
     def decide(self, report: EpochReport) -> Decision:
         """Return the stopper's decision."""

@@ -18,13 +18,17 @@ from fmnist_search.data.loading import load_images
 from fmnist_search.execution.backend import Backend
 from fmnist_search.execution.process_backend import ProcessBackend
 from fmnist_search.execution.thread_backend import ThreadBackend
+from fmnist_search.models.resnet import ResNet
 from fmnist_search.recipe.execution import Execution
-from fmnist_search.recipe.groups import Data
+from fmnist_search.recipe.groups import Augmentation, Averaging, Data, Optimizer, Schedule
+from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import Decision, EpochReport, TrialState
 from fmnist_search.training.loop import EpochResult
 from fmnist_search.training.trial import run_trial
+from fmnist_search.training.trial_checkpoints import parse_checkpoint
 from tests.support.jobs import (
     CNN_RECIPE,
+    DATA_CONFIG,
     LONG_RECIPE,
     TINY_RECIPE,
     RecordingJob,
@@ -107,6 +111,87 @@ def test_a_job_with_a_checkpoint_gives_the_result_of_an_uninterrupted_one(
     assert [report.epoch for report in from_start.reports] == [1, 2, 3]
     for job in (resumed, from_start):
         assert_same_result(job.finished_result, uninterrupted)
+
+
+CHECKPOINTED_RECIPES = {
+    "dropout, augmentation": CNN_RECIPE,
+    "input dropout, kept by loss, patience": TINY_RECIPE.replace(
+        {"model.input_dropout": 0.2, "keep": "val_loss", "patience": 1, "epochs": 20, "optimizer.learning_rate": 0.03}
+    ),
+    "batch norm, mixed images, schedule, no averaging": Recipe(
+        model=ResNet(width=4, stages=1, blocks=1, dropout=0.2),
+        augmentation=Augmentation(mixup=0.4, cutmix=1.0),
+        optimizer=Optimizer(name="sgd", learning_rate=0.05),
+        schedule=Schedule(name="one-cycle"),
+        averaging=Averaging(horizon=0.0),
+        data=DATA_CONFIG,
+        epochs=3,
+        batch_size=125,
+    ),
+}
+
+
+@pytest.mark.parametrize("recipe", CHECKPOINTED_RECIPES.values(), ids=CHECKPOINTED_RECIPES.keys())
+def test_a_job_goes_on_from_each_of_its_checkpoints_with_the_same_bits(
+    recipe: Recipe, backend: Backend, images: Images, execution: Execution
+) -> None:
+    uninterrupted = run_trial(recipe, images, execution)
+    job = RecordingJob(recipe, images, checkpoint_seconds=0)
+    run_all(backend, [job])
+    assert_same_result(job.finished_result, uninterrupted)
+    states = [parse_checkpoint(content).state for content in job.checkpoints]
+    assert [len(state["epochs"]) for state in states] == list(range(1, len(uninterrupted.epochs) + 1))
+    resumed = [RecordingJob(recipe, images, checkpoint=state) for state in (states[0], states[-2], states[-1])]
+    run_all(backend, resumed)
+    assert [len(each.reports) for each in resumed] == [len(states) - 1, 1, 0]
+    for each in resumed:
+        assert_same_result(each.finished_result, uninterrupted)
+        assert each.finished_result.reason == uninterrupted.reason
+
+
+@pytest.mark.parametrize(
+    ("decision", "state"), [(Decision.PAUSE, TrialState.PAUSED), (Decision.INTERRUPT, TrialState.INTERRUPTED)]
+)
+def test_a_job_that_pauses_goes_on_in_another_backend_with_the_same_bits(
+    decision: Decision, state: TrialState, backend: Backend, images: Images, execution: Execution
+) -> None:
+    recipe = CNN_RECIPE.replace({"epochs": 4})
+
+    def pause_after(last: int) -> Callable[[EpochReport], Decision]:
+        return lambda report: decision if report.epoch == last else Decision.CONTINUE
+
+    with ThreadBackend(execution, 1) as other:
+        saved, seconds = None, 0.0
+        for last, where in ((1, backend), (3, other), (4, backend)):
+            job = RecordingJob(recipe, images, pause_after(last), saved, checkpoint_seconds=3_600)
+            run_all(where, [job])
+            if last < 4:
+                assert (job.finished_result.state, len(job.finished_result.epochs)) == (state, last)
+                saved = parse_checkpoint(job.checkpoints[-1]).state
+                assert len(saved["epochs"]) == last
+            assert job.finished_result.seconds > seconds
+            seconds = job.finished_result.seconds
+    assert [report.epoch for report in job.reports] == [4]
+    assert_same_result(job.finished_result, run_trial(recipe, images, execution))
+
+
+def test_checkpoints_arrive_after_the_report_of_their_epoch_and_only_at_their_job(
+    backend: Backend, images: Images
+) -> None:
+    class CheckingJob(RecordingJob):
+        def on_checkpoint(self, content: bytes) -> None:
+            super().on_checkpoint(content)
+            checkpoint = parse_checkpoint(content)
+            assert checkpoint.recipe == self.recipe
+            assert len(checkpoint.state["epochs"]) <= self.reports[-1].epoch
+
+    jobs = [
+        CheckingJob(TINY_RECIPE.replace({"seed": seed, "epochs": 4}), images, checkpoint_seconds=0) for seed in range(4)
+    ]
+    without = RecordingJob(TINY_RECIPE, images, lambda _: Decision.PAUSE)
+    run_all(backend, [*jobs, without])
+    assert [len(job.checkpoints) for job in jobs] == [4, 4, 4, 4]
+    assert (without.finished_result.state, without.checkpoints) == (TrialState.PAUSED, [])
 
 
 def test_configure_changes_how_the_following_jobs_run(backend: Backend, images: Images, execution: Execution) -> None:

@@ -43,12 +43,15 @@ class RecordingJob:
         images: Images,
         decide: Callable[[EpochReport], Decision] | None = None,
         checkpoint: Mapping[str, Any] | None = None,
+        checkpoint_seconds: float | None = None,
     ):
         self.recipe = recipe
         self.images = images
         self.decide = decide or (lambda _: Decision.CONTINUE)
         self.checkpoint = checkpoint
+        self.checkpoint_seconds = checkpoint_seconds
         self.reports: list[EpochReport] = []
+        self.checkpoints: list[bytes] = []
         self.result: TrialResult | None = None
         self.seconds = 0.0
         self.lost_reasons: list[str] = []
@@ -57,6 +60,10 @@ class RecordingJob:
         assert not self.has_ended
         self.reports.append(report)
         return self.decide(report)
+
+    def on_checkpoint(self, content: bytes) -> None:
+        assert not self.has_ended
+        self.checkpoints.append(content)
 
     def on_result(self, result: TrialResult, seconds: float) -> None:
         assert not self.has_ended
