@@ -27,16 +27,28 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     Other processes see either no file, the old one or the complete new one. After an error `path` is unchanged.
 
     Raises:
-        OSError: if the file cannot be written; the folder must exist.
+        OSError: with the name of the file, if it cannot be written; the folder must exist.
     """
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as part:
+    with _named_errors(path), tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as part:
         try:
             yield part
             part.flush()
             os.replace(part.name, path)
         except BaseException:
-            os.unlink(part.name)
+            with contextlib.suppress(OSError):  # the folder may be gone
+                os.unlink(part.name)
             raise
+
+
+@contextlib.contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Give errors the name of the file: those of a disk that is full while a file is written have none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or (error.filename and Path(error.filename).parent != path.parent):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def make_private_folder(folder: Path) -> None:

@@ -209,15 +209,18 @@ def has_running_training() -> bool:
 
 def _print_error(error: Exception) -> int:
     from fmnist_search.cli.output import ExitCode, print_error
+    from fmnist_search.sqlite_files import disk_full_error, is_disk_full
     from fmnist_search.text import first_line
 
     if isinstance(error, UnicodeEncodeError):
         name = ascii(error.object[error.start : error.end])
         error = UserError(f"{name}: this locale has no such character ({error.encoding}); set PYTHONUTF8=1")
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+    elif isinstance(error, OSError) and error.filename is not None and error.strerror:
         error = UserError(
             f"{error.filename}: {error.strerror}; check the path, its permissions and the space on its disk"
         )
+    elif not isinstance(error, UserError) and is_disk_full(error):
+        error = disk_full_error(f"a file ({first_line(error)})")
     if isinstance(error, UserError):
         print_error(error)
         return error.exit_code

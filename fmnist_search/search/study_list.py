@@ -6,7 +6,6 @@ it.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sqlite3
 import tomllib
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from fmnist_search.errors import UserError
 from fmnist_search.files import is_missing
+from fmnist_search.sqlite_files import check_sound, open_for_reading
 from fmnist_search.workspace import sqlite_path
 
 if TYPE_CHECKING:
@@ -47,15 +47,15 @@ def list_studies(url: str) -> list[StudyEntry]:
         return []
     try:
         return _list_from_sqlite(database)
-    except (sqlite3.Error, LookupError):
+    except (sqlite3.Error, LookupError, ValueError):  # Optuna reads it, or says what is wrong
         return _list_with_optuna(url)
 
 
 def _list_from_sqlite(database: Path) -> list[StudyEntry]:
-    address = f"{database.as_uri()}?mode=ro"
-    with contextlib.closing(sqlite3.connect(address, uri=True, timeout=30)) as connection:
+    with open_for_reading(database) as connection:
         if connection.execute("SELECT schema_version FROM version_info").fetchone() != (SCHEMA_VERSION,):
             raise LookupError("another schema")
+        check_sound(connection)
         studies = connection.execute(
             "SELECT studies.study_id, study_name, value_json FROM studies JOIN study_user_attributes attributes "
             "ON attributes.study_id = studies.study_id AND key = 'config' ORDER BY studies.study_id"

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fmnist_search.artifact_root import check_artifacts
+from fmnist_search.sqlite_files import open_for_reading
 from fmnist_search.tracking.stored_runs import RunReader, StoredRun
 from fmnist_search.workspace import artifact_path, sqlite_path
 
@@ -81,8 +82,7 @@ class LocalStore:
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         """Open the file for reading; a search may write to it at the same time."""
-        uri = f"{self._database.as_uri()}?mode=ro"
-        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=30)) as database:
+        with open_for_reading(self._database) as database:
             yield database
 
 

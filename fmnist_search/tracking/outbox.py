@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from fmnist_search.errors import UserError
 from fmnist_search.files import make_private_folder
+from fmnist_search.sqlite_files import disk_full_error, is_disk_full
 from fmnist_search.text import first_line, redact
 from fmnist_search.tracking.events import Event, EventKind, RunProgress
 
@@ -68,10 +69,7 @@ class Outbox:
             if self.store_uri != store_uri:  # earlier versions stored passwords
                 self._execute("UPDATE events SET store = ? WHERE store = ?", self.store_uri, store_uri)
         except (OSError, sqlite3.Error) as error:
-            raise UserError(
-                f"outbox {path}: cannot be opened ({first_line(error)}); make it writable, or, if it is damaged, "
-                "move it away, and MLflow does not get the events in it"
-            ) from error
+            raise outbox_error(path, error) from error
 
     def _open(self) -> sqlite3.Connection:
         make_private_folder(self.path.parent)
@@ -248,3 +246,13 @@ class Outbox:
     def _execute(self, statement: str, *values: object) -> sqlite3.Cursor:
         with self._lock:
             return self._connection.execute(statement, values)
+
+
+def outbox_error(path: Path, error: Exception) -> UserError:
+    """Return the error of an outbox that cannot be opened."""
+    if is_disk_full(error, path):
+        return disk_full_error(f"outbox {path}")
+    return UserError(
+        f"outbox {path}: cannot be opened ({first_line(error)}); make it writable, or, if it is damaged, move it away, "
+        "and MLflow does not get the events in it"
+    )

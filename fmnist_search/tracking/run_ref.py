@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 
 from fmnist_search.results.study import TrialRecord
-from fmnist_search.tracking.outbox import Outbox
+from fmnist_search.tracking.outbox_reader import read_outbox
 from fmnist_search.workspace import Workspace
 
 
@@ -41,7 +40,7 @@ def resolve_run_ids(workspace: Workspace, trials: Sequence[TrialRecord]) -> list
     refs = [RunRef.from_stored(trial.run_id) if trial.run_id else None for trial in trials]
     if all(ref is None or ref.id for ref in refs):
         return list(trials)
-    with closing(Outbox(workspace.outbox_path, workspace.tracking_uri)) as outbox:
+    with read_outbox(workspace.outbox_path, workspace.tracking_uri) as outbox:
         return [
             dataclasses.replace(trial, run_id=outbox.run_id(ref.key)) if ref and not ref.id else trial
             for trial, ref in zip(trials, refs, strict=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from fmnist_search.search.analysis import boundary_warnings
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.text import without_credentials
 from fmnist_search.tracking.local_store import open_run_reader
-from fmnist_search.tracking.outbox import Outbox
+from fmnist_search.tracking.outbox_reader import read_outbox
 from fmnist_search.tracking.run_ref import resolve_run_ids
 from fmnist_search.tracking.stored_runs import TrainedRun, find_experiment_id
 from fmnist_search.tracking.ui import run_page_url
@@ -104,9 +103,7 @@ class OutboxStatus:
 def outbox_status(*, workspace: Workspace | None = None) -> OutboxStatus:
     """Return how many events MLflow has not received."""
     workspace = workspace or Workspace.resolve()
-    if not workspace.outbox_path.exists():
-        return OutboxStatus(0, {})
-    with closing(Outbox(workspace.outbox_path, workspace.tracking_uri)) as outbox:
+    with read_outbox(workspace.outbox_path, workspace.tracking_uri) as outbox:
         return OutboxStatus(outbox.pending_count(), outbox.rejected_counts())
 
 

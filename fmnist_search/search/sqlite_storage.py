@@ -1,0 +1,136 @@
+"""Optuna's storage in a SQLite file: opened by processes that write it and by those that only read it."""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from filelock import FileLock
+
+from fmnist_search.files import make_private_folder
+from fmnist_search.sqlite_files import (
+    check_sound,
+    copy_for_reading,
+    database_error,
+    file_identity,
+    is_unwritable,
+    replaced_error,
+)
+from fmnist_search.workspace import sqlite_uri
+
+BUSY_TIMEOUT_SECONDS = 60
+"""Seconds that a writer waits for another one."""
+FIRST_TABLE, VERSION_TABLE = "studies", "version_info"
+"""The first table that Optuna creates, and the one that names the version."""
+
+
+def open_sqlite(database: Path) -> optuna.storages.RDBStorage:
+    """Return the storage of a file, which is created if it is missing. It is set to write-ahead logging.
+
+    Raises:
+        OSError, sqlite3.Error: if the file cannot be written, or is not a database.
+    """
+    make_private_folder(database.parent)
+    # Two processes that create the tables at the same time would fail.
+    lock = database.with_suffix(".lock")
+    lock.touch()  # fails at once if the folder cannot be written, while FileLock would wait
+    with FileLock(lock, timeout=BUSY_TIMEOUT_SECONDS):
+        is_compatible = _prepare(database)
+        return _storage(database, database, is_compatible=is_compatible)
+
+
+def open_existing_sqlite(database: Path) -> optuna.storages.RDBStorage:
+    """Return the storage of a file that exists. Nothing needs to be writable as long as nothing is written.
+
+    Raises:
+        sqlite3.Error: if the file cannot be read, or has no tables of Optuna.
+    """
+    try:
+        return _storage(database, database, is_compatible=_check_version(database), creates=False)
+    except sqlite3.OperationalError as error:
+        if not is_unwritable(error) or not database.is_file():
+            raise
+        folder = tempfile.TemporaryDirectory(prefix="fmnist-search-")
+        copy = copy_for_reading(database, Path(folder.name))
+        storage = _storage(copy, database, is_compatible=_check_version(copy), creates=False)
+        sqlalchemy.event.listen(storage.engine, "engine_disposed", lambda _: folder.cleanup())
+        return storage
+
+
+def _storage(file: Path, database: Path, *, is_compatible: bool, creates: bool = True) -> optuna.storages.RDBStorage:
+    """Return the storage in `file`, whose errors name `database`."""
+    storage = optuna.storages.RDBStorage(
+        sqlite_uri(file),
+        engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS, "factory": _Connection}},
+        skip_compatibility_check=is_compatible,
+        skip_table_creation=is_compatible or not creates,
+    )
+    _name_file_in_errors(storage.engine, file, database)
+    return storage
+
+
+def _name_file_in_errors(engine: sqlalchemy.Engine, file: Path, database: Path) -> None:
+    """Turn errors of a full disk, of a damaged and of a deleted file into errors for the user."""
+    name, identity = f"storage {database}", file_identity(file)
+
+    def on_error(context: sqlalchemy.engine.ExceptionContext) -> None:
+        if error := database_error(context.original_exception, name, database):
+            raise error from context.original_exception
+
+    def on_checkout(*_: object) -> None:
+        if file_identity(file) != identity:
+            raise replaced_error(name)
+
+    sqlalchemy.event.listen(engine, "handle_error", on_error)
+    sqlalchemy.event.listen(engine, "checkout", on_checkout)
+
+
+def _prepare(database: Path) -> bool:
+    """Set write-ahead logging, which stays in the file; return whether this version of Optuna made the tables.
+
+    Raises:
+        sqlite3.Error: if the file is not a database or cannot be written.
+    """
+    with closing(sqlite3.connect(database, timeout=BUSY_TIMEOUT_SECONDS)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("BEGIN IMMEDIATE")  # fails if the file cannot be written
+        connection.rollback()
+        names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    # A process that was killed while it created the tables leaves some of them.
+    is_new = not names or (FIRST_TABLE in names and VERSION_TABLE not in names)
+    return not is_new and _check_version(database)
+
+
+def _check_version(database: Path) -> bool:
+    """Return whether this version of Optuna made the tables; check that the file is sound.
+
+    Optuna checks its tables as well, but reads all its migrations for that, which takes longer than loading a study.
+
+    Raises:
+        sqlite3.Error: if the file cannot be read, is damaged, or has no tables of Optuna.
+    """
+    with closing(sqlite3.connect(f"{database.as_uri()}?mode=rw", timeout=BUSY_TIMEOUT_SECONDS, uri=True)) as connection:
+        try:
+            made_with = connection.execute(f"SELECT library_version FROM {VERSION_TABLE}").fetchone()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:  # that of a missing table
+                raise
+            raise sqlite3.OperationalError("it is empty, or the database of another program") from None
+        check_sound(connection)
+    return bool(made_with == (optuna.__version__,))
+
+
+class _Connection(sqlite3.Connection):
+    """Lets the operating system decide when a commit is written to the disk, which saves some milliseconds each.
+
+    A killed process loses nothing. After a power failure the last commits may be missing, but the database is intact.
+    """
+
+    def __init__(self, *arguments: Any, **settings: Any):
+        super().__init__(*arguments, **settings)
+        self.execute("PRAGMA synchronous=NORMAL")
