@@ -111,8 +111,7 @@ def bounds(domain: Domain) -> tuple[Value, ...]:
             return (value,)
         case Choice(values):
             return values
-        case Range(low, high):
-            return (low, high)
+    return (domain.low, domain.high)
 
 
 def domain_values(domain: Domain) -> tuple[Value, ...] | None:

@@ -60,11 +60,12 @@ class Axis:
 
     def ticks(self, max_ticks: int = MAX_TICKS) -> list[tuple[float, str]]:
         """Return positions and labels of at most `max_ticks` ticks, in ascending order."""
-        match self.domain:
-            case Choice(values):
-                shown: Sequence[Value] = _every_nth(values, max_ticks)
-            case Range(low, high, log):
-                shown = _log_ticks(low, high, max_ticks) if log else _even_ticks(low, high, max_ticks)
+        domain = self.domain
+        if isinstance(domain, Choice):
+            shown: Sequence[Value] = _every_nth(domain.values, max_ticks)
+        else:
+            make_ticks = _log_ticks if domain.log else _even_ticks
+            shown = make_ticks(domain.low, domain.high, max_ticks)
         return [(self._position(value), format_value_short(value)) for value in shown]
 
     def _position(self, value: Value) -> float:

@@ -16,7 +16,7 @@ from fmnist_search.config.conditional_space import (
     qualified_name,
     searchable_values,
 )
-from fmnist_search.config.domain import Choice, Domain, Fixed, Range
+from fmnist_search.config.domain import Choice, Domain, Fixed, Range, bounds
 from fmnist_search.config.space import Space
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
@@ -63,8 +63,7 @@ def _suggest(trial: optuna.Trial, name: str, domain: Domain) -> Value:
             return cast(Value, trial.suggest_categorical(name, values))
         case Range(low, high, log, step) if isinstance(low, int) and isinstance(high, int):
             return trial.suggest_int(name, low, high, log=log, step=int(step or 1))
-        case Range(low, high, log, step):
-            return trial.suggest_float(name, low, high, log=log, step=step)
+    return trial.suggest_float(name, domain.low, domain.high, log=domain.log, step=domain.step)
 
 
 def sample_with_fixed(space: Space, base: Recipe, given: Mapping[str, Value], seed: int) -> Recipe:
@@ -81,14 +80,11 @@ def sample_with_fixed(space: Space, base: Recipe, given: Mapping[str, Value], se
 def to_distribution(domain: Domain) -> BaseDistribution:
     """Return Optuna's distribution of a domain."""
     match domain:
-        case Fixed(value):
-            return CategoricalDistribution((value,))
-        case Choice(values):
-            return CategoricalDistribution(values)
+        case Fixed() | Choice():
+            return CategoricalDistribution(bounds(domain))
         case Range(low, high, log, step) if isinstance(low, int) and isinstance(high, int):
             return IntDistribution(low, high, log=log, step=int(step or 1))
-        case Range(low, high, log, step):
-            return FloatDistribution(low, high, log=log, step=step)
+    return FloatDistribution(domain.low, domain.high, log=domain.log, step=domain.step)
 
 
 # --------------------------------------------------------------------------------- parameters
