@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import typer
@@ -91,6 +92,36 @@ def test_a_mistake_is_one_line_with_exit_code_2(
     assert err.count("\n") == 1
 
 
+def test_debug_shows_where_a_mistake_was_found(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--debug", "train", "lenet", "--epochs", "0"], ["train", "lenet", "--epochs", "0", "--debug"]):
+        code, out, err = run(capsys, *words)
+        assert (code, out) == (2, "")
+        assert err.startswith("Traceback")
+        assert "UserError: epochs: 0 is out of bounds" in err.splitlines()[-1]
+
+
+def test_debug_that_is_turned_off_shows_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    _, _, err = run(capsys, "train", "lenet", "--epochs", "0", "--debug", "false")
+    assert err.startswith("error: epochs: 0")
+
+
+@pytest.mark.parametrize(("words", "command"), [([], "leaderboard"), (["draw"], "samples")])
+def test_a_group_without_a_command_shows_its_help(
+    capsys: pytest.CaptureFixture[str], words: list[str], command: str
+) -> None:
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (2, "")
+    assert err.startswith(" ".join(["Usage: fmnist-search", *words, "[OPTIONS] COMMAND"]))
+    assert command in err
+    assert "error:" not in err
+
+
+def test_a_name_that_the_file_system_cannot_have_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "train", "\ud800.toml")
+    assert code == 2
+    assert err.startswith("error: '\\ud800': this locale has no such character (utf-8); set PYTHONUTF8=1")
+
+
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "--version") == (0, f"fmnist-search {VERSION}\n", "")
 
@@ -107,6 +138,7 @@ def test_a_command_is_written_again_as_it_was_given(capsys: pytest.CaptureFixtur
         minutes: float | None = None,
         force: bool = False,
         fresh: bool = False,
+        wait: Annotated[bool, typer.Option("--wait/--no-wait")] = True,
     ) -> None:
         print(given_command(context, without={"fresh"}))
 
@@ -122,4 +154,5 @@ def test_a_command_is_written_again_as_it_was_given(capsys: pytest.CaptureFixtur
     written = given("work", *options, "--fresh", "--force", "a b.toml")
     assert shlex.split(written) == ["program", "work", "a b.toml", *options, "--force"]
     assert given("work", "x") == "program work x"
+    assert given("work", "--no-wait", "x") == "program work x --no-wait"
     assert given("other", "--", "-x") == "program other --resume 3 -- -x"

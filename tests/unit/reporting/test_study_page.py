@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import re
 import subprocess
 import sys
@@ -28,6 +29,8 @@ needs_plotly = pytest.mark.skipif(not is_plotly_installed(), reason="needs the e
 def make_page(count: int, space: dict[str, Any] | None = None, states: list[TrialState] | None = None) -> str:
     config = make_study(space)
     trials = make_trials(config, count, states) if states else make_trials(config, count)
+    if states:
+        trials = [dataclasses.replace(trial, curve=2 * trial.curve) for trial in trials]
     return study_page(
         "small",
         QUESTION,
@@ -98,7 +101,22 @@ def test_a_page_can_have_any_number_of_trials(count: int) -> None:
 @needs_plotly
 @pytest.mark.parametrize("state", [TrialState.PRUNED, TrialState.FAILED, TrialState.INTERRUPTED])
 def test_a_page_of_a_study_without_completed_trials(state: TrialState) -> None:
-    assert "Timeline" in without_plotly_js(make_page(5, states=[state]))
+    rest = without_plotly_js(make_page(5, states=[state]))
+    assert "Timeline" in rest
+    assert ("Learning curves" in rest) == (state is not TrialState.FAILED)  # these have no epochs
+
+
+@needs_plotly
+def test_a_contour_over_an_unordered_hyperparameter_shows_the_trials_alone() -> None:
+    rate = {"optimizer.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True}}
+    config = make_study({"common": {**rate, "optimizer.name": ["sgd", "adam", "adamw"], "batch_size": [32, 64, 128]}})
+    trials = make_trials(config, 24, [TrialState.COMPLETED])
+    for other, has_surface in (("batch_size", True), ("optimizer.name", False)):
+        view = StudyView(trials, config.space, make_importances(["optimizer.learning_rate", other], 24))
+        figure = PAGE_CHARTS["contour"](view, view.charts["contour"], dict.fromkeys(range(24), "a trial"))
+        kinds = [trace.type for trace in figure.data]
+        assert kinds == (["contour", "scatter"] if has_surface else ["scatter"])
+        assert len(figure.data[-1].x) == 24
 
 
 @needs_plotly

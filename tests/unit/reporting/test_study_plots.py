@@ -52,8 +52,10 @@ def test_every_plot_is_drawn_and_states_its_trials(count: int, space: Any) -> No
 @pytest.mark.parametrize("state", [TrialState.PRUNED, TrialState.FAILED, TrialState.INTERRUPTED])
 def test_studies_without_completed_trials_are_drawn(state: TrialState) -> None:
     config = make_study()
-    plots = study_figures(make_trials(config, 12, [state]), config.space)
+    trials = [dataclasses.replace(trial, curve=2 * trial.curve) for trial in make_trials(config, 12, [state])]
+    plots = study_figures(trials, config.space)
     assert "timeline" in plots
+    assert ("learning_curves" in plots) == (state is not TrialState.FAILED)  # these have no epochs
     for draw in plots.values():
         render_png(draw())
 
