@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fmnist_search.config.study_config import StudyConfig
-from fmnist_search.recipe.execution import Execution
-from fmnist_search.results.training import EpochReport, TrialResult, TrialState
-from fmnist_search.search.study_store import StudyRuntime, StudyStore
-from fmnist_search.workspace import Workspace
 from tests.golden.project import unpack
 from tests.integration.conftest import CommandResult, FinishedStudy, RunCommand, run_command
+from tests.support.stored_studies import store_trials
 from tests.support.studies import SMALL_SPACE, make_study
 
 
@@ -33,26 +28,14 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     long = make_study(wider, name="long", data=DATA, sampler="random", budget={"trials": 4, "epochs": 4})
     store_trials(folder, cheap, {(0.6, 0.7): 1.0, (0.2,): 1.0, (0.7, 0.8): 1.0})
     store_trials(folder, long, {(0.1, 0.2, 0.3, 0.5): 2.0, (0.6, 0.7, 0.8, 0.9): 2.0, (0.3,): 0.5}, threads=2)
+    twin = make_study(name="twin", data=DATA, sampler="random", budget={"trials": 3, "epochs": 2})
+    store_trials(folder, twin, {(0.6, 0.8): 1.0, (0.2,): 1.0, (0.7, 0.81): 2.0})
+    store_trials(folder, make_study(name="hopeless", data=DATA), {(0.1, 0.2): 1.0, (0.2, 0.3): 2.0, (0.1, 0.1): 1.0})
     store_trials(folder, make_study(name="2026", data=DATA), {})
     return folder
 
 
 DATA = {"train_images": 1000, "validation": 500}
-
-
-def store_trials(
-    folder: Path, config: StudyConfig, trials: Mapping[Sequence[float], float], *, threads: int = 1
-) -> None:
-    """Store a study with trials of these learning curves and seconds; short curves are those of pruned trials."""
-    store = StudyStore.open(Workspace.resolve(f"sqlite:///{folder / 'mlflow.db'}").storage_url, config)
-    store.runtime = StudyRuntime(Execution(threads=threads), "float32")
-    for curve, seconds in trials.items():
-        state = TrialState.COMPLETED if len(curve) == config.budget.epochs else TrialState.PRUNED
-        reports = [EpochReport(n, 1.0, 0.5, 1.0, value, 0.1, 0.25) for n, value in enumerate(curve, 1)]
-        trial = store.ask()
-        for report in reports:
-            store.should_prune(trial, report)
-        store.tell(trial, TrialResult(state, tuple(reports), seconds), "")
 
 
 def cells(text: str) -> list[list[str]]:
@@ -117,7 +100,9 @@ def test_leaderboard_of_all_studies_has_one_table_for_equal_images(searched: Pat
     found = run_command(searched, "leaderboard", "--all", "--json").json
     assert [(row["study"], row["value"]) for row in found] == [
         ("long", 0.9),
+        ("twin", 0.81),
         ("cheap", 0.8),
+        ("twin", 0.8),
         ("cheap", 0.7),
         ("long", 0.5),
     ]
@@ -171,6 +156,21 @@ def test_the_text_has_a_column_for_each_study_and_says_which_is_ahead(searched: 
     ]
     everything = run_command(searched, "compare", "cheap", "long", "--all").stdout.split("\n\n")[1]
     assert {"data.validation", "sampler.name", "seed"} <= {row[0] for row in cells(everything)[1:]}
+
+
+def test_a_lead_that_may_be_chance_and_equal_values_are_called_so(searched: Path) -> None:
+    _, conclusions = run_command(searched, "compare", "cheap", "twin").stdout.split("\n\n")
+    equal_settings, after_epochs, after_seconds = conclusions.splitlines()
+    assert equal_settings == "their settings are equal"
+    ahead, _, limit = after_epochs.partition(" (up to ")
+    assert ahead == "after 5 trained epochs, twin is ahead by 1.00 points, which may be chance"
+    assert 1 < float(limit.removesuffix(" points)")) < 10  # two standard errors of a value from 500 images
+    assert after_seconds == "after 3.0 s of training, the best values are equal"
+
+
+def test_a_study_is_not_ahead_of_one_whose_trials_were_all_pruned(searched: Path) -> None:
+    lines = run_command(searched, "compare", "cheap", "hopeless").stdout.splitlines()
+    assert "after 5 trained epochs, only cheap had completed a trial" in lines
 
 
 def test_values_from_other_images_are_not_compared(stored: FinishedStudy) -> None:

@@ -228,6 +228,35 @@ def test_a_version_without_digests_whose_description_names_code_is_refused(
     assert_refused(finished.run("predict", "--test-image", 0, "--model", MODEL_URI), "MLmodel names")
 
 
+def test_a_version_without_digests_that_has_another_flavor_is_refused(
+    finished: FinishedStudy, folder: Path, without_digests: None
+) -> None:
+    description = yaml.safe_load((folder / "MLmodel").read_text())
+    description["flavors"]["sklearn"] = {"pickled_model": "model.pkl"}
+    (folder / "MLmodel").write_text(yaml.safe_dump(description))
+    assert_refused(finished.run("predict", "--test-image", 0, "--model", MODEL_URI), "has the flavor 'sklearn'")
+
+
+@pytest.mark.parametrize("value", ["no JSON", "[]", '{"MLmodel": 3}'])
+def test_a_version_whose_digests_are_damaged_is_refused(
+    finished: FinishedStudy, client: MlflowClient, without_digests: None, value: str
+) -> None:
+    client.set_model_version_tag("fmnist-search", "1", "sha256", value)
+    outcome = finished.run("predict", "--test-image", 0, "--model", MODEL_URI)
+    assert_refused(outcome, "its tag with the digests of its files is damaged")
+
+
+def test_an_ensemble_without_digests_and_without_the_runs_of_its_members_is_refused(
+    finished: FinishedStudy, client: MlflowClient, without_digests: None
+) -> None:
+    client.set_model_version_tag("fmnist-search", "1", "ensemble", "3")
+    try:
+        outcome = finished.run("predict", "--test-image", 0, "--model", MODEL_URI)
+    finally:
+        client.delete_model_version_tag("fmnist-search", "1", "ensemble")
+    assert_refused(outcome, "registered this ensemble without digests")
+
+
 def test_the_champion_and_the_ensemble_of_an_old_folder_are_rebuilt(tmp_path: Path) -> None:
     old = unpack(tmp_path / "old") / "project"
     uri = f"sqlite:///{old / 'mlflow.db'}"

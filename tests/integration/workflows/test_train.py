@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import signal
 import time
 from pathlib import Path
@@ -14,7 +15,12 @@ import torch
 from mlflow import MlflowClient
 
 from fmnist_search.config.toml_files import read_recipe
+from fmnist_search.recipe.execution import ExecutionSettings
+from fmnist_search.results.training import EpochReport
 from fmnist_search.training.checkpoint import classifier_from_weights
+from fmnist_search.workflows.callbacks import StudyCallback
+from fmnist_search.workflows.single_training import train_seeds
+from fmnist_search.workspace import Workspace
 from tests.integration.conftest import (
     CommandResult,
     RunCommand,
@@ -39,6 +45,7 @@ learning_rate = 0.01
 train_images = 500
 validation = 500
 """
+DIVERGING_OPTIONS = ["--set=optimizer.name=sgd", "--set=optimizer.learning_rate=100", "--set=model.norm=none"]
 SMALL_DATA_OPTIONS = ["--set", "data.train_images=500", "--set", "data.validation=500", "--epochs", 1]
 
 
@@ -94,12 +101,31 @@ def test_a_dry_run_lists_every_value_with_its_origin_and_starts_nothing(
     assert not (tmp_path / "mlflow.db").exists()
 
 
-def test_a_training_without_validation_images(command: RunCommand) -> None:
-    outcome = command(
-        "train", "logistic", "--epochs", 1, "--set", "data.validation=0", "--set", "data.train_images=500"
-    )
+def test_a_training_without_validation_images_has_neither_their_metrics_nor_their_plots(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    images = ["--set", "data.validation=0", "--set", "data.train_images=500"]
+    outcome = run_command(tmp_path, "train", "logistic", "--epochs", 1, *images, "--tensorboard", "board", plots=True)
     assert outcome.exit_code == 0, outcome.stderr
-    assert outcome.stdout.startswith("logistic: trained; run ")
+    start, _, run_id = outcome.stdout.partition("; run ")
+    assert start == "logistic: trained"
+    artifacts = {artifact.path for artifact in make_client(tmp_path).list_artifacts(run_id.partition(",")[0])}
+    assert {"curves.png", "filters.png"} <= artifacts
+    assert "val" not in artifacts
+    tags = EventAccumulator(str(tmp_path / "board")).Reload().Tags()
+    assert "train/loss" in tags["scalars"]
+    assert [tag for tag in [*tags["scalars"], *tags["images"]] if tag.startswith("val/")] == []
+
+
+def test_a_training_that_fails_names_the_reason_and_its_run(command: RunCommand, tmp_path: Path, recipe: Path) -> None:
+    outcome = command("train", "recipe.toml", *DIVERGING_OPTIONS)
+    assert outcome.exit_code == 3
+    (error,) = outcome.errors
+    assert "train: diverged" in error
+    (run_id,) = re.findall("the run ([0-9a-f]{32}) has the details", error)
+    run = make_client(tmp_path).get_run(run_id)
+    assert (run.info.status, run.data.tags["state"]) == ("FAILED", "failed")
+    assert "diverged" in run.data.tags["reason"]
 
 
 @pytest.mark.parametrize(
@@ -259,7 +285,7 @@ def test_a_training_that_cannot_be_resumed_gives_one_line(command: RunCommand, t
     def state(run_id: str) -> Path:
         return tmp_path / "fmnist-search" / "weights" / "train" / run_id / "state.pt"
 
-    first, other = trained(), trained("--set", "model.width_1=8")
+    first, other = trained("--set", "schedule.name=cosine"), trained("--set", "model.width_1=8")
     assert_single_error(command("train", "--resume", first), "epochs: 2", "has", "--epochs")
     content = state(first).read_bytes()
 
@@ -275,7 +301,9 @@ def test_a_training_that_cannot_be_resumed_gives_one_line(command: RunCommand, t
     torch.save({"weights": checkpoint["state"]["weights"]}, state(first))
     assert_single_error(command("train", "--resume", first, "--epochs", 3), "not the checkpoint of a training")
     state(first).write_bytes(content)
-    assert command("train", "--resume", first, "--epochs", 3).exit_code == 0
+    resumed = command("train", "--resume", first, "--epochs", 3)
+    assert resumed.exit_code == 0, resumed.stderr
+    assert "schedule.name: cosine spanned 2 epochs until now, and spans 3 from here on" in resumed.stderr.splitlines()
 
 
 # ---------------------------------------------------------------------------------------- several seeds
@@ -300,3 +328,43 @@ def test_several_seeds_give_mean_and_standard_deviation(
     assert_single_error(
         command("train", "--resume", found["runs"][0]["run_id"], "--epochs", 3), "state.pt does not exist"
     )
+
+
+def test_several_seeds_are_reported_as_text(command: RunCommand, tmp_path: Path, recipe: Path) -> None:
+    options = ["--seeds", 2, "--epochs", 1, "--workers", 1, "--threads", 1, "--precision", "float32"]
+    outcome = command("train", "recipe.toml", *options)
+    assert outcome.exit_code == 0, outcome.stderr
+    (found,) = re.findall("^cnn 4-8: (.*) on validation; run ([0-9a-f]{32}), see it with", outcome.stdout)
+    parent = make_client(tmp_path).get_run(found[1]).data
+    assert f"{parent.metrics['seeds/val_accuracy_mean']:.2%}" in f"{found[0]}%"
+
+
+def test_several_seeds_that_fail_name_a_reason_and_have_no_mean(
+    command: RunCommand, tmp_path: Path, recipe: Path
+) -> None:
+    outcome = command("train", "recipe.toml", "--seeds", 2, "--workers", 1, "--threads", 1, *DIVERGING_OPTIONS)
+    assert outcome.exit_code == 3
+    (error,) = outcome.errors
+    assert "train: 2 of 2 trainings failed, the last because diverged" in error
+    (run_id,) = re.findall("the run ([0-9a-f]{32}) has the details", error)
+    assert "seeds/val_accuracy_mean" not in make_client(tmp_path).get_run(run_id).data.metrics
+
+
+def test_an_error_of_a_callback_ends_the_runs_of_all_seeds(tmp_path: Path, recipe: Path) -> None:
+    class Failing(StudyCallback):
+        def on_epoch_end(self, name: str, report: EpochReport) -> None:
+            if name.startswith("seed 6"):
+                raise OSError("the disk is full")
+
+    workspace = Workspace.resolve(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    execution = ExecutionSettings(threads=1, workers=1)
+    with pytest.raises(OSError, match="the disk is full"):
+        train_seeds(read_recipe(recipe), 2, workspace=workspace, execution=execution, callback=Failing())
+    runs = {run.info.run_name: run for run in make_client(tmp_path).search_runs(["1"])}
+    states = {name: (run.info.status, run.data.tags.get("state")) for name, run in runs.items()}
+    assert states == {
+        "train cnn 4-8, 2 seeds": ("FAILED", "failed"),
+        "seed 5 cnn 4-8": ("FINISHED", "completed"),
+        "seed 6 cnn 4-8": ("KILLED", "interrupted"),
+    }
+    assert runs["seed 6 cnn 4-8"].data.tags["reason"] == "another training stopped on an error"
