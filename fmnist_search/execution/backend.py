@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from fmnist_search.execution.job import Job
-from fmnist_search.execution.process_backend import ProcessBackend
+from fmnist_search.execution.process_backend import DEFAULT_LIVENESS, Liveness, ProcessBackend
 from fmnist_search.recipe.execution import Execution
 
 
@@ -59,8 +59,8 @@ BackendFactory = Callable[[Execution, int], Backend]
 """Returns a backend that runs so many jobs at a time."""
 
 
-def make_backend(execution: Execution, size: int) -> Backend:
-    """Return a backend for this machine that runs `size` jobs at a time.
+def make_backend(execution: Execution, size: int, liveness: Liveness = DEFAULT_LIVENESS) -> Backend:
+    """Return a backend for this machine that runs `size` jobs at a time; `liveness` says when a process counts as lost.
 
     One worker is a thread, which starts at once; several on a GPU are threads, which share its context. Several on the
     CPU are processes: Python's global interpreter lock would slow threads down.
@@ -69,4 +69,4 @@ def make_backend(execution: Execution, size: int) -> Backend:
         from fmnist_search.execution.thread_backend import ThreadBackend  # imports torch
 
         return ThreadBackend(execution, size)
-    return ProcessBackend(execution, size)
+    return ProcessBackend(execution, size, liveness=liveness)

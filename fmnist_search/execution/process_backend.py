@@ -35,8 +35,8 @@ class Liveness:
     hours, and a value that is too low ends trainings that are in order.
     """
 
-    heartbeat_interval: float = 5.0
-    heartbeat_timeout: float = 60.0
+    heartbeat_interval: float = 3.75
+    heartbeat_timeout: float = 30.0
     start_timeout: float = 300.0
 
     def __post_init__(self) -> None:
@@ -45,6 +45,17 @@ class Liveness:
                 f"heartbeat_timeout: {self.heartbeat_timeout:g} must be at least two intervals of "
                 f"{self.heartbeat_interval:g} seconds"
             )
+
+    @classmethod
+    def of_heartbeat(cls, seconds: float) -> Liveness:
+        """Return the times for `execution.heartbeat_seconds`: a worker that misses two heartbeats is ended.
+
+        Workers send several in that time, so that the pool notices soon after the second one that it is missing.
+        """
+        return cls(heartbeat_interval=seconds / 4, heartbeat_timeout=2 * seconds)
+
+
+DEFAULT_LIVENESS = Liveness()
 
 
 class ProcessBackend(WorkerPool):
@@ -60,7 +71,7 @@ class ProcessBackend(WorkerPool):
         execution: Execution,
         size: int,
         *,
-        liveness: Liveness = Liveness(),
+        liveness: Liveness = DEFAULT_LIVENESS,
         command: Sequence[str] | None = None,
     ):
         def start_worker(number: int, execution: Execution) -> Worker:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fmnist_search.config.sections import Finalists
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
-from fmnist_search.execution.backend import BackendFactory, make_backend
+from fmnist_search.execution.backend import BackendFactory
 from fmnist_search.results.study import StudySummary
 from fmnist_search.results.training import Stopper, never_stop
 from fmnist_search.user_account import complete_environment
@@ -23,12 +23,13 @@ def run_study(
     tracking: TrackingOptions = TrackingOptions(),
     stopper: Stopper = never_stop,
     callback: StudyCallback | None = None,
-    backend_factory: BackendFactory = make_backend,
+    backend_factory: BackendFactory | None = None,
 ) -> StudySummary:
     """Run a study until a limit of its budget is reached, or continue it, and register its champion.
 
     Every trial is a run in MLflow. `stopper` is called after every epoch of every trial and may end the trial or the
-    study. With `fresh`, an earlier study of that name is archived first. `backend_factory` starts the workers.
+    study. With `fresh`, an earlier study of that name is archived first. `backend_factory` starts the workers, by
+    default threads or processes of this machine.
 
     Raises:
         UserError: if images or device are missing, the store is unreachable, or the stored study has another space.
@@ -71,7 +72,7 @@ def promote(
     config = stored.config
     finalists = (settings or config.finalists).for_dataset(config.data.dataset)
     workspace.check_writable()
-    with start_workers(config, callback, make_backend) as backend:
+    with start_workers(config, callback) as backend:
         from fmnist_search.workflows.study.session import SessionOptions, open_session
 
         options = SessionOptions(model_name=finalists.model_name, tracking=tracking)

@@ -21,17 +21,20 @@ from fmnist_search.data.images import Images
 from fmnist_search.data.loading import load_images
 from fmnist_search.errors import UserError
 from fmnist_search.execution.capacity import worker_count
-from fmnist_search.execution.process_backend import Liveness, ProcessBackend
+from fmnist_search.execution.process_backend import DEFAULT_LIVENESS, Liveness, ProcessBackend
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.groups import Data
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import Decision, EpochReport, TrialState
+from fmnist_search.training.trial import run_trial
+from fmnist_search.training.trial_checkpoints import parse_checkpoint
 from tests.support.jobs import (
     CNN_RECIPE,
     LONG_RECIPE,
     SLOW_EPOCH_CHANGES,
     TINY_RECIPE,
     RecordingJob,
+    assert_same_result,
     run_all,
     run_with_retries,
 )
@@ -123,6 +126,26 @@ def test_idle_workers_that_are_killed_hand_back_the_jobs_sent_to_them(
     assert_completed(*started[2:])
 
 
+def test_the_job_of_a_killed_worker_goes_on_from_its_last_checkpoint(
+    backend: ProcessBackend, images: Images, execution: Execution
+) -> None:
+    class KilledJob(RecordingJob):
+        def on_checkpoint(self, content: bytes) -> None:
+            super().on_checkpoint(content)
+            if len(self.checkpoints) == 2:
+                signal_worker(backend, self, signal.SIGKILL)
+
+    recipe = CNN_RECIPE.replace({"epochs": 8})
+    killed = KilledJob(recipe, images, checkpoint_seconds=0)
+    run_all(backend, [killed])
+    assert len(killed.lost_reasons) == 1
+    state = parse_checkpoint(killed.checkpoints[-1]).state
+    resumed = RecordingJob(recipe, images, checkpoint=state)
+    run_all(backend, [resumed])
+    assert [report.epoch for report in resumed.reports] == list(range(len(state["epochs"]) + 1, 9))
+    assert_same_result(resumed.finished_result, run_trial(recipe, images, execution))
+
+
 def test_ctrl_c_in_a_terminal_does_not_reach_the_workers(backend: ProcessBackend, images: Images) -> None:
     for pid in backend.worker_pids:
         assert os.getpgid(pid) != os.getpgid(0)
@@ -180,6 +203,12 @@ def test_a_pool_that_is_busy_itself_ends_no_worker(backend: ProcessBackend, imag
     assert_completed(blocking, other)
 
 
+def test_a_worker_may_miss_one_heartbeat_and_is_ended_after_two() -> None:
+    liveness = Liveness.of_heartbeat(15.0)
+    assert liveness == DEFAULT_LIVENESS
+    assert liveness.heartbeat_timeout == 2 * 15.0
+
+
 def test_a_heartbeat_timeout_below_two_intervals_is_refused() -> None:
     with pytest.raises(ValueError, match="heartbeat_timeout: 8"):
         Liveness(heartbeat_interval=5.0, heartbeat_timeout=8.0)
@@ -188,13 +217,14 @@ def test_a_heartbeat_timeout_below_two_intervals_is_refused() -> None:
 # ------------------------------------------------------------------------------------------- starting
 
 
-def test_a_worker_that_is_killed_while_it_starts_is_replaced(images: Images, execution: Execution) -> None:
-    with ProcessBackend(execution, 1) as backend:
+def test_workers_that_are_killed_at_once_while_they_start_are_replaced(images: Images, execution: Execution) -> None:
+    with ProcessBackend(execution, 2) as backend:
         killed = backend.worker_pids
-        os.kill(killed[0], signal.SIGKILL)
-        job = RecordingJob(TINY_RECIPE, images)
-        run_all(backend, [job])
-        assert_completed(job)
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        jobs = [RecordingJob(TINY_RECIPE, images) for _ in range(2)]
+        run_all(backend, jobs)
+        assert_completed(*jobs)
         assert not set(killed) & set(backend.worker_pids)
 
 

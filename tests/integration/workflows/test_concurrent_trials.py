@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import signal
 import sqlite3
@@ -31,8 +30,7 @@ from fmnist_search import run_study
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.data.files import DataSource
 from fmnist_search.data.loading import load_images
-from fmnist_search.execution.backend import BackendFactory, make_backend
-from fmnist_search.execution.process_backend import Liveness, ProcessBackend
+from fmnist_search.execution.backend import BackendFactory
 from fmnist_search.execution.thread_backend import ThreadBackend
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.study import StopReason, StudySummary, TrialRecord
@@ -137,7 +135,7 @@ class StudyFolder:
         self,
         stopper: Stopper = never_stop,
         callback: StudyCallback | None = None,
-        backend_factory: BackendFactory = make_backend,
+        backend_factory: BackendFactory | None = None,
         flush_timeout: float = TrackingOptions.flush_timeout,
         **changes: Any,
     ) -> StudySummary:
@@ -371,9 +369,7 @@ def test_the_trial_of_a_worker_that_does_not_respond_is_tried_again(study_folder
         return Decision.CONTINUE
 
     stopped_pids: list[int] = []
-    liveness = Liveness(heartbeat_interval=0.5, heartbeat_timeout=4.0)
-    backend_factory = functools.partial(ProcessBackend, liveness=liveness)
-    summary = study_folder.run_study(stop_a_worker, backend_factory=backend_factory, budget__trials=3)
+    summary = study_folder.run_study(stop_a_worker, budget__trials=3, execution__heartbeat_seconds=2.0)
     assert summary.stop_reason is StopReason.TRIALS
     (lost,) = (record for record in summary.trials if record.state is TrialState.FAILED)
     assert lost.reason == "its worker process did not respond for 4 seconds and was ended"
