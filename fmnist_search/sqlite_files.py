@@ -206,9 +206,13 @@ def file_identity(path: Path) -> tuple[int, int] | None:
     return stat.st_dev, stat.st_ino
 
 
-def replaced_error(name: str) -> UserError:
+class FileReplacedError(UserError):
+    """A SQLite file was deleted or replaced by another one while this process used it."""
+
+
+def replaced_error(name: str) -> FileReplacedError:
     """Return the error of a file that was deleted or replaced while this process used it."""
-    return UserError(
+    return FileReplacedError(
         f"{name}: was deleted or replaced by another file while it was in use; this process has stopped, since what it "
         "writes would be lost: put the file back, or run the same command again to begin anew"
     )

@@ -131,6 +131,7 @@ class _Connection(sqlite3.Connection):
     A killed process loses nothing. After a power failure the last commits may be missing, but the database is intact.
     """
 
-    def __init__(self, *arguments: Any, **settings: Any):
-        super().__init__(*arguments, **settings)
+    def __init__(self, database: str, *arguments: Any, **settings: Any):
+        # A file that was deleted is not created again, without tables.
+        super().__init__(f"{Path(database).as_uri()}?mode=rw", *arguments, **{**settings, "uri": True})
         self.execute("PRAGMA synchronous=NORMAL")

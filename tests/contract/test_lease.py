@@ -1,0 +1,170 @@
+"""The contract of leases: one process drives a study, and the next one takes over when it has died or is silent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import optuna
+import pytest
+
+from fmnist_search.errors import UserError
+from fmnist_search.search.lease import Lease, current_driver
+from fmnist_search.search.storage import open_storage
+
+HEARTBEAT_SECONDS, LEASE_SECONDS = 0.2, 1.0
+
+DRIVER_SCRIPT = f"""
+import sys, time
+import optuna
+from fmnist_search.errors import UserError
+from fmnist_search.search.driver_storage import DriverStorage
+from fmnist_search.search.lease import Lease
+from fmnist_search.search.storage import open_storage
+
+rdb = open_storage(sys.argv[1])
+try:
+    lease = Lease.acquire(rdb, "small", {HEARTBEAT_SECONDS}, {LEASE_SECONDS})
+    study = optuna.create_study(storage=DriverStorage(rdb, lease, print), study_name="small", load_if_exists=True)
+    study.set_user_attr("count", 0)
+    print("driver", flush=True)
+    for number in range(1, 10**9):
+        study.set_user_attr("count", number)
+        time.sleep(0.01)
+except UserError as error:
+    print(error, flush=True)
+"""
+
+
+def acquire(url: str, study: str = "small") -> Lease:
+    return Lease.acquire(open_storage(url), study, HEARTBEAT_SECONDS, LEASE_SECONDS)
+
+
+@contextmanager
+def driver_process(url: str) -> Iterator[subprocess.Popen[str]]:
+    """Yield a process that drives the study and writes to it all the time."""
+    process = subprocess.Popen([sys.executable, "-c", DRIVER_SCRIPT, url], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        assert process.stdout.readline() == "driver\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def stored_count(url: str) -> int:
+    return int(optuna.load_study(study_name="small", storage=open_storage(url)).user_attrs["count"])
+
+
+def test_a_study_has_one_driver(database_url: str) -> None:
+    with acquire(database_url), acquire(database_url, "other"):
+        with pytest.raises(UserError) as caught:
+            acquire(database_url)
+        (line,) = caught.value.lines
+        assert line.startswith(f"study 'small': is searched by process {os.getpid()} on ")
+        assert "`fmnist-search watch small`" in line
+        assert "`fmnist-search stop small`" in line
+        driver = current_driver(database_url, "small")
+        assert driver
+        assert driver.process_id == os.getpid()
+        assert abs(driver.started_at - time.time()) < 60
+    assert current_driver(database_url, "small") is None
+    with acquire(database_url) as lease:
+        assert lease.took_over is None
+
+
+def test_a_lease_is_renewed_for_as_long_as_its_process_runs(database_url: str) -> None:
+    with acquire(database_url) as lease:
+        time.sleep(LEASE_SECONDS + 2 * HEARTBEAT_SECONDS)
+        driver = current_driver(database_url, "small")
+        assert driver
+        assert driver.silent_seconds < LEASE_SECONDS
+        assert not lease.is_lost
+
+
+def test_a_database_without_leases_has_no_driver(database_url: str) -> None:
+    open_storage(database_url)
+    assert current_driver(database_url, "small") is None
+
+
+def test_optuna_works_beside_the_table_of_leases(database_url: str) -> None:
+    with acquire(database_url):
+        pass
+    storage = optuna.storages.RDBStorage(database_url)
+    assert storage.get_current_version() == storage.get_head_version()
+    optuna.create_study(storage=storage, study_name="small").add_trial(optuna.create_trial(value=0.5))
+    optuna.delete_study(study_name="small", storage=storage)
+
+
+def test_of_several_processes_at_once_one_gets_the_lease(database_url: str) -> None:
+    storages = [open_storage(database_url) for _ in range(4)]
+    barrier, leases, refusals = threading.Barrier(len(storages)), list[Lease](), list[str]()
+
+    def race(storage: optuna.storages.RDBStorage) -> None:
+        barrier.wait()
+        try:
+            leases.append(Lease.acquire(storage, "small", HEARTBEAT_SECONDS, LEASE_SECONDS))
+        except UserError as error:
+            refusals.append(str(error))
+
+    threads = [threading.Thread(target=race, args=(storage,)) for storage in storages]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (lease,) = leases
+    assert ["is searched by" in refusal for refusal in refusals] == [True, True, True]
+    lease.release()
+
+
+@pytest.mark.slow
+def test_the_lease_of_a_killed_process_is_taken_over_at_once(database_url: str) -> None:
+    with driver_process(database_url) as process:
+        process.kill()
+        process.wait()
+        assert current_driver(database_url, "small") is None
+        with acquire(database_url) as lease:
+            assert lease.took_over
+            assert lease.took_over.process_id == process.pid
+
+
+@pytest.mark.slow
+def test_a_process_that_was_frozen_and_lost_its_lease_changes_nothing(database_url: str) -> None:
+    with driver_process(database_url) as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        with pytest.raises(UserError, match="is searched by"):
+            acquire(database_url)
+        time.sleep(LEASE_SECONDS + 2 * HEARTBEAT_SECONDS)
+        lease = acquire(database_url)
+        assert lease.took_over
+        assert lease.took_over.process_id == process.pid
+        count = stored_count(database_url)
+        os.kill(process.pid, signal.SIGCONT)
+        output, _ = process.communicate(timeout=30)
+        assert output.startswith(f"study 'small': this search was taken over by process {os.getpid()} on ")
+        assert len(output.splitlines()) == 1
+        assert stored_count(database_url) == count
+        lease.check()
+        lease.release()
+
+
+@pytest.mark.slow
+def test_a_process_that_was_frozen_for_a_moment_goes_on(database_url: str) -> None:
+    with driver_process(database_url) as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        time.sleep(LEASE_SECONDS + 2 * HEARTBEAT_SECONDS)
+        count = stored_count(database_url)
+        os.kill(process.pid, signal.SIGCONT)
+        deadline = time.monotonic() + 30
+        while stored_count(database_url) == count:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        with pytest.raises(UserError, match="is searched by"):
+            acquire(database_url)
