@@ -5,16 +5,12 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
-from mlflow.entities import Run, ViewType
-from mlflow.utils import get_results_from_paginated_fn
-
 from fmnist_search.processes import has_ended
 from fmnist_search.text import escape_markdown
 from fmnist_search.tracking import tag_names
 from fmnist_search.tracking.provenance import provenance_tags
+from fmnist_search.tracking.run_listing import kill_run, search_children
 from fmnist_search.tracking.store import MlflowStore
-
-PAGE_SIZE = 1_000
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,7 @@ def open_study_run(store: MlflowStore, study: str, existing_run_id: str | None) 
             f"its run {existing_run_id} is not in MLflow any more; the run {run_id} replaces it, and `fmnist-search "
             f"sync --rebuild {shlex.quote(study)}` writes the runs of its trials again",
         )
-    moved = _move_children(store, existing.experiment_id, existing_run_id, run_id)
+    moved = _movesearch_children(store, existing.experiment_id, existing_run_id, run_id)
     return StudyRun(
         run_id,
         existing_run_id,
@@ -72,11 +68,10 @@ def end_abandoned_runs(store: MlflowStore, study_run_id: str) -> int:
     """
     experiment_id = str(store.client.get_run(study_run_id).info.experiment_id)
     ended = 0
-    for run in _children(store, experiment_id, study_run_id, "attributes.status = 'RUNNING'"):
+    for run in search_children(store, experiment_id, study_run_id, "attributes.status = 'RUNNING'"):
         process = run.data.tags.get(tag_names.PROCESS)
         if process and has_ended(process):
-            store.set_tags(run.info.run_id, {tag_names.STATE: "interrupted", tag_names.REASON: "its process has ended"})
-            store.client.set_terminated(run.info.run_id, "KILLED")
+            kill_run(store, str(run.info.run_id), "its process has ended")
             ended += 1
     return ended
 
@@ -89,20 +84,8 @@ def _link_to_study_run(store: MlflowStore, run_id: str, study: str, study_run_id
     store.client.set_terminated(run_id, "FINISHED")
 
 
-def _move_children(store: MlflowStore, experiment_id: str, from_id: str, to_id: str) -> int:
-    children = _children(store, experiment_id, from_id)
+def _movesearch_children(store: MlflowStore, experiment_id: str, from_id: str, to_id: str) -> int:
+    children = search_children(store, experiment_id, from_id)
     for run in children:
         store.client.set_tag(run.info.run_id, tag_names.PARENT_RUN_ID, to_id)
     return len(children)
-
-
-def _children(store: MlflowStore, experiment_id: str, run_id: str, condition: str = "") -> list[Run]:
-    """Return the runs below a run that are not deleted."""
-    below = f"tags.`{tag_names.PARENT_RUN_ID}` = '{run_id}'"
-    query = f"{below} AND {condition}" if condition else below
-
-    def search(count: int, token: str | None) -> list[Run]:
-        return store.client.search_runs([experiment_id], query, ViewType.ACTIVE_ONLY, count, page_token=token)
-
-    found: list[Run] = get_results_from_paginated_fn(search, PAGE_SIZE)  # type: ignore[no-untyped-call]
-    return found
