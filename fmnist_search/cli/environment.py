@@ -190,17 +190,63 @@ def data(
 
 
 @app.command()
-def doctor(tracking_uri: TrackingUriOption = None, workdir: WorkdirOption = None, as_json: JsonOption = False) -> None:
-    """Check what a search needs: library versions, device, images and stores."""
+def doctor(
+    study: Annotated[
+        str | None,
+        typer.Option(help="Study whose trials, runs, files and model versions are compared.", show_default=False),
+    ] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="With --study: set right what differs.")] = False,
+    tracking_uri: TrackingUriOption = None,
+    workdir: WorkdirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check what a search needs: library versions, device, images and stores.
+
+    With --study, find where Optuna's storage and MLflow disagree about a study.
+
+    Examples:
+
+      fmnist-search doctor
+
+      fmnist-search doctor --study quick --repair
+    """
     from fmnist_search.cli import output
     from fmnist_search.cli.serialization import check_to_dict
+
+    workspace = make_workspace(tracking_uri, workdir)
+    if study is not None:
+        _check_study(study, workspace, repair=repair, as_json=as_json)
+        return
+    if repair:
+        raise UserError("--repair: needs the name of a study; add --study NAME")
     from fmnist_search.workflows.doctor import run_checks
 
-    checks = run_checks(make_workspace(tracking_uri, workdir))
+    checks = run_checks(workspace)
     if as_json:
         output.print_json([check_to_dict(check) for check in checks])
     else:
         rows = [["ok" if check.ok else "FAILED", check.subject, check.finding] for check in checks]
         output.print_table(output.make_table(["", "what", "finding"], rows))
     if not all(check.ok for check in checks):
+        raise typer.Exit(output.ExitCode.UNEXPECTED_ERROR)
+
+
+def _check_study(study: str, workspace: Workspace, *, repair: bool, as_json: bool) -> None:
+    from fmnist_search.cli import output
+    from fmnist_search.cli.serialization import agreement_to_dict
+    from fmnist_search.workflows.repairing import check_agreement
+
+    agreement = check_agreement(study, workspace=workspace, repair=repair)
+    if as_json:
+        output.print_json(agreement_to_dict(agreement))
+    elif agreement.remaining or agreement.repaired:
+        rows = [["repaired", finding.subject, f"{finding.text}: {action}"] for finding, action in agreement.repaired]
+        rows += [
+            ["differs", finding.subject, f"{finding.text}; {finding.remedy or '--repair sets it right'}"]
+            for finding in agreement.remaining
+        ]
+        output.print_table(output.make_table(["", "what", "finding"], rows))
+    else:
+        output.stdout.print(f"{study}: Optuna's storage and MLflow agree", markup=False)
+    if agreement.remaining:
         raise typer.Exit(output.ExitCode.UNEXPECTED_ERROR)

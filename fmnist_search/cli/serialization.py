@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from fmnist_search.tracking.relocation import Relocation
     from fmnist_search.tracking.stored_runs import TrainedRun
     from fmnist_search.workflows.across_studies import ComparedStudy, EqualCompute, RankedTrial, StudyComparison
+    from fmnist_search.workflows.agreement import Finding
     from fmnist_search.workflows.doctor import CheckResult
+    from fmnist_search.workflows.repairing import Agreement
     from fmnist_search.workflows.reproduce import Reproduction
 from fmnist_search.cli.model_serialization import Json, champion_to_dict
 
@@ -267,6 +269,27 @@ def execution_to_dict(execution: Execution) -> Json:
 def check_to_dict(check: CheckResult) -> Json:
     """Return a finding of `doctor`."""
     return {"subject": check.subject, "ok": check.ok, "finding": check.finding}
+
+
+def agreement_to_dict(agreement: Agreement) -> Json:
+    """Return what `doctor --study` found of a study: what remains, and what was mended with what was done."""
+    return {
+        "study": agreement.study,
+        "remaining": [_finding_to_dict(finding) for finding in agreement.remaining],
+        "repaired": [{**_finding_to_dict(finding), "action": action} for finding, action in agreement.repaired],
+    }
+
+
+def _finding_to_dict(finding: Finding) -> Json:
+    return {
+        "kind": finding.kind.value,
+        "subject": finding.subject,
+        "finding": finding.text,
+        "trial": finding.trial,
+        "run_id": finding.run_id,
+        "repairable": finding.is_repairable,
+        "remedy": finding.remedy,
+    }
 
 
 def relocation_to_dict(relocation: Relocation) -> Json:

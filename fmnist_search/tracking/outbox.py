@@ -184,6 +184,10 @@ class Outbox:
         query = "SELECT refused, COUNT(*) FROM events WHERE store = ? AND refused IS NOT NULL GROUP BY refused"
         return dict(self._execute(query, self.store_uri).fetchall())
 
+    def waiting_runs(self) -> set[str]:
+        """Return the keys of the runs of which an event is still here, pending or rejected."""
+        return {key for (key,) in self._execute("SELECT DISTINCT run FROM events WHERE store = ?", self.store_uri)}
+
     def store_uris(self) -> list[str]:
         """Return the stores that events wait for, also others than this one."""
         return [uri for (uri,) in self._execute("SELECT DISTINCT store FROM events").fetchall()]

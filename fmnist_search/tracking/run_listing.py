@@ -111,10 +111,13 @@ def complete_run(store: MlflowStore, run: ListedRun, finished: FinishedRun, ende
     return restored
 
 
-def kill_run(store: MlflowStore, run_id: str, reason: str) -> None:
-    """End a run as interrupted, with the reason."""
-    store.set_tags(run_id, {tag_names.STATE: "interrupted", tag_names.REASON: reason})
-    store.client.set_terminated(run_id, "KILLED")
+def end_run(store: MlflowStore, run_id: str, status: str, state: str, reason: str) -> None:
+    """Give a run MLflow's `status`, with the tags that say why. One that is SCHEDULED goes on later."""
+    store.set_tags(run_id, {tag_names.STATE: state, tag_names.REASON: reason})
+    if status in OPEN_STATUSES:
+        store.client.update_run(run_id, status=status)
+    else:
+        store.client.set_terminated(run_id, status)
 
 
 def _has_point(run: ListedRun, point: MetricPoint) -> bool:

@@ -9,7 +9,7 @@ from fmnist_search.processes import has_ended
 from fmnist_search.text import escape_markdown
 from fmnist_search.tracking import tag_names
 from fmnist_search.tracking.provenance import provenance_tags
-from fmnist_search.tracking.run_listing import kill_run, search_children
+from fmnist_search.tracking.run_listing import end_run, search_children
 from fmnist_search.tracking.store import MlflowStore
 
 
@@ -71,7 +71,7 @@ def end_abandoned_runs(store: MlflowStore, study_run_id: str) -> int:
     for run in search_children(store, experiment_id, study_run_id, "attributes.status = 'RUNNING'"):
         process = run.data.tags.get(tag_names.PROCESS)
         if process and has_ended(process):
-            kill_run(store, str(run.info.run_id), "its process has ended")
+            end_run(store, str(run.info.run_id), "KILLED", "interrupted", "its process has ended")
             ended += 1
     return ended
 

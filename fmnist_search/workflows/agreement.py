@@ -12,11 +12,12 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from fmnist_search.registry.study_versions import StudyVersion
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import TrialState
 from fmnist_search.tracking import tag_names
 from fmnist_search.tracking.run_listing import ListedRun
-from fmnist_search.tracking.run_logger import RUN_STATUS
+from fmnist_search.tracking.training_run_logger import RUN_STATUS
 
 TRAINED_STATES = (TrialState.COMPLETED, TrialState.PRUNED, TrialState.FAILED)
 
@@ -74,8 +75,7 @@ class StudyListing:
     `needed_weights` are the trials whose weights the study needs, `stored_weights` and `checkpoints` those with a file.
 
     `driver` is the identity of the process that searches or promotes the study, or None. `pending` are the keys of the
-    runs of which the outbox holds events. Runs that are on their way are not judged: those of a process that lives, and
-    those that began at `listed_ms` or later.
+    runs of which the outbox holds events. Runs that began at `listed_ms` or later are not judged.
     """
 
     trials: Sequence[TrialRecord]
@@ -98,14 +98,16 @@ class StudyListing:
         """The trials that do not run and were not answered from an earlier one, whose run they share."""
         return [trial for trial in self.trials if trial.duplicate_of is None and trial.number not in self.open_trials]
 
-    def is_settled(self, run: ListedRun) -> bool:
-        """Whether nothing is on its way to a run, and no process writes it any more."""
-        if not run.is_active or run.started_ms >= self.listed_ms or {run.key, run.run_id} & set(self.pending):
+    def is_delivered(self, run: ListedRun) -> bool:
+        """Whether MLflow has all that was sent of a run, which was not deleted."""
+        return run.is_active and run.started_ms < self.listed_ms and not {run.key, run.run_id} & set(self.pending)
+
+    def is_abandoned(self, run: ListedRun) -> bool:
+        """Whether a run is open, and no process writes it any more."""
+        if not run.is_open or not self.is_delivered(run) or run.process_ended is False:
             return False
-        if not run.is_open or self.driver is None:
-            return not (run.is_open and run.process_ended is False)
         is_driven = run.kind == tag_names.STUDY_RUN or run.tags.get(tag_names.PROCESS) == self.driver
-        return not is_driven and run.process_ended is not False
+        return self.driver is None or not is_driven
 
 
 def compare(listing: StudyListing, *, tracked: bool = True) -> list[Finding]:
@@ -123,8 +125,28 @@ def compare(listing: StudyListing, *, tracked: bool = True) -> list[Finding]:
         findings += _compare_trial(trial, runs.get(trial.number), listing)
     owned = {run.run_id for run in runs.values()}
     for run in listing.runs:
-        if run.run_id not in owned and listing.is_settled(run):
+        if run.run_id not in owned and (listing.is_abandoned(run) or not run.is_open) and listing.is_delivered(run):
             findings += _compare_other_run(run, listing)
+    return findings
+
+
+def compare_versions(versions: Sequence[StudyVersion]) -> list[Finding]:
+    """Return which versions of a study their promotions have left unfinished, or registered twice."""
+    findings = []
+    for version in versions:
+        if version.is_abandoned:
+            text = "was registered, but its promotion ended before it decided about the alias"
+            findings.append(Finding(Disagreement.VERSION_UNDECIDED, version.uri, text))
+        if not version.is_tested:
+            remedy = f"`fmnist-search evaluate {version.uri}` does it"
+            text = "was not evaluated on the test images"
+            findings.append(Finding(Disagreement.VERSION_UNTESTED, version.uri, text, remedy=remedy))
+    first: dict[tuple[str, str], StudyVersion] = {}
+    for version in versions:
+        if version.promotion and (other := first.setdefault((version.model, version.promotion), version)) != version:
+            text = f"comes from the same promotion as version {other.number}"
+            remedy = "delete one of the two in MLflow"
+            findings.append(Finding(Disagreement.VERSION_TWICE, version.uri, text, remedy=remedy))
     return findings
 
 
@@ -151,14 +173,15 @@ def _compare_trial(trial: TrialRecord, run: ListedRun | None, listing: StudyList
             text = f"{_has_ended(trial)}, but MLflow has no run {trial.run_id}"
             yield Finding(Disagreement.RUN_MISSING, subject, text, number, trial.run_id)
         return
-    if not listing.is_settled(run):
+    has_ended = trial.state in TRAINED_STATES  # another may have begun to go on since it was listed
+    if not listing.is_delivered(run) or not (has_ended or listing.is_abandoned(run)):
         return
-    expected = RUN_STATUS.get(trial.state)
-    if expected and run.status != expected:
+    expected = RUN_STATUS[trial.state]
+    if run.status != expected:
         kind = Disagreement.RUN_OPEN if run.is_open else Disagreement.RUN_STATUS
         text = f"{_has_ended(trial)}, but its run {run.run_id} is {run.status} instead of {expected}"
         yield Finding(kind, subject, text, number, run.run_id)
-    if trial.state in TRAINED_STATES:  # the points of others are completed when they go on
+    if has_ended:
         yield from _compare_points(trial, run)
 
 

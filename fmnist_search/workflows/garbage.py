@@ -165,13 +165,13 @@ def _needed_weights(workspace: Workspace, study: str, keep: int) -> set[Path] | 
         records, champion = study_store.trial_records(), study_store.champion
     except UserError:
         return None
-    needed = {record.number for record in _best_records(records, max(keep, study_store.config.finalists.recipes))}
+    needed = {record.number for record in best_records(records, max(keep, study_store.config.finalists.recipes))}
     needed |= {champion[1].confirmed_score.trial} if champion else set()
     unneeded = {workspace.weights_path(study, record.number) for record in records if record.number not in needed}
     return set((workspace.folder / "weights" / study).glob("*.pt")) - unneeded
 
 
-def _best_records(records: list[TrialRecord], count: int) -> list[TrialRecord]:
+def best_records(records: list[TrialRecord], count: int) -> list[TrialRecord]:
     """Return the best completed trials, up to `count` distinct recipes."""
     ranked, recipes = rank_trials(records), set[str]()
     for position, record in enumerate(ranked):

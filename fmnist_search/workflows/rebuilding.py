@@ -107,15 +107,24 @@ def _rebuild_trial(
         outbox.forget_run(key)
         record.from_outbox += 1
         return key
-    experiment_id = mlflow_store.client.get_run(record.run_id).info.experiment_id
-    new_id = mlflow_store.create_finished_run(experiment_id, _finished_run(study_store, trial, record.run_id))
-    outbox.remember_run(key, new_id)
-    study_store.remember_rebuilt_runs({trial.run_id: new_id})
+    create_run_of_trial(mlflow_store, outbox, study_store, trial, record.run_id)
     record.from_optuna += 1
     return None
 
 
-def _finished_run(study_store: StudyStore, trial: TrialRecord, parent_id: str) -> FinishedRun:
+def create_run_of_trial(
+    mlflow_store: MlflowStore, outbox: Outbox, study_store: StudyStore, trial: TrialRecord, parent_id: str
+) -> str:
+    """Write the run of a trial anew from Optuna's storage, let the trial name it, and return its id."""
+    assert trial.run_id
+    experiment_id = mlflow_store.client.get_run(parent_id).info.experiment_id
+    new_id = mlflow_store.create_finished_run(experiment_id, finished_run(study_store, trial, parent_id))
+    outbox.remember_run(outbox.run_key(trial.run_id), new_id)
+    study_store.remember_rebuilt_runs({trial.run_id: new_id})
+    return new_id
+
+
+def finished_run(study_store: StudyStore, trial: TrialRecord, parent_id: str) -> FinishedRun:
     """Return the run of a trial as far as Optuna's storage has it."""
     config, recipe = study_store.config, trial.recipe
     ended_ms = int(1000 * (trial.ended_at or time.time()))

@@ -1,0 +1,135 @@
+"""`doctor --study`: what a killed process leaves different in the two stores is found and set right."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from fmnist_search.search.study_store import StudyStore
+from fmnist_search.workflows.study.running import announced
+from fmnist_search.workspace import Workspace
+from tests.integration.conftest import FinishedStudy
+
+
+def doctor(study: FinishedStudy, *options: str, **changes: str) -> dict[str, Any]:
+    """Return what `doctor --study tiny` prints; its exit code says whether something remains."""
+    outcome = study.run("doctor", "--study", "tiny", "--json", *options, **changes)
+    assert outcome.exit_code == bool(outcome.json["remaining"]), outcome.stderr
+    result: dict[str, Any] = outcome.json
+    return result
+
+
+def remaining_kinds(study: FinishedStudy, *options: str) -> list[tuple[str, int | None]]:
+    return [(finding["kind"], finding["trial"]) for finding in doctor(study, *options)["remaining"]]
+
+
+@contextmanager
+def mlflow_database(study: FinishedStudy) -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(study.folder / "mlflow.db")) as database, database:
+        yield database
+
+
+def runs_of_kind(study: FinishedStudy, kind: str) -> list[Run]:
+    client = MlflowClient(study.tracking_uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return sorted(client.search_runs(experiments, f"tags.kind = '{kind}'"), key=lambda run: str(run.info.run_name))
+
+
+def lose_last_epoch(study: FinishedStudy, run_id: str) -> None:
+    """Leave a run as an earlier version left it if it was killed after it had told Optuna of the trial's end."""
+    with mlflow_database(study) as database:
+        for table in ("metrics", "latest_metrics"):
+            database.execute(f"DELETE FROM {table} WHERE run_uuid = ? AND step = 2", (run_id,))
+        columns = "key, value, timestamp, step, is_nan, run_uuid"
+        database.execute(
+            f"INSERT INTO latest_metrics ({columns}) SELECT {columns} FROM metrics WHERE run_uuid = ?", (run_id,)
+        )
+        database.execute("UPDATE runs SET status = 'RUNNING', end_time = NULL WHERE run_uuid = ?", (run_id,))
+        database.execute("DELETE FROM tags WHERE run_uuid = ? AND key IN ('state', 'epochs')", (run_id,))
+
+
+def test_a_finished_study_agrees(finished: FinishedStudy) -> None:
+    assert doctor(finished) == {"study": "tiny", "remaining": [], "repaired": []}
+    assert "tiny: Optuna's storage and MLflow agree" in finished.run("doctor", "--study", "tiny").stdout
+
+
+def test_a_run_that_an_earlier_version_left_open_gets_its_last_epoch_from_optuna(finished: FinishedStudy) -> None:
+    run = runs_of_kind(finished, "trial")[0]
+    trial = StudyStore.load(Workspace.resolve(finished.tracking_uri).storage_url, "tiny").trial_records()[0]
+    lose_last_epoch(finished, run.info.run_id)
+    assert remaining_kinds(finished) == [("run-open", 0), ("points-missing", 0)]
+    repaired = doctor(finished, "--repair")
+    assert (len(repaired["repaired"]), repaired["remaining"]) == (2, [])
+    client = MlflowClient(finished.tracking_uri)
+    after = client.get_run(run.info.run_id)
+    assert after.info.status == "FINISHED"
+    assert trial.ended_at is not None
+    assert after.info.end_time == int(1000 * trial.ended_at)
+    assert (after.data.tags["state"], after.data.tags["epochs"]) == ("completed", "2")
+    points = client.get_metric_history(run.info.run_id, "val/accuracy")
+    assert [(point.step, point.value) for point in points] == list(enumerate(trial.curve, start=1))
+    assert after.data.metrics["best/val_accuracy"] == max(trial.curve)
+
+
+def test_runs_that_nothing_writes_any_more_are_ended(finished: FinishedStudy) -> None:
+    stray, finalist = runs_of_kind(finished, "trial")[1], runs_of_kind(finished, "finalist")[0]
+    client = MlflowClient(finished.tracking_uri)
+    copied = {key: stray.data.tags[key] for key in ("mlflow.parentRunId", "kind", "trial", "study")}
+    second = client.create_run(stray.info.experiment_id, tags={**copied, "address": "second"}).info.run_id
+    client.update_run(finalist.info.run_id, status="RUNNING")
+    client.set_tag(finalist.info.run_id, "process", "elsewhere 1 2")
+    assert sorted(kind for kind, _ in remaining_kinds(finished)) == ["run-open", "run-without-trial"]
+    assert doctor(finished, "--repair")["remaining"] == []
+    for run_id, reason in ((second, "no trial in Optuna's storage"), (finalist.info.run_id, "its process has ended")):
+        ended = client.get_run(run_id)
+        assert (ended.info.status, ended.data.tags["state"]) == ("KILLED", "interrupted")
+        assert reason in ended.data.tags["reason"]
+
+
+def test_a_run_that_mlflow_has_lost_is_written_again_but_a_deleted_one_stays_deleted(finished: FinishedStudy) -> None:
+    lost, deleted = runs_of_kind(finished, "trial")[2:4]
+    MlflowClient(finished.tracking_uri).delete_run(deleted.info.run_id)
+    with mlflow_database(finished) as database:
+        for table in ("metrics", "latest_metrics", "params", "tags", "runs"):
+            database.execute(f"DELETE FROM {table} WHERE run_uuid = ?", (lost.info.run_id,))
+    assert remaining_kinds(finished) == [("run-missing", 2)]
+    assert doctor(finished, "--repair")["remaining"] == []
+    written = [run for run in runs_of_kind(finished, "trial") if run.info.status == "FINISHED"]
+    assert [run.data.tags["trial"] for run in written] == ["0", "1", "2"]
+
+
+def test_missing_weights_are_named_with_what_to_do(finished: FinishedStudy) -> None:
+    best = finished.run("leaderboard", "tiny", "--json").json[0]["number"]
+    path = finished.folder / "fmnist-search" / "weights" / "tiny" / f"{best:03d}.pt"
+    content = path.read_bytes()
+    path.unlink()
+    outcome = finished.run("doctor", "--study", "tiny", "--repair")
+    path.write_bytes(content)
+    assert outcome.exit_code == 1
+    assert "the file with its weights is missing" in outcome.stdout
+    assert "train --from-run" in outcome.stdout
+
+
+def test_without_mlflow_the_rest_is_checked(finished: FinishedStudy) -> None:
+    result = doctor(finished, "--tracking-uri", "http://127.0.0.1:9", "--workdir", "fmnist-search")
+    assert [finding["kind"] for finding in result["remaining"]] == ["mlflow-unreachable"]
+
+
+def test_a_study_that_is_searched_is_not_repaired(finished: FinishedStudy) -> None:
+    with announced(finished.folder / "fmnist-search" / "sessions", "tiny"):
+        refused = finished.run("doctor", "--study", "tiny", "--repair")
+        assert finished.run("doctor", "--study", "tiny").exit_code == 0
+    assert refused.exit_code == 2
+    assert len(refused.errors) == 1
+    assert "`fmnist-search stop tiny`" in refused.stderr
+
+
+def test_repair_needs_a_study_that_exists(finished: FinishedStudy, tmp_path: Path) -> None:
+    assert "add --study NAME" in finished.run("doctor", "--repair").stderr
+    assert "'nothing': does not exist here" in finished.run("doctor", "--study", "nothing").stderr
