@@ -23,6 +23,7 @@ from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.run_listing import ListedRun, complete_run, end_run, list_runs
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.training_run_logger import RUN_STATUS
+from fmnist_search.training.trial_checkpoints import TrialCheckpoints
 from fmnist_search.workflows.agreement import (
     TRAINED_STATES,
     Disagreement,
@@ -165,6 +166,7 @@ class _Stores:
         self._study_store = study_store
         self._mlflow_store = mlflow_store
         self._outbox = outbox
+        self._checkpoints = TrialCheckpoints(workspace.checkpoints_folder(study_store.config.name))
         self._driver = driver
         self._name = study_store.config.name
         self._listing = StudyListing(())
@@ -201,6 +203,7 @@ class _Stores:
             stored_weights=[
                 trial.number for trial in needed if self._workspace.weights_path(self._name, trial.number).is_file()
             ],
+            checkpoints=self._checkpoints.numbers(),
             pending=pending,
             listed_ms=listed_ms,
             driver=self._driver,
@@ -219,6 +222,9 @@ class _Stores:
                 parent_id = self._study_store.run_id or ""
                 create_run_of_trial(self._mlflow_store, self._outbox, self._study_store, trial, parent_id)
                 return "written again from Optuna's storage"
+            case Disagreement.CHECKPOINT_LEFT if trial:
+                self._checkpoints.remove(trial.number)
+                return "removed"
             case Disagreement.VERSION_UNDECIDED:
                 return self._decide(finding)
             case _ if run and self._mlflow_store:

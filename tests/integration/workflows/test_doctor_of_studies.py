@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from fmnist_search.search.study_store import StudyStore
+from fmnist_search.training.trial_checkpoints import TrialCheckpoints
 from fmnist_search.workflows.study.running import announced
 from fmnist_search.workspace import Workspace
 from tests.integration.conftest import FinishedStudy
@@ -114,6 +115,14 @@ def test_missing_weights_are_named_with_what_to_do(finished: FinishedStudy) -> N
     assert outcome.exit_code == 1
     assert "the file with its weights is missing" in outcome.stdout
     assert "train --from-run" in outcome.stdout
+
+
+def test_the_checkpoint_of_a_trial_that_has_ended_is_removed(finished: FinishedStudy) -> None:
+    folder = Workspace.resolve(finished.tracking_uri).checkpoints_folder("tiny")
+    TrialCheckpoints(folder).save(1, b"state")
+    assert remaining_kinds(finished) == [("checkpoint-left", 1)]
+    assert [repair["action"] for repair in doctor(finished, "--repair")["repaired"]] == ["removed"]
+    assert not folder.exists()
 
 
 def test_without_mlflow_the_rest_is_checked(finished: FinishedStudy) -> None:
