@@ -109,6 +109,7 @@ def test_a_training_without_validation_images_has_neither_their_metrics_nor_thei
     assert outcome.exit_code == 0, outcome.stderr
     start, _, run_id = outcome.stdout.partition("; run ")
     assert start == "logistic: trained"
+    assert "was not drawn" not in outcome.stderr
     artifacts = {artifact.path for artifact in make_client(tmp_path).list_artifacts(run_id.partition(",")[0])}
     assert {"curves.png", "filters.png"} <= artifacts
     assert "val" not in artifacts
