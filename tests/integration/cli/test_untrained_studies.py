@@ -32,6 +32,7 @@ def assert_single_error(outcome: CommandResult, *expected: str, code: int = 2) -
 
 def test_status_says_that_trials_were_pruned_and_names_no_best_one(untrained: Path) -> None:
     outcome = run_command(untrained, "status", "hopeless")
+    assert outcome.exit_code == 0, outcome.stderr
     assert outcome.stdout.splitlines()[1:] == ["trials: 2 pruned; its budget is not spent"]
 
 
