@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
-from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.results.training import EpochReport, Overhead, TrialResult, TrialState
+from fmnist_search.results.training import Overhead, TrialResult, TrialState
 from fmnist_search.tracking.events import RunProgress
 from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.run_logger import RunLogger
@@ -20,11 +22,11 @@ from fmnist_search.tracking.sender import Sender
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.training_run_logger import TrainingRunLogger, new_run_key
 from fmnist_search.tracking.writer import MlflowWriter
+from tests.integration.tracking import killed_driver
+from tests.integration.tracking.killed_driver import EPOCHS, PARAMETERS, RECIPE, report
 
 NAME, TAGS = "007 cnn", {"kind": "trial", "trial": "7"}
-RECIPE = Recipe()
-PARAMETERS = list(RECIPE.to_flat_dict())
-EPOCHS = 4
+KILLED_DRIVERS, MAX_STATEMENT = 8, 2500
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,6 @@ class Project:
 def project(tmp_path: Path) -> Project:
     store = MlflowStore(f"sqlite:///{tmp_path}/mlflow.db", "fmnist-search")
     return Project(tmp_path, store, store.create_run("tiny", {"kind": "study"}))
-
-
-def report(epoch: int) -> EpochReport:
-    return EpochReport(epoch, 1.0 / epoch, 0.5, 1.0, 0.1 * epoch, 0.01, 2.0)
 
 
 def log_epochs(run: TrainingRunLogger, first: int, last: int) -> None:
@@ -147,3 +145,34 @@ def test_a_transaction_that_fails_sends_nothing(project: Project) -> None:
             finish_without_a_picture(run)
         assert sender.progress(run.run_key) == RunProgress(3)
     assert project.trial_run().info.status == "RUNNING"
+
+
+@pytest.mark.slow
+def test_a_driver_that_dies_at_any_statement_leaves_a_run_that_the_next_one_completes(project: Project) -> None:
+    generator, attempts = random.Random(0), []
+    for case in range(KILLED_DRIVERS):
+        deaths = [generator.randrange(1, MAX_STATEMENT) for _ in range(2)]  # the second while the trial is resumed
+        attempts += [f"{case}:{statement}" for statement in (*deaths, 0)]
+    driver = subprocess.run(
+        [
+            sys.executable,
+            killed_driver.__file__,
+            project.store.uri,
+            project.study_run_id,
+            str(project.folder),
+            *attempts,
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    codes = [int(line) for line in driver.stdout.splitlines()]
+    assert codes[2::3] == [0] * KILLED_DRIVERS, driver.stderr
+    assert codes.count(9) > KILLED_DRIVERS
+    runs = project.store.client.search_runs([project.store.experiment_id], "tags.kind = 'trial'")
+    assert sorted(run.info.run_name for run in runs) == sorted(str(case) for case in range(KILLED_DRIVERS))
+    for run in runs:
+        assert_complete(project.store.client, run)
+        with closing(Outbox(project.folder / run.info.run_name / "outbox.db", project.store.uri)) as outbox:
+            assert (outbox.pending_count(), outbox.rejected_counts()) == (0, {})
+            assert outbox.progress(run.data.tags["address"]) is None

@@ -16,6 +16,7 @@ from fmnist_search.tracking.events import (
     Params,
     Payload,
     Rendering,
+    SetStatus,
 )
 
 STORED_EVENTS: list[tuple[Payload, str, str]] = [
@@ -42,6 +43,14 @@ STORED_EVENTS: list[tuple[Payload, str, str]] = [
         "dataset",
         '{"name": "mnist", "digest": "d", "source": "{}", "profile": "{}"}',
     ),
+    (
+        CreateRun("study", "000 cnn", {}, 5, may_exist=True),
+        "open",
+        '{"parent": "study", "name": "000 cnn", "tags": {}, "at": 5, "may_exist": true}',
+    ),
+    (Batch(tags={}, only_new_points=True), "batch", '{"tags": {}, "only_new_points": true}'),
+    (SetStatus("RUNNING"), "status", '{"status": "RUNNING"}'),
+    (SetStatus("KILLED", 5), "status", '{"status": "KILLED", "at": 5}'),
     (EndRun("FINISHED", 5, 3), "end", '{"status": "FINISHED", "at": 5, "step": 3}'),
     (EndRun("FINISHED", 5, 3, 0.5), "end", '{"status": "FINISHED", "at": 5, "step": 3, "seconds": 0.5}'),
 ]
