@@ -6,6 +6,7 @@ its trials; `doctor --study` does it for a study that does not run.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,8 @@ from fmnist_search.processes import process_identity
 from fmnist_search.registry.aliases import decide_alias
 from fmnist_search.registry.study_versions import StudyVersion, study_versions
 from fmnist_search.results.study import TrialRecord
+from fmnist_search.search.lease import Lease, current_driver
+from fmnist_search.search.storage import open_storage
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.outbox import Outbox
@@ -37,7 +40,6 @@ from fmnist_search.workflows.garbage import best_records
 from fmnist_search.workflows.lookup import load_study
 from fmnist_search.workflows.rebuilding import create_run_of_trial, finished_run
 from fmnist_search.workflows.sending import SYNC_TIMEOUT, open_sender
-from fmnist_search.workflows.study.running import running_sessions
 from fmnist_search.workspace import Workspace
 
 REPAIRED_BY_SEARCHES = (
@@ -71,23 +73,20 @@ def check_agreement(
         UserError: if there is no such study, or it is to be repaired while a process searches or promotes it.
     """
     workspace, callback = workspace or Workspace.resolve(), callback or StudyCallback()
-    study_store = load_study(workspace, study)
-    driver = _driver(workspace, study)
-    if repair and driver:
-        machine, number = driver.split()[:2]
-        raise UserError(
-            f"study {study!r}: process {number} on {machine} searches or promotes it and keeps it right itself; wait "
-            f"for it, or end it with `fmnist-search stop {shlex.quote(study)}`"
-        )
-    agreement = Agreement(study)
-    with closing(Outbox(workspace.outbox_path, workspace.tracking_uri)) as outbox:
+    study_store, agreement = load_study(workspace, study), Agreement(study)
+    with contextlib.ExitStack() as stack:
+        driver = None
+        if repair:
+            stack.enter_context(_lease(workspace, study_store))
+        elif current := current_driver(workspace.storage_url, study):
+            driver = current.process
+        outbox = stack.enter_context(closing(Outbox(workspace.outbox_path, workspace.tracking_uri)))
         try:
             with store_errors(workspace.tracking_uri):
                 mlflow_store = _connect(workspace, study_store)
                 if repair and mlflow_store and outbox.has_pending:
                     agreement.repaired += _deliver(workspace, mlflow_store, outbox, callback)
-                stores = _Stores(workspace, study_store, mlflow_store, outbox, driver)
-                _check(stores, agreement, repair=repair)
+                _check(_Stores(workspace, study_store, mlflow_store, outbox, driver), agreement, repair=repair)
         except UserError as error:
             unreachable = Finding(Disagreement.MLFLOW_UNREACHABLE, "MLflow", str(error), remedy="then run this again")
             _check(_Stores(workspace, study_store, None, outbox, driver), agreement, repair=repair)
@@ -126,10 +125,11 @@ def _check(stores: _Stores, agreement: Agreement, *, repair: bool) -> None:
     agreement.remaining += findings
 
 
-def _driver(workspace: Workspace, study: str) -> str | None:
-    """Return the identity of the process that searches or promotes a study; None if there is none."""
-    sessions = running_sessions(workspace.sessions_folder)
-    return next((session.process for session in sessions if session.study == study), None)
+def _lease(workspace: Workspace, study_store: StudyStore) -> Lease:
+    """Return the lease of a study, so that nothing searches it while it is repaired."""
+    config = study_store.config
+    times = config.execution.heartbeat_seconds, config.execution.lease_seconds
+    return Lease.acquire(open_storage(workspace.storage_url, create=False), config.name, *times)
 
 
 def _connect(workspace: Workspace, study_store: StudyStore) -> MlflowStore | None:

@@ -74,6 +74,7 @@ PLACEHOLDERS = {
     "STUDY": "studies/quick.toml",
     "copy NAME": "copy quick",
     "--sampler NAME": "--sampler random",
+    "--study quick": "--study tiny",
 }
 
 SMALL_RECIPE = {"data.train_images": 300, "data.validation": 1000, "epochs": 3, "model.width_1": 4, "batch_size": 50}

@@ -11,9 +11,10 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from fmnist_search.search.lease import Lease
+from fmnist_search.search.storage import open_storage
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.training.trial_checkpoints import TrialCheckpoints
-from fmnist_search.workflows.study.running import announced
 from fmnist_search.workspace import Workspace
 from tests.integration.conftest import FinishedStudy
 
@@ -131,7 +132,8 @@ def test_without_mlflow_the_rest_is_checked(finished: FinishedStudy) -> None:
 
 
 def test_a_study_that_is_searched_is_not_repaired(finished: FinishedStudy) -> None:
-    with announced(finished.folder / "fmnist-search" / "sessions", "tiny"):
+    storage = open_storage(Workspace.resolve(finished.tracking_uri).storage_url)
+    with Lease.acquire(storage, "tiny", heartbeat_seconds=5, lease_seconds=60):
         refused = finished.run("doctor", "--study", "tiny", "--repair")
         assert finished.run("doctor", "--study", "tiny").exit_code == 0
     assert refused.exit_code == 2
