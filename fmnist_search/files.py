@@ -29,7 +29,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         OSError: with the name of the file, if it cannot be written; the folder must exist.
     """
-    with _named_errors(path), tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as part:
+    with named_errors(path), tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as part:
         try:
             yield part
             part.flush()
@@ -41,7 +41,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
+def named_errors(path: Path) -> Iterator[None]:
     """Give errors the name of the file: those of a disk that is full while a file is written have none."""
     try:
         yield

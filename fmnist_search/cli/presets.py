@@ -100,11 +100,13 @@ def show_preset(
 @models_app.command("recipes")
 def write_recipes(folder: Annotated[Path, typer.Argument(help="Folder for the recipe files.")]) -> None:
     """Write the recipe file of every preset into a folder."""
+    from fmnist_search.files import atomic_write
     from fmnist_search.models.presets import PRESETS
 
     folder.mkdir(parents=True, exist_ok=True)
     for preset in PRESETS.values():
-        (folder / f"{preset.name}.toml").write_text(_preset_to_toml(preset), encoding="utf-8")
+        with atomic_write(folder / f"{preset.name}.toml") as file:
+            file.write(_preset_to_toml(preset).encode())
 
 
 def _preset_to_toml(preset: Preset) -> str:

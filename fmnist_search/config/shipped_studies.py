@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fmnist_search.errors import UserError, did_you_mean
+from fmnist_search.files import atomic_write
 
 _IN_WHEEL = Path(__file__).parents[1] / "shipped_studies"
 _IN_REPOSITORY = Path(__file__).parents[2] / "studies"
@@ -40,7 +41,8 @@ def copy_shipped_study(name: str, folder: Path) -> Path:
     """
     content, path = shipped_study(name).read_bytes(), folder / f"{name}.toml"
     try:
-        path.write_bytes(content)
+        with atomic_write(path) as file:
+            file.write(content)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); copy it into another folder") from None
     return path

@@ -26,10 +26,15 @@ CHECKPOINT_FILE = "state.pt"
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write weights, or any dictionary of tensors and plain values, to `path`; create its folder if it is missing."""
+    """Write weights, or any dictionary of tensors and plain values, to `path`; create its folder if it is missing.
+
+    Raises:
+        OSError: with the name of the file, if it cannot be written; an earlier file is unchanged then.
+    """
     make_private_folder(path.parent)
+    content = state_to_bytes(state)  # torch hides why it cannot write to a file, such as a full disk
     with atomic_write(path) as file:
-        torch.save(state, file)
+        file.write(content)
 
 
 def state_to_bytes(state: Mapping[str, Any]) -> bytes:

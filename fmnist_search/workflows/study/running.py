@@ -23,7 +23,7 @@ from typing import IO
 import psutil
 
 from fmnist_search.errors import UserError, did_you_mean
-from fmnist_search.files import make_private_folder
+from fmnist_search.files import make_private_folder, named_errors
 from fmnist_search.processes import has_ended, process_identity
 from fmnist_search.workspace import Workspace
 
@@ -60,17 +60,19 @@ def announced(folder: Path, study: str) -> Iterator[None]:
     _remove_unlocked(folder)
     in_main_thread = threading.current_thread() is threading.main_thread()
     session = RunningSession(study, process_identity(), time.time(), in_main_thread)
-    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as file:
-        path = Path(file.name).with_suffix(SUFFIX)
+    with tempfile.NamedTemporaryFile(dir=folder, delete=False, buffering=0) as file:
+        part = Path(file.name)
+        path = part.with_suffix(SUFFIX)
         try:
             with contextlib.suppress(OSError):  # on a file system without locks, nobody finds the session
                 fcntl.flock(file, fcntl.LOCK_EX)
-            json.dump(dataclasses.asdict(session), file)
-            file.flush()
-            os.rename(file.name, path)
+            with named_errors(path):
+                file.write(json.dumps(dataclasses.asdict(session)).encode())
+                os.rename(part, path)
             yield
         finally:
-            path.unlink(missing_ok=True)
+            for each in (part, path):
+                each.unlink(missing_ok=True)
 
 
 def running_sessions(folder: Path) -> list[RunningSession]:
@@ -85,11 +87,23 @@ def has_session(folder: Path, process_id: int) -> bool:
 
 
 def _read(folder: Path) -> Iterator[tuple[RunningSession, bool]]:
-    """Yield each session that has a file, and whether the file is locked."""
+    """Yield each session that has a file, and whether the file is locked; damaged files are left out."""
     for path in folder.glob(f"*{SUFFIX}"):
-        with contextlib.suppress(OSError), path.open(encoding="utf-8") as file:
+        with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
             is_locked = _is_locked(file)
-            yield RunningSession(**json.load(file)), is_locked
+            if session := _parse(file.read()):
+                yield session, is_locked
+
+
+def _parse(content: str) -> RunningSession | None:
+    """Return the session in a file; None if the file is damaged."""
+    try:
+        read = RunningSession(**json.loads(content))
+        session = dataclasses.replace(read, study=str(read.study), started_at=float(read.started_at))
+        process_id = session.process_id
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return None
+    return session if process_id > 0 else None
 
 
 def _is_locked(file: IO[str]) -> bool:

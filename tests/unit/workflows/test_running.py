@@ -102,3 +102,11 @@ def test_no_other_process_gets_a_signal(process: str, handles_signals: bool, mes
         assert received == [signal.SIGINT]
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"study": "x"}', '{"study": "x", "process": "", "started_at": 1}'])
+def test_a_damaged_file_is_no_session(tmp_path: Path, content: str) -> None:
+    with announced(tmp_path, "tiny"):
+        (tmp_path / "damaged.json").write_text(content)
+        (tmp_path / "bytes.json").write_bytes(b"\xff\x00")
+        assert studies(tmp_path) == ["tiny"]
