@@ -19,7 +19,13 @@ import typer
 from typer.exceptions import TyperException
 
 from fmnist_search.cli.command import CommandGroup, pop_flag
-from fmnist_search.cli.streams import OutputClosed, encode_any_text, finish_without_reader, write_output
+from fmnist_search.cli.streams import (
+    OutputClosed,
+    encode_any_text,
+    finish_without_reader,
+    outlive_terminal,
+    write_output,
+)
 from fmnist_search.errors import UserError
 from fmnist_search.files import PRIVATE_UMASK
 from fmnist_search.text import redact
@@ -121,6 +127,7 @@ def run_process() -> None:
                 sys.stderr.flush()
                 os._exit(code)
 
+    outlive_terminal()
     atexit.register(end)  # libraries register their handlers later, and these run first
     if "--debug" not in sys.argv:
         silence_libraries()

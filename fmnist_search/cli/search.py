@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -191,9 +190,10 @@ def print_summary(summary: StudySummary, command: str, *, quiet: bool, after_sea
     from fmnist_search.cli.output import ExitCode, format_percent, stderr, stdout
     from fmnist_search.results.study import StopReason
     from fmnist_search.results.training import TrialState
+    from fmnist_search.workflows.interruption import ignore_sigterm_while_ending
 
     if summary.stop_reason is StopReason.INTERRUPTED:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `mlflow run` sends SIGINT and then SIGTERM
+        ignore_sigterm_while_ending()  # `mlflow run` sends SIGINT and then SIGTERM
         stderr.print(f"interrupted; nothing is lost: `{command}` continues the study")
         raise typer.Exit(ExitCode.INTERRUPTED)
     if summary.stop_reason is StopReason.FAILURES:

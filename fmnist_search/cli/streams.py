@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import io
 import os
 import sys
 from contextvars import ContextVar
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 REPLACEMENTS = dict(zip("▁▂▃▄▅▆▇█│├└─━╸╺═", "_.,-=+*#|++----=", strict=True))
 """Characters of curves, bars and tables, with what stands for them in an encoding such as Latin-1 or ASCII."""
@@ -38,6 +42,30 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
     return "".join(REPLACEMENTS.get(each) or ascii(each)[1:-1] for each in refused), error.end
 
 
+class _TerminalFile(io.FileIO):
+    """A terminal. Once it was closed, output is discarded."""
+
+    def write(self, data: Buffer, /) -> int:
+        """Write bytes; return how many."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            discard(self)
+            return super().write(data)
+
+
+def outlive_terminal() -> None:
+    """Let this process go on without output after its terminal was closed, where it survives the SIGHUP."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper) and stream.isatty():
+            stream.flush()
+            file = io.BufferedWriter(_TerminalFile(stream.fileno(), "w", closefd=False))
+            setattr(sys, name, io.TextIOWrapper(file, stream.encoding, stream.errors, line_buffering=True))
+
+
 def write_output(text: str = "") -> None:
     """Write a text to standard output, and everything that was written before.
 
@@ -62,7 +90,7 @@ def on_output_closed() -> None:
         raise OutputClosed
 
 
-def discard(stream: TextIO) -> None:
+def discard(stream: TextIO | io.FileIO) -> None:
     """Discard all that is written to a stream from now on."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, stream.fileno())

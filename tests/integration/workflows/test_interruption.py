@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import pty
 import re
 import shlex
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -23,7 +26,13 @@ from fmnist_search.results.training import EpochReport
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workspace import Workspace
-from tests.integration.conftest import CommandResult, run_command, run_interrupted_command, start_command
+from tests.integration.conftest import (
+    CommandResult,
+    clean_environment,
+    run_command,
+    run_interrupted_command,
+    start_command,
+)
 
 
 def load_trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
@@ -146,3 +155,26 @@ def test_a_process_that_gets_signals_ends_with_everything_stored_and_the_same_co
     assert run_command(tmp_path, *arguments).exit_code == 0
     assert sum(trial.state is TrialState.COMPLETE for trial in load_trials(tmp_path)) == 4
     assert_retried(tmp_path, interrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("is_ignored", "exit_code"), [(False, 130), (True, 0)], ids=["sighup", "nohup"])
+def test_a_search_whose_terminal_is_closed_ends_with_everything_stored_or_goes_on_if_it_ignores_that(
+    is_ignored: bool, exit_code: int, tiny: Path, tmp_path: Path
+) -> None:
+    options = ["--threads", "1", "--trials", "2", "--set", "data.train_images=6000", "--set", "finalists.recipes=0"]
+    command = [sys.executable, "-m", "fmnist_search", "search", "tiny.toml", *options]
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(tmp_path)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if is_ignored else signal.SIG_DFL)
+        os.execve(command[0], command, clean_environment(TERM="xterm"))
+    written = b""
+    while b"000 " not in written:
+        written += os.read(terminal, 65_536)
+    os.close(terminal)  # the kernel sends SIGHUP, and writing is an error from now on
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == exit_code
+    assert "RUNNING" not in run_statuses(tmp_path)
+    completed = sum(trial.state is TrialState.COMPLETE for trial in load_trials(tmp_path))
+    assert completed == 2 if is_ignored else completed < 2
