@@ -8,7 +8,6 @@ import os
 import pty
 import shutil
 import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -31,7 +30,6 @@ from tests.integration.conftest import (
     TINY_STUDY,
     CommandResult,
     FinishedStudy,
-    clean_environment,
     copy_study,
     run_command,
 )
@@ -328,24 +326,28 @@ def test_gc_asks_before_it_removes(cluttered: FinishedStudy) -> None:
     assert stored_files(cluttered) == before
 
 
+@contextlib.contextmanager
+def answering(answer: str) -> Iterator[None]:
+    """Let the standard input of this process be a terminal, in which a user answers."""
+    near, far = pty.openpty()
+    before = sys.stdin
+    with os.fdopen(near, "w") as typing, os.fdopen(far) as terminal:
+        typing.write(f"{answer}\n")
+        typing.flush()
+        sys.stdin = terminal
+        try:
+            yield
+        finally:
+            sys.stdin = before
+
+
 def test_gc_removes_nothing_if_the_answer_is_no(cluttered: FinishedStudy) -> None:
     before = stored_files(cluttered)
-    near, far = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-m", "fmnist_search", "gc", "--delete"],
-        cwd=cluttered.folder,
-        env=clean_environment(),
-        stdin=far,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        os.write(near, b"n\n")
-        _, stderr = process.communicate(timeout=120)
-    os.close(near)
-    os.close(far)
-    assert "permanently" in stderr
-    assert process.returncode == 0
+    with answering("n"):
+        outcome = cluttered.run("gc", "--delete")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "permanently" in outcome.stderr
+    assert "freed" not in outcome.stdout
     assert stored_files(cluttered) == before
 
 
@@ -366,8 +368,10 @@ def test_gc_removes_what_it_listed_and_nothing_that_is_needed(cluttered: Finishe
     weights = cluttered.folder / "fmnist-search" / "weights"
     listed = garbage_groups(cluttered.run("gc", "--keep", 2, "--json"))
     before = stored_files(cluttered)
-    outcome = cluttered.run("gc", "--keep", 2, "--delete", "--yes")
+    with answering("y"):
+        outcome = cluttered.run("gc", "--keep", 2, "--delete")
     assert outcome.exit_code == 0, outcome.stderr
+    assert f"Remove these {sum(map(len, listed.values()))} permanently" in outcome.stderr
     assert f": {sum(map(len, listed.values()))} removed" in outcome.stdout.splitlines()[-1]
     gone = before - stored_files(cluttered)
     parts = [name for names in listed.values() for name in names]
