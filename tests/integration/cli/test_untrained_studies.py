@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import optuna
@@ -76,6 +78,15 @@ def test_what_needs_a_completed_trial_or_mlflow_is_refused(
     untrained: Path, arguments: list[str], expected: list[str]
 ) -> None:
     assert_single_error(run_command(untrained, *arguments), *expected)
+
+
+def test_a_storage_that_does_not_say_its_version_is_listed_by_optuna(untrained: Path) -> None:
+    listed = run_command(untrained, "studies", "list", "--json").json
+    assert {"waiting", "hopeless"} <= {study["study"] for study in listed}
+    with closing(sqlite3.connect(untrained / "fmnist-search" / "optuna.db")) as database:
+        database.execute("DELETE FROM version_info")
+        database.commit()
+    assert run_command(untrained, "studies", "list", "--json").json == listed
 
 
 def test_a_study_that_is_only_just_created_is_not_shown_yet(command: RunCommand, tmp_path: Path) -> None:

@@ -69,6 +69,12 @@ def test_the_last_line_names_the_result_the_model_and_the_next_commands(finished
     assert "fmnist-search leaderboard" in last
 
 
+def test_watch_names_the_model_of_a_study_that_has_ended(finished: FinishedStudy) -> None:
+    _, last = finished.run("watch", "tiny").stdout.splitlines()
+    assert last.startswith("tiny: is not running; its budget of trials is spent; best trial ")
+    assert last.endswith("; registered as models:/fmnist-search/1 (champion)")
+
+
 def test_without_a_terminal_each_trial_is_one_plain_line(finished: FinishedStudy) -> None:
     lines = [line for line in finished.result.stderr.splitlines() if line[:3].isdigit()]
     assert [line[:3] for line in lines] == ["000", "001", "002", "003"]

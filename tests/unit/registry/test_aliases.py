@@ -10,6 +10,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from fmnist_search.errors import UserError
 from fmnist_search.recipe.datasets import DATASETS
 from fmnist_search.registry import tags
 from fmnist_search.registry.aliases import decide_alias
@@ -111,6 +112,22 @@ def test_a_champion_without_a_validation_score_is_not_replaced(
     client.create_model_version(name, source=MISSING_MODEL_URI, run_id=MISSING_RUN_ID, tags=own_tags)
     client.set_registered_model_alias(name, CHAMPION, "1")
     assert promote_version(client, name, 0.9, 0.9) == ("2", CHALLENGER)
+
+
+@pytest.mark.parametrize("key", SCORE_TAGS)
+def test_a_version_without_a_validation_score_never_becomes_champion(client: MlflowClient, name: str, key: str) -> None:
+    promote_version(client, name, 0.5, 0.5)
+    assert promote_version(client, name, 0.9, 0.9, **{key: "a lot"}) == ("2", CHALLENGER)
+    assert "its own validation score cannot be read" in client.get_model_version(name, "2").tags["comparison"]
+
+
+def test_a_version_that_is_deleted_during_its_promotion_is_named(client: MlflowClient, name: str) -> None:
+    promote_version(client, name, 0.90, 0.90)
+    deleted = create_version(client, name, 0.93, 0.93)
+    client.delete_model_version(name, deleted)
+    with pytest.raises(UserError, match="version 2 was deleted during its promotion; promote again"):
+        decide_alias(client, name, deleted)
+    assert str(get_champion(client, name).version) == "1"  # type: ignore[union-attr]
 
 
 def test_an_alias_that_was_moved_by_hand_is_respected(client: MlflowClient, name: str) -> None:

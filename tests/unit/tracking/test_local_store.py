@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sqlite3
 from contextlib import closing
@@ -74,6 +75,16 @@ def test_metric_histories_are_the_same(local_store: LocalStore, mlflow_store: Ml
 
 def test_the_environment_of_a_trial_is_that_of_its_study(local_store: LocalStore, trial_run_id: str) -> None:
     assert load_environment(local_store, read_run(local_store, trial_run_id)) == {"device": "cpu"}
+
+
+def test_a_run_without_a_record_of_its_environment_cannot_be_trained_again_alike(
+    local_store: LocalStore, mlflow_store: MlflowStore, trial_run_id: str
+) -> None:
+    alone = dataclasses.replace(read_run(local_store, trial_run_id), parent=None)
+    for store in (local_store, mlflow_store):
+        with pytest.raises(UserError, match=r"neither it nor its study has environment\.json"):
+            load_environment(store, alone)
+        assert store.read_text("0" * 32, "environment.json") is None
 
 
 def test_runs_that_trained_nothing_are_refused_in_the_same_words(
