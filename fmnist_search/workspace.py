@@ -6,6 +6,7 @@ Every address of a file and every name that becomes part of a path is made and r
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import re
@@ -16,6 +17,7 @@ from urllib.parse import ParseResult, unquote, urlparse
 
 from fmnist_search.errors import UserError
 from fmnist_search.files import private_temporary_folder
+from fmnist_search.filesystems import check_local
 
 APP_NAME = "fmnist-search"
 STORAGE_FILE, OUTBOX_FILE = "optuna.db", "outbox.db"
@@ -62,29 +64,37 @@ def _user_cache_folder() -> Path:
 class Workspace:
     """The places of a user's studies: the MLflow store, the folder of this program's files, the folder of the images.
 
-    If `data_dir` is None, the images are searched in the usual places.
+    If `data_dir` is None, the images are searched in the usual places. If `storage` is None, Optuna's storage is a
+    SQLite file in the folder.
     """
 
     tracking_uri: str
     folder: Path
     data_dir: Path | None = None
+    storage: str | None = dataclasses.field(default=None, repr=False)  # it may hold a password
 
     @classmethod
     def resolve(
-        cls, tracking_uri: str | None = None, workdir: str | Path | None = None, data_dir: str | Path | None = None
+        cls,
+        tracking_uri: str | None = None,
+        workdir: str | Path | None = None,
+        data_dir: str | Path | None = None,
+        storage: str | None = None,
     ) -> Workspace:
         """Return the workspace that these options, the environment and the current folder define.
 
         Raises:
-            UserError: if the current folder holds MLflow's old file store and no store is named.
+            UserError: if the current folder holds MLflow's old file store and no store is named; if the storage is of
+                a kind that is not supported.
         """
         uri = resolve_tracking_uri(tracking_uri)
-        return cls(uri, resolve_workdir(uri, workdir), Path(data_dir) if data_dir else None)
+        folder = resolve_workdir(uri, workdir)
+        return cls(uri, folder, Path(data_dir) if data_dir else None, resolve_storage_url(storage))
 
     @property
     def storage_url(self) -> str:
         """The URL of Optuna's storage."""
-        return sqlite_uri(self.folder / STORAGE_FILE)
+        return self.storage or sqlite_uri(self.folder / STORAGE_FILE)
 
     @property
     def outbox_path(self) -> Path:
@@ -121,14 +131,29 @@ class Workspace:
         """Check that files can be written to the folder of this program, and to that of a store in a file.
 
         Raises:
-            UserError: if one of them cannot be written.
+            UserError: if one of them cannot be written, or if SQLite files would be on a network file system.
         """
         check_folder_is_writable(self.folder, "choose another folder with --workdir or FMNIST_SEARCH_HOME")
-        if database := sqlite_path(self.tracking_uri):
+        database, storage = sqlite_path(self.tracking_uri), sqlite_path(self.storage_url)
+        if database:
             check_folder_is_writable(database.parent, "work in another folder, or give another --tracking-uri")
-            for path in (database, self.folder / STORAGE_FILE, self.outbox_path):
-                if path.exists() and not os.access(path, os.W_OK):
-                    raise UserError(f"{path}: cannot be written; change its permissions, or work in another folder")
+        for path in filter(None, (database, storage, self.outbox_path)):
+            if path.exists() and not os.access(path, os.W_OK):
+                raise UserError(f"{path}: cannot be written; change its permissions, or work in another folder")
+        check_local(self.sqlite_files)
+
+    @property
+    def sqlite_files(self) -> dict[Path, str]:
+        """The SQLite files, each with what a user can do if its folder is not fit for one."""
+        workdir = "a local folder with --workdir or FMNIST_SEARCH_HOME"
+        remedies = {
+            sqlite_path(self.storage_url): f"give the address of PostgreSQL with --storage, or {workdir}",
+            self.outbox_path: f"give {workdir}",
+            sqlite_path(
+                self.tracking_uri
+            ): "give the address of a server with --tracking-uri, or work in a local folder",
+        }
+        return {path: remedy for path, remedy in remedies.items() if path}
 
     def rename_study(self, study: str, renamed: str) -> None:
         """Move the weights and the checkpoints of a study that was renamed."""
@@ -218,6 +243,25 @@ def resolve_tracking_uri(given: str | None = None) -> str:
     return sqlite_uri(database) + mark + query
 
 
+def resolve_storage_url(given: str | None = None) -> str | None:
+    """Return Optuna's storage: the given one, else FMNIST_SEARCH_STORAGE; None for the SQLite file of the workspace.
+
+    Raises:
+        UserError: if it is of a kind that is not supported, or a database in memory.
+    """
+    url = given or os.environ.get("FMNIST_SEARCH_STORAGE")
+    if not url:
+        return None
+    if re.match(r"postgresql(\+\w+)?://", url):
+        return url
+    if database := sqlite_path(url, "storage"):
+        return sqlite_uri(database)
+    raise UserError(
+        f"storage {url}: is not supported; give sqlite:///FILE or postgresql://USER@HOST/DATABASE with --storage or "
+        "FMNIST_SEARCH_STORAGE"
+    )
+
+
 def _parse_address(uri: str) -> ParseResult:
     try:
         return urlparse(uri)
@@ -235,8 +279,8 @@ def sqlite_uri(path: Path) -> str:
     return f"sqlite:///{plain}" if quoted == plain else f"sqlite+pysqlite:///{quoted}"
 
 
-def sqlite_path(uri: str) -> Path | None:
-    """Return the absolute path of the file of a SQLite address; None for any other address.
+def sqlite_path(uri: str, key: str = "tracking") -> Path | None:
+    """Return the absolute path of the file of a SQLite address; None for any other address. `key` is named in errors.
 
     Raises:
         UserError: if it is the address of a database in memory, or is not written as an address.
@@ -247,10 +291,10 @@ def sqlite_path(uri: str) -> Path | None:
     path, query = unquote(parts["path"] or ""), parts["query"]
     if path in ("", ":memory:") or path.startswith("file:"):
         raise UserError(
-            f"tracking {uri}: names no file, so nothing could be read back; give one such as sqlite:///mlflow.db"
+            f"{key} {uri}: names no file, so nothing could be read back; give one such as sqlite:///mlflow.db"
         )
     if query and not re.fullmatch(r"[\w.]+=[^&]*(&[\w.]+=[^&]*)*", query):
-        raise UserError(f"tracking {uri}: has a ? in its path; write %3F for it, and %25 for a percent sign")
+        raise UserError(f"{key} {uri}: has a ? in its path; write %3F for it, and %25 for a percent sign")
     return Path(path).absolute()
 
 

@@ -65,7 +65,7 @@ def open_existing_sqlite(database: Path) -> optuna.storages.RDBStorage:
 def _storage(file: Path, database: Path, *, is_compatible: bool, creates: bool = True) -> optuna.storages.RDBStorage:
     """Return the storage in `file`, whose errors name `database`."""
     storage = optuna.storages.RDBStorage(
-        sqlite_uri(file),
+        sqlite_uri(file).replace("{", "{{").replace("}", "}}"),  # which Optuna takes for a template
         engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS, "factory": _Connection}},
         skip_compatibility_check=is_compatible,
         skip_table_creation=is_compatible or not creates,

@@ -24,7 +24,7 @@ POSTGRESQL_ARGUMENTS = {
 
 def shown_url(url: str | sa.URL) -> str:
     """Return the path of a SQLite file, or an address without its password."""
-    if isinstance(url, str) and (database := sqlite_path(url)):
+    if isinstance(url, str) and (database := sqlite_path(url, "storage")):
         return str(database)
     parsed = sa.make_url(url)
     if parsed.get_backend_name() == "sqlite":

@@ -15,7 +15,6 @@ from fmnist_search.config.comparability import check_comparable
 from fmnist_search.config.samplers import Grid
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError, did_you_mean
-from fmnist_search.files import is_missing
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.hyperparameters import Value
 from fmnist_search.recipe.recipe import Recipe
@@ -26,7 +25,7 @@ from fmnist_search.search.asked_trial import AskedTrial
 from fmnist_search.search.one_epoch import SurvivorQueue
 from fmnist_search.search.pruners import make_pruner, pruner_applies
 from fmnist_search.search.samplers import is_exhausted, make_sampler
-from fmnist_search.search.storage import NO_STUDY_YET, open_storage
+from fmnist_search.search.storage import NO_STUDY_YET, NoStorageError, open_storage
 from fmnist_search.search.study_attributes import CONFIG_ATTRIBUTE, StudyAttributes, archive, stored_config
 from fmnist_search.search.suggest import base_recipe, sample_with_fixed, start_params, suggest_recipe, trial_seed
 from fmnist_search.search.trial_attributes import (
@@ -149,10 +148,10 @@ class StudyStore(StudyAttributes):
         Raises:
             UserError: if there is a storage that cannot be opened.
         """
-        database = sqlite_path(url)
-        if database and is_missing(database):
+        try:
+            return list(optuna.get_all_study_names(open_storage(url, create=False)))
+        except NoStorageError:
             return []
-        return list(optuna.get_all_study_names(open_storage(url, create=False)))
 
     # ------------------------------------------------------------------------------ the study
 
