@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from fmnist_search.errors import UserError
-
 NETWORK_FILE_SYSTEMS = frozenset(
     (
         *("nfs", "nfs3", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "afs", "afpfs", "ncpfs", "webdav", "davfs"),
@@ -56,17 +54,11 @@ def network_file_system(path: Path, partitions: Sequence[Partition] | None = Non
     return kind if kind in NETWORK_FILE_SYSTEMS else None
 
 
-def check_local(remedies: Mapping[Path, str], partitions: Sequence[Partition] | None = None) -> None:
-    """Check that no SQLite file is on a network file system; each file has its remedy.
-
-    Raises:
-        UserError: if some are, with a line for each file.
-    """
+def network_file_problems(remedies: Mapping[Path, str], partitions: Sequence[Partition] | None = None) -> list[str]:
+    """Return a line for each SQLite file on a network file system, with its remedy."""
     kinds = {path: network_file_system(path, partitions) for path in remedies}
-    lines = [
+    return [
         f"{path}: is on a network file system ({kind}), where SQLite files are damaged; {remedies[path]}"
         for path, kind in kinds.items()
         if kind
     ]
-    if lines:
-        raise UserError(*lines)

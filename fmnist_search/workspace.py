@@ -17,7 +17,7 @@ from urllib.parse import ParseResult, unquote, urlparse
 
 from fmnist_search.errors import UserError
 from fmnist_search.files import private_temporary_folder
-from fmnist_search.filesystems import check_local
+from fmnist_search.filesystems import network_file_problems
 
 APP_NAME = "fmnist-search"
 STORAGE_FILE, OUTBOX_FILE = "optuna.db", "outbox.db"
@@ -140,7 +140,8 @@ class Workspace:
         for path in filter(None, (database, storage, self.outbox_path)):
             if path.exists() and not os.access(path, os.W_OK):
                 raise UserError(f"{path}: cannot be written; change its permissions, or work in another folder")
-        check_local(self.sqlite_files)
+        if problems := network_file_problems(self.sqlite_files):
+            raise UserError(*problems)
 
     @property
     def sqlite_files(self) -> dict[Path, str]:

@@ -26,6 +26,7 @@ def isolated_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep tests away from the tracking server and the working folder of the user who runs them."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("FMNIST_SEARCH_HOME", raising=False)
+    monkeypatch.delenv("FMNIST_SEARCH_STORAGE", raising=False)
 
 
 @pytest.fixture(scope="session")

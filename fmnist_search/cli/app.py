@@ -61,6 +61,15 @@ WorkdirOption = Annotated[
         help="Folder of studies and weights; by default FMNIST_SEARCH_HOME, else fmnist-search/ beside the store."
     ),
 ]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Address of Optuna's storage, SQLite or PostgreSQL; by default FMNIST_SEARCH_STORAGE, else optuna.db "
+        "in the folder of studies.",
+        metavar="URL",
+        show_default=False,
+    ),
+]
 DataDirOption = Annotated[Path | None, typer.Option(help="Folder with the files of the dataset.", show_default=False)]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -317,9 +326,12 @@ def parse_workers(text: str) -> int | str:
 
 
 def make_workspace(
-    tracking_uri: str | None = None, workdir: str | None = None, data_dir: Path | None = None
+    tracking_uri: str | None = None,
+    workdir: str | None = None,
+    data_dir: Path | None = None,
+    storage: str | None = None,
 ) -> Workspace:
     """Return the workspace that a command's options, the environment and the current folder define."""
     from fmnist_search.workspace import Workspace
 
-    return Workspace.resolve(tracking_uri, workdir, data_dir)
+    return Workspace.resolve(tracking_uri, workdir, data_dir, storage)

@@ -10,6 +10,7 @@ import typer
 from fmnist_search.cli.app import (
     ForceOption,
     JsonOption,
+    StorageOption,
     StudyOption,
     TrackingUriOption,
     WorkdirOption,
@@ -40,6 +41,7 @@ def compare(
     force: ForceOption = False,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
+    storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare runs, or compare studies.
@@ -60,7 +62,7 @@ def compare(
     """
     from fmnist_search.workflows.across_studies import are_studies
 
-    workspace = make_workspace(tracking_uri, workdir)
+    workspace = make_workspace(tracking_uri, workdir, storage=storage)
     if output:
         check_output_path(output, suffix=".png", force=force)
     if are_studies(runs, workspace=workspace):

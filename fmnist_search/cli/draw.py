@@ -11,6 +11,7 @@ from fmnist_search.cli.app import (
     DataDirOption,
     ForceOption,
     SetOption,
+    StorageOption,
     StudyOption,
     TrackingUriOption,
     WorkdirOption,
@@ -123,6 +124,7 @@ def draw_filters(
     force: ForceOption = False,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
+    storage: StorageOption = None,
 ) -> None:
     """Draw the filters of the first layer of a trained network, from the weights that its run has stored.
 
@@ -140,7 +142,7 @@ def draw_filters(
     from fmnist_search.tracking.stored_runs import read_run
     from fmnist_search.workflows.lookup import load_run_classifier, resolve_runs
 
-    workspace = make_workspace(tracking_uri, workdir)
+    workspace = make_workspace(tracking_uri, workdir, storage=storage)
     (run_id,) = resolve_runs(workspace, [run], study)
     with store_errors(workspace.tracking_uri):
         tracking = MlflowStore(workspace.tracking_uri, "fmnist-search")

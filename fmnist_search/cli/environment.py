@@ -11,6 +11,7 @@ import typer
 from fmnist_search.cli.app import (
     DataDirOption,
     JsonOption,
+    StorageOption,
     TrackingUriOption,
     WorkdirOption,
     app,
@@ -32,6 +33,7 @@ def ui(
     port: Annotated[int, typer.Option(help="Port of the server on this machine.", min=1, max=65535)] = 5000,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
+    storage: StorageOption = None,
 ) -> None:
     """Start the MLflow UI for the store of this folder."""
     from fmnist_search.cli.output import stderr, stdout
@@ -40,7 +42,7 @@ def ui(
     from fmnist_search.tracking.store import MlflowStore
     from fmnist_search.workflows.lookup import latest_run
 
-    workspace = make_workspace(tracking_uri, workdir)
+    workspace = make_workspace(tracking_uri, workdir, storage=storage)
     uri = workspace.tracking_uri
     run_id = latest_run(workspace)
     server = without_credentials(uri) if uri.startswith("http") else f"http://127.0.0.1:{port}"
@@ -68,12 +70,13 @@ def dashboard(
     port: Annotated[int, typer.Option(help="Port of the server on this machine.", min=1, max=65535)] = 8080,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
+    storage: StorageOption = None,
 ) -> None:
     """Start Optuna Dashboard on the studies of this folder, to look at them; it needs the extra `dashboard`."""
     from fmnist_search.cli.output import stderr, stdout
     from fmnist_search.search.dashboard import dashboard_server
 
-    with dashboard_server(make_workspace(tracking_uri, workdir).storage_url, port) as server:
+    with dashboard_server(make_workspace(tracking_uri, workdir, storage=storage).storage_url, port) as server:
         stdout.print(f"http://127.0.0.1:{port}/dashboard")
         stderr.print("shows studies while they run and changes nothing; Ctrl-C ends it")
         command_settings(context).serve(server)
@@ -92,6 +95,7 @@ def sync(
     ] = None,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
+    storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Send MLflow the events that it missed while it was unreachable.
@@ -102,7 +106,7 @@ def sync(
     from fmnist_search.cli.output import print_json, stdout
     from fmnist_search.workflows.sending import sync as send
 
-    workspace = make_workspace(tracking_uri, workdir)
+    workspace = make_workspace(tracking_uri, workdir, storage=storage)
     if rebuild is not None:
         _rebuild(rebuild, workspace, as_json=as_json)
         return
@@ -132,7 +136,10 @@ def _rebuild(study: str, workspace: Workspace, *, as_json: bool) -> None:
 
 @app.command()
 def relocate(
-    tracking_uri: TrackingUriOption = None, workdir: WorkdirOption = None, as_json: JsonOption = False
+    tracking_uri: TrackingUriOption = None,
+    workdir: WorkdirOption = None,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Rewrite the addresses of artifacts after the folder of a project was moved or copied.
 
@@ -143,7 +150,7 @@ def relocate(
     from fmnist_search.cli.serialization import relocation_to_dict
     from fmnist_search.tracking import relocation
 
-    result = relocation.relocate(make_workspace(tracking_uri, workdir))
+    result = relocation.relocate(make_workspace(tracking_uri, workdir, storage=storage))
     for path in result.kept:
         state = "exists" if path.exists() else "is missing"
         stderr.print(f"left: {path}, which {state}; {result.project} has no copy of it", markup=False)
@@ -198,6 +205,7 @@ def doctor(
     repair: Annotated[bool, typer.Option("--repair", help="With --study: set right what differs.")] = False,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
+    storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check what a search needs: library versions, device, images and stores.
@@ -213,7 +221,7 @@ def doctor(
     from fmnist_search.cli import output
     from fmnist_search.cli.serialization import check_to_dict
 
-    workspace = make_workspace(tracking_uri, workdir)
+    workspace = make_workspace(tracking_uri, workdir, storage=storage)
     if study is not None:
         _check_study(study, workspace, repair=repair, as_json=as_json)
         return

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fmnist_search.cli.app import JsonOption, StudyArgument, TrackingUriOption, WorkdirOption, app, make_workspace
+from fmnist_search.cli.app import (
+    JsonOption,
+    StorageOption,
+    StudyArgument,
+    TrackingUriOption,
+    WorkdirOption,
+    app,
+    make_workspace,
+)
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +38,7 @@ def status(
     show_all: AllStudiesOption = False,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
+    storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the trials of a study by state, its best trial and its champion; with --all, a row for each study.
@@ -45,7 +54,7 @@ def status(
     from fmnist_search.workflows import lookup
 
     _check_scope(study, show_all=show_all)
-    workspace = make_workspace(tracking_uri, workdir)
+    workspace = make_workspace(tracking_uri, workdir, storage=storage)
     if show_all:
         _show_all_studies(workspace, as_json=as_json)
         return
@@ -147,6 +156,7 @@ def leaderboard(
     top: Annotated[int, typer.Option(help="Number of trials to show.", min=1)] = 10,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
+    storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the best completed trials of a study, or with --all those of all studies.
@@ -166,7 +176,7 @@ def leaderboard(
     from fmnist_search.workflows import lookup
 
     _check_scope(study, show_all=show_all)
-    workspace = make_workspace(tracking_uri, workdir)
+    workspace = make_workspace(tracking_uri, workdir, storage=storage)
     if show_all:
         _show_all_leaderboards(workspace, top, as_json=as_json)
         return
@@ -203,6 +213,7 @@ def show(
     recipe: Annotated[bool, typer.Option("--recipe", help="Print only the recipe, as TOML.")] = False,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
+    storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show a trial: its result, its curve, its hyperparameters and its page in MLflow.
@@ -219,7 +230,7 @@ def show(
     from fmnist_search.config.toml_files import recipe_to_toml
     from fmnist_search.workflows import lookup
 
-    workspace = make_workspace(tracking_uri, workdir)
+    workspace = make_workspace(tracking_uri, workdir, storage=storage)
     stored = lookup.load_study(workspace, study)
     summary = lookup.summarize_stored(workspace, stored)
     record = _find_trial(summary, trial)
@@ -254,6 +265,7 @@ def importance(
     study: StudyArgument = None,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
+    storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show how much each hyperparameter decides whether a trial is among the best."""
@@ -261,7 +273,7 @@ def importance(
     from fmnist_search.search.analysis import load_ped_anova
     from fmnist_search.workflows.lookup import load_study
 
-    stored = load_study(make_workspace(tracking_uri, workdir), study)
+    stored = load_study(make_workspace(tracking_uri, workdir, storage=storage), study)
     load_ped_anova()
     found = stored.importances()
     name = stored.config.name

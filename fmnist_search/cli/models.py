@@ -13,6 +13,7 @@ from fmnist_search.cli.app import (
     DeviceOption,
     ForceOption,
     JsonOption,
+    StorageOption,
     StudyArgument,
     StudyOption,
     TrackingUriOption,
@@ -52,6 +53,7 @@ def promote(
     ] = None,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
+    storage: StorageOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -73,7 +75,7 @@ def promote(
     from fmnist_search.workflows.lookup import load_study
     from fmnist_search.workflows.study.api import promote as promote_study
 
-    workspace = make_workspace(tracking_uri, workdir, data_dir)
+    workspace = make_workspace(tracking_uri, workdir, data_dir, storage)
     config = load_study(workspace, study).config
     name = config.name
     given = {"recipes": recipes, "seeds": seeds, "epochs": epochs, "ensemble": ensemble, "model_name": model_name}
@@ -109,6 +111,7 @@ def ensemble(
     device: DeviceOption = None,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
+    storage: StorageOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -130,7 +133,7 @@ def ensemble(
 
     if model_name and not register:
         raise UserError("--model-name: is the name of a registered model; add --register")
-    workspace = make_workspace(tracking_uri, workdir, data_dir)
+    workspace = make_workspace(tracking_uri, workdir, data_dir, storage)
     result = ensemble.build_ensemble(
         resolve_runs(workspace, runs, study),
         workspace=workspace,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fmnist_search.cli.app import JsonOption, TrackingUriOption, WorkdirOption, app, make_workspace
+from fmnist_search.cli.app import JsonOption, StorageOption, TrackingUriOption, WorkdirOption, app, make_workspace
 from fmnist_search.cli.command import given_words, pop_flag
 from fmnist_search.cli.streams import write_output
 from fmnist_search.text import redacted_command
@@ -39,6 +39,7 @@ def watch(
     study: RunningArgument = None,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
+    storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Follow a running study from another terminal, until its search ends.
@@ -48,7 +49,7 @@ def watch(
     """
     from fmnist_search.workflows.study.watching import follow, load_watched
 
-    workspace = make_workspace(tracking_uri, workdir)
+    workspace = make_workspace(tracking_uri, workdir, storage=storage)
     study_store = load_watched(workspace, study)
     snapshots = follow(workspace, study_store)
     if as_json:
@@ -108,6 +109,7 @@ def stop(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the search has ended.")] = True,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
+    storage: StorageOption = None,
 ) -> None:
     """Stop a running search or promotion, as Ctrl-C in its terminal does.
 
@@ -117,7 +119,7 @@ def stop(
     from fmnist_search.cli.output import stdout
     from fmnist_search.workflows.study.running import find_sessions, interrupt, running_sessions
 
-    workspace = make_workspace(tracking_uri, workdir)
+    workspace = make_workspace(tracking_uri, workdir, storage=storage)
     sessions = find_sessions(workspace, study)
     for session in sessions:
         interrupt(session)
@@ -171,7 +173,7 @@ def search_in_background(
     if as_json:
         output.print_json({"study": config.name, "process": process.pid, "log": str(log)})
         return
-    name = redacted_command([config.name, *given_words(context, only={"tracking_uri", "workdir"})])
+    name = redacted_command([config.name, *given_words(context, only={"tracking_uri", "workdir", "storage"})])
     shown = os.path.relpath(log)
     output.stdout.print(
         f"{config.name}: process {process.pid} searches in the background and writes to {shown}\n"

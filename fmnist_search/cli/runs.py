@@ -10,6 +10,7 @@ import typer
 from fmnist_search.cli.app import (
     DataDirOption,
     JsonOption,
+    StorageOption,
     StudyOption,
     TrackingUriOption,
     WorkdirOption,
@@ -31,6 +32,7 @@ def reproduce(
     no_record: Annotated[bool, typer.Option("--no-record", help="Create no run in MLflow.")] = False,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
+    storage: StorageOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -51,7 +53,7 @@ def reproduce(
     from fmnist_search.workflows import reproduce
     from fmnist_search.workflows.lookup import resolve_runs
 
-    workspace = make_workspace(tracking_uri, workdir, data_dir)
+    workspace = make_workspace(tracking_uri, workdir, data_dir, storage)
     (run_id,) = resolve_runs(workspace, [run], study)
     reproduction = reproduce.reproduce(
         run_id, workspace=workspace, callback=TrainingProgressDisplay(), record=not no_record
@@ -99,6 +101,7 @@ def gc(
     keep: Annotated[int, typer.Option(help="Number of best trials of each study whose weights stay.", min=1)] = 10,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
+    storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List files, models and runs that are no longer needed, with their size; remove them with --delete.
@@ -116,7 +119,7 @@ def gc(
     from fmnist_search.workflows.garbage import find_garbage, remove_garbage
     from fmnist_search.workspace import image_cache_folder, sqlite_path
 
-    workspace = make_workspace(tracking_uri, workdir)
+    workspace = make_workspace(tracking_uri, workdir, storage=storage)
     garbage = find_garbage(workspace, image_cache_folder(), keep)
     kept = [item for item in garbage if not item.is_removable]
     if not as_json:

@@ -16,6 +16,7 @@ from fmnist_search.cli.app import (
     PrunerOption,
     SamplerOption,
     SetOption,
+    StorageOption,
     ThreadsOption,
     TrackingUriOption,
     WorkdirOption,
@@ -76,6 +77,7 @@ def search(
     ] = False,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
+    storage: StorageOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -121,7 +123,7 @@ def search(
     if dry_run:
         _print_preview(config, as_json)
         return
-    workspace = make_workspace(tracking_uri, workdir, data_dir)
+    workspace = make_workspace(tracking_uri, workdir, data_dir, storage)
     if detach:
         from fmnist_search.cli.running import search_in_background
 

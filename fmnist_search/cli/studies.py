@@ -14,6 +14,7 @@ from fmnist_search.cli.app import (
     PrunerOption,
     SamplerOption,
     SetOption,
+    StorageOption,
     TrackingUriOption,
     WorkdirOption,
     app,
@@ -114,6 +115,7 @@ def list_studies(
     folder: Annotated[Path, typer.Argument(help="Folder of study files.")] = Path("studies"),
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
+    storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the study files of a folder and the stored studies, each with its question."""
@@ -121,7 +123,9 @@ def list_studies(
     from fmnist_search.cli.serialization import listed_study_to_dict
     from fmnist_search.search.study_list import list_studies
 
-    stored = {entry.name: entry for entry in list_studies(make_workspace(tracking_uri, workdir).storage_url)}
+    stored = {
+        entry.name: entry for entry in list_studies(make_workspace(tracking_uri, workdir, storage=storage).storage_url)
+    }
     files = _load_study_files(folder)
     rows = [
         listed_study_to_dict(stored.pop(config.name, None), config.name, config.question, path, config.builds_on)

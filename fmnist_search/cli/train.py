@@ -14,6 +14,7 @@ from fmnist_search.cli.app import (
     EngineOption,
     JsonOption,
     SetOption,
+    StorageOption,
     ThreadsOption,
     TrackingUriOption,
     WorkdirOption,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 PRESET_PREFIX = "preset "
 
-KEPT_BY_RESUME = ("output", "tensorboard", "tracking_uri", "workdir", "data_dir", "as_json")
+KEPT_BY_RESUME = ("output", "tensorboard", "tracking_uri", "workdir", "storage", "data_dir", "as_json")
 """Parameters that the command which continues an interrupted training must be given again."""
 
 
@@ -76,6 +77,7 @@ def train(
     ] = False,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
+    storage: StorageOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -99,7 +101,7 @@ def train(
     from fmnist_search.workflows.settings import RunOptions
 
     overrides = dict(map(parse_assignment, settings or [])) | ({"epochs": epochs} if epochs is not None else {})
-    workspace = make_workspace(tracking_uri, workdir, data_dir)
+    workspace = make_workspace(tracking_uri, workdir, data_dir, storage)
     conditions: dict[str, Any] = {"device": device, "threads": threads, "engine": engine, "precision": precision}
     conditions["workers"] = None if workers is None else parse_workers(workers)
     given: dict[str, Any] = {key: value for key, value in conditions.items() if value is not None}
