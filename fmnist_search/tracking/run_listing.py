@@ -20,7 +20,7 @@ from fmnist_search.tracking.events import MetricPoint
 from fmnist_search.tracking.store import FinishedRun, MlflowStore
 
 PAGE_SIZE = 1_000
-OPEN_STATUSES = ("RUNNING", "SCHEDULED")
+OPEN_STATUSES, ENDED_STATUSES = ("RUNNING", "SCHEDULED"), ("FINISHED", "KILLED", "FAILED")
 RUNS_PER_REQUEST, POINTS_PER_REQUEST = 100, 25_000
 """What a server answers at most in one request for the points of a metric."""
 POINTS_PATH = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
@@ -66,10 +66,14 @@ class ListedRun:
         return dict(self.points)
 
 
-def list_runs(store: MlflowStore, study_run_id: str) -> list[ListedRun]:
-    """Return the run of a study, and the runs below it with those that were deleted."""
+def list_runs(store: MlflowStore, study_run_id: str, *, only_open: bool = False) -> list[ListedRun]:
+    """Return the run of a study, and the runs below it with those that were deleted.
+
+    With `only_open`, those that have ended are left out, which takes no longer for many runs.
+    """
     study_run = store.client.get_run(study_run_id)
-    below = search_children(store, str(study_run.info.experiment_id), study_run_id, view=ViewType.ALL)
+    condition = " AND ".join(f"attributes.status != '{status}'" for status in ENDED_STATUSES) if only_open else ""
+    below = search_children(store, str(study_run.info.experiment_id), study_run_id, condition, ViewType.ALL)
     runs = list(map(_listed_run, [study_run, *below]))
     points: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
     measured = [run.run_id for run in runs if metric_names.VAL_ACCURACY in run.metrics]

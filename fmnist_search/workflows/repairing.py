@@ -44,13 +44,11 @@ from fmnist_search.workspace import Workspace
 
 REPAIRED_BY_SEARCHES = (
     Disagreement.RUN_OPEN,
-    Disagreement.RUN_STATUS,
     Disagreement.RUN_WITHOUT_TRIAL,
     Disagreement.POINTS_MISSING,
-    Disagreement.POINTS_DIFFER,
     Disagreement.CHECKPOINT_LEFT,
 )
-"""What a search mends at its start. A run that is missing may be one that the user has deleted."""
+"""What a search mends at its start: what a process that is killed can leave."""
 
 
 @dataclass
@@ -101,14 +99,16 @@ def make_stores_agree(
     outbox: Outbox,
     on_message: Callable[[str], None],
 ) -> None:
-    """Mend what an earlier process left different, for the process that searches the study, beside its trials.
+    """Mend what killed processes have left, for the process that searches the study, beside its trials.
 
-    It takes as long as MLflow needs to list the runs; an error of MLflow is reported and leaves everything as it is.
+    Of the runs, only those that are open are looked at, so that it is as fast for a study of many trials. If MLflow is
+    out of reach, it says so and leaves everything as it is.
     """
     stores = _Stores(workspace, study_store, mlflow_store, outbox, process_identity())
     try:
         with store_errors(workspace.tracking_uri):
-            repairs = stores.repair(finding for finding in stores.compare() if finding.kind in REPAIRED_BY_SEARCHES)
+            findings = stores.compare_open_runs()
+            repairs = stores.repair(finding for finding in findings if finding.kind in REPAIRED_BY_SEARCHES)
     except UserError as error:
         on_message(f"{study_store.config.name}: its runs were not compared with its trials ({error})")
         return
@@ -188,7 +188,12 @@ class _Stores:
             findings.append(_pending_finding(events, "`fmnist-search sync` sends them, or says why it cannot"))
         return findings
 
-    def _list(self, store: MlflowStore | None) -> StudyListing:
+    def compare_open_runs(self) -> list[Finding]:
+        """Return what differs between the trials and those runs that have not ended."""
+        self._listing = self._list(self._mlflow_store, only_open=True)
+        return compare(self._listing)
+
+    def _list(self, store: MlflowStore | None, *, only_open: bool = False) -> StudyListing:
         """List trials before events and runs: what a trial has sent by then is found in one of the two."""
         listed_ms = time.time() * 1000
         open_trials = [trial.number for trial in self._study_store.running_trials(0.0)]
@@ -198,7 +203,7 @@ class _Stores:
         return StudyListing(
             trials=trials,
             open_trials=open_trials,
-            runs=list_runs(store, self._study_store.run_id or "") if store else (),
+            runs=list_runs(store, self._study_store.run_id or "", only_open=only_open) if store else (),
             needed_weights=[trial.number for trial in needed],
             stored_weights=[
                 trial.number for trial in needed if self._workspace.weights_path(self._name, trial.number).is_file()
