@@ -77,3 +77,24 @@ class Champion:
     alias: str
     verdict: str = ""
     members: int = 1
+
+
+@dataclass(frozen=True)
+class SelectedRecipe:
+    """What a promotion has selected. A study stores it before the model is registered.
+
+    `key` begins with the key of the selection; the version has it as a tag. `members` is that of `Champion`.
+    """
+
+    key: str
+    confirmed_score: ConfirmedScore
+    recipe: Recipe
+    members: int
+
+    def is_of(self, selection_key: str) -> bool:
+        """Return whether it comes from the selection with this key."""
+        return self.key.partition("@")[0] == selection_key
+
+    def registered(self, *, test: Accuracy, model: str, version: str, alias: str, verdict: str) -> Champion:
+        """Return the champion, once its version is registered and decided."""
+        return Champion(self.confirmed_score, self.recipe, test, model, version, alias, verdict, self.members)

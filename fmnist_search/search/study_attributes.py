@@ -9,11 +9,20 @@ from datetime import datetime
 import optuna
 
 from fmnist_search.config.study_config import StudyConfig
-from fmnist_search.results.champion import Champion
-from fmnist_search.search.trial_attributes import REBUILT_RUNS_ATTRIBUTE, champion_from_dict, champion_to_dict
+from fmnist_search.results.champion import Champion, SelectedRecipe
+from fmnist_search.search.trial_attributes import (
+    REBUILT_RUNS_ATTRIBUTE,
+    champion_from_dict,
+    champion_to_dict,
+    selected_from_dict,
+    selected_to_dict,
+)
 
 CONFIG_ATTRIBUTE = "config"
 """Attribute of a study: its resolved study file."""
+
+PROMOTION_ATTRIBUTE = "promotion"
+"""Attribute of a study: what its last promotion has selected."""
 
 
 class StudyAttributes:
@@ -58,8 +67,22 @@ class StudyAttributes:
         self._study.set_user_attr("champion", {**self._study.user_attrs["champion"], "deleted": True})
 
     def save_champion(self, selection_key: str, champion: Champion) -> None:
-        """Store a champion, so that the same finalists are not trained again."""
-        self._study.set_user_attr("champion", {"fingerprint": selection_key, **champion_to_dict(champion)})
+        """Store a champion, so that the same finalists are not trained again; the open promotion has ended then."""
+        promotion = self._study.user_attrs.get(PROMOTION_ATTRIBUTE, {}).get("key")
+        stored = {"fingerprint": selection_key, "promotion": promotion, **champion_to_dict(champion)}
+        self._study.set_user_attr("champion", stored)
+
+    @property
+    def open_promotion(self) -> SelectedRecipe | None:
+        """What a promotion has selected whose champion is not stored yet; None if there is none."""
+        stored, champion = self._study.user_attrs.get(PROMOTION_ATTRIBUTE), self._study.user_attrs.get("champion", {})
+        if not stored or stored["key"] == champion.get("promotion"):
+            return None
+        return selected_from_dict(stored)
+
+    def save_promotion(self, selected: SelectedRecipe) -> None:
+        """Store what a promotion has selected, before its model is registered."""
+        self._study.set_user_attr(PROMOTION_ATTRIBUTE, selected_to_dict(selected))
 
     def remember_rebuilt_runs(self, run_ids: Mapping[str, str]) -> None:
         """Store the ids of runs that replace those that trials name."""

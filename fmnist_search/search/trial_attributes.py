@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.results.champion import Champion, ConfirmedScore
+from fmnist_search.results.champion import Champion, ConfirmedScore, SelectedRecipe
 from fmnist_search.results.study import RunningTrial, TrialRecord
 from fmnist_search.results.training import Accuracy, Overhead, TrialResult, TrialState
 
@@ -148,15 +148,35 @@ def _to_unix_seconds(local: datetime | None) -> float | None:
     return local.timestamp() if local else None
 
 
+def selected_to_dict(selected: SelectedRecipe) -> dict[str, Any]:
+    """Return what a promotion has selected as values that JSON can hold."""
+    return {
+        "key": selected.key,
+        "confirmed": _score_to_dict(selected.confirmed_score),
+        "recipe": selected.recipe.to_flat_dict(),
+        "members": selected.members,
+    }
+
+
+def selected_from_dict(stored: Mapping[str, Any]) -> SelectedRecipe:
+    """Return what `selected_to_dict` stored."""
+    recipe = Recipe().replace(stored["recipe"])
+    return SelectedRecipe(stored["key"], _score_from_dict(stored["confirmed"]), recipe, stored["members"])
+
+
+def _score_to_dict(score: ConfirmedScore) -> dict[str, Any]:
+    return {"trial": score.trial, "recipe": score.recipe.to_flat_dict(), "accuracies": list(score.accuracies)}
+
+
+def _score_from_dict(stored: Mapping[str, Any]) -> ConfirmedScore:
+    return ConfirmedScore(stored["trial"], Recipe().replace(stored["recipe"]), tuple(stored["accuracies"]))
+
+
 def champion_to_dict(champion: Champion) -> dict[str, Any]:
     """Return a champion as values that JSON can hold."""
-    confirmed, test = champion.confirmed_score, champion.test
+    test = champion.test
     return {
-        "confirmed": {
-            "trial": confirmed.trial,
-            "recipe": confirmed.recipe.to_flat_dict(),
-            "accuracies": list(confirmed.accuracies),
-        },
+        "confirmed": _score_to_dict(champion.confirmed_score),
         "recipe": champion.recipe.to_flat_dict(),
         "test": {"hits": test.correct, "images": test.images, "low": test.low, "high": test.high},
         "model": champion.model,
@@ -169,11 +189,9 @@ def champion_to_dict(champion: Champion) -> dict[str, Any]:
 
 def champion_from_dict(stored: Mapping[str, Any]) -> Champion:
     """Return the champion that `champion_to_dict` stored; earlier versions stored neither verdict nor members."""
-    confirmed, test = stored["confirmed"], stored["test"]
+    test = stored["test"]
     return Champion(
-        confirmed_score=ConfirmedScore(
-            confirmed["trial"], Recipe().replace(confirmed["recipe"]), tuple(confirmed["accuracies"])
-        ),
+        confirmed_score=_score_from_dict(stored["confirmed"]),
         recipe=Recipe().replace(stored["recipe"]),
         test=Accuracy(test["hits"], test["images"], test["low"], test["high"]),
         model=stored["model"],

@@ -27,7 +27,9 @@ from fmnist_search.registry.register import (
     probe_registration,
     register_version,
 )
+from fmnist_search.registry.study_versions import study_versions
 from fmnist_search.registry.verification import digests_to_tag
+from fmnist_search.registry.versions import read_test_result
 from fmnist_search.reporting.model_card import ModelCard, Selection
 from fmnist_search.results.statistics import wilson
 from fmnist_search.results.training import Accuracy
@@ -117,6 +119,22 @@ def register(
     version = register_version(client, name, model.uri, run_id, version_tags, card)
     decision = decide_alias(client, name, version)
     return RegisteredVersion(name, version, decision.alias, decision.reason, tested.accuracy)
+
+
+def finish_registration(mlflow_store: MlflowStore, study: str, name: str, promotion: str) -> RegisteredVersion | None:
+    """Return the version that the promotion with this key has registered under the name, decided; None without one.
+
+    Its promotion may have ended at any time after it was created.
+    """
+    client = mlflow_store.client
+    registered = [v for v in study_versions(client, study) if (v.model, v.promotion) == (name, promotion)]
+    if not registered:
+        return None
+    version = client.get_model_version(name, str(registered[0].number))
+    tested = read_test_result(version)
+    assert tested, "a version is created with its test result"
+    decision = decide_alias(client, name, str(version.version))
+    return RegisteredVersion(name, str(version.version), decision.alias, decision.reason, tested[0])
 
 
 @dataclass(frozen=True)

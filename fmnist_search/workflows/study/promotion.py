@@ -18,25 +18,31 @@ from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.registry import tags as version_tags
 from fmnist_search.registry.champion_rule import ValidationScore
 from fmnist_search.reporting.model_card import selection_from_study
-from fmnist_search.results.champion import Champion
+from fmnist_search.results.champion import Champion, SelectedRecipe
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import TrialResult, TrialState
+from fmnist_search.search.study_store import StudyStore
 from fmnist_search.tracking import tag_names
-from fmnist_search.tracking.run_logger import RunLogger
+from fmnist_search.tracking.run_logger import RunLogger, now_ms
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.training_artifacts import log_training_plots
 from fmnist_search.tracking.training_run_logger import TrainingRunLogger
 from fmnist_search.workflows.jobs import JobContext, RetryingJob, TrackedJob, not_started, run_jobs
-from fmnist_search.workflows.registration import Candidate, prepare_name, register
-from fmnist_search.workflows.study.finalists import SelectedModel, select_model
+from fmnist_search.workflows.registration import (
+    Candidate,
+    RegisteredVersion,
+    finish_registration,
+    prepare_name,
+    register,
+)
+from fmnist_search.workflows.study.finalists import SelectedModel, select_model, selection_key
 
 
 @dataclass
 class Promotion:
     """The promotion of the best recipes of a study in a session."""
 
-    study: str
-    seed: int
+    study_store: StudyStore
     settings: Finalists
     source: DataSource
     mlflow_store: MlflowStore
@@ -48,32 +54,60 @@ class Promotion:
     _images_by_data: dict[Data, Images] = field(init=False, default_factory=dict)
 
     def run(self, leaders: Sequence[TrialRecord]) -> Champion | None:
-        """Select a model among the leaders and register it; return None, with nothing registered, if interrupted.
+        """Select a model among the leaders, register it and store the champion of the study.
+
+        A version that a promotion of the same leaders has registered before it was killed is used. Return None, with
+        nothing registered, if interrupted.
 
         Raises:
             UserError: if the model's name is taken, or too few trainings of the finalists complete.
         """
         store, name = self.mlflow_store, self.settings.model_name
         prepare_name(store, name, store.find_experiment_id(self.study_run.run_key) or store.experiment_id)
-        self._images_by_data[leaders[0].recipe.data] = self.images
-        selected = select_model(leaders, self.settings, self.seed, self._train, self.images)
-        if selected is None or self.context.interruption.is_requested:
-            return None
-        run = next(job.run for job in self._jobs if job.recipe == selected.recipe)
-        retry_command = f"fmnist-search promote {shlex.quote(self.study)}"
-        version = register(store, name, self._candidate(selected), run, self.context, self.source, retry_command)
-        return Champion(
-            confirmed_score=selected.confirmed,
-            recipe=selected.recipe,
-            test=version.test,
-            model=version.model,
-            version=version.version,
-            alias=version.alias,
-            verdict=version.verdict,
-            members=len(selected.recipes),
-        )
+        key = selection_key(leaders, self.settings)
+        champion = self._finish_open(key) or self._select_and_register(leaders, key)
+        if champion:
+            self.study_store.save_champion(key, champion)
+        return champion
 
-    def _candidate(self, selected: SelectedModel) -> Candidate:
+    def _finish_open(self, key: str) -> Champion | None:
+        """Return the champion that a killed promotion of this selection has registered; None if there is none."""
+        selected = self.study_store.open_promotion
+        if selected is None or not selected.is_of(key):
+            return None
+        version = finish_registration(self.mlflow_store, self.study, self.settings.model_name, selected.key)
+        if version is None:
+            return None
+        self.context.callback.on_message(
+            f"{version.model} version {version.version} is that of a promotion which was cut short; it is used"
+        )
+        return _champion(selected, version)
+
+    def _select_and_register(self, leaders: Sequence[TrialRecord], key: str) -> Champion | None:
+        self.context.callback.on_message(
+            f"confirming the best {len(leaders)} of the recipes, {self.settings.seeds} seeds each, "
+            f"{self.settings.epochs} epochs"
+        )
+        self._images_by_data[leaders[0].recipe.data] = self.images
+        seed = self.study_store.config.seed
+        model = select_model(leaders, self.settings, seed, self._train, self.images)
+        if model is None or self.context.interruption.is_requested:
+            return None
+        run = next(job.run for job in self._jobs if job.recipe == model.recipe)
+        selected = SelectedRecipe(f"{key}@{now_ms()}", model.confirmed, model.recipe, len(model.recipes))
+        self.study_store.save_promotion(selected)
+        candidate, retry = self._candidate(model, selected.key), f"fmnist-search promote {shlex.quote(self.study)}"
+        version = register(
+            self.mlflow_store, self.settings.model_name, candidate, run, self.context, self.source, retry
+        )
+        return _champion(selected, version)
+
+    @property
+    def study(self) -> str:
+        """The name of the study."""
+        return self.study_store.config.name
+
+    def _candidate(self, selected: SelectedModel, promotion: str) -> Candidate:
         confirmed, images = selected.confirmed, self.images
         return Candidate(
             classifier=selected.classifier,
@@ -92,6 +126,7 @@ class Promotion:
             tags={
                 version_tags.STUDY: self.study,
                 version_tags.TRIAL: str(confirmed.trial),
+                version_tags.PROMOTION: promotion,
                 version_tags.ENSEMBLE: str(self.settings.ensemble),
             },
         )
@@ -120,6 +155,16 @@ class Promotion:
         if data not in self._images_by_data:
             self._images_by_data[data] = load_images(data, self.source, self.backend.execution.device)
         return self._images_by_data[data]
+
+
+def _champion(selected: SelectedRecipe, version: RegisteredVersion) -> Champion:
+    return selected.registered(
+        test=version.test,
+        model=version.model,
+        version=version.version,
+        alias=version.alias,
+        verdict=version.verdict,
+    )
 
 
 class FinalistJob(RetryingJob):

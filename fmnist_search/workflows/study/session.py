@@ -237,12 +237,8 @@ class Session:
                 f"{shlex.quote(name)}` registers its best again"
             )
             return None
-        self.context.callback.on_message(
-            f"confirming the best {len(leaders)} of the recipes, {settings.seeds} seeds each, {settings.epochs} epochs"
-        )
         champion = self._make_promotion(settings, self.mlflow_store).run(leaders)
         if champion:
-            self.study_store.save_champion(key, champion)
             test, confirmed = champion.test.value, champion.confirmed_score.mean
             self.study_run.log_metrics(
                 {metric_names.TEST_ACCURACY: test, metric_names.CONFIRMED_VAL_ACCURACY: confirmed}
@@ -251,8 +247,7 @@ class Session:
 
     def _make_promotion(self, settings: Finalists, mlflow_store: MlflowStore) -> Promotion:
         return Promotion(
-            study=self.study_store.config.name,
-            seed=self.study_store.config.seed,
+            study_store=self.study_store,
             settings=settings,
             source=self.source,
             mlflow_store=mlflow_store,
