@@ -14,7 +14,11 @@ from mlflow.entities import Run
 from fmnist_search.search.lease import Lease
 from fmnist_search.search.storage import open_storage
 from fmnist_search.search.study_store import StudyStore
+from fmnist_search.tracking.outbox import Outbox
+from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.training.trial_checkpoints import TrialCheckpoints
+from fmnist_search.workflows.lookup import load_study
+from fmnist_search.workflows.repairing import make_stores_agree
 from fmnist_search.workspace import Workspace
 from tests.integration.conftest import FinishedStudy
 
@@ -77,6 +81,19 @@ def test_a_run_that_an_earlier_version_left_open_gets_its_last_epoch_from_optuna
     points = client.get_metric_history(run.info.run_id, "val/accuracy")
     assert [(point.step, point.value) for point in points] == list(enumerate(trial.curve, start=1))
     assert after.data.metrics["best/val_accuracy"] == max(trial.curve)
+
+
+def test_a_search_completes_the_open_run_of_a_trial_that_has_ended(finished: FinishedStudy) -> None:
+    run, workspace = runs_of_kind(finished, "trial")[0], Workspace.resolve(finished.tracking_uri)
+    lose_last_epoch(finished, run.info.run_id)
+    store, study = MlflowStore(finished.tracking_uri, "fmnist-search"), load_study(workspace, "tiny")
+    messages: list[str] = []
+    with closing(Outbox(workspace.outbox_path, workspace.tracking_uri)) as outbox:
+        make_stores_agree(workspace, study, store, outbox, messages.append)
+        assert len(messages) == 2
+        make_stores_agree(workspace, study, store, outbox, messages.append)
+    assert len(messages) == 2
+    assert doctor(finished)["remaining"] == []
 
 
 def test_runs_that_nothing_writes_any_more_are_ended(finished: FinishedStudy) -> None:
