@@ -29,6 +29,7 @@ STATE_STYLES = {
     TrialState.PRUNED: "yellow",
     TrialState.FAILED: "red",
     TrialState.INTERRUPTED: "magenta",
+    TrialState.PAUSED: "cyan",
 }
 
 

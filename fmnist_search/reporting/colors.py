@@ -11,4 +11,5 @@ STATE_COLORS = {
     TrialState.PRUNED: ORANGE,
     TrialState.FAILED: RED,
     TrialState.INTERRUPTED: LIGHT_GREY,
+    TrialState.PAUSED: LIGHT_GREY,
 }

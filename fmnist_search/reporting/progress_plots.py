@@ -39,7 +39,12 @@ def _history(view: StudyView, chart: Chart) -> Figure:
     figure, axes = single_axes_figure(chart)
     values = [t.value for t in chart.trials if t.state is not TrialState.FAILED and t.value is not None]
     low = set_percent_axis(axes, values)
-    for state, alpha in ((TrialState.INTERRUPTED, 0.6), (TrialState.PRUNED, 0.35), (TrialState.COMPLETED, 1.0)):
+    for state, alpha in (
+        (TrialState.INTERRUPTED, 0.6),
+        (TrialState.PAUSED, 0.6),
+        (TrialState.PRUNED, 0.35),
+        (TrialState.COMPLETED, 1.0),
+    ):
         points = [(t.number, t.value) for t in chart.trials if t.state is state and t.value is not None]
         visible = [(number, value) for number, value in points if value >= low]
         below = [number for number, value in points if value < low]
@@ -66,7 +71,13 @@ def _learning_curves(view: StudyView, chart: Chart) -> Figure:
     figure, axes = single_axes_figure(chart)
     norm = value_norm([t.value for t in chart.trials if t.state is TrialState.COMPLETED and t.value is not None])
     set_percent_axis(axes, [value for trial in chart.trials for value in trial.curve])
-    for state in (TrialState.INTERRUPTED, TrialState.FAILED, TrialState.PRUNED, TrialState.COMPLETED):
+    for state in (
+        TrialState.INTERRUPTED,
+        TrialState.PAUSED,
+        TrialState.FAILED,
+        TrialState.PRUNED,
+        TrialState.COMPLETED,
+    ):
         trials = sorted((t for t in chart.trials if t.state is state), key=lambda trial: trial.value or 0.0)
         lines = [list(enumerate(trial.curve, start=1)) for trial in trials]
         if state is TrialState.COMPLETED and trials:

@@ -16,9 +16,9 @@ from fmnist_search.results.training import Overhead, TrialState
 class TrialRecord:
     """One trial of a study. The `value` of a pruned trial is the last one that it reported.
 
-    `curve` holds the validation accuracy after each epoch. A trial with `will_retry` has lost its worker and is
-    repeated as a new trial. `parameters` is the number of parameters of its network, 0 if unknown. `started_at` and
-    `ended_at` are Unix times in seconds; they do not count when records are compared.
+    `curve` holds the validation accuracy after each epoch. A trial with `will_retry` goes on later or, in studies of
+    earlier versions, is repeated as a new trial. `parameters` is the number of parameters of its network, 0 if unknown.
+    `started_at` and `ended_at` are Unix times in seconds; they do not count when records are compared.
     """
 
     number: int
@@ -39,8 +39,8 @@ class TrialRecord:
 
     @property
     def is_final(self) -> bool:
-        """Whether the trial counts towards a budget: one that is interrupted or repeated does not."""
-        return not self.will_retry and self.state is not TrialState.INTERRUPTED
+        """Whether the trial counts towards a budget: one that goes on or is repeated does not."""
+        return not self.will_retry and self.state.is_final
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,11 @@ class TrialState(Enum):
     PAUSED = "paused"
     INTERRUPTED = "interrupted"
 
+    @property
+    def is_final(self) -> bool:
+        """Whether the trial has ended for good."""
+        return self not in (TrialState.PAUSED, TrialState.INTERRUPTED)
+
 
 @dataclass(frozen=True)
 class TrialResult:

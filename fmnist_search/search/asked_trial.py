@@ -1,4 +1,4 @@
-"""A trial between `StudyStore.ask` and `StudyStore.tell`."""
+"""A trial between `StudyStore.ask` and its end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from dataclasses import dataclass, field
 import optuna
 
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.search.trial_attributes import RETRY_ATTRIBUTE, START_ATTRIBUTE, SURVIVOR_OF_ATTRIBUTE
+from fmnist_search.search.trial_attributes import (
+    RETRY_ATTRIBUTE,
+    RUN_KEY_ATTRIBUTE,
+    START_ATTRIBUTE,
+    SURVIVOR_OF_ATTRIBUTE,
+    WORKER_LOST_ATTRIBUTE,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,20 +22,27 @@ class AskedTrial:
     """A trial that a study has asked for and that has not ended: its number, its recipe, and Optuna's trial.
 
     `origin` says why it is not an ordinary draw of the sampler, if it is not: `start` names the source of a recipe
-    that the study file starts with; `retry_of` and `survivor_of` name the trial that it repeats.
+    that the study file starts with; `survivor_of` names the trial that it repeats. `curve` holds the validation
+    accuracy of each epoch that it reported before it was interrupted or paused, by epoch. `run_key` is the key of the
+    run that it has begun; `has_lost_worker` says whether a worker was lost with it before.
     """
 
     number: int
     recipe: Recipe
     origin: Mapping[str, str]
     optuna_trial: optuna.Trial = field(repr=False)
+    curve: Mapping[int, float] = field(default_factory=dict)
+    run_key: str | None = None
+    has_lost_worker: bool = False
 
     @classmethod
-    def create(cls, trial: optuna.Trial, recipe: Recipe) -> AskedTrial:
-        """Return Optuna's trial with its recipe, and with the origin that its attributes hold."""
+    def create(cls, trial: optuna.Trial, recipe: Recipe, curve: Mapping[int, float]) -> AskedTrial:
+        """Return Optuna's trial with its recipe, and with what its attributes hold."""
         attributes = trial.user_attrs
         reasons = (RETRY_ATTRIBUTE, START_ATTRIBUTE, SURVIVOR_OF_ATTRIBUTE)
-        return cls(trial.number, recipe, {name: str(attributes[name]) for name in reasons if name in attributes}, trial)
+        origin = {name: str(attributes[name]) for name in reasons if name in attributes}
+        run_key, has_lost_worker = attributes.get(RUN_KEY_ATTRIBUTE), bool(attributes.get(WORKER_LOST_ATTRIBUTE))
+        return cls(trial.number, recipe, origin, trial, curve, run_key, has_lost_worker)
 
     @property
     def is_survivor(self) -> bool:

@@ -29,12 +29,11 @@ from fmnist_search.search.storage import NO_STUDY_YET, NoStorageError, open_stor
 from fmnist_search.search.study_attributes import CONFIG_ATTRIBUTE, StudyAttributes, archive, stored_config
 from fmnist_search.search.suggest import base_recipe, sample_with_fixed, start_params, suggest_recipe, trial_seed
 from fmnist_search.search.trial_attributes import (
-    COPIED_ON_RETRY,
     DUPLICATE_ATTRIBUTE,
     FIXED_VALUES_ATTRIBUTE,
     OUTCOME_ATTRIBUTE,
     RECIPE_ATTRIBUTE,
-    RETRY_ATTRIBUTE,
+    RUN_KEY_ATTRIBUTE,
     SEED_ATTRIBUTE,
     START_ATTRIBUTE,
     WORKER_LOST_ATTRIBUTE,
@@ -44,6 +43,7 @@ from fmnist_search.search.trial_attributes import (
     trial_record,
     trial_records,
 )
+from fmnist_search.search.unfinished_trials import FindOutcome, UnfinishedTrials
 from fmnist_search.workspace import sqlite_path
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -69,6 +69,7 @@ class StudyStore(StudyAttributes):
         self.config = config
         self.archived_as: str | None = None
         self.widened_ranges: list[str] = []
+        self._unfinished = UnfinishedTrials(study)
         self._survivors = SurvivorQueue(study, config.pruner, config.budget)
         self._has_sampler = False
 
@@ -83,7 +84,11 @@ class StudyStore(StudyAttributes):
                 the storage cannot be opened; if the sampler needs a package that is not installed.
         """
         _check_sampler(config)
-        storage = open_storage(url)
+        return cls.open_in(open_storage(url), config, fresh=fresh)
+
+    @classmethod
+    def open_in(cls, storage: optuna.storages.BaseStorage, config: StudyConfig, *, fresh: bool = False) -> StudyStore:
+        """Return the study as `open` does, in a storage that is open."""
         archived_as = None
         if fresh and config.name in optuna.get_all_study_names(storage):
             archived_as = archive(storage, config.name)
@@ -239,24 +244,34 @@ class StudyStore(StudyAttributes):
         return f"{source} is tried first" + (f", outside the space: {'; '.join(outside)}" if outside else "")
 
     def ask(self) -> AskedTrial:
-        """Return the next trial; one that was interrupted is repeated first, with its seed."""
+        """Return the next trial; those that were interrupted go on first, with their recipes and seeds."""
         study = self._with_sampler()
         self._survivors.enqueue_next()
-        trial = study.ask()
+        return self._start(study.ask())
+
+    def _start(self, trial: optuna.Trial) -> AskedTrial:
         self._survivors.add_running(trial)
         attributes = trial.user_attrs
+        if stored := attributes.get(RECIPE_ATTRIBUTE):
+            curve = self._study.get_trials(deepcopy=False)[trial.number].intermediate_values
+            return AskedTrial.create(trial, Recipe().replace(stored), dict(curve))
         seed = attributes.get(SEED_ATTRIBUTE, trial_seed(self.config.seed, trial.number))
         if FIXED_VALUES_ATTRIBUTE in attributes:
             recipe = sample_with_fixed(self.config.space, self._base, attributes[FIXED_VALUES_ATTRIBUTE], seed)
         else:
             recipe = suggest_recipe(trial, self.config.space, self._base, seed)
         trial.set_user_attr(RECIPE_ATTRIBUTE, recipe.to_flat_dict())
-        return AskedTrial.create(trial, recipe)
+        return AskedTrial.create(trial, recipe, {})
+
+    def save_run_key(self, trial: AskedTrial, run_key: str) -> None:
+        """Store the key of a trial's run, before the run is created."""
+        trial.optuna_trial.set_user_attr(RUN_KEY_ATTRIBUTE, run_key)
 
     def should_prune(self, trial: AskedTrial, report: EpochReport) -> bool:
-        """Report an epoch; return whether the trial is pruned after it."""
+        """Report an epoch, unless it was reported before; return whether the trial is pruned after it."""
         assert report.val_accuracy is not None, "a study validates its trials"
-        trial.optuna_trial.report(report.val_accuracy, report.epoch)
+        if report.epoch not in trial.curve:
+            trial.optuna_trial.report(report.val_accuracy, report.epoch)
         if not trial.optuna_trial.should_prune():
             return False
         trials = self._study.get_trials(deepcopy=False)
@@ -268,46 +283,58 @@ class StudyStore(StudyAttributes):
         result: TrialResult,
         run_id: str,
         overhead: Overhead = Overhead(),  # noqa: B008
-        *,
-        worker_lost: bool = False,
     ) -> TrialRecord:
-        """Store how a trial ended; return its record.
+        """Store how the training of a trial ended; return its record.
 
-        A trial that was interrupted is queued again, before all others. A trial whose worker was lost is as well,
-        once.
+        A trial that was interrupted waits to go on, and is the next that is asked for. One that is paused waits for
+        `resume`.
         """
-        handle = trial.optuna_trial
         self._survivors.remove_running(trial.number)
-        attributes = handle.user_attrs
-        will_retry = result.state is TrialState.INTERRUPTED or (worker_lost and WORKER_LOST_ATTRIBUTE not in attributes)
-        handle.set_user_attr(OUTCOME_ATTRIBUTE, outcome_attribute(result, run_id, overhead, will_retry=will_retry))
-        if result.state is TrialState.COMPLETED and FIXED_VALUES_ATTRIBUTE not in attributes:
-            told = self._with_sampler().tell(handle, result.value)
-        else:
-            # Optuna would conclude from a completed trial without parameters that all trials share no parameter.
-            pruned = result.state is TrialState.PRUNED and FIXED_VALUES_ATTRIBUTE not in attributes
-            told = self._with_sampler().tell(handle, state=OptunaState.PRUNED if pruned else OptunaState.FAIL)
-        if will_retry:
-            kept = {name: value for name, value in attributes.items() if name in COPIED_ON_RETRY}
-            kept |= {WORKER_LOST_ATTRIBUTE: True} if worker_lost else {}
-            kept |= {SEED_ATTRIBUTE: trial.recipe.seed, RETRY_ATTRIBUTE: trial.number}
-            self._study.enqueue_trial(handle.params, user_attrs=kept)
-        return trial_record(told)
+        outcome = outcome_attribute(result, run_id, overhead)
+        if result.state is TrialState.INTERRUPTED:
+            return trial_record(self._unfinished.put_back(trial.number, outcome))
+        if result.state is TrialState.PAUSED:
+            return trial_record(self._unfinished.pause(trial.number, outcome))
+        trial.optuna_trial.set_user_attr(OUTCOME_ATTRIBUTE, outcome)
+        return self._end(trial, result.state, result.value)
+
+    def _end(self, trial: AskedTrial, state: TrialState, value: float | None) -> TrialRecord:
+        self._with_sampler()
+        is_fixed = FIXED_VALUES_ATTRIBUTE in trial.optuna_trial.user_attrs
+        return trial_record(self._unfinished.end(trial.number, state, value, is_fixed=is_fixed))
+
+    def mark_worker_lost(self, trial: AskedTrial) -> None:
+        """Store that a worker was lost with this trial."""
+        trial.optuna_trial.set_user_attr(WORKER_LOST_ATTRIBUTE, True)
+
+    def resume(self, number: int) -> AskedTrial:
+        """Return a paused trial, which goes on.
+
+        Raises:
+            ValueError: if the trial is not paused.
+        """
+        self._with_sampler()
+        return self._start(self._unfinished.resume(number))
+
+    def recover(self, find_outcome: FindOutcome = lambda _: None) -> list[int]:
+        """Set right the trials that a driver has left running when it died; return the numbers of those that go on.
+
+        A trial whose training had ended is told its outcome, which may be stored with its run only: `find_outcome`
+        returns it by the key of the run. Nobody else may drive the study.
+        """
+        self._with_sampler()
+        return self._unfinished.recover(find_outcome)
 
     def tell_duplicate(self, trial: AskedTrial, original: TrialRecord) -> TrialRecord:
         """Store for a trial the result of an earlier equal one, so that the sampler learns of it; return its record."""
         assert original.value is not None, "only a trial with a value answers others"
         handle = trial.optuna_trial
         self._survivors.remove_running(trial.number)
-        outside = FIXED_VALUES_ATTRIBUTE in handle.user_attrs
         handle.set_user_attr(DUPLICATE_ATTRIBUTE, original.number)
         handle.set_user_attr(OUTCOME_ATTRIBUTE, duplicate_outcome_attribute(original))
-        if original.state is TrialState.COMPLETED and not outside:
-            return trial_record(self._with_sampler().tell(handle, original.value))
-        handle.report(original.value, original.epochs)
-        return trial_record(
-            self._with_sampler().tell(handle, state=OptunaState.FAIL if outside else OptunaState.PRUNED)
-        )
+        if original.state is not TrialState.COMPLETED or FIXED_VALUES_ATTRIBUTE in handle.user_attrs:
+            handle.report(original.value, original.epochs)
+        return self._end(trial, original.state, original.value)
 
 
 def _check_sampler(config: StudyConfig) -> None:

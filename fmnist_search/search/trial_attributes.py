@@ -35,10 +35,13 @@ FIXED_VALUES_ATTRIBUTE = "given"
 """The values of a start recipe outside the space, as they were given."""
 
 RETRY_ATTRIBUTE = "retry_of"
-"""The number of the interrupted or lost trial that a trial repeats."""
+"""The number of the interrupted or lost trial that a trial of an earlier version repeats; now such a trial goes on."""
 
 WORKER_LOST_ATTRIBUTE = "lost"
-"""Whether a trial repeats one whose worker was lost."""
+"""Whether a trial has lost a worker before."""
+
+RUN_KEY_ATTRIBUTE = "run_key"
+"""The key of the run of a trial in MLflow."""
 
 SURVIVOR_OF_ATTRIBUTE = "survivor_of"
 """The number of the candidate that a trial trains in full under the one-epoch rule."""
@@ -47,18 +50,14 @@ DUPLICATE_ATTRIBUTE = "duplicate_of"
 """The number of the earlier equal trial whose result a trial reuses."""
 
 PAUSED_ATTRIBUTE = "paused"
-"""Why a trial is paused; None or absent for any other. A paused trial is RUNNING in Optuna, which has no such state."""
+"""True if a trial is paused, otherwise None or absent. A paused trial is RUNNING in Optuna, which has no such state."""
 
 REBUILT_RUNS_ATTRIBUTE = "rebuilt_runs"
 """Attribute of a study: the ids of runs that replace those that its trials name, by these."""
 
-COPIED_ON_RETRY = (START_ATTRIBUTE, FIXED_VALUES_ATTRIBUTE, SURVIVOR_OF_ATTRIBUTE, WORKER_LOST_ATTRIBUTE)
 
-FINISHED_STATES = (OptunaState.COMPLETE, OptunaState.PRUNED, OptunaState.FAIL)
-
-
-def outcome_attribute(result: TrialResult, run_id: str, overhead: Overhead, *, will_retry: bool) -> dict[str, Any]:
-    """Return how a trial ended, as the value of `OUTCOME_ATTRIBUTE`."""
+def outcome_attribute(result: TrialResult, run_id: str, overhead: Overhead = Overhead()) -> dict[str, Any]:  # noqa: B008
+    """Return how the training of a trial ended, as the value of `OUTCOME_ATTRIBUTE`."""
     return {
         "state": result.state.value,
         "reason": result.reason,
@@ -67,7 +66,7 @@ def outcome_attribute(result: TrialResult, run_id: str, overhead: Overhead, *, w
         "parameters": result.parameters,
         "run_id": run_id,
         "overhead": dataclasses.asdict(overhead),
-        "comes_again": will_retry,
+        "comes_again": result.state is TrialState.INTERRUPTED,
     }
 
 
@@ -84,17 +83,24 @@ def duplicate_outcome_attribute(original: TrialRecord) -> dict[str, Any]:
 
 
 def trial_records(study: optuna.Study) -> list[TrialRecord]:
-    """Return a record of each trial that has ended, by number.
+    """Return a record of each trial that has ended, by number; those are among them that wait to go on or are paused.
 
     A trial without a recipe or an outcome is left out: its process was killed before it reported the end.
     """
-    records = [
-        trial_record(trial)
-        for trial in study.get_trials(deepcopy=False, states=FINISHED_STATES)
-        if RECIPE_ATTRIBUTE in trial.user_attrs and OUTCOME_ATTRIBUTE in trial.user_attrs
-    ]
+    records = [trial_record(trial) for trial in study.get_trials(deepcopy=False) if _has_record(trial)]
     rebuilt: Mapping[str, str] = study.user_attrs.get(REBUILT_RUNS_ATTRIBUTE, {})
     return [dataclasses.replace(record, run_id=_present_run_id(record.run_id, rebuilt)) for record in records]
+
+
+def _has_record(trial: FrozenTrial) -> bool:
+    if RECIPE_ATTRIBUTE not in trial.user_attrs or OUTCOME_ATTRIBUTE not in trial.user_attrs:
+        return False
+    return trial.state is not OptunaState.RUNNING or is_paused(trial)
+
+
+def is_paused(trial: FrozenTrial) -> bool:
+    """Return whether a trial is paused."""
+    return bool(trial.user_attrs.get(PAUSED_ATTRIBUTE)) and not trial.datetime_complete
 
 
 def _present_run_id(run_id: str | None, rebuilt: Mapping[str, str]) -> str | None:
@@ -116,7 +122,9 @@ def running_trials(study: optuna.Study, since: float) -> list[RunningTrial]:
             tuple(value for _, value in sorted(trial.intermediate_values.items())),
         )
         for trial in study.get_trials(deepcopy=False, states=(OptunaState.RUNNING,))
-        if RECIPE_ATTRIBUTE in trial.user_attrs and (_to_unix_seconds(trial.datetime_start) or 0.0) >= since
+        if RECIPE_ATTRIBUTE in trial.user_attrs
+        and not is_paused(trial)
+        and (_to_unix_seconds(trial.datetime_start) or 0.0) >= since
     ]
 
 

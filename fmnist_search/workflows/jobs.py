@@ -49,7 +49,7 @@ class JobContext:
 class TrackedJob:
     """A training with a run in MLflow. The worker never waits for MLflow.
 
-    The stopper decides after each epoch; an interruption overrules it.
+    The stopper decides after each epoch; an interruption stops a training that would continue.
     """
 
     worker = 0
@@ -79,7 +79,7 @@ class TrackedJob:
         """Log an epoch, and return whether the training continues."""
         self._reports.append(report)
         decision = self.decide(report)
-        if self._context.interruption.is_requested:
+        if decision is Decision.CONTINUE and self._context.interruption.is_requested:
             decision = Decision.INTERRUPT
         self.run.log_epoch(report, is_last=decision is not Decision.CONTINUE or report.epoch == self.recipe.epochs)
         self._context.callback.on_epoch_end(self.name, report)
@@ -91,6 +91,12 @@ class TrackedJob:
     def decide(self, report: EpochReport) -> Decision:
         """Return the stopper's decision."""
         return self._stopper(report)
+
+    def replay_epochs(self, reports: Sequence[EpochReport]) -> None:
+        """Log the epochs that were trained before the training was resumed, unless the run has them."""
+        for report in reports:
+            self._reports.append(report)
+            self.run.log_epoch(report, is_last=False)
 
     def on_result(self, result: TrialResult, seconds: float) -> None:
         """Handle the result, `seconds` after the worker was given the job."""
@@ -105,12 +111,23 @@ class TrackedJob:
         seconds = sum(report.seconds for report in self._reports)
         return TrialResult(state, tuple(self._reports), seconds, reason=reason)
 
-    def close(self, result: TrialResult, overhead: Overhead = Overhead()) -> None:  # noqa: B008
-        """Log the result and end the run."""
+    def close(
+        self,
+        result: TrialResult,
+        overhead: Overhead = Overhead(),  # noqa: B008
+        outcome: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Log the result and end the run; `outcome` is stored with its last events."""
         self.result = result
         with self.run.transaction():
             self._log_artifacts(result)
-            self.run.finish(result, overhead, {tag_names.WORKER: str(self.worker)})
+            self.run.finish(result, overhead, {tag_names.WORKER: str(self.worker)}, outcome)
+        self._context.callback.on_training_end(self.name)
+
+    def suspend(self, result: TrialResult) -> None:
+        """End a training that goes on later in the same run."""
+        self.result = result
+        self.run.suspend(result.state, result.reason or "")
         self._context.callback.on_training_end(self.name)
 
     def _log_artifacts(self, result: TrialResult) -> None:

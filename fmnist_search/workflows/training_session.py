@@ -23,7 +23,7 @@ from fmnist_search.files import atomic_write, content_digest, private_files
 from fmnist_search.recipe.execution import Execution, ExecutionSettings
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.tables import epochs_csv
-from fmnist_search.results.training import EpochReport, Stopper, TrialResult, TrialState
+from fmnist_search.results.training import Stopper, TrialResult, TrialState
 from fmnist_search.tracking import tag_names
 from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.provenance import environment
@@ -47,16 +47,6 @@ from fmnist_search.workflows.settings import RunOptions
 from fmnist_search.workspace import Workspace, check_name
 
 BEST_FILE, LAST_FILE, EPOCHS_FILE = "weights.pt", "last_weights.pt", "epochs.csv"
-
-
-class SingleJob(TrackedJob):
-    """A training in this process."""
-
-    def replay_epochs(self, reports: Sequence[EpochReport]) -> None:
-        """Log the epochs that were trained before the training was resumed."""
-        for report in reports:
-            self._reports.append(report)
-            self.run.log_epoch(report, is_last=False)
 
 
 class SeedJob(RetryingJob):
@@ -86,17 +76,17 @@ class TrainingSession:
 
     def make_job(
         self, name: str, recipe: Recipe, images: Images, tags: Mapping[str, str], stopper: Stopper
-    ) -> SingleJob:
+    ) -> TrackedJob:
         """Open the run of a single training and return its job."""
         tags = {tag_names.KIND: tag_names.TRAINING_RUN, tag_names.DEVICE: self.execution.device, **tags}
         run = self.mlflow_store.start_training_run(self.context.sender, name, recipe, tags)
         run.log_dataset(images, vars(recipe.data))
         self._log_environment(run)
-        return SingleJob(name, recipe, images, run, self.context, stopper)
+        return TrackedJob(name, recipe, images, run, self.context, stopper)
 
     def run_single(
         self,
-        job: SingleJob,
+        job: TrackedJob,
         run_options: RunOptions,
         progress_callback: ProgressCallback | None,
         resume_from: Mapping[str, Any] | None = None,
@@ -203,7 +193,7 @@ def resolve_settings(settings: ExecutionSettings, threads: int = 0) -> Execution
 
 
 def _run_inline(
-    job: SingleJob,
+    job: TrackedJob,
     execution: Execution,
     training_callback: TrainingCallback,
     progress_callback: ProgressCallback | None,

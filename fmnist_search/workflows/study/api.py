@@ -40,7 +40,7 @@ def run_study(
     workspace.check_writable()
     with start_workers(config, callback, backend_factory) as backend:
         # The workers import their libraries while this process imports torch, MLflow and Optuna here.
-        from fmnist_search.workflows.study.session import SessionOptions, open_session
+        from fmnist_search.workflows.study.opening import SessionOptions, open_session
 
         model_name = config.finalists.model_name if config.finalists.recipes else None
         options = SessionOptions(fresh=fresh, warm_starts=True, model_name=model_name, tracking=tracking)
@@ -73,7 +73,7 @@ def promote(
     finalists = (settings or config.finalists).for_dataset(config.data.dataset)
     workspace.check_writable()
     with start_workers(config, callback) as backend:
-        from fmnist_search.workflows.study.session import SessionOptions, open_session
+        from fmnist_search.workflows.study.opening import SessionOptions, open_session
 
         options = SessionOptions(model_name=finalists.model_name, tracking=tracking)
         with open_session(workspace, config, backend, callback, options) as session:

@@ -9,6 +9,7 @@ from fmnist_search.execution.backend import Backend
 from fmnist_search.results.study import StopReason, TrialRecord
 from fmnist_search.results.training import TrialState
 from fmnist_search.search.asked_trial import AskedTrial
+from fmnist_search.search.lease import LeaseLost
 from fmnist_search.workflows.jobs import not_started
 from fmnist_search.workflows.study.run_logging import StudyRunLogger
 from fmnist_search.workflows.study.stopping import reached_limit
@@ -57,7 +58,7 @@ class SearchLoop:
         self._study_store = search.study_store
         self._context = search.job_context
         self._study_logger = study_logger
-        self._records = search.study_store.trial_records()
+        self._records_by_number = {record.number: record for record in search.study_store.trial_records()}
         self._records_by_key = {
             record.recipe.seed_independent_key(): record for record in self._records if _answers_duplicates(record)
         }
@@ -79,6 +80,9 @@ class SearchLoop:
         except KeyboardInterrupt:
             self._context.interruption.request()
             self._abort(backend, "interrupted in the middle of an epoch")
+        except LeaseLost:
+            backend.stop()  # another process drives the study now: nothing is stored any more
+            raise
         except BaseException:
             self._abort(backend, "the study stopped on an error")
             raise
@@ -86,6 +90,15 @@ class SearchLoop:
         reason = self._stop_reason() or StopReason.INTERRUPTED
         self._save_seconds()
         return reason
+
+    @property
+    def _records(self) -> list[TrialRecord]:
+        """The trials that have ended, in the order of their ends, and those that are paused or wait to go on."""
+        return list(self._records_by_number.values())
+
+    def _add_record(self, record: TrialRecord) -> None:
+        self._records_by_number.pop(record.number, None)
+        self._records_by_number[record.number] = record
 
     @property
     def tracking_seconds(self) -> float:
@@ -108,7 +121,7 @@ class SearchLoop:
             if key in self._running:
                 self._pending.add(asked)
             elif answer:
-                self._records.append(self._study_store.tell_duplicate(asked, answer))
+                self._add_record(self._study_store.tell_duplicate(asked, answer))
 
     def _next_asked(self) -> AskedTrial | None:
         """Return a duplicate whose equal trial has ended, or ask for a new trial unless the search stops or waits."""
@@ -125,17 +138,16 @@ class SearchLoop:
         except BaseException:  # its run cannot be recorded: the trial is queued again
             self._pending.add(asked)
             raise
+        self._records_by_number.pop(asked.number, None)  # a trial that goes on has not ended any more
         self._running[job.key] = job
         self._run_keys.append(job.run.run_key)
         return job
 
     def _on_job_ended(self, job: TrialJob, record: TrialRecord) -> None:
         del self._running[job.key]
-        self._records.append(record)
+        self._add_record(record)
         if _answers_duplicates(record):
             self._records_by_key[job.key] = record
-        if record.state is TrialState.INTERRUPTED:  # the stopper interrupts the study, not one trial
-            self._context.interruption.request()
         self._save_seconds()
         self._context.callback.on_trial_end(record)
         self._study_logger.log_progress(self._records)
@@ -143,7 +155,8 @@ class SearchLoop:
     def _stop_reason(self) -> StopReason | None:
         if self._context.interruption.is_requested:
             return StopReason.INTERRUPTED
-        asked = len(self._running) + len(self._pending)
+        paused = sum(record.state is TrialState.PAUSED for record in self._records)
+        asked = len(self._running) + len(self._pending) + paused
         reason = reached_limit(self._study_store.config.budget, self._records, self._searched_seconds(), asked)
         if reason is None and (
             self._consecutive_duplicates >= MAX_CONSECUTIVE_DUPLICATES or self._study_store.is_exhausted
@@ -152,16 +165,16 @@ class SearchLoop:
         return reason
 
     def _abort(self, backend: Backend, reason: str) -> None:
-        """Stop the workers at once and queue all running trials and pending duplicates again."""
+        """Stop the workers at once, and let all running trials and pending duplicates wait to go on."""
         backend.stop()
         for key in list(self._running):
-            self._records.append(self._running.pop(key).interrupt(reason))
+            self._add_record(self._running.pop(key).interrupt(reason))
         self._return_pending(reason)
 
     def _return_pending(self, reason: str) -> None:
-        """Queue the duplicates again whose equal trials gave no result."""
+        """Let the duplicates wait whose equal trials gave no result."""
         for asked in self._pending.pop_all():
-            self._records.append(self._study_store.tell(asked, not_started(reason), ""))
+            self._add_record(self._study_store.tell(asked, not_started(reason), ""))
 
     def _searched_seconds(self) -> float:
         return self._previous_seconds + time.monotonic() - self._started_at

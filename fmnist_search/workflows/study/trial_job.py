@@ -11,13 +11,22 @@ from dataclasses import dataclass
 from fmnist_search.data.images import Images
 from fmnist_search.processes import process_identity
 from fmnist_search.results.study import TrialRecord
-from fmnist_search.results.training import Decision, EpochReport, Overhead, Stopper, TrialResult, TrialState
+from fmnist_search.results.training import (
+    Decision,
+    EpochReport,
+    Overhead,
+    Stopper,
+    TrialResult,
+    TrialState,
+)
 from fmnist_search.search.asked_trial import AskedTrial
 from fmnist_search.search.study_store import StudyStore
+from fmnist_search.search.trial_attributes import outcome_attribute
 from fmnist_search.tracking import tag_names
 from fmnist_search.tracking.run_logger import RunLogger
-from fmnist_search.tracking.training_run_logger import TrainingRunLogger
+from fmnist_search.tracking.training_run_logger import TrainingRunLogger, new_run_key
 from fmnist_search.training.checkpoint import save_state
+from fmnist_search.training.trial_checkpoints import TrialCheckpoints
 from fmnist_search.workflows.jobs import JobContext, TrackedJob, trial_overhead
 from fmnist_search.workspace import Workspace
 
@@ -28,6 +37,7 @@ class SearchContext:
 
     study_store: StudyStore
     workspace: Workspace
+    checkpoints: TrialCheckpoints
     images: Images
     study_run: RunLogger
     job_context: JobContext
@@ -36,9 +46,10 @@ class SearchContext:
 
 
 class TrialJob(TrackedJob):
-    """A trial: its run in MLflow, the decisions after each epoch, and its end in Optuna's storage.
+    """A trial: its run in MLflow, the decisions after each epoch, its checkpoints, and its end in Optuna's storage.
 
-    `on_end` is called once the trial has been told, unless it was ended by `interrupt`.
+    A trial that was interrupted or paused goes on from its last checkpoint, in its run. `on_end` is called once the
+    trial has been told, unless it was ended by `interrupt`.
     """
 
     def __init__(
@@ -49,17 +60,32 @@ class TrialJob(TrackedJob):
         on_end: Callable[[TrialJob, TrialRecord], None],
     ):
         name = f"{asked.number:03d} {asked.recipe.label}"
-        run = _start_run(search, asked, name)
+        run = _open_run(search, asked, name)
         super().__init__(name, asked.recipe, search.images, run, search.job_context, search.stopper)
         self.asked = asked
         self.key = asked.recipe.seed_independent_key()
+        self.checkpoint_seconds = search.study_store.config.execution.checkpoint_seconds
         self._study_store = search.study_store
         self._workspace = search.workspace
+        self._checkpoints = search.checkpoints
         self._on_end = on_end
         self._record: TrialRecord | None = None
         self._sampling_seconds = sampling_seconds
         self._started_at = time.monotonic()
         self._timed_out = False
+        if asked.curve:
+            self._load_checkpoint()
+
+    def _load_checkpoint(self) -> None:
+        """Let the training go on from the trial's last checkpoint, if it has one that can be used."""
+        assert self._study_store.runtime is not None
+        execution = self._study_store.runtime.execution
+        self.checkpoint = self._checkpoints.load(
+            self.asked.number, self.recipe, execution, self.images, self._report_problem
+        )
+        if self.checkpoint:
+            self._started_at -= self.checkpoint["seconds"]
+            self.replay_epochs([EpochReport(**report) for report in self.checkpoint["epochs"]])
 
     def decide(self, report: EpochReport) -> Decision:
         """Return the decision of the pruner, then of the trial's time limit, then of the stopper."""
@@ -72,48 +98,70 @@ class TrialJob(TrackedJob):
         self._timed_out = time.monotonic() - self._started_at >= limit * 60
         return Decision.PRUNE if self._timed_out else super().decide(report)
 
+    def on_checkpoint(self, content: bytes) -> None:
+        """Write the checkpoint; if that fails, the training goes on without."""
+        try:
+            self._checkpoints.save(self.asked.number, content)
+        except OSError as error:
+            self._report_problem(f"no checkpoint was written ({error.strerror})")
+
     def on_result(self, result: TrialResult, seconds: float) -> None:
-        """Tell Optuna the result, end the run, and save the weights of a completed trial."""
+        """Store the result, and save the weights of a completed trial."""
         if self._timed_out and result.state is TrialState.PRUNED:
             limit = self._study_store.config.budget.trial_minutes
             reason = f"its {limit:g} minutes were spent after epoch {len(result.epochs)}"
             result = dataclasses.replace(result, reason=reason)
-        overhead = trial_overhead(result, seconds, self._sampling_seconds)
-        record = self._tell(result, overhead)
-        self.close(result, overhead)
-        if result.state is TrialState.COMPLETED and result.weights:
-            path = self._workspace.weights_path(self._study_store.config.name, record.number)
-            save_state(path, result.weights)
-        self._on_end(self, record)
+        if result.state is TrialState.INTERRUPTED:  # the stopper interrupts the study, not one trial
+            self._context.interruption.request()
+        self._end(result, trial_overhead(result, seconds, self._sampling_seconds))
 
     def on_worker_lost(self, reason: str) -> None:
-        """Tell Optuna that the trial has failed; the first time, its recipe is queued again."""
-        result = self.partial_result(TrialState.FAILED, reason)
-        record = self._tell(result, worker_lost=True)
-        self.close(result)
-        if record.will_retry:
-            self._context.callback.on_message(f"{self.name}: {reason}; it is tried again")
-        self._on_end(self, record)
+        """Let the trial wait to go on; the second time, it has failed."""
+        if self.asked.has_lost_worker:
+            self._end(self.partial_result(TrialState.FAILED, f"{reason}, for the second time"))
+            return
+        self._study_store.mark_worker_lost(self.asked)
+        self._context.callback.on_message(f"{self.name}: {reason}; it goes on from its last checkpoint")
+        self._end(self.partial_result(TrialState.INTERRUPTED, reason))
 
     def interrupt(self, reason: str) -> TrialRecord:
-        """Return the record of a trial that is not trained to its end; it is queued again.
+        """Let a trial wait to go on that is not trained to its end, and return its record.
 
         A trial that was told before keeps its record.
         """
-        if self._record:
-            return self._record
-        result = self.partial_result(TrialState.INTERRUPTED, reason)
-        record = self._tell(result)
-        self.close(result)
-        return record
-
-    def _tell(self, result: TrialResult, overhead: Overhead = Overhead(), *, worker_lost: bool = False) -> TrialRecord:  # noqa: B008
-        run = self.run.ref.stored
-        self._record = self._study_store.tell(self.asked, result, run, overhead, worker_lost=worker_lost)
+        if self._record is None:
+            self._record = self._store(self.partial_result(TrialState.INTERRUPTED, reason))
         return self._record
 
+    def _end(self, result: TrialResult, overhead: Overhead = Overhead()) -> None:  # noqa: B008
+        self._record = self._store(result, overhead)
+        self._on_end(self, self._record)
 
-def _start_run(search: SearchContext, asked: AskedTrial, name: str) -> TrainingRunLogger:
+    def _store(self, result: TrialResult, overhead: Overhead = Overhead()) -> TrialRecord:  # noqa: B008
+        """Store how the training ended, and return the trial's record.
+
+        Optuna is told last: if this process dies before, the next search finds the weights and the events of the run,
+        with the outcome, and tells Optuna.
+        """
+        run_id = self.run.ref.stored
+        if not result.state.is_final:
+            self.suspend(result)
+            return self._study_store.tell(self.asked, result, run_id, overhead)
+        if result.state is TrialState.COMPLETED and result.weights:
+            path = self._workspace.weights_path(self._study_store.config.name, self.asked.number)
+            save_state(path, result.weights)
+        self.close(result, overhead, outcome_attribute(result, run_id, overhead))
+        record = self._study_store.tell(self.asked, result, run_id, overhead)
+        self._checkpoints.remove(self.asked.number)
+        self._context.sender.forget_progress(self.run.run_key)
+        return record
+
+    def _report_problem(self, problem: str) -> None:
+        self._context.callback.on_message(f"{self.name}: {problem}")
+
+
+def _open_run(search: SearchContext, asked: AskedTrial, name: str) -> TrainingRunLogger:
+    """Start the run of a trial, or let the run go on that the trial has begun."""
     store = search.study_store
     assert store.runtime is not None
     tags = {
@@ -125,4 +173,10 @@ def _start_run(search: SearchContext, asked: AskedTrial, name: str) -> TrainingR
         **asked.origin,
     }
     sender, parent = search.job_context.sender, search.study_run
-    return TrainingRunLogger.start(sender, name, asked.recipe, search.parameter_names, tags, parent)
+    arguments = (name, asked.recipe, search.parameter_names, tags, parent)
+    if asked.run_key:
+        return TrainingRunLogger.resume(sender, asked.run_key, *arguments)
+    run_key = new_run_key(parent, name) if parent.is_recorded else None
+    if run_key:
+        store.save_run_key(asked, run_key)
+    return TrainingRunLogger.start(sender, *arguments, run_key=run_key)

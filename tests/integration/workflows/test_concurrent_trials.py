@@ -325,9 +325,7 @@ def test_status_shows_the_mean_overhead_of_a_trial(both: BothRuns) -> None:
 # ----------------------------------------------------------------------------------- lost workers
 
 
-def test_the_trial_of_a_killed_worker_is_tried_again_and_does_not_count_in_the_budget(
-    study_folder: StudyFolder,
-) -> None:
+def test_the_trial_of_a_killed_worker_goes_on_and_counts_once_in_the_budget(study_folder: StudyFolder) -> None:
     messages: list[str] = []
 
     class Recorder(StudyCallback):
@@ -336,31 +334,17 @@ def test_the_trial_of_a_killed_worker_is_tried_again_and_does_not_count_in_the_b
 
     summary = study_folder.run_study(WorkerKiller(1, lambda processes: processes[:1]), Recorder(), budget__trials=2)
     assert summary.stop_reason is StopReason.TRIALS
-    (lost,) = (record for record in summary.trials if record.state is TrialState.FAILED)
-    assert lost.reason is not None
-    assert "SIGKILL" in lost.reason
-    assert lost.will_retry
-    completed = [record for record in summary.trials if record.state is TrialState.COMPLETED]
-    assert len(completed) == 2
-    (retry,) = (trial for trial in study_folder.optuna_trials if trial.user_attrs.get("retry_of") == lost.number)
-    first = study_folder.optuna_trials[lost.number]
-    assert retry.params == first.params
-    assert retry.user_attrs["recipe"] == first.user_attrs["recipe"]
-    assert retry.user_attrs["lost"]
-    assert retry.state is OptunaState.COMPLETE
-    assert any("tried again" in line and f"{lost.number:03d}" in line for line in messages)
-
-    assert study_folder.statuses() == {"FINISHED": 3, "FAILED": 1}
-    assert lost.run_id is not None
-    tags = study_folder.client.get_run(lost.run_id).data.tags
-    assert tags["state"] == "failed"
-    assert "SIGKILL" in tags["reason"]
-    (run_of_retry,) = (run for run in study_folder.runs("trial") if run.data.tags.get("retry_of") == str(lost.number))
-    assert run_of_retry.data.tags["trial"] == str(retry.number)
+    assert [record.state for record in summary.trials] == [TrialState.COMPLETED] * 2
+    assert [trial.state for trial in study_folder.optuna_trials] == [OptunaState.COMPLETE] * 2
+    (lost,) = (trial for trial in study_folder.optuna_trials if trial.user_attrs.get("lost"))
+    (line,) = (line for line in messages if "SIGKILL" in line)
+    assert line.startswith(f"{lost.number:03d}")
+    assert line.endswith("it goes on from its last checkpoint")
+    assert study_folder.statuses() == {"FINISHED": 3}
 
 
 @pytest.mark.slow
-def test_the_trial_of_a_worker_that_does_not_respond_is_tried_again(study_folder: StudyFolder) -> None:
+def test_the_trial_of_a_worker_that_does_not_respond_goes_on(study_folder: StudyFolder) -> None:
     def stop_a_worker(report: EpochReport) -> Decision:
         if not stopped_pids:
             process = worker_processes()[0]
@@ -368,28 +352,33 @@ def test_the_trial_of_a_worker_that_does_not_respond_is_tried_again(study_folder
             process.suspend()
         return Decision.CONTINUE
 
+    messages: list[str] = []
+
+    class Recorder(StudyCallback):
+        def on_message(self, text: str) -> None:
+            messages.append(text)
+
     stopped_pids: list[int] = []
-    summary = study_folder.run_study(stop_a_worker, budget__trials=3, execution__heartbeat_seconds=2.0)
+    summary = study_folder.run_study(
+        stop_a_worker, Recorder(), budget__trials=3, execution__heartbeat_seconds=2.0
+    )
     assert summary.stop_reason is StopReason.TRIALS
-    (lost,) = (record for record in summary.trials if record.state is TrialState.FAILED)
-    assert lost.reason == "its worker process did not respond for 4 seconds and was ended"
-    assert lost.will_retry
-    assert [record.state for record in summary.trials].count(TrialState.COMPLETED) == 3
-    assert any(trial.user_attrs.get("retry_of") == lost.number for trial in study_folder.optuna_trials)
-    assert study_folder.statuses() == {"FINISHED": 4, "FAILED": 1}
+    assert any("its worker process did not respond for 4 seconds and was ended" in line for line in messages)
+    assert [record.state for record in summary.trials] == [TrialState.COMPLETED] * 3
+    assert study_folder.statuses() == {"FINISHED": 4}
     assert not any(map(psutil.pid_exists, stopped_pids))
 
 
 @pytest.mark.slow
-def test_a_trial_whose_worker_dies_twice_is_not_tried_a_third_time(study_folder: StudyFolder) -> None:
+def test_a_trial_whose_worker_dies_twice_has_failed(study_folder: StudyFolder) -> None:
     summary = study_folder.run_study(WorkerKiller(2), budget__trials=1)
-    first, second = summary.trials
-    assert [record.state for record in summary.trials] == [TrialState.FAILED, TrialState.FAILED]
-    assert (first.will_retry, second.will_retry) == (True, False)
-    assert first.recipe == second.recipe
+    (record,) = summary.trials
+    assert record.state is TrialState.FAILED
+    assert record.reason is not None
+    assert record.reason.endswith("for the second time")
     assert summary.stop_reason is StopReason.TRIALS
-    assert study_folder.statuses() == {"FINISHED": 1, "FAILED": 2}
-    assert [trial.state for trial in study_folder.optuna_trials] == [OptunaState.FAIL] * 2
+    assert study_folder.statuses() == {"FINISHED": 1, "FAILED": 1}
+    assert [trial.state for trial in study_folder.optuna_trials] == [OptunaState.FAIL]
 
 
 @pytest.mark.slow
@@ -605,17 +594,11 @@ def test_ctrl_c_interrupts_all_running_trials_and_nothing_is_lost(study_folder: 
     assert study_folder.statuses() == {"KILLED": 3}
 
     assert run_command(study_folder.folder, *arguments).exit_code == 0
-    retries = {
-        study_folder.optuna_trials[record.number].user_attrs["retry_of"]: record
-        for record in study_folder.trial_records[2:]
-    }
-    assert set(retries) == {0, 1}
-    for before in records:
-        after = retries[before.number]
+    for before, after in zip(records, study_folder.trial_records, strict=True):
         assert after.state is TrialState.COMPLETED
         assert after.recipe == before.recipe
         assert after.curve[: before.epochs] == before.curve
-    assert study_folder.statuses() == {"KILLED": 2, "FINISHED": 3}
+    assert study_folder.statuses() == {"FINISHED": 3}
 
 
 LONG_STEP_OPTIONS = (
@@ -656,7 +639,7 @@ def test_a_second_ctrl_c_stops_in_the_middle_of_an_epoch(
     assert study_folder.statuses() == {"KILLED": 1 + workers}
     assert not any(child.is_running() for child in children)
     waiting = [trial for trial in study_folder.optuna_trials if trial.state is OptunaState.WAITING]
-    assert [trial.user_attrs["retry_of"] for trial in waiting] == list(range(workers))
+    assert [trial.number for trial in waiting] == list(range(workers))
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A study in its store: what is stored is read back, interrupted trials are repeated, and nothing is lost."""
+"""A study in its store: what is stored is read back, interrupted trials go on, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import EpochReport, TrialResult, TrialState
 from fmnist_search.search.storage import open_storage
 from fmnist_search.search.study_store import StudyRuntime, StudyStore
+from fmnist_search.search.trial_attributes import outcome_attribute
 from tests.support.studies import SMALL_SPACE, make_study
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -178,9 +179,9 @@ def test_study_resumes_where_it_stopped(storage_url: str) -> None:
     records = run_one_of_each_state(open_store(storage_url, make_study()))
     again = open_store(storage_url, make_study())
     assert again.trial_records() == records
-    # The interrupted trial is repeated first.
-    assert run_trial(again, TrialState.COMPLETED, 0.7).number == len(records)
-    assert again.trial_records()[:-1] == records
+    # The interrupted trial goes on first.
+    assert run_trial(again, TrialState.COMPLETED, 0.7).number == records[-1].number
+    assert again.trial_records()[:-1] == records[:-1]
 
 
 def test_study_samples_the_same_trials_in_another_storage(storage_url: str, tmp_path: Path) -> None:
@@ -352,35 +353,137 @@ def test_duplicate_of_a_pruned_trial_is_pruned_with_its_last_value(storage_url: 
 
 
 @pytest.mark.parametrize("space", [SMALL_SPACE, TWO_FAMILY_SPACE], ids=["one family", "two families"])
-def test_interrupted_trial_is_repeated_with_its_seed_and_its_values(space: dict[str, Any], storage_url: str) -> None:
+def test_an_interrupted_trial_goes_on_with_its_number_its_recipe_and_its_curve(
+    space: dict[str, Any], storage_url: str
+) -> None:
     store = open_store(storage_url, make_study(space))
     run_trial(store, TrialState.COMPLETED, 0.5)
     interrupted = run_trial(store, TrialState.INTERRUPTED, 0.4, reason="interrupted after epoch 1")
     # As after a restart.
     again = open_store(storage_url, make_study(space))
     asked = again.ask()
-    assert asked.recipe == interrupted.recipe
-    assert asked.number != interrupted.number
-    assert asked.origin == {"retry_of": str(interrupted.number)}
-    record = again.tell(asked, make_result(TrialState.COMPLETED, 0.8), "run")
-    assert record.recipe == interrupted.recipe
+    assert (asked.number, asked.recipe, asked.curve) == (interrupted.number, interrupted.recipe, {1: 0.4})
+    result = make_result(TrialState.COMPLETED, 0.4, 0.8)
+    for report in result.epochs:
+        again.should_prune(asked, report)
+    record = again.tell(asked, result, "run")
+    assert (record.number, record.recipe, record.curve) == (interrupted.number, interrupted.recipe, (0.4, 0.8))
+    assert [each.state for each in again.trial_records()] == [TrialState.COMPLETED] * 2
     assert again.ask().recipe.seed_independent_key() != interrupted.recipe.seed_independent_key()
 
 
-def test_trial_interrupted_twice_keeps_its_seed(storage_url: str) -> None:
+def test_a_trial_that_is_interrupted_again_and_again_keeps_its_seed(storage_url: str) -> None:
     store = open_store(storage_url, make_study())
     attempts = [run_trial(store, TrialState.INTERRUPTED, reason="interrupted") for _ in range(3)]
-    assert {record.recipe for record in attempts} == {attempts[0].recipe}
-    assert [record.number for record in attempts] == [0, 1, 2]
+    assert {(record.number, record.recipe) for record in attempts} == {(0, attempts[0].recipe)}
 
 
-def test_interrupted_trials_are_repeated_in_their_order(storage_url: str) -> None:
+def test_interrupted_trials_go_on_in_their_order(storage_url: str) -> None:
     # Two workers were stopped at the same time.
     store = open_store(storage_url, make_study())
     running = [store.ask() for _ in range(2)]
     for asked in running:
         store.tell(asked, make_result(TrialState.INTERRUPTED), "run")
     assert [store.ask().recipe for _ in range(2)] == [asked.recipe for asked in running]
+
+
+# --------------------------------------------------------------------------- trials of a dead search
+
+
+@pytest.mark.parametrize("stored_in", ["optuna", "run"])
+@pytest.mark.parametrize("state", [TrialState.COMPLETED, TrialState.PRUNED, TrialState.FAILED])
+def test_a_trained_trial_that_a_search_could_not_tell_is_counted_with_its_outcome(
+    storage_url: str, state: TrialState, stored_in: str
+) -> None:
+    store = open_store(storage_url, make_study())
+    asked, result = store.ask(), make_result(state, 0.5, 0.6, reason="a reason")
+    store.save_run_key(asked, "study/000@1")
+    for report in result.epochs:
+        store.should_prune(asked, report)
+    outcome = outcome_attribute(result, "run-0")
+    if stored_in == "optuna":
+        asked.optuna_trial.set_user_attr("outcome", outcome)
+
+    again = open_store(storage_url, make_study())
+    assert again.recover(lambda key: outcome if key == "study/000@1" and stored_in == "run" else None) == []
+    (record,) = again.trial_records()
+    assert (record.state, record.value, record.epochs, record.reason) == (state, 0.6, 2, "a reason")
+    assert record.run_id == "run-0"
+
+
+def test_a_trial_that_was_running_when_its_search_died_goes_on(storage_url: str) -> None:
+    store = open_store(storage_url, make_study())
+    reported, started = store.ask(), store.ask()
+    store.should_prune(reported, make_result(TrialState.COMPLETED, 0.4).epochs[0])
+
+    again = open_store(storage_url, make_study())
+    assert again.recover() == [0, 1]
+    assert again.recover() == []
+    assert [(record.state, record.epochs, record.is_final) for record in again.trial_records()] == [
+        (TrialState.INTERRUPTED, 1, False),
+        (TrialState.INTERRUPTED, 0, False),
+    ]
+    asked = [again.ask() for _ in range(2)]
+    assert [(trial.number, trial.recipe, trial.curve) for trial in asked] == [
+        (0, reported.recipe, {1: 0.4}),
+        (1, started.recipe, {}),
+    ]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "grid"])
+def test_a_trial_whose_search_died_while_it_was_sampled_is_sampled_again(storage_url: str, sampler: str) -> None:
+    space = {"common": {"batch_size": [64, 128]}, "cnn": {"depth": [1, 2]}}
+    expected = open_store(storage_url, make_study(space, name="undisturbed", sampler=sampler)).ask().recipe
+    config = make_study(space, sampler=sampler)
+    open_store(storage_url, config)
+    optuna.load_study(study_name="small", storage=storage_url).ask()
+
+    again = open_store(storage_url, config)
+    assert again.recover() == [0]
+    assert again.trial_records() == []
+    asked = again.ask()
+    assert (asked.number, asked.recipe) == (0, expected)
+
+
+def test_what_a_search_was_told_to_try_comes_again_after_its_death(storage_url: str) -> None:
+    config = make_study(budget={"trials": 3, "epochs": 2}, pruner={"name": "one-epoch", "survivors": 1})
+    store = open_store(storage_url, config)
+    store.enqueue_start("a.toml", {"batch_size": 64})
+    start = store.ask()
+    store = open_store(storage_url, config)
+    store.recover()
+    assert store.ask().origin == start.origin == {"start": "a.toml"}
+    store.recover()
+    for _ in range(2):
+        run_trial(store, TrialState.PRUNED, 0.5)
+    survivor = store.ask()
+    assert survivor.is_survivor
+    store = open_store(storage_url, config)
+    store.recover()
+    assert store.ask().origin == survivor.origin
+
+
+# -------------------------------------------------------------------------------------- paused trials
+
+
+def test_a_paused_trial_waits_until_it_is_resumed_and_counts_neither_as_failed_nor_as_pruned(storage_url: str) -> None:
+    store = open_store(storage_url, make_study())
+    asked = store.ask()
+    store.should_prune(asked, make_result(TrialState.PAUSED, 0.4).epochs[0])
+    paused = store.tell(asked, make_result(TrialState.PAUSED, 0.4), "run-0")
+    assert (paused.state, paused.value, paused.is_final) == (TrialState.PAUSED, 0.4, False)
+
+    again = open_store(storage_url, make_study())
+    assert again.recover() == []
+    assert again.trial_records() == [paused]
+    assert again.running_trials(since=0) == []
+    assert again.ask().number == 1
+    resumed = again.resume(0)
+    assert (resumed.number, resumed.recipe, resumed.curve) == (0, asked.recipe, {1: 0.4})
+    assert [trial.number for trial in again.running_trials(since=0)] == [0, 1]
+    with pytest.raises(ValueError, match="trial 0 is not paused"):
+        again.resume(0)
+    assert again.tell(resumed, make_result(TrialState.COMPLETED, 0.4, 0.9), "run-0").value == 0.9
 
 
 # ---------------------------------------------------------------------------------- loading studies

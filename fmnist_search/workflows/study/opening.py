@@ -1,0 +1,182 @@
+"""The opening of a session: whatever a study needs to train is looked up, taken and started, in a fixed order."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fmnist_search.config.conditional_space import varying_names
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.loading import load_images
+from fmnist_search.execution.backend import Backend
+from fmnist_search.files import private_files
+from fmnist_search.search.driver_storage import DriverStorage
+from fmnist_search.search.lease import Lease, LeaseLost
+from fmnist_search.search.storage import open_storage
+from fmnist_search.search.study_store import StudyStore
+from fmnist_search.tracking.artifact_locations import check_project
+from fmnist_search.tracking.connection import store_errors
+from fmnist_search.tracking.run_logger import NullRunLogger, RunLogger
+from fmnist_search.tracking.sender import NullSender, Sender
+from fmnist_search.tracking.store import MlflowStore
+from fmnist_search.tracking.study_runs import StudyRun, open_study_run
+from fmnist_search.tracking.system_metrics import log_system_metrics
+from fmnist_search.training.trial_checkpoints import TrialCheckpoints
+from fmnist_search.workflows.callbacks import StudyCallback
+from fmnist_search.workflows.interruption import interrupt_on_signals
+from fmnist_search.workflows.jobs import JobContext
+from fmnist_search.workflows.registration import check_registration
+from fmnist_search.workflows.sending import open_sender
+from fmnist_search.workflows.settings import TrackingOptions
+from fmnist_search.workflows.study.run_logging import StudyRunLogger
+from fmnist_search.workflows.study.running import announced
+from fmnist_search.workflows.study.runtime import resolve_runtime, stored_runtime
+from fmnist_search.workflows.study.session import Session
+from fmnist_search.workflows.study.warm_start import load_warm_starts
+from fmnist_search.workflows.tuning import precision_warning
+from fmnist_search.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """What a session is opened for.
+
+    With `fresh`, an earlier study of that name is archived first. `warm_starts` says whether the recipes of `[start]`
+    are loaded. A model is registered under `model_name`, unless that is None.
+    """
+
+    fresh: bool = False
+    warm_starts: bool = False
+    model_name: str | None = None
+    tracking: TrackingOptions = TrackingOptions()
+
+
+@contextlib.contextmanager
+def open_session(
+    workspace: Workspace, config: StudyConfig, backend: Backend, callback: StudyCallback, options: SessionOptions
+) -> Iterator[Session]:
+    """Yield a session of a study that is ready to train, while the workers of `backend` import their libraries.
+
+    Whatever can be missing or refused (images, device, store, experiment, permissions, recipes to start with, a study
+    that differs) is looked up before the study is opened, archived or created.
+    """
+    tracking = options.tracking
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(private_files())
+        interruption = stack.enter_context(interrupt_on_signals())
+        announcement = stack.enter_context(contextlib.ExitStack())  # closed after the sender
+        stack.enter_context(store_errors(workspace.tracking_uri))
+        source = DataSource.from_workspace(workspace)
+        images = load_images(config.data, source)
+        for folder in check_project(workspace.tracking_uri) if tracking.enabled else ():
+            callback.on_message(f"{config.name}: this project has artifacts outside of it, in {folder}")
+        mlflow_store = MlflowStore(workspace.tracking_uri, config.experiment) if tracking.enabled else None
+        warm_starts = load_warm_starts(workspace, config, mlflow_store) if options.warm_starts else ()
+        if mlflow_store and options.model_name:
+            check_registration(mlflow_store, options.model_name)
+        StudyStore.find(workspace.storage_url, config, fresh=options.fresh)  # refuses what differs
+        storage = stack.enter_context(_leased_storage(workspace, config, callback))
+        stored = StudyStore.find(workspace.storage_url, config, fresh=options.fresh)
+        runtime = stored_runtime(stored, callback) if stored else None
+        sender: Sender | NullSender = NullSender()
+        study_run: RunLogger = NullRunLogger()
+        if mlflow_store:
+            opened = open_study_run(mlflow_store, config.name, stored.run_id if stored else None)
+            sender = stack.enter_context(open_sender(workspace, mlflow_store, callback))
+            study_run = _log_to(opened, sender, config.name, callback)
+        stack.enter_context(_fail_on_error(study_run))
+        if runtime is None:
+            backend.wait_until_ready()  # the measurement needs a quiet machine
+            runtime = resolve_runtime(config, backend.execution)
+        study_store = _open_study_store(workspace, storage, config, fresh=options.fresh)
+        announcement.enter_context(announced(workspace.sessions_folder, config.name))
+        study_store.runtime = runtime
+        checkpoints = _recover_trials(workspace, study_store, sender, callback)
+        if warning := precision_warning(runtime.execution, runtime.precision):
+            callback.on_message(f"{config.name}: {warning}")
+        backend.configure(runtime.execution)
+        images = images.to(runtime.execution.device)
+        if mlflow_store:
+            study_store.run_id = study_run.run_key
+            mlflow_store.save_trials_view(study_run.run_key, varying_names(config.space))
+        context = JobContext(sender, callback, interruption, tracking.plot_interval is not None, tracking.flush_timeout)
+        study_logger = StudyRunLogger(study_run, study_store, context, tracking.plot_interval or 0.0)
+        study_logger.log_start(images, runtime, backend.size)
+        stack.enter_context(log_system_metrics(study_run))
+        yield Session(
+            workspace=workspace,
+            study_store=study_store,
+            checkpoints=checkpoints,
+            source=source,
+            images=images,
+            mlflow_store=mlflow_store,
+            study_run=study_run,
+            study_logger=study_logger,
+            backend=backend,
+            context=context,
+            warm_starts=warm_starts,
+        )
+
+
+@contextlib.contextmanager
+def _leased_storage(workspace: Workspace, config: StudyConfig, callback: StudyCallback) -> Iterator[DriverStorage]:
+    """Yield Optuna's storage with the right to change the study.
+
+    Raises:
+        UserError: if another process has the right.
+    """
+    rdb, execution = open_storage(workspace.storage_url), config.execution
+    with Lease.acquire(rdb, config.name, execution.heartbeat_seconds, execution.lease_seconds) as lease:
+        if lease.took_over:
+            callback.on_message(f"{config.name}: {lease.took_over} ended before its search had; this one goes on")
+        yield DriverStorage(rdb, lease, callback.on_message)
+
+
+def _open_study_store(workspace: Workspace, storage: DriverStorage, config: StudyConfig, *, fresh: bool) -> StudyStore:
+    study_store = StudyStore.open_in(storage, config, fresh=fresh)
+    if study_store.archived_as:
+        workspace.rename_study(config.name, study_store.archived_as)
+    return study_store
+
+
+def _recover_trials(
+    workspace: Workspace, study_store: StudyStore, sender: Sender | NullSender, callback: StudyCallback
+) -> TrialCheckpoints:
+    """Set right the trials that a search has left that was killed; return the checkpoints of those that go on."""
+
+    def find_outcome(run_key: str) -> Mapping[str, Any] | None:
+        progress = sender.progress(run_key)
+        return progress.outcome if progress else None
+
+    name = study_store.config.name
+    if recovered := study_store.recover(find_outcome):
+        numbers = ", ".join(map(str, recovered))
+        callback.on_message(f"{name}: an earlier search was killed while it trained the trials {numbers}; they go on")
+    checkpoints = TrialCheckpoints(workspace.checkpoints_folder(name))
+    going_on = [record.number for record in study_store.trial_records() if not record.state.is_final]
+    checkpoints.keep_only(going_on)
+    return checkpoints
+
+
+def _log_to(study_run: StudyRun, sender: Sender, study: str, callback: StudyCallback) -> RunLogger:
+    """Return the logger of a study's run, which also takes the pending events of a run that it replaces."""
+    if study_run.replaced_id:
+        sender.remember_run(study_run.replaced_id, study_run.run_id)
+    if study_run.message:
+        callback.on_message(f"{study}: {study_run.message}")
+    return RunLogger.existing(sender, study_run.run_id)
+
+
+@contextlib.contextmanager
+def _fail_on_error(run: RunLogger) -> Iterator[None]:
+    """End the run as failed if an exception leaves the context, unless another process drives the study now."""
+    try:
+        yield
+    except LeaseLost:
+        raise
+    except BaseException:
+        run.end("FAILED", "failed")
+        raise
