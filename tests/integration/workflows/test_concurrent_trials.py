@@ -359,9 +359,7 @@ def test_the_trial_of_a_worker_that_does_not_respond_goes_on(study_folder: Study
             messages.append(text)
 
     stopped_pids: list[int] = []
-    summary = study_folder.run_study(
-        stop_a_worker, Recorder(), budget__trials=3, execution__heartbeat_seconds=2.0
-    )
+    summary = study_folder.run_study(stop_a_worker, Recorder(), budget__trials=3, execution__heartbeat_seconds=2.0)
     assert summary.stop_reason is StopReason.TRIALS
     assert any("its worker process did not respond for 4 seconds and was ended" in line for line in messages)
     assert [record.state for record in summary.trials] == [TrialState.COMPLETED] * 3
