@@ -54,7 +54,8 @@ def lose_last_epoch(study: FinishedStudy, run_id: str) -> None:
             database.execute(f"DELETE FROM {table} WHERE run_uuid = ? AND step = 2", (run_id,))
         columns = "key, value, timestamp, step, is_nan, run_uuid"
         database.execute(
-            f"INSERT INTO latest_metrics ({columns}) SELECT {columns} FROM metrics WHERE run_uuid = ?", (run_id,)
+            f"INSERT OR IGNORE INTO latest_metrics ({columns}) SELECT {columns} FROM metrics WHERE run_uuid = ?",
+            (run_id,),
         )
         database.execute("UPDATE runs SET status = 'RUNNING', end_time = NULL WHERE run_uuid = ?", (run_id,))
         database.execute("DELETE FROM tags WHERE run_uuid = ? AND key IN ('state', 'epochs')", (run_id,))
