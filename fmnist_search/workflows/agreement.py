@@ -115,13 +115,7 @@ def compare(listing: StudyListing, *, tracked: bool = True) -> list[Finding]:
     findings = list(_compare_files(listing))
     if listing.driver is None:
         findings += [
-            Finding(
-                Disagreement.TRIAL_OPEN,
-                f"trial {number}",
-                "runs, but nothing searches the study",
-                number,
-                remedy="it goes on with the next `fmnist-search search`",
-            )
+            Finding(Disagreement.TRIAL_OPEN, f"trial {number}", "runs, but nothing searches the study", number)
             for number in sorted(listing.open_trials)
         ]
     if not tracked:

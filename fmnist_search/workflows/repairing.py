@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Any
 
 from fmnist_search.errors import UserError
 from fmnist_search.processes import process_identity
@@ -49,6 +50,9 @@ REPAIRED_BY_SEARCHES = (
     Disagreement.CHECKPOINT_LEFT,
 )
 """What a search mends at its start: what a process that is killed can leave."""
+
+REPAIR_ROUNDS = 2
+"""A trial that is set right may have a run that differs only then."""
 
 
 @dataclass
@@ -119,9 +123,10 @@ def make_stores_agree(
 def _check(stores: _Stores, agreement: Agreement, *, repair: bool) -> None:
     """Add what remains, and with `repair` what was mended."""
     findings = stores.compare()
-    if repair:
-        agreement.repaired += stores.repair(finding for finding in findings if finding.is_repairable)
-        findings = stores.compare()
+    for _ in range(REPAIR_ROUNDS if repair else 0):
+        repaired = stores.repair(finding for finding in findings if finding.is_repairable)
+        agreement.repaired += repaired
+        findings = stores.compare() if repaired else findings
     agreement.remaining += findings
 
 
@@ -227,6 +232,8 @@ class _Stores:
                 parent_id = self._study_store.run_id or ""
                 create_run_of_trial(self._mlflow_store, self._outbox, self._study_store, trial, parent_id)
                 return "written again from Optuna's storage"
+            case Disagreement.TRIAL_OPEN:
+                return self._recover(finding.trial)
             case Disagreement.CHECKPOINT_LEFT if trial:
                 self._checkpoints.remove(trial.number)
                 return "removed"
@@ -251,6 +258,18 @@ class _Stores:
         restored = complete_run(store, run, finished, int(1000 * (trial.ended_at or time.time())))
         added = f", with {restored} points from Optuna's storage" if restored else ""
         return f"the run is {status}{added}"
+
+    def _recover(self, number: int | None) -> str:
+        """Let a trial that was left running wait to go on, or tell Optuna its result if its training has ended."""
+
+        def find_outcome(run_key: str) -> Mapping[str, Any] | None:
+            progress = self._outbox.progress(run_key)
+            return progress.outcome if progress else None
+
+        self._study_store.recover(find_outcome)  # all trials at once: there are none left for a second call
+        trial = next((trial for trial in self._study_store.trial_records() if trial.number == number), None)
+        is_final = trial is not None and trial.is_final
+        return "Optuna has its result now" if is_final else "it goes on with the next search"
 
     def _decide(self, finding: Finding) -> str:
         """Decide about a version that its promotion left undecided."""

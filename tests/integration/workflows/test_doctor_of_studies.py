@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import optuna
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -122,6 +124,27 @@ def test_a_run_that_mlflow_has_lost_is_written_again_but_a_deleted_one_stays_del
     assert doctor(finished, "--repair")["remaining"] == []
     written = [run for run in runs_of_kind(finished, "trial") if run.info.status == "FINISHED"]
     assert [run.data.tags["trial"] for run in written] == ["0", "1", "2"]
+
+
+def test_a_trial_that_a_killed_search_has_left_waits_to_go_on(finished: FinishedStudy) -> None:
+    storage = open_storage(Workspace.resolve(finished.tracking_uri).storage_url)
+    study = optuna.load_study(study_name="tiny", storage=storage)
+    (run,) = (run for run in runs_of_kind(finished, "trial") if run.data.tags["trial"] == "0")
+    key = "study/004 cnn 4@1"
+    trial = study.ask()
+    trial.set_user_attr("recipe", study.get_trials()[0].user_attrs["recipe"])
+    trial.set_user_attr("run_key", key)
+    trial.report(0.5, 1)
+    client = MlflowClient(finished.tracking_uri)
+    tags = {**run.data.tags, "trial": "4", "address": key, "state": "running", "process": f"{socket.gethostname()} 1 2"}
+    left = client.create_run(run.info.experiment_id, tags=tags).info.run_id
+    client.log_metric(left, "val/accuracy", 0.5, step=1)
+    assert remaining_kinds(finished) == [("trial-open", 4)]
+    repaired = doctor(finished, "--repair")
+    assert repaired["remaining"] == []
+    assert [repair["action"] for repair in repaired["repaired"]] == ["it goes on with the next search", "set to KILLED"]
+    assert client.get_run(left).data.tags["state"] == "interrupted"
+    assert study.get_trials()[4].state is optuna.trial.TrialState.WAITING
 
 
 def test_missing_weights_are_named_with_what_to_do(finished: FinishedStudy) -> None:
