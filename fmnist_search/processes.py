@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+from pathlib import Path
 
 import psutil
 
@@ -29,3 +31,14 @@ def has_ended(identity: str) -> bool | None:
         return abs(float(psutil.Process(int(number)).create_time()) - float(started)) > CLOCK_TOLERANCE_SECONDS
     except psutil.NoSuchProcess:
         return True
+
+
+def stopped_users(path: Path) -> list[int]:
+    """Return the ids of processes of this user that are stopped, by SIGSTOP or Ctrl-Z, and have a file open."""
+    found = []
+    for process in psutil.process_iter(["status"]):
+        if process.info["status"] == psutil.STATUS_STOPPED:
+            with contextlib.suppress(psutil.Error):  # it has just ended, or belongs to another user
+                if str(path) in {file.path for file in process.open_files()}:
+                    found.append(process.pid)
+    return found

@@ -20,7 +20,6 @@ from fmnist_search.errors import UserError
 if TYPE_CHECKING:
     from fmnist_search.results.study import StudySummary, TrialRecord
     from fmnist_search.results.training import Overhead
-    from fmnist_search.workflows.lookup import OutboxStatus
     from fmnist_search.workspace import Workspace
 
 
@@ -62,10 +61,10 @@ def status(
     if as_json:
         print_json(status_to_dict(summary))
     else:
-        _print_status(summary, lookup.outbox_status(workspace=workspace))
+        _print_status(summary, workspace)
 
 
-def _print_status(summary: StudySummary, outbox: OutboxStatus) -> None:
+def _print_status(summary: StudySummary, workspace: Workspace) -> None:
     from fmnist_search.cli.output import format_percent, stdout
     from fmnist_search.results.training import TrialState
 
@@ -81,12 +80,19 @@ def _print_status(summary: StudySummary, outbox: OutboxStatus) -> None:
         stdout.print(f"overhead of a trial beside its training: {_format_overhead(overhead)}")
     for line in summary.boundary_warnings:
         stdout.print(f"at a boundary: {line}", markup=False)
-    _print_outbox(outbox)
+    _print_outbox(workspace)
 
 
-def _print_outbox(outbox: OutboxStatus) -> None:
+def _print_outbox(workspace: Workspace) -> None:
     from fmnist_search.cli.output import stdout
+    from fmnist_search.tracking.outbox_file import OutboxError, warn_once
+    from fmnist_search.workflows import lookup
 
+    try:
+        outbox = lookup.outbox_status(workspace=workspace)
+    except OutboxError as error:
+        warn_once(error)
+        return
     if outbox.pending or outbox.rejected:
         counts = f"{outbox.pending} events wait to be sent, {sum(outbox.rejected.values())} were rejected"
         stdout.print(f"MLflow has not received all events: {counts}; see `fmnist-search sync`")
@@ -97,7 +103,6 @@ def _show_all_studies(workspace: Workspace, *, as_json: bool) -> None:
     from fmnist_search.cli.serialization import status_to_dict
     from fmnist_search.results.compute import trained_epochs
     from fmnist_search.results.training import TrialState
-    from fmnist_search.workflows import lookup
     from fmnist_search.workflows.across_studies import all_studies
 
     studies = all_studies(workspace=workspace)
@@ -140,7 +145,7 @@ def _show_all_studies(workspace: Workspace, *, as_json: bool) -> None:
         "state",
     ]
     output.print_table(output.make_table(columns, rows))
-    _print_outbox(lookup.outbox_status(workspace=workspace))
+    _print_outbox(workspace)
 
 
 def _format_overhead(overhead: Overhead) -> str:

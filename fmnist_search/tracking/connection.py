@@ -20,8 +20,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist_search.errors import UserError
 from fmnist_search.files import private_files
+from fmnist_search.processes import stopped_users
 from fmnist_search.text import first_line
-from fmnist_search.tracking.outbox import EventRejected, StoreUnavailable
+from fmnist_search.tracking.outbox import EventRejected, StoreLocked, StoreUnavailable
 from fmnist_search.tracking.table_template import copy_template, creation_lock, default_template, save_template
 from fmnist_search.workspace import check_folder_is_writable, sqlite_path
 
@@ -42,7 +43,7 @@ TRANSIENT_STATUS = {401, 403, 408, 425, 429}
 
 
 @contextlib.contextmanager
-def classified_errors() -> Iterator[None]:
+def classified_errors(uri: str) -> Iterator[None]:
     """Turn the errors of a store into `StoreUnavailable`, if they may pass, or `EventRejected`."""
     try:
         yield
@@ -51,10 +52,26 @@ def classified_errors() -> Iterator[None]:
         kind = EventRejected if 400 <= status < 500 and status not in TRANSIENT_STATUS else StoreUnavailable
         raise kind(first_line(error)[:MAX_DETAIL]) from error
     except MlflowException as error:
+        if is_locked(error):
+            raise StoreLocked(lock_detail(uri)) from error
         kind = EventRejected if error.error_code in PERMANENT_ERRORS else StoreUnavailable
         raise kind(first_line(error)[:MAX_DETAIL]) from error
     except STORE_OR_DISK_ERRORS as error:
         raise StoreUnavailable(first_line(error)[:MAX_DETAIL]) from error
+
+
+def is_locked(error: Exception) -> bool:
+    """Return whether a store does not answer because another process writes to its SQLite file all the time."""
+    return "database is locked" in str(error) or "database table is locked" in str(error)
+
+
+def lock_detail(uri: str) -> str:
+    """Return what is known about why a SQLite store is locked."""
+    database = sqlite_path(uri)
+    stopped = stopped_users(database) if database else []
+    if not stopped:
+        return "database is locked"
+    return f"process {stopped[0]} is stopped and has it open; `kill -CONT {stopped[0]}` continues it"
 
 
 def connect(uri: str, template: Path | None = None) -> MlflowClient:
@@ -136,6 +153,11 @@ def store_errors(uri: str, *extra_errors: type[Exception]) -> Iterator[None]:
             raise UserError(
                 f"tracking {uri}: was created by another version of MLflow; make a copy of it, then run "
                 f"`mlflow db upgrade {uri}`"
+            ) from error
+        if is_locked(error):
+            raise UserError(
+                f"tracking {uri}: another process has locked the database ({lock_detail(uri)}); end or continue that "
+                "process, then run the same command again"
             ) from error
         if (status := _denied_status(error)) == 401:
             raise UserError(

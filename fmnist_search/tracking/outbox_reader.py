@@ -11,7 +11,7 @@ from typing import Any
 
 from fmnist_search.sqlite_files import open_for_reading
 from fmnist_search.text import redact
-from fmnist_search.tracking.outbox import outbox_error
+from fmnist_search.tracking.outbox_file import outbox_error
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def read_outbox(path: Path, store_uri: str) -> Iterator[OutboxReader]:
     """Open the outbox of a store for reading; one that does not exist is empty.
 
     Raises:
-        UserError: if it cannot be read.
+        OutboxError: if it cannot be read.
     """
     uris = (redact(store_uri), store_uri)  # earlier versions stored passwords
     if not path.exists():

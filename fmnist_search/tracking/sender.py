@@ -5,6 +5,7 @@ A worker that logs something never waits for MLflow, and only the sender waits f
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import queue
 import threading
@@ -16,15 +17,17 @@ from enum import Enum, auto
 from fmnist_search.text import first_line
 from fmnist_search.tracking.events import EndRun, Event, EventKind, RunProgress
 from fmnist_search.tracking.outbox import EventRejected, Outbox, StoreUnavailable
+from fmnist_search.tracking.outbox_file import OutboxError
+from fmnist_search.tracking.sender_lease import RENEWAL_SECONDS
+from fmnist_search.tracking.store_outage import OUTAGE_NOTICE_SECONDS, StoreOutage
 
-MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.25, 10.0
-"""Bounds of the time between two attempts to reach a store, which is half of how long it has been down."""
-OUTAGE_NOTICE_SECONDS = 3.0
-"""A store that is down for a shorter time is not reported."""
 LOCK_POLL_SECONDS = 0.1
 """Seconds between two checks whether another sender has delivered everything."""
 CLOSE_WAIT_SECONDS = 10.0
 """A sender that is closed waits so long for another one that is delivering its events."""
+MAX_EVENT_SECONDS = 120.0
+"""A sender that takes longer for one event loses the lease: its connection may hang."""
+OUTBOX_RETRY_SECONDS = 1.0
 
 WriteEvent = Callable[[Event], None]
 """Writes an event to the store. Raises StoreUnavailable if the event is to be sent again later, and EventRejected if
@@ -38,6 +41,15 @@ class _Step(Enum):
     NOTHING_PENDING = auto()
     SENT_BY_ANOTHER = auto()
     STORE_DOWN = auto()
+    OUTBOX_FAILED = auto()
+
+
+PAUSES = {
+    _Step.SENT_BY_ANOTHER: LOCK_POLL_SECONDS,
+    _Step.STORE_DOWN: 0.02,
+    _Step.OUTBOX_FAILED: OUTBOX_RETRY_SECONDS,
+}
+"""Seconds before the next attempt."""
 
 
 class NullSender:
@@ -77,7 +89,7 @@ class NullSender:
 class Sender:
     """A thread that delivers the events of an outbox, and runs tasks when no event is pending.
 
-    Several senders may share an outbox. One of them at a time has its lock, and delivers the events of all until none
+    Several senders may share an outbox. One of them at a time has its lease, and delivers the events of all until none
     is pending. The others run their tasks in the meantime.
     """
 
@@ -89,7 +101,7 @@ class Sender:
         outage_notice_seconds: float = OUTAGE_NOTICE_SECONDS,
     ):
         self.outbox = outbox
-        self._outage_notice_seconds = outage_notice_seconds
+        self._outage = StoreOutage(outbox.path, print_message, outage_notice_seconds)
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._write_event = write_event
         self._print_message = print_message
@@ -98,14 +110,15 @@ class Sender:
         self._last_number = outbox.last_number
         self._wakeup = threading.Event()
         self._closing = False
-        self._down_since: float | None = None
-        self._down_reason = ""
-        self._retry_at = 0.0
         self._is_blocked = False
-        self._outage_reported = False
+        self._delivering_since: float | None = None
+        self._outbox_error = ""
         self._reported_reasons: set[str] = set()
         self._thread = threading.Thread(target=self._run_loop, name="sender", daemon=True)
         self._thread.start()
+        self._ended = threading.Event()
+        self._heartbeat = threading.Thread(target=self._keep_lease, name="sender heartbeat", daemon=True)
+        self._heartbeat.start()
 
     def __enter__(self) -> Sender:
         return self
@@ -146,31 +159,35 @@ class Sender:
     def flush(self, timeout: float, should_stop: Callable[[], bool] = lambda: False) -> bool:
         """Wait until all events have been delivered, those that an earlier process left included.
 
-        Return False if the store is down and has taken nothing for `timeout` seconds, or `should_stop` returns True;
-        or if another sender, which has the lock, has delivered nothing for so long. Then `problem` names the cause.
-        Rejected events are not waited for.
+        Return False if the store is down and has taken nothing for `timeout` seconds, or `should_stop` returns True
+        while the store is down or another sender delivers. Then `problem` names the cause. Rejected events are not
+        waited for.
         """
-        last_count, since = -1, time.monotonic()
+        last_count, since, is_reported = -1, time.monotonic(), False
         while not self._is_drained():
             now, pending = time.monotonic(), self.outbox.pending_count(self._last_number)
             if pending != last_count:
                 last_count, since = pending, now
-            if not self._thread.is_alive() or (self._down_since is not None and should_stop()):
+            if not self._thread.is_alive() or (self.problem and should_stop()):
                 return False
             if now - since > timeout and self.problem:
-                return False
+                if not self._is_blocked:
+                    return False
+                if not is_reported:  # it loses the lease if it hangs, so this ends
+                    self._print_message(f"{self.problem}; this one waits for it")
+                    is_reported = True
             time.sleep(0.01)
         return True
 
     @property
     def problem(self) -> str:
-        """Why events are not delivered; empty unless a call of the store has failed or another sender has the lock."""
+        """Why events are not delivered; empty unless something has failed or another sender has the lease."""
         if not self._thread.is_alive():
             return "the thread that sends to MLflow has ended"
-        if self._down_since is not None:
-            return f"MLflow cannot be reached ({self._down_reason})"
-        if self._is_blocked:
-            return f"another process holds {self.outbox.lock_path} and sends nothing"
+        if self._outbox_error or self._outage.problem:
+            return self._outbox_error or self._outage.problem
+        if self._is_blocked and (holder := self.outbox.lease.holder):
+            return f"{holder} sends the events of all processes of this folder to MLflow and has not sent all"
         return ""
 
     def close(self) -> None:
@@ -178,6 +195,8 @@ class Sender:
         self._closing = True
         self._wakeup.set()
         self._thread.join()
+        self._ended.set()
+        self._heartbeat.join()
         self.outbox.close()
 
     def _is_drained(self) -> bool:
@@ -187,10 +206,10 @@ class Sender:
         close_by: float | None = None
         while True:
             closing = self._closing  # read before the outbox: events that were sent before `close` are delivered
-            step = self._deliver_next()
+            step = self._try_step()
             if step is _Step.DELIVERED:
                 continue
-            if step is _Step.STORE_DOWN and closing:
+            if step in (_Step.STORE_DOWN, _Step.OUTBOX_FAILED) and closing:
                 return
             if not self._idle_tasks.empty():
                 self._run_idle_task()
@@ -201,23 +220,33 @@ class Sender:
                     return
             self._wait_after(step)
 
+    def _try_step(self) -> _Step:
+        """Try to deliver one event. A failure of the outbox is kept as the `problem` until it has passed."""
+        try:
+            step = self._deliver_next()
+        except OutboxError as error:
+            self._outbox_error = str(error)
+            return _Step.OUTBOX_FAILED
+        self._outbox_error = ""
+        return step
+
     def _deliver_next(self) -> _Step:
-        """Try to deliver one event. The lock is kept for the next one if it was delivered, and released otherwise."""
-        if time.monotonic() < self._retry_at and not self._closing:
+        """Try to deliver one event. The lease is kept for the next one if it was delivered, and released otherwise."""
+        if self._outage.is_waiting and not self._closing:
             return _Step.STORE_DOWN
         if not self.outbox.has_pending:
-            self.outbox.unlock()
+            self.outbox.lease.release()
             self._is_blocked = False
-            self._on_available()
+            self._outage.end()
             return _Step.NOTHING_PENDING
-        if not self.outbox.try_lock():
+        if not self.outbox.lease.acquire():
             self._is_blocked = True
             return _Step.SENT_BY_ANOTHER
         self._is_blocked = False
         event = self.outbox.next_event()
         if event is None or self._try_deliver(event):
             return _Step.DELIVERED
-        self.outbox.unlock()
+        self.outbox.lease.release()
         return _Step.STORE_DOWN
 
     def _wait_after(self, step: _Step) -> None:
@@ -225,24 +254,37 @@ class Sender:
             self._wakeup.wait()
             self._wakeup.clear()
         else:
-            time.sleep(LOCK_POLL_SECONDS if step is _Step.SENT_BY_ANOTHER else 0.02)
+            time.sleep(PAUSES[step])
 
     def _try_deliver(self, event: Event) -> bool:
         started = time.perf_counter()
+        self._delivering_since = time.monotonic()
         try:
             self._write_event(self._with_tracking_seconds(event))
         except StoreUnavailable as error:
-            self._on_unavailable(str(error))
+            self._outage.begin(error)
             return False
+        except OutboxError:
+            raise
         except EventRejected as error:
             self._reject(event, str(error))
         except Exception as error:  # an event that cannot be written must not stop the events after it
             self._reject(event, f"unexpected {type(error).__name__}: {first_line(error)}")
         else:
             self.outbox.mark_delivered(event)
+        finally:
+            self._delivering_since = None
         self._seconds[event.run_key] += time.perf_counter() - started
-        self._on_available()
+        self._outage.end()
         return True
+
+    def _keep_lease(self) -> None:
+        """Renew the lease while an event takes long: a process that is stopped renews nothing and loses it."""
+        while not self._ended.wait(RENEWAL_SECONDS):
+            since = self._delivering_since
+            if since is not None and time.monotonic() - since < MAX_EVENT_SECONDS:
+                with contextlib.suppress(OutboxError):
+                    self.outbox.lease.renew()
 
     def _with_tracking_seconds(self, event: Event) -> Event:
         """Return the event; the last one of a run gets, once, how long all its earlier events took."""
@@ -258,22 +300,6 @@ class Sender:
             self._print_message(
                 f"MLflow refuses events of the run {event.run_key}: {reason}; they are kept for `fmnist-search sync`"
             )
-
-    def _on_unavailable(self, reason: str) -> None:
-        now = time.monotonic()
-        self._down_since, self._down_reason = self._down_since or now, reason
-        self._retry_at = now + min(MAX_RETRY_SECONDS, max(MIN_RETRY_SECONDS, (now - self._down_since) / 2))
-        if not self._outage_reported and now - self._down_since > self._outage_notice_seconds:
-            self._outage_reported = True
-            self._print_message(
-                f"MLflow cannot be reached ({reason}); training goes on, and the events are kept in {self.outbox.path}"
-            )
-
-    def _on_available(self) -> None:
-        if self._outage_reported and self._down_since:
-            seconds = time.monotonic() - self._down_since
-            self._print_message(f"MLflow is back after {seconds:.0f} s; the events that it missed are sent now")
-        self._down_since, self._outage_reported, self._retry_at = None, False, 0.0
 
     def _run_idle_task(self) -> None:
         self._busy = True

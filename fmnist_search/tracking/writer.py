@@ -49,7 +49,7 @@ class MlflowWriter:
             StoreUnavailable: if the store cannot take the event now.
             EventRejected: if the store will never take the event.
         """
-        with classified_errors():
+        with classified_errors(self._client.tracking_uri):
             if event.kind == EventKind.CREATE_RUN:
                 self._create_run(event, CreateRun.from_body(event.body))
                 return
@@ -68,6 +68,9 @@ class MlflowWriter:
             tags = {**create.tags, tag_names.PARENT_RUN_ID: parent_id}
             created = self._client.create_run(experiment_id, create.start_ms, tags, create.name)
             run_id = str(created.info.run_id)
+            if self._outbox.run_id(event.run_key):  # this process was stopped, and another created the run
+                self._client.delete_run(run_id)
+                return
         self._outbox.remember_run(event.run_key, run_id)
 
     def _find_experiment_id(self, run_id: str) -> str:

@@ -193,7 +193,10 @@ def _flushed_run_id(run: RunLogger, context: JobContext, retry_command: str) -> 
         UserError: if MLflow is unreachable, or rejected the run.
     """
     if not context.flush():
-        raise UserError(f"no model was registered: {context.sender.problem}; then run `{retry_command}`")
+        raise UserError(
+            f"no model was registered, since MLflow lacks events of its run: {context.sender.problem}; once that is "
+            f"over, run `{retry_command}`"
+        )
     if run.run_id is None:
         raise UserError(f"MLflow has rejected the run {run.run_key}; see `fmnist-search sync`, then `{retry_command}`")
     return run.run_id

@@ -59,7 +59,7 @@ def sync(*, forget: bool = False, workspace: Workspace | None = None) -> int:
                 delivered, problem = sender.flush(SYNC_TIMEOUT), sender.problem
             rejected = outbox.rejected_counts()
     if not delivered:
-        raise UserError(f"sync: {problem}; nothing is lost, run it again")
+        raise UserError(f"sync: {problem}; nothing is lost, run it again once that is over")
     if rejected:
         raise UserError(
             *(f"sync: MLflow rejects {count} events: {reason}" for reason, count in rejected.items()),

@@ -252,12 +252,21 @@ def test_studies_that_cannot_be_read_are_an_error_and_not_none(damaged: Finished
     assert list((path.parent / "weights" / "tiny").glob("*.pt"))
 
 
-def test_an_outbox_that_cannot_be_read_is_named(tiny_study: FinishedStudy, tmp_path: Path) -> None:
+def test_a_damaged_outbox_is_named_and_commands_that_only_read_go_on_without_it(
+    tiny_study: FinishedStudy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     study = copy_study(tiny_study, tmp_path)
     path = tmp_path / "fmnist-search" / "outbox.db"
     damage(path, "text")
-    for arguments in (["status"], ["sync"], ["search", "tiny.toml", "--trials", "5"]):
-        assert_refused(study.run(*arguments), f"outbox {path}: cannot be opened (file is not a database)", "move it")
+    named = f"outbox {path}: is damaged (file is not a database)"
+    assert study.run("status").exit_code == 0
+    (warning,) = (record.getMessage() for record in caplog.records if record.name.startswith("fmnist_search"))
+    assert warning.startswith(f"warning: {named}")
+    for arguments in (["leaderboard"], ["show", "0"], ["studies", "list"]):
+        assert study.run(*arguments).exit_code == 0
+    for arguments in (["sync"], ["search", "tiny.toml", "--trials", "5"]):
+        assert_refused(study.run(*arguments), named, f"`mv {path} {path.with_name('damaged-outbox.db')}`")
+    assert named in study.run("doctor").stdout
     assert path.read_text().startswith("Dear diary")
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +20,8 @@ from hypothesis import strategies as st
 
 from fmnist_search.tracking.events import Event, RunProgress
 from fmnist_search.tracking.outbox import Outbox
+from fmnist_search.tracking.outbox_file import OutboxFile
+from fmnist_search.tracking.sender_lease import SenderLease
 
 STORE_URI = "sqlite:///mlflow.db"
 
@@ -132,13 +137,43 @@ def test_rejected_events_can_be_discarded(outbox: Outbox) -> None:
     assert (outbox.rejected_counts(), outbox.next_event()) == ({}, None)
 
 
-def test_one_process_at_a_time_holds_the_lock_and_another_takes_it_over(outbox: Outbox, path: Path) -> None:
-    assert outbox.try_lock()
-    assert outbox.try_lock()
+def test_one_sender_at_a_time_has_the_lease_and_another_takes_it_over(outbox: Outbox, path: Path) -> None:
+    assert outbox.lease.acquire()
+    assert outbox.lease.acquire()
     with closing(Outbox(path, STORE_URI)) as other:
-        assert not other.try_lock()
+        assert not other.lease.acquire()
+        assert other.lease.holder == f"process {os.getpid()} on {socket.gethostname()}"
+        with closing(Outbox(path, "http://another")) as elsewhere:
+            assert elsewhere.lease.acquire()
         outbox.close()
-        assert other.try_lock()
+        assert other.lease.acquire()
+
+
+def test_a_lease_that_is_not_renewed_is_free_and_its_holder_notices(path: Path) -> None:
+    file = OutboxFile(path)
+    with closing(file):
+        slow, other = SenderLease(file, "store", seconds=0.3), SenderLease(file, "store", seconds=0.3)
+        assert slow.acquire()
+        time.sleep(0.2)
+        slow.renew()
+        time.sleep(0.2)
+        assert not other.acquire()
+        time.sleep(0.2)
+        assert other.acquire()
+        slow.renew()
+        assert not slow.acquire()
+        slow.release()
+        assert not slow.acquire()
+
+
+def test_an_event_that_is_damaged_in_the_file_is_rejected_with_those_of_its_run(outbox: Outbox, path: Path) -> None:
+    for run in ("bad", "good", "bad"):
+        outbox.put(Event(run, "batch", {"a key": 1}))
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("UPDATE events SET body = '{\"a k' WHERE number = 1")
+        database.commit()
+    assert [event.run_key for event in drain(outbox)] == ["good"]
+    assert outbox.rejected_counts() == {"the event is damaged in the outbox": 2}
 
 
 def test_several_threads_can_put_events_at_once(outbox: Outbox) -> None:
@@ -157,8 +192,10 @@ import sys
 from pathlib import Path
 from fmnist_search.tracking.events import Event, RunProgress
 from fmnist_search.tracking.outbox import Outbox
+from fmnist_search.tracking.outbox_file import OutboxFile
+from fmnist_search.tracking.sender_lease import SenderLease
 outbox = Outbox(Path(sys.argv[1]), "sqlite:///mlflow.db")
-assert outbox.try_lock() or len(sys.argv) > 2
+assert outbox.lease.acquire() or len(sys.argv) > 2
 for number in range(1_000_000):
     outbox.put(Event("run", "batch", {"number": number}))
     print(number, flush=True)
@@ -174,7 +211,7 @@ def test_a_process_that_is_killed_loses_no_event(path: Path) -> None:
     process.wait()
     last = max(int(line) for line in seen if line.endswith("\n"))
     with closing(Outbox(path, STORE_URI)) as outbox:
-        assert outbox.try_lock()
+        assert outbox.lease.acquire()
         numbers = [event.body["number"] for event in drain(outbox)]
     assert numbers[: last + 1] == list(range(last + 1))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -262,7 +263,7 @@ def test_an_idle_sender_keeps_no_other_from_delivering_and_from_its_tasks(
 
 
 def test_the_sender_that_delivers_takes_the_events_of_others_while_these_run_their_tasks(
-    open_sender: OpenSender, fake_store: FakeStore
+    open_sender: OpenSender, fake_store: FakeStore, messages: list[str]
 ) -> None:
     fake_store.unblock.clear()
     done = threading.Event()
@@ -273,11 +274,14 @@ def test_the_sender_that_delivers_takes_the_events_of_others_while_these_run_the
             second.send(Event("second", "batch"))
             second.run_when_idle(done.set)
             assert done.wait(10)
-            assert not second.flush(0.2)
-            assert "another process holds" in second.problem
-            assert "cannot be reached" not in second.problem
-            fake_store.unblock.set()
-            assert second.flush(10)
+            wait_until(lambda: bool(second.problem))
+            assert second.problem.startswith(f"process {os.getpid()} on ")
+            problem = second.problem
+            assert "cannot be reached" not in problem
+            assert not second.flush(60, lambda: True)
+            threading.Timer(0.3, fake_store.unblock.set).start()
+            assert second.flush(0.1)  # a sender that is slow is waited for, and the user is told which
+            assert messages == [f"{problem}; this one waits for it"]
     assert fake_store.delivered_runs == ["first", "second"]
 
 
