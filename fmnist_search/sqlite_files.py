@@ -85,7 +85,7 @@ def damaged_error(name: str, detail: str, path: Path) -> UserError:
     return UserError(
         f"{name}: is damaged ({detail}); put a copy of it in its place, or one that "
         f"`sqlite3 {shlex.quote(str(path))} .recover | sqlite3 {copy}` makes of what can be read, or begin anew in "
-        "another folder (--workdir)"
+        "another folder (--workdir, --tracking-uri)"
     )
 
 

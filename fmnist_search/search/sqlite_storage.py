@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 import tempfile
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import sqlalchemy
 from filelock import FileLock
 
 from fmnist_search.files import make_private_folder
+from fmnist_search.search.damaged_values import check_types, damaged_values
 from fmnist_search.sqlite_files import (
     check_sound,
     copy_for_reading,
@@ -64,7 +67,8 @@ def open_existing_sqlite(database: Path) -> optuna.storages.RDBStorage:
 
 def _storage(file: Path, database: Path, *, is_compatible: bool, creates: bool = True) -> optuna.storages.RDBStorage:
     """Return the storage in `file`, whose errors name `database`."""
-    storage = optuna.storages.RDBStorage(
+    storage = _Storage(
+        database,
         sqlite_uri(file).replace("{", "{{").replace("}", "}}"),  # which Optuna takes for a template
         engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS, "factory": _Connection}},
         skip_compatibility_check=is_compatible,
@@ -122,7 +126,34 @@ def _check_version(database: Path) -> bool:
                 raise
             raise sqlite3.OperationalError("it is empty, or the database of another program") from None
         check_sound(connection)
+        check_types(connection)
     return bool(made_with == (optuna.__version__,))
+
+
+class _Storage(optuna.storages.RDBStorage):
+    """A storage whose errors name its file, also those of values that are not what Optuna has stored."""
+
+    def __init__(self, database: Path, url: str, **settings: Any):
+        self.database = database
+        super().__init__(url, **settings)
+
+
+def _with_named_errors(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def read(self: _Storage, *arguments: Any, **settings: Any) -> Any:
+        with damaged_values(f"storage {self.database}", KeyError):  # that of a study or a trial that does not exist
+            return method(self, *arguments, **settings)
+
+    return read
+
+
+READING_METHODS = (
+    *("get_all_studies", "get_study_directions", "get_study_user_attrs", "get_study_system_attrs"),
+    *("get_trial", "get_all_trials", "_get_trials"),
+)
+"""The methods of Optuna that read values; its cache calls `_get_trials`."""
+for _name in READING_METHODS:
+    setattr(_Storage, _name, _with_named_errors(getattr(optuna.storages.RDBStorage, _name)))
 
 
 class _Connection(sqlite3.Connection):

@@ -10,6 +10,7 @@ import optuna
 
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.results.champion import Champion, SelectedRecipe
+from fmnist_search.search.damaged_values import damaged_values
 from fmnist_search.search.trial_attributes import (
     REBUILT_RUNS_ATTRIBUTE,
     champion_from_dict,
@@ -44,7 +45,8 @@ class StudyAttributes:
     @property
     def tracking_seconds(self) -> float:
         """Seconds that MLflow took to record the trials, beside their training."""
-        return float(self._study.user_attrs.get("tracking_seconds", 0.0))
+        with damaged_values(f"study {self._study.study_name!r}"):
+            return float(self._study.user_attrs.get("tracking_seconds", 0.0))
 
     @tracking_seconds.setter
     def tracking_seconds(self, seconds: float) -> None:
@@ -54,7 +56,8 @@ class StudyAttributes:
     def champion(self) -> tuple[str, Champion] | None:
         """The selection key and the champion of the last promotion; None if its version was found deleted."""
         stored = self._study.user_attrs.get("champion")
-        return (stored["fingerprint"], champion_from_dict(stored)) if stored and "deleted" not in stored else None
+        with damaged_values(f"study {self._study.study_name!r}"):
+            return (stored["fingerprint"], champion_from_dict(stored)) if stored and "deleted" not in stored else None
 
     @property
     def deleted_champion_key(self) -> str | None:
@@ -94,7 +97,8 @@ class StudyAttributes:
 def stored_config(study: optuna.Study) -> StudyConfig | None:
     """Return the config of a stored study; None if the process that created the study has not stored it yet."""
     toml = study.user_attrs.get(CONFIG_ATTRIBUTE)
-    return StudyConfig.from_dict(tomllib.loads(toml)) if toml else None
+    with damaged_values(f"study {study.study_name!r}"):
+        return StudyConfig.from_dict(tomllib.loads(toml)) if toml else None
 
 
 def archive(storage: optuna.storages.BaseStorage, name: str) -> str:

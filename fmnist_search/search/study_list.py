@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from fmnist_search.errors import UserError
 from fmnist_search.files import is_missing
+from fmnist_search.search.damaged_values import check_types
 from fmnist_search.sqlite_files import check_sound, open_for_reading
 from fmnist_search.workspace import sqlite_path
 
@@ -47,7 +48,13 @@ def list_studies(url: str) -> list[StudyEntry]:
         return []
     try:
         return _list_from_sqlite(database)
-    except (sqlite3.Error, LookupError, ValueError):  # Optuna reads it, or says what is wrong
+    except (
+        sqlite3.Error,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ):  # Optuna reads it, or says what is wrong
         return _list_with_optuna(url)
 
 
@@ -56,6 +63,7 @@ def _list_from_sqlite(database: Path) -> list[StudyEntry]:
         if connection.execute("SELECT schema_version FROM version_info").fetchone() != (SCHEMA_VERSION,):
             raise LookupError("another schema")
         check_sound(connection)
+        check_types(connection)
         studies = connection.execute(
             "SELECT studies.study_id, study_name, value_json FROM studies JOIN study_user_attributes attributes "
             "ON attributes.study_id = studies.study_id AND key = 'config' ORDER BY studies.study_id"
@@ -64,7 +72,10 @@ def _list_from_sqlite(database: Path) -> list[StudyEntry]:
     entries = []
     for study_id, name, config in studies:
         trials, best = results.get(study_id, (0, None))
-        entries.append(StudyEntry(name, tomllib.loads(json.loads(config))["question"], trials, best))
+        question = tomllib.loads(json.loads(config))["question"]
+        if not isinstance(best, float | int | None) or not isinstance(name, str) or not isinstance(question, str):
+            raise LookupError("another type")
+        entries.append(StudyEntry(name, question, trials, best))
     return entries
 
 

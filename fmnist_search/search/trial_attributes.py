@@ -18,6 +18,7 @@ from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.champion import Champion, ConfirmedScore, SelectedRecipe
 from fmnist_search.results.study import RunningTrial, TrialRecord
 from fmnist_search.results.training import Accuracy, Overhead, TrialResult, TrialState
+from fmnist_search.search.damaged_values import damaged_values
 
 RECIPE_ATTRIBUTE = "recipe"
 """The recipe of a trial, as a flat dictionary."""
@@ -130,25 +131,26 @@ def running_trials(study: optuna.Study, since: float) -> list[RunningTrial]:
 
 def trial_record(trial: FrozenTrial) -> TrialRecord:
     """Return the record of a trial that has ended; its value is the last reported one if it was not completed."""
-    outcome = trial.user_attrs[OUTCOME_ATTRIBUTE]
-    curve = tuple(value for _, value in sorted(trial.intermediate_values.items()))
-    return TrialRecord(
-        number=trial.number,
-        state=TrialState(outcome["state"]),
-        value=curve[-1] if trial.value is None and curve else trial.value,
-        epochs=outcome["epochs"],
-        recipe=Recipe().replace(trial.user_attrs[RECIPE_ATTRIBUTE]),
-        seconds=outcome["seconds"],
-        reason=outcome["reason"],
-        duplicate_of=trial.user_attrs.get(DUPLICATE_ATTRIBUTE),
-        run_id=outcome["run_id"],
-        curve=curve,
-        overhead=Overhead(**outcome.get("overhead", {})),
-        will_retry=outcome.get("comes_again", outcome["state"] == TrialState.INTERRUPTED.value),
-        parameters=outcome.get("parameters", 0),
-        started_at=_to_unix_seconds(trial.datetime_start),
-        ended_at=_to_unix_seconds(trial.datetime_complete),
-    )
+    with damaged_values(f"trial {trial.number}"):
+        outcome = trial.user_attrs[OUTCOME_ATTRIBUTE]
+        curve = tuple(float(value) for _, value in sorted(trial.intermediate_values.items()))
+        return TrialRecord(
+            number=trial.number,
+            state=TrialState(outcome["state"]),
+            value=curve[-1] if trial.value is None and curve else trial.value and float(trial.value),
+            epochs=outcome["epochs"],
+            recipe=Recipe().replace(trial.user_attrs[RECIPE_ATTRIBUTE]),
+            seconds=outcome["seconds"],
+            reason=outcome["reason"],
+            duplicate_of=trial.user_attrs.get(DUPLICATE_ATTRIBUTE),
+            run_id=outcome["run_id"],
+            curve=curve,
+            overhead=Overhead(**outcome.get("overhead", {})),
+            will_retry=outcome.get("comes_again", outcome["state"] == TrialState.INTERRUPTED.value),
+            parameters=outcome.get("parameters", 0),
+            started_at=_to_unix_seconds(trial.datetime_start),
+            ended_at=_to_unix_seconds(trial.datetime_complete),
+        )
 
 
 def _to_unix_seconds(local: datetime | None) -> float | None:

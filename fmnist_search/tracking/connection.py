@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from fmnist_search.errors import UserError
 from fmnist_search.files import private_files
 from fmnist_search.processes import stopped_users
+from fmnist_search.sqlite_files import database_error
 from fmnist_search.text import first_line
 from fmnist_search.tracking.outbox import EventRejected, StoreLocked, StoreUnavailable
 from fmnist_search.tracking.table_template import copy_template, creation_lock, default_template, save_template
@@ -139,7 +140,8 @@ def store_errors(uri: str, *extra_errors: type[Exception]) -> Iterator[None]:
     """Turn the errors of a store, and `extra_errors`, into a `UserError` of one line.
 
     Raises:
-        UserError: if the store cannot be reached or written, refuses the user, or was made by another MLflow version.
+        UserError: if the store cannot be reached or written, is damaged, refuses the user, or was made by another
+            MLflow version.
     """
     _silence_library_logs()
     database = sqlite_path(uri)
@@ -148,6 +150,8 @@ def store_errors(uri: str, *extra_errors: type[Exception]) -> Iterator[None]:
     try:
         yield
     except (*STORE_ERRORS, *extra_errors) as error:
+        if database and (problem := database_error(error, f"tracking {uri}", database)):
+            raise problem from error
         detail = first_line(error)[:MAX_DETAIL]
         if "out-of-date database schema" in detail:
             raise UserError(
