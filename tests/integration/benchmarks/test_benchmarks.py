@@ -17,7 +17,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from benchmarks import reference, reference_results, report, study, throughput, time_to_accuracy, tutorial
+from benchmarks import checkpoints, reference, reference_results, report, study, throughput, time_to_accuracy, tutorial
 from benchmarks.measure import RESULTS_FOLDER, BenchmarkResult, Measurement, interleave
 from fmnist_search.data.files import DataSource
 from fmnist_search.data.images import Images
@@ -140,6 +140,17 @@ def test_throughput_measures_training_and_validation(bench: RunBenchmark, tmp_pa
     assert saved.command.startswith("python -m benchmarks.throughput --only")
     few = ("--validation-images", 300, "--rounds", 1, "--workers", 0)
     assert "validation, standard" in bench(throughput, "--only", "validation", *few)
+
+
+def test_checkpoints_of_a_study_are_counted_and_measured(bench: RunBenchmark, tmp_path: Path) -> None:
+    study_file = tmp_path / "mini.toml"
+    study_file.write_text(MINI_STUDY.replace("epochs = 1", "epochs = 4"))
+    options = ("--trials", 1, "--workers", 1, "--seconds", 0, "--device", "cpu", "--json")
+    result = BenchmarkResult.from_json(bench(checkpoints, study_file, *options))
+    figures = {figure.what: figure.ours for figure in result.figures}
+    assert figures["checkpoints of a trial"] == (3.0,)  # after each epoch until the trial pauses
+    assert 0 < figures["processor time of a checkpoint"][0] < 1_000
+    assert 0 < figures["share of the study's time"][0] < 100
 
 
 def test_time_to_accuracy_reports_the_accuracy_of_a_training_that_misses_its_target(bench: RunBenchmark) -> None:
