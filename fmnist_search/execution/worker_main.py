@@ -162,8 +162,10 @@ def send_heartbeats(channel: WorkerChannel, interval: float) -> None:
 
 def main() -> None:
     """Run a worker process; the arguments are the socket's file descriptor and the seconds between heartbeats."""
-    # On Ctrl-C the study decides how running epochs end; when the study ends, the channel closes.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The study decides how running epochs end when these signals reach all its processes, as Ctrl-C, a service manager
+    # and a closed terminal send them. When the study ends, the channel closes.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     silence_libraries()
     defer_compiler_import()
     channel: WorkerChannel = Channel(socket.socket(fileno=int(sys.argv[1])))

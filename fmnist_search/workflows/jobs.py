@@ -219,9 +219,12 @@ def _interrupt_unfinished(jobs: Iterable[RetryingJob], reason: str) -> None:
             job.close(job.partial_result(TrialState.INTERRUPTED, reason))
 
 
-def trial_overhead(result: TrialResult, seconds: float, sampling: float = 0.0) -> Overhead:
-    """Return the overhead of a training that took `seconds` in all; `sampling` are Optuna's seconds of these."""
-    trained = sum(report.seconds for report in result.epochs)
+def trial_overhead(result: TrialResult, seconds: float, sampling: float = 0.0, resumed_epochs: int = 0) -> Overhead:
+    """Return the overhead of a training that took `seconds` in all, without its first `resumed_epochs`.
+
+    `sampling` are Optuna's seconds of these.
+    """
+    trained = sum(report.seconds for report in result.epochs[resumed_epochs:])
     setup = result.setup
     return Overhead(seconds - trained, setup.build_seconds, setup.capture_seconds, sampling)
 

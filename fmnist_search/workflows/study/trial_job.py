@@ -113,7 +113,8 @@ class TrialJob(TrackedJob):
             result = dataclasses.replace(result, reason=reason)
         if result.state is TrialState.INTERRUPTED:  # the stopper interrupts the study, not one trial
             self._context.interruption.request()
-        self._end(result, trial_overhead(result, seconds, self._sampling_seconds))
+        resumed_epochs = len(self.checkpoint["epochs"]) if self.checkpoint else 0
+        self._end(result, trial_overhead(result, seconds, self._sampling_seconds, resumed_epochs))
 
     def on_worker_lost(self, reason: str) -> None:
         """Let the trial wait to go on; the second time, it has failed."""

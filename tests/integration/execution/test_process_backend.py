@@ -146,13 +146,16 @@ def test_the_job_of_a_killed_worker_goes_on_from_its_last_checkpoint(
     assert_same_result(resumed.finished_result, run_trial(recipe, images, execution))
 
 
-def test_ctrl_c_in_a_terminal_does_not_reach_the_workers(backend: ProcessBackend, images: Images) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_that_ask_a_study_to_stop_do_not_end_its_workers(
+    number: signal.Signals, backend: ProcessBackend, images: Images
+) -> None:
     for pid in backend.worker_pids:
         assert os.getpgid(pid) != os.getpgid(0)
 
     def interrupt(report: EpochReport) -> Decision:
         if report.epoch == 1:
-            signal_worker(backend, job, signal.SIGINT)
+            signal_worker(backend, job, number)
         return Decision.CONTINUE
 
     job = RecordingJob(TINY_RECIPE, images, interrupt)

@@ -179,6 +179,14 @@ def test_a_state_that_cannot_be_resumed_is_refused(part: str, checkpoints: list[
         parse_checkpoint(content)
 
 
+def test_the_state_of_a_captured_training_can_be_resumed(checkpoints: list[Checkpoint]) -> None:
+    state = copy.deepcopy(dict(checkpoints[1].state))
+    for group in state["training"]["optimizer"]["param_groups"]:
+        group.update(lr=torch.tensor(0.01), capturable=True)  # as `DeviceLoop` sets them
+    content = serialize_checkpoint(dataclasses.replace(checkpoints[1], state=state))
+    assert parse_checkpoint(content).epochs_done == 2
+
+
 def test_a_file_that_cannot_be_read_is_one_line(
     tmp_path: Path, contents: list[bytes], load: Callable[..., tuple[int, list[str]]]
 ) -> None:
