@@ -5,11 +5,10 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
-from fmnist_search.processes import has_ended
 from fmnist_search.text import escape_markdown
 from fmnist_search.tracking import tag_names
 from fmnist_search.tracking.provenance import provenance_tags
-from fmnist_search.tracking.run_listing import end_run, search_children
+from fmnist_search.tracking.run_listing import search_children
 from fmnist_search.tracking.store import MlflowStore
 
 
@@ -51,29 +50,13 @@ def open_study_run(store: MlflowStore, study: str, existing_run_id: str | None) 
             f"its run {existing_run_id} is not in MLflow any more; the run {run_id} replaces it, and `fmnist-search "
             f"sync --rebuild {shlex.quote(study)}` writes the runs of its trials again",
         )
-    moved = _movesearch_children(store, existing.experiment_id, existing_run_id, run_id)
+    moved = _move_children(store, existing.experiment_id, existing_run_id, run_id)
     return StudyRun(
         run_id,
         existing_run_id,
         f"its run {existing_run_id} was deleted in MLflow; the run {run_id} replaces it, and the {moved} runs below it "
         "were moved",
     )
-
-
-def end_abandoned_runs(store: MlflowStore, study_run_id: str) -> int:
-    """End the runs below a study's run that a process has left open because it was killed; return their number.
-
-    Runs of processes on other machines, which cannot be seen from here, stay as they are, and so do runs without the
-    identity of a process, which earlier versions created.
-    """
-    experiment_id = str(store.client.get_run(study_run_id).info.experiment_id)
-    ended = 0
-    for run in search_children(store, experiment_id, study_run_id, "attributes.status = 'RUNNING'"):
-        process = run.data.tags.get(tag_names.PROCESS)
-        if process and has_ended(process):
-            end_run(store, str(run.info.run_id), "KILLED", "interrupted", "its process has ended")
-            ended += 1
-    return ended
 
 
 def _link_to_study_run(store: MlflowStore, run_id: str, study: str, study_run_id: str) -> None:
@@ -84,7 +67,7 @@ def _link_to_study_run(store: MlflowStore, run_id: str, study: str, study_run_id
     store.client.set_terminated(run_id, "FINISHED")
 
 
-def _movesearch_children(store: MlflowStore, experiment_id: str, from_id: str, to_id: str) -> int:
+def _move_children(store: MlflowStore, experiment_id: str, from_id: str, to_id: str) -> int:
     children = search_children(store, experiment_id, from_id)
     for run in children:
         store.client.set_tag(run.info.run_id, tag_names.PARENT_RUN_ID, to_id)

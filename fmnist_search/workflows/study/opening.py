@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fmnist_search.config.conditional_space import varying_names
@@ -19,6 +20,7 @@ from fmnist_search.search.storage import open_storage
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.tracking.artifact_locations import check_project
 from fmnist_search.tracking.connection import store_errors
+from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.run_logger import NullRunLogger, RunLogger
 from fmnist_search.tracking.sender import NullSender, Sender
 from fmnist_search.tracking.store import MlflowStore
@@ -29,6 +31,7 @@ from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.interruption import interrupt_on_signals
 from fmnist_search.workflows.jobs import JobContext
 from fmnist_search.workflows.registration import check_registration
+from fmnist_search.workflows.repairing import make_stores_agree
 from fmnist_search.workflows.sending import open_sender
 from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workflows.study.run_logging import StudyRunLogger
@@ -102,6 +105,8 @@ def open_session(
         if mlflow_store:
             study_store.run_id = study_run.run_key
             mlflow_store.save_trials_view(study_run.run_key, varying_names(config.space))
+            if stored:
+                sender.run_when_idle(partial(_make_stores_agree, workspace, config, mlflow_store, callback))
         context = JobContext(sender, callback, interruption, tracking.plot_interval is not None, tracking.flush_timeout)
         study_logger = StudyRunLogger(study_run, study_store, context, tracking.plot_interval or 0.0)
         study_logger.log_start(images, runtime, backend.size)
@@ -159,6 +164,15 @@ def _recover_trials(
     going_on = [record.number for record in study_store.trial_records() if not record.state.is_final]
     checkpoints.keep_only(going_on)
     return checkpoints
+
+
+def _make_stores_agree(
+    workspace: Workspace, config: StudyConfig, mlflow_store: MlflowStore, callback: StudyCallback
+) -> None:
+    """Mend the runs that a killed search has left; in a thread of its own, so with stores of its own."""
+    study_store = StudyStore.load(workspace.storage_url, config.name)
+    with contextlib.closing(Outbox(workspace.outbox_path, workspace.tracking_uri)) as outbox:
+        make_stores_agree(workspace, study_store, mlflow_store, outbox, callback.on_message)
 
 
 def _log_to(study_run: StudyRun, sender: Sender, study: str, callback: StudyCallback) -> RunLogger:

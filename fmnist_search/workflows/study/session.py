@@ -20,7 +20,6 @@ from fmnist_search.search.study_store import StudyStore
 from fmnist_search.tracking import metric_names
 from fmnist_search.tracking.run_logger import RunLogger
 from fmnist_search.tracking.store import MlflowStore
-from fmnist_search.tracking.study_runs import end_abandoned_runs
 from fmnist_search.training.trial_checkpoints import TrialCheckpoints
 from fmnist_search.workflows.jobs import JobContext
 from fmnist_search.workflows.lookup import summarize
@@ -155,8 +154,7 @@ class Session:
 
     def _close(self, summary: StudySummary) -> None:
         self.study_logger.close(summary)
-        if self.context.flush() and self.mlflow_store:
-            end_abandoned_runs(self.mlflow_store, self.study_run.run_key)
+        self.context.flush()
 
 
 def _distinct_recipes(ranked: Sequence[TrialRecord]) -> list[TrialRecord]:
