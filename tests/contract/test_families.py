@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import io
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -15,16 +16,23 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fmnist_search.data.images import Images
+from fmnist_search.data.images import Images, LabelledImages
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import MAX_PARAMETERS, NUM_CLASSES, Classifier, build, count_parameters
 from fmnist_search.models.cnn import Cnn
+from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.families import FAMILIES, Architecture
-from fmnist_search.recipe.groups import Optimizer
+from fmnist_search.recipe.groups import Augmentation, Optimizer
 from fmnist_search.recipe.hyperparameters import hyperparameters
+from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.training.autotune import PRECISIONS
+from fmnist_search.training.checkpoint import Checkpoint
 from fmnist_search.training.evaluation import autocast
+from fmnist_search.training.loop import EpochResult
 from fmnist_search.training.optim import make_optimizer
+from fmnist_search.training.trial import run_trial
+from fmnist_search.training.trial_checkpoints import parse_checkpoint, serialize_checkpoint
+from tests.support.jobs import assert_same_result
 from tests.support.strategies import architectures, hyperparameter_values
 
 MAX_WIDTH = 12
@@ -140,6 +148,29 @@ def test_it_can_fit_64_images(family: type[Architecture], images: Images) -> Non
                 guesses = copy.deepcopy(model).eval()(images.train.pixels[:64]).argmax(1)
                 if torch.equal(guesses, images.train.labels[:64]):
                     break
+
+
+@each_family
+def test_its_training_goes_on_from_a_checkpoint_with_the_same_bits(
+    family: type[Architecture], images: Images, execution: Execution
+) -> None:
+    class Serializer:
+        def on_epoch_end(self, _: EpochResult, state: dict[str, Any]) -> None:
+            contents.append(serialize_checkpoint(Checkpoint(recipe, vars(execution), [], state)))
+
+    contents: list[bytes] = []
+    few = dataclasses.replace(
+        images,
+        train=LabelledImages(images.train.pixels[:40], images.train.labels[:40]),
+        validation=LabelledImages(images.validation.pixels[:20], images.validation.labels[:20]),
+    )
+    dropout = {"dropout": 0.3} if "dropout" in family.__dataclass_fields__ else {}
+    model = family(**SMALLER_DEFAULTS.get(family.family, {}), **dropout)
+    recipe = Recipe(model=model, batch_size=20, epochs=3, augmentation=Augmentation(shift=2))
+    uninterrupted = run_trial(recipe, few, execution, training_callback=Serializer())
+    for content in contents:
+        resumed = run_trial(recipe, few, execution, resume_from=parse_checkpoint(content).state)
+        assert_same_result(resumed, uninterrupted)
 
 
 # ----------------------------------------------------------------------------------------- values

@@ -97,6 +97,7 @@ def test_an_interrupted_study_continues_and_gives_what_an_uninterrupted_one_give
 
     continued = run(config, tmp_path)
     assert continued.stop_reason is StopReason.TRIALS
+    assert all(record.overhead.seconds > 0 for record in continued.trials)
     assert_went_on(tmp_path, interrupted)
     (tmp_path / "uninterrupted").mkdir()
     run(config, tmp_path / "uninterrupted", track=False)
