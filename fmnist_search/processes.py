@@ -23,12 +23,17 @@ def process_identity(process_id: int | None = None) -> str:
 
 
 def has_ended(identity: str) -> bool | None:
-    """Return whether the process of an identity has ended; None if it is one of another machine."""
+    """Return whether the process of an identity has ended; None if it is one of another machine.
+
+    A process that its parent has not waited for has ended too.
+    """
     machine, number, started = identity.split()
     if machine != socket.gethostname():
         return None
     try:
-        return abs(float(psutil.Process(int(number)).create_time()) - float(started)) > CLOCK_TOLERANCE_SECONDS
+        process = psutil.Process(int(number))
+        is_another = abs(float(process.create_time()) - float(started)) > CLOCK_TOLERANCE_SECONDS
+        return is_another or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
 

@@ -1,0 +1,163 @@
+"""Processes that share a folder all get their events to MLflow, whatever one of them does, and each cause is named."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from mlflow import MlflowClient
+
+from fmnist_search.tracking.events import Batch
+from fmnist_search.tracking.outbox import Outbox
+from fmnist_search.tracking.store import MlflowStore
+from tests.integration.conftest import TINY_STUDY, run_command, start_command
+from tests.integration.servers import MlflowServer, running_server
+
+STUCK_SENDER = """
+import sys, time
+from pathlib import Path
+from fmnist_search.tracking.outbox import Outbox
+from fmnist_search.tracking.sender import Sender
+
+def write(event):
+    print("delivering", flush=True)
+    time.sleep(600)
+
+with Sender(Outbox(Path(sys.argv[1]), sys.argv[2]), write, print) as sender:
+    time.sleep(600)
+"""
+
+STUCK_WRITER = """
+import sqlite3, sys, time
+database = sqlite3.connect(sys.argv[1])
+database.execute("BEGIN IMMEDIATE")
+print("locked", flush=True)
+time.sleep(600)
+"""
+
+
+@contextlib.contextmanager
+def stopped_process(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """Yield a process that was stopped by SIGSTOP after it had printed a line; it is killed in the end."""
+    process = subprocess.Popen([sys.executable, "-c", script, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def run_id(tmp_path: Path) -> str:
+    """A run with an event that waits in the outbox."""
+    store = MlflowStore(f"sqlite:///{tmp_path}/mlflow.db", "fmnist-search")
+    run_id = store.create_run("a run", {})
+    with closing(Outbox(tmp_path / "fmnist-search" / "outbox.db", store.uri)) as outbox:
+        outbox.remember_run(run_id, run_id)
+        outbox.put(Batch(tags={"late": "yes"}).event(run_id))
+    return run_id
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_sender_that_is_stopped_or_killed_while_it_delivers_is_replaced(
+    tmp_path: Path, run_id: str, end: signal.Signals
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    with stopped_process(STUCK_SENDER, tmp_path / "fmnist-search" / "outbox.db", uri) as sender:
+        sender.send_signal(end)
+        started = time.monotonic()
+        synced = run_command(tmp_path, "sync")
+        seconds = time.monotonic() - started
+    assert synced.exit_code == 0, synced.stderr
+    assert seconds < (25 if end is signal.SIGSTOP else 10)
+    assert MlflowClient(uri).get_run(run_id).data.tags["late"] == "yes"
+
+
+@pytest.mark.slow
+def test_a_stopped_process_that_has_locked_the_database_of_mlflow_is_named(tmp_path: Path, run_id: str) -> None:
+    with stopped_process(STUCK_WRITER, tmp_path / "mlflow.db") as writer:
+        refused = run_command(tmp_path, "sync")
+    assert refused.exit_code == 2
+    (line,) = refused.errors
+    assert "another process has locked MLflow's database" in line
+    assert f"process {writer.pid} is stopped" in line
+    assert f"`kill -CONT {writer.pid}`" in line
+    assert "cannot be reached" not in refused.stderr
+    assert run_command(tmp_path, "sync").exit_code == 0
+    assert MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(run_id).data.tags["late"] == "yes"
+
+
+class SlowProxy(socketserver.ThreadingTCPServer):
+    """Passes what it gets on to a server, each piece of a request after a delay."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, server_url: str, delay_seconds: float):
+        super().__init__(("127.0.0.1", 0), _SlowConnection)
+        address = urlsplit(server_url)
+        self.target = (str(address.hostname), int(address.port or 80))
+        self.delay_seconds = delay_seconds
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+    def __enter__(self) -> SlowProxy:
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class _SlowConnection(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        assert isinstance(self.server, SlowProxy)
+        with socket.create_connection(self.server.target) as server:
+            back = threading.Thread(target=_pass_on, args=(server, self.request, 0.0), daemon=True)
+            back.start()
+            _pass_on(self.request, server, self.server.delay_seconds)
+            back.join()
+
+
+def _pass_on(source: socket.socket, target: socket.socket, delay_seconds: float) -> None:
+    with contextlib.suppress(OSError):
+        while piece := source.recv(1 << 16):
+            time.sleep(delay_seconds)
+            target.sendall(piece)
+        target.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.slow
+def test_two_studies_on_a_slow_server_are_both_recorded_and_promoted(tmp_path: Path) -> None:
+    names = ("one", "two")
+    for name in names:
+        (tmp_path / f"{name}.toml").write_text(TINY_STUDY.replace('name = "tiny"', f'name = "{name}"'))
+    with running_server(MlflowServer(tmp_path / "server")) as server, SlowProxy(server.url, 0.15) as proxy:
+        location = ["--trials", "2", "--tracking-uri", proxy.url, "--workdir", tmp_path / "workdir"]
+        searches = [start_command(tmp_path, "search", f"{name}.toml", *location) for name in names]
+        outputs = [search.communicate(timeout=400) for search in searches]
+        assert [search.returncode for search in searches] == [0, 0], outputs
+        assert all("registered as models:/fmnist-search/" in stdout for stdout, _ in outputs)
+        assert "MLflow has not received" not in "".join(stderr for _, stderr in outputs)
+        client = MlflowClient(server.url)
+        experiment = client.get_experiment_by_name("fmnist-search")
+        assert experiment
+        runs = client.search_runs([experiment.experiment_id], max_results=1000)
+        assert {run.info.status for run in runs} == {"FINISHED"}
+        trials = sorted((run.data.tags["study"], run.data.tags["trial"]) for run in runs if "trial" in run.data.tags)
+        assert trials == [("one", "0"), ("one", "1"), ("two", "0"), ("two", "1")]
