@@ -147,7 +147,7 @@ def test_two_studies_on_a_slow_server_are_both_recorded_and_promoted(tmp_path: P
     names = ("one", "two")
     for name in names:
         (tmp_path / f"{name}.toml").write_text(TINY_STUDY.replace('name = "tiny"', f'name = "{name}"'))
-    with running_server(MlflowServer(tmp_path / "server")) as server, SlowProxy(server.url, 0.15) as proxy:
+    with running_server(MlflowServer(tmp_path / "server")) as server, SlowProxy(server.url, 0.05) as proxy:
         location = ["--trials", "2", "--tracking-uri", proxy.url, "--workdir", tmp_path / "workdir"]
         searches = [start_command(tmp_path, "search", f"{name}.toml", *location) for name in names]
         outputs = [search.communicate(timeout=400) for search in searches]
