@@ -10,10 +10,13 @@ from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
 
 from fmnist_search.errors import UserError
-from fmnist_search.search.storage import open_storage
-from fmnist_search.workspace import sqlite_uri
+from fmnist_search.search.storage import NoStorageError, open_storage
+from fmnist_search.search.study_store import StudyStore
+from fmnist_search.workspace import resolve_storage_url, sqlite_uri
+from tests.support.postgresql import PostgresqlServer
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -62,7 +65,7 @@ def test_folders_are_created_and_contents_are_kept(tmp_path: Path) -> None:
     assert optuna.load_study(storage=open_storage(url), study_name="s").best_value == 0.5
 
 
-@pytest.mark.parametrize("name", ["with space", "größer", "a%20b", "a#b", "a?b=c", "it's"])
+@pytest.mark.parametrize("name", ["with space", "größer", "a%20b", "a#b", "a?b=c", "it's", "{a}"])
 def test_folder_may_have_any_name(name: str, tmp_path: Path) -> None:
     folder = tmp_path / name
     open_storage(sqlite_uri(folder / "optuna.db"))
@@ -108,15 +111,75 @@ def test_read_only_file_is_an_error(tmp_path: Path) -> None:
         tmp_path.chmod(0o700)
 
 
-def test_database_of_a_later_optuna_is_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "optuna.db"
-    open_storage(f"sqlite:///{path}").remove_session()
-    connection = sqlite3.connect(path)
-    connection.execute("UPDATE alembic_version SET version_num = 'v99.0.0'")
-    connection.execute("UPDATE version_info SET library_version = '99.0.0'")
-    connection.commit()
-    connection.close()
-    assert str(path) in storage_error(f"sqlite:///{path}")
+def set_versions(url: str, schema: str, library: str) -> None:
+    """Store other versions than those of the Optuna that made the tables."""
+    with open_storage(url).engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{schema}'")
+        connection.exec_driver_sql(f"UPDATE version_info SET library_version = '{library}'")
+
+
+def test_database_of_a_later_optuna_is_an_error(database_url: str) -> None:
+    set_versions(database_url, "v99.0.0", "99.0.0")
+    line = storage_error(database_url)
+    assert "was made by Optuna 99.0.0, which is newer than" in line
+    assert "`pip install -U optuna`" in line
+
+
+def test_database_of_an_earlier_optuna_is_an_error_with_the_command_that_upgrades_it(database_url: str) -> None:
+    set_versions(database_url, "v2.6.0.a", "2.6.0")
+    line = storage_error(database_url)
+    assert "was made by Optuna 2.6.0, which is older" in line
+    assert "`optuna storage upgrade --storage " in line
+
+
+@pytest.mark.parametrize("url", ["mysql://me:secret@host/db", "optuna.db", "sqlite+aiosqlite:///optuna.db", "http://h"])
+def test_other_kinds_of_storages_are_refused_with_those_that_are_supported(url: str) -> None:
+    with pytest.raises(UserError, match="is not supported; give sqlite:///FILE or postgresql://") as caught:
+        resolve_storage_url(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_missing_driver_is_an_error_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    line = storage_error("postgresql://me:secret@127.0.0.1:1/optuna")
+    assert line.startswith("storage postgresql://me:***@127.0.0.1:1/optuna: needs the package psycopg; ")
+    assert "`pip install 'fmnist-search[postgres]'`" in line
+
+
+def test_unreachable_server_is_an_error_within_seconds() -> None:
+    line = storage_error("postgresql://me:secret@127.0.0.1:1/optuna")
+    assert line.startswith("storage postgresql://me:***@127.0.0.1:1/optuna: cannot be opened (")
+    assert line.endswith("; start the server, or check the address (--storage or FMNIST_SEARCH_STORAGE)")
+
+
+@pytest.mark.slow
+def test_what_a_server_refuses_is_an_error_with_the_remedy(postgresql: PostgresqlServer) -> None:
+    url = sqlalchemy.make_url(postgresql.create_database())
+    postgresql.require_password("reader", "right")
+    postgresql.psql(f"ALTER DATABASE {url.database} SET default_transaction_read_only = on;")
+
+    def error_of(**changes: str) -> str:
+        line = storage_error(url.set(**changes).render_as_string(hide_password=False))
+        assert "wrong" not in line.replace("reader:***", "")
+        return line
+
+    assert "check the password (PGPASSWORD, ~/.pgpass or the address)" in error_of(username="reader", password="wrong")
+    assert "`createdb nothere`" in error_of(database="nothere")
+    assert "check the name of the user" in error_of(username="nobody")
+    assert "is read-only" in error_of()
+    writable = sqlalchemy.make_url(postgresql.create_database()).database
+    assert "give the user the right to create tables" in error_of(
+        database=str(writable), username="reader", password="right"
+    )
+
+
+@pytest.mark.slow
+def test_reading_creates_no_tables_in_a_database(postgresql: PostgresqlServer) -> None:
+    url = postgresql.create_database()
+    with pytest.raises(NoStorageError, match="holds no study yet"):
+        open_storage(url, create=False)
+    assert StudyStore.study_names(url) == []
+    assert open_storage(url).get_all_studies() == []
 
 
 def test_password_is_not_shown() -> None:
@@ -140,7 +203,17 @@ for url in sys.stdin:
 """
 
 
+@pytest.mark.slow
+def test_two_processes_create_the_same_tables_in_postgresql_at_once(postgresql: PostgresqlServer) -> None:
+    create_at_once([postgresql.create_database() for _ in range(3)])
+
+
 def test_two_processes_create_the_same_storage_at_once(tmp_path: Path) -> None:
+    create_at_once([f"sqlite:///{tmp_path / str(attempt) / 'optuna.db'}" for attempt in range(8)])
+
+
+def create_at_once(urls: list[str]) -> None:
+    """Let two processes create each storage, within a millisecond of each other."""
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", OPEN_ON_SIGNAL_SCRIPT],
@@ -154,8 +227,6 @@ def test_two_processes_create_the_same_storage_at_once(tmp_path: Path) -> None:
     ]
     streams = [(worker.stdin, worker.stdout) for worker in workers]
     assert all(answers and answers.readline() == "ready\n" for _, answers in streams)
-    # Several rounds, each of which both start within a millisecond.
-    urls = [f"sqlite:///{tmp_path / str(attempt) / 'optuna.db'}" for attempt in range(8)]
     for url in urls:
         for orders, _ in streams:
             assert orders

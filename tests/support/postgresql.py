@@ -47,6 +47,13 @@ class PostgresqlServer:
         """Run a statement; return what psql prints."""
         return str(self._server.psql(statement))
 
+    def require_password(self, user: str, password: str) -> None:
+        """Create a user who must give a password, and who may not write."""
+        rules = self.folder / "pg_hba.conf"
+        rules.write_text(f"local all {user} scram-sha-256\n{rules.read_text()}")
+        self.psql(f"CREATE ROLE {user} LOGIN PASSWORD '{password}';")
+        self.psql("SELECT pg_reload_conf();")
+
     def start(self) -> None:
         """Start the server again after `kill`."""
         for _ in range(3):
