@@ -214,6 +214,7 @@ def _garbage_kind_texts(kind: GarbageKind) -> tuple[str, str]:
         GarbageKind.ORPHANED: ("gone", "weights of studies that are gone"),
         GarbageKind.OUTRANKED: ("beaten", "weights of trials that are not among the best of their study"),
         GarbageKind.DELETED: ("deleted", "weights of trainings whose runs were deleted"),
+        GarbageKind.CHECKPOINTS: ("checkpoints", "checkpoints of studies that are gone or were put aside"),
         GarbageKind.INCOMPLETE: ("unfinished", "files that were never finished"),
         GarbageKind.MODELS: ("models", "models that no registered version refers to"),
         GarbageKind.RUNS: ("runs", "runs that were deleted in MLflow"),

@@ -38,6 +38,7 @@ class GarbageKind(Enum):
     ORPHANED = "weights of studies that are gone"
     OUTRANKED = "weights of trials that are not among the best of their study"
     DELETED = "weights of trainings whose runs were deleted"
+    CHECKPOINTS = "checkpoints of studies that are gone or were put aside"
     INCOMPLETE = "files that were never finished"
     MODELS = "models that no registered version refers to"
     RUNS = "runs that were deleted in MLflow"
@@ -78,7 +79,8 @@ def find_garbage(
         models = cleanup.unregistered_models(client, created_before=created_before)
         items = [
             *_unneeded_weights(workspace, keep, {run.id for run in deleted}, created_before),
-            *_incomplete_files(workspace.folder / "weights", _own_weights(workspace), created_before),
+            *_unneeded_checkpoints(workspace, created_before),
+            *_incomplete_files(workspace.folder / "weights", _own_folder(workspace, "weights"), created_before),
             *_incomplete_files(cache, cache.resolve(), created_before),
             *(_stored_item(workspace, GarbageKind.MODELS, model, ENSEMBLES) for model in models),
             *(_stored_item(workspace, GarbageKind.RUNS, run, SINGLE_TRAININGS) for run in deleted),
@@ -104,7 +106,7 @@ def remove_garbage(
     """
     garbage = set(find_garbage(workspace, cache, keep, min_age=min_age))
     removed = [item for item in items if item in garbage and _remove_item(workspace, item)]
-    emptied = (GarbageKind.ARCHIVED, GarbageKind.ORPHANED, GarbageKind.DELETED)
+    emptied = (GarbageKind.ARCHIVED, GarbageKind.ORPHANED, GarbageKind.DELETED, GarbageKind.CHECKPOINTS)
     for folder in {Path(item.name).parent for item in removed if item.kind in emptied}:
         with contextlib.suppress(OSError):  # the folder is not empty
             folder.rmdir()
@@ -130,7 +132,7 @@ def _stored_item(
 def _unneeded_weights(
     workspace: Workspace, keep: int, deleted_runs: Collection[str], created_before: float
 ) -> Iterator[GarbageItem]:
-    weights, own = workspace.folder / "weights", _own_weights(workspace)
+    weights, own = workspace.folder / "weights", _own_folder(workspace, "weights")
     if not weights.is_dir():
         return
     studies = set(StudyStore.study_names(workspace.storage_url))
@@ -181,9 +183,21 @@ def best_records(records: list[TrialRecord], count: int) -> list[TrialRecord]:
     return ranked
 
 
-def _own_weights(workspace: Workspace) -> Path:
-    """Return the folder of the weights, at which a symbolic link is not followed."""
-    return workspace.folder.resolve() / "weights"
+def _unneeded_checkpoints(workspace: Workspace, created_before: float) -> Iterator[GarbageItem]:
+    """Yield the checkpoints of studies whose trials never go on; a search itself removes those of ended trials."""
+    folders = workspace.checkpoints_folder("")
+    if not folders.is_dir():
+        return
+    searched = {name for name in StudyStore.study_names(workspace.storage_url) if not ARCHIVED_NAME.search(name)}
+    own = _own_folder(workspace, folders.name)
+    for folder in sorted(folders.iterdir()):
+        if folder.is_dir() and folder.name not in searched:
+            yield from _old_files(GarbageKind.CHECKPOINTS, folder.name, folder.glob("*.ckpt"), own, created_before)
+
+
+def _own_folder(workspace: Workspace, name: str) -> Path:
+    """Return a folder of the workspace, at which a symbolic link is not followed."""
+    return workspace.folder.resolve() / name
 
 
 def _incomplete_files(folder: Path, own: Path, created_before: float) -> Iterator[GarbageItem]:

@@ -53,7 +53,7 @@ class Session:
         """Search until a limit is reached, promote the best recipes, end the study's run, and return the summary."""
         self._enqueue_warm_starts()
         started, previous = time.monotonic(), self._count_ended()
-        loop = self._make_search_loop(stopper)
+        loop = SearchLoop(self.search_context(stopper), self.study_logger)
         reason = loop.run(self.backend)
         self.study_logger.log_plots(self.study_store.trial_records())  # while the finalists train
         champion = self._promote_best(self.study_store.config.finalists) if reason.is_final else None
@@ -96,8 +96,9 @@ class Session:
             if message_ := self.study_store.enqueue_start(start.source, start.values):
                 self.context.callback.on_message(f"{config.name}: {message_}")
 
-    def _make_search_loop(self, stopper: Stopper) -> SearchLoop:
-        search = SearchContext(
+    def search_context(self, stopper: Stopper) -> SearchContext:
+        """Return what the trials of this session share; `stopper` is called after each of their epochs."""
+        return SearchContext(
             study_store=self.study_store,
             workspace=self.workspace,
             checkpoints=self.checkpoints,
@@ -107,7 +108,6 @@ class Session:
             stopper=stopper,
             parameter_names=varying_names(self.study_store.config.space),
         )
-        return SearchLoop(search, self.study_logger)
 
     def _promote_best(self, settings: Finalists, *, force: bool = False) -> Champion | None:
         """Train the finalists and register the best model; return None if interrupted or if there is none.

@@ -241,6 +241,10 @@ def cluttered(finished: FinishedStudy, client: MlflowClient, tmp_path_factory: p
     options = ["--fresh", "--trials", 1, "--set", "finalists.recipes=0"]
     assert finished.run("search", "other.toml", *options, "--workers", 1).exit_code == 0
     shutil.copytree(weights / "tiny", weights / "vanished")
+    for study in ("tiny", "vanished"):
+        checkpoints = finished.folder / "fmnist-search" / "checkpoints" / study
+        checkpoints.mkdir(parents=True)
+        (checkpoints / "998.ckpt").write_bytes(b"of a trial that goes on")
     (weights / "tiny" / "tmpabcdef01").write_bytes(b"half a file")
     (weights / "tiny" / "999.pt").write_bytes(b"of a trial that has not ended")
     training = finished.run("train", "--from-run", completed_run_ids(finished, "tiny")[0], "--json").json["run_id"]
@@ -251,8 +255,9 @@ def cluttered(finished: FinishedStudy, client: MlflowClient, tmp_path_factory: p
     client.delete_run(deleted)
     client.delete_experiment(client.create_experiment("foreign and deleted"))
     old = time.time() - 7200
-    for path in weights.rglob("*"):
-        os.utime(path, (old, old))
+    for path in (finished.folder / "fmnist-search").rglob("*"):
+        if ".db" not in path.name:
+            os.utime(path, (old, old))
     with sqlite3.connect(finished.folder / "mlflow.db") as database:
         database.execute("UPDATE logged_models SET creation_timestamp_ms = creation_timestamp_ms - 7200000")
     return finished
@@ -281,6 +286,7 @@ def test_gc_lists_garbage_and_removes_nothing(cluttered: FinishedStudy, client: 
     beaten = completed_trial_numbers(cluttered, "tiny")[2:]
     assert [Path(name).name for name in found["beaten"]] == sorted(f"{number:03d}.pt" for number in beaten)
     assert [Path(name).name for name in found["unfinished"]] == ["tmpabcdef01"]
+    assert [Path(name).parent.name for name in found["checkpoints"]] == ["vanished"]
     assert len(found["deleted"]) == 1
     assert len(found["models"]) == 1
     assert found["models"][0] not in champion_version(client).source
