@@ -21,6 +21,7 @@ from fmnist_search.recipe.groups import Data
 
 JOIN_TIMEOUT_SECONDS = 5.0
 """How long the end of a process is waited for before it is killed."""
+MAX_HEARTBEAT_INTERVAL = 5.0
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,10 @@ class Liveness:
     def of_heartbeat(cls, seconds: float) -> Liveness:
         """Return the times for `execution.heartbeat_seconds`: a worker that misses two heartbeats is ended.
 
-        Workers send several in that time, so that the pool notices soon after the second one that it is missing.
+        Workers send several in that time, so that the pool notices soon after the second one that it is missing, and so
+        that a worker notices within seconds that its pool has gone.
         """
-        return cls(heartbeat_interval=seconds / 4, heartbeat_timeout=2 * seconds)
+        return cls(heartbeat_interval=min(seconds / 4, MAX_HEARTBEAT_INTERVAL), heartbeat_timeout=2 * seconds)
 
 
 DEFAULT_LIVENESS = Liveness()

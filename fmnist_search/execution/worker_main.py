@@ -6,6 +6,7 @@ neither MLflow nor Optuna, so that a process is ready in seconds.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
 import signal
@@ -41,6 +42,9 @@ from fmnist_search.training.checkpoint import Checkpoint
 from fmnist_search.training.compiler import defer_compiler_import
 from fmnist_search.training.loop import EpochResult
 from fmnist_search.training.trial import run_trial
+
+PR_SET_PDEATHSIG = 1
+"""The option of prctl, from linux/prctl.h."""
 
 
 class _Stopped(Exception):
@@ -160,12 +164,22 @@ def send_heartbeats(channel: WorkerChannel, interval: float) -> None:
             os._exit(0)
 
 
+def end_with_parent() -> None:
+    """Let Linux kill this process when the thread that started it ends, also if this process is stopped then.
+
+    Elsewhere the next heartbeat ends it.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> None:
     """Run a worker process; the arguments are the socket's file descriptor and the seconds between heartbeats."""
     # The study decides how running epochs end when these signals reach all its processes, as Ctrl-C, a service manager
     # and a closed terminal send them. When the study ends, the channel closes.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
     silence_libraries()
     defer_compiler_import()
     channel: WorkerChannel = Channel(socket.socket(fileno=int(sys.argv[1])))

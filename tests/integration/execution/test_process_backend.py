@@ -210,6 +210,8 @@ def test_a_worker_may_miss_one_heartbeat_and_is_ended_after_two() -> None:
     liveness = Liveness.of_heartbeat(15.0)
     assert liveness == DEFAULT_LIVENESS
     assert liveness.heartbeat_timeout == 2 * 15.0
+    rare = Liveness.of_heartbeat(3_600.0)
+    assert (rare.heartbeat_interval, rare.heartbeat_timeout) == (5.0, 7_200.0)
 
 
 def test_a_heartbeat_timeout_below_two_intervals_is_refused() -> None:
@@ -301,7 +303,7 @@ def test_leaving_does_not_wait_for_the_epoch(images: Images, execution: Executio
         signal.signal(signal.SIGUSR1, handler)
 
 
-def test_workers_end_within_a_heartbeat_when_the_pool_is_killed(source: DataSource) -> None:
+def test_workers_end_when_the_pool_is_killed_even_if_they_are_stopped(source: DataSource) -> None:
     program = textwrap.dedent(f"""
         from pathlib import Path
         from fmnist_search.data.files import DataSource
@@ -328,6 +330,7 @@ def test_workers_end_within_a_heartbeat_when_the_pool_is_killed(source: DataSour
     time.sleep(0.3)  # the workers are within an epoch then
     orphans = psutil.Process(process.pid).children()
     assert len(orphans) == 2
+    orphans[0].suspend()
     process.kill()
     _, stderr = process.communicate()
     _, alive = psutil.wait_procs(orphans, timeout=10)
