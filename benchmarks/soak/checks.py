@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from mlflow import MlflowClient
 
@@ -15,11 +15,13 @@ from benchmarks.soak.project import STUDY, Project
 from benchmarks.soak.run import SECOND_TRIALS, Soak
 from benchmarks.soak.stores import read_runs, read_trials
 from fmnist_search.results.training import TrialState
+from fmnist_search.search.lease import current_driver
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.tracking import tag_names
 
 PROCESS_SECONDS = 20.0
 """How long the processes of commands that were killed have to end."""
+DOCTOR_SECONDS = 120.0
 
 
 def check_all(soak: Soak) -> list[Invariant]:
@@ -28,6 +30,8 @@ def check_all(soak: Soak) -> list[Invariant]:
     found = [
         Invariant.check("no process is left", _remaining_processes(project.commands)),
         Invariant.check("every command ended as expected, without a traceback", soak.problems),
+        Invariant.check("no study has a driver", _remaining_drivers(project, [STUDY, *soak.second_studies])),
+        Invariant.check("doctor finds nothing", _run_doctor(project, [STUDY, *soak.second_studies])),
     ]
     budgets = {STUDY: soak.budgets, **{name: [SECOND_TRIALS] for name in soak.second_studies}}
     for study, ended_with in budgets.items():
@@ -77,6 +81,20 @@ def _remaining_checkpoints(project: Project, study: str) -> Iterator[str]:
     for path in sorted(folder.rglob("*")) if folder.exists() else ():
         if path.is_file():
             yield str(path.relative_to(project.workdir))
+
+
+def _remaining_drivers(project: Project, studies: Sequence[str]) -> Iterator[str]:
+    for study in studies:
+        if driver := current_driver(project.storage_url, study):
+            yield f"{study}: {driver}"
+
+
+def _run_doctor(project: Project, studies: Sequence[str]) -> Iterator[str]:
+    for study in studies:
+        doctor = project.commands.start("doctor", "doctor", "--study", study)
+        doctor.process.wait(DOCTOR_SECONDS)
+        if doctor.exit_code != 0:
+            yield f"{study}: exit code {doctor.exit_code}: {doctor.text}"
 
 
 def _check_outbox(project: Project) -> Iterator[str]:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
+
 from benchmarks.soak.commands import TRACEBACK, Command
 from benchmarks.soak.plan import FaultKind, PlannedFault
 from benchmarks.soak.project import TRIALS_PER_STAGE, Project
@@ -165,6 +167,8 @@ class Soak:
                 self.later(0.5, lambda: self._inject(fault))
                 return
             fault.effect = f"met nothing: {nothing}"
+        except (OSError, psutil.Error) as error:
+            fault.effect = f"could not be injected: {error!r}"
         else:
             fault.at = self.seconds
         self.faults.append(fault)

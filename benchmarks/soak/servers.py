@@ -106,14 +106,10 @@ class SmallDisk:
 
     def fill(self) -> None:
         """Take all its space."""
-        with self._ballast.open("wb") as file, contextlib.suppress(OSError):
-            while True:
-                file.write(bytes(1 << 16))
-                file.flush()
-        with self._ballast.open("ab") as file, contextlib.suppress(OSError):
-            while True:
-                file.write(bytes(512))
-                file.flush()
+        for size in (1 << 20, 1 << 12):
+            with contextlib.suppress(OSError), self._ballast.open("ab", buffering=0) as file:
+                while True:
+                    file.write(bytes(size))
 
     def empty(self) -> None:
         """Give the space back."""

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,6 +59,13 @@ class Liveness:
 
 
 DEFAULT_LIVENESS = Liveness()
+_processes: weakref.WeakSet[subprocess.Popen[bytes]] = weakref.WeakSet()
+
+
+def kill_worker_processes() -> None:
+    """Kill all worker processes of this process, without waiting for anything. Any thread may call it."""
+    for process in list(_processes):
+        process.kill()
 
 
 class ProcessBackend(WorkerPool):
@@ -116,6 +124,7 @@ class ProcessWorker(Worker):
                 env=_worker_environment(threads),
                 stdin=subprocess.DEVNULL,
             )
+        _processes.add(self._process)
 
     @property
     def pid(self) -> int:

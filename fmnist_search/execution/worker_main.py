@@ -165,7 +165,10 @@ def send_heartbeats(channel: WorkerChannel, interval: float) -> None:
 
 
 def end_with_parent() -> None:
-    """Let Linux kill this process as soon as the thread that started it ends; elsewhere the next heartbeat ends it."""
+    """Let Linux kill this process when the thread that started it ends, also if this process is stopped then.
+
+    Elsewhere the next heartbeat ends it.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
+from fmnist_search.execution.process_backend import kill_worker_processes
+
 GRACE_SECONDS = 2.0
 """A second SIGINT within this time counts as the same key press: terminals and `mlflow run` send several."""
 MAX_SIGTERMS = 3
@@ -81,12 +83,13 @@ class _SigtermCounter:
         self._count = 0
 
     def add(self) -> None:
-        """Count one; the third ends the process without its exit handlers, which could wait for what hangs.
+        """Count one; the third ends the process without handlers, which could wait for what hangs.
 
-        Worker processes end with it.
+        Worker processes that were stopped would not notice the end of this process, so they are killed.
         """
         self._count += 1
         if self._count >= MAX_SIGTERMS:
+            kill_worker_processes()
             os._exit(SIGTERM_EXIT_CODE)
 
     @contextlib.contextmanager
