@@ -24,12 +24,20 @@ from fmnist_search.processes import stopped_users
 from fmnist_search.sqlite_files import database_error
 from fmnist_search.text import first_line
 from fmnist_search.tracking.outbox import EventRejected, StoreLocked, StoreUnavailable
-from fmnist_search.tracking.table_template import copy_template, creation_lock, default_template, save_template
+from fmnist_search.tracking.table_template import (
+    LOCK_TIMEOUT_SECONDS,
+    copy_template,
+    creation_lock,
+    default_template,
+    save_template,
+)
 from fmnist_search.workspace import check_folder_is_writable, sqlite_path
 
 STORE_ERRORS: tuple[type[Exception], ...] = (MlflowException, SQLAlchemyError, requests.RequestException)
 STORE_OR_DISK_ERRORS: tuple[type[Exception], ...] = (*STORE_ERRORS, OSError)
 PROBE_TIMEOUT_SECONDS, CALL_TIMEOUT_SECONDS = 5, 30
+CREATION_LOCK = 0x6D6C666C6F77
+"""Key of the advisory lock of processes that create MLflow's tables in PostgreSQL."""
 TIMEOUT_ARGUMENTS = {
     **dict.fromkeys(("psycopg", "psycopg2", "pymysql", "mysqldb"), "connect_timeout"),
     **dict.fromkeys(("pg8000", "pyodbc"), "timeout"),
@@ -95,9 +103,9 @@ def connect(uri: str, template: Path | None = None) -> MlflowClient:
         short_timeouts(PROBE_TIMEOUT_SECONDS, retries=0),
         private_files(),
         creation_lock(database),
+        _probed(uri, database),
     ):
         is_new = database is not None and not database.exists()
-        _probe(uri, database)
         template = template or default_template()
         if database and is_new:
             copy_template(database, template)
@@ -108,8 +116,11 @@ def connect(uri: str, template: Path | None = None) -> MlflowClient:
     return client
 
 
-def _probe(uri: str, database: Path | None) -> None:
+@contextlib.contextmanager
+def _probed(uri: str, database: Path | None) -> Iterator[None]:
     """Connect to a store that is a database once. MLflow itself tries it ten times, which takes minutes.
+
+    In PostgreSQL, one process at a time is in the context: two that create MLflow's tables at once fail.
 
     Raises:
         UserError: if its folder cannot be written, or the driver of the database is not installed.
@@ -132,7 +143,13 @@ def _probe(uri: str, database: Path | None) -> None:
                 f"tracking {uri}: needs the package {error.name}, which is missing; install it, or for PostgreSQL "
                 "`pip install 'fmnist-search[postgres]'`, and write postgresql+psycopg://"
             ) from None
-        engine.connect().close()
+        with engine.begin() as connection:
+            if engine.dialect.name == "postgresql":
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_SECONDS * 1000}")
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({CREATION_LOCK})")
+            yield
+            return
+    yield
 
 
 @contextlib.contextmanager

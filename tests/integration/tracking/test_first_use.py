@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mlflow import MlflowClient
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.study_runs import open_study_run
 from tests.integration.conftest import TINY_STUDY, start_command
+from tests.support.postgresql import PostgresqlServer
 
 PROCESS_COUNT = 3
 
@@ -23,18 +25,26 @@ def open_new_store(uri: str, study: str, barrier: Any) -> None:
     store.save_trials_view(run.run_id, ["optimizer.learning_rate"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("has_template", [False, True])
-def test_a_new_store_is_opened_by_several_processes_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_template: bool
-) -> None:
+@pytest.fixture(params=["SQLite", "SQLite with a template", "PostgreSQL"])
+def new_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a store without tables."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    if has_template:
+    if request.param == "PostgreSQL":
+        server = PostgresqlServer(tmp_path / "postgres")
+        yield server.create_database().replace("postgresql://", "postgresql+psycopg://")
+        server.close()
+        return
+    if request.param == "SQLite with a template":
         MlflowStore(f"sqlite:///{tmp_path / 'earlier.db'}", "earlier")
+    yield f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.mark.slow
+def test_a_new_store_is_opened_by_several_processes_at_once(new_store: str) -> None:
     context = multiprocessing.get_context("spawn")
-    uri, barrier = f"sqlite:///{tmp_path / 'mlflow.db'}", context.Barrier(PROCESS_COUNT)
+    barrier = context.Barrier(PROCESS_COUNT)
     processes = [
-        context.Process(target=open_new_store, args=(uri, f"study {number}", barrier))
+        context.Process(target=open_new_store, args=(new_store, f"study {number}", barrier))
         for number in range(PROCESS_COUNT)
     ]
     for process in processes:
@@ -42,7 +52,7 @@ def test_a_new_store_is_opened_by_several_processes_at_once(
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0] * PROCESS_COUNT
-    client = MlflowClient(uri)
+    client = MlflowClient(new_store)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     assert len(experiments) == 2
     assert len(client.search_runs(experiments)) == PROCESS_COUNT
