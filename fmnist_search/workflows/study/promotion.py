@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 from fmnist_search.config.sections import Finalists
 from fmnist_search.data.files import DataSource
@@ -20,14 +19,13 @@ from fmnist_search.registry.champion_rule import ValidationScore
 from fmnist_search.reporting.model_card import selection_from_study
 from fmnist_search.results.champion import Champion, SelectedRecipe
 from fmnist_search.results.study import TrialRecord
-from fmnist_search.results.training import TrialResult, TrialState
+from fmnist_search.results.training import TrialResult
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.tracking import tag_names
 from fmnist_search.tracking.run_logger import RunLogger, now_ms
 from fmnist_search.tracking.store import MlflowStore
-from fmnist_search.tracking.training_artifacts import log_training_plots
-from fmnist_search.tracking.training_run_logger import TrainingRunLogger
-from fmnist_search.workflows.jobs import JobContext, RetryingJob, TrackedJob, not_started, run_jobs
+from fmnist_search.tracking.training_run_logger import TrainingRunLogger, new_run_key
+from fmnist_search.workflows.jobs import JobContext, TrackedJob, not_started, run_jobs
 from fmnist_search.workflows.registration import (
     Candidate,
     RegisteredVersion,
@@ -35,7 +33,9 @@ from fmnist_search.workflows.registration import (
     prepare_name,
     register,
 )
+from fmnist_search.workflows.study.finalist_trainings import FinalistFiles, FinalistJob
 from fmnist_search.workflows.study.finalists import SelectedModel, select_model, selection_key
+from fmnist_search.workspace import Workspace
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Promotion:
 
     study_store: StudyStore
     settings: Finalists
-    source: DataSource
+    workspace: Workspace
     mlflow_store: MlflowStore
     study_run: RunLogger
     images: Images
@@ -52,6 +52,12 @@ class Promotion:
     context: JobContext
     _jobs: list[TrackedJob] = field(init=False, default_factory=list)
     _images_by_data: dict[Data, Images] = field(init=False, default_factory=dict)
+    _source: DataSource = field(init=False)
+    _files: FinalistFiles = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._source = DataSource.from_workspace(self.workspace)
+        self._files = FinalistFiles(self.workspace.checkpoints_folder(self.study))
 
     def run(self, leaders: Sequence[TrialRecord]) -> Champion | None:
         """Select a model among the leaders, register it and store the champion of the study.
@@ -67,6 +73,7 @@ class Promotion:
         key = selection_key(leaders, self.settings)
         champion = self._finish_open(key) or self._select_and_register(leaders, key)
         if champion:
+            self._forget_trainings()  # before the champion is stored: from then on nobody looks for them
             self.study_store.save_champion(key, champion)
         return champion
 
@@ -98,7 +105,7 @@ class Promotion:
         self.study_store.save_promotion(selected)
         candidate, retry = self._candidate(model, selected.key), f"fmnist-search promote {shlex.quote(self.study)}"
         version = register(
-            self.mlflow_store, self.settings.model_name, candidate, run, self.context, self.source, retry
+            self.mlflow_store, self.settings.model_name, candidate, run, self.context, self._source, retry
         )
         return _champion(selected, version)
 
@@ -139,21 +146,58 @@ class Promotion:
         return [(job and job.result) or interrupted for job in jobs]
 
     def _make_job(self, name: str, recipe: Recipe, requeue: Callable[[], None] | None) -> FinalistJob:
-        images = self._images_for(recipe.data)
-        device = self.backend.execution.device
+        images, files = self._images_for(recipe.data), self._files
+        number = files.number(name, recipe)
+        checkpoint = files.load_checkpoint(number, recipe, self.backend.execution, images, self._report(name))
+        run_key = files.run_key(number)
+        progress = self.context.sender.progress(run_key) if run_key else None
+        is_recorded = progress is not None and progress.outcome is not None
+        if run_key is None or not self._exists(run_key) or (is_recorded and checkpoint is None):
+            run_key, checkpoint = None, None
+        run = self._open_run(name, recipe, run_key, is_recorded=is_recorded)
+        job = FinalistJob(name, recipe, images, run, self.context, requeue, files)
+        job.checkpoint_seconds = self.study_store.config.execution.checkpoint_seconds
+        if checkpoint:
+            job.resume(checkpoint, is_recorded=is_recorded)
+        return job
+
+    def _open_run(self, name: str, recipe: Recipe, run_key: str | None, *, is_recorded: bool) -> TrainingRunLogger:
+        """Start the run of a finalist, or go on with the one of this key, which may have everything already."""
+        sender = self.context.sender
+        if run_key and is_recorded:
+            return TrainingRunLogger(sender, run_key, recipe, ())
         tags = {
             tag_names.STUDY: self.study,
             tag_names.KIND: tag_names.FINALIST_RUN,
-            tag_names.DEVICE: device,
+            tag_names.DEVICE: self.backend.execution.device,
             tag_names.PROCESS: process_identity(),
         }
-        parameters = list(recipe.to_flat_dict())
-        run = TrainingRunLogger.start(self.context.sender, name, recipe, parameters, tags, self.study_run)
-        return FinalistJob(name, recipe, images, run, self.context, requeue)
+        arguments = (name, recipe, list(recipe.to_flat_dict()), tags, self.study_run)
+        if run_key:
+            return TrainingRunLogger.resume(sender, run_key, *arguments)
+        new_key = new_run_key(self.study_run, name)
+        self._files.save_run_key(self._files.number(name, recipe), new_key)
+        return TrainingRunLogger.start(sender, *arguments, run_key=new_key)
+
+    def _exists(self, run_key: str) -> bool:
+        """Return whether a run was not deleted; one that MLflow has not created yet exists as well."""
+        run_id = self.context.sender.run_id(run_key)
+        run = self.mlflow_store.find_run(run_id) if run_id else None
+        return run_id is None or (run is not None and run.is_active)
+
+    def _forget_trainings(self) -> None:
+        """Remove what lets the trainings of the finalists go on."""
+        for run_key in self._files.run_keys():
+            self.context.sender.forget_progress(run_key)
+        self._files.clear()
+
+    def _report(self, name: str) -> Callable[[str], None]:
+        """Return a function that reports a problem with the training of this name."""
+        return lambda problem: self.context.callback.on_message(f"{name}: {problem}")
 
     def _images_for(self, data: Data) -> Images:
         if data not in self._images_by_data:
-            self._images_by_data[data] = load_images(data, self.source, self.backend.execution.device)
+            self._images_by_data[data] = load_images(data, self._source, self.backend.execution.device)
         return self._images_by_data[data]
 
 
@@ -165,15 +209,3 @@ def _champion(selected: SelectedRecipe, version: RegisteredVersion) -> Champion:
         alias=version.alias,
         verdict=version.verdict,
     )
-
-
-class FinalistJob(RetryingJob):
-    """The training of a finalist, whose run holds plots of the training."""
-
-    def on_result(self, result: TrialResult, seconds: float) -> None:
-        """Handle the result, and render the plots when the sender is idle."""
-        super().on_result(result, seconds)
-        if result.state is TrialState.COMPLETED and self._context.plots:
-            weights = result.last_weights or {}
-            log = partial(log_training_plots, self.run, self.name, self.recipe, result.epochs, weights, self.images)
-            self._context.sender.run_when_idle(log)

@@ -144,7 +144,7 @@ class Session:
         return Promotion(
             study_store=self.study_store,
             settings=settings,
-            source=self.source,
+            workspace=self.workspace,
             mlflow_store=mlflow_store,
             study_run=self.study_run,
             images=self.images,
