@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import sqlite3
+import subprocess
+import time
+from contextlib import closing
+
 import optuna
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
 from fmnist_search.workspace import Workspace
-from tests.integration.conftest import FinishedStudy
+from tests.integration.conftest import FinishedStudy, start_command
 
 MODEL = "fmnist-search"
 
@@ -49,3 +55,77 @@ def test_a_promotion_that_has_ended_is_repeated_on_request(finished: FinishedStu
     first, second = versions(finished)
     assert first.tags["promotion"] != second.tags["promotion"]
     assert first.tags["promotion"].partition("@")[0] == second.tags["promotion"].partition("@")[0]
+
+
+def finalist_runs(study: FinishedStudy, epochs: int) -> list[Run]:
+    """Return the runs of the finalists of so many epochs, by name."""
+    client = MlflowClient(study.tracking_uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments, f"tags.kind = 'finalist' AND params.epochs = '{epochs}'")
+    return sorted(runs, key=lambda run: str(run.info.run_name))
+
+
+def wait_until(study: FinishedStudy, process: subprocess.Popen[str], query: str) -> None:
+    """Wait until a query of MLflow's database is not 0."""
+    with closing(sqlite3.connect(study.folder / "mlflow.db", timeout=30)) as database:
+        while not database.execute(query).fetchone()[0]:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.002)
+
+
+def steps(study: FinishedStudy, run: Run) -> list[int]:
+    """Return the epochs of the points of a run, in the order of their times."""
+    points = MlflowClient(study.tracking_uri).get_metric_history(run.info.run_id, "train/loss")
+    return [point.step for point in points]
+
+
+FINALISTS = "run_uuid IN (SELECT run_uuid FROM params WHERE key = 'epochs' AND value = '3')"
+MOMENTS = (
+    f"SELECT COUNT(*) FROM runs WHERE status = 'FINISHED' AND {FINALISTS}",
+    "SELECT COUNT(*) > 1 FROM logged_models",
+    "SELECT COUNT(*) > 1 FROM model_versions",
+)
+"""Moments of a promotion, in order, each as a query of MLflow's database that is not 0 from then on: a finalist has
+completed, the model is logged, and its version exists."""
+
+
+@pytest.mark.slow
+def test_a_promotion_that_is_killed_again_and_again_registers_one_version(finished: FinishedStudy) -> None:
+    settings = ("finalists.epochs=3", "finalists.refit=everything")
+    search = ("search", "tiny.toml", *(word for setting in settings for word in ("--set", setting)))
+    for moment in MOMENTS:
+        process = start_command(finished.folder, *search)
+        wait_until(finished, process, moment)
+        process.kill()
+        process.communicate()
+    outcome = finished.run(*search)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert [(version.version, version.tags["test_evaluations"]) for version in versions(finished)[1:]] == [(2, "1")]
+    runs = finalist_runs(finished, epochs=3)
+    assert [str(run.info.run_name).split(" cnn")[0][-6:] for run in runs] == ["seed 1", "seed 1", "seed 2"]
+    assert [run.info.status for run in runs] == ["FINISHED"] * 3
+    assert [steps(finished, run) for run in runs] == [[1, 2, 3]] * 3
+    assert finished.run("doctor", "--study", "tiny").exit_code == 0
+    assert not list((finished.folder / "fmnist-search" / "checkpoints").rglob("*.*"))
+
+
+@pytest.mark.slow
+def test_a_promotion_that_is_stopped_ends_in_order_and_goes_on(finished: FinishedStudy) -> None:
+    before = len(versions(finished))
+    promote = ("promote", "tiny", "--epochs", 12)
+    process = start_command(finished.folder, *promote)
+    epochs = "run_uuid IN (SELECT run_uuid FROM params WHERE key = 'epochs' AND value = '12')"
+    wait_until(finished, process, f"SELECT COUNT(*) FROM metrics WHERE key = 'train/loss' AND {epochs}")
+    assert finished.run("stop", "tiny").exit_code == 0
+    output = process.communicate()
+    assert process.returncode == 130, output
+    assert "nothing is lost" in output[1]
+    (run,) = finalist_runs(finished, epochs=12)
+    assert (run.info.status, run.data.tags["state"]) == ("KILLED", "interrupted")
+    assert len(versions(finished)) == before
+    assert finished.run("doctor", "--study", "tiny").exit_code == 0
+    assert finished.run(*promote).exit_code == 0
+    runs = finalist_runs(finished, epochs=12)
+    assert [(each.info.status, steps(finished, each)) for each in runs] == [("FINISHED", list(range(1, 13)))] * 2
+    assert runs[0].info.run_id == run.info.run_id
+    assert len(versions(finished)) == before + 1
