@@ -184,7 +184,7 @@ def best_records(records: list[TrialRecord], count: int) -> list[TrialRecord]:
 
 
 def _unneeded_checkpoints(workspace: Workspace, created_before: float) -> Iterator[GarbageItem]:
-    """Yield the checkpoints of studies whose trials never go on; a search itself removes those of ended trials."""
+    """Yield the checkpoints of studies whose trials and finalists never go on; a search removes those of ended ones."""
     folders = workspace.checkpoints_folder("")
     if not folders.is_dir():
         return
@@ -192,7 +192,7 @@ def _unneeded_checkpoints(workspace: Workspace, created_before: float) -> Iterat
     own = _own_folder(workspace, folders.name)
     for folder in sorted(folders.iterdir()):
         if folder.is_dir() and folder.name not in searched:
-            yield from _old_files(GarbageKind.CHECKPOINTS, folder.name, folder.glob("*.ckpt"), own, created_before)
+            yield from _old_files(GarbageKind.CHECKPOINTS, folder.name, folder.rglob("*"), own, created_before)
 
 
 def _own_folder(workspace: Workspace, name: str) -> Path:
