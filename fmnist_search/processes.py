@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from pathlib import Path
 
@@ -20,6 +21,18 @@ def process_identity(process_id: int | None = None) -> str:
     """
     process = psutil.Process(process_id)
     return f"{socket.gethostname()} {process.pid} {process.create_time():.0f}"
+
+
+def process_namespace() -> str:
+    """Return a text that is the same for the processes that can see each other.
+
+    Two machines may have the same host name, and so may two containers, in which the same process id is used.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux, or hidden by a sandbox
+        return socket.gethostname()
 
 
 def has_ended(identity: str) -> bool | None:

@@ -266,7 +266,7 @@ class _Outage:
             if self._is_reported or now - self._began_at < MESSAGE_SECONDS:
                 return None
             self._is_reported = True
-        return f"does not answer ({reason}); it is tried again for {self._seconds:g} s, and trials go on"
+        return f"does not answer ({reason}); it is tried again for up to {self._seconds:g} s, and nothing is lost"
 
     def end(self) -> str | None:
         """Note that an operation succeeded; return the message if an outage was reported."""
@@ -277,7 +277,7 @@ class _Outage:
             self._began_at, self._is_reported = None, False
         if began_at is None or not is_reported:
             return None
-        return f"answers again after {time.monotonic() - began_at:.0f} s; nothing is lost"
+        return f"answers again after {time.monotonic() - began_at:.0f} s"
 
 
 def _as_shown(trial: FrozenTrial) -> FrozenTrial:

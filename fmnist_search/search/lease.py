@@ -22,7 +22,7 @@ from sqlalchemy.pool import NullPool
 
 from fmnist_search.errors import UserError
 from fmnist_search.files import is_missing
-from fmnist_search.processes import has_ended, process_identity
+from fmnist_search.processes import has_ended, process_identity, process_namespace
 from fmnist_search.search.storage_url import open_read_only, shown_url
 from fmnist_search.text import first_line
 from fmnist_search.workspace import sqlite_path
@@ -33,12 +33,16 @@ if TYPE_CHECKING:
 RENEWAL_RETRY_SECONDS = 1.0
 """Seconds until a renewal that failed is tried again."""
 
+RELEASE_SECONDS = 5.0
+"""Seconds that the release of a lease waits for a renewal at the same time."""
+
 DRIVERS = sa.Table(
     "fmnist_search_drivers",
     sa.MetaData(),
     sa.Column("study", sa.String, primary_key=True),
     sa.Column("session", sa.String, nullable=False),
     sa.Column("process", sa.String, nullable=False),
+    sa.Column("namespace", sa.String, nullable=False),
     sa.Column("started_at", sa.Double, nullable=False),
     sa.Column("renewed_at", sa.Double, nullable=False),
     sa.Column("lease_seconds", sa.Double, nullable=False),
@@ -49,12 +53,14 @@ DRIVERS = sa.Table(
 class Driver:
     """The process that runs a study.
 
-    `process` is its identity and `started_at` the Unix time at which it took the lease. It renewed the lease
+    `process` is its identity, `namespace` says which processes can see it, and `started_at` is the Unix time at which
+    it took the lease. It renewed the lease
     `silent_seconds` ago, and others may take it over after `lease_seconds` without renewal.
     """
 
     study: str
     process: str
+    namespace: str
     started_at: float
     silent_seconds: float
     lease_seconds: float
@@ -70,9 +76,15 @@ class Driver:
         return int(self.process.split()[1])
 
     @property
+    def is_visible(self) -> bool:
+        """Whether this process can see whether it runs, and signal it."""
+        return self.namespace == process_namespace() and has_ended(self.process) is not None
+
+    @property
     def holds_lease(self) -> bool:
         """Whether it runs and renews its lease, as far as can be seen from here."""
-        return has_ended(self.process) is not True and self.silent_seconds <= self.lease_seconds
+        has_visibly_ended = self.is_visible and has_ended(self.process)
+        return not has_visibly_ended and self.silent_seconds <= self.lease_seconds
 
     def __str__(self) -> str:
         return f"process {self.process_id} on {self.machine}"
@@ -165,7 +177,7 @@ class Lease:
             return
         self._released.set()
         if self._thread:
-            self._thread.join()
+            self._thread.join(timeout=RELEASE_SECONDS)  # it may wait for a database that does not answer
         with contextlib.suppress(SQLAlchemyError), self._engine.begin() as connection:
             connection.execute(sa.delete(DRIVERS).where(self._is_ours()))
         self._engine.dispose()
@@ -237,6 +249,7 @@ def _take(engine: sa.Engine, study: str, session: str, lease_seconds: float) -> 
     values: dict[str, Any] = {
         "session": session,
         "process": process_identity(),
+        "namespace": process_namespace(),
         "started_at": now,
         "renewed_at": now,
         "lease_seconds": lease_seconds,
@@ -266,14 +279,14 @@ def _read(engine: sa.Engine, study: str) -> sa.Row[Any] | None:
 
 
 def _to_driver(row: sa.Row[Any]) -> Driver:
-    return Driver(row.study, row.process, row.started_at, row.age, row.lease_seconds)
+    return Driver(row.study, row.process, row.namespace, row.started_at, row.age, row.lease_seconds)
 
 
 def _refusal(driver: Driver) -> str:
     day = "%H:%M" if time.time() - driver.started_at < 12 * 3600 else "%Y-%m-%d %H:%M"
     since = time.strftime(day, time.localtime(driver.started_at))
     problem = f"study {driver.study!r}: is searched by {driver} since {since}"
-    if has_ended(driver.process) is None:
+    if not driver.is_visible:
         remedy = "wait for it, or end it there"
     else:
         name = shlex.quote(driver.study)

@@ -136,6 +136,20 @@ def test_the_lease_of_a_killed_process_is_taken_over_at_once(database_url: str) 
 
 
 @pytest.mark.slow
+def test_a_process_of_another_container_is_not_taken_for_one_that_has_ended(database_url: str) -> None:
+    with driver_process(database_url) as process:
+        process.kill()
+        process.wait()
+        with open_storage(database_url).engine.begin() as connection:
+            connection.exec_driver_sql("UPDATE fmnist_search_drivers SET namespace = 'another', lease_seconds = 60")
+        with pytest.raises(UserError, match="wait for it, or end it there"):
+            acquire(database_url)
+        driver = current_driver(database_url, "small")
+        assert driver
+        assert driver.process_id == process.pid
+
+
+@pytest.mark.slow
 def test_a_process_that_was_frozen_and_lost_its_lease_changes_nothing(database_url: str) -> None:
     with driver_process(database_url) as process:
         os.kill(process.pid, signal.SIGSTOP)
