@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from fmnist_search.recipe.datasets import IMAGE_SIZE
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import EpochReport
 from fmnist_search.text import first_line
-from fmnist_search.training.optim import make_optimizer
+from fmnist_search.training.optim import parameter_groups
 
 CHECKPOINT_FILE = "state.pt"
 
@@ -167,7 +167,7 @@ def checkpoint_from_dict(content: Mapping[str, Any], name: str) -> Checkpoint:
     classifier = classifier_from_weights(recipe, weights, name)
     try:
         _check_training_state(checkpoint, classifier)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
         raise UserError(f"{name}: is not the checkpoint of a training; use another copy of it") from None
     return checkpoint
 
@@ -193,12 +193,22 @@ def _check_training_state(checkpoint: Checkpoint, classifier: Classifier) -> Non
     for weights in (training["network"], checkpoint.state["weights"]):
         if {key: tensor.shape for key, tensor in weights.items()} != expected:
             raise ValueError("the weights are those of another network")
-    optimizer = make_optimizer(classifier, checkpoint.recipe.optimizer)
-    optimizer.load_state_dict(training["optimizer"])
-    for parameter, values in optimizer.state.items():
-        shapes = [value.shape for value in values.values() if isinstance(value, Tensor)]
-        if any(shape not in ((), (1,), parameter.shape) for shape in shapes):
-            raise ValueError("the state of the optimizer is that of another network")
+    _check_optimizer_state(training["optimizer"], parameter_groups(classifier))
     generator: Tensor = training["generator"]
     if torch.device(checkpoint.execution["device"]).type == "cpu":
         torch.Generator().set_state(generator)
+
+
+def _check_optimizer_state(state: Mapping[str, Any], groups: Sequence[Sequence[Tensor]]) -> None:
+    """Raise an error unless the state is that of an optimizer of these groups of parameters.
+
+    No optimizer is made: the first one of a process imports torch's compiler, which takes seconds.
+    """
+    indices = iter(range(sum(map(len, groups))))
+    if [group["params"] for group in state["param_groups"]] != [[next(indices) for _ in group] for group in groups]:
+        raise ValueError("the groups of parameters are others")
+    parameters = [parameter for group in groups for parameter in group]
+    for index, values in state["state"].items():
+        shapes = [value.shape for value in values.values() if isinstance(value, Tensor)]
+        if any(shape not in ((), (1,), parameters[index].shape) for shape in shapes):
+            raise ValueError("the state of a parameter has another shape")

@@ -27,13 +27,11 @@ def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimiz
 
     Weight decay applies to parameters of two or more dimensions, so not to biases and normalisation layers.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": settings.weight_decay if parameters[0].ndim > 1 else 0.0}
+        for parameters in parameter_groups(model)
     ]
-    groups = [group for group in groups if group["params"]]
-    fused = parameters[0].device.type in ("cpu", "cuda")
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
     if settings.name == "sgd":
         nesterov = settings.nesterov and settings.momentum > 0
         return torch.optim.SGD(
@@ -41,6 +39,13 @@ def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimiz
         )
     adam = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
     return adam(groups, settings.learning_rate, betas=(settings.momentum, ADAM_BETA2), fused=fused)
+
+
+def parameter_groups(model: nn.Module) -> list[list[nn.Parameter]]:
+    """Return the trainable parameters in the groups of `make_optimizer`: of two or more dimensions, and of fewer."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+    return [group for group in groups if group]
 
 
 def sum_of_norms(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
