@@ -192,7 +192,8 @@ def _unneeded_checkpoints(workspace: Workspace, created_before: float) -> Iterat
     own = _own_folder(workspace, folders.name)
     for folder in sorted(folders.iterdir()):
         if folder.is_dir() and folder.name not in searched:
-            yield from _old_files(GarbageKind.CHECKPOINTS, folder.name, folder.rglob("*"), own, created_before)
+            files = (path for path in folder.rglob("*") if path.suffix in (".ckpt", ".json"))
+            yield from _old_files(GarbageKind.CHECKPOINTS, folder.name, files, own, created_before)
 
 
 def _own_folder(workspace: Workspace, name: str) -> Path:
