@@ -234,6 +234,15 @@ def short_timeouts(seconds: int = CALL_TIMEOUT_SECONDS, *, retries: int = 1) -> 
         _TIMEOUTS.leave(settings)
 
 
+def create_run(client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str], start_ms: int = 0) -> str:
+    """Create a run, which by default starts now, and return its id.
+
+    MLflow would repeat a request that was not answered, and create the run twice.
+    """
+    with short_timeouts(retries=0):
+        return str(client.create_run(experiment_id, start_ms or None, dict(tags), name).info.run_id)
+
+
 class _EnvironmentSettings:
     """Settings of the environment that several threads make for a while; the last one of these holds.
 

