@@ -98,14 +98,18 @@ def run(folder: Path, *arguments: object) -> Printed:
 # -------------------------------------------------------------------------------------------- --json
 
 
+ADDED_KEYS = {"paused", "checkpoint_seconds", "heartbeat_seconds", "lease_seconds", "run_key"}
+"""What the output and the attributes of trials have besides what they had then."""
+
+
 def differences(before: Any, now: Any, where: str = "", *, numbers: bool = True) -> list[str]:
     """Return where two values of JSON differ, key by key.
 
     Floats may differ in the last digits of float32. Without `numbers` only keys, lengths and types are compared. A
-    recipe may have new hyperparameters.
+    recipe may have new hyperparameters, and a table the keys `ADDED_KEYS`.
     """
     if isinstance(before, dict) and isinstance(now, dict):
-        added = now.keys() - before.keys() if where.endswith(".recipe") else set()
+        added = now.keys() - before.keys() if where.endswith(".recipe") else ADDED_KEYS - before.keys()
         if list(before) != [key for key in now if key not in added]:
             return [f"{where}: keys {list(before)} became {list(now)}"]
         return [
