@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from fmnist_search.tracking.events import Event, RunProgress
 from fmnist_search.tracking.outbox import Outbox
-from fmnist_search.tracking.outbox_file import OutboxFile
+from fmnist_search.tracking.outbox_file import OutboxError, OutboxFile
 from fmnist_search.tracking.sender_lease import SenderLease
 
 STORE_URI = "sqlite:///mlflow.db"
@@ -192,7 +192,7 @@ import sys
 from pathlib import Path
 from fmnist_search.tracking.events import Event, RunProgress
 from fmnist_search.tracking.outbox import Outbox
-from fmnist_search.tracking.outbox_file import OutboxFile
+from fmnist_search.tracking.outbox_file import OutboxError, OutboxFile
 from fmnist_search.tracking.sender_lease import SenderLease
 outbox = Outbox(Path(sys.argv[1]), "sqlite:///mlflow.db")
 assert outbox.lease.acquire() or len(sys.argv) > 2
@@ -256,3 +256,36 @@ def test_an_outbox_of_an_earlier_version_gets_the_table_of_the_progress(path: Pa
         assert outbox.progress("run") is None
         outbox.put(Event("run", "batch"), progress=RunProgress(1))
         assert (outbox.pending_count(), outbox.progress("run")) == (2, RunProgress(1))
+
+
+def overwrite_page(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(5 * 4096)
+        file.write(os.urandom(4096))
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def write_text(path: Path) -> None:
+    path.write_text("Dear diary, " * 1000)
+
+
+@pytest.mark.parametrize("damage", [overwrite_page, truncate, write_text])
+def test_a_damaged_file_is_named_with_the_remedy(path: Path, damage: Callable[[Path], None]) -> None:
+    with closing(Outbox(path, STORE_URI)) as outbox:
+        outbox.put(*(Event("run", "file", {"path": "a"}, os.urandom(1000)) for _ in range(50)))
+    damage(path)
+    with pytest.raises(OutboxError) as raised:
+        Outbox(path, STORE_URI)
+    (line,) = raised.value.lines
+    assert line.startswith(f"outbox {path}: is damaged (")
+    assert f"`mv {path} {path.with_name('damaged-outbox.db')}`" in line
+
+
+def test_a_file_that_is_deleted_while_it_is_used_takes_no_more_events(outbox: Outbox, path: Path) -> None:
+    outbox.put(Event("run", "batch"))
+    path.unlink()
+    with pytest.raises(OutboxError, match="was deleted or replaced"):
+        outbox.put(Event("run", "batch"))
