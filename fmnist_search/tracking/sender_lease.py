@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 
-from fmnist_search.processes import has_ended, process_identity
+from fmnist_search.processes import has_ended, process_identity, process_namespace
 from fmnist_search.tracking.outbox_file import OutboxFile
 
 RENEWAL_SECONDS = 3.0
@@ -44,7 +44,7 @@ class SenderLease:
                     return False
                 connection.execute(
                     "INSERT OR REPLACE INTO senders VALUES (?, ?, ?, ?)",
-                    (self._store_uri, process_identity(), self._token, time.time()),
+                    (self._store_uri, f"{process_identity()} {process_namespace()}", self._token, time.time()),
                 )
             self._renewed_at = time.monotonic()
             return True
@@ -69,16 +69,22 @@ class SenderLease:
     @property
     def holder(self) -> str:
         """The process of another sender that has the lease, as a text for a message; empty if there is none."""
-        identity = self._other_holder()
-        if not identity:
+        process = self._other_holder()
+        if not process:
             return ""
-        host, number, _ = identity.split()
+        host, number, *_ = process.split()
         return f"process {number} on {host}"
 
     def _other_holder(self) -> str:
-        """Return the identity of the process whose sender has the lease; empty if none has it but this one."""
+        """Return the process whose sender has the lease, as it is stored; empty if none has it but this one."""
         query = "SELECT process, renewed FROM senders WHERE store = ? AND token != ?"
         for process, renewed in self._file.select(query, self._store_uri, self._token):
-            if abs(time.time() - renewed) <= self._seconds and not has_ended(process):
+            if abs(time.time() - renewed) <= self._seconds and not _has_ended(process):
                 return str(process)
         return ""
+
+
+def _has_ended(process: str) -> bool:
+    """Return whether a stored process is known to have ended; one of another container cannot be seen."""
+    host, number, started, namespace = process.split(maxsplit=3)
+    return namespace == process_namespace() and bool(has_ended(f"{host} {number} {started}"))

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fmnist_search.processes import process_namespace
 from fmnist_search.tracking.events import Event, RunProgress
 from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.outbox_file import OutboxError, OutboxFile
@@ -190,6 +191,7 @@ def test_several_threads_can_put_events_at_once(outbox: Outbox) -> None:
 WRITER_SCRIPT = """
 import sys
 from pathlib import Path
+from fmnist_search.processes import process_namespace
 from fmnist_search.tracking.events import Event, RunProgress
 from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.outbox_file import OutboxError, OutboxFile
@@ -289,3 +291,16 @@ def test_a_file_that_is_deleted_while_it_is_used_takes_no_more_events(outbox: Ou
     path.unlink()
     with pytest.raises(OutboxError, match="was deleted or replaced"):
         outbox.put(Event("run", "batch"))
+
+
+def test_a_lease_of_another_container_is_not_taken_for_one_of_an_ended_process(outbox: Outbox, path: Path) -> None:
+    with closing(Outbox(path, STORE_URI)) as other:
+        assert other.lease.acquire()
+        with closing(sqlite3.connect(path)) as database:
+            elsewhere = f"{socket.gethostname()} {2**22 + 1} 0 another container"  # no such process here
+            database.execute("UPDATE senders SET process = ?", (elsewhere,))
+            database.commit()
+            assert not outbox.lease.acquire()
+            database.execute("UPDATE senders SET process = ?", (f"{elsewhere[:-18]} {process_namespace()}",))
+            database.commit()
+            assert outbox.lease.acquire()
