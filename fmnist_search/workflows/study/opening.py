@@ -14,6 +14,7 @@ from fmnist_search.data.files import DataSource
 from fmnist_search.data.loading import load_images
 from fmnist_search.execution.backend import Backend
 from fmnist_search.files import private_files
+from fmnist_search.processes import has_ended
 from fmnist_search.search.driver_storage import DriverStorage
 from fmnist_search.search.lease import Lease, LeaseLost
 from fmnist_search.search.storage import open_storage
@@ -135,8 +136,10 @@ def _leased_storage(workspace: Workspace, config: StudyConfig, callback: StudyCa
     """
     rdb, execution = open_storage(workspace.storage_url), config.execution
     with Lease.acquire(rdb, config.name, execution.heartbeat_seconds, execution.lease_seconds) as lease:
-        if lease.took_over:
-            callback.on_message(f"{config.name}: {lease.took_over} ended before its search had; this one goes on")
+        if driver := lease.took_over:
+            silence = f"has given no sign for {driver.silent_seconds:.0f} s"
+            cause = "was killed" if has_ended(driver.process) else silence
+            callback.on_message(f"{config.name}: goes on where {driver} left it, which {cause}")
         yield DriverStorage(rdb, lease, callback.on_message)
 
 
@@ -158,8 +161,7 @@ def _recover_trials(
 
     name = study_store.config.name
     if recovered := study_store.recover(find_outcome):
-        numbers = ", ".join(map(str, recovered))
-        callback.on_message(f"{name}: an earlier search was killed while it trained the trials {numbers}; they go on")
+        callback.on_message(f"{name}: trials go on that an earlier search left: {', '.join(map(str, recovered))}")
     checkpoints = TrialCheckpoints(workspace.checkpoints_folder(name))
     going_on = [record.number for record in study_store.trial_records() if not record.state.is_final]
     checkpoints.keep_only(going_on)
