@@ -98,8 +98,8 @@ class TrainingSession:
         if run_options.tensorboard:
             callbacks.append(TensorBoardWriter(run_options.tensorboard, job.images.classes))
         result = _run_inline(job, self.execution, CallbackList(callbacks), progress_callback, resume_from)
-        if checkpoint_writer.has_checkpoint:
-            state = checkpoint_writer.last_checkpoint().state
+        state = checkpoint_writer.last_checkpoint().state if checkpoint_writer.has_checkpoint else resume_from
+        if state:
             weights = {BEST_FILE: state["weights"], LAST_FILE: state["training"]["averaged"]}
             files = _artifact_files(weights, result)
             _log_files(job.run, files)

@@ -226,6 +226,18 @@ def test_a_resumed_training_equals_an_uninterrupted_one(command: RunCommand, tmp
     assert len(again.json["epochs"]) == 5
 
 
+def test_a_training_that_has_stopped_early_gives_the_same_result_when_it_is_resumed(
+    command: RunCommand, tmp_path: Path, recipe: Path
+) -> None:
+    stopping = ["--set", "patience=1", "--set", "optimizer.learning_rate=1e-6", "--epochs", 5]
+    first = command("train", recipe, *stopping, "--json", "--output", "first")
+    resumed = command("train", "--resume", first.json["run_id"], "--epochs", 9, "--json", "--output", "resumed")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert len(resumed.json["epochs"]) == len(first.json["epochs"]) < 5
+    ours, theirs = (torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("resumed", "first"))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
 def test_an_interrupted_training_keeps_its_epochs_and_can_be_resumed(tmp_path: Path, recipe: Path) -> None:
     weights = tmp_path / "fmnist-search" / "weights" / "train"
     train = ["train", "recipe.toml", "--threads", 1]
