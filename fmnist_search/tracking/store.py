@@ -186,6 +186,10 @@ class MlflowStore:
         """
         return stored_runs.load_recipe(self, run_id)
 
+    def has_finished(self, run_id: str) -> bool:
+        """Return whether a run has ended as one whose training was completed."""
+        return bool(self.client.get_run(run_id).info.status == "FINISHED")
+
     # ------------------------------------------------------------------------------------ experiments
 
     @cached_property

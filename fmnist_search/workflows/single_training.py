@@ -94,7 +94,8 @@ def resume(
     """Resume a single training after its last complete epoch, in a new run that holds all epochs.
 
     It is executed like its first part, up to `epochs` in all or, by default, to the last epoch of its recipe. On a CPU
-    the result equals that of an uninterrupted training, bit for bit. A learning rate schedule spans all epochs.
+    the result equals that of an uninterrupted training, bit for bit. A learning rate schedule spans all epochs. A
+    training that was killed after its last epoch, or has stopped early, gets its result without further epochs.
 
     Raises:
         UserError: if there is no checkpoint of that run here, it is damaged or has these epochs already, or images or
@@ -105,17 +106,16 @@ def resume(
     folder = workspace.training_folder(run_id)
     checkpoint = load_checkpoint(folder, run_id)
     recipe = checkpoint.recipe.replace({"epochs": epochs}) if epochs is not None else checkpoint.recipe
-    if recipe.epochs <= checkpoint.epochs_done:
-        raise UserError(
-            f"epochs: {recipe.epochs} are not more than the {checkpoint.epochs_done} that run {run_id!r} has; give the "
-            "total number with --epochs"
-        )
+    if recipe.epochs < checkpoint.epochs_done:
+        raise _too_few_epochs(recipe, checkpoint, run_id)
     execution = execution_from_environment(checkpoint.execution, run_id)
     with open_training_session(
         workspace, execution, callback, experiment=run_options.experiment, plots=run_options.plots
     ) as session:
         if session.mlflow_store.load_recipe(run_id) != checkpoint.recipe:
             raise UserError(f"run {run_id!r}: {folder} holds the checkpoint of another training; remove it")
+        if recipe.epochs == checkpoint.epochs_done and session.mlflow_store.has_finished(run_id):
+            raise _too_few_epochs(recipe, checkpoint, run_id)
         images = session.load_images(recipe)
         _check_images(checkpoint, images, run_id)
         if recipe.schedule.name != "constant" and recipe.epochs != checkpoint.recipe.epochs:
@@ -191,6 +191,13 @@ def _log_seed_results(parent: RunLogger, seed_results: SeedResults) -> None:
     if seed_results.accuracies:
         mean, std = mean_and_std(seed_results.accuracies)
         parent.log_metrics({metric_names.SEEDS_VAL_ACCURACY_MEAN: mean, metric_names.SEEDS_VAL_ACCURACY_STD: std})
+
+
+def _too_few_epochs(recipe: Recipe, checkpoint: Checkpoint, run_id: str) -> UserError:
+    return UserError(
+        f"epochs: {recipe.epochs} are not more than the {checkpoint.epochs_done} that run {run_id!r} has; give the "
+        "total number with --epochs"
+    )
 
 
 def _check_images(checkpoint: Checkpoint, images: Images, run_id: str) -> None:

@@ -238,6 +238,20 @@ def test_a_training_that_has_stopped_early_gives_the_same_result_when_it_is_resu
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+def test_a_training_that_was_killed_after_its_last_epoch_gets_its_result_when_it_is_resumed(
+    command: RunCommand, tmp_path: Path, recipe: Path
+) -> None:
+    first = command("train", recipe, "--json", "--output", "first").json
+    make_client(tmp_path).update_run(first["run_id"], "RUNNING")  # as if it had not stored its result
+    resumed = command("train", "--resume", first["run_id"], "--json", "--output", "resumed")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert_same_training(make_client(tmp_path), resumed.json["run_id"], first["run_id"])
+    assert resumed.json["epochs"] == first["epochs"]
+    for name in ("weights.pt", "last_weights.pt"):
+        ours, theirs = (torch.load(tmp_path / folder / name, weights_only=True) for folder in ("resumed", "first"))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
 def test_an_interrupted_training_keeps_its_epochs_and_can_be_resumed(tmp_path: Path, recipe: Path) -> None:
     weights = tmp_path / "fmnist-search" / "weights" / "train"
     train = ["train", "recipe.toml", "--threads", 1]
