@@ -22,7 +22,8 @@ from fmnist_search.training.trial_checkpoints import TrialCheckpoints
 from fmnist_search.workflows.lookup import load_study
 from fmnist_search.workflows.repairing import make_stores_agree
 from fmnist_search.workspace import Workspace
-from tests.integration.conftest import FinishedStudy
+from tests.golden.project import unpack
+from tests.integration.conftest import FinishedStudy, run_command
 
 
 def doctor(study: FinishedStudy, *options: str, **changes: str) -> dict[str, Any]:
@@ -66,6 +67,13 @@ def lose_last_epoch(study: FinishedStudy, run_id: str) -> None:
 def test_a_finished_study_agrees(finished: FinishedStudy) -> None:
     assert doctor(finished) == {"study": "tiny", "remaining": [], "repaired": []}
     assert "tiny: Optuna's storage and MLflow agree" in finished.run("doctor", "--study", "tiny").stdout
+
+
+def test_studies_of_an_earlier_version_agree(tmp_path: Path) -> None:
+    folder = unpack(tmp_path) / "project"
+    for study in ("golden", "rates"):
+        outcome = run_command(folder, "doctor", "--study", study)
+        assert outcome.exit_code == 0, outcome.stdout
 
 
 def test_a_run_that_an_earlier_version_left_open_gets_its_last_epoch_from_optuna(finished: FinishedStudy) -> None:
