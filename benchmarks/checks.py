@@ -5,10 +5,9 @@ Needs only what the engine needs, so that the checks run where nothing else is i
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -22,8 +21,8 @@ from fmnist_search.recipe.groups import Data
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import Decision, EpochReport, TrialResult, TrialState
 from fmnist_search.training.devices import resolve_execution
-from fmnist_search.training.loop import EpochResult
 from fmnist_search.training.trial import run_trial
+from fmnist_search.training.trial_checkpoints import parse_checkpoint
 
 DATA_CONFIG = Data(train_images=6_000, validation=2_000)
 TOLERANCE = 2e-2
@@ -110,12 +109,16 @@ def check_concurrent_matches_single(images: Images, execution: Execution, count:
 
 
 def check_resume_matches_uninterrupted(images: Images, execution: Execution) -> CheckResult:
-    """Check that a training resumed from its first epoch's checkpoint gives what an uninterrupted one gives."""
-    recorder = _StateRecorder()
+    """Check that a training that goes on from its first epoch's checkpoint gives what an uninterrupted one gives.
+
+    A worker takes the checkpoint while it trains the next epoch.
+    """
     recipe = make_recipe("rotated, mixed", images)
-    uninterrupted = run_trial(recipe, images, execution, training_callback=recorder)
-    resumed = run_trial(recipe, images, execution, resume_from=recorder.states[0])
-    distance = _relative_weight_distance(resumed, uninterrupted)
+    (first,) = _run_jobs([_ResultJob(recipe, images)], execution, 1)
+    state = parse_checkpoint(first.checkpoints[0]).state
+    (second,) = _run_jobs([_ResultJob(recipe, images, state)], execution, 1)
+    uninterrupted = run_trial(recipe, images, execution)
+    distance = _relative_weight_distance(second.result, uninterrupted) if second.result else math.inf
     limit = 0.0 if execution.device == "cpu" else TOLERANCE
     return CheckResult(
         f"going on equals never having stopped: {execution.engine}", distance <= limit, f"{distance:.1e} apart"
@@ -139,28 +142,26 @@ def check_out_of_memory_is_isolated(images: Images, execution: Execution) -> Che
 
 def train_concurrently(recipes: list[Recipe], images: Images, execution: Execution, workers: int) -> list[TrialResult]:
     """Return the results of the recipes, trained by a backend of `workers` workers."""
-    jobs = [_ResultJob(each, images) for each in recipes]
-    waiting = iter(jobs)
-    with make_backend(execution, workers) as backend:
-        backend.run(lambda: next(waiting, None))
+    jobs = _run_jobs([_ResultJob(each, images) for each in recipes], execution, workers)
     return [job.result for job in jobs if job.result]
 
 
 class _ResultJob:
     worker = 0
-    checkpoint = None
-    checkpoint_seconds = None
+    checkpoint_seconds = 0.0
 
-    def __init__(self, recipe: Recipe, images: Images):
+    def __init__(self, recipe: Recipe, images: Images, checkpoint: Mapping[str, Any] | None = None):
         self.recipe = recipe
         self.images = images
+        self.checkpoint = checkpoint
+        self.checkpoints: list[bytes] = []
         self.result: TrialResult | None = None
 
     def on_epoch(self, report: EpochReport) -> Decision:
         return Decision.CONTINUE
 
     def on_checkpoint(self, content: bytes) -> None:
-        pass
+        self.checkpoints.append(content)
 
     def on_result(self, result: TrialResult, seconds: float) -> None:
         self.result = result
@@ -169,12 +170,11 @@ class _ResultJob:
         raise RuntimeError(reason)
 
 
-class _StateRecorder:
-    def __init__(self) -> None:
-        self.states: list[dict[str, Any]] = []
-
-    def on_epoch_end(self, epoch: EpochResult, state: dict[str, Any]) -> None:
-        self.states.append(copy.deepcopy(state))
+def _run_jobs(jobs: list[_ResultJob], execution: Execution, workers: int) -> list[_ResultJob]:
+    waiting = iter(jobs)
+    with make_backend(execution, workers) as backend:
+        backend.run(lambda: next(waiting, None))
+    return jobs
 
 
 def _relative_weight_distance(one: TrialResult, other: TrialResult) -> float:
