@@ -125,6 +125,8 @@ def test_every_write_is_refused_after_the_lease_is_lost(database_url: str) -> No
 def _give_lease_to_another(url: str) -> None:
     engine = open_storage(url).engine
     with engine.begin() as connection:
+        if engine.name == "postgresql":
+            connection.exec_driver_sql("SET LOCAL lock_timeout = '20s'")
         connection.exec_driver_sql("UPDATE fmnist_search_drivers SET session = 'x', process = 'elsewhere 7 1'")
 
 
@@ -233,7 +235,7 @@ def test_a_server_that_is_read_only_for_a_while_loses_nothing(postgresql: Postgr
 
         def allow_writing() -> None:
             time.sleep(1)
-            postgresql.psql(f"ALTER DATABASE {name} RESET default_transaction_read_only; {end_connections}")
+            postgresql.psql(f"ALTER DATABASE {name} RESET default_transaction_read_only;")
 
         with in_background(allow_writing):
             run_trial(study)
@@ -250,7 +252,10 @@ def test_an_operation_whose_answer_was_lost_is_not_repeated(postgresql: Postgres
     ):
         proxy.lose_next_commit()
         trial = study.ask()
+        assert proxy.has_lost_commit
+        proxy.lose_next_commit()
         value = trial.suggest_float("x", 0, 1)
+        assert proxy.has_lost_commit
         for write in (
             lambda: trial.report(value, 1),
             lambda: trial.set_user_attr("recipe", {"x": value}),
@@ -260,5 +265,6 @@ def test_an_operation_whose_answer_was_lost_is_not_repeated(postgresql: Postgres
         ):
             proxy.lose_next_commit()
             write()
+            assert proxy.has_lost_commit
         run_trial(study)
     assert_whole(url, 2)

@@ -65,6 +65,16 @@ def test_folders_are_created_and_contents_are_kept(tmp_path: Path) -> None:
     assert optuna.load_study(storage=open_storage(url), study_name="s").best_value == 0.5
 
 
+def test_file_that_was_deleted_is_not_created_again(tmp_path: Path) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path / 'optuna.db'}")
+    storage.remove_session()
+    storage.engine.dispose()
+    (tmp_path / "optuna.db").unlink()
+    with pytest.raises(optuna.exceptions.StorageInternalError):
+        storage.get_all_studies()
+    assert not (tmp_path / "optuna.db").exists()
+
+
 @pytest.mark.parametrize("name", ["with space", "größer", "a%20b", "a#b", "a?b=c", "it's", "{a}"])
 def test_folder_may_have_any_name(name: str, tmp_path: Path) -> None:
     folder = tmp_path / name

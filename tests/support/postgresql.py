@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import select
 import socket
 import subprocess
@@ -79,7 +80,7 @@ def postgresql_server() -> Iterator[PostgresqlServer]:
 
 
 class LossyProxy:
-    """A socket in front of a PostgreSQL server that loses the answer to a commit when it is told to.
+    """A socket in front of a PostgreSQL server that loses the answer to a commit of trials when it is told to.
 
     `url` is the address of the database behind the proxy.
     """
@@ -95,8 +96,13 @@ class LossyProxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def lose_next_commit(self) -> None:
-        """Close the connection on which the next commit is sent, before its answer arrives."""
+        """Close the connection on which the next change of trials is committed, before the answer arrives."""
         self._lose_next.set()
+
+    @property
+    def has_lost_commit(self) -> bool:
+        """Whether that has happened."""
+        return not self._lose_next.is_set()
 
     def close(self) -> None:
         """Accept no further connections."""
@@ -111,13 +117,18 @@ class LossyProxy:
     def _serve(self, client: socket.socket) -> None:
         with client, socket.socket(socket.AF_UNIX) as server, contextlib.suppress(OSError):
             server.connect(self._target)
+            has_written = False
             while True:
                 for ready in select.select([client, server], [], [])[0]:
                     content = ready.recv(1 << 16)
                     if not content:
                         return
                     (server if ready is client else client).sendall(content)
-                    if ready is client and b"COMMIT" in content and self._lose_next.is_set():
-                        self._lose_next.clear()
+                    if ready is not client:
+                        continue
+                    has_written = has_written or bool(re.search(rb"(INSERT INTO|UPDATE) trial", content))
+                    if has_written and b"COMMIT" in content and self._lose_next.is_set():
                         server.recv(1 << 16)  # the server has committed
+                        self._lose_next.clear()
                         return
+                    has_written = has_written and b"COMMIT" not in content
