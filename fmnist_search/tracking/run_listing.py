@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.rest_store import RestStore
 from mlflow.tracking._tracking_service.utils import _get_store
 from mlflow.utils import get_results_from_paginated_fn
@@ -152,10 +154,11 @@ def _metric_points(store: MlflowStore, run_ids: Sequence[str], key: str) -> Iter
     """Yield the points of a metric as (run, step, value), those of a run in the order of their times."""
     tracking_store = _get_store(store.uri)  # type: ignore[no-untyped-call]
     for chunk in _chunks(run_ids, RUNS_PER_REQUEST):
-        points = _request_points(tracking_store, chunk, key)
-        if len(points) < POINTS_PER_REQUEST:
-            yield from points
-            continue
+        with contextlib.suppress(MlflowException):  # a proxy need not let the path through
+            points = _request_points(tracking_store, chunk, key)
+            if len(points) < POINTS_PER_REQUEST:
+                yield from points
+                continue
         for run_id in chunk:
             history = store.client.get_metric_history(run_id, key)
             for point in sorted(history, key=lambda point: (point.timestamp, point.step)):

@@ -37,6 +37,11 @@ def test_a_search_on_a_server_stores_everything_there(tiny: Path, tmp_path: Path
     assert "recipe.toml" in {item.path for item in client.list_artifacts(trial.info.run_id)}
     again = run_command(tmp_path, "train", "--from-run", trial.info.run_id, "--tracking-uri", server_url, "--json")
     assert again.json["epochs"][-1]["val_accuracy"] == trial.data.metrics["val/accuracy"]
+    client.update_run(trial.info.run_id, status="RUNNING")
+    doctor = ["doctor", "--study", "tiny", "--tracking-uri", server_url, "--workdir", workdir, "--json"]
+    repaired = run_command(tmp_path, *doctor, "--repair").json
+    assert [finding["kind"] for finding in repaired["repaired"]] == ["run-open"]
+    assert repaired["remaining"] == []
     shown = run_command(tmp_path, "predict", "--test-image", "0", "--json", MLFLOW_TRACKING_URI=server_url)
     assert shown.json[0]["true"] == "Ankle boot"
 
@@ -51,6 +56,7 @@ def test_a_password_in_the_address_of_a_server_is_stored_and_printed_nowhere(
         ["search", "tiny.toml", *few],
         ["show"],
         ["doctor"],
+        ["doctor", "--study", "tiny"],
         ["status"],
         ["ui"],
         ["predict", "--test-images", "0:1"],
