@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shlex
 import shutil
 import sqlite3
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +53,11 @@ def is_damaged(error: BaseException) -> bool:
         or (isinstance(cause, sqlite3.Error) and str(cause).lower().startswith(_DAMAGED_MESSAGES))
         for cause in _causes(error)
     )
+
+
+def is_replaced(error: BaseException) -> bool:
+    """Return whether SQLite found that a file was deleted or replaced while it was open."""
+    return any(getattr(cause, "sqlite_errorname", "") == "SQLITE_READONLY_DBMOVED" for cause in _causes(error))
 
 
 def is_unwritable(error: BaseException) -> bool:
@@ -206,13 +213,43 @@ def file_identity(path: Path) -> tuple[int, int] | None:
     return stat.st_dev, stat.st_ino
 
 
+class OpenFile:
+    """A SQLite file that this process has open, to notice if it is deleted or replaced."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._identity = file_identity(path)
+        self._descriptor: int | None = None
+        with contextlib.suppress(AttributeError, OSError):  # Linux only
+            # Closing another kind of descriptor would release the locks that SQLite has on the file.
+            self._descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._descriptor)
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether its path still leads to it."""
+        return file_identity(self._path) == self._identity
+
+    @property
+    def is_deleted(self) -> bool:
+        """Whether no path leads to it any more, so that it cannot be put back; False where that is not known."""
+        return self._descriptor is not None and os.fstat(self._descriptor).st_nlink == 0
+
+
 class FileReplacedError(UserError):
-    """A SQLite file was deleted or replaced by another one while this process used it."""
+    """A SQLite file was deleted or replaced by another one while this process used it.
+
+    If it `is_deleted`, it cannot be put back.
+    """
+
+    is_deleted = False
 
 
-def replaced_error(name: str) -> FileReplacedError:
+def replaced_error(name: str, *, is_deleted: bool = False) -> FileReplacedError:
     """Return the error of a file that was deleted or replaced while this process used it."""
-    return FileReplacedError(
+    error = FileReplacedError(
         f"{name}: was deleted or replaced by another file while it was in use; this process has stopped, since what it "
         "writes would be lost: put the file back, or run the same command again to begin anew"
     )
+    error.is_deleted = is_deleted
+    return error

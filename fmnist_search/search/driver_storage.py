@@ -92,9 +92,9 @@ class DriverStorage(BaseStorage):
             except StorageUnreachable as error:
                 attempt += 1
                 self._wait(str(error), attempt, deadline)
-            except FileReplacedError:
+            except FileReplacedError as error:
                 attempt += 1
-                if not self._is_file_missing or time.monotonic() > deadline:
+                if error.is_deleted or not self._is_file_missing or time.monotonic() > deadline:
                     raise
                 self._wait("the file is missing", attempt, deadline)
             else:

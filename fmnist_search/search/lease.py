@@ -90,6 +90,10 @@ class Driver:
         return f"process {self.process_id} on {self.machine}"
 
 
+_SESSIONS: set[str] = set()
+"""The sessions of this process that hold leases. One that could not be deleted, for example on a full disk, is free."""
+
+
 class LeaseLost(UserError):
     """Raised by each write of a driver whose lease another process has taken over."""
 
@@ -125,6 +129,7 @@ class Lease:
         session = uuid.uuid4().hex
         try:
             _create_table(engine)
+            _SESSIONS.add(session)  # before another thread can find it in the table
             took_over = _take(engine, study, session, lease_seconds)
         except SQLAlchemyError as error:
             shown = shown_url(storage.engine.url)
@@ -178,6 +183,7 @@ class Lease:
         self._released.set()
         if self._thread:
             self._thread.join(timeout=RELEASE_SECONDS)  # it may wait for a database that does not answer
+        _SESSIONS.discard(self._session)
         with contextlib.suppress(SQLAlchemyError), self._engine.begin() as connection:
             connection.execute(sa.delete(DRIVERS).where(self._is_ours()))
         self._engine.dispose()
@@ -261,7 +267,8 @@ def _take(engine: sa.Engine, study: str, session: str, lease_seconds: float) -> 
                 connection.execute(sa.insert(DRIVERS).values(study=study, **values))
                 return None
             driver = _to_driver(row)
-            if driver.holds_lease:
+            was_left = row.process == process_identity() and row.session not in _SESSIONS
+            if driver.holds_lease and not was_left:
                 raise UserError(_refusal(driver))
             is_unchanged = (
                 (DRIVERS.c.study == study)

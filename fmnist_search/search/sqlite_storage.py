@@ -17,10 +17,10 @@ from filelock import FileLock
 from fmnist_search.files import make_private_folder
 from fmnist_search.search.damaged_values import check_types, damaged_values
 from fmnist_search.sqlite_files import (
+    OpenFile,
     check_sound,
     copy_for_reading,
     database_error,
-    file_identity,
     is_unwritable,
     replaced_error,
 )
@@ -80,15 +80,17 @@ def _storage(file: Path, database: Path, *, is_compatible: bool, creates: bool =
 
 def _name_file_in_errors(engine: sqlalchemy.Engine, file: Path, database: Path) -> None:
     """Turn errors of a full disk, of a damaged and of a deleted file into errors for the user."""
-    name, identity = f"storage {database}", file_identity(file)
+    name, opened = f"storage {database}", OpenFile(file)
 
     def on_error(context: sqlalchemy.engine.ExceptionContext) -> None:
+        if opened.is_deleted:
+            raise replaced_error(name, is_deleted=True) from context.original_exception
         if error := database_error(context.original_exception, name, database):
             raise error from context.original_exception
 
     def on_checkout(*_: object) -> None:
-        if file_identity(file) != identity:
-            raise replaced_error(name)
+        if not opened.is_in_place:
+            raise replaced_error(name, is_deleted=opened.is_deleted)
 
     sqlalchemy.event.listen(engine, "handle_error", on_error)
     sqlalchemy.event.listen(engine, "checkout", on_checkout)

@@ -21,9 +21,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from fmnist_search.errors import UserError
 from fmnist_search.files import private_files
 from fmnist_search.processes import stopped_users
-from fmnist_search.sqlite_files import database_error
+from fmnist_search.sqlite_files import database_error, is_disk_full, is_replaced
 from fmnist_search.text import first_line
-from fmnist_search.tracking.outbox import EventRejected, StoreLocked, StoreUnavailable
+from fmnist_search.tracking.outbox import DiskFull, EventRejected, StoreLocked, StoreReplaced, StoreUnavailable
 from fmnist_search.tracking.table_template import (
     LOCK_TIMEOUT_SECONDS,
     copy_template,
@@ -63,10 +63,25 @@ def classified_errors(uri: str) -> Iterator[None]:
     except MlflowException as error:
         if is_locked(error):
             raise StoreLocked(lock_detail(uri)) from error
+        _raise_failure_of_file(error, uri)
         kind = EventRejected if error.error_code in PERMANENT_ERRORS else StoreUnavailable
         raise kind(first_line(error)[:MAX_DETAIL]) from error
     except STORE_OR_DISK_ERRORS as error:
+        _raise_failure_of_file(error, uri)
         raise StoreUnavailable(first_line(error)[:MAX_DETAIL]) from error
+
+
+def _raise_failure_of_file(error: Exception, uri: str) -> None:
+    """Raise what is wrong with the files of a store, if the error comes from a full disk or a deleted database."""
+    database = sqlite_path(uri)
+    if is_disk_full(error, database):
+        if isinstance(error, OSError):
+            detail = str(error.filename or "that of artifacts or of temporary files")
+        else:
+            detail = str(database or first_line(error)[:MAX_DETAIL])
+        raise DiskFull(detail) from error
+    if database and is_replaced(error):
+        raise StoreReplaced(str(database)) from error
 
 
 def is_locked(error: Exception) -> bool:

@@ -43,6 +43,18 @@ class StoreLocked(StoreUnavailable):
     problem = "another process has locked MLflow's database"
 
 
+class DiskFull(StoreUnavailable):
+    """The disk of the store's database, of its artifacts or of temporary files is full."""
+
+    problem = "a disk is full"
+
+
+class StoreReplaced(StoreUnavailable):
+    """The file of the store was deleted or replaced while it was open."""
+
+    problem = "MLflow's database was deleted or replaced"
+
+
 class Outbox:
     """The events for one store, in order. Every method may be called from any thread."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import optuna
@@ -10,15 +11,30 @@ import pytest
 import torch
 
 from fmnist_search.config.shipped_studies import copy_shipped_study
+from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
 from fmnist_search.files import atomic_write
+from fmnist_search.results.training import Decision, EpochReport
 from fmnist_search.search.storage import open_storage
 from fmnist_search.sqlite_files import is_disk_full
+from fmnist_search.tracking.outbox import Outbox
+from fmnist_search.tracking.run_logger import RunLogger
+from fmnist_search.tracking.sender import Sender
+from fmnist_search.tracking.store import MlflowStore
+from fmnist_search.tracking.study_runs import open_study_run
+from fmnist_search.tracking.writer import MlflowWriter
 from fmnist_search.training.checkpoint import save_state, state_from_bytes
+from fmnist_search.workflows.lookup import status
+from fmnist_search.workflows.settings import TrackingOptions
+from fmnist_search.workflows.study.api import run_study
 from fmnist_search.workflows.study.running import announced
+from fmnist_search.workspace import Workspace, sqlite_uri
+from tests.integration.conftest import TINY_STUDY
 from tests.support.disks import fill, free_space, small_disk
 
 pytestmark = pytest.mark.slow
+
+NO_PLOTS = TrackingOptions(plot_interval=None)
 
 
 @pytest.fixture
@@ -102,3 +118,58 @@ def test_a_new_storage_on_a_full_disk_is_an_error(disk: Path) -> None:
         open_storage(f"sqlite:///{disk / 'optuna.db'}")
     free_space(disk)
     open_storage(f"sqlite:///{disk / 'optuna.db'}")
+
+
+def test_what_mlflow_cannot_store_is_kept_and_sent_later(tmp_path: Path) -> None:
+    messages: list[str] = []
+    with small_disk(tmp_path / "disk", 4) as disk:
+        uri = sqlite_uri(disk / "mlflow.db")
+        store = MlflowStore(uri, "fmnist-search")
+        run_id = open_study_run(store, "tiny", None).run_id
+        with closing(Outbox(tmp_path / "outbox.db", uri)) as outbox:
+            writer = MlflowWriter(store.client, outbox)
+            with Sender(outbox, writer, messages.append, outage_notice_seconds=0) as sender:
+                fill(disk)
+                run = RunLogger.existing(sender, run_id)
+                run.log_artifact("weights.bin", b"x" * 100_000)
+                run.log_metrics({"test/accuracy": 0.5})
+                assert not sender.flush(1.0)
+                assert sender.problem.startswith("a disk is full")
+                free_space(disk)
+                assert sender.flush(20.0)
+                assert outbox.rejected_counts() == {}
+        assert [point.value for point in store.client.get_metric_history(run_id, "test/accuracy")] == [0.5]
+        assert store.client.list_artifacts(run_id, "weights.bin") or [
+            found.file_size for found in store.client.list_artifacts(run_id)
+        ] == [100_000]
+    assert messages[0].startswith("a disk is full")
+
+
+def test_a_search_goes_on_where_it_stopped_once_there_is_space(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 40) as disk:
+        (disk / "tiny.toml").write_text(TINY_STUDY)
+        config = StudyConfig.load(disk / "tiny.toml", {"finalists.recipes": 0, "budget.trials": 3})
+        workspace = Workspace(sqlite_uri(disk / "mlflow.db"), disk / "fmnist-search")
+        epochs: list[int] = []
+
+        def fill_in_the_second_trial(report: EpochReport) -> Decision:
+            epochs.append(report.epoch)
+            if len(epochs) == 3:
+                fill(disk)
+            return Decision.CONTINUE
+
+        with pytest.raises(UserError, match="the disk is full; free some space") as caught:
+            run_study(config, workspace=workspace, tracking=NO_PLOTS, stopper=fill_in_the_second_trial)
+        assert str(disk) in str(caught.value)
+        free_space(disk)
+        summary = run_study(config, workspace=workspace, tracking=NO_PLOTS)
+        assert [(trial.number, trial.state.value, trial.epochs) for trial in summary.trials] == [
+            (number, "completed", 2) for number in range(3)
+        ]
+        client = MlflowStore(workspace.tracking_uri, "fmnist-search").client
+        for trial in status(workspace=workspace).trials:
+            assert trial.run_id
+            assert client.get_run(trial.run_id).info.status == "FINISHED"
+            points = client.get_metric_history(trial.run_id, "val/accuracy")
+            assert sorted(point.step for point in points) == [1, 2]
+            assert workspace.weights_path("tiny", trial.number).is_file()
