@@ -63,7 +63,11 @@ def _check_files(workspace: Workspace) -> str:
     workspace.check_writable()
     open_storage(workspace.storage_url)
     outbox_status(workspace=workspace)
-    return str(workspace.folder)
+    return (
+        f"{workspace.folder}, with studies in {redact(workspace.storage)}"
+        if workspace.storage
+        else str(workspace.folder)
+    )
 
 
 def _describe_store(uri: str) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +16,9 @@ import pytest
 from fmnist_search.search.lease import Lease
 from fmnist_search.search.storage import NO_STUDY_YET, open_storage
 from fmnist_search.search.study_store import StudyStore
-from tests.integration.conftest import run_command
+from tests.integration.conftest import clean_environment, run_command
 from tests.integration.servers import free_port
+from tests.support.pages import ROOT
 from tests.support.postgresql import postgresql_server
 from tests.support.studies import make_study
 
@@ -37,6 +41,46 @@ def test_a_storage_that_is_not_supported_is_one_line(tmp_path: Path) -> None:
     assert line.startswith(
         "error: storage mysql://me:***@host/db: is not supported; give sqlite:///FILE or postgresql:"
     )
+
+
+NETWORK_MOUNT_SCRIPT = """
+import ctypes, os, sys
+from fmnist_search.cli.app import main
+
+NEW_MOUNTS, PRIVATE, BIND = 0x20000, 0x44000, 0x1000
+libc = ctypes.CDLL(None)
+if libc.unshare(NEW_MOUNTS) or libc.mount(None, b"/", None, PRIVATE, None):
+    sys.exit("no right to mount")
+table = sys.argv[1].encode()
+if libc.mount(table, b"/proc/self/mounts", None, BIND, None):
+    sys.exit("no right to mount")
+main(sys.argv[2:])
+"""
+"""Runs a command in a process with another table of mounted file systems."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a file")
+def test_sqlite_files_on_a_network_file_system_are_refused_before_anything_is_written(tiny: Path) -> None:
+    table = tiny.parent.with_name("mounts")
+    table.write_text(f"/dev/sda / ext4 rw 0 0\nserver:/home {tiny.parent.resolve()} nfs4 rw 0 0\n")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", NETWORK_MOUNT_SCRIPT, str(table), *arguments]
+        environment = clean_environment(PYTHONPATH=str(ROOT))
+        return subprocess.run(
+            command, cwd=tiny.parent, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    for command in (("search", "tiny.toml"), ("train", "lenet")):
+        done = run(*command)
+        if "no right to mount" in done.stderr:
+            pytest.skip("no right to mount")
+        lines = [line for line in done.stderr.splitlines() if "is on a network file system (nfs4)" in line]
+        assert [line.split()[1].rpartition("/")[2] for line in lines] == ["optuna.db:", "outbox.db:", "mlflow.db:"]
+        assert done.returncode == 2
+        assert [path.name for path in tiny.parent.iterdir()] == ["tiny.toml"]
+    assert "holds no study yet" in run("status").stderr  # reading is not refused
 
 
 @pytest.fixture(scope="module")
