@@ -63,9 +63,9 @@ class RunLogger:
         """Log parameters. Those that the run has already are left as they are: `mlflow run` logs its own."""
         self._send(Params({key: str(value) for key, value in values.items()}))
 
-    def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics at a step, all with the present time."""
-        self._send(Batch(metrics=metric_points(values, step)))
+    def log_metrics(self, values: Mapping[str, float], step: int = 0, *, only_new: bool = False) -> None:
+        """Log metrics at a step, all with the present time; with `only_new`, those that it does not have there."""
+        self._send(Batch(metrics=metric_points(values, step), only_new_points=only_new))
 
     def set_note(self, markdown: str) -> None:
         """Set the description that MLflow shows above the run. The full text becomes the artifact `report.md`."""

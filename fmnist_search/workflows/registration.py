@@ -170,13 +170,12 @@ def _log_test_evaluation(
     run: RunLogger, candidate: Candidate, test_evaluation: TestEvaluation, card: str, *, plots: bool
 ) -> None:
     test, correctness = test_evaluation.accuracy, candidate.validation_score.correctness
-    run.log_metrics(
-        {
-            metric_names.TEST_ACCURACY: test.value,
-            metric_names.TEST_ACCURACY_LOW: test.low,
-            metric_names.TEST_ACCURACY_HIGH: test.high,
-        }
-    )
+    values = {
+        metric_names.TEST_ACCURACY: test.value,
+        metric_names.TEST_ACCURACY_LOW: test.low,
+        metric_names.TEST_ACCURACY_HIGH: test.high,
+    }
+    run.log_metrics(values, only_new=True)  # a promotion that was killed may have logged the same
     if correctness:
         run.log_text(tags.CORRECTNESS_FILE, correctness.to_json())
     run.log_text(tags.MODEL_CARD_FILE, card)

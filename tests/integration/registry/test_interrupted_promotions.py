@@ -105,6 +105,8 @@ def test_a_promotion_that_is_killed_again_and_again_registers_one_version(finish
     assert [str(run.info.run_name).split(" cnn")[0][-6:] for run in runs] == ["seed 1", "seed 1", "seed 2"]
     assert [run.info.status for run in runs] == ["FINISHED"] * 3
     assert [steps(finished, run) for run in runs] == [[1, 2, 3]] * 3
+    client = MlflowClient(finished.tracking_uri)
+    assert len(client.get_metric_history(runs[0].info.run_id, "test/accuracy")) == 1
     assert finished.run("doctor", "--study", "tiny").exit_code == 0
     assert not list((finished.folder / "fmnist-search" / "checkpoints").rglob("*.*"))
 
