@@ -19,6 +19,9 @@ from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import EpochReport, Overhead, TrialResult, TrialState
+from fmnist_search.search.driver_storage import DriverStorage
+from fmnist_search.search.lease import Lease
+from fmnist_search.search.storage import open_storage
 from fmnist_search.search.study_store import StudyRuntime, StudyStore
 from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.run_logger import RunLogger
@@ -41,17 +44,19 @@ def main(
     tracked: Annotated[bool, typer.Option("--tracked", help="Record the trials in MLflow too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure ask, an epoch's report and tell in milliseconds, in one process, on SQLite with write-ahead logging.
+    """Measure ask, an epoch's report and tell in milliseconds, in one process, on SQLite, as a search does.
 
     With --tracked, also measure recording a trial in an embedded MLflow store, which a study does during training.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     config = StudyConfig.load(study, {"sampler": sampler, "budget.trials": trials})
     with tempfile.TemporaryDirectory() as folder:
-        study_store = StudyStore.open(f"sqlite:///{folder}/optuna.db", config)
-        study_store.runtime = StudyRuntime(Execution(), "float32")
-        recorder = _TrialRecorder(Path(folder), config) if tracked else None
-        times = [_time_trial(study_store, random.Random(number), recorder) for number in range(trials)]
+        rdb, execution = open_storage(f"sqlite:///{folder}/optuna.db"), config.execution
+        with Lease.acquire(rdb, config.name, execution.heartbeat_seconds, execution.lease_seconds) as lease:
+            study_store = StudyStore.open_in(DriverStorage(rdb, lease, typer.echo), config)
+            study_store.runtime = StudyRuntime(Execution(), "float32")
+            recorder = _TrialRecorder(Path(folder), config) if tracked else None
+            times = [_time_trial(study_store, random.Random(number), recorder) for number in range(trials)]
     rows = {stop: _median_milliseconds(times[stop - WINDOW : stop]) for stop in REPORTED_TRIALS if stop <= trials}
     if as_json:
         typer.echo(json.dumps({"machine": machine(), "versions": versions(), "sampler": sampler, "milliseconds": rows}))
