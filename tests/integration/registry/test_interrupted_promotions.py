@@ -50,6 +50,7 @@ def test_a_version_whose_promotion_was_killed_is_used(finished: FinishedStudy, i
     assert (champion["version"], champion["test"]["hits"]) == ("1", int(after.tags["test_hits"]))
 
 
+@pytest.mark.slow
 def test_a_promotion_that_has_ended_is_repeated_on_request(finished: FinishedStudy) -> None:
     assert finished.run("promote", "tiny").exit_code == 0
     first, second = versions(finished)

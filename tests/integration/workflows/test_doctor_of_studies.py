@@ -155,6 +155,17 @@ def test_a_trial_that_a_killed_search_has_left_waits_to_go_on(finished: Finished
     assert study.get_trials()[4].state is optuna.trial.TrialState.WAITING
 
 
+def test_a_version_that_its_promotion_left_undecided_is_decided(finished: FinishedStudy) -> None:
+    client, model = MlflowClient(finished.tracking_uri), "fmnist-search"
+    client.delete_registered_model_alias(model, "champion")
+    client.delete_model_version_tag(model, "1", "decision")
+    assert remaining_kinds(finished) == []  # its promotion may go on
+    client.set_model_version_tag(model, "1", "promoter", f"{socket.gethostname()} 1 2")
+    assert remaining_kinds(finished) == [("version-undecided", None)]
+    assert [repair["action"] for repair in doctor(finished, "--repair")["repaired"]] == ["it is champion"]
+    assert client.get_model_version_by_alias(model, "champion").tags["decision"] == "champion"
+
+
 def test_missing_weights_are_named_with_what_to_do(finished: FinishedStudy) -> None:
     best = finished.run("leaderboard", "tiny", "--json").json[0]["number"]
     path = finished.folder / "fmnist-search" / "weights" / "tiny" / f"{best:03d}.pt"
