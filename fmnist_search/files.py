@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import stat
 import tempfile
 import threading
@@ -60,6 +61,15 @@ def make_private_folder(folder: Path) -> None:
     for parent in reversed(folder.parents):
         parent.mkdir(0o700, exist_ok=True)
     folder.mkdir(0o700, exist_ok=True)
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the free space on the disk of a folder, which need not exist yet.
+
+    Raises:
+        OSError: if the disk cannot be asked.
+    """
+    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.is_dir())).free
 
 
 def is_missing(path: Path) -> bool:

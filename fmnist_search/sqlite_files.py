@@ -50,6 +50,7 @@ def is_damaged(error: BaseException) -> bool:
     """Return whether an error, or one that caused it, says that a SQLite file is damaged or no database."""
     return any(
         _primary_code(cause) in _DAMAGED_CODES
+        or isinstance(cause, UnicodeDecodeError)
         or (isinstance(cause, sqlite3.Error) and str(cause).lower().startswith(_DAMAGED_MESSAGES))
         for cause in _causes(error)
     )
@@ -73,8 +74,8 @@ def database_error(error: BaseException, name: str, path: Path) -> UserError | N
     if is_disk_full(error, path):
         return disk_full_error(name)
     if is_damaged(error):
-        detail = first_line(next(cause for cause in _causes(error) if isinstance(cause, sqlite3.Error)))
-        return damaged_error(name, detail, path)
+        found = (cause for cause in _causes(error) if isinstance(cause, sqlite3.Error | UnicodeDecodeError))
+        return damaged_error(name, first_line(next(found)), path)
     return None
 
 

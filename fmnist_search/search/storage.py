@@ -53,7 +53,7 @@ def open_storage(url: str, *, create: bool = True) -> optuna.storages.RDBStorage
             storage = opened
     except RuntimeError as error:
         raise _version_error(url, error) from error
-    except (OSError, sqlite3.Error, SQLAlchemyError) as error:
+    except (OSError, sqlite3.Error, SQLAlchemyError, UnicodeDecodeError) as error:
         if database and (problem := database_error(error, f"storage {database}", database)):
             raise problem from error
         raise UserError(

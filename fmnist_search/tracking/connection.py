@@ -114,7 +114,7 @@ def connect(uri: str, template: Path | None = None) -> MlflowClient:
         )
     database = sqlite_path(uri)
     with (
-        store_errors(uri, OSError, sqlite3.Error),
+        store_errors(uri, OSError, sqlite3.Error, UnicodeDecodeError),
         short_timeouts(PROBE_TIMEOUT_SECONDS, retries=0),
         private_files(),
         creation_lock(database),

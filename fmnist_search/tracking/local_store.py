@@ -31,7 +31,7 @@ class LocalStore:
         try:
             self.find_run("")
             self.metric_history("", "")
-        except sqlite3.Error:
+        except (sqlite3.Error, UnicodeDecodeError):
             return False
         return True
 

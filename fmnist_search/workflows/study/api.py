@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from fmnist_search.config.sections import Finalists
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
 from fmnist_search.execution.backend import BackendFactory
+from fmnist_search.files import free_bytes
 from fmnist_search.results.study import StudySummary
 from fmnist_search.results.training import Stopper, never_stop
 from fmnist_search.user_account import complete_environment
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workflows.study.workers import start_workers
-from fmnist_search.workspace import Workspace
+from fmnist_search.workspace import Workspace, sqlite_path
+
+LITTLE_SPACE_BYTES = 200_000_000
+"""With less free space, a search says so before it starts."""
 
 
 def run_study(
@@ -38,6 +44,7 @@ def run_study(
     config.check_names()
     complete_environment()
     workspace.check_writable()
+    _report_little_space(workspace, config.name, callback)
     with start_workers(config, callback, backend_factory) as backend:
         # The workers import their libraries while this process imports torch, MLflow and Optuna here.
         from fmnist_search.workflows.study.opening import SessionOptions, open_session
@@ -78,3 +85,15 @@ def promote(
         options = SessionOptions(model_name=finalists.model_name, tracking=tracking)
         with open_session(workspace, config, backend, callback, options) as session:
             return session.promote(finalists)
+
+
+def _report_little_space(workspace: Workspace, name: str, callback: StudyCallback) -> None:
+    database = sqlite_path(workspace.tracking_uri)
+    folders = {workspace.folder, *([database.parent] if database else [])}
+    with contextlib.suppress(OSError, StopIteration):  # what cannot be asked is found when it is written
+        free, folder = min((free_bytes(folder), folder) for folder in folders)
+        if free < LITTLE_SPACE_BYTES:
+            callback.on_message(
+                f"{name}: the disk of {folder} has {free / 1e6:,.0f} MB left; if it becomes full the search ends, and "
+                "the same command continues it once there is space"
+            )

@@ -24,6 +24,7 @@ from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.study_runs import open_study_run
 from fmnist_search.tracking.writer import MlflowWriter
 from fmnist_search.training.checkpoint import save_state, state_from_bytes
+from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.lookup import status
 from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workflows.study.api import run_study
@@ -145,12 +146,21 @@ def test_what_mlflow_cannot_store_is_kept_and_sent_later(tmp_path: Path) -> None
     assert messages[0].startswith("a disk is full")
 
 
+class Messages(StudyCallback):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def on_message(self, message: str) -> None:
+        self.lines.append(message)
+
+
 def test_a_search_goes_on_where_it_stopped_once_there_is_space(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 40) as disk:
         (disk / "tiny.toml").write_text(TINY_STUDY)
         config = StudyConfig.load(disk / "tiny.toml", {"finalists.recipes": 0, "budget.trials": 3})
         workspace = Workspace(sqlite_uri(disk / "mlflow.db"), disk / "fmnist-search")
         epochs: list[int] = []
+        messages = Messages()
 
         def fill_in_the_second_trial(report: EpochReport) -> Decision:
             epochs.append(report.epoch)
@@ -159,7 +169,11 @@ def test_a_search_goes_on_where_it_stopped_once_there_is_space(tmp_path: Path) -
             return Decision.CONTINUE
 
         with pytest.raises(UserError, match="the disk is full; free some space") as caught:
-            run_study(config, workspace=workspace, tracking=NO_PLOTS, stopper=fill_in_the_second_trial)
+            run_study(
+                config, workspace=workspace, tracking=NO_PLOTS, stopper=fill_in_the_second_trial, callback=messages
+            )
+        assert f"the disk of {disk} has" in messages.lines[0]
+        assert "MB left" in messages.lines[0]
         assert str(disk) in str(caught.value)
         free_space(disk)
         summary = run_study(config, workspace=workspace, tracking=NO_PLOTS)
