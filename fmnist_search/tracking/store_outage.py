@@ -45,5 +45,5 @@ class StoreOutage:
         """Note that the store has answered."""
         if self._is_reported and self._since:
             seconds = time.monotonic() - self._since
-            self._print_message(f"MLflow is back after {seconds:.0f} s; the events that it missed are sent now")
+            self._print_message(f"MLflow takes events again after {seconds:.0f} s; those that it missed are sent now")
         self._since, self.problem, self._is_reported, self._retry_at = None, "", False, 0.0

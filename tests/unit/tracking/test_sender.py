@@ -138,7 +138,7 @@ def test_a_store_that_was_down_gets_every_event_once(
         fake_store.is_down = False
         assert sender.flush(10)
     assert fake_store.delivered_runs == ["0", "1", "2", "3", "4"]
-    assert "is back after" in messages[1]
+    assert "takes events again after" in messages[1]
     assert len(messages) == 2
 
 
