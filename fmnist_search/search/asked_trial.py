@@ -24,7 +24,7 @@ class AskedTrial:
     `origin` says why it is not an ordinary draw of the sampler, if it is not: `start` names the source of a recipe
     that the study file starts with; `survivor_of` names the trial that it repeats. `curve` holds the validation
     accuracy of each epoch that it reported before it was interrupted or paused, by epoch. `run_key` is the key of the
-    run that it has begun; `has_lost_worker` says whether a worker was lost with it before.
+    run that it has begun. `epochs_at_loss` says after how many epochs it lost its last worker, if it has lost one.
     """
 
     number: int
@@ -33,7 +33,7 @@ class AskedTrial:
     optuna_trial: optuna.Trial = field(repr=False)
     curve: Mapping[int, float] = field(default_factory=dict)
     run_key: str | None = None
-    has_lost_worker: bool = False
+    epochs_at_loss: int | None = None
 
     @classmethod
     def create(cls, trial: optuna.Trial, recipe: Recipe, curve: Mapping[int, float]) -> AskedTrial:
@@ -41,8 +41,8 @@ class AskedTrial:
         attributes = trial.user_attrs
         reasons = (RETRY_ATTRIBUTE, START_ATTRIBUTE, SURVIVOR_OF_ATTRIBUTE)
         origin = {name: str(attributes[name]) for name in reasons if name in attributes}
-        run_key, has_lost_worker = attributes.get(RUN_KEY_ATTRIBUTE), bool(attributes.get(WORKER_LOST_ATTRIBUTE))
-        return cls(trial.number, recipe, origin, trial, curve, run_key, has_lost_worker)
+        run_key, lost = attributes.get(RUN_KEY_ATTRIBUTE), attributes.get(WORKER_LOST_ATTRIBUTE)
+        return cls(trial.number, recipe, origin, trial, curve, run_key, None if lost is None else int(lost))
 
     @property
     def is_survivor(self) -> bool:

@@ -303,9 +303,9 @@ class StudyStore(StudyAttributes):
         is_fixed = FIXED_VALUES_ATTRIBUTE in trial.optuna_trial.user_attrs
         return trial_record(self._unfinished.end(trial.number, state, value, is_fixed=is_fixed))
 
-    def mark_worker_lost(self, trial: AskedTrial) -> None:
-        """Store that a worker was lost with this trial."""
-        trial.optuna_trial.set_user_attr(WORKER_LOST_ATTRIBUTE, True)
+    def mark_worker_lost(self, trial: AskedTrial, epochs: int) -> None:
+        """Store that a worker was lost with this trial after so many of its epochs."""
+        trial.optuna_trial.set_user_attr(WORKER_LOST_ATTRIBUTE, epochs)
 
     def resume(self, number: int) -> AskedTrial:
         """Return a paused trial, which goes on.

@@ -39,7 +39,7 @@ RETRY_ATTRIBUTE = "retry_of"
 """The number of the interrupted or lost trial that a trial of an earlier version repeats; now such a trial goes on."""
 
 WORKER_LOST_ATTRIBUTE = "lost"
-"""Whether a trial has lost a worker before."""
+"""After how many epochs a trial lost its last worker; True in studies of earlier versions."""
 
 RUN_KEY_ATTRIBUTE = "run_key"
 """The key of the run of a trial in MLflow."""

@@ -117,11 +117,12 @@ class TrialJob(TrackedJob):
         self._end(result, trial_overhead(result, seconds, self._sampling_seconds, resumed_epochs))
 
     def on_worker_lost(self, reason: str) -> None:
-        """Let the trial wait to go on; the second time, it has failed."""
-        if self.asked.has_lost_worker:
-            self._end(self.partial_result(TrialState.FAILED, f"{reason}, for the second time"))
+        """Let the trial wait to go on; it has failed if it came no further than when it lost a worker before."""
+        epochs, before = len(self._reports), self.asked.epochs_at_loss
+        if before is not None and epochs <= before:
+            self._end(self.partial_result(TrialState.FAILED, f"{reason}, again in epoch {epochs + 1}"))
             return
-        self._study_store.mark_worker_lost(self.asked)
+        self._study_store.mark_worker_lost(self.asked, epochs)
         self._context.callback.on_message(f"{self.name}: {reason}; it goes on from its last checkpoint")
         self._end(self.partial_result(TrialState.INTERRUPTED, reason))
 
