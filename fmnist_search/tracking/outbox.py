@@ -127,6 +127,11 @@ class Outbox:
         query = "SELECT EXISTS (SELECT 1 FROM events WHERE store = ? AND refused IS NULL)"
         return bool(self._select(query, self.store_uri)[0][0])
 
+    def stop_deferring(self, last_number: int) -> None:
+        """Let the deferred events up to a number be sent in their order, before newer ones."""
+        statement = "UPDATE events SET later = 0 WHERE store = ? AND later AND number <= ?"
+        self._execute(statement, self.store_uri, last_number)
+
     def update_body(self, event: Event, body: Mapping[str, Any]) -> Event:
         """Store another body for an event, and return the event with it."""
         self._execute("UPDATE events SET body = ? WHERE number = ?", json.dumps(dict(body)), event.number)

@@ -163,6 +163,7 @@ class Sender:
         while the store is down or another sender delivers. Then `problem` names the cause. Rejected events are not
         waited for.
         """
+        self.outbox.stop_deferring(self._last_number)  # else they would wait for the events of other processes
         last_count, since, is_reported = -1, time.monotonic(), False
         while not self._is_drained():
             now, pending = time.monotonic(), self.outbox.pending_count(self._last_number)

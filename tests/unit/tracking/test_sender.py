@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -81,8 +83,28 @@ def test_events_arrive_in_order_and_deferred_ones_when_no_other_is_pending(
         sender.send(Event("picture", "drawing", deferred=True))
         sender.send(Event("second", "batch"))
         fake_store.unblock.set()
-        assert sender.flush(10)
-        assert fake_store.delivered_runs == ["first", "second", "picture"]
+        wait_until(lambda: fake_store.delivered_runs == ["first", "second", "picture"])
+
+
+def test_a_flush_does_not_wait_for_events_that_come_later(open_sender: OpenSender, fake_store: FakeStore) -> None:
+    fake_store.unblock.clear()
+    with open_sender() as sender, open_sender() as other:
+        sender.send(Event("first", "batch"))
+        wait_until(lambda: fake_store.attempts == 1)
+        sender.send(Event("picture", "drawing", deferred=True))
+        assert not sender.outbox.lease.holder  # this one delivers
+        flushed = threading.Thread(target=sender.flush, args=(10,))
+        flushed.start()
+        wait_until(lambda: sender.outbox.pending_count() == 2 and not is_deferring(sender.outbox))
+        other.send(Event("of another search", "batch"))
+        fake_store.unblock.set()
+        flushed.join()
+    assert fake_store.delivered_runs == ["first", "picture", "of another search"]
+
+
+def is_deferring(outbox: Outbox) -> bool:
+    with closing(sqlite3.connect(outbox.path)) as database:
+        return bool(database.execute("SELECT COUNT(*) FROM events WHERE later").fetchone()[0])
 
 
 def test_sending_does_not_wait_for_the_store(open_sender: OpenSender, fake_store: FakeStore) -> None:
