@@ -22,6 +22,7 @@ from fmnist_search.results.study import TrialRecord
 from fmnist_search.search.lease import Lease, current_driver
 from fmnist_search.search.storage import open_storage
 from fmnist_search.search.study_store import StudyStore
+from fmnist_search.tracking import tag_names
 from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.run_listing import ListedRun, complete_run, end_run, list_runs
@@ -47,7 +48,6 @@ REPAIRED_BY_SEARCHES = (
     Disagreement.RUN_OPEN,
     Disagreement.RUN_WITHOUT_TRIAL,
     Disagreement.POINTS_MISSING,
-    Disagreement.CHECKPOINT_LEFT,
 )
 """What a search mends at its start: what a process that is killed can leave."""
 
@@ -105,8 +105,8 @@ def make_stores_agree(
 ) -> None:
     """Mend what killed processes have left, for the process that searches the study, beside its trials.
 
-    Of the runs, only those that are open are looked at, so that it is as fast for a study of many trials. If MLflow is
-    out of reach, it says so and leaves everything as it is.
+    Only runs that were left open are compared, so that it is as fast for a study of many trials. If MLflow is out of
+    reach, it says so and leaves everything as it is.
     """
     stores = _Stores(workspace, study_store, mlflow_store, outbox, process_identity())
     try:
@@ -194,9 +194,19 @@ class _Stores:
         return findings
 
     def compare_open_runs(self) -> list[Finding]:
-        """Return what differs between the trials and those runs that have not ended."""
-        self._listing = self._list(self._mlflow_store, only_open=True)
+        """Return what differs between the trials and those runs that another process has left RUNNING.
+
+        If there are none, the trials are not read.
+        """
+        store = self._mlflow_store
+        runs = list_runs(store, self._study_store.run_id or "", only_open=True) if store else ()
+        if not any(run.status == "RUNNING" and not self._is_own(run) for run in runs):
+            return []
+        self._listing = self._list(store, only_open=True)
         return compare(self._listing)
+
+    def _is_own(self, run: ListedRun) -> bool:
+        return run.kind == tag_names.STUDY_RUN or run.tags.get(tag_names.PROCESS) == self._driver
 
     def _list(self, store: MlflowStore | None, *, only_open: bool = False) -> StudyListing:
         """List trials before events and runs: what a trial has sent by then is found in one of the two."""

@@ -25,6 +25,9 @@ from fmnist_search.workspace import Workspace
 from tests.golden.project import unpack
 from tests.integration.conftest import FinishedStudy, run_command
 
+ENDED_PROCESS = f"{socket.gethostname()} 1 2"
+"""The identity of a process that has ended."""
+
 
 def doctor(study: FinishedStudy, *options: str, **changes: str) -> dict[str, Any]:
     """Return what `doctor --study tiny` prints; its exit code says whether something remains."""
@@ -62,6 +65,7 @@ def lose_last_epoch(study: FinishedStudy, run_id: str) -> None:
         )
         database.execute("UPDATE runs SET status = 'RUNNING', end_time = NULL WHERE run_uuid = ?", (run_id,))
         database.execute("DELETE FROM tags WHERE run_uuid = ? AND key IN ('state', 'epochs')", (run_id,))
+        database.execute("UPDATE tags SET value = ? WHERE run_uuid = ? AND key = 'process'", (ENDED_PROCESS, run_id))
 
 
 def test_a_finished_study_agrees(finished: FinishedStudy) -> None:
@@ -144,7 +148,7 @@ def test_a_trial_that_a_killed_search_has_left_waits_to_go_on(finished: Finished
     trial.set_user_attr("run_key", key)
     trial.report(0.5, 1)
     client = MlflowClient(finished.tracking_uri)
-    tags = {**run.data.tags, "trial": "4", "address": key, "state": "running", "process": f"{socket.gethostname()} 1 2"}
+    tags = {**run.data.tags, "trial": "4", "address": key, "state": "running", "process": ENDED_PROCESS}
     left = client.create_run(run.info.experiment_id, tags=tags).info.run_id
     client.log_metric(left, "val/accuracy", 0.5, step=1)
     assert remaining_kinds(finished) == [("trial-open", 4)]
@@ -160,7 +164,7 @@ def test_a_version_that_its_promotion_left_undecided_is_decided(finished: Finish
     client.delete_registered_model_alias(model, "champion")
     client.delete_model_version_tag(model, "1", "decision")
     assert remaining_kinds(finished) == []  # its promotion may go on
-    client.set_model_version_tag(model, "1", "promoter", f"{socket.gethostname()} 1 2")
+    client.set_model_version_tag(model, "1", "promoter", ENDED_PROCESS)
     assert remaining_kinds(finished) == [("version-undecided", None)]
     assert [repair["action"] for repair in doctor(finished, "--repair")["repaired"]] == ["it is champion"]
     assert client.get_model_version_by_alias(model, "champion").tags["decision"] == "champion"
