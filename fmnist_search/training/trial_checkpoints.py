@@ -67,10 +67,14 @@ def parse_checkpoint(content: bytes) -> Checkpoint:
 
 
 class TrialCheckpoints:
-    """The checkpoints of the trials of one study, in a folder: the last one of each trial, and the one before it."""
+    """The checkpoints of the trials of one study, in a folder: the last one of each trial, and the one before it.
+
+    `is_failing` says whether the last one could not be written, so that its owner reports that once.
+    """
 
     def __init__(self, folder: Path):
         self._folder = folder
+        self.is_failing = False
 
     def save(self, number: int, content: bytes) -> None:
         """Write a checkpoint of trial `number` that `serialize_checkpoint` returned.

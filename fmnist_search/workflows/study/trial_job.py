@@ -99,11 +99,18 @@ class TrialJob(TrackedJob):
         return Decision.PRUNE if self._timed_out else super().decide(report)
 
     def on_checkpoint(self, content: bytes) -> None:
-        """Write the checkpoint; if that fails, the training goes on without."""
+        """Write the checkpoint; if that fails, the training goes on without, which is said once."""
         try:
             self._checkpoints.save(self.asked.number, content)
         except OSError as error:
-            self._report_problem(f"no checkpoint was written ({error.strerror})")
+            if not self._checkpoints.is_failing:
+                folder = self._workspace.checkpoints_folder(self._study_store.config.name)
+                self._report_problem(
+                    f"no checkpoint can be written to {folder} ({error.strerror}); trials go on without"
+                )
+            self._checkpoints.is_failing = True
+        else:
+            self._checkpoints.is_failing = False
 
     def on_result(self, result: TrialResult, seconds: float) -> None:
         """Store the result, and save the weights of a completed trial."""

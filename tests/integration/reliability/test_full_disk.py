@@ -187,3 +187,18 @@ def test_a_search_goes_on_where_it_stopped_once_there_is_space(tmp_path: Path) -
             points = client.get_metric_history(trial.run_id, "val/accuracy")
             assert sorted(point.step for point in points) == [1, 2]
             assert workspace.weights_path("tiny", trial.number).is_file()
+
+
+def test_trials_go_on_without_checkpoints_if_these_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY_STUDY)
+    settings = {"finalists.recipes": 0, "budget.trials": 2, "execution.checkpoint_seconds": 0}
+    config = StudyConfig.load(tmp_path / "tiny.toml", settings)
+    workspace = Workspace(sqlite_uri(tmp_path / "mlflow.db"), tmp_path / "fmnist-search")
+    messages, folder = Messages(), workspace.checkpoints_folder("tiny")
+    folder.mkdir(parents=True)
+    with small_disk(folder.parent, 1) as disk:
+        fill(disk)
+        summary = run_study(config, workspace=workspace, tracking=NO_PLOTS, callback=messages)
+    assert [trial.state.value for trial in summary.trials] == ["completed"] * 2
+    (line,) = (line for line in messages.lines if "no checkpoint" in line)
+    assert f"no checkpoint can be written to {folder} (No space left on device)" in line
