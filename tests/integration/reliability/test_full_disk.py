@@ -17,7 +17,9 @@ from fmnist_search.files import atomic_write
 from fmnist_search.results.training import Decision, EpochReport
 from fmnist_search.search.storage import open_storage
 from fmnist_search.sqlite_files import is_disk_full
+from fmnist_search.tracking.events import Event, RunProgress
 from fmnist_search.tracking.outbox import Outbox
+from fmnist_search.tracking.outbox_file import OutboxError
 from fmnist_search.tracking.run_logger import RunLogger
 from fmnist_search.tracking.sender import Sender
 from fmnist_search.tracking.store import MlflowStore
@@ -119,6 +121,19 @@ def test_a_new_storage_on_a_full_disk_is_an_error(disk: Path) -> None:
         open_storage(f"sqlite:///{disk / 'optuna.db'}")
     free_space(disk)
     open_storage(f"sqlite:///{disk / 'optuna.db'}")
+
+
+def test_an_outbox_on_a_full_disk_names_itself_and_keeps_what_it_has(disk: Path) -> None:
+    with closing(Outbox(disk / "outbox.db", "a store")) as outbox:
+        outbox.put(Event("run", "batch"), progress=RunProgress(1))
+        fill(disk)
+        with pytest.raises(OutboxError) as raised:
+            outbox.put(*(Event("run", "file", {}, bytes(100_000)) for _ in range(2)), progress=RunProgress(2))
+        assert raised.value.lines[0].startswith(f"outbox {disk / 'outbox.db'}: cannot be written, the disk is full;")
+        free_space(disk)
+        assert (outbox.pending_count(), outbox.progress("run")) == (1, RunProgress(1))
+        outbox.put(Event("run", "end"), progress=RunProgress(2))
+        assert (outbox.pending_count(), outbox.progress("run")) == (2, RunProgress(2))
 
 
 def test_what_mlflow_cannot_store_is_kept_and_sent_later(tmp_path: Path) -> None:
