@@ -153,7 +153,8 @@ def _deliver(
 
 
 def _pending_finding(events: int, remedy: str = "") -> Finding:
-    return Finding(Disagreement.EVENTS_PENDING, "outbox", f"MLflow has not received {events} events", remedy=remedy)
+    text = f"MLflow has not received {events} event{'s' * (events != 1)}"
+    return Finding(Disagreement.EVENTS_PENDING, "outbox", text, remedy=remedy)
 
 
 class _Stores:
@@ -266,7 +267,7 @@ class _Stores:
             return f"set to {status}"
         finished = finished_run(self._study_store, trial, self._study_store.run_id or "")
         restored = complete_run(store, run, finished, int(1000 * (trial.ended_at or time.time())))
-        added = f", with {restored} points from Optuna's storage" if restored else ""
+        added = f", with {restored} point{'s' * (restored != 1)} from Optuna's storage" if restored else ""
         return f"the run is {status}{added}"
 
     def _recover(self, number: int | None) -> str:
