@@ -70,7 +70,7 @@ def test_file_that_was_deleted_is_not_created_again(tmp_path: Path) -> None:
     storage.remove_session()
     storage.engine.dispose()
     (tmp_path / "optuna.db").unlink()
-    with pytest.raises(optuna.exceptions.StorageInternalError):
+    with pytest.raises(UserError, match=r"optuna\.db: was deleted or replaced"):
         storage.get_all_studies()
     assert not (tmp_path / "optuna.db").exists()
 
