@@ -7,7 +7,6 @@ if an invariant is broken.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -19,7 +18,7 @@ from benchmarks.soak.checks import check_all
 from benchmarks.soak.faults import inject
 from benchmarks.soak.plan import FaultKind, make_plan
 from benchmarks.soak.project import Project, small_disks_work
-from benchmarks.soak.result import format_table, make_result
+from benchmarks.soak.result import format_table, make_result, to_json
 from benchmarks.soak.run import Soak
 from fmnist_search.files import atomic_write
 
@@ -56,7 +55,7 @@ def main() -> None:
     result = make_result(soak, invariants, settings, time.monotonic() - started)
     if arguments.output:
         with atomic_write(arguments.output) as file:
-            file.write((json.dumps(result, indent=1) + "\n").encode())
+            file.write(to_json(result).encode())
     print(f"\n{format_table(result)}")
     sys.exit(any(not invariant.holds for invariant in invariants))
 

@@ -19,6 +19,7 @@ import psutil
 MARKER = "SOAK_TEST_ID"
 """An environment variable of all processes of a soak test, by which those that are left are found."""
 TRIAL_LINE = re.compile(r"^\d{3,} ", re.MULTILINE)
+COUNT = re.compile(r"(\d+) of (\d+) trials")
 TRACEBACK = "Traceback (most recent call last)"
 
 
@@ -61,6 +62,12 @@ class Command:
     def has_trained(self) -> bool:
         """Whether a trial has ended since it was started."""
         return bool(TRIAL_LINE.search(self.text))
+
+    @property
+    def remaining_trials(self) -> int:
+        """How many trials of its budget it has not ended; 0 before the first one since it was started."""
+        counts = COUNT.findall(self.text)
+        return int(counts[-1][1]) - int(counts[-1][0]) if counts else 0
 
     @property
     def seconds(self) -> float:

@@ -16,8 +16,8 @@ from benchmarks.soak.run import REFUSED, SECOND_TRIALS, NothingToHit, Soak
 from benchmarks.soak.servers import free_port
 
 INTERRUPTED = 130
-FEW_TRIALS = 8
-"""`--fresh` is given only while the search has more trials left, so that the study cannot end meanwhile."""
+MANY_TRIALS = 8
+"""`--fresh` is given only while the search has as many trials left, so that it does not end meanwhile."""
 
 Inject = Callable[[Soak, PlannedFault], str]
 
@@ -180,11 +180,10 @@ def _second_study(soak: Soak, _: PlannedFault) -> str:
 
 def _fresh(soak: Soak, _: PlannedFault) -> str:
     search = soak.search
-    done = sum(line[:3].isdigit() for line in search.text.splitlines())
-    if not done or done > FEW_TRIALS or (soak.outages and soak.outages[-1].ended is None):
-        raise NothingToHit("the search has just begun, or soon ends")
+    if search.remaining_trials < MANY_TRIALS or soak.has_outage:
+        raise NothingToHit("the search has not trained yet, or soon ends")
     arguments = ("search", f"{STUDY}.toml", "--fresh", "--trials", "1")
-    soak.project.commands.start("fresh", *arguments, expected={REFUSED})
+    soak.exclusive = soak.project.commands.start("fresh", *arguments, expected={REFUSED})
     return f"`--fresh` while {search.output.name} runs"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections import Counter, defaultdict
 from datetime import UTC, datetime
@@ -59,6 +60,18 @@ def make_result(soak: Soak, invariants: list[Invariant], settings: dict[str, Any
             for command in soak.project.commands.commands
         ],
     }
+
+
+def to_json(result: dict[str, Any]) -> str:
+    """Return a result as JSON with a line for each fault and each command."""
+    parts = []
+    for key, value in result.items():
+        if isinstance(value, list) and value:
+            text = "[\n  " + ",\n  ".join(json.dumps(item) for item in value) + "\n ]"
+        else:
+            text = json.dumps(value)
+        parts.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def format_table(result: dict[str, Any]) -> str:

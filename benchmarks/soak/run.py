@@ -21,7 +21,7 @@ from benchmarks.soak.project import TRIALS_PER_STAGE, Project
 POLL_SECONDS = 0.1
 RESTART_SECONDS = 1.0
 """A search that could not start is started again after so long, else at once."""
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 90.0
 """A fault that meets nothing, such as a worker to kill, waits so long for it."""
 SILENCE_SECONDS = 240.0
 """A search that prints nothing for so long hangs."""
@@ -74,6 +74,8 @@ class Soak:
     """The numbers of trials with which a search has ended, in their order."""
     second_studies: dict[str, Command] = field(default_factory=dict)
     searches: list[Command] = field(default_factory=list)
+    exclusive: Command | None = None
+    """A command during which no other fault is injected, since it would do harm without the search."""
     _agenda: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _counter: Any = field(default_factory=itertools.count)
     _started: float = field(default_factory=time.monotonic)
@@ -128,6 +130,11 @@ class Soak:
 
         self.later(seconds, finish)
 
+    @property
+    def has_outage(self) -> bool:
+        """Whether something is unavailable at this moment."""
+        return any(outage.ended is None for outage in self.outages)
+
     def is_down(self, kind: FaultKind) -> bool:
         """Whether something of a kind is unavailable at this moment."""
         return any(outage.kind is kind and outage.ended is None for outage in self.outages)
@@ -160,6 +167,9 @@ class Soak:
         time.sleep(POLL_SECONDS)
 
     def _inject(self, fault: InjectedFault) -> None:
+        if self.exclusive and self.exclusive.is_running:
+            self.later(0.5, lambda: self._inject(fault))
+            return
         try:
             fault.effect = self.inject(self, fault.planned)
         except NothingToHit as nothing:

@@ -11,7 +11,6 @@ import pytest
 
 from tests.integration.conftest import TINY_STUDY, FinishedStudy, copy_study, run_command, start_command
 from tests.integration.reliability.stores import (
-    MLFLOW,
     OPTUNA,
     assert_whole,
     query,
@@ -104,26 +103,3 @@ def test_a_trial_whose_outcome_is_stored_counts_although_optuna_was_not_told(
     assert "nothing left to do" in again.stderr
     assert records(folder) == before
     assert_whole(folder, 4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "moment",
-    [
-        "SELECT 1 FROM tags WHERE key = 'kind' AND value = 'finalist'",
-        "SELECT 1 FROM model_versions",
-    ],
-    ids=["while finalists train", "after a version was made"],
-)
-def test_a_promotion_that_is_killed_is_finished_by_the_next_command(tiny: Path, moment: str) -> None:
-    arguments = ["search", "tiny.toml", "--trials", "1", "--set", "finalists.epochs=4"]
-    process = start_command(tiny.parent, *arguments)
-    wait_until(lambda: query(tiny.parent / MLFLOW, moment), process)
-    process.kill()
-    process.communicate()
-    again = run_command(tiny.parent, *arguments)
-    assert again.exit_code == 0, again.stderr
-    assert_whole(tiny.parent, 1)
-    versions = query(tiny.parent / MLFLOW, "SELECT version FROM model_versions")
-    aliases = query(tiny.parent / MLFLOW, "SELECT alias, version FROM registered_model_aliases")
-    assert (versions, aliases) == ([(1,)], [("champion", 1)])
