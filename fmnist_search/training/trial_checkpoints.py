@@ -67,14 +67,11 @@ def parse_checkpoint(content: bytes) -> Checkpoint:
 
 
 class TrialCheckpoints:
-    """The checkpoints of the trials of one study, in a folder: the last one of each trial, and the one before it.
-
-    `is_failing` says whether the last one could not be written, so that its owner reports that once.
-    """
+    """The checkpoints of the trials of one study, in a folder: the last one of each trial, and the one before it."""
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self.is_failing = False
+        self._is_failing = False
 
     def save(self, number: int, content: bytes) -> None:
         """Write a checkpoint of trial `number` that `serialize_checkpoint` returned.
@@ -92,6 +89,22 @@ class TrialCheckpoints:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(path, self._fallback_path(number))
 
+    def save_if_possible(self, number: int, content: bytes, on_problem: Callable[[str], None]) -> None:
+        """Write a checkpoint as `save` does. If that fails, trainings go on without, and `on_problem` gets one line.
+
+        Further failures are not reported until a checkpoint has been written again.
+        """
+        try:
+            self.save(number, content)
+        except OSError as error:
+            if not self._is_failing:
+                on_problem(
+                    f"no checkpoint can be written to {self._folder} ({error.strerror}); trainings go on without"
+                )
+            self._is_failing = True
+        else:
+            self._is_failing = False
+
     def load(
         self, number: int, recipe: Recipe, execution: Execution, images: Images, on_problem: Callable[[str], None]
     ) -> Mapping[str, Any] | None:
@@ -107,8 +120,8 @@ class TrialCheckpoints:
                 _check_use(checkpoint, recipe, execution, images)
             except (OSError, ValueError) as error:
                 problem = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
-                remedy = "the trial starts again" if path == paths[-1] else "the checkpoint before it is tried"
-                on_problem(f"trial {number}: its checkpoint {path} {problem}; {remedy}")
+                remedy = "it starts again" if path == paths[-1] else "the checkpoint before it is tried"
+                on_problem(f"its checkpoint {path} {problem}; {remedy}")
             else:
                 return checkpoint.state
         return None

@@ -55,23 +55,15 @@ class FinalistFiles:
         with atomic_write(self._run_path(number)) as file:
             file.write(json.dumps({"run_key": run_key}).encode())
 
-    def save_checkpoint(self, number: int, content: bytes) -> None:
-        """Write a checkpoint of a training.
-
-        Raises:
-            OSError: if the file cannot be written.
-        """
-        self._checkpoints.save(number, content)
+    def save_checkpoint(self, number: int, content: bytes, on_problem: Callable[[str], None]) -> None:
+        """Write a checkpoint of a training; if that fails, `on_problem` gets one line."""
+        self._checkpoints.save_if_possible(number, content, on_problem)
 
     def load_checkpoint(
         self, number: int, recipe: Recipe, execution: Execution, images: Images, on_problem: Callable[[str], None]
     ) -> Mapping[str, Any] | None:
         """Return the state that a training goes on from; None if it has to start again, which `on_problem` reports."""
-
-        def report(problem: str) -> None:
-            on_problem(problem.removeprefix(f"trial {number}: "))
-
-        return self._checkpoints.load(number, recipe, execution, images, report)
+        return self._checkpoints.load(number, recipe, execution, images, on_problem)
 
     def remove(self, number: int) -> None:
         """Forget a training."""
@@ -126,10 +118,7 @@ class FinalistJob(RetryingJob):
 
     def on_checkpoint(self, content: bytes) -> None:
         """Write the checkpoint; if that fails, the training goes on without."""
-        try:
-            self._files.save_checkpoint(self._number, content)
-        except OSError as error:
-            self._context.callback.on_message(f"{self.name}: no checkpoint was written ({error.strerror})")
+        self._files.save_checkpoint(self._number, content, self._context.callback.on_message)
 
     def on_result(self, result: TrialResult, seconds: float) -> None:
         """Handle the result, and render the plots when the sender is idle."""

@@ -100,17 +100,7 @@ class TrialJob(TrackedJob):
 
     def on_checkpoint(self, content: bytes) -> None:
         """Write the checkpoint; if that fails, the training goes on without, which is said once."""
-        try:
-            self._checkpoints.save(self.asked.number, content)
-        except OSError as error:
-            if not self._checkpoints.is_failing:
-                folder = self._workspace.checkpoints_folder(self._study_store.config.name)
-                self._report_problem(
-                    f"no checkpoint can be written to {folder} ({error.strerror}); trials go on without"
-                )
-            self._checkpoints.is_failing = True
-        else:
-            self._checkpoints.is_failing = False
+        self._checkpoints.save_if_possible(self.asked.number, content, self._report_problem)
 
     def on_result(self, result: TrialResult, seconds: float) -> None:
         """Store the result, and save the weights of a completed trial."""

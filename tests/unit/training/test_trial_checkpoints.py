@@ -140,11 +140,11 @@ def test_a_bad_file_falls_back_to_the_one_before_and_then_to_the_start(
     trials.save(3, bad)
     epochs, lines = load()
     assert epochs == 1
-    assert lines == [f"trial 3: its checkpoint {folder / '003.ckpt'} {message}; the checkpoint before it is tried"]
+    assert lines == [f"its checkpoint {folder / '003.ckpt'} {message}; the checkpoint before it is tried"]
     trials.save(3, bad)
     epochs, lines = load()
     assert epochs == 0
-    assert lines[1] == (f"trial 3: its checkpoint {folder / '003.previous.ckpt'} {message}; the trial starts again")
+    assert lines[1] == f"its checkpoint {folder / '003.previous.ckpt'} {message}; it starts again"
     assert not (tmp_path / "ran").exists()
 
 
@@ -160,7 +160,7 @@ def test_a_checkpoint_that_would_give_another_result_is_not_used(
     }
     for problem, changes in other.items():
         epochs, (line,) = load(**changes)
-        assert (epochs, f"003.ckpt {problem}; the trial starts again" in line) == (0, True)
+        assert (epochs, f"003.ckpt {problem}; it starts again" in line) == (0, True)
     assert load(execution=dataclasses.replace(execution, allocator="retaining")) == (1, [])
 
 
@@ -197,5 +197,5 @@ def test_a_file_that_cannot_be_read_is_one_line(
     epochs, (line,) = load()
     assert (epochs, line) == (
         0,
-        f"trial 3: its checkpoint {path} cannot be read (Is a directory); the trial starts again",
+        f"its checkpoint {path} cannot be read (Is a directory); it starts again",
     )
