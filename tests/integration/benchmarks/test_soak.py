@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import sqlite3
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,6 +22,7 @@ from benchmarks.soak.stores import read_runs, read_trials
 from fmnist_search.search.study_store import StudyStore
 from tests.integration.conftest import FinishedStudy, copy_study
 
+ROOT = Path(__file__).parents[3]
 ALL_KINDS = tuple(FaultKind)
 OPTUNA, MLFLOW = "fmnist-search/optuna.db", "mlflow.db"
 
@@ -159,3 +163,27 @@ def test_a_version_is_expected_each_time_that_other_recipes_are_the_best(copies:
     assert expected_versions(records, settings, [4, 4, 4]) == 1
     assert expected_versions(records, settings, [best + 1, 4]) == 1
     assert expected_versions(records, settings, [best, 4] if best else [4]) == (2 if best else 1)
+
+
+# --------------------------------------------------------------------------------- a short soak test
+
+SHORT = ["--minutes", "2", "--every", "13.3", "--seed", "29"]
+SHORT += ["--faults", "kill-search", "mlflow-down", "take-over", "kill-worker"]
+
+
+@pytest.mark.slow
+def test_a_study_survives_eight_faults_in_two_minutes(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.soak", *SHORT, "--output", result],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(result.read_text())
+    assert found["counts"]["faults"] == 8
+    assert {fault["kind"] for fault in found["plan"]} == {"kill-search", "mlflow-down", "take-over", "kill-worker"}
+    assert found["counts"]["trials"] >= 16
+    assert all(invariant["holds"] for invariant in found["invariants"])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.integration.conftest import run_command, start_command
-from tests.integration.reliability.stores import assert_whole, reported_epochs, wait_until
+from tests.integration.reliability.stores import assert_whole, records, reported_epochs, wait_until
 
 SEARCH = ["search", "tiny.toml", "--threads", "1", "--set", "data.train_images=3000", "--set", "budget.epochs=4"]
 SEARCH += ["--set", "finalists.recipes=0", "--trials", "3"]
@@ -39,3 +40,24 @@ def test_two_searches_that_create_a_folder_at_once_share_it_or_one_is_refused(ti
     assert next(line for line in refused.splitlines() if line.startswith("error:")).startswith("error: study 'tiny': ")
     assert "Traceback" not in "".join(ends)
     assert_whole(folder, 3)
+
+
+@pytest.mark.slow
+def test_a_frozen_search_that_was_taken_over_ends_and_changes_nothing(tiny: Path) -> None:
+    folder = tiny.parent
+    short = ["--set", "execution.heartbeat_seconds=0.5", "--set", "execution.lease_seconds=2"]
+    frozen = start_command(folder, *SEARCH, *short)
+    wait_until(lambda: reported_epochs(folder, 0), frozen)
+    frozen.send_signal(signal.SIGSTOP)
+    other = start_command(folder, *SEARCH, *short)
+    wait_until(lambda: reported_epochs(folder, 0) > 2, other)
+    frozen.send_signal(signal.SIGCONT)
+    _, stderr = frozen.communicate(timeout=60)
+    assert frozen.returncode == 2, stderr
+    (error,) = (line for line in stderr.splitlines() if line.startswith("error:"))
+    assert "taken over" in error
+    assert str(other.pid) in error
+    _, stderr = other.communicate(timeout=120)
+    assert other.returncode == 0, stderr
+    assert_whole(folder, 3)
+    assert all(len(trial.curve) == 4 for trial in records(folder))
