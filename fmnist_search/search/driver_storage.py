@@ -25,7 +25,7 @@ from sqlalchemy import orm
 
 from fmnist_search.errors import UserError
 from fmnist_search.files import is_missing
-from fmnist_search.search.lease import Lease
+from fmnist_search.search.lease import Lease, LeaseLost
 from fmnist_search.search.outages import StorageUnreachable, limit_idle_transactions, raise_outages
 from fmnist_search.search.storage_url import shown_url
 from fmnist_search.search.trial_attributes import PAUSED_ATTRIBUTE
@@ -67,6 +67,7 @@ class DriverStorage(BaseStorage):
         outage_seconds: float = OUTAGE_SECONDS,
     ):
         self._rdb = rdb
+        self._lease = lease
         self._cached = get_storage(rdb)
         self._on_message = on_message
         self._outage_seconds = outage_seconds
@@ -97,10 +98,24 @@ class DriverStorage(BaseStorage):
                 if error.is_deleted or not self._is_file_missing or time.monotonic() > deadline:
                     raise
                 self._wait("the file is missing", attempt, deadline)
+            except LeaseLost:
+                raise
+            except Exception:  # Optuna refuses what contradicts the writes of a successor before the lease is checked
+                self.check_lease()
+                raise
             else:
                 if message := self._outage.end():
                     self._on_message(f"storage {self._shown}: {message}")
                 return result
+
+    def check_lease(self) -> None:
+        """Check in the database that this process still drives the study.
+
+        Raises:
+            LeaseLost: if another process has taken it over.
+        """
+        if self._lease is not None:
+            self._lease.verify()
 
     def _wait(self, reason: str, attempt: int, deadline: float) -> None:
         if message := self._outage.note(reason):

@@ -11,6 +11,7 @@ import optuna
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.results.champion import Champion, SelectedRecipe
 from fmnist_search.search.damaged_values import damaged_values
+from fmnist_search.search.driver_storage import DriverStorage
 from fmnist_search.search.trial_attributes import (
     REBUILT_RUNS_ATTRIBUTE,
     champion_from_dict,
@@ -31,6 +32,15 @@ class StudyAttributes:
 
     def __init__(self, study: optuna.Study):
         self._study = study
+
+    def check_lease(self) -> None:
+        """Check that this process still drives the study, before something is stored outside of Optuna's storage.
+
+        Raises:
+            LeaseLost: if another process has taken the study over.
+        """
+        if isinstance(self._study._storage, DriverStorage):
+            self._study._storage.check_lease()
 
     @property
     def run_id(self) -> str | None:

@@ -91,6 +91,7 @@ class TrialJob(TrackedJob):
         """Return the decision of the pruner, then of the trial's time limit, then of the stopper."""
         started = time.monotonic()
         pruned = self._study_store.should_prune(self.asked, report)
+        self._study_store.check_lease()  # the run is logged next, which no lease guards
         self._sampling_seconds += time.monotonic() - started
         if pruned:
             return Decision.PRUNE
@@ -142,6 +143,7 @@ class TrialJob(TrackedJob):
         Optuna is told last: if this process dies before, the next search finds the weights and the events of the run,
         with the outcome, and tells Optuna.
         """
+        self._study_store.check_lease()
         run_id = self.run.ref.stored
         if not result.state.is_final:
             self.suspend(result)
