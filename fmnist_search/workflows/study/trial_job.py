@@ -101,6 +101,7 @@ class TrialJob(TrackedJob):
 
     def on_checkpoint(self, content: bytes) -> None:
         """Write the checkpoint; if that fails, the training goes on without, which is said once."""
+        self._study_store.check_lease()
         self._checkpoints.save_if_possible(self.asked.number, content, self._report_problem)
 
     def on_result(self, result: TrialResult, seconds: float) -> None:
