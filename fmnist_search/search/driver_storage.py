@@ -5,6 +5,7 @@ It wraps Optuna's cached storage, and shows paused trials to samplers and pruner
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import random
@@ -22,6 +23,7 @@ from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 from sqlalchemy import orm
+from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist_search.errors import UserError
 from fmnist_search.files import is_missing
@@ -101,7 +103,8 @@ class DriverStorage(BaseStorage):
             except LeaseLost:
                 raise
             except Exception:  # Optuna refuses what contradicts the writes of a successor before the lease is checked
-                self.check_lease()
+                with contextlib.suppress(StorageUnreachable, SQLAlchemyError):
+                    self._verify_lease()
                 raise
             else:
                 if message := self._outage.end():
@@ -114,8 +117,11 @@ class DriverStorage(BaseStorage):
         Raises:
             LeaseLost: if another process has taken it over.
         """
+        self._retry(self._verify_lease)
+
+    def _verify_lease(self) -> None:
         if self._lease is not None:
-            self._lease.verify()
+            self._lease.verify(self._rdb.engine)
 
     def _wait(self, reason: str, attempt: int, deadline: float) -> None:
         if message := self._outage.note(reason):

@@ -163,14 +163,14 @@ class Lease:
         if self._lost is not None:
             raise LeaseLost(*self._lost.lines)
 
-    def verify(self) -> None:
-        """Check in the database that the lease is held.
+    def verify(self, engine: sa.Engine) -> None:
+        """Check in the database, through an engine, that the lease is held.
 
         Raises:
             LeaseLost: if another process has taken the lease over.
         """
         self.check()
-        with self._engine.begin() as connection:
+        with engine.begin() as connection:
             self.check_in(connection)
 
     def check_in(self, connection: sa.Connection) -> None:

@@ -100,7 +100,7 @@ class TrialJob(TrackedJob):
         return Decision.PRUNE if self._timed_out else super().decide(report)
 
     def on_checkpoint(self, content: bytes) -> None:
-        """Write the checkpoint; if that fails, the training goes on without, which is said once."""
+        """Write the checkpoint; if that fails, the training goes on without."""
         self._study_store.check_lease()
         self._checkpoints.save_if_possible(self.asked.number, content, self._report_problem)
 
