@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,12 @@ from fmnist_search.recipe.families import Architecture
 NUM_CLASSES = 10
 MAX_PARAMETERS = 50_000_000
 """Largest number of parameters. For images of 28 x 28 more is a mistake, and takes 200 MB of weights per trial."""
+
+global_rng_lock = threading.RLock()
+"""Held while anything is drawn from torch's global generator, which all threads of a process share.
+
+A network that is built to draw a summary must not change the initial weights of one that a trial builds at that moment.
+"""
 
 
 class Classifier(nn.Module):
@@ -92,7 +99,8 @@ def build(
         UserError: if it cannot be built; see `check_size`.
     """
     check_size(architecture)
-    return Classifier(architecture.build_network(NUM_CLASSES), mean, std, test_time)
+    with global_rng_lock:
+        return Classifier(architecture.build_network(NUM_CLASSES), mean, std, test_time)
 
 
 def check_size(architecture: Architecture) -> None:

@@ -49,17 +49,18 @@ def summarize(architecture: Architecture) -> ModelSummary:
     """
     import torchinfo
 
-    from fmnist_search.models.classifier import build
+    from fmnist_search.models.classifier import build, global_rng_lock
 
-    found = torchinfo.summary(
-        build(architecture),
-        input_size=(1, IMAGE_SIZE, IMAGE_SIZE),
-        device="cpu",
-        col_names=COLUMNS,
-        col_width=COLUMN_WIDTH,
-        row_settings=("var_names",),
-        verbose=0,
-    )
+    with global_rng_lock:  # torchinfo draws an image
+        found = torchinfo.summary(
+            build(architecture),
+            input_size=(1, IMAGE_SIZE, IMAGE_SIZE),
+            device="cpu",
+            col_names=COLUMNS,
+            col_width=COLUMN_WIDTH,
+            row_settings=("var_names",),
+            verbose=0,
+        )
     layers = tuple(
         LayerSummary(_layer_path(layer), layer.class_name, tuple(layer.output_size[1:]), layer.num_params, layer.macs)
         for layer in found.summary_list

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fmnist_search.data.images import Images
-from fmnist_search.models.classifier import Classifier, build
+from fmnist_search.models.classifier import Classifier, build, global_rng_lock
 from fmnist_search.models.initialization import set_initial_weights
 from fmnist_search.models.layers import Dropout
 from fmnist_search.recipe.execution import Execution
@@ -21,9 +20,6 @@ from fmnist_search.training.evaluation import autocast
 from fmnist_search.training.loop import TrainingLoop
 from fmnist_search.training.optim import AveragedWeights, learning_rates, make_optimizer, sum_of_norms
 from fmnist_search.training.runtime import to_memory_format
-
-global_rng_lock = threading.Lock()
-"""Held while initial weights are drawn: torch draws them from a generator that all threads share."""
 
 
 class TrainingState:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -22,13 +23,15 @@ from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.families import Architecture
 from fmnist_search.recipe.groups import Augmentation, Averaging, Data, Optimizer, Schedule
 from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.reporting.model_summary import summarize
 from fmnist_search.results.training import EpochReport, TrialResult
 from fmnist_search.training.augmentation import mix
+from fmnist_search.training.checkpoint import classifier_from_weights
 from fmnist_search.training.devices import resolve_execution
 from fmnist_search.training.engine import fit
 from fmnist_search.training.optim import learning_rates
 from fmnist_search.training.runtime import torch_settings
-from fmnist_search.training.state import batch_sizes
+from fmnist_search.training.state import batch_sizes, initial_classifier
 from fmnist_search.training.trial import run_trial
 
 DATA_CONFIG = Data(train_images=500, validation=500)
@@ -107,6 +110,26 @@ def test_initial_weights_depend_on_the_seed_alone(images: Images, execution: Exe
     assert weights is not None
     for name, parameter in initial_network(recipe, images).named_parameters():
         torch.testing.assert_close(weights[name], parameter.detach(), rtol=0, atol=1e-6)
+
+
+def test_networks_that_are_built_in_other_threads_change_no_initial_weights(images: Images) -> None:
+    expected = initial_classifier(CNN_RECIPE, images).state_dict()
+    ended = threading.Event()
+
+    def describe_networks() -> None:
+        while not ended.is_set():
+            summarize(Mlp(depth=1, width=8))
+            classifier_from_weights(CNN_RECIPE, expected)
+
+    thread = threading.Thread(target=describe_networks)
+    thread.start()
+    try:
+        for _ in range(40):
+            found = initial_classifier(CNN_RECIPE, images).state_dict()
+            assert all(torch.equal(found[name], weights) for name, weights in expected.items())
+    finally:
+        ended.set()
+        thread.join()
 
 
 # --------------------------------------------------------------------------------- what is trained
