@@ -207,6 +207,10 @@ def read_artifact(client: MlflowClient, run_id: str, path: str) -> str:
 
 def copy_study(study: FinishedStudy, folder: Path) -> FinishedStudy:
     """Copy the folder of a study, and let the stores in it refer to the copy."""
+    from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
+
+    # MLflow remembers in a process where the artifacts of a run are, by its id, which the runs of the copy have too.
+    _artifact_repos_cache.clear()
     shutil.copytree(study.folder, folder, dirs_exist_ok=True)
     move_addresses(folder, str(study.folder), str(folder))
     return FinishedStudy(folder, study.result)

@@ -81,6 +81,7 @@ def test_duplicates_are_not_counted() -> None:
         TrialState.COMPLETED: 1,
         TrialState.PRUNED: 1,
         TrialState.FAILED: 0,
+        TrialState.PAUSED: 0,
         TrialState.INTERRUPTED: 0,
     }
 
