@@ -87,10 +87,19 @@ class StudyStore(StudyAttributes):
         return cls.open_in(open_storage(url), config, fresh=fresh)
 
     @classmethod
-    def open_in(cls, storage: optuna.storages.BaseStorage, config: StudyConfig, *, fresh: bool = False) -> StudyStore:
-        """Return the study as `open` does, in a storage that is open."""
+    def open_in(
+        cls,
+        storage: optuna.storages.BaseStorage,
+        config: StudyConfig,
+        *,
+        fresh: bool = False,
+        find_outcome: FindOutcome = lambda _: None,
+    ) -> StudyStore:
+        """Return the study as `open` does, in a storage that is open. One that is archived is recovered first."""
         archived_as = None
         if fresh and config.name in optuna.get_all_study_names(storage):
+            former = optuna.load_study(study_name=config.name, storage=storage)
+            UnfinishedTrials(former).recover(find_outcome)
             archived_as = archive(storage, config.name)
         study = optuna.create_study(storage=storage, study_name=config.name, direction="maximize", load_if_exists=True)
         store = cls._continue(study, config)

@@ -102,13 +102,15 @@ def make_stores_agree(
     mlflow_store: MlflowStore,
     outbox: Outbox,
     on_message: Callable[[str], None],
+    *,
+    is_searched: bool = True,
 ) -> None:
-    """Mend what killed processes have left, for the process that searches the study, beside its trials.
+    """Mend what killed processes have left, for the process that searches the study (or has archived it).
 
     Only runs that were left open are compared, so that it is as fast for a study of many trials. If MLflow is out of
     reach, it says so and leaves everything as it is.
     """
-    stores = _Stores(workspace, study_store, mlflow_store, outbox, process_identity())
+    stores = _Stores(workspace, study_store, mlflow_store, outbox, process_identity() if is_searched else None)
     try:
         with store_errors(workspace.tracking_uri):
             findings = stores.compare_open_runs()
@@ -207,6 +209,8 @@ class _Stores:
         return compare(self._listing)
 
     def _is_own(self, run: ListedRun) -> bool:
+        if self._driver is None:
+            return False
         return run.kind == tag_names.STUDY_RUN or run.tags.get(tag_names.PROCESS) == self._driver
 
     def _list(self, store: MlflowStore | None, *, only_open: bool = False) -> StudyListing:

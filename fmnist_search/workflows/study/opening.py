@@ -95,7 +95,7 @@ def open_session(
         if runtime is None:
             backend.wait_until_ready()  # the measurement needs a quiet machine
             runtime = resolve_runtime(config, backend.execution)
-        study_store = _open_study_store(workspace, storage, config, fresh=options.fresh)
+        study_store = _open_study_store(workspace, storage, config, sender, fresh=options.fresh)
         announcement.enter_context(announced(workspace.sessions_folder, config.name))
         study_store.runtime = runtime
         checkpoints = _recover_trials(workspace, study_store, sender, callback)
@@ -106,8 +106,11 @@ def open_session(
         if mlflow_store:
             study_store.run_id = study_run.run_key
             mlflow_store.save_trials_view(study_run.run_key, varying_names(config.space))
+            repair = partial(_make_stores_agree, workspace, mlflow_store, callback)
             if stored:
-                sender.run_when_idle(partial(_make_stores_agree, workspace, config, mlflow_store, callback))
+                sender.run_when_idle(partial(repair, config.name, is_searched=True))
+            if study_store.archived_as:
+                sender.run_when_idle(partial(repair, study_store.archived_as, is_searched=False))
         context = JobContext(sender, callback, interruption, tracking.plot_interval is not None, tracking.flush_timeout)
         study_logger = StudyRunLogger(study_run, study_store, context, tracking.plot_interval or 0.0)
         study_logger.log_start(images, runtime, backend.size)
@@ -143,8 +146,10 @@ def _leased_storage(workspace: Workspace, config: StudyConfig, callback: StudyCa
         yield DriverStorage(rdb, lease, callback.on_message)
 
 
-def _open_study_store(workspace: Workspace, storage: DriverStorage, config: StudyConfig, *, fresh: bool) -> StudyStore:
-    study_store = StudyStore.open_in(storage, config, fresh=fresh)
+def _open_study_store(
+    workspace: Workspace, storage: DriverStorage, config: StudyConfig, sender: Sender | NullSender, *, fresh: bool
+) -> StudyStore:
+    study_store = StudyStore.open_in(storage, config, fresh=fresh, find_outcome=partial(_find_outcome, sender))
     if study_store.archived_as:
         workspace.rename_study(config.name, study_store.archived_as)
     return study_store
@@ -154,13 +159,8 @@ def _recover_trials(
     workspace: Workspace, study_store: StudyStore, sender: Sender | NullSender, callback: StudyCallback
 ) -> TrialCheckpoints:
     """Set right the trials that a search has left that was killed; return the checkpoints of those that go on."""
-
-    def find_outcome(run_key: str) -> Mapping[str, Any] | None:
-        progress = sender.progress(run_key)
-        return progress.outcome if progress else None
-
     name = study_store.config.name
-    if recovered := study_store.recover(find_outcome):
+    if recovered := study_store.recover(partial(_find_outcome, sender)):
         callback.on_message(f"{name}: trials go on that an earlier search left: {', '.join(map(str, recovered))}")
     checkpoints = TrialCheckpoints(workspace.checkpoints_folder(name))
     going_on = [record.number for record in study_store.trial_records() if not record.state.is_final]
@@ -168,13 +168,19 @@ def _recover_trials(
     return checkpoints
 
 
+def _find_outcome(sender: Sender | NullSender, run_key: str) -> Mapping[str, Any] | None:
+    """Return how a training ended, if its run was told and Optuna was not; see `StudyStore.recover`."""
+    progress = sender.progress(run_key)
+    return progress.outcome if progress else None
+
+
 def _make_stores_agree(
-    workspace: Workspace, config: StudyConfig, mlflow_store: MlflowStore, callback: StudyCallback
+    workspace: Workspace, mlflow_store: MlflowStore, callback: StudyCallback, study: str, *, is_searched: bool
 ) -> None:
     """Mend the runs that a killed search has left; in a thread of its own, so with stores of its own."""
-    study_store = StudyStore.load(workspace.storage_url, config.name)
+    study_store = StudyStore.load(workspace.storage_url, study)
     with contextlib.closing(Outbox(workspace.outbox_path, workspace.tracking_uri)) as outbox:
-        make_stores_agree(workspace, study_store, mlflow_store, outbox, callback.on_message)
+        make_stores_agree(workspace, study_store, mlflow_store, outbox, callback.on_message, is_searched=is_searched)
 
 
 def _log_to(study_run: StudyRun, sender: Sender, study: str, callback: StudyCallback) -> RunLogger:

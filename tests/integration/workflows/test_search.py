@@ -391,6 +391,21 @@ def test_fresh_archives_the_old_study_with_its_trials_and_weights(finished: Fini
     assert [path.name for path in (weights / "tiny").iterdir()] == ["000.pt"]
 
 
+def test_fresh_ends_what_a_killed_search_has_left_of_the_old_study(finished: FinishedStudy) -> None:
+    url = f"sqlite:///{finished.folder / 'fmnist-search' / 'optuna.db'}"
+    client = MlflowClient(f"sqlite:///{finished.folder / 'mlflow.db'}")
+    old = optuna.load_study(study_name="tiny", storage=url)
+    old.ask()
+    run_id = old.user_attrs["mlflow_run_id"]
+    client.update_run(run_id, status="RUNNING")
+    outcome = finished.run("search", "tiny.toml", "--fresh", "--trials", "1", "--set", "finalists.recipes=0")
+    assert outcome.exit_code == 0, outcome.stderr
+    (archived,) = [name for name in optuna.get_all_study_names(url) if name.startswith("tiny until")][-1:]
+    states = [trial.state for trial in optuna.load_study(study_name=archived, storage=url).trials]
+    assert optuna.trial.TrialState.RUNNING not in states
+    assert client.get_run(run_id).info.status == "KILLED"
+
+
 def test_a_stopper_may_prune_a_trial_or_interrupt_the_study(finished: FinishedStudy, tmp_path: Path) -> None:
     config = StudyConfig.load(finished.folder / "tiny.toml", {"finalists.recipes": 0})
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
