@@ -119,7 +119,8 @@ def make_stores_agree(
         on_message(f"{study_store.config.name}: its runs were not compared with its trials ({error})")
         return
     for finding, action in repairs:
-        on_message(f"{study_store.config.name}: {finding}: {action}")
+        if not stores.goes_on(finding.trial):  # its run goes on too
+            on_message(f"{study_store.config.name}: {finding}: {action}")
 
 
 def _check(stores: _Stores, agreement: Agreement, *, repair: bool) -> None:
@@ -195,6 +196,10 @@ class _Stores:
         if events := self._outbox.pending_count() + sum(self._outbox.rejected_counts().values()):
             findings.append(_pending_finding(events, "`fmnist-search sync` sends them, or says why it cannot"))
         return findings
+
+    def goes_on(self, number: int | None) -> bool:
+        """Return whether the trial of this number waits to go on, by the last comparison."""
+        return any(trial.number == number and not trial.state.is_final for trial in self._listing.trials)
 
     def compare_open_runs(self) -> list[Finding]:
         """Return what differs between the trials and those runs that another process has left RUNNING.

@@ -56,6 +56,7 @@ def test_the_trial_of_a_killed_search_goes_on_with_the_next_command(
 
     finished = run_command(tmp_path, *arguments)
     assert finished.exit_code == 0, finished.stderr
+    assert "RUNNING" not in finished.stderr  # its run goes on, which is no finding
     assert_whole(tmp_path, trials)
     (continued,) = runs_of_trial(tmp_path, killed)
     assert continued.run_id == run.run_id
