@@ -28,6 +28,9 @@ def main() -> None:
     arguments = _parse_arguments()
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers and processes are ended
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        # The searches would inherit that nohup or a shell in the background ignores it, but they inherit no handler.
+        signal.signal(number, lambda *_: None)
     kinds = available_kinds(arguments.faults, arguments.storage)
     plan = make_plan(arguments.seed, 60 * arguments.minutes, arguments.every, kinds)
     if arguments.plan:

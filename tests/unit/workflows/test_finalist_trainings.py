@@ -41,6 +41,6 @@ def test_a_damaged_file_begins_another_run(files: FinalistFiles, tmp_path: Path,
 
 def test_nothing_is_left_once_the_champion_is_registered(files: FinalistFiles, tmp_path: Path) -> None:
     files.save_run_key(1, "study/first@1")
-    files.save_checkpoint(1, b"state")
+    files.save_checkpoint(1, b"state", pytest.fail)
     files.clear()
     assert not list((tmp_path / "checkpoints").iterdir())

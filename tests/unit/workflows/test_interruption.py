@@ -32,9 +32,10 @@ with (
     other.execute("BEGIN EXCLUSIVE")  # waits in C, where no handler of Python runs
 """
 DEADLY_SIGNAL_PROGRAM = """
-import time
+import signal, time
 from fmnist_search.workflows.interruption import interrupt_on_signals
 
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)  # background jobs of a shell ignore it
 with interrupt_on_signals():
     print("ready", flush=True)
     time.sleep(300)
@@ -43,12 +44,15 @@ with interrupt_on_signals():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_requests_an_interruption_while_the_context_is_open(number: signal.Signals) -> None:
-    previous = signal.getsignal(number)
-    with interrupt_on_signals() as interruption:
-        assert not interruption.is_requested
-        signal.raise_signal(number)
-        assert interruption.is_requested
-    assert signal.getsignal(number) is previous
+    inherited = signal.signal(number, signal.SIG_DFL)  # nohup and background jobs of a shell ignore some
+    try:
+        with interrupt_on_signals() as interruption:
+            assert not interruption.is_requested
+            signal.raise_signal(number)
+            assert interruption.is_requested
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, inherited)
 
 
 def test_a_second_sigint_raises_after_the_grace_period_and_sigterm_never() -> None:
