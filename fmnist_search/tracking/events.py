@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Protocol, Self
 
+from fmnist_search.errors import UserError
+
 MetricPoint = tuple[str, float, int, int]
 """Key, value, time in milliseconds, step. MLflow stores a point that is sent twice with the same time once."""
 
@@ -177,10 +179,18 @@ class EndRun(Payload):
 
 @dataclass(frozen=True)
 class RunProgress:
-    """What has been sent of a training: its epochs up to one, and how its trial ended, once it has."""
+    """What has been sent of a training: its epochs up to one, and how its trial ended, once it has.
+
+    `writer` is what `EventSink.claim_run` returned to the only logger that may send more.
+    """
 
     epochs: int = 0
     outcome: Mapping[str, Any] | None = None
+    writer: str | None = field(default=None, compare=False)
+
+
+class RunTakenOver(UserError):
+    """Raised if a logger writes to a run that another one goes on with: its process was frozen for a while."""
 
 
 class EventSink(Protocol):
@@ -190,7 +200,13 @@ class EventSink(Protocol):
         """Take events, all or none, and deliver them after all that were sent before.
 
         With `progress`, all of them belong to one run, and its progress is stored with them.
+
+        Raises:
+            RunTakenOver: if another logger has claimed the run since.
         """
+
+    def claim_run(self, run_key: str) -> str:
+        """Let only the caller send events with the progress of a run from now on; return its name as a writer."""
 
     def progress(self, run_key: str) -> RunProgress | None:
         """Return the progress of the run with this key; None if none is stored."""

@@ -11,12 +11,13 @@ import contextlib
 import dataclasses
 import json
 import sqlite3
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fmnist_search.text import redact
-from fmnist_search.tracking.events import Event, EventKind, RunProgress
+from fmnist_search.tracking.events import Event, EventKind, RunProgress, RunTakenOver
 from fmnist_search.tracking.outbox_file import OutboxError, OutboxFile
 from fmnist_search.tracking.sender_lease import SenderLease
 
@@ -24,6 +25,9 @@ INSERT_EVENT = "INSERT INTO events (store, run, kind, body, content, later) VALU
 UPDATE_PROGRESS = """
 INSERT INTO progress (run, epoch, outcome) VALUES (?, ?, ?) ON CONFLICT (run)
 DO UPDATE SET epoch = max(epoch, excluded.epoch), outcome = coalesce(excluded.outcome, outcome)
+"""
+CLAIM_RUN = """
+INSERT INTO progress (run, epoch, writer) VALUES (?, -1, ?) ON CONFLICT (run) DO UPDATE SET writer = excluded.writer
 """
 
 
@@ -81,8 +85,13 @@ class Outbox:
         """Store events, and with them the progress of their run, all or none; return the number of the last event.
 
         An outcome is on the disk when this returns: Optuna, which is told next, survives a power failure as well.
+
+        Raises:
+            RunTakenOver: if another writer has claimed the run since.
         """
         with self._file.transaction(sync=bool(progress and progress.outcome)) as connection:
+            if progress and progress.writer:
+                self._check_writer(connection, events[0].run_key, progress.writer)
             for event in events:
                 body = json.dumps(dict(event.body))
                 values = (self.store_uri, event.run_key, event.kind, body, event.content, event.deferred)
@@ -93,9 +102,23 @@ class Outbox:
         assert number is not None
         return number
 
+    def claim_run(self, run_key: str) -> str:
+        """Let only the caller store progress of a run from now on; return its name as a writer."""
+        writer = uuid.uuid4().hex
+        self._execute(CLAIM_RUN, run_key, writer)
+        return writer
+
+    @staticmethod
+    def _check_writer(connection: sqlite3.Connection, run_key: str, writer: str) -> None:
+        found = connection.execute("SELECT writer FROM progress WHERE run = ?", (run_key,)).fetchone()
+        if found is None or found[0] != writer:
+            raise RunTakenOver(
+                f"run {run_key!r}: another process goes on with it; this one has stopped and written nothing since"
+            )
+
     def progress(self, run_key: str) -> RunProgress | None:
         """Return the progress of the run with this key; None if none is stored."""
-        found = self._select("SELECT epoch, outcome FROM progress WHERE run = ?", run_key)
+        found = self._select("SELECT epoch, outcome FROM progress WHERE run = ? AND epoch >= 0", run_key)
         return RunProgress(found[0][0], json.loads(found[0][1]) if found[0][1] else None) if found else None
 
     def forget_progress(self, run_key: str) -> None:

@@ -60,6 +60,10 @@ class NullSender:
     def send(self, *events: Event, progress: RunProgress | None = None) -> None:
         """Do nothing."""
 
+    def claim_run(self, run_key: str) -> str:
+        """Return an empty name."""
+        return ""
+
     def progress(self, run_key: str) -> RunProgress | None:
         """Return None."""
         return None
@@ -130,6 +134,10 @@ class Sender:
         """Take events, all or none, and deliver them after all that were sent before."""
         self._last_number = self.outbox.put(*events, progress=progress)
         self._wakeup.set()
+
+    def claim_run(self, run_key: str) -> str:
+        """Let only the caller send events with the progress of a run from now on; return its name as a writer."""
+        return self.outbox.claim_run(run_key)
 
     def progress(self, run_key: str) -> RunProgress | None:
         """Return the progress of the run with this key; None if none is stored."""

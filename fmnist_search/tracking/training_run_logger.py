@@ -71,7 +71,7 @@ class TrainingRunLogger(RunLogger):
         Its key is `new_run_key`. A caller that stores it first and gives it can resume the run later.
         """
         run = cls(sink, run_key or new_run_key(parent, name), recipe, parameter_names)
-        run._progress = RunProgress() if run_key else None
+        run._progress = RunProgress(writer=sink.claim_run(run_key)) if run_key else None
         with run.transaction():
             run._create(name, tags, parent)
             run.log_recipe()
@@ -93,7 +93,7 @@ class TrainingRunLogger(RunLogger):
         The arguments are those of `start`. Epochs that were logged before are not logged again.
         """
         run, known = cls(sink, run_key, recipe, parameter_names), sink.progress(run_key)
-        run._progress = known or RunProgress()
+        run._progress = dataclasses.replace(known or RunProgress(), writer=sink.claim_run(run_key))
         run._only_new_points = known is None
         with run.transaction():
             run._create(name, tags, parent, may_exist=True)
@@ -191,6 +191,8 @@ class TrainingRunLogger(RunLogger):
             yield
             if self._buffer:
                 self._sink.send(*self._buffer, progress=self._progress)
+                if self._progress and self._progress.outcome:
+                    self._progress = None  # what is drawn later is no progress of the training
         finally:
             self._buffer = None
 

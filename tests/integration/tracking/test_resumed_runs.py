@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
 from fmnist_search.results.training import Overhead, TrialResult, TrialState
-from fmnist_search.tracking.events import RunProgress
+from fmnist_search.tracking.events import RunProgress, RunTakenOver
 from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.run_logger import RunLogger
 from fmnist_search.tracking.sender import Sender
@@ -106,6 +106,31 @@ def test_a_suspended_run_goes_on_and_has_every_epoch_once(project: Project, stat
         log_epochs(resumed, 2, EPOCHS)  # its checkpoint was that of the first epoch
         finish(resumed)
         assert sender.progress(run.run_key) == RunProgress(EPOCHS, {"state": "completed"})
+    assert_complete(project.store.client, project.trial_run())
+
+
+@pytest.mark.parametrize("successor_has_ended", [False, True])
+def test_a_logger_that_was_frozen_while_another_went_on_with_its_run_writes_nothing(
+    project: Project, successor_has_ended: bool
+) -> None:
+    with project.sender() as sender:
+        frozen = project.start(sender)
+        log_epochs(frozen, 1, 2)
+        successor = project.resume(sender, frozen.run_key)
+        if successor_has_ended:
+            log_epochs(successor, 3, EPOCHS)
+            finish(successor)
+            sender.forget_progress(frozen.run_key)
+        for write in (
+            lambda: frozen.log_epoch(report(3), is_last=False),
+            lambda: frozen.suspend(TrialState.INTERRUPTED, "frozen"),
+            lambda: finish(frozen),
+        ):
+            with pytest.raises(RunTakenOver, match="another process goes on with it"):
+                write()
+        if not successor_has_ended:
+            log_epochs(successor, 3, EPOCHS)
+            finish(successor)
     assert_complete(project.store.client, project.trial_run())
 
 
