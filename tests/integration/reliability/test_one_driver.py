@@ -18,16 +18,17 @@ SEARCH += ["--set", "finalists.recipes=0", "--trials", "3"]
 @pytest.mark.slow
 def test_a_study_that_is_searched_refuses_a_second_search_and_a_fresh_start(tiny: Path) -> None:
     folder = tiny.parent
-    first = start_command(folder, *SEARCH)
-    wait_until(lambda: reported_epochs(folder, 0), first)
-    for arguments in (SEARCH, [*SEARCH, "--fresh"], ["promote", "tiny", "--recipes", "1"]):
+    search = [*SEARCH[:-1], "8"]
+    first = start_command(folder, *search)
+    wait_until(lambda: reported_epochs(folder, 2), first)  # the third trial has begun, so that another has ended
+    for arguments in (["promote", "tiny", "--recipes", "1"], search, [*search, "--fresh"]):
         refused = run_command(folder, *arguments)
         assert refused.exit_code == 2, refused.stderr
         (error,) = refused.errors
         assert re.search(rf"^error: study 'tiny': .*process {first.pid}\b", error), error
     _, stderr = first.communicate(timeout=120)
     assert first.returncode == 0, stderr
-    assert_whole(folder, 3)
+    assert_whole(folder, 8)
 
 
 @pytest.mark.slow
