@@ -83,7 +83,7 @@ class StudyStore(StudyAttributes):
             UserError: if the stored study differs in what must not change, with a line for each key that differs; if
                 the storage cannot be opened; if the sampler needs a package that is not installed.
         """
-        _check_sampler(config)
+        make_sampler(config.sampler, config.seed, config.space)  # it may need a package that is not installed
         return cls.open_in(open_storage(url), config, fresh=fresh)
 
     @classmethod
@@ -115,7 +115,7 @@ class StudyStore(StudyAttributes):
         Raises:
             UserError: if `open` would raise it.
         """
-        _check_sampler(config)
+        make_sampler(config.sampler, config.seed, config.space)  # it may need a package that is not installed
         database = sqlite_path(url)
         if fresh or (database and not database.exists()):
             return None
@@ -344,8 +344,3 @@ class StudyStore(StudyAttributes):
         if original.state is not TrialState.COMPLETED or FIXED_VALUES_ATTRIBUTE in handle.user_attrs:
             handle.report(original.value, original.epochs)
         return self._end(trial, original.state, original.value)
-
-
-def _check_sampler(config: StudyConfig) -> None:
-    """Create the sampler once, since it may need a package that is not installed."""
-    make_sampler(config.sampler, config.seed, config.space)
