@@ -23,7 +23,7 @@ MOUNTS = [
     Mount("/home/local", "ext4"),
     Mount("/mnt/cloud", "fuse.sshfs"),
     Mount("/mnt/disk", "fuse.ntfs-3g"),
-    Mount("/scratch", "lustre"),
+    Mount("/lustre", "lustre"),
     Mount("/share", "CIFS"),
 ]
 
@@ -37,7 +37,7 @@ MOUNTS = [
         ("/homework/optuna.db", None),
         ("/mnt/cloud/optuna.db", "sshfs"),
         ("/mnt/disk/optuna.db", None),
-        ("/scratch/me/optuna.db", "lustre"),
+        ("/lustre/me/optuna.db", "lustre"),
         ("/share/optuna.db", "cifs"),
     ],
 )
@@ -46,7 +46,7 @@ def test_the_file_system_is_that_of_the_innermost_and_latest_mount(path: str, ki
 
 
 def test_a_link_to_a_network_file_system_is_followed(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to("/scratch/me")
+    (tmp_path / "link").symlink_to("/lustre/me")
     assert network_file_system(tmp_path / "link" / "optuna.db", MOUNTS) == "lustre"
 
 
@@ -55,12 +55,12 @@ def test_the_folder_of_a_test_is_local(tmp_path: Path) -> None:
 
 
 def test_each_file_has_a_line_with_its_remedy() -> None:
-    workspace = Workspace("sqlite:////home/me/mlflow.db", Path("/scratch/work"))
+    workspace = Workspace("sqlite:////home/me/mlflow.db", Path("/lustre/study"))
     storage, outbox, tracking = network_file_problems(workspace.sqlite_files, MOUNTS)
-    assert storage.startswith("/scratch/work/optuna.db: is on a network file system (lustre), where SQLite files are ")
+    assert storage.startswith("/lustre/study/optuna.db: is on a network file system (lustre), where SQLite files are ")
     assert "PostgreSQL with --storage" in storage
     assert "a local folder with --workdir" in storage
-    assert outbox.startswith("/scratch/work/outbox.db: is on a network file system (lustre)")
+    assert outbox.startswith("/lustre/study/outbox.db: is on a network file system (lustre)")
     assert outbox.endswith("; give a local folder with --workdir or FMNIST_SEARCH_HOME")
     assert tracking.startswith("/home/me/mlflow.db: is on a network file system (nfs4)")
     assert "--tracking-uri" in tracking
