@@ -51,6 +51,33 @@ def has_ended(identity: str) -> bool | None:
         return True
 
 
+def is_known_to_have_ended(identity: str, namespace: str) -> bool:
+    """Return whether a process of this namespace is known to have ended; one of another cannot be seen."""
+    return namespace == process_namespace() and bool(has_ended(identity))
+
+
+def describe_process(identity: str) -> str:
+    """Return a process as a text for a message."""
+    machine, number, *_ = identity.split()
+    return f"process {number} on {machine}"
+
+
+class ProcessOwned:
+    """Something that belongs to a process, whose identity is `process`."""
+
+    process: str
+
+    @property
+    def machine(self) -> str:
+        """The host name of its machine."""
+        return self.process.split()[0]
+
+    @property
+    def process_id(self) -> int:
+        """The process id on that machine."""
+        return int(self.process.split()[1])
+
+
 def stopped_users(path: Path) -> list[int]:
     """Return the ids of processes of this user that are stopped, by SIGSTOP or Ctrl-Z, and have a file open."""
     found = []

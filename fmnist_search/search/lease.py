@@ -22,7 +22,14 @@ from sqlalchemy.pool import NullPool
 
 from fmnist_search.errors import UserError
 from fmnist_search.files import is_missing
-from fmnist_search.processes import has_ended, process_identity, process_namespace
+from fmnist_search.processes import (
+    ProcessOwned,
+    describe_process,
+    has_ended,
+    is_known_to_have_ended,
+    process_identity,
+    process_namespace,
+)
 from fmnist_search.search.storage_url import open_read_only, shown_url
 from fmnist_search.text import first_line
 from fmnist_search.workspace import sqlite_path
@@ -50,12 +57,12 @@ DRIVERS = sa.Table(
 
 
 @dataclass(frozen=True)
-class Driver:
-    """The process that runs a study.
+class Driver(ProcessOwned):
+    """The process that searches or promotes a study.
 
     `process` is its identity, `namespace` says which processes can see it, and `started_at` is the Unix time at which
-    it took the lease. It renewed the lease
-    `silent_seconds` ago, and others may take it over after `lease_seconds` without renewal.
+    it took the lease. It renewed the lease `silent_seconds` ago, and others may take it over after `lease_seconds`
+    without renewal.
     """
 
     study: str
@@ -66,16 +73,6 @@ class Driver:
     lease_seconds: float
 
     @property
-    def machine(self) -> str:
-        """The host name of its machine."""
-        return self.process.split()[0]
-
-    @property
-    def process_id(self) -> int:
-        """The process id on that machine."""
-        return int(self.process.split()[1])
-
-    @property
     def is_visible(self) -> bool:
         """Whether this process can see whether it runs, and signal it."""
         return self.namespace == process_namespace() and has_ended(self.process) is not None
@@ -83,11 +80,15 @@ class Driver:
     @property
     def holds_lease(self) -> bool:
         """Whether it runs and renews its lease, as far as can be seen from here."""
-        has_visibly_ended = self.is_visible and has_ended(self.process)
-        return not has_visibly_ended and self.silent_seconds <= self.lease_seconds
+        return not self.has_ended and self.silent_seconds <= self.lease_seconds
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is known to have ended."""
+        return is_known_to_have_ended(self.process, self.namespace)
 
     def __str__(self) -> str:
-        return f"process {self.process_id} on {self.machine}"
+        return describe_process(self.process)
 
 
 _SESSIONS: set[str] = set()
@@ -224,8 +225,7 @@ class Lease:
         return (DRIVERS.c.study == self.study) & (DRIVERS.c.session == self._session)
 
     def _lose(self, process: str | None) -> None:
-        identity = process.split() if process else None
-        successor = f"process {identity[1]} on {identity[0]}" if identity else "another process, which has ended since"
+        successor = describe_process(process) if process else "another process, which has ended since"
         self._lost = LeaseLost(
             f"study {self.study!r}: this search was taken over by {successor} because it gave no sign for "
             f"{self.seconds:g} s; it has stopped and changed nothing since"

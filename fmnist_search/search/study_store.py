@@ -119,7 +119,11 @@ class StudyStore(StudyAttributes):
         database = sqlite_path(url)
         if fresh or (database and not database.exists()):
             return None
-        storage = open_storage(url)
+        return cls.find_in(open_storage(url), config)
+
+    @classmethod
+    def find_in(cls, storage: optuna.storages.BaseStorage, config: StudyConfig) -> StudyStore | None:
+        """Return the study as `find` does, in a storage that is open."""
         if config.name not in optuna.get_all_study_names(storage):
             return None
         return cls._continue(optuna.load_study(study_name=config.name, storage=storage), config)

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 
-from fmnist_search.processes import has_ended, process_identity, process_namespace
+from fmnist_search.processes import describe_process, is_known_to_have_ended, process_identity, process_namespace
 from fmnist_search.tracking.outbox_file import OutboxFile
 
 RENEWAL_SECONDS = 3.0
@@ -70,10 +70,7 @@ class SenderLease:
     def holder(self) -> str:
         """The process of another sender that has the lease, as a text for a message; empty if there is none."""
         process = self._other_holder()
-        if not process:
-            return ""
-        host, number, *_ = process.split()
-        return f"process {number} on {host}"
+        return describe_process(process) if process else ""
 
     def _other_holder(self) -> str:
         """Return the process whose sender has the lease, as it is stored; empty if none has it but this one."""
@@ -87,4 +84,4 @@ class SenderLease:
 def _has_ended(process: str) -> bool:
     """Return whether a stored process is known to have ended; one of another container cannot be seen."""
     host, number, started, namespace = process.split(maxsplit=3)
-    return namespace == process_namespace() and bool(has_ended(f"{host} {number} {started}"))
+    return is_known_to_have_ended(f"{host} {number} {started}", namespace)

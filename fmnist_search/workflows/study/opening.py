@@ -14,7 +14,6 @@ from fmnist_search.data.files import DataSource
 from fmnist_search.data.loading import load_images
 from fmnist_search.execution.backend import Backend
 from fmnist_search.files import private_files
-from fmnist_search.processes import has_ended
 from fmnist_search.search.driver_storage import DriverStorage
 from fmnist_search.search.lease import Lease, LeaseLost
 from fmnist_search.search.storage import open_storage
@@ -83,7 +82,7 @@ def open_session(
             check_registration(mlflow_store, options.model_name)
         StudyStore.find(workspace.storage_url, config, fresh=options.fresh)  # refuses what differs
         storage = stack.enter_context(_leased_storage(workspace, config, callback))
-        stored = StudyStore.find(workspace.storage_url, config, fresh=options.fresh)
+        stored = None if options.fresh else StudyStore.find_in(storage, config)
         runtime = stored_runtime(stored, callback) if stored else None
         sender: Sender | NullSender = NullSender()
         study_run: RunLogger = NullRunLogger()
@@ -141,7 +140,7 @@ def _leased_storage(workspace: Workspace, config: StudyConfig, callback: StudyCa
     with Lease.acquire(rdb, config.name, execution.heartbeat_seconds, execution.lease_seconds) as lease:
         if driver := lease.took_over:
             silence = f"has given no sign for {driver.silent_seconds:.0f} s"
-            cause = "was killed" if has_ended(driver.process) else silence
+            cause = "was killed" if driver.has_ended else silence
             callback.on_message(f"{config.name}: goes on where {driver} left it, which {cause}")
         yield DriverStorage(rdb, lease, callback.on_message)
 

@@ -24,14 +24,14 @@ import psutil
 
 from fmnist_search.errors import UserError, did_you_mean
 from fmnist_search.files import make_private_folder, named_errors
-from fmnist_search.processes import has_ended, process_identity
+from fmnist_search.processes import ProcessOwned, has_ended, process_identity
 from fmnist_search.workspace import Workspace
 
 SUFFIX = ".json"
 
 
 @dataclasses.dataclass(frozen=True)
-class RunningSession:
+class RunningSession(ProcessOwned):
     """A session of a study: a search or a promotion.
 
     `process` is the identity of its process. `handles_signals` is false in a thread that is not the main one.
@@ -41,16 +41,6 @@ class RunningSession:
     process: str
     started_at: float
     handles_signals: bool
-
-    @property
-    def machine(self) -> str:
-        """The host name of its machine."""
-        return self.process.split()[0]
-
-    @property
-    def process_id(self) -> int:
-        """The process id on that machine."""
-        return int(self.process.split()[1])
 
 
 @contextlib.contextmanager
