@@ -146,11 +146,9 @@ class _Connection(socketserver.BaseRequestHandler):
 def running_ui(folder: Path) -> Iterator[str]:
     """`fmnist-search ui` on the store of a folder, answering; gives the address that it prints."""
     port = free_port()
-    with _running_module(folder, "fmnist_search", "ui", "--port", port) as ui:
-        assert ui.stdout is not None
-        address = ui.stdout.readline().strip()
+    with _running_module(folder, "fmnist_search", "ui", "--port", port) as output:
         wait_for(f"http://127.0.0.1:{port}/health")
-        yield address
+        yield output.read_text().splitlines()[0]
 
 
 @contextlib.contextmanager
@@ -163,21 +161,24 @@ def serving_model(folder: Path, model: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _running_module(folder: Path, module: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """`python -m` in a folder, with the commands of this environment in reach, until this is over."""
+def _running_module(folder: Path, module: str, *arguments: object) -> Iterator[Path]:
+    """`python -m` in a folder, with the commands of this environment in reach, until this is over; gives its output.
+
+    The output is a file: a server that logs each request into a pipe that nobody reads stops once the pipe is full.
+    """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    with (folder / "server.log").open("a") as log:
+    output = folder / "server.out"
+    with output.open("w") as out, (folder / "server.log").open("a") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", module, *map(str, arguments)],
             cwd=folder,
             env=clean_environment(PATH=path, MLFLOW_TRACKING_URI=f"sqlite:///{folder / 'mlflow.db'}"),
-            stdout=subprocess.PIPE,
+            stdout=out,
             stderr=log,
-            text=True,
             start_new_session=True,
         )
     try:
-        yield process
+        yield output
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.wait(timeout=30)
