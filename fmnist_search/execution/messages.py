@@ -66,6 +66,14 @@ class Heartbeat:
 
 
 @dataclass(frozen=True)
+class Started:
+    """Says that the worker has received a `Train`; a worker that ends before it was lost without any fault of the job.
+
+    It concerns the pool alone, like a heartbeat.
+    """
+
+
+@dataclass(frozen=True)
 class EpochReported:
     """Reports an epoch; the worker waits for a `Decide`."""
 
@@ -90,4 +98,4 @@ class Finished:
 
 
 ToWorker = Configure | AddImages | Train | Decide | Stop
-ToPool = Ready | Heartbeat | EpochReported | CheckpointTaken | Finished
+ToPool = Ready | Heartbeat | Started | EpochReported | CheckpointTaken | Finished

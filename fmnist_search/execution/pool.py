@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from multiprocessing.connection import wait
 from typing import Self
@@ -15,6 +15,8 @@ from fmnist_search.recipe.execution import Execution
 
 MAX_FAILED_STARTS = 3
 """How often in a row a worker of one number may end before it is ready."""
+MAX_UNRECEIVED = 3
+"""How many workers may end before they receive a job that was sent to them, until the job counts as the cause."""
 
 StartWorker = Callable[[int, Execution], Worker]
 """Starts the worker of a number without waiting until it is ready."""
@@ -23,9 +25,10 @@ StartWorker = Callable[[int, Execution], Worker]
 class WorkerPool:
     """A fixed number of workers that run jobs, one each at a time.
 
-    A worker that ends is replaced and its job is handed back by `Job.on_worker_lost`. A worker with a `silence_limit`
-    that sends nothing for that many seconds is ended first. Silence counts only while the pool waits for messages, and
-    each wait counts at most `check_interval` seconds: a pool that was busy or suspended itself ends no worker for that.
+    A worker that ends is replaced and its job is handed back by `Job.on_worker_lost`; a job that it has not received,
+    because it ended while it was idle, is sent to another worker instead. A worker with a `silence_limit` that sends
+    nothing for that many seconds is ended first. Silence counts only while the pool waits for messages, and each wait
+    counts at most `check_interval` seconds: a pool that was busy or suspended itself ends no worker for that.
     """
 
     def __init__(
@@ -45,6 +48,8 @@ class WorkerPool:
         self._clock = clock
         self._last_check = clock()
         self._failed_starts: Counter[int] = Counter()
+        self._unreceived: deque[Job] = deque()
+        self._times_unreceived: Counter[Job] = Counter()
         self._is_stopped = False
         self._workers: list[Worker] = []
         self._start_workers(size)
@@ -89,6 +94,8 @@ class WorkerPool:
         """
         if self._is_stopped:
             raise RuntimeError("this backend was stopped and runs no more jobs")
+        self._unreceived.clear()
+        self._times_unreceived.clear()
         for worker in self._workers:
             worker.mark_free()
         while True:
@@ -121,7 +128,7 @@ class WorkerPool:
     def _submit_jobs(self, next_job: Callable[[], Job | None]) -> list[Worker]:
         """Give each free worker a job while there are jobs; return the workers that got none."""
         free = [worker for worker in self._workers if worker.is_free]
-        while free and (job := next_job()) is not None:
+        while free and (job := self._unreceived.popleft() if self._unreceived else next_job()) is not None:
             worker = free.pop(0)
             try:
                 worker.submit(job, self._execution)
@@ -180,5 +187,11 @@ class WorkerPool:
                 "see its messages above, or use --workers 1"
             )
         self._workers[worker.number] = self._start_worker(worker.number, self._execution)
-        if worker.job:
-            worker.job.on_worker_lost(f"its worker {worker.kind} {reason}")
+        job = worker.job
+        if job is None:
+            return
+        self._times_unreceived[job] += not worker.has_started
+        if not worker.has_started and self._times_unreceived[job] < MAX_UNRECEIVED:
+            self._unreceived.append(job)
+        else:
+            job.on_worker_lost(f"its worker {worker.kind} {reason}")

@@ -16,6 +16,7 @@ from fmnist_search.execution.messages import (
     Finished,
     Heartbeat,
     Ready,
+    Started,
     ToPool,
     Train,
 )
@@ -35,6 +36,8 @@ class Worker(ABC):
         self.number = number
         self.channel = channel
         self.job: Job | None = None
+        self.has_started = False
+        """Whether the worker has received its job."""
         self.is_ready = False
         self.silent_seconds = 0.0
         """Seconds without a message, counted only while the pool waits for messages."""
@@ -67,7 +70,7 @@ class Worker(ABC):
             TimeoutError: if the worker does not read.
             OSError: if the worker has ended.
         """
-        self.job = job
+        self.job, self.has_started = job, False
         job.worker = self.number
         if execution != self._sent_execution:
             self.channel.send(Configure(execution))
@@ -76,9 +79,12 @@ class Worker(ABC):
         self.channel.send(Train(job.recipe, job.recipe.data, job.checkpoint, job.checkpoint_seconds))
 
     def handle(self, message: ToPool) -> bool:
-        """Call the job's method for a message; return False for a heartbeat, which concerns no job."""
+        """Call the job's method for a message; return False if it concerns no job."""
         match message:
             case Heartbeat():
+                return False
+            case Started():
+                self.has_started = True
                 return False
             case Ready():
                 self.is_ready = True

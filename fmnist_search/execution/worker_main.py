@@ -30,6 +30,7 @@ from fmnist_search.execution.messages import (
     Finished,
     Heartbeat,
     Ready,
+    Started,
     Stop,
     Train,
 )
@@ -136,6 +137,7 @@ def worker_loop(channel: WorkerChannel, images_by_data: MutableMapping[Data, Ima
                 case AddImages(data, images):
                     images_by_data[data] = images
                 case Train():
+                    channel.send(Started())
                     trainer.train(message, images_by_data[message.data], execution)
                 case Decide():
                     raise AssertionError("a decision without an epoch report")

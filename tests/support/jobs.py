@@ -88,25 +88,6 @@ def run_all(backend: Backend, jobs: Iterable[Job]) -> None:
     backend.run(lambda: next(left, None))
 
 
-def run_with_retries(backend: Backend, jobs: Iterable[RecordingJob]) -> list[RecordingJob]:
-    """Run jobs, and again as new jobs those whose worker is lost; return all jobs in the order of their starts."""
-    waiting, started = list(jobs), list[RecordingJob]()
-    retried: set[int] = set()
-
-    def next_job() -> RecordingJob | None:
-        for number, job in enumerate(started):
-            if job.lost_reasons and number not in retried:
-                retried.add(number)
-                waiting.append(RecordingJob(job.recipe, job.images))
-        if not waiting:
-            return None
-        started.append(waiting.pop(0))
-        return started[-1]
-
-    backend.run(next_job)
-    return started
-
-
 def reports_without_seconds(result: TrialResult) -> list[EpochReport]:
     """Return the epoch reports without their seconds, which differ between runs."""
     return [dataclasses.replace(epoch, seconds=0.0) for epoch in result.epochs]

@@ -27,6 +27,10 @@ class SilentWorker(Worker):
         super().__init__(number, near)
         self.is_ready = True
 
+    def submit(self, job: Job, execution: Execution) -> None:
+        super().submit(job, execution)
+        self.has_started = True
+
     def stop(self) -> None:
         self.far.close()
 
