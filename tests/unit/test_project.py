@@ -37,10 +37,10 @@ def test_the_python_of_conda_is_one_that_pyproject_allows() -> None:
 
 def test_every_entry_point_of_mlproject_calls_a_command_of_ours() -> None:
     points = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
-    assert set(points) == {"main", "search", "train", "promote"}
+    assert set(points) == {"main", "search", "train", "train-from-run", "resume", "promote"}
     assert points["main"] == points["search"]
     for point in points.values():
-        called = re.fullmatch(r"python -m fmnist_search (\w+)((?: \{\w+\})*)", point["command"])
+        called = re.fullmatch(r"python -m fmnist_search (\w+)((?: --[\w-]+)?(?: \{\w+\})*)", point["command"])
         assert called
         assert called[1] in COMMANDS
         assert re.findall(r"\{(\w+)\}", called[2]) == list(point["parameters"])
