@@ -102,6 +102,10 @@ PrunerOption = Annotated[
 ThreadsOption = Annotated[
     int | None, typer.Option(help="Number of intra-op threads on a CPU.", min=0, show_default=False)
 ]
+BackendOption = Annotated[
+    str | None,
+    typer.Option(help="What runs trials: threads, processes, ray or auto.", metavar="NAME", show_default=False),
+]
 WorkersOption = Annotated[
     str | None, typer.Option(help="Number of parallel trials, or auto.", metavar="N", show_default=False)
 ]
@@ -320,7 +324,7 @@ def parse_workers(text: str) -> int | str:
     Raises:
         UserError: if it is neither.
     """
-    from fmnist_search.config.sections import check_workers
+    from fmnist_search.config.execution import check_workers
 
     return check_workers(int(text) if re.fullmatch("[0-9]{1,9}", text) else text)
 

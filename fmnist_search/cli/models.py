@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmnist_search.cli.app import (
+    BackendOption,
     DataDirOption,
     DeviceOption,
     ForceOption,
@@ -51,6 +52,7 @@ def promote(
     model_name: Annotated[
         str | None, typer.Option(help="Name of the registered model; by default that of the study.", show_default=False)
     ] = None,
+    backend: BackendOption = None,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
     storage: StorageOption = None,
@@ -88,6 +90,7 @@ def promote(
     summary = promote_study(
         name,
         settings=settings,
+        backend=backend,
         workspace=workspace,
         tracking=tracking_options(context),
         callback=TrainingProgressDisplay(),

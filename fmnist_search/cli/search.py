@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmnist_search.cli.app import (
+    BackendOption,
     DataDirOption,
     DeterministicOption,
     DeviceOption,
@@ -56,6 +57,7 @@ def search(
             show_default=False,
         ),
     ] = None,
+    backend: BackendOption = None,
     device: DeviceOption = None,
     workers: WorkersOption = None,
     threads: ThreadsOption = None,
@@ -98,6 +100,8 @@ def search(
       fmnist-search search baseline.toml --dry-run
 
       fmnist-search search baseline.toml --detach
+
+      fmnist-search search baseline.toml --backend ray
     """
     from fmnist_search.config.study_config import StudyConfig
     from fmnist_search.config.toml_files import parse_assignment
@@ -108,6 +112,7 @@ def search(
         "budget.minutes": minutes,
         "sampler": sampler,
         "pruner": pruner,
+        "execution.backend": backend,
         "execution.device": device,
         "execution.workers": None if workers is None else parse_workers(workers),
         "execution.threads": threads,

@@ -61,7 +61,7 @@ def search_settings(config: StudyConfig) -> dict[str, str]:
     settings = config.comparability_key()
     for table, values in tables.items():
         ordered = {name: values[name] for name in sorted(values, key=lambda name: name != "name")}
-        settings |= {f"{table}.{name}": format_value(value) for name, value in ordered.items()}
+        settings |= {f"{table}.{name}": value for name, value in _flatten(ordered)}
     settings["start.outside"] = config.start.outside
     settings |= {f"start.recipes.{n}": _format_start(start) for n, start in enumerate(config.start.recipes, 1)}
     groups = ("data", "budget", "space", "sampler", "pruner", "seed", "start", "execution")
@@ -69,12 +69,13 @@ def search_settings(config: StudyConfig) -> dict[str, str]:
 
 
 def _format_start(start: str | Mapping[str, Any]) -> str:
-    return start if isinstance(start, str) else ", ".join(_assignments(start))
+    return start if isinstance(start, str) else ", ".join(f"{name}={value}" for name, value in _flatten(start))
 
 
-def _assignments(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the values of a table and of the tables in it as texts, by dotted name."""
     for name, value in table.items():
         if isinstance(value, Mapping):
-            yield from _assignments(value, f"{prefix}{name}.")
+            yield from _flatten(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}={format_value(value)}"
+            yield f"{prefix}{name}", format_value(value)

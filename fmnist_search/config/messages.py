@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from fmnist_search.config.sections import section_of
 from fmnist_search.errors import UserError, did_you_mean
 
 VARIANT_KEYS = ("sampler", "pruner")
@@ -44,10 +45,10 @@ def error_lines(details: ErrorDetails, study: type[BaseModel]) -> list[str]:
 
 def _known_keys(study: type[BaseModel], location: list[str]) -> list[str]:
     """Return the keys that are allowed at the location of an unknown key."""
-    fields = study.model_fields
-    if len(location) == 1:
-        return list(fields)
-    section: Any = fields[location[0]].annotation
+    section: Any = study
+    for name in location[:-1][:1] if location[0] in VARIANT_KEYS else location[:-1]:
+        annotation = section.model_fields[name].annotation
+        section = section_of(annotation) or annotation
     variants = getattr(section, "__args__", (section,))
     chosen = [v for v in variants if len(variants) > 1 and v.model_fields["name"].default == location[1]]
     return [name for variant in chosen or variants for name in getattr(variant, "model_fields", ())]

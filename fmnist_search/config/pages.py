@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pydantic.fields import FieldInfo
 
 from fmnist_search.config.schema import VARIANTS, variant_name
-from fmnist_search.config.sections import Section
+from fmnist_search.config.sections import Section, section_of
 from fmnist_search.config.space import NOT_SEARCHABLE, shared_hyperparameters
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.models.presets import PRESETS
@@ -36,11 +36,10 @@ def study_keys_page() -> str:
         "## [data]\n\n" + _hyperparameters_table(hyperparameters(Data)),
     ]
     for name, field in StudyConfig.model_fields.items():
-        annotation = field.annotation
         if name in VARIANTS:
             parts += _variant_parts(name, field)
-        elif isinstance(annotation, type) and issubclass(annotation, Section):
-            parts.append(f"## [{name}]\n\n{_docstring(annotation)}\n\n{_fields_table(annotation)}")
+        elif section := section_of(field.annotation):
+            parts += _section_parts(name, section)
     shared = {name: spec for name, spec in shared_hyperparameters().items() if name not in NOT_SEARCHABLE}
     parts.append(
         "## [space.common]\n\nHyperparameters of every family. A list is a choice, a table "
@@ -63,6 +62,15 @@ def _variant_parts(name: str, field: FieldInfo) -> list[str]:
     ]
 
 
+def _section_parts(name: str, section: type[Section]) -> list[str]:
+    """Return the parts of a table and of the tables in it."""
+    parts = [f"## [{name}]\n\n{_docstring(section)}\n\n{_fields_table(section)}"]
+    for key, field in section.model_fields.items():
+        if inner := section_of(field.annotation):
+            parts += _section_parts(f"{name}.{key}", inner)
+    return parts
+
+
 def _docstring(section: type[Section]) -> str:
     lines = (section.__doc__ or "").strip().splitlines()
     return "\n".join(line.strip() for line in lines)
@@ -72,7 +80,9 @@ def _fields_table(section: type[Section], only: set[str] | None = None) -> str:
     rows = [
         [f"`{name}`", _format_default(field), _field_description(section, name, field)]
         for name, field in section.model_fields.items()
-        if (only is None or name in only) and not (name == "name" and section is not StudyConfig)
+        if (only is None or name in only)
+        and not (name == "name" and section is not StudyConfig)
+        and not section_of(field.annotation)
     ]
     return markdown_table([["key", "default", "meaning"], *rows]) if rows else ""
 
@@ -86,7 +96,7 @@ def _field_description(section: type[Section], name: str, field: FieldInfo) -> s
 def _format_default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    if field.default is None or field.default in ("", ()):
+    if field.default is None or field.default in ("", ()) or field.default == {}:
         return "none"
     return f"`{format_value(field.default)}`"
 

@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 
 from fmnist_search.config.pruners import Pruner
 from fmnist_search.config.samplers import Sampler
-from fmnist_search.config.sections import Section
+from fmnist_search.config.sections import Section, section_of
 from fmnist_search.config.space import NOT_SEARCHABLE, shared_hyperparameters
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.recipe.families import FAMILIES
@@ -52,12 +52,26 @@ def _property_schema(name: str, field: FieldInfo) -> Schema:
         return {
             "oneOf": [{"enum": names}, *(_variant_schema(section, section is chosen) for section in VARIANTS[name])]
         }
-    annotation = field.annotation
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        schema = annotation.model_json_schema()
-        return {key: value for key, value in schema.items() if key not in ("title", "$defs")}
+    if section := section_of(field.annotation):
+        schema = section.model_json_schema()
+        definitions = schema.pop("$defs", {})
+        schema.pop("title")
+        inlined: Schema = _inline(schema, definitions)
+        return inlined
     schema = StudyConfig.model_json_schema(mode="validation")["properties"][name]
     return {key: value for key, value in schema.items() if key != "title"}
+
+
+def _inline(schema: Any, definitions: Mapping[str, Schema]) -> Any:
+    """Return a schema with the definitions of inner tables in place of references to them."""
+    if isinstance(schema, list):
+        return [_inline(part, definitions) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    name = schema.get("$ref", "").rpartition("/")[2]
+    referred = {key: value for key, value in definitions.get(name, {}).items() if key != "title"}
+    own = {key: value for key, value in schema.items() if key != "$ref"}
+    return {key: _inline(value, definitions) for key, value in {**referred, **own}.items()}
 
 
 def variant_name(section: type[Section]) -> str:

@@ -1,11 +1,11 @@
-"""The tables of a study file, each with its keys, their limits and meanings: budget, start, finalists, execution."""
+"""The tables of a study file, each with its keys, their limits and meanings: budget, start, finalists."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.datasets import DEFAULT_DATASET
@@ -17,9 +17,6 @@ MAX_TRIALS = 1_000_000
 
 MAX_MINUTES = 60 * 24 * 3_660
 """Minutes of ten years."""
-
-MAX_WORKERS = 1_024
-MAX_THREADS = 1_024
 
 MAX_FINALISTS = 1_000
 """Recipes, seeds and members of an ensemble, each."""
@@ -34,6 +31,13 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True, allow_inf_nan=False
     )
+
+
+def section_of(annotation: object) -> type[Section] | None:
+    """Return the section that the annotation of a field names, also if it may be left out; None for other values."""
+    parts = [part for part in get_args(annotation) or (annotation,) if part is not type(None)]
+    only = parts[0] if len(parts) == 1 else None
+    return only if isinstance(only, type) and issubclass(only, Section) else None
 
 
 def expand_name(default: str) -> BeforeValidator:
@@ -66,6 +70,13 @@ class Budget(Section):
         None, ge=1, le=MAX_TRIALS, description="trials in a row without a better one, after which the study stops"
     )
     failures: int = Field(10, ge=1, le=MAX_TRIALS, description="failed trials after which the study stops")
+    losses: int = Field(
+        300,
+        ge=0,
+        le=MAX_TRIALS,
+        description="workers lost by no fault of their trials, as with their machine, after which the study stops; "
+        "0 for no limit",
+    )
 
     @model_validator(mode="after")
     def _check_target(self) -> Budget:
@@ -147,52 +158,3 @@ class Finalists(Section):
         if dataset == DEFAULT_DATASET or "model_name" in self.model_fields_set:
             return self
         return self.model_copy(update={"model_name": f"{self.model_name}-{dataset}"})
-
-
-def check_workers(given: object) -> int | str:
-    """Return a number of workers or "auto".
-
-    Raises:
-        UserError: if the value is neither.
-    """
-    if isinstance(given, int) and not isinstance(given, bool) and 0 < given <= MAX_WORKERS:
-        return given
-    if isinstance(given, str) and given == "auto":
-        return given
-    raise UserError(
-        f"execution.workers: {given!r} is not a number of trials; give 1 or more, or 'auto', and at most {MAX_WORKERS}"
-    )
-
-
-class ExecutionSection(Section):
-    """How trials are run; the first run of a study decides it for all trials."""
-
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    workers: Annotated[Literal["auto"] | PositiveInt, BeforeValidator(check_workers)] = Field(
-        "auto", description="trials at a time; auto takes as many as cores, memory or the GPU allow"
-    )
-    threads: int = Field(0, ge=0, le=MAX_THREADS, description="intra-op threads of a trial on a CPU; 0 means 1")
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    engine: Literal["plain", "graph"] = Field(
-        "plain", description="plain, or graph to capture training steps in CUDA graphs (experimental)"
-    )
-    deterministic: bool = Field(False, description="use only deterministic algorithms, which may be slower")
-    checkpoint_seconds: float = Field(
-        30, ge=0, le=86_400, description="a running trial saves its state after an epoch, at the latest after so long"
-    )
-    heartbeat_seconds: float = Field(
-        15, ge=0.1, le=3_600, description="workers and searches report that they run; a worker that misses two is ended"
-    )
-    lease_seconds: float = Field(
-        60, ge=0.2, le=86_400, description="without heartbeats for so long, another process may take over the study"
-    )
-
-    @model_validator(mode="after")
-    def _check_lease(self) -> ExecutionSection:
-        if self.lease_seconds < 2 * self.heartbeat_seconds:
-            raise UserError(
-                f"execution.lease_seconds: {self.lease_seconds:g} is less than two heartbeats of "
-                f"{self.heartbeat_seconds:g} s; give at least {2 * self.heartbeat_seconds:g}, or a shorter "
-                "execution.heartbeat_seconds"
-            )
-        return self

@@ -1,6 +1,7 @@
 """Study files: TOML and overrides become a validated `StudyConfig`, and every mistake becomes a line of an error.
 
-What a `[space]` table may hold is defined in `space`, all other tables in `sections`, `samplers` and `pruners`.
+What a `[space]` table may hold is defined in `space`, all other tables in `sections`, `execution`, `samplers` and
+`pruners`.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ from pydantic import (
 
 from fmnist_search.config.conditional_space import hyperparameter_groups, space_size, unconditional_ranges
 from fmnist_search.config.domain import Domain, Fixed, bounds, domain_values
+from fmnist_search.config.execution import ExecutionSection
 from fmnist_search.config.messages import error_lines
 from fmnist_search.config.origins import Origins, find_origins
 from fmnist_search.config.overrides import apply_overrides, unused_settings
 from fmnist_search.config.pruners import DEFAULT_PRUNER, OneEpoch, Pruner
 from fmnist_search.config.samplers import DEFAULT_SAMPLER, Cmaes, Grid, Sampler
-from fmnist_search.config.sections import Budget, ExecutionSection, Finalists, Name, Section, Start
+from fmnist_search.config.sections import Budget, Finalists, Name, Section, Start
 from fmnist_search.config.shipped_studies import copy_hint
 from fmnist_search.config.space import Space, parse_space
 from fmnist_search.config.toml_files import read_toml, resolve_recipe_paths
@@ -221,6 +223,15 @@ class StudyConfig(Section):
         identity |= {f"data.{name}": format_value(value) for name, value in vars(self.data).items()}
         identity["space.common.family"] = ", ".join(self.space.families)
         return identity | {key: str(domain) for key, domain in self.domains()}
+
+    def with_backend(self, backend: str) -> StudyConfig:
+        """Return the study with another `execution.backend`.
+
+        Raises:
+            UserError: if there is no such backend.
+        """
+        tables = self._to_tables()
+        return StudyConfig.from_dict({**tables, "execution": {**tables["execution"], "backend": backend}})
 
     def to_toml(self) -> str:
         """Return the resolved study file with every value; loading it returns an equal study."""

@@ -59,13 +59,14 @@ def promote(
     name: str,
     *,
     settings: Finalists | None = None,
+    backend: str | None = None,
     workspace: Workspace | None = None,
     tracking: TrackingOptions = TrackingOptions(),
     callback: StudyCallback | None = None,
 ) -> StudySummary:
     """Confirm the best recipes of a study from fresh seeds, and register the model of the selected one.
 
-    `settings` replace those of the study file.
+    `settings` replace those of the study file, `backend` its `execution.backend`.
 
     Raises:
         UserError: if there is no such study, or it has no completed trial.
@@ -76,7 +77,7 @@ def promote(
     stored = load_study(workspace, name)
     if summarize_stored(workspace, stored).best is None:
         raise UserError(f"study {name!r}: has no completed trial to promote; continue the search first", exit_code=3)
-    config = stored.config
+    config = stored.config.with_backend(backend) if backend else stored.config
     finalists = (settings or config.finalists).for_dataset(config.data.dataset)
     workspace.check_writable()
     with start_workers(config, callback) as backend:

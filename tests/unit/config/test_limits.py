@@ -41,7 +41,7 @@ FIELDS = {
 }
 
 
-CHECKED_BY_FUNCTIONS = {"execution.workers", "budget.target"}
+CHECKED_BY_FUNCTIONS = {"execution.workers", "execution.ray.resources.memory", "budget.target"}
 """Numbers whose error messages name a remedy of their own."""
 
 
