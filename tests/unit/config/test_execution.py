@@ -49,7 +49,7 @@ def test_a_stored_study_goes_on_with_another_backend(tmp_path: Path) -> None:
     config = load_study(tmp_path, RAY_STUDY)
     assert config.with_backend("processes").execution.ray == config.execution.ray
     assert config.with_backend("processes").comparability_key() == config.comparability_key()
-    with pytest.raises(UserError, match="execution.backend: no backend 'slurm'"):
+    with pytest.raises(UserError, match="no backend 'slurm'"):
         config.with_backend("slurm")
 
 
