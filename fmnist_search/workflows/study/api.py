@@ -80,11 +80,11 @@ def promote(
     config = stored.config.with_backend(backend) if backend else stored.config
     finalists = (settings or config.finalists).for_dataset(config.data.dataset)
     workspace.check_writable()
-    with start_workers(config, callback) as backend:
+    with start_workers(config, callback) as workers:
         from fmnist_search.workflows.study.opening import SessionOptions, open_session
 
         options = SessionOptions(model_name=finalists.model_name, tracking=tracking)
-        with open_session(workspace, config, backend, callback, options) as session:
+        with open_session(workspace, config, workers, callback, options) as session:
             return session.promote(finalists)
 
 
