@@ -166,7 +166,8 @@ class SetStatus(Payload):
 class EndRun(Payload):
     """Close the run at a time in milliseconds.
 
-    `tracking_seconds` is how long all earlier events of the run took; the sender adds it.
+    `tracking_seconds` is how long all earlier events of the run took; the sender adds it. `batch` is the body of a
+    `Batch` that is logged in the same call; it is not stored in outboxes.
     """
 
     kind = EventKind.END_RUN
@@ -175,6 +176,7 @@ class EndRun(Payload):
     end_ms: int
     step: int
     tracking_seconds: float | None = None
+    batch: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import sqlite3
 import uuid
@@ -21,6 +22,11 @@ from fmnist_search.tracking.events import Event, EventKind, RunProgress, RunTake
 from fmnist_search.tracking.outbox_file import OutboxError, OutboxFile
 from fmnist_search.tracking.sender_lease import SenderLease
 
+MAX_EVENTS_AT_ONCE = 200
+MAX_BYTES_AT_ONCE = 250_000
+"""Bounds of what is sent of a run at once; a request to a server of MLflow has at most 1 MB."""
+
+OF_NUMBERS = "WHERE number IN (SELECT value FROM json_each(?))"
 INSERT_EVENT = "INSERT INTO events (store, run, kind, body, content, later) VALUES (?, ?, ?, ?, ?, ?)"
 UPDATE_PROGRESS = """
 INSERT INTO progress (run, epoch, outcome) VALUES (?, ?, ?) ON CONFLICT (run)
@@ -125,24 +131,49 @@ class Outbox:
         """Remove the progress of a run that has ended."""
         self._execute("DELETE FROM progress WHERE run = ?", run_key)
 
-    def next_event(self) -> Event | None:
-        """Return the event that is to be sent next, and mark it as attempted; None if there is none."""
-        found = self._select(
-            "SELECT number, run, kind, body, content, later, tried FROM events "
-            "WHERE store = ? AND refused IS NULL ORDER BY later, number LIMIT 1",
+    def next_events(self) -> list[Event]:
+        """Return the events of one run that are to be sent next, in order, and mark them as attempted.
+
+        They are those of the run that waits longest. A deferred event comes alone.
+        """
+        while numbers := self._next_numbers():
+            query = f"SELECT number, run, kind, body, content, later, tried FROM events {OF_NUMBERS} ORDER BY number"
+            rows = self._select(query, json.dumps(numbers))
+            if any(not tried for *_, tried in rows):
+                self._execute(f"UPDATE events SET tried = 1 {OF_NUMBERS} AND NOT tried", json.dumps(numbers))
+            if events := self._decode(rows):
+                return events
+        return []
+
+    def _next_numbers(self) -> list[int]:
+        """Return the numbers of the events that are to be sent next, with a bounded content."""
+        first = self._select(
+            "SELECT run, later, number FROM events WHERE store = ? AND refused IS NULL ORDER BY later, number LIMIT 1",
             self.store_uri,
         )
-        if not found:
-            return None
-        number, run, kind, body, content, later, tried = found[0]
-        if not tried:
-            self._execute("UPDATE events SET tried = 1 WHERE number = ?", number)
-        event = Event(run, kind, {}, content, bool(later), number, bool(tried))
-        try:
-            return dataclasses.replace(event, body=json.loads(body))
-        except ValueError:
-            self.reject(event, "the event is damaged in the outbox")
-            return self.next_event()
+        if not first or first[0][1]:
+            return [number for *_, number in first]
+        sizes = self._select(
+            "SELECT number, length(body) + ifnull(length(content), 0) FROM events "
+            "WHERE store = ? AND run = ? AND refused IS NULL AND NOT later ORDER BY number LIMIT ?",
+            *(self.store_uri, first[0][0], MAX_EVENTS_AT_ONCE),
+        )
+        totals = itertools.accumulate(size for _, size in sizes)
+        within = [number for (number, _), total in zip(sizes, totals, strict=True) if total <= MAX_BYTES_AT_ONCE]
+        return within or [number for number, _ in sizes[:1]]
+
+    def _decode(self, rows: list[tuple[Any, ...]]) -> list[Event]:
+        """Return the events of rows up to the first that is damaged, which is rejected if it is the first of all."""
+        events: list[Event] = []
+        for number, run, kind, body, content, later, tried in rows:
+            event = Event(run, kind, {}, content, bool(later), number, bool(tried))
+            try:
+                events.append(dataclasses.replace(event, body=json.loads(body)))
+            except ValueError:
+                if not events:
+                    self.reject(event, "the event is damaged in the outbox")
+                break
+        return events
 
     @property
     def has_pending(self) -> bool:
@@ -160,15 +191,20 @@ class Outbox:
         self._execute("UPDATE events SET body = ? WHERE number = ?", json.dumps(dict(body)), event.number)
         return dataclasses.replace(event, body=body)
 
-    def mark_delivered(self, event: Event) -> None:
-        """Remove an event that the store has taken."""
-        self._execute("DELETE FROM events WHERE number = ?", event.number)
+    def mark_delivered(self, *events: Event) -> None:
+        """Remove events that the store has taken, in one transaction."""
+        numbers = json.dumps([event.number for event in events])
+        self._execute(f"DELETE FROM events {OF_NUMBERS}", numbers)
 
-    def reject(self, event: Event, reason: str) -> None:
-        """Mark an event that the store will never take as rejected, and with it all events of its run."""
-        self._execute(
-            "UPDATE events SET refused = ? WHERE store = ? AND run = ?", reason, self.store_uri, event.run_key
+    def reject(self, event: Event, reason: str, *, alone: bool = False) -> None:
+        """Mark an event that the store will never take as rejected, and with it all events of its run.
+
+        With `alone`, only the event is marked: the store takes others of the run.
+        """
+        where, values = (
+            ("number = ?", (event.number,)) if alone else ("store = ? AND run = ?", (self.store_uri, event.run_key))
         )
+        self._execute(f"UPDATE events SET refused = ? WHERE {where}", reason, *values)
 
     def retry_rejected(self) -> None:
         """Make all rejected events pending again."""

@@ -35,6 +35,7 @@ CREATE TABLE IF NOT EXISTS events (
     number INTEGER PRIMARY KEY AUTOINCREMENT, store TEXT NOT NULL, run TEXT NOT NULL, kind TEXT NOT NULL,
     body TEXT NOT NULL, content BLOB, later INTEGER NOT NULL, tried INTEGER NOT NULL DEFAULT 0, refused TEXT);
 CREATE INDEX IF NOT EXISTS next_event ON events (store, later, number) WHERE refused IS NULL;
+CREATE INDEX IF NOT EXISTS run_events ON events (store, run, number) WHERE refused IS NULL;
 CREATE TABLE IF NOT EXISTS runs (address TEXT PRIMARY KEY, run_id TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS progress (run TEXT PRIMARY KEY, epoch INTEGER NOT NULL, outcome TEXT, writer TEXT);
 CREATE TABLE IF NOT EXISTS senders (

@@ -5,49 +5,28 @@ A worker that logs something never waits for MLflow, and only the sender waits f
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import queue
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable
-from enum import Enum, auto
 
 from fmnist_search.text import first_line
-from fmnist_search.tracking.events import EndRun, Event, EventKind, RunProgress
-from fmnist_search.tracking.outbox import EventRejected, Outbox, StoreUnavailable
-from fmnist_search.tracking.outbox_file import OutboxError
+from fmnist_search.tracking.delivery import Delivery, Step, WriteEvent
+from fmnist_search.tracking.events import Event, RunProgress
+from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.sender_lease import RENEWAL_SECONDS
-from fmnist_search.tracking.store_outage import OUTAGE_NOTICE_SECONDS, StoreOutage
+from fmnist_search.tracking.store_outage import OUTAGE_NOTICE_SECONDS
 
 LOCK_POLL_SECONDS = 0.1
 """Seconds between two checks whether another sender has delivered everything."""
 CLOSE_WAIT_SECONDS = 10.0
 """A sender that is closed waits so long for another one that is delivering its events."""
-MAX_EVENT_SECONDS = 120.0
-"""A sender that takes longer for one event loses the lease: its connection may hang."""
 OUTBOX_RETRY_SECONDS = 1.0
 
-WriteEvent = Callable[[Event], None]
-"""Writes an event to the store. Raises StoreUnavailable if the event is to be sent again later, and EventRejected if
-the store will never take it."""
-
-
-class _Step(Enum):
-    """What came of the attempt to deliver an event."""
-
-    DELIVERED = auto()
-    NOTHING_PENDING = auto()
-    SENT_BY_ANOTHER = auto()
-    STORE_DOWN = auto()
-    OUTBOX_FAILED = auto()
-
-
 PAUSES = {
-    _Step.SENT_BY_ANOTHER: LOCK_POLL_SECONDS,
-    _Step.STORE_DOWN: 0.02,
-    _Step.OUTBOX_FAILED: OUTBOX_RETRY_SECONDS,
+    Step.SENT_BY_ANOTHER: LOCK_POLL_SECONDS,
+    Step.STORE_DOWN: 0.02,
+    Step.OUTBOX_FAILED: OUTBOX_RETRY_SECONDS,
 }
 """Seconds before the next attempt."""
 
@@ -105,19 +84,13 @@ class Sender:
         outage_notice_seconds: float = OUTAGE_NOTICE_SECONDS,
     ):
         self.outbox = outbox
-        self._outage = StoreOutage(outbox.path, print_message, outage_notice_seconds)
-        self._seconds: defaultdict[str, float] = defaultdict(float)
-        self._write_event = write_event
+        self._delivery = Delivery(outbox, write_event, print_message, outage_notice_seconds)
         self._print_message = print_message
         self._idle_tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._busy = False
         self._last_number = outbox.last_number
         self._wakeup = threading.Event()
         self._closing = False
-        self._is_blocked = False
-        self._delivering_since: float | None = None
-        self._outbox_error = ""
-        self._reported_reasons: set[str] = set()
         self._thread = threading.Thread(target=self._run_loop, name="sender", daemon=True)
         self._thread.start()
         self._ended = threading.Event()
@@ -157,7 +130,7 @@ class Sender:
 
     def tracking_seconds(self, run_key: str) -> float:
         """Return the seconds that the delivery of the events of a run has taken so far."""
-        return self._seconds.get(run_key, 0.0)
+        return self._delivery.seconds(run_key)
 
     def run_when_idle(self, task: Callable[[], None]) -> None:
         """Run the task in this thread of the sender when it has no event to deliver, or while the store is down."""
@@ -180,7 +153,7 @@ class Sender:
             if not self._thread.is_alive() or (self.problem and should_stop()):
                 return False
             if now - since > timeout and self.problem:
-                if not self._is_blocked:
+                if not self._delivery.is_blocked:
                     return False
                 if not is_reported:  # it loses the lease if it hangs, so this ends
                     self._print_message(f"{self.problem}; this one waits for it")
@@ -193,11 +166,7 @@ class Sender:
         """Why events are not delivered; empty unless something has failed or another sender has the lease."""
         if not self._thread.is_alive():
             return "the thread that sends to MLflow has ended"
-        if self._outbox_error or self._outage.problem:
-            return self._outbox_error or self._outage.problem
-        if self._is_blocked and (holder := self.outbox.lease.holder):
-            return f"{holder} sends the events of all processes of this folder to MLflow and has not sent all"
-        return ""
+        return self._delivery.problem
 
     def close(self) -> None:
         """End the thread once all events have been delivered, or as soon as the store cannot be reached."""
@@ -215,100 +184,30 @@ class Sender:
         close_by: float | None = None
         while True:
             closing = self._closing  # read before the outbox: events that were sent before `close` are delivered
-            step = self._try_step()
-            if step is _Step.DELIVERED:
+            step = self._delivery.try_step(at_once=closing)
+            if step is Step.DELIVERED:
                 continue
-            if step in (_Step.STORE_DOWN, _Step.OUTBOX_FAILED) and closing:
+            if step in (Step.STORE_DOWN, Step.OUTBOX_FAILED) and closing:
                 return
             if not self._idle_tasks.empty():
                 self._run_idle_task()
                 continue
             if closing:
                 close_by = close_by or time.monotonic() + CLOSE_WAIT_SECONDS
-                if step is _Step.NOTHING_PENDING or time.monotonic() > close_by:
+                if step is Step.NOTHING_PENDING or time.monotonic() > close_by:
                     return
             self._wait_after(step)
 
-    def _try_step(self) -> _Step:
-        """Try to deliver one event. A failure of the outbox is kept as the `problem` until it has passed."""
-        try:
-            step = self._deliver_next()
-        except OutboxError as error:
-            self._outbox_error = str(error)
-            return _Step.OUTBOX_FAILED
-        self._outbox_error = ""
-        return step
-
-    def _deliver_next(self) -> _Step:
-        """Try to deliver one event. The lease is kept for the next one if it was delivered, and released otherwise."""
-        if self._outage.is_waiting and not self._closing:
-            return _Step.STORE_DOWN
-        if not self.outbox.has_pending:
-            self.outbox.lease.release()
-            self._is_blocked = False
-            self._outage.end()
-            return _Step.NOTHING_PENDING
-        if not self.outbox.lease.acquire():
-            self._is_blocked = True
-            return _Step.SENT_BY_ANOTHER
-        self._is_blocked = False
-        event = self.outbox.next_event()
-        if event is None or self._try_deliver(event):
-            return _Step.DELIVERED
-        self.outbox.lease.release()
-        return _Step.STORE_DOWN
-
-    def _wait_after(self, step: _Step) -> None:
-        if step is _Step.NOTHING_PENDING:
+    def _wait_after(self, step: Step) -> None:
+        if step is Step.NOTHING_PENDING:
             self._wakeup.wait()
             self._wakeup.clear()
         else:
             time.sleep(PAUSES[step])
 
-    def _try_deliver(self, event: Event) -> bool:
-        started = time.perf_counter()
-        self._delivering_since = time.monotonic()
-        try:
-            self._write_event(self._with_tracking_seconds(event))
-        except StoreUnavailable as error:
-            self._outage.begin(error)
-            return False
-        except OutboxError:
-            raise
-        except EventRejected as error:
-            self._reject(event, str(error))
-        except Exception as error:  # an event that cannot be written must not stop the events after it
-            self._reject(event, f"unexpected {type(error).__name__}: {first_line(error)}")
-        else:
-            self.outbox.mark_delivered(event)
-        finally:
-            self._delivering_since = None
-        self._seconds[event.run_key] += time.perf_counter() - started
-        self._outage.end()
-        return True
-
     def _keep_lease(self) -> None:
-        """Renew the lease while an event takes long: a process that is stopped renews nothing and loses it."""
         while not self._ended.wait(RENEWAL_SECONDS):
-            since = self._delivering_since
-            if since is not None and time.monotonic() - since < MAX_EVENT_SECONDS:
-                with contextlib.suppress(OutboxError):
-                    self.outbox.lease.renew()
-
-    def _with_tracking_seconds(self, event: Event) -> Event:
-        """Return the event; the last one of a run gets, once, how long all its earlier events took."""
-        if event.kind != EventKind.END_RUN or EndRun.from_body(event.body).tracking_seconds is not None:
-            return event
-        end = dataclasses.replace(EndRun.from_body(event.body), tracking_seconds=self._seconds[event.run_key])
-        return self.outbox.update_body(event, end.to_body())
-
-    def _reject(self, event: Event, reason: str) -> None:
-        self.outbox.reject(event, reason)
-        if reason not in self._reported_reasons:
-            self._reported_reasons.add(reason)
-            self._print_message(
-                f"MLflow refuses events of the run {event.run_key}: {reason}; they are kept for `fmnist-search sync`"
-            )
+            self._delivery.keep_lease()
 
     def _run_idle_task(self) -> None:
         self._busy = True

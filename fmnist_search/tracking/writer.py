@@ -101,13 +101,13 @@ class MlflowWriter:
             case unknown:
                 raise EventRejected(f"an event of the kind {unknown!r}, which this version does not know")
 
-    def _log_batch(self, run_id: str, batch: Batch) -> None:
+    def _log_batch(self, run_id: str, batch: Batch, *further_points: MetricPoint) -> None:
         points = batch.metrics or []
         if batch.only_new_points:
             points = self._new_points(run_id, points)
         self._client.log_batch(
             run_id,
-            metrics=[Metric(*point) for point in points],
+            metrics=[Metric(*point) for point in (*points, *further_points)],
             params=[Param(key, value) for key, value in (batch.params or {}).items()],
             tags=[RunTag(key, value) for key, value in (batch.tags or {}).items()],
         )
@@ -146,6 +146,6 @@ class MlflowWriter:
             self._client.set_terminated(run_id, status.status, status.end_ms)
 
     def _end_run(self, run_id: str, end: EndRun) -> None:
-        seconds = Metric(metric_names.TRACKING_SECONDS, end.tracking_seconds or 0.0, end.end_ms, end.step)
-        self._client.log_batch(run_id, [seconds])
+        seconds = (metric_names.TRACKING_SECONDS, end.tracking_seconds or 0.0, end.end_ms, end.step)
+        self._log_batch(run_id, Batch.from_body(end.batch or {}), seconds)
         self._client.set_terminated(run_id, end.status, end.end_ms)

@@ -130,16 +130,21 @@ def test_a_server_that_is_killed_and_restarted_has_every_point_once(tiny: Path, 
 
 
 @pytest.mark.slow
-def test_a_run_whose_creation_was_not_answered_is_not_created_again(tmp_path: Path) -> None:
+def test_a_call_that_was_not_answered_is_repeated_and_stored_once(tmp_path: Path) -> None:
     with running_server(MlflowServer(tmp_path / "server")) as server:
         study_run = MlflowStore(server.url, "fmnist-search").create_run("tiny", {"kind": "study"})
-        with Proxy(server.url, lost_answer_to="/runs/create ") as proxy, open_sender(tmp_path, proxy.url) as sender:
-            run = TrainingRunLogger.start(
-                sender, "000 cnn", Recipe(), [], {"kind": "trial"}, RunLogger.existing(sender, study_run)
-            )
-            assert sender.flush(60)
-            assert proxy.lost_answer_to == b""
-            assert [found.info.run_id for found in search_runs(server.url)] == [run.run_id]
+        for call in ("/runs/create ", "/runs/log-batch "):
+            with Proxy(server.url, lost_answer_to=call) as proxy, open_sender(tmp_path, proxy.url) as sender:
+                parent = RunLogger.existing(sender, study_run)
+                run = TrainingRunLogger.start(sender, call, Recipe(), [], {"kind": "trial"}, parent)
+                for epoch in range(1, 41):  # many are sent in one call, and later ones when it is repeated
+                    run.log_epoch(EpochReport(epoch, 1.0, 0.5, 1.0, 0.5, 0.01, 2.0), is_last=False)
+                assert sender.flush(60)
+                assert proxy.lost_answer_to == b""
+                assert [found.info.run_id for found in search_runs(server.url)].count(str(run.run_id)) == 1
+                history = MlflowClient(server.url).get_metric_history(str(run.run_id), "val/accuracy")
+                assert sorted(point.step for point in history) == list(range(1, 41))
+        assert len(search_runs(server.url)) == 2
 
 
 @pytest.mark.slow
