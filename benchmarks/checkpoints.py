@@ -20,6 +20,7 @@ from fmnist_search.data.images import Images
 from fmnist_search.data.loading import load_images
 from fmnist_search.execution.backend import make_backend
 from fmnist_search.execution.channel import PoolChannel, channel_pair
+from fmnist_search.execution.job import LossCause
 from fmnist_search.execution.messages import CheckpointTaken
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.recipe import Recipe
@@ -80,6 +81,7 @@ class CheckpointedJob:
     """A training whose checkpoints are written to files, as those of a trial."""
 
     worker = 0
+    worker_name = "0"
     checkpoint = None
 
     def __init__(self, recipe: Recipe, images: Images, interval: float, files: TrialCheckpoints, number: int):
@@ -108,7 +110,7 @@ class CheckpointedJob:
         if result.state is TrialState.FAILED:
             raise RuntimeError(result.reason)
 
-    def on_worker_lost(self, reason: str) -> None:
+    def on_worker_lost(self, reason: str, cause: LossCause = LossCause.WORKER) -> None:
         """Raise: the measurement is invalid."""
         raise RuntimeError(reason)
 

@@ -16,6 +16,7 @@ from fmnist_search.data.files import DataSource
 from fmnist_search.data.images import Images
 from fmnist_search.data.loading import load_images
 from fmnist_search.execution.backend import make_backend
+from fmnist_search.execution.job import LossCause
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.groups import Data
 from fmnist_search.recipe.recipe import Recipe
@@ -148,6 +149,7 @@ def train_concurrently(recipes: list[Recipe], images: Images, execution: Executi
 
 class _ResultJob:
     worker = 0
+    worker_name = "0"
     checkpoint_seconds = 0.0
 
     def __init__(self, recipe: Recipe, images: Images, checkpoint: Mapping[str, Any] | None = None):
@@ -166,7 +168,7 @@ class _ResultJob:
     def on_result(self, result: TrialResult, seconds: float) -> None:
         self.result = result
 
-    def on_worker_lost(self, reason: str) -> None:
+    def on_worker_lost(self, reason: str, cause: LossCause = LossCause.WORKER) -> None:
         raise RuntimeError(reason)
 
 

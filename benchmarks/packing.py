@@ -18,6 +18,7 @@ from fmnist_search.data.files import DataSource
 from fmnist_search.data.images import Images
 from fmnist_search.data.loading import load_images
 from fmnist_search.execution.backend import make_backend
+from fmnist_search.execution.job import LossCause
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import Decision, EpochReport, TrialResult, TrialState
@@ -144,6 +145,7 @@ class TimedJob:
     """A training that records when its epochs end, until the window closes."""
 
     worker = 0
+    worker_name = "0"
     checkpoint = None
     checkpoint_seconds = None
 
@@ -174,7 +176,7 @@ class TimedJob:
         if result.state is TrialState.FAILED:
             raise RuntimeError(result.reason)
 
-    def on_worker_lost(self, reason: str) -> None:
+    def on_worker_lost(self, reason: str, cause: LossCause = LossCause.WORKER) -> None:
         """Raise: the measurement is invalid."""
         raise RuntimeError(reason)
 

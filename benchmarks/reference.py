@@ -47,6 +47,7 @@ from fmnist_search.data.images import Images, LabelledImages
 from fmnist_search.data.loading import load_images, read_test_set
 from fmnist_search.execution.backend import make_backend
 from fmnist_search.execution.capacity import worker_count
+from fmnist_search.execution.job import LossCause
 from fmnist_search.models.presets import PRESETS, Preset
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.groups import Data
@@ -237,6 +238,7 @@ class ReferenceJob:
     """One training of an experiment: a job for a worker."""
 
     worker = 0
+    worker_name = "0"
     checkpoint = None
     checkpoint_seconds = None
 
@@ -263,7 +265,7 @@ class ReferenceJob:
             self._runner.save(self._experiment)
             _print_status(f"{self._name}: {score.test_accuracy:.2%} of the test images, {score.seconds:.0f} s")
 
-    def on_worker_lost(self, reason: str) -> None:
+    def on_worker_lost(self, reason: str, cause: LossCause = LossCause.WORKER) -> None:
         """Note the reason in the result; the training does not count."""
         self._experiment.notes.append(f"seed {self.recipe.seed}: {reason}")
         _print_status(f"{self._name}: {reason}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fmnist_search.recipe.recipe import Recipe
@@ -10,6 +11,15 @@ from fmnist_search.results.training import Decision, EpochReport, TrialResult
 
 if TYPE_CHECKING:
     from fmnist_search.data.images import Images
+
+
+class LossCause(Enum):
+    """What ended a worker that had a job: something that the job may have caused, or the machines under it."""
+
+    WORKER = "worker"
+    """Its process or thread ended, or was killed for want of memory."""
+    INFRASTRUCTURE = "infrastructure"
+    """Its node died, was drained or preempted, or could not be reached any more. The job is not to blame."""
 
 
 class Job(Protocol):
@@ -23,6 +33,8 @@ class Job(Protocol):
     images: Images
     worker: int
     """The number of the worker that runs the job, set by the backend."""
+    worker_name: str
+    """The worker as a run records it: its number and, if it is on another machine, where. Set by the backend."""
 
     @property
     def checkpoint(self) -> Mapping[str, Any] | None:
@@ -44,5 +56,5 @@ class Job(Protocol):
     def on_result(self, result: TrialResult, seconds: float) -> None:
         """Handle the result; `seconds` passed since the worker became free for this job."""
 
-    def on_worker_lost(self, reason: str) -> None:
+    def on_worker_lost(self, reason: str, cause: LossCause = LossCause.WORKER) -> None:
         """Handle the end of the worker before it delivered a result."""

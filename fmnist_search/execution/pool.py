@@ -1,15 +1,16 @@
-"""The loop that keeps workers busy, shared by the backends whose workers are reached through a channel."""
+"""The loop that keeps workers busy, shared by all backends."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable
-from multiprocessing.connection import wait
+from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
 from fmnist_search.errors import UserError
-from fmnist_search.execution.job import Job
+from fmnist_search.execution.inbox import ChannelInbox, Inbox
+from fmnist_search.execution.job import Job, LossCause
+from fmnist_search.execution.roster import Roster
 from fmnist_search.execution.worker import Worker
 from fmnist_search.recipe.execution import Execution
 
@@ -23,12 +24,16 @@ StartWorker = Callable[[int, Execution], Worker]
 
 
 class WorkerPool:
-    """A fixed number of workers that run jobs, one each at a time.
+    """Workers that run jobs, one each at a time.
 
     A worker that ends is replaced and its job is handed back by `Job.on_worker_lost`; a job that it has not received,
     because it ended while it was idle, is sent to another worker instead. A worker with a `silence_limit` that sends
     nothing for that many seconds is ended first. Silence counts only while the pool waits for messages, and each wait
     counts at most `check_interval` seconds: a pool that was busy or suspended itself ends no worker for that.
+
+    An event costs the same with any number of workers, except once in each `check_interval`. A subclass whose number of
+    workers varies overrides `_fill_places` and `_check`. The `inbox` has to fit the workers; by default they are
+    `ChannelWorker`.
     """
 
     def __init__(
@@ -37,6 +42,7 @@ class WorkerPool:
         size: int,
         start_worker: StartWorker,
         *,
+        inbox: Inbox | None = None,
         check_interval: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -44,22 +50,30 @@ class WorkerPool:
             raise ValueError(f"size must be at least 1, got {size}")
         self._execution = execution
         self._start_worker = start_worker
+        self._inbox = inbox or ChannelInbox()
         self._check_interval = check_interval
         self._clock = clock
-        self._last_check = clock()
+        self._waited = self._checked_at = 0.0
+        self._last_wait = clock()
+        self._idle = (0.0, 0.0)
+        """When the last wait began during which workers had no job, and when it ended."""
         self._failed_starts: Counter[int] = Counter()
         self._unreceived: deque[Job] = deque()
         self._times_unreceived: Counter[Job] = Counter()
         self._is_stopped = False
-        self._workers: list[Worker] = []
-        self._start_workers(size)
+        self._places = range(size)
+        self._workers = Roster()
+        self._start_workers()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-        self._join_workers()
+        for worker in self._workers:
+            self._remove(worker)
+            worker.join()
+        self._inbox.close()
 
     @property
     def execution(self) -> Execution:
@@ -81,7 +95,7 @@ class WorkerPool:
         Raises:
             UserError: if workers cannot be started.
         """
-        while not all(worker.is_ready for worker in self._workers):
+        while self._workers.starting_count:
             self._receive()
 
     def run(self, next_job: Callable[[], Job | None]) -> None:
@@ -99,12 +113,13 @@ class WorkerPool:
         for worker in self._workers:
             worker.mark_free()
         while True:
-            idle = self._submit_jobs(next_job)
-            if idle and not any(worker.job for worker in self._workers):
+            self._submit_jobs(next_job)
+            if self._has_ended(next_job):
                 return
+            has_idle, started = self._workers.free_count > 0, time.monotonic()
             self._receive()
-            for worker in idle:
-                worker.mark_free()  # the time without a job is no part of the next job's seconds
+            if has_idle:
+                self._idle = started, time.monotonic()
 
     def stop(self) -> None:
         """End the workers without waiting for their jobs; none of the jobs' methods is called any more."""
@@ -112,86 +127,140 @@ class WorkerPool:
         for worker in self._workers:
             worker.stop()
 
-    def _start_workers(self, size: int) -> None:
-        self._workers = []
+    # ------------------------------------------------------------------------------------ what a subclass may change
+
+    def _fill_places(self) -> None:
+        """Start the workers that are missing."""
+        for number in self._places:
+            if number not in self._workers.numbers:
+                self._add(self._start_worker(number, self._execution))
+
+    def _check(self) -> bool:
+        """Do what is due after each check interval; return whether it was an event after which jobs are looked for."""
+        silent = [worker for worker in self._workers if worker.is_unresponsive(self._waited)]
+        for worker in silent:
+            self._end_unresponsive(worker)
+        return bool(silent)
+
+    def _has_ended(self, next_job: Callable[[], Job | None]) -> bool:
+        """Return whether there is nothing to do or to wait for, now that no more jobs can be submitted."""
+        return self._workers.free_count > 0 and self._workers.busy_count == 0
+
+    def _start_failure(self, worker: Worker, failed: int, reason: str) -> UserError:
+        """Return the error that workers cannot be started."""
+        return UserError(
+            f"workers: a worker {worker.kind} could not start {failed} times in a row (it {reason}); "
+            "see its messages above, or use --workers 1"
+        )
+
+    # ------------------------------------------------------------------------------------------------ the workers
+
+    def _start_workers(self) -> None:
         try:
-            for number in range(size):
-                self._workers.append(self._start_worker(number, self._execution))
+            self._fill_places()
         except BaseException:
             self.__exit__()
             raise
 
-    def _join_workers(self) -> None:
+    def _end_workers(self) -> None:
+        """End all workers, which have no jobs."""
         for worker in self._workers:
+            worker.stop()
+        for worker in self._workers:
+            self._remove(worker)
             worker.join()
 
-    def _submit_jobs(self, next_job: Callable[[], Job | None]) -> list[Worker]:
-        """Give each free worker a job while there are jobs; return the workers that got none."""
-        free = [worker for worker in self._workers if worker.is_free]
-        while free and (job := self._unreceived.popleft() if self._unreceived else next_job()) is not None:
-            worker = free.pop(0)
+    def _add(self, worker: Worker) -> None:
+        worker.heard_at = self._waited
+        self._workers.add(worker)
+        self._inbox.add(worker)
+
+    def _remove(self, worker: Worker) -> None:
+        self._workers.remove(worker)
+        self._inbox.remove(worker)
+
+    def _submit_jobs(self, next_job: Callable[[], Job | None]) -> None:
+        """Give each free worker a job while there are jobs."""
+        while worker := self._workers.first_free():
+            job = self._unreceived.popleft() if self._unreceived else next_job()
+            if job is None:
+                return
+            idle_from, idle_until = self._idle
+            if worker.free_since <= idle_from:
+                worker.free_since = idle_until  # the time without a job is no part of the job's seconds
             try:
                 worker.submit(job, self._execution)
             except TimeoutError:
                 self._end_unresponsive(worker)
             except OSError:
-                self._replace(worker, worker.join())
-        return free
+                self._replace(worker)
+            else:
+                self._workers.update(worker)
 
     def _receive(self) -> None:
         """Wait for messages and handle them, until one was more than a heartbeat or a worker was replaced."""
         is_done = False
         while not is_done:
-            readable = self._wait_for_messages()
-            for worker in list(self._workers):
-                if worker in readable:
+            ready = self._wait_for_messages()
+            for worker in ready:
+                if worker in self._workers:
                     is_done |= self._receive_from(worker)
-                elif worker.is_unresponsive:
-                    self._end_unresponsive(worker)
-                    is_done = True
+            if self._check_interval and (not ready or self._waited - self._checked_at >= self._check_interval):
+                self._checked_at = self._waited
+                is_done |= self._check()
 
-    def _wait_for_messages(self) -> list[Worker]:
-        """Wait until a message arrives or the check interval is over; return the workers whose channel is readable."""
-        ready = wait([worker.channel.fileno() for worker in self._workers], self._check_interval)
+    def _wait_for_messages(self) -> Sequence[Worker]:
+        """Wait until a message arrives or the check interval is over; return the workers that have sent one."""
+        ready = self._inbox.wait(self._check_interval)
         now = self._clock()
-        seconds = min(now - self._last_check, self._check_interval or 0.0)
-        self._last_check = now
-        readable = [worker for worker in self._workers if worker.channel.fileno() in ready]
-        for worker in self._workers:
-            worker.silent_seconds = 0.0 if worker in readable else worker.silent_seconds + seconds
-        return readable
+        self._waited += min(now - self._last_wait, self._check_interval or 0.0)
+        self._last_wait = now
+        for worker in ready:
+            worker.heard_at = self._waited
+        return ready
 
     def _receive_from(self, worker: Worker) -> bool:
-        """Handle the worker's next message; return False for a heartbeat. What a job raises is not caught."""
+        """Handle the worker's next messages; return False for a heartbeat. What a job raises is not caught."""
         try:
-            message = worker.channel.receive()
+            messages = worker.receive()
         except TimeoutError:
             self._end_unresponsive(worker)
             return True
         except (EOFError, OSError):
-            self._replace(worker, worker.join())
+            self._replace(worker)
             return True
-        return worker.handle(message)
+        try:
+            return any([worker.handle(message) for message in messages])
+        finally:
+            self._workers.update(worker)
 
     def _end_unresponsive(self, worker: Worker) -> None:
         worker.stop()
-        worker.join()
         self._replace(worker, f"did not respond for {worker.silence_limit:g} seconds and was ended")
 
-    def _replace(self, worker: Worker, reason: str) -> None:
-        """Start another worker in place of one that has ended for this reason, and hand back its job."""
-        failed = self._failed_starts[worker.number] = 0 if worker.is_ready else self._failed_starts[worker.number] + 1
-        if failed >= MAX_FAILED_STARTS:
-            raise UserError(
-                f"workers: a worker {worker.kind} could not start {failed} times in a row (it {reason}); "
-                "see its messages above, or use --workers 1"
-            )
-        self._workers[worker.number] = self._start_worker(worker.number, self._execution)
-        job = worker.job
-        if job is None:
-            return
+    def _replace(self, worker: Worker, reason: str | None = None) -> None:
+        """Start another worker in place of one that has ended, for this reason if given, and hand back its job."""
+        self._remove(worker)
+        how = worker.join()
+        reason = reason or how
+        if worker.is_ready:
+            self._failed_starts[worker.number] = 0
+        elif worker.loss_cause is LossCause.WORKER:
+            self._failed_starts[worker.number] += 1
+        if (failed := self._failed_starts[worker.number]) >= MAX_FAILED_STARTS:
+            raise self._start_failure(worker, failed, reason)
+        self._fill_places()
+        if worker.job:
+            self._hand_back(worker, worker.job, f"its worker {worker.kind} {reason}")
+
+    def _hand_back(self, worker: Worker, job: Job, reason: str) -> None:
         self._times_unreceived[job] += not worker.has_started
         if not worker.has_started and self._times_unreceived[job] < MAX_UNRECEIVED:
             self._unreceived.append(job)
         else:
-            job.on_worker_lost(f"its worker {worker.kind} {reason}")
+            job.on_worker_lost(reason, worker.loss_cause)
+
+
+def by_number(workers: Iterable[Worker]) -> list[Worker]:
+    """Return workers in the order of their numbers."""
+    return sorted(workers, key=lambda worker: worker.number)

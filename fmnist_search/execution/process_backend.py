@@ -14,8 +14,8 @@ from fmnist_search.execution.capacity import worker_count
 from fmnist_search.execution.channel import Channel, socket_pair
 from fmnist_search.execution.job import Job
 from fmnist_search.execution.messages import AddImages
-from fmnist_search.execution.pool import WorkerPool
-from fmnist_search.execution.worker import Worker
+from fmnist_search.execution.pool import WorkerPool, by_number
+from fmnist_search.execution.worker import ChannelWorker, Worker
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.groups import Data
 
@@ -92,21 +92,20 @@ class ProcessBackend(WorkerPool):
     @property
     def worker_pids(self) -> list[int]:
         """The process ids by worker number."""
-        return [worker.pid for worker in self._workers if isinstance(worker, ProcessWorker)]
+        return [worker.pid for worker in by_number(self._workers) if isinstance(worker, ProcessWorker)]
 
     def configure(self, execution: Execution) -> None:
         """Run all following jobs in this way; another number of threads restarts the processes, as many as fit."""
         needs_restart = execution.threads != self._execution.threads
         self._execution = execution
         if needs_restart:
-            for worker in self._workers:
-                worker.stop()
-            self._join_workers()
-            size, _ = worker_count(self.size, execution)
-            self._start_workers(size)
+            size = self.size
+            self._end_workers()
+            self._places = range(worker_count(size, execution)[0])
+            self._start_workers()
 
 
-class ProcessWorker(Worker):
+class ProcessWorker(ChannelWorker):
     """A process in a process group of its own, so that Ctrl-C in a terminal does not reach it."""
 
     kind = "process"

@@ -11,7 +11,7 @@ from fmnist_search.execution.channel import channel_pair
 from fmnist_search.execution.job import Job
 from fmnist_search.execution.messages import Stop
 from fmnist_search.execution.pool import WorkerPool
-from fmnist_search.execution.worker import Worker
+from fmnist_search.execution.worker import ChannelWorker
 from fmnist_search.execution.worker_main import worker_loop
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.groups import Data
@@ -40,7 +40,7 @@ class ThreadBackend(WorkerPool):
         super().__init__(execution, size, lambda number, _: ThreadWorker(number, images))
 
 
-class ThreadWorker(Worker):
+class ThreadWorker(ChannelWorker):
     """A thread of this process; `images` is shared by all workers of the backend."""
 
     kind = "thread"

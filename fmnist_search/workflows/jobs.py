@@ -10,6 +10,7 @@ from typing import Any
 
 from fmnist_search.data.images import Images
 from fmnist_search.execution.backend import Backend
+from fmnist_search.execution.job import LossCause
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.tables import class_scores_csv
 from fmnist_search.results.training import Decision, EpochReport, Overhead, Stopper, TrialResult, TrialState, never_stop
@@ -53,6 +54,7 @@ class TrackedJob:
     """
 
     worker = 0
+    worker_name = "0"
     checkpoint: Mapping[str, Any] | None = None
     checkpoint_seconds: float | None = None
 
@@ -102,7 +104,7 @@ class TrackedJob:
         """Handle the result, `seconds` after the worker was given the job."""
         self.close(result, trial_overhead(result, seconds))
 
-    def on_worker_lost(self, reason: str) -> None:
+    def on_worker_lost(self, reason: str, cause: LossCause = LossCause.WORKER) -> None:
         """Close the job as failed because its worker ended."""
         self.close(self.partial_result(TrialState.FAILED, reason))
 
@@ -121,7 +123,7 @@ class TrackedJob:
         self.result = result
         with self.run.transaction():
             self._log_artifacts(result)
-            self.run.finish(result, overhead, {tag_names.WORKER: str(self.worker)}, outcome)
+            self.run.finish(result, overhead, {tag_names.WORKER: self.worker_name}, outcome)
         self._context.callback.on_training_end(self.name)
 
     def suspend(self, result: TrialResult) -> None:
@@ -167,9 +169,9 @@ class RetryingJob(TrackedJob):
         outcome = f"{result.value:.2%} on validation" if result.value is not None else result.state.value
         self._context.callback.on_message(f"{self.name}: {outcome}")
 
-    def on_worker_lost(self, reason: str) -> None:
+    def on_worker_lost(self, reason: str, cause: LossCause = LossCause.WORKER) -> None:
         """Close the job as failed, and queue its recipe again if it may be retried."""
-        super().on_worker_lost(reason)
+        super().on_worker_lost(reason, cause)
         if self._requeue:
             self._requeue()
         self._context.callback.on_message(f"{self.name}: {reason}{'; it is tried again' if self._requeue else ''}")

@@ -10,7 +10,7 @@ import torch
 
 from fmnist_search.data.images import Images
 from fmnist_search.execution.backend import Backend
-from fmnist_search.execution.job import Job
+from fmnist_search.execution.job import Job, LossCause
 from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import Mlp
 from fmnist_search.recipe.groups import Augmentation, Data
@@ -36,6 +36,7 @@ class RecordingJob:
     """A job that records its reports and its end, and decides after each epoch with `decide`."""
 
     worker = -1
+    worker_name = ""
 
     def __init__(
         self,
@@ -55,6 +56,7 @@ class RecordingJob:
         self.result: TrialResult | None = None
         self.seconds = 0.0
         self.lost_reasons: list[str] = []
+        self.loss_cause: LossCause | None = None
 
     def on_epoch(self, report: EpochReport) -> Decision:
         assert not self.has_ended
@@ -69,9 +71,10 @@ class RecordingJob:
         assert not self.has_ended
         self.result, self.seconds = result, seconds
 
-    def on_worker_lost(self, reason: str) -> None:
+    def on_worker_lost(self, reason: str, cause: LossCause = LossCause.WORKER) -> None:
         assert not self.has_ended
         self.lost_reasons.append(reason)
+        self.loss_cause = cause
 
     @property
     def has_ended(self) -> bool:

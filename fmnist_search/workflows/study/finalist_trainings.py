@@ -12,6 +12,7 @@ from typing import Any
 
 from fmnist_search.config.toml_files import recipe_to_toml
 from fmnist_search.data.images import Images
+from fmnist_search.execution.job import LossCause
 from fmnist_search.files import atomic_write, content_digest, make_private_folder
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.recipe import Recipe
@@ -128,10 +129,10 @@ class FinalistJob(RetryingJob):
             log = partial(log_training_plots, self.run, self.name, self.recipe, result.epochs, weights, self.images)
             self._context.sender.run_when_idle(log)
 
-    def on_worker_lost(self, reason: str) -> None:
+    def on_worker_lost(self, reason: str, cause: LossCause = LossCause.WORKER) -> None:
         """Queue the training again, which goes on in its run; the second time, it has failed."""
         if self._requeue is None:
-            super().on_worker_lost(reason)
+            super().on_worker_lost(reason, cause)
             return
         self.suspend(self.partial_result(TrialState.INTERRUPTED, reason))
         self._requeue()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fmnist_search.data.images import Images
+from fmnist_search.execution.job import LossCause
 from fmnist_search.processes import process_identity
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import (
@@ -115,7 +116,7 @@ class TrialJob(TrackedJob):
         resumed_epochs = len(self.checkpoint["epochs"]) if self.checkpoint else 0
         self._end(result, trial_overhead(result, seconds, self._sampling_seconds, resumed_epochs))
 
-    def on_worker_lost(self, reason: str) -> None:
+    def on_worker_lost(self, reason: str, cause: LossCause = LossCause.WORKER) -> None:
         """Let the trial wait to go on; it has failed if it came no further than when it lost a worker before."""
         epochs, before = len(self._reports), self.asked.epochs_at_loss
         if before is not None and epochs <= before:
