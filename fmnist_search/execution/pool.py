@@ -229,8 +229,11 @@ class WorkerPool:
         except (EOFError, OSError):
             self._replace(worker)
             return True
+        is_done = False
         try:
-            return any([worker.handle(message) for message in messages])
+            for message in messages:
+                is_done |= worker.handle(message)
+            return is_done
         finally:
             self._workers.update(worker)
 
