@@ -1,4 +1,4 @@
-"""`python -m benchmarks.curves record|replay|carry`."""
+"""`python -m benchmarks.curves record|replay|carry|windows|ask`."""
 
 from __future__ import annotations
 
@@ -109,6 +109,51 @@ def carry(
 
     found = bench.analyze(CurveTable.read(curves, StudyConfig.load(study)))
     typer.echo(json.dumps(asdict(found), indent=1) if as_json else bench.format_analysis(found))
+
+
+@app.command()
+def windows(
+    study: StudyOption = CURVES_FOLDER / "cpu.toml",
+    curves: CurvesOption = CURVES_FOLDER / "cpu.jsonl",
+    sizes: Annotated[str, typer.Option(help="Values of sampler.window; 0 takes all trials.")] = "0,100,200,300,500",
+    trials: Annotated[int, typer.Option(help="Trials of a search.", min=4)] = 1000,
+    running: Annotated[int, typer.Option(help="Trials at a time.", min=1)] = 8,
+    seeds: Annotated[int, typer.Option(help="Searches with each window.", min=1)] = 4,
+    out: Annotated[
+        Path | None, typer.Option(help="Append each search to this file, as a line of JSON.", show_default=False)
+    ] = None,
+) -> None:
+    """Compare windows of TPE in long searches on a surrogate of the recorded curves."""
+    from benchmarks.curves import windows as bench
+    from benchmarks.curves.surrogate import SurrogateCurves
+    from benchmarks.curves.table import CurveTable
+    from fmnist_search.config.study_config import StudyConfig
+
+    surrogate = SurrogateCurves(CurveTable.read(curves, StudyConfig.load(study)))
+    typer.echo(f"surrogate: error {surrogate.loo_error:.2f} points by leave-one-out, spread {surrogate.spread:.2f}")
+    for row in bench.compare_windows(surrogate, [int(size) for size in sizes.split(",")], seeds, trials, running):
+        line = json.dumps(row)
+        typer.echo(line)
+        if out:
+            with out.open("a") as file:
+                file.write(line + "\n")
+
+
+@app.command()
+def ask(
+    known: Annotated[str, typer.Option(help="Trials that have ended.")] = "100,1000,5000,10000",
+    running: Annotated[str, typer.Option(help="Trials that run.")] = "0,64,1000",
+    sizes: Annotated[str, typer.Option(help="Values of sampler.window; 0 takes all trials.")] = "0,300",
+) -> None:
+    """Measure what TPE takes for a suggestion: median CPU milliseconds in memory, by window and number of trials."""
+    from benchmarks.curves.windows import measure_ask
+
+    for count in map(int, known.split(",")):
+        for busy in map(int, running.split(",")):
+            for size in map(int, sizes.split(",")):
+                typer.echo(
+                    f"{count:6d} known, {busy:4d} running, window {size:4d}: {measure_ask(count, busy, size):7.1f} ms"
+                )
 
 
 if __name__ == "__main__":

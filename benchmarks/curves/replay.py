@@ -78,18 +78,25 @@ class RecordedRecipes:
         costs = seconds if clock == "seconds" else np.ones_like(seconds)
         self.epoch_costs = costs / costs.sum(1).mean()
         self._domains = self.config.space.domains("cnn")
-        self._features = np.stack([self._feature_vector(values) for values in self.values])
+        self.features = np.stack([self.feature_vector(values) for values in self.values])
 
     def nearest_recipe(self, values: Mapping[str, Value], free: set[int]) -> int:
         """Return the nearest of the free recipes, with each hyperparameter scaled to a domain of length 1."""
         candidates = sorted(free)
-        differences = self._features[candidates] - self._feature_vector(values)
+        squares = self.squared_differences(self.feature_vector(values)[None], candidates)[0]
+        return candidates[int(squares.sum(1).argmin())]
+
+    def squared_differences(self, features: Array, recipes: Sequence[int] | slice = slice(None)) -> Array:
+        """Return for each feature vector, recorded recipe and hyperparameter how far they are apart, squared."""
+        recorded = self.features[recipes]
+        differences = recorded[None] - features[:, None]
         # A hyperparameter that only one of two recipes has counts as half a domain.
         squares = np.where(np.isnan(differences), 0.25, differences**2)
-        both_absent = np.isnan(self._features[candidates]) & np.isnan(self._feature_vector(values))
-        return candidates[int(np.where(both_absent, 0.0, squares).sum(1).argmin())]
+        both_absent = np.isnan(recorded)[None] & np.isnan(features)[:, None]
+        return np.where(both_absent, 0.0, squares)
 
-    def _feature_vector(self, values: Mapping[str, Value]) -> Array:
+    def feature_vector(self, values: Mapping[str, Value]) -> Array:
+        """Return the hyperparameters of a recipe, each scaled to a domain of length 1; NaN for those it lacks."""
         there = {name: domain for name, domain in self._domains.items() if is_active(name, FAMILIES["cnn"], values)}
         places = {name: _normalized_position(values[name], domain) for name, domain in there.items()}
         return np.array([places.get(name, math.nan) for name in self._domains])

@@ -21,6 +21,10 @@ class SamplerSection(Section):
         """
         return []
 
+    def continued(self, stored: SamplerSection) -> SamplerSection:
+        """Return the settings with which a study goes on, where `stored` are those that it had so far."""
+        return self
+
 
 class Tpe(SamplerSection):
     """Tree-structured Parzen estimator, multivariate and grouped: learns from the trials so far."""
@@ -30,10 +34,23 @@ class Tpe(SamplerSection):
     candidates: int = Field(
         24, ge=1, le=10_000, description="candidates that it draws for each trial, of which it takes the most promising"
     )
+    window: int = Field(
+        300,
+        ge=0,
+        le=MAX_TRIALS,
+        description="trials that it learns from, at least `startup_trials`: the best and the newest, and as many that "
+        "are running; 0 takes all, and then each trial of a study takes longer to choose than the one before",
+    )
 
     def joint_groups(self, groups: Sequence[Mapping[str, Domain]]) -> list[Mapping[str, Domain]]:
         """Return every group."""
         return list(groups)
+
+    def continued(self, stored: SamplerSection) -> SamplerSection:
+        """Return the settings with the window that the study had so far, unless these give one."""
+        if not isinstance(stored, Tpe) or "window" in self.model_fields_set:
+            return self
+        return self.model_copy(update={"window": stored.window})
 
 
 class Random(SamplerSection):

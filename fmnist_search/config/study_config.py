@@ -181,6 +181,12 @@ class StudyConfig(Section):
             lines = (line for details in error.errors() for line in error_lines(details, cls))
             raise UserError(*dict.fromkeys(lines)) from None
 
+    def continuing(self, stored: StudyConfig | None) -> StudyConfig:
+        """Return this config for a study that was stored with another one, which decides what this one leaves open."""
+        if stored is None:
+            return self
+        return self.model_copy(update={"sampler": self.sampler.continued(stored.sampler)})
+
     # -------------------------------------------------------------------------------- attributes
 
     def domains(self) -> Iterator[tuple[str, Domain]]:

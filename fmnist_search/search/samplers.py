@@ -1,4 +1,4 @@
-"""Samplers: one function for each sampler of `config.sections`, and the two classes of ours that they use."""
+"""Samplers: one function for each sampler of `config.sections`, and the classes of ours that they use."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from fmnist_search.config.space import Space
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.hyperparameters import Value
 from fmnist_search.search.suggest import grid_points, to_distribution
+from fmnist_search.search.trial_window import StudyView, TrialWindow
 
 Distributions = dict[str, BaseDistribution]
 
@@ -48,7 +49,9 @@ def _tpe(settings: Tpe, seed: int, space: Space) -> BaseSampler:
             seed=trial_seed,
         )
 
-    return PerTrialSampler(create, seed, joint_distributions(settings, space))
+    # With fewer trials than `startup_trials` it would sample at random for ever.
+    size = max(settings.window, settings.startup_trials) if settings.window else None
+    return WindowedSampler(create, seed, joint_distributions(settings, space), TrialWindow(size))
 
 
 @make_sampler.register
@@ -173,6 +176,28 @@ class PerTrialSampler(BaseSampler):
     ) -> None:
         """Call the same method of the trial's sampler."""
         self._sampler_of(trial).after_trial(study, trial, state, values)
+
+
+class WindowedSampler(PerTrialSampler):
+    """Shows the sampler of each trial a window of the trials of the study."""
+
+    def __init__(
+        self, create: Callable[[int], BaseSampler], seed: int, groups: Sequence[Distributions], window: TrialWindow
+    ):
+        super().__init__(create, seed, groups)
+        self._view = StudyView(window)
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Distributions) -> dict[str, Any]:
+        """Sample each group on its own, from the window."""
+        values = super().sample_relative(self._view.show(study, trial), trial, search_space)
+        self._view.store_attributes(study, trial)
+        return values
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Sample a hyperparameter outside all groups, from the window."""
+        return super().sample_independent(self._view.show(study, trial), trial, param_name, param_distribution)
 
 
 class ConditionalGridSampler(BaseSampler):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 import optuna
 
@@ -108,7 +109,15 @@ def stored_config(study: optuna.Study) -> StudyConfig | None:
     """Return the config of a stored study; None if the process that created the study has not stored it yet."""
     toml = study.user_attrs.get(CONFIG_ATTRIBUTE)
     with damaged_values(f"study {study.study_name!r}"):
-        return StudyConfig.from_dict(tomllib.loads(toml)) if toml else None
+        return StudyConfig.from_dict(_with_later_keys(tomllib.loads(toml))) if toml else None
+
+
+def _with_later_keys(tables: dict[str, Any]) -> dict[str, Any]:
+    """Return a stored study with the keys that were added later, set to what was done before."""
+    sampler = tables.get("sampler")
+    if isinstance(sampler, dict) and sampler.get("name") == "tpe":
+        return {**tables, "sampler": {"window": 0, **sampler}}
+    return tables
 
 
 def archive(storage: optuna.storages.BaseStorage, name: str) -> str:

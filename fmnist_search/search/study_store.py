@@ -104,7 +104,7 @@ class StudyStore(StudyAttributes):
         study = optuna.create_study(storage=storage, study_name=config.name, direction="maximize", load_if_exists=True)
         store = cls._continue(study, config)
         store._with_sampler()
-        study.set_user_attr(CONFIG_ATTRIBUTE, config.to_toml())
+        study.set_user_attr(CONFIG_ATTRIBUTE, store.config.to_toml())
         store.archived_as = archived_as
         return store
 
@@ -130,7 +130,7 @@ class StudyStore(StudyAttributes):
 
     @classmethod
     def _continue(cls, study: optuna.Study, config: StudyConfig) -> StudyStore:
-        store, stored = cls(study, config), stored_config(study)
+        store = cls(study, config.continuing(stored := stored_config(study)))
         store.widened_ranges = check_comparable(stored, config) if stored else []
         return store
 

@@ -98,7 +98,16 @@ def run(folder: Path, *arguments: object) -> Printed:
 # -------------------------------------------------------------------------------------------- --json
 
 
-ADDED_KEYS = {"paused", "backend", "losses", "checkpoint_seconds", "heartbeat_seconds", "lease_seconds", "run_key"}
+ADDED_KEYS = {
+    "paused",
+    "backend",
+    "losses",
+    "checkpoint_seconds",
+    "heartbeat_seconds",
+    "lease_seconds",
+    "run_key",
+    "window",
+}
 """What the output and the attributes of trials have besides what they had then."""
 
 

@@ -72,7 +72,7 @@ def test_study_written_as_toml_is_read_back_equal(space: dict[str, Any], questio
 def test_study_written_as_toml_has_every_setting() -> None:
     written = tomllib.loads(make_study().to_toml())
     assert written.keys() == StudyConfig.model_fields.keys()
-    assert written["sampler"] == {"name": "tpe", "startup_trials": 5, "candidates": 24}
+    assert written["sampler"] == {"name": "tpe", "startup_trials": 5, "candidates": 24, "window": 300}
     assert written["data"]["validation"] == 10_848
     # TOML has no null, so a limit that is not given is left out.
     assert "minutes" not in written["budget"]
