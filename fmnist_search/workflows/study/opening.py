@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -111,7 +112,8 @@ def open_session(
             if study_store.archived_as:
                 sender.run_when_idle(partial(repair, study_store.archived_as, is_searched=False))
         context = JobContext(sender, callback, interruption, tracking.plot_interval is not None, tracking.flush_timeout)
-        study_logger = StudyRunLogger(study_run, study_store, context, tracking.plot_interval or 0.0)
+        plot_interval = math.inf if tracking.plot_interval is None else tracking.plot_interval
+        study_logger = StudyRunLogger(study_run, study_store, context, plot_interval)
         study_logger.log_start(images, runtime, backend.size)
         stack.enter_context(log_system_metrics(study_run))
         yield Session(

@@ -1,0 +1,109 @@
+"""Measure what many workers cost the driver of a study: `python -m benchmarks.cluster driver`.
+
+`driver` measures the driver's CPU a trial: a real study (Optuna's storage, lease, outbox, MLflow) on simulated workers.
+It takes the window of trials that ends at `--trials`; the study knows all trials before the window, made in bulk with
+the attributes of a random search, except those that the workers need to be busy.
+
+    python -m benchmarks.cluster driver                                            # trials 900 to 1,000, 64 workers
+    python -m benchmarks.cluster driver --trials 10000                             # trials 9,900 to 10,000
+    python -m benchmarks.cluster driver --trials 10000 --workers 1000
+    python -m benchmarks.cluster driver --no-tracking --sampler random --json      # Optuna alone, machine-readable
+    python -m benchmarks.cluster driver --trials 300 --from-start --profile out    # a profile for pstats
+
+`record` runs trials of nine epochs without a pruner, and compares the points in MLflow with what was reported.
+
+    python -m benchmarks.cluster record --trials 1000
+"""
+
+from __future__ import annotations
+
+import cProfile
+import dataclasses
+import json
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import optuna
+import typer
+
+from benchmarks.cluster.driver import Simulation, check_budget, check_record, measure_driver, run_simulation
+from benchmarks.machine import machine, versions
+
+app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+TrialsOption = Annotated[int, typer.Option(help="trials that have ended at the end of the window", min=1)]
+WorkersOption = Annotated[int, typer.Option(help="simulated workers", min=1)]
+SamplerOption = Annotated[str, typer.Option(help="sampler")]
+PrunerOption = Annotated[str, typer.Option(help="pruner")]
+TrackingOption = Annotated[bool, typer.Option(help="write to MLflow")]
+StorageOption = Annotated[str | None, typer.Option(help="Optuna's storage; by default SQLite in a temporary folder")]
+SeedOption = Annotated[int, typer.Option(help="seed of the study")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+@app.command()
+def driver(
+    trials: TrialsOption = 1000,
+    window: Annotated[int, typer.Option(help="trials of the window", min=1)] = 100,
+    workers: WorkersOption = 64,
+    sampler: SamplerOption = "tpe",
+    pruner: PrunerOption = "halving",
+    tracking: TrackingOption = True,
+    storage: StorageOption = None,
+    seed: SeedOption = 0,
+    from_start: Annotated[bool, typer.Option("--from-start", help="search all trials before the window too")] = False,
+    profile: Annotated[Path | None, typer.Option(help="write a profile; figures are too high then")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the driver's CPU a trial in a window of trials."""
+    known = 0 if from_start else max(trials - window - workers, 0)
+    simulation = Simulation(workers, known, trials, sampler, pruner, tracked=tracking, seed=seed, storage=storage)
+    profiler = cProfile.Profile() if profile else None
+    messages: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="cluster-") as folder:
+        if profiler:
+            profiler.enable()
+        cost = measure_driver(simulation, window, Path(folder), messages)
+        if profiler and profile:
+            profiler.disable()
+            profiler.dump_stats(profile)
+    _print({"simulation": dataclasses.asdict(simulation), "driver": dataclasses.asdict(cost)}, messages, as_json)
+
+
+@app.command()
+def record(
+    trials: TrialsOption = 1000,
+    workers: WorkersOption = 64,
+    sampler: SamplerOption = "tpe",
+    pruner: PrunerOption = "none",
+    storage: StorageOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the points in MLflow at the end of a study with what its trials reported."""
+    simulation = Simulation(workers, 0, trials, sampler, pruner, seed=seed, storage=storage)
+    messages: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="cluster-") as folder:
+        run = run_simulation(simulation, Path(folder), messages)
+        check_budget(run)
+        found = check_record(run)
+    _print({"simulation": dataclasses.asdict(simulation), "record": dataclasses.asdict(found)}, messages, as_json)
+
+
+def _print(found: dict[str, Any], messages: list[str], as_json: bool) -> None:
+    about = {"machine": machine(), "versions": versions(), **found, "messages": messages}
+    if as_json:
+        typer.echo(json.dumps(about))
+        return
+    for group, value in found.items():
+        typer.echo(f"{group}: " + ", ".join(f"{name} {each}" for name, each in value.items()))
+    for message in messages:
+        typer.echo(f"  {message}")
+
+
+if __name__ == "__main__":
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", module="optuna")
+    app()
