@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import resource
 import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import optuna
 import typer
@@ -23,6 +24,7 @@ from fmnist_search.search.driver_storage import DriverStorage
 from fmnist_search.search.lease import Lease
 from fmnist_search.search.storage import open_storage
 from fmnist_search.search.study_store import StudyRuntime, StudyStore
+from fmnist_search.tracking.delivery_process import DeliveryProcess
 from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.run_logger import RunLogger
 from fmnist_search.tracking.sender import Sender
@@ -42,11 +44,13 @@ def main(
     sampler: Annotated[str, typer.Option(help="Sampler.")] = "tpe",
     trials: Annotated[int, typer.Option(help="Number of trials.", min=WINDOW)] = 1000,
     tracked: Annotated[bool, typer.Option("--tracked", help="Record the trials in MLflow too.")] = False,
+    in_process: Annotated[bool, typer.Option("--in-process", help="A process sends to MLflow, not a thread.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure ask, an epoch's report and tell in milliseconds, in one process, on SQLite, as a search does.
 
-    With --tracked, also measure recording a trial in an embedded MLflow store, which a study does during training.
+    With --tracked, also measure recording the trials in an embedded MLflow store: how long the driver takes to send a
+    trial's events, how long MLflow takes for all, and the CPU time of both.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     config = StudyConfig.load(study, {"sampler": sampler, "budget.trials": trials})
@@ -55,16 +59,24 @@ def main(
         with Lease.acquire(rdb, config.name, execution.heartbeat_seconds, execution.lease_seconds) as lease:
             study_store = StudyStore.open_in(DriverStorage(rdb, lease, typer.echo), config)
             study_store.runtime = StudyRuntime(Execution(), "float32")
-            recorder = _TrialRecorder(Path(folder), config) if tracked else None
+            recorder = _TrialRecorder(Path(folder), config, in_process=in_process) if tracked else None
             times = [_time_trial(study_store, random.Random(number), recorder) for number in range(trials)]
+            delivery = recorder.finish() if recorder else None
     rows = {stop: _median_milliseconds(times[stop - WINDOW : stop]) for stop in REPORTED_TRIALS if stop <= trials}
     if as_json:
-        typer.echo(json.dumps({"machine": machine(), "versions": versions(), "sampler": sampler, "milliseconds": rows}))
+        figures = {"sampler": sampler, "milliseconds": rows, "delivery": delivery and delivery._asdict()}
+        typer.echo(json.dumps({"machine": machine(), "versions": versions(), **figures}))
         return
     typer.echo(f"{machine()}; {versions()}; {sampler}, medians of {WINDOW} trials, milliseconds")
     typer.echo("  trial     ask  report    tell  ask + tell  record")
     for stop, (ask, report, tell, recorded) in rows.items():
         typer.echo(f"{stop:7d} {ask:7.1f} {report:7.1f} {tell:7.1f} {ask + tell:11.1f} {recorded:7.1f}")
+    if delivery:
+        driver, others, process = (1000 * seconds / trials for seconds in delivery[2:])
+        typer.echo(
+            f"MLflow has all {delivery.epochs} epochs {delivery.seconds:.1f} s after the last trial; CPU ms a trial: "
+            f"driver {driver:.1f}, of these in other threads {others:.1f}; process of the sender {process:.1f}"
+        )
 
 
 def _time_trial(
@@ -92,24 +104,60 @@ def _time_trial(
     return ask, reported / len(reports), tell, recorded
 
 
-class _TrialRecorder:
-    """Records trials in an embedded MLflow store and waits for each."""
+class Delivery(NamedTuple):
+    """What the record has cost: the time from the last trial until MLflow had all, and CPU times."""
 
-    def __init__(self, folder: Path, config: StudyConfig):
+    epochs: int
+    seconds: float
+    driver_cpu_seconds: float
+    other_threads_cpu_seconds: float
+    process_cpu_seconds: float
+
+
+class _TrialRecorder:
+    """Records trials in an embedded MLflow store and waits for none, as a search does."""
+
+    def __init__(self, folder: Path, config: StudyConfig, *, in_process: bool):
         uri = f"sqlite:///{folder}/mlflow.db"
         tracking = MlflowStore(uri, config.experiment)
         outbox = Outbox(folder / "outbox.db", uri)
-        self._sender = Sender(outbox, MlflowWriter(tracking.client, outbox), typer.echo)
+        writer = MlflowWriter(tracking.client, outbox)
+        self._sender = Sender(outbox, DeliveryProcess(outbox, uri, typer.echo) if in_process else writer, typer.echo)
+        self._client = tracking.client
         self._study_run = RunLogger.existing(self._sender, open_study_run(tracking, config.name, None).run_id)
+        self._runs: list[TrainingRunLogger] = []
+        self._epochs = 0
+        self._began = (time.process_time(), time.thread_time(), _children_cpu_seconds())
 
     def record(self, recipe: Recipe, result: TrialResult) -> None:
-        """Record a trial and wait until MLflow has it."""
-        names = list(recipe.to_flat_dict())
-        run = TrainingRunLogger.start(self._sender, recipe.label, recipe, names, {"kind": "trial"}, self._study_run)
+        """Send the events of a trial."""
+        names, number = list(recipe.to_flat_dict()), len(self._runs)
+        name = f"{number:03d} {recipe.label}"
+        run = TrainingRunLogger.start(self._sender, name, recipe, names, {"kind": "trial"}, self._study_run)
         for report in result.epochs:
             run.log_epoch(report, report is result.epochs[-1])
         run.finish(result, Overhead(), {})
-        self._sender.flush(60)
+        self._runs.append(run)
+        self._epochs += len(result.epochs)
+
+    def finish(self) -> Delivery:
+        """Wait until MLflow has everything, check that it has each epoch once, and return what that took."""
+        since = time.perf_counter()
+        assert self._sender.flush(600)
+        seconds = time.perf_counter() - since
+        driver, main = time.process_time() - self._began[0], time.thread_time() - self._began[1]
+        run_ids = [str(run.run_id) for run in self._runs]
+        self._sender.close()
+        process = _children_cpu_seconds() - self._began[2]
+        points = sum(len(self._client.get_metric_history(run_id, "val/accuracy")) for run_id in run_ids)
+        if (points, len(set(run_ids))) != (self._epochs, len(self._runs)):
+            raise RuntimeError(f"MLflow has {points} of {self._epochs} epochs")
+        return Delivery(self._epochs, seconds, driver, driver - main, process)
+
+
+def _children_cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _median_milliseconds(times: list[tuple[float, float, float, float]]) -> list[float]:

@@ -175,7 +175,7 @@ def store_errors(uri: str, *extra_errors: type[Exception]) -> Iterator[None]:
         UserError: if the store cannot be reached or written, is damaged, refuses the user, or was made by another
             MLflow version.
     """
-    _silence_library_logs()
+    silence_library_logs()
     database = sqlite_path(uri)
     if database and not database.parent.is_dir():
         raise UserError(f"tracking {uri}: there is no folder {database.parent}; create it, or give another address")
@@ -289,7 +289,7 @@ class _EnvironmentSettings:
 _TIMEOUTS = _EnvironmentSettings()
 
 
-def _silence_library_logs() -> None:
+def silence_library_logs() -> None:
     """Silence the migrations that a new store logs, and the traceback of a store that fails."""
     for name in ("alembic", "mlflow.store", "mlflow.tracking", "mlflow.system_metrics"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -30,6 +30,7 @@ class Step(Enum):
     DELIVERED = auto()
     NOTHING_PENDING = auto()
     SENT_BY_ANOTHER = auto()
+    IN_PROGRESS = auto()
     STORE_DOWN = auto()
     OUTBOX_FAILED = auto()
 
@@ -54,6 +55,10 @@ class Delivery:
     def seconds(self, run_key: str) -> float:
         """Return the seconds that the delivery of the events of a run has taken so far."""
         return self._seconds.get(run_key, 0.0)
+
+    def all_seconds(self) -> dict[str, float]:
+        """Return these seconds by run."""
+        return dict(self._seconds)
 
     @property
     def problem(self) -> str:
@@ -83,6 +88,9 @@ class Delivery:
         if since is not None and time.monotonic() - since < MAX_EVENT_SECONDS:
             with contextlib.suppress(OutboxError):
                 self._outbox.lease.renew()
+
+    def close(self) -> None:
+        """Do nothing: a thread that has ended delivers nothing."""
 
     def _deliver_next(self, *, at_once: bool) -> Step:
         """Try to deliver events. The lease is kept for the next ones if it succeeded, and released otherwise."""

@@ -1,4 +1,4 @@
-"""The sender: a thread that delivers the events of an outbox to MLflow while trials train.
+"""The sender: a thread, or a process, that delivers the events of an outbox to MLflow while trials train.
 
 A worker that logs something never waits for MLflow, and only the sender waits for a store that is down.
 """
@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from fmnist_search.text import first_line
 from fmnist_search.tracking.delivery import Delivery, Step, WriteEvent
+from fmnist_search.tracking.delivery_process import DeliveryProcess
 from fmnist_search.tracking.events import Event, RunProgress
 from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.sender_lease import RENEWAL_SECONDS
@@ -22,8 +23,11 @@ LOCK_POLL_SECONDS = 0.1
 CLOSE_WAIT_SECONDS = 10.0
 """A sender that is closed waits so long for another one that is delivering its events."""
 OUTBOX_RETRY_SECONDS = 1.0
+MANY_EVENTS = 1000
+"""More events are counted less often."""
 
 PAUSES = {
+    Step.IN_PROGRESS: LOCK_POLL_SECONDS,
     Step.SENT_BY_ANOTHER: LOCK_POLL_SECONDS,
     Step.STORE_DOWN: 0.02,
     Step.OUTBOX_FAILED: OUTBOX_RETRY_SECONDS,
@@ -72,6 +76,7 @@ class NullSender:
 class Sender:
     """A thread that delivers the events of an outbox, and runs tasks when no event is pending.
 
+    With a `DeliveryProcess` in place of a function that writes, the process delivers, and the thread runs the tasks.
     Several senders may share an outbox. One of them at a time has its lease, and delivers the events of all until none
     is pending. The others run their tasks in the meantime.
     """
@@ -79,12 +84,16 @@ class Sender:
     def __init__(
         self,
         outbox: Outbox,
-        write_event: WriteEvent,
+        deliver: WriteEvent | DeliveryProcess,
         print_message: Callable[[str], None],
         outage_notice_seconds: float = OUTAGE_NOTICE_SECONDS,
     ):
         self.outbox = outbox
-        self._delivery = Delivery(outbox, write_event, print_message, outage_notice_seconds)
+        self._delivery = (
+            deliver
+            if isinstance(deliver, DeliveryProcess)
+            else Delivery(outbox, deliver, print_message, outage_notice_seconds)
+        )
         self._print_message = print_message
         self._idle_tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._busy = False
@@ -132,6 +141,14 @@ class Sender:
         """Return the seconds that the delivery of the events of a run has taken so far."""
         return self._delivery.seconds(run_key)
 
+    def all_tracking_seconds(self) -> dict[str, float]:
+        """Return these seconds by run."""
+        return self._delivery.all_seconds()
+
+    def wake(self) -> None:
+        """Look for events that other processes have put into the outbox."""
+        self._wakeup.set()
+
     def run_when_idle(self, task: Callable[[], None]) -> None:
         """Run the task in this thread of the sender when it has no event to deliver, or while the store is down."""
         self._idle_tasks.put(task)
@@ -146,20 +163,22 @@ class Sender:
         """
         self.outbox.stop_deferring(self._last_number)  # else they would wait for the events of other processes
         last_count, since, is_reported = -1, time.monotonic(), False
-        while not self._is_drained():
+        while True:
+            has_task = self._has_task  # read before the outbox: a task may send events
             now, pending = time.monotonic(), self.outbox.pending_count(self._last_number)
+            if not pending and not has_task:
+                return True
             if pending != last_count:
                 last_count, since = pending, now
             if not self._thread.is_alive() or (self.problem and should_stop()):
                 return False
             if now - since > timeout and self.problem:
-                if not self._delivery.is_blocked:
+                if not self.is_blocked:
                     return False
                 if not is_reported:  # it loses the lease if it hangs, so this ends
                     self._print_message(f"{self.problem}; this one waits for it")
                     is_reported = True
-            time.sleep(0.01)
-        return True
+            time.sleep(0.01 if pending < MANY_EVENTS else LOCK_POLL_SECONDS)
 
     @property
     def problem(self) -> str:
@@ -168,6 +187,11 @@ class Sender:
             return "the thread that sends to MLflow has ended"
         return self._delivery.problem
 
+    @property
+    def is_blocked(self) -> bool:
+        """Whether another sender has the lease."""
+        return self._delivery.is_blocked
+
     def close(self) -> None:
         """End the thread once all events have been delivered, or as soon as the store cannot be reached."""
         self._closing = True
@@ -175,10 +199,12 @@ class Sender:
         self._thread.join()
         self._ended.set()
         self._heartbeat.join()
+        self._delivery.close()
         self.outbox.close()
 
-    def _is_drained(self) -> bool:
-        return not self.outbox.pending_count(self._last_number) and self._idle_tasks.empty() and not self._busy
+    @property
+    def _has_task(self) -> bool:
+        return self._busy or not self._idle_tasks.empty()
 
     def _run_loop(self) -> None:
         close_by: float | None = None

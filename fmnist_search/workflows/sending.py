@@ -10,6 +10,8 @@ from fmnist_search.errors import UserError
 from fmnist_search.files import private_files
 from fmnist_search.tracking.artifact_locations import check_project
 from fmnist_search.tracking.connection import short_timeouts, store_errors
+from fmnist_search.tracking.delivery import WriteEvent
+from fmnist_search.tracking.delivery_process import DeliveryProcess
 from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.renderers import RENDERERS
 from fmnist_search.tracking.sender import Sender
@@ -18,21 +20,30 @@ from fmnist_search.tracking.writer import MlflowWriter
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workspace import Workspace
 
+MANY_WORKERS = 8
+"""The events of so many workers are sent by a process of its own: a thread would slow the driver of a study down."""
 SYNC_TIMEOUT = 15.0
 """Seconds without progress after which the store counts as down."""
 
 
 @contextlib.contextmanager
-def open_sender(workspace: Workspace, mlflow_store: MlflowStore, callback: StudyCallback) -> Iterator[Sender]:
+def open_sender(
+    workspace: Workspace, mlflow_store: MlflowStore, callback: StudyCallback, workers: int = 1
+) -> Iterator[Sender]:
     """Yield a sender to MLflow. It sends what an earlier process left in the outbox before anything else.
+
+    For many workers it is a process. For few it is a thread: the start of a process takes seconds, and a memory of
+    200 MB.
 
     Raises:
         UserError: if the project was moved or copied, so that artifacts would be written to its old folder.
     """
     check_project(workspace.tracking_uri)
     outbox = Outbox(workspace.outbox_path, workspace.tracking_uri)
-    writer = MlflowWriter(mlflow_store.client, outbox, RENDERERS)
-    with private_files(), short_timeouts(), Sender(outbox, writer, callback.on_message) as sender:
+    deliver: WriteEvent | DeliveryProcess = MlflowWriter(mlflow_store.client, outbox, RENDERERS)
+    if workers >= MANY_WORKERS:
+        deliver = DeliveryProcess(outbox, workspace.tracking_uri, callback.on_message)
+    with private_files(), short_timeouts(), Sender(outbox, deliver, callback.on_message) as sender:
         yield sender
 
 

@@ -33,7 +33,7 @@ from fmnist_search.workflows.interruption import interrupt_on_signals
 from fmnist_search.workflows.jobs import JobContext
 from fmnist_search.workflows.registration import check_registration
 from fmnist_search.workflows.repairing import make_stores_agree
-from fmnist_search.workflows.sending import open_sender
+from fmnist_search.workflows.sending import MANY_WORKERS, open_sender
 from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workflows.study.run_logging import StudyRunLogger
 from fmnist_search.workflows.study.running import announced
@@ -89,7 +89,8 @@ def open_session(
         study_run: RunLogger = NullRunLogger()
         if mlflow_store:
             opened = open_study_run(mlflow_store, config.name, stored.run_id if stored else None)
-            sender = stack.enter_context(open_sender(workspace, mlflow_store, callback))
+            workers = MANY_WORKERS if config.execution.backend == "ray" else backend.size
+            sender = stack.enter_context(open_sender(workspace, mlflow_store, callback, workers))
             study_run = _log_to(opened, sender, config.name, callback)
         stack.enter_context(_fail_on_error(study_run))
         if runtime is None:

@@ -31,11 +31,13 @@ from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.run_logger import RunLogger
 from fmnist_search.tracking.sender import NullSender, Sender
 from fmnist_search.tracking.store import MlflowStore
+from fmnist_search.tracking.store_outage import OUTAGE_NOTICE_SECONDS
 from fmnist_search.tracking.study_runs import open_study_run
 from fmnist_search.tracking.training_run_logger import TrainingRunLogger
 from fmnist_search.tracking.writer import MlflowWriter
 from fmnist_search.workflows import sending
 from fmnist_search.workflows.callbacks import StudyCallback
+from fmnist_search.workflows.sending import MANY_WORKERS
 from fmnist_search.workspace import Workspace
 from tests.integration.conftest import run_command, start_command
 from tests.integration.servers import MlflowServer, Proxy, running_server
@@ -134,7 +136,7 @@ def test_a_call_that_was_not_answered_is_repeated_and_stored_once(tmp_path: Path
     with running_server(MlflowServer(tmp_path / "server")) as server:
         study_run = MlflowStore(server.url, "fmnist-search").create_run("tiny", {"kind": "study"})
         for call in ("/runs/create ", "/runs/log-batch "):
-            with Proxy(server.url, lost_answer_to=call) as proxy, open_sender(tmp_path, proxy.url) as sender:
+            with Proxy(server.url, lost_answer_to=call) as proxy, open_sender(tmp_path, proxy.url, []) as sender:
                 parent = RunLogger.existing(sender, study_run)
                 run = TrainingRunLogger.start(sender, call, Recipe(), [], {"kind": "trial"}, parent)
                 for epoch in range(1, 41):  # many are sent in one call, and later ones when it is repeated
@@ -148,11 +150,14 @@ def test_a_call_that_was_not_answered_is_repeated_and_stored_once(tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0, 20])
-def test_a_server_that_comes_back_has_everything_that_was_sent_meanwhile(tmp_path: Path, seconds: float) -> None:
+@pytest.mark.parametrize(("seconds", "workers"), [(0, 1), (20, MANY_WORKERS)])
+def test_a_server_that_comes_back_has_everything_that_was_sent_meanwhile(
+    tmp_path: Path, seconds: float, workers: int
+) -> None:
+    messages: list[str] = []
     with running_server(MlflowServer(tmp_path / "server")) as server:
         study_run = MlflowStore(server.url, "fmnist-search").create_run("tiny", {"kind": "study"})
-        with open_sender(tmp_path, server.url) as sender:
+        with open_sender(tmp_path, server.url, messages, workers) as sender:
             parent = RunLogger.existing(sender, study_run)
             run = TrainingRunLogger.start(sender, "000 cnn", Recipe(), [], {"kind": "trial"}, parent)
             for epoch in range(1, 41):
@@ -164,13 +169,23 @@ def test_a_server_that_comes_back_has_everything_that_was_sent_meanwhile(tmp_pat
             assert run.run_id
             history = MlflowClient(server.url).get_metric_history(run.run_id, "val/accuracy")
             assert sorted(point.step for point in history) == list(range(1, 41))
+    if seconds > OUTAGE_NOTICE_SECONDS:
+        outage, end = messages
+        assert "MLflow cannot be reached" in outage
+        assert "MLflow takes events again" in end
+
+
+class Messages(StudyCallback):
+    """Keeps the messages in a list."""
+
+    def __init__(self, messages: list[str]):
+        self.on_message = messages.append  # type: ignore[method-assign]
 
 
 @contextmanager
-def open_sender(folder: Path, url: str) -> Iterator[Sender]:
-    with sending.open_sender(
-        Workspace.resolve(url, folder / "workdir"), MlflowStore(url, "fmnist-search"), StudyCallback()
-    ) as sender:
+def open_sender(folder: Path, url: str, messages: list[str], workers: int = 1) -> Iterator[Sender]:
+    workspace, store = Workspace.resolve(url, folder / "workdir"), MlflowStore(url, "fmnist-search")
+    with sending.open_sender(workspace, store, Messages(messages), workers) as sender:
         yield sender
 
 
