@@ -6,7 +6,7 @@ import pickle
 import socket
 import struct
 import threading
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from fmnist_search.execution.messages import ToPool, ToWorker
 
@@ -75,8 +75,19 @@ class Channel(Generic[Sent, Received]):
 
 PoolChannel = Channel[ToWorker, ToPool]
 """The pool's end."""
-WorkerChannel = Channel[ToPool, ToWorker]
-"""The worker's end."""
+
+
+class WorkerChannel(Protocol):
+    """The worker's end, which need not be a socket."""
+
+    def send(self, message: ToPool) -> None:
+        """Send a message. Several threads may do so. An OSError means that nobody receives it any more."""
+
+    def receive(self) -> ToWorker:
+        """Return the next message. An OSError or EOFError means that there will be none."""
+
+    def close(self) -> None:
+        """Close this end."""
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
@@ -84,7 +95,7 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
 
 
-def channel_pair() -> tuple[PoolChannel, WorkerChannel]:
+def channel_pair() -> tuple[PoolChannel, Channel[ToPool, ToWorker]]:
     """Return the two ends of a connection within this process."""
     near, far = socket_pair()
     return Channel(near), Channel(far)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
 from fmnist_search.errors import UserError
 from fmnist_search.execution.inbox import ChannelInbox, Inbox
-from fmnist_search.execution.job import Job, LossCause
+from fmnist_search.execution.job import Job
 from fmnist_search.execution.roster import Roster
 from fmnist_search.execution.worker import Worker
 from fmnist_search.recipe.execution import Execution
@@ -23,45 +24,36 @@ StartWorker = Callable[[int, Execution], Worker]
 """Starts the worker of a number without waiting until it is ready."""
 
 
-class WorkerPool:
-    """Workers that run jobs, one each at a time.
+class Pool(ABC):
+    """Workers that run jobs, one each at a time; a subclass says which workers there are.
 
     A worker that ends is replaced and its job is handed back by `Job.on_worker_lost`; a job that it has not received,
     because it ended while it was idle, is sent to another worker instead. A worker with a `silence_limit` that sends
     nothing for that many seconds is ended first. Silence counts only while the pool waits for messages, and each wait
     counts at most `check_interval` seconds: a pool that was busy or suspended itself ends no worker for that.
 
-    An event costs the same with any number of workers, except once in each `check_interval`. A subclass whose number of
-    workers varies overrides `_fill_places` and `_check`. The `inbox` has to fit the workers; by default they are
-    `ChannelWorker`.
+    An event costs the same with any number of workers, except once in each `check_interval`.
     """
 
     def __init__(
         self,
         execution: Execution,
-        size: int,
-        start_worker: StartWorker,
+        inbox: Inbox,
         *,
-        inbox: Inbox | None = None,
         check_interval: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        if size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
         self._execution = execution
-        self._start_worker = start_worker
-        self._inbox = inbox or ChannelInbox()
+        self._inbox = inbox
         self._check_interval = check_interval
         self._clock = clock
         self._waited = self._checked_at = 0.0
         self._last_wait = clock()
         self._idle = (0.0, 0.0)
         """When the last wait began during which workers had no job, and when it ended."""
-        self._failed_starts: Counter[int] = Counter()
         self._unreceived: deque[Job] = deque()
         self._times_unreceived: Counter[Job] = Counter()
         self._is_stopped = False
-        self._places = range(size)
         self._workers = Roster()
         self._start_workers()
 
@@ -129,11 +121,13 @@ class WorkerPool:
 
     # ------------------------------------------------------------------------------------ what a subclass may change
 
+    @abstractmethod
     def _fill_places(self) -> None:
-        """Start the workers that are missing."""
-        for number in self._places:
-            if number not in self._workers.numbers:
-                self._add(self._start_worker(number, self._execution))
+        """Start the workers that are missing, without waiting until they are ready.
+
+        Raises:
+            UserError: if workers cannot be started.
+        """
 
     def _check(self) -> bool:
         """Do what is due after each check interval; return whether it was an event after which jobs are looked for."""
@@ -146,12 +140,12 @@ class WorkerPool:
         """Return whether there is nothing to do or to wait for, now that no more jobs can be submitted."""
         return self._workers.free_count > 0 and self._workers.busy_count == 0
 
-    def _start_failure(self, worker: Worker, failed: int, reason: str) -> UserError:
-        """Return the error that workers cannot be started."""
-        return UserError(
-            f"workers: a worker {worker.kind} could not start {failed} times in a row (it {reason}); "
-            "see its messages above, or use --workers 1"
-        )
+    def _count_start(self, worker: Worker, reason: str) -> None:  # noqa: B027
+        """Take note of a worker that has ended, perhaps before it was ready.
+
+        Raises:
+            UserError: if workers cannot be started.
+        """
 
     # ------------------------------------------------------------------------------------------------ the workers
 
@@ -246,12 +240,7 @@ class WorkerPool:
         self._remove(worker)
         how = worker.join()
         reason = reason or how
-        if worker.is_ready:
-            self._failed_starts[worker.number] = 0
-        elif worker.loss_cause is LossCause.WORKER:
-            self._failed_starts[worker.number] += 1
-        if (failed := self._failed_starts[worker.number]) >= MAX_FAILED_STARTS:
-            raise self._start_failure(worker, failed, reason)
+        self._count_start(worker, reason)
         self._fill_places()
         if worker.job:
             self._hand_back(worker, worker.job, f"its worker {worker.kind} {reason}")
@@ -262,6 +251,39 @@ class WorkerPool:
             self._unreceived.append(job)
         else:
             job.on_worker_lost(reason, worker.loss_cause)
+
+
+class WorkerPool(Pool):
+    """A fixed number of workers that are reached through sockets; one that ends is replaced by one of its number."""
+
+    def __init__(
+        self,
+        execution: Execution,
+        size: int,
+        start_worker: StartWorker,
+        *,
+        check_interval: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        if size < 1:
+            raise ValueError(f"size must be at least 1, got {size}")
+        self._places = range(size)
+        self._start_worker = start_worker
+        self._failed_starts: Counter[int] = Counter()
+        super().__init__(execution, ChannelInbox(), check_interval=check_interval, clock=clock)
+
+    def _fill_places(self) -> None:
+        for number in self._places:
+            if number not in self._workers.numbers:
+                self._add(self._start_worker(number, self._execution))
+
+    def _count_start(self, worker: Worker, reason: str) -> None:
+        failed = self._failed_starts[worker.number] = 0 if worker.is_ready else self._failed_starts[worker.number] + 1
+        if failed >= MAX_FAILED_STARTS:
+            raise UserError(
+                f"workers: a worker {worker.kind} could not start {failed} times in a row (it {reason}); "
+                "see its messages above, or use --workers 1"
+            )
 
 
 def by_number(workers: Iterable[Worker]) -> list[Worker]:

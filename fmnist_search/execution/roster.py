@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Iterator, KeysView
 
 from fmnist_search.execution.worker import Worker
@@ -35,6 +36,11 @@ class Roster:
     def numbers(self) -> KeysView[int]:
         """The numbers that are taken."""
         return self._workers.keys()
+
+    @property
+    def lowest_free_number(self) -> int:
+        """The lowest number that no worker has."""
+        return next(number for number in itertools.count() if number not in self._workers)
 
     @property
     def starting_count(self) -> int:

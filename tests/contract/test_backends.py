@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import threading
@@ -17,6 +18,7 @@ from fmnist_search.data.images import Images
 from fmnist_search.data.loading import load_images
 from fmnist_search.execution.backend import Backend
 from fmnist_search.execution.process_backend import ProcessBackend
+from fmnist_search.execution.ray_settings import RayResources, RaySettings
 from fmnist_search.execution.thread_backend import ThreadBackend
 from fmnist_search.models.resnet import ResNet
 from fmnist_search.recipe.execution import Execution
@@ -36,18 +38,32 @@ from tests.support.jobs import (
     reports_without_seconds,
     run_all,
 )
+from tests.support.ray_clusters import ray_cluster
 
 BackendFactory = Callable[[Execution, int], Backend]
+
+
+def new_ray_backend(execution: Execution, size: int) -> Backend:
+    from fmnist_search.execution.ray_backend import RayBackend
+
+    return RayBackend(execution, size, RaySettings(resources=RayResources(memory=0)))
+
 
 BACKENDS: dict[str, BackendFactory] = {
     "threads": ThreadBackend,
     "processes": ProcessBackend,
+    "ray": new_ray_backend,
 }
+SLOW_BACKENDS = ("ray",)
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
-def new_backend(request: pytest.FixtureRequest) -> BackendFactory:
-    return BACKENDS[request.param]
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if name in SLOW_BACKENDS else ()) for name in BACKENDS],
+)
+def new_backend(request: pytest.FixtureRequest) -> Iterator[BackendFactory]:
+    with ray_cluster(2, num_cpus=2) if request.param == "ray" else contextlib.nullcontext():
+        yield BACKENDS[request.param]
 
 
 @pytest.fixture(scope="module")
