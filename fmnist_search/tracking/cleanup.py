@@ -59,9 +59,11 @@ def _as_unused(client: MlflowClient, model: LoggedModel) -> Iterator[Removable]:
         return
     kind, study = tags.get(tag_names.KIND), tags.get(tag_names.STUDY)
     if kind == tag_names.ENSEMBLE_RUN and tag_names.MEMBERS in tags:
-        yield Removable(model.model_id, None, _artifact_bytes(model.artifact_location), model.artifact_location)
+        yield Removable(model.model_id, None, _artifact_bytes(client, model.artifact_location), model.artifact_location)
     elif kind == tag_names.FINALIST_RUN and study is not None:
-        yield Removable(model.model_id, study, _artifact_bytes(model.artifact_location), model.artifact_location)
+        yield Removable(
+            model.model_id, study, _artifact_bytes(client, model.artifact_location), model.artifact_location
+        )
 
 
 def deleted_runs(client: MlflowClient) -> list[Removable]:
@@ -73,7 +75,7 @@ def deleted_runs(client: MlflowClient) -> list[Removable]:
         Removable(
             id=run.info.run_id,
             study=run.data.tags.get(tag_names.STUDY),
-            size_bytes=_artifact_bytes(run.info.artifact_uri),
+            size_bytes=_artifact_bytes(client, run.info.artifact_uri),
             artifact_uri=str(run.info.artifact_uri),
         )
         for run in deleted
@@ -112,7 +114,8 @@ def remove_model(tracking_uri: str, model_id: str) -> bool:
         if not is_own(tracking_uri, model.artifact_location):
             return False
         store.delete_logged_model(model_id)
-        get_artifact_repository(model.artifact_location).delete_artifacts()  # type: ignore[no-untyped-call]
+        files = get_artifact_repository(model.artifact_location, tracking_uri=tracking_uri)
+        files.delete_artifacts()  # type: ignore[no-untyped-call]
         store._hard_delete_logged_model(model_id)
         return True
     return False
@@ -128,7 +131,8 @@ def remove_run(tracking_uri: str, run_id: str) -> bool:
         run = store.get_run(run_id)
         if run.info.lifecycle_stage != LifecycleStage.DELETED or not is_own(tracking_uri, run.info.artifact_uri):
             return False
-        get_artifact_repository(run.info.artifact_uri).delete_artifacts()  # type: ignore[no-untyped-call]
+        files = get_artifact_repository(run.info.artifact_uri, tracking_uri=tracking_uri)
+        files.delete_artifacts()  # type: ignore[no-untyped-call]
         store._hard_delete_run(run_id)
         return True
     return False
@@ -143,10 +147,10 @@ def _all_pages(search: Callable[..., PagedList[Any]]) -> list[Any]:
     return found
 
 
-def _artifact_bytes(uri: str) -> int:
+def _artifact_bytes(client: MlflowClient, uri: str) -> int:
     """Return the size of a folder of artifacts; 0 if it cannot be read."""
     try:
-        return _bytes_below(get_artifact_repository(uri), None)
+        return _bytes_below(get_artifact_repository(uri, tracking_uri=client.tracking_uri), None)
     except (MlflowException, OSError):
         return 0
 
