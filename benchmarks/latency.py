@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,7 +75,7 @@ def main() -> None:
     figures: dict[str, list[Measurement]] = {name: [] for name in checkouts}
     with tempfile.TemporaryDirectory() as folder:
         config = BenchmarkConfig(checkouts, Path(folder), arguments.study.resolve(), data_options, arguments.rounds)
-        for found in _measured(config, arguments.only):
+        for found in _measured(config, arguments.only or [""]):
             for name, figure in found.items():
                 figures[name].append(figure)
     settings = {"study": arguments.study.name, "rounds": arguments.rounds, "load before": f"{load:.1f}"}
@@ -91,7 +91,9 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser(main.__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of each command, after a warm-up")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only rows whose name contains this text")
+    parser.add_argument(
+        "--only", action="append", metavar="TEXT", help="only rows whose name contains this text; repeat it for more"
+    )
     parser.add_argument("--study", type=Path, default=QUICK, help="study file for space, the dry run and the search")
     parser.add_argument(
         "--checkout",
@@ -110,10 +112,14 @@ def _checkout(text: str) -> Path:
     return folder
 
 
-def _measured(config: BenchmarkConfig, only: str) -> Iterator[dict[str, Measurement]]:
-    """Yield the rows: for each a figure by checkout."""
+def _measured(config: BenchmarkConfig, only: Sequence[str]) -> Iterator[dict[str, Measurement]]:
+    """Yield the rows whose name contains one of these texts: for each a figure by checkout."""
+
+    def is_wanted(name: str) -> bool:
+        return any(text in name for text in only)
+
     wanted = [
-        (yardsticks, tuple(command for command in commands if only in command.what))
+        (yardsticks, tuple(command for command in commands if is_wanted(command.what)))
         for yardsticks, commands in COMPARISONS
     ]
     for folder in (config.store, config.empty):
@@ -125,11 +131,11 @@ def _measured(config: BenchmarkConfig, only: str) -> Iterator[dict[str, Measurem
     for yardsticks, commands in wanted:
         if commands:
             yield from _compared(config, yardsticks, commands)
-    if only in FIRST_EPOCH:
+    if is_wanted(FIRST_EPOCH):
         ways = {name: _seconds_before_first_epoch(config, folder) for name, folder in config.checkouts.items()}
         samples = interleave(ways, config.rounds)
         yield {name: Measurement(FIRST_EPOCH, "s", samples[name], better="lower") for name in config.checkouts}
-    if only in STRUCTURE:
+    if is_wanted(STRUCTURE):
         structures = [_structure(folder) for folder in config.checkouts.values()]
         for row in zip(*structures, strict=True):
             yield dict(zip(config.checkouts, row, strict=True))
@@ -274,7 +280,7 @@ def _version(checkout: Path) -> str:
 def _command_line() -> str:
     """Return the command that was run, without the folders of this machine."""
     arguments = _parser().parse_args()
-    words = ["--rounds", str(arguments.rounds), *(["--only", arguments.only] if arguments.only else [])]
+    words = ["--rounds", str(arguments.rounds), *(word for text in arguments.only or () for word in ("--only", text))]
     words += ["--study", arguments.study.name] if arguments.study != QUICK else []
     words += [word for folder in arguments.checkout or () for word in ("--checkout", folder.name)]
     return shlex.join(["python", "-m", "benchmarks.latency", *words])
