@@ -207,6 +207,9 @@ def print_summary(summary: StudySummary, command: str, *, quiet: bool, after_sea
         failed = [trial for trial in summary.trials if trial.state is TrialState.FAILED]
         stderr.print(f"error: {len(failed)} trials failed, the last because {failed[-1].reason}; see budget.failures")
         raise typer.Exit(ExitCode.TOO_MANY_FAILURES)
+    if summary.stop_reason is StopReason.LOSSES:
+        stderr.print(f"error: {summary.stop_reason.value}; the same command goes on with a larger budget.losses")
+        raise typer.Exit(ExitCode.TOO_MANY_FAILURES)
     if summary.best is None:
         stderr.print(f"error: no trial of {summary.name!r} has completed; give it more trials or minutes")
         raise typer.Exit(ExitCode.NOTHING_COMPLETED)

@@ -30,6 +30,7 @@ STOP_REASONS = {
     StopReason.MINUTES: ("minutes", "its budget of minutes is spent"),
     StopReason.PATIENCE: ("patience", "its patience is at an end: no better trial in a while"),
     StopReason.FAILURES: ("failures", "too many trials failed"),
+    StopReason.LOSSES: ("losses", "too many workers were lost with their machines"),
     StopReason.EXHAUSTED: ("exhausted", "its space is exhausted"),
     StopReason.INTERRUPTED: ("interrupted", "it was interrupted"),
     StopReason.OPEN: ("open", "its budget is not spent"),

@@ -15,6 +15,8 @@ from fmnist_search.workspace import MAX_NAME_BYTES, NAME_PATTERN
 MAX_TRIALS = 1_000_000
 """Trials of a study, and whatever counts them. Each start of a search reads all trials."""
 
+DEFAULT_LOSSES = 300
+
 MAX_MINUTES = 60 * 24 * 3_660
 """Minutes of ten years."""
 
@@ -71,7 +73,7 @@ class Budget(Section):
     )
     failures: int = Field(10, ge=1, le=MAX_TRIALS, description="failed trials after which the study stops")
     losses: int = Field(
-        300,
+        DEFAULT_LOSSES,
         ge=0,
         le=MAX_TRIALS,
         description="workers lost by no fault of their trials, as with their machine, after which the study stops; "

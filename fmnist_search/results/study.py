@@ -61,6 +61,7 @@ class StopReason(Enum):
     MINUTES = "its budget of minutes is spent"
     PATIENCE = "its patience is at an end: no better trial in a while"
     FAILURES = "too many trials failed"
+    LOSSES = "too many workers were lost with their machines"
     EXHAUSTED = "its space is exhausted"
     INTERRUPTED = "it was interrupted"
     OPEN = "its budget is not spent"
@@ -68,7 +69,7 @@ class StopReason(Enum):
     @property
     def is_final(self) -> bool:
         """Whether the search is complete, so that a champion can be selected."""
-        return self not in (StopReason.FAILURES, StopReason.INTERRUPTED, StopReason.OPEN)
+        return self not in (StopReason.FAILURES, StopReason.LOSSES, StopReason.INTERRUPTED, StopReason.OPEN)
 
 
 @dataclass(frozen=True)

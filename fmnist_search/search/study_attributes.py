@@ -28,6 +28,10 @@ PROMOTION_ATTRIBUTE = "promotion"
 """Attribute of a study: what its last promotion has selected."""
 
 
+LOSSES_ATTRIBUTE = "worker_losses"
+"""Attribute of a study: how many workers were lost by no fault of their trials."""
+
+
 class StudyAttributes:
     """The attributes of a study that name its run, its champion and its times."""
 
@@ -62,6 +66,22 @@ class StudyAttributes:
     @tracking_seconds.setter
     def tracking_seconds(self, seconds: float) -> None:
         self._study.set_user_attr("tracking_seconds", seconds)
+
+    @property
+    def worker_losses(self) -> int:
+        """How many workers were lost by no fault of their trials, in all sessions."""
+        with damaged_values(f"study {self._study.study_name!r}"):
+            return int(self._study.user_attrs.get(LOSSES_ATTRIBUTE, 0))
+
+    def count_worker_loss(self) -> None:
+        """Store that another worker was lost by no fault of its trial."""
+        self._study.set_user_attr(LOSSES_ATTRIBUTE, self.worker_losses + 1)
+
+    @property
+    def stored_backend(self) -> str | None:
+        """The `execution.backend` with which the study was searched last; None for a new study."""
+        config = stored_config(self._study)
+        return config.execution.backend if config else None
 
     @property
     def champion(self) -> tuple[str, Champion] | None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from fmnist_search.config.sections import DEFAULT_LOSSES
 from fmnist_search.data.images import Images
+from fmnist_search.errors import UserError
 from fmnist_search.execution.backend import Backend
 from fmnist_search.execution.job import LossCause
 from fmnist_search.recipe.recipe import Recipe
@@ -148,6 +151,10 @@ class TrackedJob:
                 run.render_later("confusion_matrix.png", CONFUSION, data)
 
 
+Requeue = Callable[[LossCause], bool]
+"""Queues the recipe of a job again whose worker was lost; returns False if it may not be trained again."""
+
+
 class RetryingJob(TrackedJob):
     """One of several jobs of `run_jobs`. If its worker is lost, `requeue` queues its recipe again."""
 
@@ -158,7 +165,7 @@ class RetryingJob(TrackedJob):
         images: Images,
         run: TrainingRunLogger,
         context: JobContext,
-        requeue: Callable[[], None] | None,
+        requeue: Requeue,
     ):
         super().__init__(name, recipe, images, run, context)
         self._requeue = requeue
@@ -172,32 +179,56 @@ class RetryingJob(TrackedJob):
     def on_worker_lost(self, reason: str, cause: LossCause = LossCause.WORKER) -> None:
         """Close the job as failed, and queue its recipe again if it may be retried."""
         super().on_worker_lost(reason, cause)
-        if self._requeue:
-            self._requeue()
-        self._context.callback.on_message(f"{self.name}: {reason}{'; it is tried again' if self._requeue else ''}")
+        is_queued = self._requeue(cause)
+        self._context.callback.on_message(f"{self.name}: {reason}{'; it is tried again' if is_queued else ''}")
 
 
-JobFactory = Callable[[str, Recipe, "Callable[[], None] | None"], RetryingJob]
-"""Opens the run of a training and returns its job. The last argument is `requeue`, None for a second attempt."""
+JobFactory = Callable[[str, Recipe, Requeue], RetryingJob]
+"""Opens the run of a training and returns its job."""
 
 
 def run_jobs(
-    named_recipes: Sequence[tuple[str, Recipe]], backend: Backend, context: JobContext, make_job: JobFactory
+    named_recipes: Sequence[tuple[str, Recipe]],
+    backend: Backend,
+    context: JobContext,
+    make_job: JobFactory,
+    max_losses: int = DEFAULT_LOSSES,
 ) -> list[RetryingJob | None]:
     """Run recipes, each with a unique name, on all workers of the backend; return their jobs in the given order.
 
-    None stands for a recipe that was not trained because of an interruption, or whose second attempt was not started
-    because of it.
+    A recipe whose worker is lost is trained again: once, or as often as the infrastructure was to blame. None stands
+    for a recipe that was not trained because of an interruption, or whose second attempt was not started because of it.
+
+    Raises:
+        UserError: if the infrastructure has ended `max_losses` workers; with 0 there is no limit.
     """
     queue = deque(named_recipes)
     jobs: dict[str, RetryingJob] = {}
+    failed_attempts: Counter[str] = Counter()
+    losses = 0
+
+    def requeue(name: str, recipe: Recipe, cause: LossCause) -> bool:
+        nonlocal losses
+        if cause is LossCause.INFRASTRUCTURE:
+            losses += 1
+        else:
+            failed_attempts[name] += 1
+        if failed_attempts[name] > 1:
+            return False
+        queue.append((name, recipe))
+        return True
 
     def next_job() -> RetryingJob | None:
         if context.interruption.is_requested or not queue:
             return None
+        if max_losses and losses >= max_losses:
+            raise UserError(
+                f"budget.losses: {losses} workers were lost with their machines while finalists trained; run the same "
+                "command again to go on, or allow more",
+                exit_code=4,
+            )
         name, recipe = queue.popleft()
-        requeue = None if name in jobs else lambda: queue.append((name, recipe))
-        jobs[name] = make_job(name, recipe, requeue)
+        jobs[name] = make_job(name, recipe, partial(requeue, name, recipe))
         return jobs[name]
 
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ from fmnist_search.training.trial import run_trial
 from fmnist_search.user_account import complete_environment
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.interruption import interrupt_on_signals
-from fmnist_search.workflows.jobs import JobContext, RetryingJob, TrackedJob, not_started, run_jobs
+from fmnist_search.workflows.jobs import JobContext, Requeue, RetryingJob, TrackedJob, not_started, run_jobs
 from fmnist_search.workflows.sending import open_sender
 from fmnist_search.workflows.settings import RunOptions
 from fmnist_search.workspace import Workspace, check_name
@@ -139,7 +139,7 @@ class TrainingSession:
         images = {recipe.data: self.load_images(recipe) for _, recipe in named_recipes}
         tags = {tag_names.KIND: tag_names.TRAINING_RUN, tag_names.DEVICE: self.execution.device}
 
-        def make_job(name: str, recipe: Recipe, requeue: Callable[[], None] | None) -> SeedJob:
+        def make_job(name: str, recipe: Recipe, requeue: Requeue) -> SeedJob:
             parameters = list(recipe.to_flat_dict())
             run = TrainingRunLogger.start(self.context.sender, name, recipe, parameters, tags, parent)
             return SeedJob(name, recipe, images[recipe.data], run, self.context, requeue)

@@ -20,7 +20,7 @@ from fmnist_search.results.training import Decision, EpochReport, Overhead, Tria
 from fmnist_search.tracking.training_artifacts import log_training_plots
 from fmnist_search.tracking.training_run_logger import TrainingRunLogger
 from fmnist_search.training.trial_checkpoints import TrialCheckpoints
-from fmnist_search.workflows.jobs import JobContext, RetryingJob
+from fmnist_search.workflows.jobs import JobContext, Requeue, RetryingJob
 
 FOLDER = "finalists"
 """The folder below that of the checkpoints of the trials."""
@@ -99,7 +99,7 @@ class FinalistJob(RetryingJob):
         images: Images,
         run: TrainingRunLogger,
         context: JobContext,
-        requeue: Callable[[], None] | None,
+        requeue: Requeue,
         files: FinalistFiles,
     ):
         super().__init__(name, recipe, images, run, context, requeue)
@@ -131,11 +131,11 @@ class FinalistJob(RetryingJob):
 
     def on_worker_lost(self, reason: str, cause: LossCause = LossCause.WORKER) -> None:
         """Queue the training again, which goes on in its run; the second time, it has failed."""
-        if self._requeue is None:
-            super().on_worker_lost(reason, cause)
+        if not self._requeue(cause):
+            self.close(self.partial_result(TrialState.FAILED, reason))
+            self._context.callback.on_message(f"{self.name}: {reason}")
             return
         self.suspend(self.partial_result(TrialState.INTERRUPTED, reason))
-        self._requeue()
         self._context.callback.on_message(f"{self.name}: {reason}; it goes on from its last checkpoint")
 
     def close(

@@ -25,7 +25,7 @@ from fmnist_search.tracking import tag_names
 from fmnist_search.tracking.run_logger import RunLogger, now_ms
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.training_run_logger import TrainingRunLogger, new_run_key
-from fmnist_search.workflows.jobs import JobContext, TrackedJob, not_started, run_jobs
+from fmnist_search.workflows.jobs import JobContext, Requeue, TrackedJob, not_started, run_jobs
 from fmnist_search.workflows.registration import (
     Candidate,
     RegisteredVersion,
@@ -140,12 +140,18 @@ class Promotion:
 
     def _train(self, named_recipes: Sequence[tuple[str, Recipe]]) -> list[TrialResult]:
         """Train finalists, each in a run below the study's, and return their results."""
-        jobs = run_jobs(named_recipes, self.backend, self.context, self._make_job)
+        jobs = run_jobs(
+            named_recipes,
+            self.backend,
+            self.context,
+            self._make_job,
+            max_losses=self.study_store.config.budget.losses,
+        )
         self._jobs += [job for job in jobs if job]
         interrupted = not_started("the finalists were interrupted")
         return [(job and job.result) or interrupted for job in jobs]
 
-    def _make_job(self, name: str, recipe: Recipe, requeue: Callable[[], None] | None) -> FinalistJob:
+    def _make_job(self, name: str, recipe: Recipe, requeue: Requeue) -> FinalistJob:
         images, files = self._images_for(recipe.data), self._files
         number = files.number(name, recipe)
         checkpoint = files.load_checkpoint(number, recipe, self.backend.execution, images, self._report(name))

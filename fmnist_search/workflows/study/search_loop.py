@@ -157,7 +157,8 @@ class SearchLoop:
             return StopReason.INTERRUPTED
         paused = sum(record.state is TrialState.PAUSED for record in self._records)
         asked = len(self._running) + len(self._pending) + paused
-        reason = reached_limit(self._study_store.config.budget, self._records, self._searched_seconds(), asked)
+        store = self._study_store
+        reason = reached_limit(store.config.budget, self._records, self._searched_seconds(), asked, store.worker_losses)
         if reason is None and (
             self._consecutive_duplicates >= MAX_CONSECUTIVE_DUPLICATES or self._study_store.is_exhausted
         ):

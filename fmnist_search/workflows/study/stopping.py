@@ -11,17 +11,19 @@ from fmnist_search.search.study_store import StudyStore
 
 
 def reached_limit(
-    budget: Budget, records: Sequence[TrialRecord], seconds: float, running: int = 0
+    budget: Budget, records: Sequence[TrialRecord], seconds: float, running: int = 0, losses: int = 0
 ) -> StopReason | None:
     """Return the first limit of the budget that is reached, or None.
 
     `records` are the trials that ended, `seconds` the time spent searching, and `running` the number of trials that
-    were asked and have not ended; these count against the budget of trials.
+    were asked and have not ended; these count against the budget of trials. `losses` are the workers that were lost by
+    no fault of their trials.
     """
     counted = [record for record in records if record.is_final and record.duplicate_of is None]
     failures = sum(record.state is TrialState.FAILED and record.duplicate_of is None for record in records)
     values = {
         StopReason.FAILURES: (failures, budget.failures),
+        StopReason.LOSSES: (losses, budget.losses or None),
         StopReason.TARGET: (_best(counted)[0], budget.target),
         StopReason.TRIALS: (len(counted) + running, budget.trials),
         StopReason.EPOCHS: (sum(record.epochs for record in counted), budget.total_epochs),
@@ -46,5 +48,10 @@ def _best(records: Sequence[TrialRecord]) -> tuple[float, int]:
 
 def current_stop_reason(study_store: StudyStore) -> StopReason:
     """Return which limit a study that does not run has reached, or `StopReason.OPEN`."""
-    reason = reached_limit(study_store.config.budget, study_store.trial_records(), study_store.searched_seconds)
+    reason = reached_limit(
+        study_store.config.budget,
+        study_store.trial_records(),
+        study_store.searched_seconds,
+        losses=study_store.worker_losses,
+    )
     return reason or (StopReason.EXHAUSTED if study_store.is_exhausted else StopReason.OPEN)

@@ -117,12 +117,18 @@ class TrialJob(TrackedJob):
         self._end(result, trial_overhead(result, seconds, self._sampling_seconds, resumed_epochs))
 
     def on_worker_lost(self, reason: str, cause: LossCause = LossCause.WORKER) -> None:
-        """Let the trial wait to go on; it has failed if it came no further than when it lost a worker before."""
+        """Let the trial wait to go on.
+
+        It has failed if it came no further than when it lost a worker before, unless the infrastructure is to blame.
+        """
         epochs, before = len(self._reports), self.asked.epochs_at_loss
-        if before is not None and epochs <= before:
+        if cause is LossCause.INFRASTRUCTURE:
+            self._study_store.count_worker_loss()
+        elif before is not None and epochs <= before:
             self._end(self.partial_result(TrialState.FAILED, f"{reason}, again in epoch {epochs + 1}"))
             return
-        self._study_store.mark_worker_lost(self.asked, epochs)
+        else:
+            self._study_store.mark_worker_lost(self.asked, epochs)
         self._context.callback.on_message(f"{self.name}: {reason}; it goes on from its last checkpoint")
         self._end(self.partial_result(TrialState.INTERRUPTED, reason))
 

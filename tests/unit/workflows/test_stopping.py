@@ -55,6 +55,13 @@ def test_each_limit_is_reached_at_its_value_and_not_before(
 
 
 @pytest.mark.parametrize(
+    ("limit", "losses", "reason"), [(3, 2, None), (3, 3, StopReason.LOSSES), (0, 10**6, None), (300, 299, None)]
+)
+def test_lost_machines_have_a_limit_of_their_own(limit: int, losses: int, reason: StopReason | None) -> None:
+    assert reached_limit(Budget(trials=9, losses=limit), TWO, 0, 0, losses) is reason
+
+
+@pytest.mark.parametrize(
     ("values", "reached"),
     [
         ([0.5, 0.6, 0.6], False),
