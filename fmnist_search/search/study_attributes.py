@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from typing import Any
 
@@ -46,6 +47,11 @@ class StudyAttributes:
         """
         if isinstance(self._study._storage, DriverStorage):
             self._study._storage.check_lease()
+
+    def _transaction(self) -> AbstractContextManager[None]:
+        """Return a context in which what a driver changes of its trials is stored in one transaction."""
+        storage = self._study._storage
+        return storage.transaction() if isinstance(storage, DriverStorage) else nullcontext()
 
     @property
     def run_id(self) -> str | None:

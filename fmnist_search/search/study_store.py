@@ -259,8 +259,9 @@ class StudyStore(StudyAttributes):
     def ask(self) -> AskedTrial:
         """Return the next trial; those that were interrupted go on first, with their recipes and seeds."""
         study = self._with_sampler()
-        self._survivors.enqueue_next()
-        return self._start(study.ask())
+        with self._transaction():
+            self._survivors.enqueue_next()
+            return self._start(study.ask())
 
     def _start(self, trial: optuna.Trial) -> AskedTrial:
         self._survivors.add_running(trial)
@@ -281,14 +282,22 @@ class StudyStore(StudyAttributes):
         trial.optuna_trial.set_user_attr(RUN_KEY_ATTRIBUTE, run_key)
 
     def should_prune(self, trial: AskedTrial, report: EpochReport) -> bool:
-        """Report an epoch, unless it was reported before; return whether the trial is pruned after it."""
+        """Report an epoch, unless it was reported before; return whether the trial is pruned after it.
+
+        This checks the lease, also if nothing is written.
+        """
         assert report.val_accuracy is not None, "a study validates its trials"
-        if report.epoch not in trial.curve:
-            trial.optuna_trial.report(report.val_accuracy, report.epoch)
-        if not trial.optuna_trial.should_prune():
-            return False
-        trials = self._study.get_trials(deepcopy=False)
-        return pruner_applies(trials, self.config.pruner, report.epoch, self.config.budget.epochs)
+        with self._transaction():
+            if report.epoch in trial.curve:
+                self.check_lease()
+            else:
+                trial.optuna_trial.report(report.val_accuracy, report.epoch)
+            return bool(trial.optuna_trial.should_prune()) and self._pruner_applies(report.epoch)
+
+    def _pruner_applies(self, epoch: int) -> bool:
+        return pruner_applies(
+            self._study.get_trials(deepcopy=False), self.config.pruner, epoch, self.config.budget.epochs
+        )
 
     def tell(
         self,
@@ -304,12 +313,13 @@ class StudyStore(StudyAttributes):
         """
         self._survivors.remove_running(trial.number)
         outcome = outcome_attribute(result, run_id, overhead)
-        if result.state is TrialState.INTERRUPTED:
-            return trial_record(self._unfinished.put_back(trial.number, outcome))
-        if result.state is TrialState.PAUSED:
-            return trial_record(self._unfinished.pause(trial.number, outcome))
-        trial.optuna_trial.set_user_attr(OUTCOME_ATTRIBUTE, outcome)
-        return self._end(trial, result.state, result.value)
+        with self._transaction():
+            if result.state is TrialState.INTERRUPTED:
+                return trial_record(self._unfinished.put_back(trial.number, outcome))
+            if result.state is TrialState.PAUSED:
+                return trial_record(self._unfinished.pause(trial.number, outcome))
+            trial.optuna_trial.set_user_attr(OUTCOME_ATTRIBUTE, outcome)
+            return self._end(trial, result.state, result.value)
 
     def _end(self, trial: AskedTrial, state: TrialState, value: float | None) -> TrialRecord:
         self._with_sampler()
@@ -343,8 +353,9 @@ class StudyStore(StudyAttributes):
         assert original.value is not None, "only a trial with a value answers others"
         handle = trial.optuna_trial
         self._survivors.remove_running(trial.number)
-        handle.set_user_attr(DUPLICATE_ATTRIBUTE, original.number)
-        handle.set_user_attr(OUTCOME_ATTRIBUTE, duplicate_outcome_attribute(original))
-        if original.state is not TrialState.COMPLETED or FIXED_VALUES_ATTRIBUTE in handle.user_attrs:
-            handle.report(original.value, original.epochs)
-        return self._end(trial, original.state, original.value)
+        with self._transaction():
+            handle.set_user_attr(DUPLICATE_ATTRIBUTE, original.number)
+            handle.set_user_attr(OUTCOME_ATTRIBUTE, duplicate_outcome_attribute(original))
+            if original.state is not TrialState.COMPLETED or FIXED_VALUES_ATTRIBUTE in handle.user_attrs:
+                handle.report(original.value, original.epochs)
+            return self._end(trial, original.state, original.value)

@@ -1,7 +1,11 @@
-"""The contract of the driver's storage: an outage loses nothing, and samplers see paused trials as pruned."""
+"""The contract of the driver's storage.
+
+It has in memory what is stored, an outage loses nothing, and samplers see paused trials as pruned.
+"""
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import tempfile
 import threading
@@ -12,6 +16,8 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.distributions import IntDistribution
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from fmnist_search.errors import UserError
@@ -20,6 +26,7 @@ from fmnist_search.search.lease import Lease, LeaseLost
 from fmnist_search.search.outages import StorageUnreachable
 from fmnist_search.search.storage import open_storage
 from fmnist_search.search.trial_attributes import PAUSED_ATTRIBUTE
+from fmnist_search.search.trial_writer import OptunaTrialWriter, SqlTrialWriter, TrialWriter, make_writer
 from tests.support.postgresql import LossyProxy, PostgresqlServer
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -57,6 +64,108 @@ def in_background(action: Callable[[], object]) -> Iterator[None]:
     thread.start()
     yield
     thread.join()
+
+
+# --------------------------------------------------------------------------------- memory and database
+
+WRITERS = [pytest.param(make_writer, id="sql"), pytest.param(lambda rdb, _: OptunaTrialWriter(rdb), id="optuna")]
+
+
+def test_the_driver_knows_the_tables_of_this_version_of_optuna(database_url: str) -> None:
+    # Otherwise it writes with Optuna's own methods, which is correct and many times slower.
+    assert isinstance(make_writer(open_storage(database_url), None), SqlTrialWriter)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_another_process_reads_what_the_driver_has_in_memory(
+    database_url: str, writer: Callable[[RDBStorage, Lease | None], TrialWriter]
+) -> None:
+    storage = DriverStorage(open_storage(database_url), None, print, make_writer=writer)
+    study = optuna.create_study(storage=storage, study_name="small", direction="maximize")
+
+    def assert_equal() -> None:
+        stored = optuna.load_study(study_name="small", storage=open_storage(database_url)).trials
+        assert list(map(repr, study.trials)) == list(map(repr, stored))  # one NaN does not equal another
+
+    first = study.ask()
+    assert_equal()
+    for trial in (first, study.ask(), study.ask(), study.ask()):
+        trial.suggest_float("x", 1e-3, 1, log=True)
+        trial.suggest_int("y", 1, 9, step=2)
+        trial.suggest_categorical("z", ["a", None, 2.5, False])
+        trial.set_user_attr("pair", (1, {"a": (2,)}))
+        for step, value in enumerate((0.5, math.nan, math.inf, -math.inf)):
+            trial.report(value, step)
+    assert_equal()
+    first.set_user_attr("pair", None)
+    storage.set_trial_system_attr(first._trial_id, "rung", 0.25)
+    study.tell(1, state=TrialState.PRUNED)  # after an infinite value
+    study.tell(2, 0.75)
+    study.tell(3, state=TrialState.FAIL)
+    assert_equal()
+    storage.set_trial_state_values(first._trial_id, TrialState.WAITING)
+    study.enqueue_trial({"x": 0.5, "z": None}, user_attrs={"queued": (1, 2)})
+    study.add_trial(optuna.create_trial(value=0.5, params={"w": 1}, distributions={"w": IntDistribution(1, 5)}))
+    assert_equal()
+    assert [study.ask().number for _ in range(3)] == [0, 4, 6]
+    assert_equal()
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_the_driver_refuses_what_optuna_refuses(
+    tmp_path: Path, writer: Callable[[RDBStorage, Lease | None], TrialWriter]
+) -> None:
+    storage = DriverStorage(open_storage(f"sqlite:///{tmp_path / 'optuna.db'}"), None, print, make_writer=writer)
+    study = optuna.create_study(storage=storage, study_name="small")
+    trial = study.ask()
+    trial.suggest_categorical("z", ["a", "b"])
+    assert not storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+    with pytest.raises(ValueError, match="does not support dynamic value space"):
+        study.ask().suggest_categorical("z", ["a", "c"])
+    study.tell(trial, 0.5)
+    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+        trial.set_user_attr("a", 1)
+    with pytest.raises(KeyError):
+        storage.get_trial(1_000)
+    with pytest.raises(KeyError):
+        storage.get_trial_id_from_study_id_trial_number(study._study_id, 1_000)
+
+
+def test_changes_of_a_transaction_are_stored_at_its_end_also_after_an_error(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'optuna.db'}"
+
+    def stored() -> list[dict[str, object]]:
+        return [trial.user_attrs for trial in optuna.load_study(study_name="small", storage=open_storage(url)).trials]
+
+    with driven_study(url) as (study, _):
+        assert isinstance(study._storage, DriverStorage)
+        with study._storage.transaction():
+            trial = study.ask()
+            trial.set_user_attr("a", 1)
+            assert study.trials[0].user_attrs == {"a": 1}
+            assert stored() == [{}]
+            with study._storage.transaction():
+                trial.set_user_attr("b", 2)
+        assert stored() == [{"a": 1, "b": 2}]
+
+        def fail() -> None:
+            assert isinstance(study._storage, DriverStorage)
+            with study._storage.transaction():
+                trial.set_user_attr("c", 3)
+                raise RuntimeError("in between")
+
+        with pytest.raises(RuntimeError, match="in between"):
+            fail()
+        assert stored() == [{"a": 1, "b": 2, "c": 3}]
+
+
+def test_a_trial_that_was_returned_stays_as_it_was(tmp_path: Path) -> None:
+    with driven_study(f"sqlite:///{tmp_path / 'optuna.db'}") as (study, _):
+        trial = study.ask()
+        before = study.get_trials(deepcopy=False)
+        trial.report(0.5, 1)
+        study.tell(trial, 0.5)
+        assert [(shown.state, shown.intermediate_values) for shown in before] == [(TrialState.RUNNING, {})]
 
 
 # ------------------------------------------------------------------------------------ paused trials
@@ -98,8 +207,13 @@ def test_every_write_is_refused_after_the_lease_is_lost(database_url: str) -> No
         study.enqueue_trial({"x": 0.5})
         waiting = study.get_trials(states=(TrialState.WAITING,))[0]._trial_id
         before = optuna.load_study(study_name="small", storage=open_storage(database_url)).trials
+        assert isinstance(study._storage, DriverStorage)
+        together = study._storage.transaction()
+        together.__enter__()
+        trial.set_user_attr("together", 1)
         _give_lease_to_another(database_url)
         writes: list[Callable[[], object]] = [
+            lambda: together.__exit__(None, None, None),
             lambda: trial.suggest_float("x", 0, 1),
             lambda: trial.report(0.5, 1),
             lambda: trial.set_user_attr("a", 1),
@@ -117,7 +231,7 @@ def test_every_write_is_refused_after_the_lease_is_lost(database_url: str) -> No
             with pytest.raises(LeaseLost, match="was taken over by process 7 on elsewhere because it gave no sign"):
                 write()
         stored = optuna.load_study(study_name="small", storage=open_storage(database_url))
-        assert stored.trials == before
+        assert stored.trials == study.trials == before
         assert stored.user_attrs == {}
         assert optuna.get_all_study_names(open_storage(database_url)) == ["small"]
 
