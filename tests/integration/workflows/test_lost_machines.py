@@ -94,7 +94,7 @@ def search(
 ) -> StudySummary:
     """Run a study of two trials that loses workers."""
     config = make_study(
-        {"common": {"batch_size": [50, 100]}, "mlp": {"depth": 1, "width": [4, 8]}},
+        {"common": {"batch_size": 50, "label_smoothing": {"low": 0, "high": 0.1}}, "mlp": {"depth": 1, "width": 8}},
         name="lost",
         execution={"device": "cpu", "precision": "float32"},
         data={"train_images": 200, "validation": 100},
