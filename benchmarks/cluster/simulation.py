@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Self
+from typing import Any, Self
 
 import torch
 
 from benchmarks.curves.replay import RecordedRecipes
 from benchmarks.curves.table import CurveTable
 from fmnist_search.execution.job import Job
+from fmnist_search.execution.pool import Result
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import Decision, EpochReport, TrialResult, TrialState
@@ -135,6 +136,15 @@ class SimulatedBackend:
     def configure(self, execution: Execution) -> None:
         """Take the execution of the study."""
         self._execution = execution
+
+    @property
+    def images_device(self) -> str:
+        """The device of the images, of which simulated workers need none."""
+        return "cpu"
+
+    def run_on_worker(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Return what a function returns on this machine."""
+        return function(*arguments)
 
     def wait_until_ready(self) -> None:
         """Return at once."""

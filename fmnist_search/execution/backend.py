@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from fmnist_search.execution.job import Job
+from fmnist_search.execution.pool import Result
 from fmnist_search.execution.process_backend import DEFAULT_LIVENESS, Liveness, ProcessBackend
 from fmnist_search.recipe.execution import Execution
 
@@ -25,6 +26,10 @@ class Backend(Protocol):
     def size(self) -> int:
         """How many jobs run at a time."""
 
+    @property
+    def images_device(self) -> str:
+        """The device on which the images of jobs have to be: theirs, if jobs share the memory of this process."""
+
     def __enter__(self) -> Self: ...
 
     def __exit__(
@@ -39,6 +44,15 @@ class Backend(Protocol):
 
         Raises:
             UserError: if workers cannot be started.
+        """
+
+    def run_on_worker(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Return what a function returns on a machine that runs jobs, which this one may not do.
+
+        The function and what it takes and returns can be pickled. Must not be called while `run` runs.
+
+        Raises:
+            Exception: whatever the function raises.
         """
 
     def run(self, next_job: Callable[[], Job | None]) -> None:
@@ -59,13 +73,14 @@ BackendFactory = Callable[[Execution, int], Backend]
 """Returns a backend that runs so many jobs at a time."""
 
 
-def make_backend(execution: Execution, size: int, liveness: Liveness = DEFAULT_LIVENESS) -> Backend:
+def make_backend(execution: Execution, size: int, liveness: Liveness = DEFAULT_LIVENESS, kind: str = "auto") -> Backend:
     """Return a backend for this machine that runs `size` jobs at a time; `liveness` says when a process counts as lost.
 
-    One worker is a thread, which starts at once; several on a GPU are threads, which share its context. Several on the
-    CPU are processes: Python's global interpreter lock would slow threads down.
+    With the `kind` "auto", one worker is a thread, which starts at once; several on a GPU are threads, which share its
+    context. Several on the CPU are processes: Python's global interpreter lock would slow threads down. The kinds
+    "threads" and "processes" choose one of the two.
     """
-    if size == 1 or execution.device != "cpu":
+    if kind == "threads" or (kind == "auto" and (size == 1 or execution.device != "cpu")):
         from fmnist_search.execution.thread_backend import ThreadBackend  # imports torch
 
         return ThreadBackend(execution, size)

@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from fmnist_search.errors import UserError
 from fmnist_search.execution.inbox import ChannelInbox, Inbox
@@ -20,6 +20,7 @@ MAX_FAILED_STARTS = 3
 MAX_UNRECEIVED = 3
 """How many workers may end before they receive a job that was sent to them, until the job counts as the cause."""
 
+Result = TypeVar("Result")
 StartWorker = Callable[[int, Execution], Worker]
 """Starts the worker of a number without waiting until it is ready."""
 
@@ -80,6 +81,15 @@ class Pool(ABC):
     def configure(self, execution: Execution) -> None:
         """Run all following jobs in this way. Must not be called while `run` runs."""
         self._execution = execution
+
+    @property
+    def images_device(self) -> str:
+        """The device on which the images of jobs have to be; a worker moves them on if it has to."""
+        return "cpu"
+
+    def run_on_worker(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Return what a function returns on a machine that runs jobs: this one."""
+        return function(*arguments)
 
     def wait_until_ready(self) -> None:
         """Wait until all workers have imported their libraries, so that they disturb no measurement.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from fmnist_search.errors import UserError
 from fmnist_search.execution.job import Job, LossCause
-from fmnist_search.execution.pool import Pool
+from fmnist_search.execution.pool import Pool, Result
 from fmnist_search.execution.ray_actor import (
     Actor,
     QueueInbox,
@@ -17,7 +17,7 @@ from fmnist_search.execution.ray_actor import (
     UnusableNode,
     describe_loss,
 )
-from fmnist_search.execution.ray_cluster import connect, disconnect
+from fmnist_search.execution.ray_cluster import ClusterInfo, connect, disconnect
 from fmnist_search.execution.ray_room import MAX_FAILED_STARTS, ActorCounts, Room, cluster_nodes
 from fmnist_search.execution.ray_settings import RaySettings
 from fmnist_search.execution.ray_worker import TrainingActor
@@ -57,8 +57,6 @@ class RayBackend(Pool):
     ):
         if size != "auto" and size < 1:
             raise ValueError(f"size must be at least 1, got {size}")
-        import ray
-
         self._limit = None if size == "auto" else size
         self._settings = settings
         self._streams = 1 if settings.streams == "auto" else settings.streams
@@ -71,6 +69,8 @@ class RayBackend(Pool):
         self._problem = ""
         self._queue = QueueInbox()
         self._cluster = connect(settings)
+        import ray  # which `connect` has found to be installed
+
         self._actor_class = ray.remote(TrainingActor)
         self._actor_options = _actor_options(settings)
         super().__init__(execution, self._queue, check_interval=poll_seconds)
@@ -79,6 +79,11 @@ class RayBackend(Pool):
         super().__exit__()
         self._images = SharedImages()
         disconnect(self._cluster)
+
+    @property
+    def cluster(self) -> ClusterInfo:
+        """The cluster as it was when this process has connected to it."""
+        return self._cluster
 
     @property
     def streams(self) -> int:
@@ -100,7 +105,7 @@ class RayBackend(Pool):
         while len(self._workers) == self._workers.starting_count:
             self._receive()
 
-    def run_on_worker(self, function: Callable[..., Any], *args: Any) -> Any:
+    def run_on_worker(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Return what a function returns in the process of an actor that runs no job; wait until there is one.
 
         Raises:
@@ -113,12 +118,14 @@ class RayBackend(Pool):
             self.wait_until_ready()
             worker = next(worker for worker in self._workers if isinstance(worker, RayWorker) and worker.is_ready)
             try:
-                return ray.get(worker.actor.handle.call.remote(function, *args))
+                result: Result = ray.get(worker.actor.handle.call.remote(function, *arguments))
             except RayTaskError as error:
                 raise error.cause or error from None
             except RayActorError as error:
                 worker.actor.fail(error)
                 self._receive()
+            else:
+                return result
 
     def run(self, next_job: Callable[[], Job | None]) -> None:
         """Run jobs until `next_job` returns None and all jobs have ended; see `Pool.run`."""
@@ -238,9 +245,5 @@ class RayBackend(Pool):
 
 def _actor_options(settings: RaySettings) -> dict[str, Any]:
     """Return the options of an actor; only the study tries a trial again."""
-    resources = settings.resources
-    options: dict[str, Any] = {"num_cpus": resources.cpu, "num_gpus": resources.gpu}
-    if resources.memory:
-        options["memory"] = resources.memory
     streams = MAX_STREAMS if settings.streams == "auto" else settings.streams
-    return {**options, "max_restarts": 0, "max_task_retries": 0, "max_concurrency": streams + 3}
+    return {**settings.actor_options(), "max_restarts": 0, "max_task_retries": 0, "max_concurrency": streams + 3}

@@ -239,7 +239,7 @@ def check_nodes(settings: RaySettings, cluster: ClusterInfo) -> None:
         labels = f" and the labels {dict(settings.labels)}" if settings.labels else ""
         raise UserError(
             f"execution.ray.resources: no node of the cluster at {cluster.address} has {settings.resources}{labels}; "
-            f"it has {_describe(cluster.nodes)}; ask for less, or add a node"
+            f"it has {describe_nodes(cluster.nodes)}; ask for less, or add a node"
         )
     for node in fitting:
         store = node.resources.get("object_store_memory", 0)
@@ -273,7 +273,7 @@ def _comparable(key: str, version: str | None) -> str | None:
     return ".".join(version.split(".")[:2]) if key == "python" else version.partition("+")[0]
 
 
-def _describe(nodes: Sequence[NodeInfo]) -> str:
+def describe_nodes(nodes: Sequence[NodeInfo]) -> str:
     """Return what nodes have, alike ones together."""
     counts = Counter(map(str, nodes)).most_common(3)
     return "; ".join(f"{count} node{'s' * (count > 1)} with {what}" for what, count in counts) or "no nodes"

@@ -39,10 +39,8 @@ class RaySettings:
     allow_no_token: bool = False
 
     def actor_options(self) -> dict[str, Any]:
-        """Return the options of an actor of Ray that reserve the resources."""
+        """Return the options of an actor of Ray that reserve the resources; a node with the labels is chosen before."""
         options: dict[str, Any] = {"num_cpus": self.resources.cpu, "num_gpus": self.resources.gpu}
         if self.resources.memory:
             options["memory"] = self.resources.memory
-        if self.labels:
-            options["label_selector"] = dict(self.labels)
         return options

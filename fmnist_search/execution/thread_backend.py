@@ -39,6 +39,11 @@ class ThreadBackend(WorkerPool):
         images: dict[Data, Images] = {}
         super().__init__(execution, size, lambda number, _: ThreadWorker(number, images))
 
+    @property
+    def images_device(self) -> str:
+        """The device of the jobs."""
+        return self.execution.device
+
 
 class ThreadWorker(ChannelWorker):
     """A thread of this process; `images` is shared by all workers of the backend."""

@@ -135,7 +135,7 @@ def worker_loop(channel: WorkerChannel, images_by_data: MutableMapping[Data, Ima
                     execution = message.execution
                     use_private_stream(torch.device(execution.device))
                 case AddImages(data, images):
-                    images_by_data[data] = images
+                    images_by_data[data] = images.to(execution.device)
                 case Train():
                     channel.send(Started())
                     trainer.train(message, images_by_data[message.data], execution)

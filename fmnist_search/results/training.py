@@ -40,11 +40,15 @@ class EpochReport:
 
 @dataclass(frozen=True)
 class SetupInfo:
-    """Seconds before the first step of a training: to build network and optimizer, and to capture a CUDA graph."""
+    """Where a training ran, and the seconds before its first step: to build network and optimizer, to capture a graph.
+
+    `device_name` is the model of the GPU or of the processor; "" if it is not known.
+    """
 
     build_seconds: float = 0.0
     capture_seconds: float = 0.0
     engine: str = "plain"
+    device_name: str = ""
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,7 @@ class TrainingRunLogger(RunLogger):
             tag_names.REASON: (result.reason or "")[:TAG_LIMIT],
             tag_names.EPOCHS: str(len(result.epochs)),
             tag_names.ENGINE: result.setup.engine,
+            **({tag_names.DEVICE_NAME: result.setup.device_name} if result.setup.device_name else {}),
         }
         with self.transaction():
             self._send_pending(metric_points(values, len(result.epochs)), final_tags)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from fmnist_search.recipe.execution import Execution
 from fmnist_search.text import first_line
 
 AMD_DRIVER = Path("/dev/kfd")
+CPU_DESCRIPTION = Path("/proc/cpuinfo")
 MAX_REASON = 150
 """Characters of torch's reason that are shown; for a missing backend it lists all others."""
 
@@ -54,6 +57,25 @@ def may_have_gpu() -> bool:
     except OSError:
         return AMD_DRIVER.exists()
     return True
+
+
+@functools.cache
+def device_name(device: str) -> str:
+    """Return the model of a GPU or of this machine's processor; "" if it is not known."""
+    if device.partition(":")[0] == "cuda":
+        import torch
+
+        try:
+            return torch.cuda.get_device_name(torch.device(device))
+        except (RuntimeError, AssertionError):  # there is none: the training says so
+            return ""
+    if device != "cpu":
+        return ""
+    try:
+        lines = CPU_DESCRIPTION.read_text(errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _resolve_with_torch(device: str, threads: int) -> tuple[str, int]:

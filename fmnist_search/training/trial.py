@@ -7,7 +7,7 @@ import math
 import time
 import traceback
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from fmnist_search.results.training import (
 from fmnist_search.text import first_line
 from fmnist_search.training.callbacks import TrainingCallback
 from fmnist_search.training.cuda_graph import empty_gpu_cache
+from fmnist_search.training.devices import device_name
 from fmnist_search.training.engine import fit, restore_epoch
 from fmnist_search.training.evaluation import Evaluation
 from fmnist_search.training.loop import EpochResult, ProgressCallback
@@ -89,7 +90,7 @@ def run_trial(
         end = failure.end
     if end.state is TrialState.FAILED:
         empty_gpu_cache()
-    return progress.result(end, time.perf_counter() - started)
+    return progress.result(end, time.perf_counter() - started, device_name(execution.device))
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,7 @@ class _TrialProgress:
             return report.val_loss < self.best.val_loss
         return report.val_accuracy > self.best.val_accuracy
 
-    def result(self, end: _TrialEnd, seconds: float) -> TrialResult:
+    def result(self, end: _TrialEnd, seconds: float, device: str) -> TrialResult:
         completed = end.state is TrialState.COMPLETED
         return TrialResult(
             state=end.state,
@@ -255,7 +256,7 @@ class _TrialProgress:
             confusion=self.evaluation.confusion if self.evaluation else None,
             reason=end.reason,
             error=end.error,
-            setup=self.setup,
+            setup=replace(self.setup, device_name=device),
             weights=self.weights,
             last_weights=_copy_weights_to_cpu(self.classifier) if self.classifier and completed else None,
         )

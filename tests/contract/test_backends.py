@@ -90,6 +90,12 @@ def nothing_left_behind(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
 # --------------------------------------------------------------------------------------------- results
 
 
+def test_a_function_runs_where_the_jobs_run(backend: Backend) -> None:
+    assert backend.run_on_worker(max, 1, 2) == 2
+    with pytest.raises(ValueError, match="invalid literal"):
+        backend.run_on_worker(int, "x")
+
+
 def test_results_equal_those_of_run_trial(backend: Backend, images: Images, execution: Execution) -> None:
     jobs = [RecordingJob(recipe, images) for recipe in (CNN_RECIPE, CNN_RECIPE.replace({"seed": 1}), TINY_RECIPE)]
     run_all(backend, jobs)

@@ -40,6 +40,7 @@ from fmnist_search.workflows.study.running import announced
 from fmnist_search.workflows.study.runtime import resolve_runtime, stored_runtime
 from fmnist_search.workflows.study.session import Session
 from fmnist_search.workflows.study.warm_start import load_warm_starts
+from fmnist_search.workflows.study.workers import choose_streams
 from fmnist_search.workflows.tuning import precision_warning
 from fmnist_search.workspace import Workspace
 
@@ -84,7 +85,7 @@ def open_session(
         StudyStore.find(workspace.storage_url, config, fresh=options.fresh)  # refuses what differs
         storage = stack.enter_context(_leased_storage(workspace, config, callback))
         stored = None if options.fresh else StudyStore.find_in(storage, config)
-        runtime = stored_runtime(stored, callback) if stored else None
+        runtime = stored_runtime(stored, backend, callback) if stored else None
         sender: Sender | NullSender = NullSender()
         study_run: RunLogger = NullRunLogger()
         if mlflow_store:
@@ -95,15 +96,16 @@ def open_session(
         stack.enter_context(_fail_on_error(study_run))
         if runtime is None:
             backend.wait_until_ready()  # the measurement needs a quiet machine
-            runtime = resolve_runtime(config, backend.execution)
+            runtime = resolve_runtime(config, backend)
         study_store = _open_study_store(workspace, storage, config, sender, fresh=options.fresh)
         announcement.enter_context(announced(workspace.sessions_folder, config.name))
         study_store.runtime = runtime
         checkpoints = _recover_trials(workspace, study_store, sender, callback)
-        if warning := precision_warning(runtime.execution, runtime.precision):
+        if warning := backend.run_on_worker(precision_warning, runtime.execution, runtime.precision):
             callback.on_message(f"{config.name}: {warning}")
         backend.configure(runtime.execution)
-        images = images.to(runtime.execution.device)
+        choose_streams(config, backend, runtime.execution)
+        images = images.to(backend.images_device)
         if mlflow_store:
             study_store.run_id = study_run.run_key
             mlflow_store.save_trials_view(study_run.run_key, varying_names(config.space))

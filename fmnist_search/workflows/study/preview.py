@@ -11,8 +11,8 @@ from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.model_summary import ModelSummary
 from fmnist_search.search.preview import preview_recipes
 from fmnist_search.training.autotune import measure_throughput
-from fmnist_search.workflows.study.runtime import resolve_runtime
-from fmnist_search.workflows.study.workers import study_execution
+from fmnist_search.workflows.study.workers import execution_request
+from fmnist_search.workflows.tuning import tuned
 
 FORWARD_PASSES_PER_STEP = 3
 """A training step costs about as much as three forward passes."""
@@ -30,20 +30,25 @@ def preview(config: StudyConfig, count: int = 5) -> Preview:
     """Return the first `count` recipes of a study without starting it, and the time if no trial were pruned.
 
     The estimate multiplies the multiply-adds of these networks with a throughput that is measured on this machine.
+    A study that runs on a cluster has none.
 
     Raises:
         UserError: if a network cannot be built, or the device is missing.
     """
-    runtime = resolve_runtime(config, study_execution(config))
-    previews = list(preview_recipes(config, runtime.precision, count))
-    recipes = tuple((preview.recipe, preview.summary) for preview in previews)
     limit = config.budget.minutes * 60 if config.budget.minutes else None
+    if config.execution.backend == "ray":
+        chosen = config.execution.precision
+        previews = list(preview_recipes(config, "float32" if chosen == "auto" else chosen, count))
+        return Preview(tuple((preview.recipe, preview.summary) for preview in previews), limit)
+    execution, precision = tuned(execution_request(config)(), config.execution.precision)
+    previews = list(preview_recipes(config, precision, count))
+    recipes = tuple((preview.recipe, preview.summary) for preview in previews)
     if config.budget.trials is None:
         return Preview(recipes, limit)
     step_bytes = [preview.step_bytes for preview in previews]
-    workers, _ = worker_count(config.execution.workers, runtime.execution, step_bytes)
+    workers, _ = worker_count(config.execution.workers, execution, step_bytes)
     mult_adds = statistics.fmean(preview.summary.mult_adds for preview in previews)
     passes = FORWARD_PASSES_PER_STEP * config.data.training_count + config.data.validation
     epochs = config.budget.trials * config.budget.epochs
-    seconds = epochs * passes * mult_adds / measure_throughput(runtime.execution, runtime.precision) / workers
+    seconds = epochs * passes * mult_adds / measure_throughput(execution, precision) / workers
     return Preview(recipes, min(seconds, limit or seconds))

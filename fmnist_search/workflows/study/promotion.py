@@ -203,7 +203,7 @@ class Promotion:
 
     def _images_for(self, data: Data) -> Images:
         if data not in self._images_by_data:
-            self._images_by_data[data] = load_images(data, self._source, self.backend.execution.device)
+            self._images_by_data[data] = load_images(data, self._source, self.backend.images_device)
         return self._images_by_data[data]
 
 

@@ -32,6 +32,7 @@ class OneWorker:
     """A backend that runs jobs in this thread, and loses its worker after epochs that `is_lost` chooses."""
 
     size = 1
+    images_device = "cpu"
 
     def __init__(self, execution: Execution, is_lost: Callable[[Recipe, int], bool], cause: LossCause):
         self.execution = execution
@@ -49,6 +50,9 @@ class OneWorker:
 
     def wait_until_ready(self) -> None:
         return
+
+    def run_on_worker(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
 
     def stop(self) -> None:
         return

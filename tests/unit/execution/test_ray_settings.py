@@ -13,14 +13,10 @@ def test_a_worker_reserves_a_cpu_and_its_memory_by_default() -> None:
     assert RaySettings().actor_options() == {"num_cpus": 1, "num_gpus": 0, "memory": WORKER_MEMORY_BYTES}
 
 
-def test_a_part_of_a_gpu_and_a_label_are_asked_of_ray() -> None:
+def test_a_part_of_a_gpu_is_asked_of_ray() -> None:
     resources = RayResources(cpu=2, gpu=0.25, memory=0)
-    settings = RaySettings(resources=resources, labels={"ray.io/accelerator-type": "H100"})
-    assert settings.actor_options() == {
-        "num_cpus": 2,
-        "num_gpus": 0.25,
-        "label_selector": {"ray.io/accelerator-type": "H100"},
-    }
+    settings = RaySettings(resources=resources)
+    assert settings.actor_options() == {"num_cpus": 2, "num_gpus": 0.25}
     assert str(resources) == "2 CPU, 0.25 GPU"
     assert str(RayResources(memory=4 * 2**30)) == "1 CPU, 4.0 GiB of memory"
 

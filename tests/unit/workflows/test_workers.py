@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
 from fmnist_search.errors import UserError
+from fmnist_search.execution.capacity import WORKER_MEMORY_BYTES
+from fmnist_search.execution.ray_settings import RayResources, RaySettings
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.training.devices import may_have_gpu, resolve_execution
 from fmnist_search.workflows.callbacks import StudyCallback
-from fmnist_search.workflows.study.workers import start_workers
+from fmnist_search.workflows.study.workers import execution_request, ray_settings, start_workers
 from tests.support.studies import make_study
 
 # None in sys.modules makes an import fail.
@@ -48,6 +51,41 @@ def test_a_study_reports_workers_that_do_not_fit() -> None:
     start_workers(config, Messages(), lambda _, size: sizes.append(size))  # type: ignore[arg-type, return-value]
     assert sizes[0] < 1_024
     assert messages[0].startswith(f"{config.name}: execution.workers: 1024 with ")
+
+
+def test_the_study_chooses_threads_or_processes_for_its_workers() -> None:
+    kinds = {}
+    for kind in ("auto", "threads", "processes"):
+        config = make_study(execution={"device": "cpu", "workers": 1, "backend": kind})
+        with start_workers(config, StudyCallback()) as backend:
+            kinds[kind] = type(backend).__name__
+    assert kinds == {"auto": "ThreadBackend", "threads": "ThreadBackend", "processes": "ProcessBackend"}
+
+
+@pytest.mark.parametrize(
+    ("execution", "threads"),
+    [
+        ({}, 1),
+        ({"backend": "ray"}, 1),
+        ({"backend": "ray", "ray": {"resources": {"cpu": 3}}}, 3),
+        ({"backend": "ray", "ray": {"resources": {"cpu": 4}, "streams": 2}}, 2),
+        ({"backend": "ray", "ray": {"resources": {"cpu": 0.5}}}, 1),
+        ({"backend": "ray", "threads": 2, "ray": {"resources": {"cpu": 4}}}, 2),
+    ],
+)
+def test_a_trial_has_the_processors_that_its_worker_reserves_for_it(execution: dict[str, object], threads: int) -> None:
+    request = execution_request(make_study(execution=execution))
+    assert isinstance(request, partial)
+    assert request.args == ("auto", threads, "plain")
+
+
+def test_the_settings_of_a_cluster_are_those_of_the_study_file() -> None:
+    ray = {"address": "head:6379", "resources": {"gpu": 1, "memory": "4GiB"}, "streams": 2, "allow_no_token": True}
+    settings = ray_settings(make_study(execution={"backend": "ray", "ray": ray}))
+    assert settings == RaySettings("head:6379", RayResources(1, 1, 4 * 2**30), 2, {}, True)
+    assert ray_settings(make_study(execution={"backend": "ray"})) == RaySettings(
+        resources=RayResources(memory=WORKER_MEMORY_BYTES)
+    )
 
 
 def test_devices_are_resolved_without_torch_as_with_it() -> None:
