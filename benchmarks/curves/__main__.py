@@ -146,14 +146,12 @@ def ask(
     sizes: Annotated[str, typer.Option(help="Values of sampler.window; 0 takes all trials.")] = "0,300",
 ) -> None:
     """Measure what TPE takes for a suggestion: median CPU milliseconds in memory, by window and number of trials."""
-    from benchmarks.curves.windows import measure_ask
+    from benchmarks.curves.windows import measure_asks
 
-    for count in map(int, known.split(",")):
-        for busy in map(int, running.split(",")):
-            for size in map(int, sizes.split(",")):
-                typer.echo(
-                    f"{count:6d} known, {busy:4d} running, window {size:4d}: {measure_ask(count, busy, size):7.1f} ms"
-                )
+    for cost in measure_asks(*([int(value) for value in values.split(",")] for values in (known, running, sizes))):
+        typer.echo(
+            f"{cost.known:6d} known, {cost.running:4d} running, window {cost.window:4d}: {cost.milliseconds:7.1f} ms"
+        )
 
 
 if __name__ == "__main__":

@@ -193,6 +193,8 @@ SWEEP_METHODS = (
         for factor in (2, 3, 4)
     ),
     Method("tpe 5, halving 1/3 at 2, 8 spared", Tpe(), Halving(startup_trials=8)),
+    # A replay has at most as many trials as there are recorded recipes, so larger windows change nothing.
+    *(Method(f"tpe, window {window or 'none'}", Tpe(window=window), Halving()) for window in (0, 25, 50, 100)),
 )
 
 

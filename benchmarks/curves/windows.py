@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks.curves.replay import Array
 from benchmarks.curves.surrogate import SurrogateCurves
@@ -126,24 +126,56 @@ def _at_checkpoints(accuracies: Array, count: int) -> dict[str, float]:
     return {str(n): round(100 * float(accuracies[:n][-count:].mean()), 3) for n in at}
 
 
-def measure_ask(known: int, running: int, window: int, asks: int = 20) -> float:
-    """Return the median CPU milliseconds of an ask in memory with so many trials that have ended and that run."""
+@dataclass(frozen=True)
+class AskCost:
+    """Median CPU milliseconds of an ask in memory, by the trials that have ended and that run, and the window."""
+
+    known: int
+    running: int
+    window: int
+    milliseconds: float
+
+
+def measure_asks(known: Sequence[int], running: Sequence[int], windows: Sequence[int]) -> Iterator[AskCost]:
+    """Yield the cost of an ask for all combinations."""
     config = StudyConfig.load(Path(__file__).parent / "cpu.toml")
-    base = base_recipe(config, "float32")
-    study = optuna.create_study(direction="maximize", sampler=make_sampler(Random(), 0, config.space))
-    rng = np.random.default_rng(0)
-    for number in range(known + running):
-        trial = study.ask()
-        suggest_recipe(trial, config.space, base, 0)
-        if number < known:
-            value = float(rng.random())
-            trial.report(value, 2)
-            if number % 3:
-                study.tell(trial, state=TrialState.PRUNED)
-            else:
-                study.tell(trial, value)
-    study.sampler = make_sampler(Tpe(window=window), 0, config.space)
-    times = []
+    recipes = _random_trials(config, 200)
+    for busy in running:
+        study = optuna.create_study(direction="maximize")
+        for number in range(busy):
+            study.add_trial(_as_trial(recipes[number % len(recipes)], TrialState.RUNNING, None))
+        for count in sorted(known):
+            for number in range(len(study.get_trials(deepcopy=False, states=_ENDED)), count):
+                value = float(np.random.default_rng(number).random())
+                state = TrialState.PRUNED if number % 3 else TrialState.COMPLETE
+                study.add_trial(_as_trial(recipes[number % len(recipes)], state, value))
+            for window in windows:
+                study.sampler = make_sampler(Tpe(window=window), 0, config.space)
+                yield AskCost(count, busy, window, _ask_milliseconds(study, config))
+
+
+_ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def _random_trials(config: StudyConfig, count: int) -> list[FrozenTrial]:
+    study = optuna.create_study(sampler=make_sampler(Random(), 0, config.space))
+    for _ in range(count):
+        suggest_recipe(study.ask(), config.space, base_recipe(config, "float32"), 0)
+    return study.trials
+
+
+def _as_trial(trial: FrozenTrial, state: TrialState, value: float | None) -> FrozenTrial:
+    return optuna.trial.create_trial(
+        state=state,
+        value=value,
+        params=trial.params,
+        distributions=trial.distributions,
+        intermediate_values={} if value is None else {1: value, 2: value},
+    )
+
+
+def _ask_milliseconds(study: optuna.Study, config: StudyConfig, asks: int = 9) -> float:
+    base, times = base_recipe(config, "float32"), []
     for _ in range(asks):
         before = time.process_time()
         trial = study.ask()
