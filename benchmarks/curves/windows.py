@@ -44,7 +44,7 @@ class LongSearch:
     ask_seconds: float
 
 
-class _Rungs:
+class Rungs:
     """The decisions of successive halving, as Optuna's, on sorted lists."""
 
     def __init__(self, settings: Halving, epochs: int):
@@ -56,6 +56,7 @@ class _Rungs:
             rung *= self._factor
 
     def prunes(self, epoch: int, value: float) -> bool:
+        """Return whether a trial with this value after this epoch is pruned."""
         if epoch not in self._values:
             return False
         values = self._values[epoch]
@@ -68,7 +69,7 @@ def long_search(curves: SurrogateCurves, settings: Tpe, seed: int, trials: int, 
     config, epochs = curves.config, curves.config.budget.epochs
     sampler = make_sampler(settings, seed, config.space)
     study, base = optuna.create_study(direction="maximize", sampler=sampler), base_recipe(config, "float32")
-    rungs, rng, seconds = _Rungs(Halving(), epochs), np.random.default_rng(seed), 0.0
+    rungs, rng, seconds = Rungs(Halving(), epochs), np.random.default_rng(seed), 0.0
     running: list[tuple[int, int, optuna.Trial, Array]] = []
     proposed: list[float] = []
     selected: list[float] = []

@@ -9,9 +9,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import optuna
 import pytest
 
+from benchmarks.curves.windows import Rungs
 from fmnist_search.config import StudyConfig
+from fmnist_search.config.pruners import Halving
+from fmnist_search.search.pruners import make_pruner
 
 ROOT = Path(__file__).parents[3]
 CURVES_FOLDER = ROOT / "benchmarks" / "curves"
@@ -88,6 +93,32 @@ def test_table_correlates_early_epochs_with_the_last() -> None:
     found = json.loads(done.stdout)
     assert all(-1 <= one["low"] <= one["value"] <= one["high"] <= 1 for one in found["constant"])
     assert found["constant"][-1]["value"] > found["constant"][0]["value"]
+
+
+@pytest.mark.slow
+def test_long_searches_are_equal_until_the_window_is_full(tmp_path: Path) -> None:
+    out = tmp_path / "windows.jsonl"
+    options = ("--sizes", "0,40,20", "--trials", "48", "--running", "5", "--seeds", "1", "--out", out)
+    done = run_curves_command("windows", *options)
+    assert done.returncode == 0, done.stderr
+    every, large, small = (json.loads(line)["proposed"] for line in out.read_text().splitlines())
+    assert every.keys() == {"12", "24", "36", "48"}
+    assert [every[at] == large[at] for at in ("12", "24", "36")] == [True, True, True]
+    assert [every[at] == small[at] for at in ("12", "24", "36", "48")] == [True, True, False, False]
+
+
+def test_long_searches_prune_as_successive_halving_does() -> None:
+    rungs, values = Rungs(Halving(), 9), np.random.default_rng(0).random((60, 9))
+    study = optuna.create_study(direction="maximize", pruner=make_pruner(Halving(), 9))
+    for curve in values:
+        trial = study.ask()
+        for epoch, value in enumerate(curve[:-1], start=1):
+            trial.report(value, epoch)
+            pruned = trial.should_prune()
+            assert rungs.prunes(epoch, value) == pruned
+            if pruned:
+                break
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED if pruned else optuna.trial.TrialState.FAIL)
 
 
 @pytest.mark.parametrize(
