@@ -33,6 +33,8 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+QUEUED = 7
+"""Number of a trial that is queued."""
 CONFIG = make_study(
     {
         "common": {"batch_size": [64, 128], "optimizer.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True}},
@@ -41,26 +43,24 @@ CONFIG = make_study(
 )
 SPACE = CONFIG.space
 
-# What happens after each ask: which of the running trials ends, and how. None lets all run on.
-Event = tuple[int, TrialState, float] | None
-events = st.lists(
-    st.none() | st.tuples(st.integers(0, 9), st.sampled_from([*ENDED, TrialState.FAIL]), st.floats(0, 1)),
-    min_size=4,
-    max_size=14,
-)
+Event = tuple[int, TrialState | None, float]
+"""What happens after an ask: which of the running trials ends, how, and with which value. None lets all run on."""
+
+outcomes = st.sampled_from([TrialState.COMPLETE, TrialState.PRUNED, *ENDED, TrialState.FAIL, None])
+events = st.lists(st.tuples(st.integers(0, 9), outcomes, st.floats(0, 1)), min_size=9, max_size=14)
 
 
 def search(sampler: BaseSampler, happened: Sequence[Event]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Return the hyperparameters and the stored attributes of each trial of a search."""
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    study.enqueue_trial({"batch_size": 128})  # its other hyperparameters are sampled independently
     running: list[optuna.Trial] = []
-    for event in happened:
+    for number, (place, state, value) in enumerate(happened):
+        if number == QUEUED:
+            study.enqueue_trial({"batch_size": 128})  # its other hyperparameters are sampled independently
         trial = study.ask()
         suggest_recipe(trial, SPACE, base_recipe(CONFIG, "float32"), 0)
         running.append(trial)
-        if event is not None:
-            place, state, value = event
+        if state is not None:
             end(study, running.pop(place % len(running)), state, value)
     return [(trial.params, trial.system_attrs) for trial in study.trials]
 
@@ -73,15 +73,15 @@ def end(study: optuna.Study, trial: optuna.Trial, state: TrialState, value: floa
 # ------------------------------------------------------------------------------------------- draws
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(events, st.integers(0, 5), st.sampled_from([0, 14, 300]))
 def test_draws_are_those_of_optunas_tpe_while_the_window_holds_all_trials(
     happened: list[Event], seed: int, window: int
 ) -> None:
     def create(trial_seed: int) -> BaseSampler:
-        return TPESampler(n_startup_trials=3, n_ei_candidates=24, multivariate=True, seed=trial_seed)
+        return TPESampler(n_startup_trials=2, n_ei_candidates=24, multivariate=True, seed=trial_seed)
 
-    settings_ = Tpe(startup_trials=3, window=window)
+    settings_ = Tpe(startup_trials=2, window=window)
     unlimited = PerTrialSampler(create, seed, joint_distributions(settings_, SPACE))
     assert search(make_sampler(settings_, seed, SPACE), happened) == search(unlimited, happened)
 
@@ -123,17 +123,17 @@ class Recorder(RandomSampler):
         return super().sample_relative(study, trial, search_space)
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(events, st.integers(1, 5))
 def test_a_sampler_is_shown_at_most_the_window_of_ended_and_of_running_trials(happened: list[Event], size: int) -> None:
     shown: list[list[FrozenTrial]] = []
     groups = joint_distributions(Tpe(), SPACE)[:1]
     search(WindowedSampler(lambda seed: Recorder(shown, seed), 0, groups, TrialWindow(size)), happened)
-    assert len(shown) == len(happened) - 1  # not for the queued one
-    for number, trials in enumerate(shown, start=1):
+    numbers = [number for number in range(len(happened)) if number != QUEUED]
+    for number, trials in zip(numbers, shown, strict=True):
         ended = [trial for trial in trials if trial.state in ENDED]
-        before = [event for event in happened[:number] if event is not None]
-        assert len(ended) == min(size, sum(state in ENDED for _, state, _ in before))
+        before = [state for _, state, _ in happened[:number] if state is not None]
+        assert len(ended) == min(size, sum(state in ENDED for state in before))
         assert len(trials) - len(ended) == min(size, number - len(before))
         assert all(trial.state in (*ENDED, TrialState.RUNNING) for trial in trials)
 
