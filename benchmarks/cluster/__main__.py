@@ -13,6 +13,12 @@ the attributes of a random search, except those that the workers need to be busy
 `record` runs trials of nine epochs without a pruner, and compares the points in MLflow with what was reported.
 
     python -m benchmarks.cluster record --trials 1000
+
+`turns` and `nodes` start a Ray cluster on this machine. `turns` measures what a turn of the conversation between driver
+and worker costs; the machine should be idle. `nodes` kills a node of each of ten studies while another joins.
+
+    python -m benchmarks.cluster turns
+    python -m benchmarks.cluster nodes
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ from __future__ import annotations
 import cProfile
 import dataclasses
 import json
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -29,6 +36,8 @@ import optuna
 import typer
 
 from benchmarks.cluster.driver import Simulation, check_budget, check_record, measure_driver, run_simulation
+from benchmarks.cluster.node_losses import lose_nodes
+from benchmarks.cluster.turns import measure_backends
 from benchmarks.machine import machine, versions
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -90,6 +99,34 @@ def record(
         check_budget(run)
         found = check_record(run)
     _print({"simulation": dataclasses.asdict(simulation), "record": dataclasses.asdict(found)}, messages, as_json)
+
+
+@app.command()
+def turns(
+    trials: Annotated[int, typer.Option(help="trials by each backend", min=2)] = 30,
+    epochs: Annotated[int, typer.Option(help="epochs of a trial", min=2)] = 9,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure an epoch's round trip and the overhead of a trial, with threads, processes and Ray on one node."""
+    found = measure_backends(trials, epochs)
+    _print(found, [], as_json)
+
+
+@app.command()
+def nodes(
+    runs: Annotated[int, typer.Option(help="studies, each of which loses a node", min=1)] = 10,
+    trials: Annotated[int, typer.Option(help="trials of a study", min=1)] = 8,
+    folder: Annotated[Path | None, typer.Option(help="keep the stores in this new folder")] = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Kill a node of a Ray cluster in each of some studies while another joins; exit code 1 if anything is lost."""
+    with tempfile.TemporaryDirectory(prefix="cluster-") as temporary:
+        losses = lose_nodes(seed, runs, trials, folder or Path(temporary))
+    _print({f"run {loss.seed}": dataclasses.asdict(loss) for loss in losses}, [], as_json)
+    problems = [f"run {loss.seed}: {problem}" for loss in losses for problem in loss.problems]
+    if problems:
+        sys.exit("\n".join(problems))
 
 
 def _print(found: dict[str, Any], messages: list[str], as_json: bool) -> None:
