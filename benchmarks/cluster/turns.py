@@ -22,6 +22,7 @@ from fmnist_search.execution.thread_backend import ThreadBackend
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import Decision, EpochReport, TrialResult
+from fmnist_search.workspace import image_cache_folder
 
 SMALL_RECIPE = {
     "data.train_images": 512,
@@ -84,7 +85,7 @@ class TurnCosts:
 def measure_turns(make: Callable[[], Backend], trials: int, epochs: int) -> TurnCosts:
     """Return the costs of trainings that a backend with one worker runs one after the other."""
     recipe = Recipe().replace({**SMALL_RECIPE, "epochs": epochs})
-    images = load_images(recipe.data, DataSource())
+    images = load_images(recipe.data, DataSource(image_cache_folder()))
     jobs = [TimedJob(recipe.replace({"seed": seed}), images) for seed in range(WARM_UP_TRIALS + trials)]
     queue = iter(jobs)
     with make() as backend:
