@@ -50,8 +50,16 @@ class MlflowServer:
         self._command += options
         self._folder, self._changes = folder, changes
         self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()  # a test may start it from a timer
 
     def start(self) -> None:
+        """Start the server unless it runs, and wait until it answers."""
+        with self._lock:
+            if self._process is None:
+                self._start()
+        wait_for(f"{self.url}/health")
+
+    def _start(self) -> None:
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
@@ -62,7 +70,6 @@ class MlflowServer:
                 stdout=log,
                 stderr=log,
             )
-        wait_for(f"{self.url}/health")
 
     def kill(self) -> None:
         """As a crash would, without a word to anybody."""

@@ -108,8 +108,9 @@ def run_trial(uri: str, study_run_id: str, folder: Path, last_statement: int) ->
 
 
 if __name__ == "__main__":
+    MlflowStore(f"sqlite:///{sys.argv[3]}/other.db", "other")  # MLflow is imported and configured once for all
     for attempt in sys.argv[4:]:
-        child = os.fork()  # one import of MLflow for all
+        child = os.fork()
         if not child:
             name, _, statement = attempt.partition(":")
             run_trial(sys.argv[1], sys.argv[2], Path(sys.argv[3], name), int(statement))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,15 @@ from tests.integration.conftest import TINY_STUDY, start_command
 from tests.support.postgresql import PostgresqlServer
 
 PROCESS_COUNT = 3
+PRELOADED = [
+    "fmnist_search.tracking.store",
+    "fmnist_search.tracking.study_runs",
+    "mlflow.store.tracking.sqlalchemy_store",
+]
 
 
-def open_new_store(uri: str, study: str, barrier: Any) -> None:
+def open_new_store(uri: str, study: str, cache: str, barrier: Any) -> None:
+    os.environ["XDG_CACHE_HOME"] = cache  # the server of the processes has started with that of an earlier test
     barrier.wait()
     store = MlflowStore(uri, "new")
     run = open_study_run(store, study, None)
@@ -41,10 +48,13 @@ def new_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.slow
 def test_a_new_store_is_opened_by_several_processes_at_once(new_store: str) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)  # MLflow is imported once for all
     barrier = context.Barrier(PROCESS_COUNT)
     processes = [
-        context.Process(target=open_new_store, args=(new_store, f"study {number}", barrier))
+        context.Process(
+            target=open_new_store, args=(new_store, f"study {number}", os.environ["XDG_CACHE_HOME"], barrier)
+        )
         for number in range(PROCESS_COUNT)
     ]
     for process in processes:

@@ -71,6 +71,21 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MlflowSer
         database.cleanup()
 
 
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A server on SQLite for several tests, each of which uses a study of its own."""
+    with running_server(MlflowServer(tmp_path_factory.mktemp("server"))) as server:
+        yield server
+
+
+@pytest.fixture
+def study_run(shared_server: MlflowServer) -> Iterator[str]:
+    """The id of a new run of a study on the shared server, which runs."""
+    shared_server.start()
+    yield MlflowStore(shared_server.url, "fmnist-search").create_run("tiny", {"kind": "study"})
+    shared_server.start()
+
+
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
     """Wait until the condition is true. Fail with the output of the search if it ends before."""
     deadline = time.monotonic() + seconds
@@ -132,47 +147,54 @@ def test_a_server_that_is_killed_and_restarted_has_every_point_once(tiny: Path, 
 
 
 @pytest.mark.slow
-def test_a_call_that_was_not_answered_is_repeated_and_stored_once(tmp_path: Path) -> None:
-    with running_server(MlflowServer(tmp_path / "server")) as server:
-        study_run = MlflowStore(server.url, "fmnist-search").create_run("tiny", {"kind": "study"})
-        for call in ("/runs/create ", "/runs/log-batch "):
-            with Proxy(server.url, lost_answer_to=call) as proxy, open_sender(tmp_path, proxy.url, []) as sender:
-                parent = RunLogger.existing(sender, study_run)
-                run = TrainingRunLogger.start(sender, call, Recipe(), [], {"kind": "trial"}, parent)
-                for epoch in range(1, 41):  # many are sent in one call, and later ones when it is repeated
-                    run.log_epoch(EpochReport(epoch, 1.0, 0.5, 1.0, 0.5, 0.01, 2.0), is_last=False)
-                assert sender.flush(60)
-                assert proxy.lost_answer_to == b""
-                assert [found.info.run_id for found in search_runs(server.url)].count(str(run.run_id)) == 1
-                history = MlflowClient(server.url).get_metric_history(str(run.run_id), "val/accuracy")
-                assert sorted(point.step for point in history) == list(range(1, 41))
-        assert len(search_runs(server.url)) == 2
+@pytest.mark.parametrize("call", ["/runs/create ", "/runs/log-batch "])
+def test_a_call_that_was_not_answered_is_repeated_and_stored_once(
+    tmp_path: Path, shared_server: MlflowServer, study_run: str, call: str
+) -> None:
+    with Proxy(shared_server.url, lost_answer_to=call) as proxy, open_sender(tmp_path, proxy.url, []) as sender:
+        parent = RunLogger.existing(sender, study_run)
+        run = TrainingRunLogger.start(sender, "000 cnn", Recipe(), [], {"kind": "trial"}, parent)
+        for epoch in range(1, 41):  # many are sent in one call, and later ones when it is repeated
+            run.log_epoch(epoch_report(epoch), is_last=False)
+        assert sender.flush(60)
+        assert proxy.lost_answer_to == b""
+        run_id = str(run.run_id)
+    assert_epochs_complete(shared_server.url, study_run, run_id)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("seconds", "workers"), [(0, 1), (20, MANY_WORKERS)])
 def test_a_server_that_comes_back_has_everything_that_was_sent_meanwhile(
-    tmp_path: Path, seconds: float, workers: int
+    tmp_path: Path, shared_server: MlflowServer, study_run: str, seconds: float, workers: int
 ) -> None:
     messages: list[str] = []
-    with running_server(MlflowServer(tmp_path / "server")) as server:
-        study_run = MlflowStore(server.url, "fmnist-search").create_run("tiny", {"kind": "study"})
-        with open_sender(tmp_path, server.url, messages, workers) as sender:
-            parent = RunLogger.existing(sender, study_run)
-            run = TrainingRunLogger.start(sender, "000 cnn", Recipe(), [], {"kind": "trial"}, parent)
-            for epoch in range(1, 41):
-                run.log_epoch(EpochReport(epoch, 1.0, 0.5, 1.0, 0.5, 0.01, 2.0), is_last=False)
-                if epoch == 20:
-                    server.kill()
-                    threading.Timer(seconds, server.start).start()
-            assert sender.flush(90)
-            assert run.run_id
-            history = MlflowClient(server.url).get_metric_history(run.run_id, "val/accuracy")
-            assert sorted(point.step for point in history) == list(range(1, 41))
+    with open_sender(tmp_path, shared_server.url, messages, workers) as sender:
+        parent = RunLogger.existing(sender, study_run)
+        run = TrainingRunLogger.start(sender, "000 cnn", Recipe(), [], {"kind": "trial"}, parent)
+        for epoch in range(1, 41):
+            run.log_epoch(epoch_report(epoch), is_last=False)
+            if epoch == 20:
+                shared_server.kill()
+                threading.Timer(seconds, shared_server.start).start()
+        assert sender.flush(90)
+        run_id = str(run.run_id)
+    assert_epochs_complete(shared_server.url, study_run, run_id)
     if seconds > OUTAGE_NOTICE_SECONDS:
         outage, end = messages
         assert "MLflow cannot be reached" in outage
         assert "MLflow takes events again" in end
+
+
+def epoch_report(epoch: int) -> EpochReport:
+    return EpochReport(epoch, 1.0, 0.5, 1.0, 0.5, 0.01, 2.0)
+
+
+def assert_epochs_complete(url: str, study_run: str, run_id: str) -> None:
+    """Check that the study has one trial, with each of forty epochs once."""
+    trials = [run.info.run_id for run in search_runs(url) if run.data.tags["mlflow.parentRunId"] == study_run]
+    assert trials == [run_id]
+    history = MlflowClient(url).get_metric_history(run_id, "val/accuracy")
+    assert sorted(point.step for point in history) == list(range(1, 41))
 
 
 class Messages(StudyCallback):
