@@ -29,7 +29,6 @@ POLL_SECONDS = 3.0
 PLACEMENT_SECONDS = 60.0
 """How long an actor may wait for its node before it is given up: another program has taken its place."""
 IDLE_SECONDS = 60.0
-"""How long an actor may have no job, when there is none, before its place is left to others."""
 STRANDED_SECONDS = 60.0
 """How long a job may wait for a worker while there is none at all."""
 MAX_STREAMS = 64
@@ -60,7 +59,8 @@ class RayBackend(Pool):
         self._limit = None if size == "auto" else size
         self._settings = settings
         self._streams = 1 if settings.streams == "auto" else settings.streams
-        self._idle_seconds = idle_seconds
+        self.idle_seconds = idle_seconds
+        """How long an actor may have no job, when there is none, before its place is left to others."""
         self._has_jobs = True
         self._stranded_since: float | None = None
         self._actors: list[Actor] = []
@@ -226,7 +226,7 @@ class RayBackend(Pool):
                 self._release(actor)
         elif not self._has_jobs and actor.is_idle:
             idle_since = max(worker.free_since for worker in actor.workers)
-            if now - idle_since > self._idle_seconds:
+            if now - idle_since > self.idle_seconds:
                 self._release(actor)
 
     def _release(self, actor: Actor) -> None:

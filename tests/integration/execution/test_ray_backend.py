@@ -1,0 +1,243 @@
+"""Nodes that join and leave, actors that are killed, and a driver that is: what they cost on a Ray cluster."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from fmnist_search.data.images import Images
+from fmnist_search.execution.job import LossCause
+from fmnist_search.execution.ray_backend import RayBackend
+from fmnist_search.execution.ray_settings import RayResources, RaySettings
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.results.training import Decision, EpochReport, TrialState
+from fmnist_search.training.trial import run_trial
+from fmnist_search.training.trial_checkpoints import parse_checkpoint
+from tests.support.jobs import (
+    CNN_RECIPE,
+    LONG_RECIPE,
+    TINY_RECIPE,
+    RecordingJob,
+    assert_same_result,
+    run_all,
+)
+from tests.support.ray_clusters import add_node, ray_cluster
+
+pytestmark = pytest.mark.slow
+
+RESOURCES = RayResources(cpu=1, memory=0)
+SETTINGS = RaySettings(resources=RESOURCES)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head without CPUs and a node with three, of which `backend` has two."""
+    with ray_cluster(1, num_cpus=3) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def backend(cluster: Any, execution: Execution) -> Iterator[RayBackend]:
+    with RayBackend(execution, 2, SETTINGS, poll_seconds=0.5) as two_workers:
+        yield two_workers
+
+
+def process_id(backend: RayBackend) -> int:
+    """Return the process of a worker that has no job."""
+    number: int = backend.run_on_worker(os.getpid)
+    return number
+
+
+# ------------------------------------------------------------------------------------------------------- workers
+
+
+def test_the_name_of_a_worker_says_where_it_is(backend: RayBackend, images: Images) -> None:
+    job = RecordingJob(TINY_RECIPE, images)
+    run_all(backend, [job])
+    assert job.worker_name == f"{job.worker} on {os.uname().nodename} (node {backend.run_on_worker(_node_id)[:8]})"
+
+
+def _node_id() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def test_images_are_in_the_shared_memory_of_a_node(backend: RayBackend, images: Images) -> None:
+    run_all(backend, [RecordingJob(TINY_RECIPE.replace({"seed": seed}), images) for seed in range(2)])
+    found = backend.run_on_worker(_mapped_files_of_images)
+    assert found
+    assert all("plasma" in path for path in found)
+
+
+def _mapped_files_of_images() -> list[str]:
+    """Return the files in memory that hold the pixels of the images of this process."""
+    found = []
+    for images in [each for each in gc.get_objects() if isinstance(each, Images)]:
+        address = images.train.pixels.data_ptr()
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            first, last = (int(number, 16) for number in line.split()[0].split("-"))
+            if first <= address < last:
+                found.append(line)
+    return found
+
+
+def test_an_actor_that_is_killed_loses_its_own_job_only(backend: RayBackend, images: Images) -> None:
+    victim = process_id(backend)
+
+    def kill(report: EpochReport) -> Decision:
+        if psutil.pid_exists(victim) and len(first.reports) > 1 and len(second.reports) > 1:
+            os.kill(victim, signal.SIGKILL)
+        return Decision.PRUNE if first.has_ended or second.has_ended else Decision.CONTINUE
+
+    first, second = (RecordingJob(LONG_RECIPE.replace({"seed": seed}), images, kill) for seed in range(2))
+    third = RecordingJob(CNN_RECIPE, images)
+    run_all(backend, [first, second, third])
+    lost, other = (first, second) if first.lost_reasons else (second, first)
+    assert lost.loss_cause is LossCause.WORKER
+    assert lost.lost_reasons[0].startswith(f"its worker actor on {os.uname().nodename} (node ")
+    assert other.finished_result.state is TrialState.PRUNED
+    assert third.finished_result.state is TrialState.COMPLETED
+
+
+def test_an_actor_that_is_killed_while_it_has_no_job_costs_none(backend: RayBackend, images: Images) -> None:
+    backend.wait_until_ready()
+    os.kill(process_id(backend), signal.SIGKILL)
+    jobs = [RecordingJob(TINY_RECIPE.replace({"seed": seed}), images) for seed in range(3)]
+    run_all(backend, jobs)
+    assert [job.finished_result.state for job in jobs] == [TrialState.COMPLETED] * 3
+
+
+def test_two_streams_of_an_actor_train_at_the_same_time(
+    backend: RayBackend, images: Images, execution: Execution
+) -> None:
+    def until_the_other_reports(report: EpochReport) -> Decision:
+        return Decision.PRUNE if second.reports or report.epoch == 200 else Decision.CONTINUE
+
+    first = RecordingJob(LONG_RECIPE, images, until_the_other_reports)
+    second, third = (RecordingJob(CNN_RECIPE.replace({"seed": seed}), images) for seed in range(2))
+    with RayBackend(execution, "auto", RaySettings(resources=RESOURCES, streams=2)) as streams:
+        assert streams.size == 2  # one CPU is left
+        run_all(streams, [first, second, third])
+    assert first.finished_result.state is TrialState.PRUNED
+    assert first.worker != second.worker
+    assert_same_result(second.finished_result, run_trial(second.recipe, images, execution))
+    assert_same_result(third.finished_result, run_trial(third.recipe, images, execution))
+
+
+# --------------------------------------------------------------------------------------------------------- nodes
+
+
+def test_a_node_that_joins_gets_work_and_its_loss_costs_an_epoch(
+    cluster: Any, backend: RayBackend, images: Images, execution: Execution
+) -> None:
+    recipe = CNN_RECIPE.replace({"epochs": 8})
+    nodes: list[Any] = []
+    resumed: list[RecordingJob] = []
+
+    def stay(report: EpochReport) -> Decision:
+        if not nodes:
+            nodes.append(add_node(cluster))
+        return Decision.PRUNE if moved.has_ended else Decision.CONTINUE
+
+    def lose_node(report: EpochReport) -> Decision:
+        if len(moved.checkpoints) == 2:
+            cluster.remove_node(nodes[0], allow_graceful=False)
+        return Decision.CONTINUE
+
+    def next_job() -> RecordingJob | None:
+        if waiting:
+            return waiting.pop(0)
+        if moved.lost_reasons and not resumed:
+            checkpoint = parse_checkpoint(moved.checkpoints[-1]).state
+            resumed.append(RecordingJob(recipe, images, checkpoint=checkpoint))
+            return resumed[0]
+        return None
+
+    staying = RecordingJob(LONG_RECIPE, images, stay)
+    moved = RecordingJob(recipe, images, lose_node, checkpoint_seconds=0)
+    waiting = [staying, moved]
+    with RayBackend(execution, "auto", SETTINGS, poll_seconds=0.5) as elastic:
+        assert elastic.size == 1
+        elastic.run(next_job)
+    assert staying.finished_result.state is TrialState.PRUNED
+    assert (moved.loss_cause, len(moved.lost_reasons)) == (LossCause.INFRASTRUCTURE, 1)
+    assert moved.worker_name.partition("node ")[2] != staying.worker_name.partition("node ")[2]
+    assert resumed[0].reports[0].epoch >= moved.reports[-1].epoch
+    assert resumed[0].worker_name.partition("node ")[2] == staying.worker_name.partition("node ")[2]
+    assert_same_result(resumed[0].finished_result, run_trial(recipe, images, execution))
+
+
+def test_an_actor_without_jobs_leaves_its_place_to_others(
+    backend: RayBackend, images: Images, execution: Execution
+) -> None:
+    def until_released(report: EpochReport) -> Decision:
+        return Decision.PRUNE if backend.size == 1 or report.epoch == 200 else Decision.CONTINUE
+
+    run_all(backend, [RecordingJob(TINY_RECIPE, images)])
+    assert backend.size == 2
+    seconds, backend.idle_seconds = backend.idle_seconds, 0.0
+    long = RecordingJob(LONG_RECIPE, images, until_released)
+    run_all(backend, [long])
+    backend.idle_seconds = seconds
+    assert len(long.reports) < 200
+    jobs = [RecordingJob(TINY_RECIPE.replace({"seed": seed}), images) for seed in range(2)]
+    run_all(backend, jobs)
+    assert [job.finished_result.state for job in jobs] == [TrialState.COMPLETED] * 2
+
+
+# -------------------------------------------------------------------------------------------------------- driver
+
+DRIVER = """
+import os, sys
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.loading import load_images
+from fmnist_search.execution.ray_backend import RayBackend
+from fmnist_search.execution.ray_settings import RayResources, RaySettings
+from fmnist_search.recipe.execution import Execution
+from fmnist_search.results.training import Decision
+from fmnist_search.workflows.interruption import interrupt_on_signals
+from fmnist_search.workspace import image_cache_folder
+from tests.support.jobs import DATA_CONFIG, LONG_RECIPE, RecordingJob, run_all
+
+images = load_images(DATA_CONFIG, DataSource(image_cache_folder()))
+settings = RaySettings(sys.argv[1], RayResources(cpu=1, memory=0), allow_no_token=True)
+with RayBackend(Execution(threads=1), 1, settings) as backend:
+    process_id = backend.run_on_worker(os.getpid)
+    for _ in range(2):
+        with interrupt_on_signals() as interruption:
+
+            def decide(report):
+                if report.epoch == 1:
+                    print(process_id, flush=True)
+                return Decision.INTERRUPT if interruption.is_requested else Decision.CONTINUE
+
+            job = RecordingJob(LONG_RECIPE, images, decide)
+            run_all(backend, [job])
+            print(job.result.state.value, flush=True)
+"""
+
+
+def test_a_driver_is_interrupted_by_sigterm_and_its_actors_end_with_it(backend: RayBackend, cluster: Any) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(DRIVER), cluster.address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
+        try:
+            assert driver.stdout
+            actor = psutil.Process(int(driver.stdout.readline()))
+            driver.send_signal(signal.SIGTERM)
+            assert driver.stdout.readline() == "interrupted\n"
+            assert int(driver.stdout.readline()) == actor.pid
+            assert actor.is_running()
+        finally:
+            driver.kill()
+    actor.wait(timeout=10)
