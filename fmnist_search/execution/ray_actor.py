@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import queue
+import textwrap
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,6 +18,9 @@ from fmnist_search.execution.ray_worker import ActorPlace, PackedImages
 from fmnist_search.execution.worker import Worker
 from fmnist_search.recipe.groups import Data
 from fmnist_search.text import first_line
+
+MAX_REASON = 200
+"""Characters of an error of Ray that are shown."""
 
 
 class QueueInbox:
@@ -92,6 +96,8 @@ class Actor:
         self.node_id = node_id
         self.requested_at = time.monotonic()
         self.place: ActorPlace | None = None
+        self.is_draining = False
+        """Whether the node will be taken away, so that no stream may begin another job."""
         self.error: BaseException | None = None
         self.workers: list[RayWorker] = []
         _on_completion(handle.place.remote(node_id), self._set_place)
@@ -105,7 +111,7 @@ class Actor:
     @property
     def is_idle(self) -> bool:
         """Whether no stream has a job or is starting."""
-        return all(worker.is_free for worker in self.workers)
+        return all(worker.is_ready and worker.job is None for worker in self.workers)
 
     def end(self) -> None:
         """End the actor without waiting for it; repeating it changes nothing."""
@@ -151,6 +157,11 @@ class RayWorker(Worker):
         self._replies: deque[bytes | BaseException] = deque()
         actor.workers.append(self)
         self._begin_turn()
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the worker waits for a job and may get one."""
+        return super().is_free and not self.actor.is_draining
 
     @property
     def name(self) -> str:
@@ -238,20 +249,22 @@ def describe_loss(error: BaseException | None) -> tuple[str, LossCause]:
             return "on {where} was lost with its node", LossCause.INFRASTRUCTURE
         case exceptions.RayActorError() if _is_loss_of_node(str(error)):
             return "on {where} was lost with its node", LossCause.INFRASTRUCTURE
-        case exceptions.RayTaskError() | exceptions.RayActorError() | exceptions.WorkerCrashedError():
+        case exceptions.RayActorError() | exceptions.WorkerCrashedError() if "unexpectedly exits" in str(error):
+            return "on {where} was killed or crashed, possibly because memory ran out", LossCause.WORKER
+        case exceptions.RayTaskError() | exceptions.RayActorError():
             return f"on {{where}} ended ({_last_line(error)})", LossCause.WORKER
         case _:
             return f"on {{where}} was lost ({type(error).__name__}: {_last_line(error)})", LossCause.INFRASTRUCTURE
 
 
 def _is_loss_of_node(text: str) -> bool:
-    return any(part in text for part in ("node has died", "node was terminated", "its node is dead", "node is drained"))
+    return "node has died" in text or "the actor's node was" in text
 
 
 def _last_line(error: BaseException) -> str:
     """Return the line of an error of Ray that says what happened, which follows a traceback or a list of ids."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].replace("{", "(").replace("}", ")") if lines else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return textwrap.shorten(lines[-1], MAX_REASON, placeholder=" ...").replace("{", "(").replace("}", ")")
 
 
 def _on_completion(reference: Any, handle: Callable[[Any, BaseException | None], None]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from typing import Any, Literal
 
 from fmnist_search.errors import UserError
@@ -18,7 +18,7 @@ from fmnist_search.execution.ray_actor import (
     describe_loss,
 )
 from fmnist_search.execution.ray_cluster import ClusterInfo, connect, disconnect
-from fmnist_search.execution.ray_room import MAX_FAILED_STARTS, ActorCounts, Room, cluster_nodes
+from fmnist_search.execution.ray_room import MAX_FAILED_STARTS, ActorCounts, NodeState, Room, cluster_nodes
 from fmnist_search.execution.ray_settings import RaySettings
 from fmnist_search.execution.ray_worker import TrainingActor
 from fmnist_search.execution.worker import Worker
@@ -141,6 +141,9 @@ class RayBackend(Pool):
     # ----------------------------------------------------------------------------------------------- what varies
 
     def _fill_places(self) -> None:
+        self._request_actors(cluster_nodes())
+
+    def _request_actors(self, nodes: Sequence[NodeState]) -> None:
         """Request actors wherever they fit, if there may be jobs for them.
 
         Raises:
@@ -151,18 +154,20 @@ class RayBackend(Pool):
         missing = None if self._limit is None else -(-(self._limit - len(self._workers)) // self._streams)
         if missing is not None and missing <= 0:
             return
-        nodes = cluster_nodes()
         for node_id in self._room.choose(nodes, self._count_actors(), missing):
             self._start_actor(node_id)
         if self._problem and not self._actors and not self._room.has_usable(nodes):
             raise UserError(self._problem)
 
     def _check(self) -> bool:
-        """Follow the cluster; without any worker, this is an event after which jobs are looked for."""
+        """Follow the cluster; an event after which jobs are looked for, if an actor was released or there is none."""
+        count, nodes = len(self._actors), cluster_nodes()
+        self._note_draining({node.id for node in nodes if node.is_draining})
         for actor in list(self._actors):
             self._check_actor(actor)
-        self._fill_places()
-        return len(self._workers) == 0
+        is_event = len(self._actors) < count
+        self._request_actors(nodes)
+        return is_event or len(self._workers) == 0
 
     def _has_ended(self, next_job: Callable[[], Job | None]) -> bool:
         """Return whether all jobs have ended; without any worker, ask whether there are more, and do not wait long."""
@@ -224,10 +229,17 @@ class RayBackend(Pool):
         if actor.place is None:
             if now - actor.requested_at > PLACEMENT_SECONDS:
                 self._release(actor)
-        elif not self._has_jobs and actor.is_idle:
+        elif actor.is_idle:
             idle_since = max(worker.free_since for worker in actor.workers)
-            if now - idle_since > self.idle_seconds:
+            if actor.is_draining or (not self._has_jobs and now - idle_since > self.idle_seconds):
                 self._release(actor)
+
+    def _note_draining(self, node_ids: Set[str]) -> None:
+        for actor in self._actors:
+            if actor.node_id in node_ids and not actor.is_draining:
+                actor.is_draining = True
+                for worker in actor.workers:
+                    self._workers.update(worker)
 
     def _release(self, actor: Actor) -> None:
         """End an actor without jobs."""

@@ -93,6 +93,8 @@ def connect(settings: RaySettings) -> ClusterInfo:
     with _unchanged_signal_handlers():
         _set_mode("token" if answer["has_token_check"] else "disabled")
         ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
+    # Ray would print on our standard output that an actor was killed: no option of `init` prevents that.
+    ray._private.worker._worker_logs_enabled = False
     return cluster
 
 

@@ -18,12 +18,13 @@ MAX_FAILED_STARTS = 3
 
 @dataclass(frozen=True)
 class NodeState:
-    """A node that is alive: what it has, and what of that nobody uses."""
+    """A node that is alive: what it has, and what of that nobody uses. One that is draining will be taken away."""
 
     id: str
     total: Mapping[str, float]
     available: Mapping[str, float]
     labels: Mapping[str, str] = field(default_factory=dict)
+    is_draining: bool = False
 
 
 @dataclass
@@ -77,7 +78,7 @@ class Room:
 
     def _is_usable(self, node: NodeState) -> bool:
         has_labels = all(node.labels.get(name) == value for name, value in self._labels.items())
-        return has_labels and self._failed_starts[node.id] < MAX_FAILED_STARTS
+        return has_labels and not node.is_draining and self._failed_starts[node.id] < MAX_FAILED_STARTS
 
     def _free_places(self, node: NodeState, actors: ActorCounts) -> int:
         if not self._is_usable(node) or self._suspected.get(node.id, 0.0) > self._clock():
@@ -96,10 +97,11 @@ def cluster_nodes() -> list[NodeState]:
     """Return the nodes of the cluster that this process is connected to."""
     import ray
     from ray._private.state import available_resources_per_node  # the public functions add up all nodes
+    from ray._private.worker import global_worker
 
-    available = available_resources_per_node()
+    available, draining = available_resources_per_node(), global_worker.gcs_client.get_draining_nodes()
     return [
-        NodeState(node["NodeID"], node["Resources"], available[node["NodeID"]], node.get("Labels", {}))
+        NodeState(name, node["Resources"], available[name], node.get("Labels", {}), name in draining)
         for node in ray.nodes()
-        if node["Alive"] and node["NodeID"] in available
+        if node["Alive"] and (name := node["NodeID"]) in available
     ]

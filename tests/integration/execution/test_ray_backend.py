@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 
 from fmnist_search.data.images import Images
 from fmnist_search.execution.job import LossCause
+from fmnist_search.execution.ray_actor import describe_loss
 from fmnist_search.execution.ray_backend import RayBackend
 from fmnist_search.execution.ray_settings import RayResources, RaySettings
 from fmnist_search.recipe.execution import Execution
@@ -241,3 +242,39 @@ def test_a_driver_is_interrupted_by_sigterm_and_its_actors_end_with_it(backend: 
         finally:
             driver.kill()
     actor.wait(timeout=10)
+
+
+# -------------------------------------------------------------------------------------------------------- causes
+
+
+MakeError = Callable[[Any], Exception]
+"""Makes an error of `ray.exceptions`."""
+
+
+@pytest.mark.parametrize(
+    ("make_error", "cause", "text"),
+    [
+        (lambda ray: ray.OutOfMemoryError("The node runs low on memory."), LossCause.WORKER, "memory ran out"),
+        (lambda ray: ray.ActorUnavailableError("RPC", None), LossCause.INFRASTRUCTURE, "could not be reached"),
+        (lambda ray: ray.RayActorError(preempted=True), LossCause.INFRASTRUCTURE, "preempted"),
+        (
+            lambda ray: ray.RayActorError(error_msg="It died.\nThe actor died because its node has died. Node Id: 1"),
+            LossCause.INFRASTRUCTURE,
+            "lost with its node",
+        ),
+        (
+            lambda ray: ray.RayActorError(error_msg="It died.\nWorker unexpectedly exits with a connection error"),
+            LossCause.WORKER,
+            "killed or crashed",
+        ),
+        (lambda ray: ray.RayTaskError("turn", "Trace\nValueError: {x}", None), LossCause.WORKER, "ValueError: (x)"),
+        (lambda ray: ray.ActorUnschedulableError("No such node."), LossCause.INFRASTRUCTURE, "lost with its node"),
+        (lambda ray: ray.ObjectLostError("00" * 28, None, ""), LossCause.INFRASTRUCTURE, "ObjectLostError"),
+    ],
+    ids=["memory", "unavailable", "preempted", "node", "killed", "exception", "unschedulable", "object"],
+)
+def test_memory_and_crashes_are_the_job_and_nodes_are_not(make_error: MakeError, cause: LossCause, text: str) -> None:
+    from ray import exceptions
+
+    reason, found = describe_loss(make_error(exceptions))
+    assert (found, text in reason.format(where="HOST")) == (cause, True), reason

@@ -35,7 +35,8 @@ def test_what_others_use_and_actors_that_have_not_started_take_room() -> None:
 
 
 def test_the_emptiest_nodes_come_first() -> None:
-    assert chosen(Room(GPU_SETTINGS), make_node("a", used=0.5), make_node("b"), limit=3) == {"b": 3}
+    assert chosen(Room(GPU_SETTINGS), make_node("a", used=0.5), make_node("b"), limit=2) == {"b": 2}
+    assert chosen(Room(GPU_SETTINGS), make_node("a", used=0.5), make_node("b"), limit=4) == {"a": 1, "b": 3}
     assert chosen(Room(GPU_SETTINGS), make_node("a"), make_node("b"), limit=4) == {"a": 2, "b": 2}
     assert chosen(Room(GPU_SETTINGS), make_node("a"), limit=0) == {}
 
