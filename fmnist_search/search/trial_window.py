@@ -56,7 +56,7 @@ class TrialWindow:
 
     def _add(self, trial: FrozenTrial) -> bool:
         """Add a trial if it has ended; return whether it may still change. A paused one is shown as pruned."""
-        if not trial.state.is_finished() or trial.user_attrs.get(PAUSED_ATTRIBUTE):
+        if not trial.state.is_finished() or trial.user_attrs.get(PAUSED_ATTRIBUTE) is not None:
             return True
         if trial.state in _LEARNED_FROM:
             self._ended.add(trial)
