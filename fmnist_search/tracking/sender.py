@@ -23,8 +23,8 @@ LOCK_POLL_SECONDS = 0.1
 CLOSE_WAIT_SECONDS = 10.0
 """A sender that is closed waits so long for another one that is delivering its events."""
 OUTBOX_RETRY_SECONDS = 1.0
-MANY_EVENTS = 1000
-"""More events are counted less often."""
+MIN_FLUSH_POLL_SECONDS, MAX_FLUSH_POLL_SECONDS = 0.01, 0.1
+"""Bounds of the time between two looks of a flush at the outbox, which grows with how long it waits."""
 
 PAUSES = {
     Step.IN_PROGRESS: LOCK_POLL_SECONDS,
@@ -162,7 +162,8 @@ class Sender:
         waited for.
         """
         self.outbox.stop_deferring(self._last_number)  # else they would wait for the events of other processes
-        last_count, since, is_reported = -1, time.monotonic(), False
+        started = since = time.monotonic()
+        last_count, is_reported = -1, False
         while True:
             has_task = self._has_task  # read before the outbox: a task may send events
             now, pending = time.monotonic(), self.outbox.pending_count(self._last_number)
@@ -178,7 +179,7 @@ class Sender:
                 if not is_reported:  # it loses the lease if it hangs, so this ends
                     self._print_message(f"{self.problem}; this one waits for it")
                     is_reported = True
-            time.sleep(0.01 if pending < MANY_EVENTS else LOCK_POLL_SECONDS)
+            time.sleep(min(MAX_FLUSH_POLL_SECONDS, max(MIN_FLUSH_POLL_SECONDS, (now - started) / 20)))
 
     @property
     def problem(self) -> str:

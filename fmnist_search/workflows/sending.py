@@ -32,8 +32,8 @@ def open_sender(
 ) -> Iterator[Sender]:
     """Yield a sender to MLflow. It sends what an earlier process left in the outbox before anything else.
 
-    For many workers it is a process. For few it is a thread: the start of a process takes seconds, and a memory of
-    200 MB.
+    For many workers it is a process. For few it is a thread: a process takes seconds to start, and has the memory of
+    MLflow, torch and matplotlib once more.
 
     Raises:
         UserError: if the project was moved or copied, so that artifacts would be written to its old folder.
