@@ -51,8 +51,9 @@ class NodeInfo:
 
     def __str__(self) -> str:
         """Return what the node has."""
+        memory = self.resources.get("memory", 0) / 2**30
         parts = [f"{self.resources.get('CPU', 0):g} CPU", f"{self.resources.get('GPU', 0):g} GPU"]
-        return ", ".join([*parts, f"{self.resources.get('memory', 0) / 2**30:.1f} GiB of memory"])
+        return ", ".join([*parts, f"{memory:.{0 if memory >= 10 else 1}f} GiB of memory"])
 
 
 @dataclass(frozen=True)

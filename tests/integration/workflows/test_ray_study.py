@@ -1,0 +1,119 @@
+"""A study on a Ray cluster, as a user runs it: nodes leave and join, and nothing is lost."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.soak.invariants import check_study
+from benchmarks.soak.stores import read_runs, read_trials
+from fmnist_search.results.training import TrialState
+from fmnist_search.search.study_store import StudyStore
+from tests.integration.conftest import start_command
+from tests.integration.reliability.stores import MLFLOW, OPTUNA, assert_whole, query, wait_until
+from tests.support.postgresql import postgresql_server
+from tests.support.ray_clusters import ClusterProcess, ray_cluster_process
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
+
+TOKEN = "5" * 64
+TRIALS = 6
+STUDY = f"""
+name = "nodes"
+
+[data]
+train_images = 1000
+validation = 500
+
+[budget]
+trials = {TRIALS}
+epochs = 3
+
+[pruner]
+startup_trials = 3
+
+[space.common]
+batch_size = 100
+optimizer.learning_rate = {{ low = 3e-3, high = 3e-2, log = true }}
+
+[space.cnn]
+depth = 2
+width_1 = [8, 16]
+width_2 = 16
+
+[finalists]
+recipes = 1
+seeds = 2
+epochs = 1
+images = "slice"
+refit = "none"
+
+[execution]
+precision = "float32"
+threads = 1
+checkpoint_seconds = 0
+
+[execution.ray]
+resources = {{ memory = 0 }}
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[ClusterProcess]:
+    with ray_cluster_process(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN) as started:
+        yield started
+
+
+def start_search(folder: Path, cluster: ClusterProcess, *arguments: object) -> subprocess.Popen[str]:
+    """Start the search of the study on the cluster."""
+    (folder / "nodes.toml").write_text(STUDY)
+    address = f"execution.ray.address={cluster.address}"
+    settings = ["search", "nodes.toml", "--backend", "ray", "--set", address]
+    return start_command(folder, *settings, *arguments, RAY_AUTH_TOKEN=TOKEN)
+
+
+def places(folder: Path, kind: str) -> list[str]:
+    """Return the nodes on which trainings have ended, as their runs name them."""
+    tags = [run.tags for run in read_runs(folder / MLFLOW) if run.tags["kind"] == kind]
+    assert all(tag["device_name"] for tag in tags)
+    found = [re.fullmatch(r"\d+ on \S+ \(node ([0-9a-f]{8})\)", tag["worker"]) for tag in tags]
+    return [match[1] for match in found if match]
+
+
+def test_a_study_outlives_its_nodes_and_uses_one_that_joins(cluster: ClusterProcess, tmp_path: Path) -> None:
+    nodes = [cluster.add_node() for _ in range(3)]
+    search = start_search(tmp_path, cluster)
+    wait_until(lambda: query(tmp_path / OPTUNA, "SELECT 1 FROM trial_intermediate_values"), search, 300)
+    cluster.kill_node(nodes[0])
+    joined = cluster.add_node()
+    for node in nodes[1:]:  # so that the search has to go on on the node that joined
+        cluster.kill_node(node)
+    _, messages = search.communicate(timeout=300)
+    assert search.returncode == 0, messages
+    assert f"nodes: runs on the Ray cluster at {cluster.address}, " in messages
+    assert_whole(tmp_path, TRIALS, "nodes")
+    study_store = StudyStore.load(f"sqlite:///{tmp_path / OPTUNA}", "nodes")
+    assert not [record for record in study_store.trial_records() if record.state is TrialState.FAILED]
+    assert 1 <= study_store.worker_losses <= len(nodes)
+    assert study_store.champion is not None
+    used = places(tmp_path, "trial")
+    assert len(used) == TRIALS
+    assert joined[:8] in [*used, *places(tmp_path, "finalist")]
+
+
+def test_a_study_on_ray_is_stored_in_postgresql(cluster: ClusterProcess, tmp_path: Path) -> None:
+    smaller = ["--trials", 3, "--set", "budget.epochs=2", "--set", "finalists.recipes=0"]
+    with postgresql_server() as server:
+        url = server.create_database()
+        search = start_search(tmp_path, cluster, "--storage", url, *smaller)
+        _, messages = search.communicate(timeout=300)
+        assert search.returncode == 0, messages
+        trials, records = read_trials(url, "nodes"), StudyStore.load(url, "nodes").trial_records()
+    found = check_study(trials, records, read_runs(tmp_path / MLFLOW), 3)
+    assert [invariant for invariant in found if not invariant.holds] == []
+    assert len(places(tmp_path, "trial")) == 3
