@@ -15,7 +15,7 @@ from fmnist_search.search.trial_attributes import (
     FIXED_VALUES_ATTRIBUTE,
     SEED_ATTRIBUTE,
     SURVIVOR_OF_ATTRIBUTE,
-    trial_records,
+    TrialRecords,
 )
 
 
@@ -36,8 +36,10 @@ class SurvivorQueue:
     The last `pruner.survivors` trials of the budget are survivors: they repeat the best candidates, the best first.
     """
 
-    def __init__(self, study: optuna.Study, pruner: Pruner, budget: Budget):
+    def __init__(self, study: optuna.Study, records: TrialRecords, pruner: Pruner, budget: Budget):
         self._study = study
+        self._records = records
+        self._ended_count: int | None = None
         self._candidate_count: int | None = None
         if isinstance(pruner, OneEpoch) and budget.trials is not None:
             self._candidate_count = budget.trials - pruner.survivors
@@ -51,6 +53,15 @@ class SurvivorQueue:
     def remove_running(self, number: int) -> None:
         """Record that a trial has ended."""
         self._running_candidates.discard(number)
+
+    def add_ended(self, record: TrialRecord) -> None:
+        """Count a trial that has ended."""
+        if self._ended_count is not None:
+            self._ended_count += _is_first_training(record)
+
+    def count_again(self) -> None:
+        """Count the trials again when their number is needed next: some have ended that were not added."""
+        self._ended_count = None
 
     @property
     def waits_for_running(self) -> bool:
@@ -85,7 +96,13 @@ class SurvivorQueue:
     def _has_all_candidates(self, running: int) -> bool:
         if self._candidate_count is None:
             return False
-        return len(self._first_trainings()) + running >= self._candidate_count or is_exhausted(self._study)
+        if self._ended_count is None:
+            self._ended_count = len(self._first_trainings())
+        return self._ended_count + running >= self._candidate_count or is_exhausted(self._study)
 
     def _first_trainings(self) -> list[TrialRecord]:
-        return [record for record in trial_records(self._study) if record.duplicate_of is None and record.is_final]
+        return [record for record in self._records.all() if _is_first_training(record)]
+
+
+def _is_first_training(record: TrialRecord) -> bool:
+    return record.duplicate_of is None and record.is_final

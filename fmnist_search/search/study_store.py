@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping
-from typing import Any
 
 import optuna
 from optuna.trial import TrialState as OptunaState
@@ -23,11 +21,12 @@ from fmnist_search.results.training import EpochReport, Overhead, TrialResult, T
 from fmnist_search.search.analysis import importances
 from fmnist_search.search.asked_trial import AskedTrial
 from fmnist_search.search.one_epoch import SurvivorQueue
-from fmnist_search.search.pruners import make_pruner, pruner_applies
+from fmnist_search.search.pruners import StartupTrials, make_pruner
 from fmnist_search.search.samplers import is_exhausted, make_sampler
+from fmnist_search.search.start_recipes import enqueue_start
 from fmnist_search.search.storage import NO_STUDY_YET, NoStorageError, open_storage
 from fmnist_search.search.study_attributes import CONFIG_ATTRIBUTE, StudyAttributes, archive, stored_config
-from fmnist_search.search.suggest import base_recipe, sample_with_fixed, start_params, suggest_recipe, trial_seed
+from fmnist_search.search.suggest import base_recipe, sample_with_fixed, suggest_recipe, trial_seed
 from fmnist_search.search.trial_attributes import (
     DUPLICATE_ATTRIBUTE,
     FIXED_VALUES_ATTRIBUTE,
@@ -35,13 +34,12 @@ from fmnist_search.search.trial_attributes import (
     RECIPE_ATTRIBUTE,
     RUN_KEY_ATTRIBUTE,
     SEED_ATTRIBUTE,
-    START_ATTRIBUTE,
     WORKER_LOST_ATTRIBUTE,
+    TrialRecords,
     duplicate_outcome_attribute,
     outcome_attribute,
     running_trials,
     trial_record,
-    trial_records,
 )
 from fmnist_search.search.unfinished_trials import FindOutcome, UnfinishedTrials
 from fmnist_search.workspace import sqlite_path
@@ -70,8 +68,11 @@ class StudyStore(StudyAttributes):
         self.archived_as: str | None = None
         self.widened_ranges: list[str] = []
         self._unfinished = UnfinishedTrials(study)
-        self._survivors = SurvivorQueue(study, config.pruner, config.budget)
+        self._records = TrialRecords(study)
+        self._survivors = SurvivorQueue(study, self._records, config.pruner, config.budget)
+        self._startup_trials = StartupTrials(config.pruner, config.budget.epochs)
         self._has_sampler = False
+        self._runtime: StudyRuntime | None = None
 
     @classmethod
     def open(cls, url: str, config: StudyConfig, *, fresh: bool = False) -> StudyStore:
@@ -176,12 +177,14 @@ class StudyStore(StudyAttributes):
     @property
     def runtime(self) -> StudyRuntime | None:
         """How its trials are run; None before that was decided."""
-        stored = self._study.user_attrs.get("conditions")
-        return StudyRuntime(Execution(**stored["execution"]), stored["precision"]) if stored else None
+        if self._runtime is None and (stored := self._study.user_attrs.get("conditions")):
+            self._runtime = StudyRuntime(Execution(**stored["execution"]), stored["precision"])
+        return self._runtime
 
     @runtime.setter
     def runtime(self, runtime: StudyRuntime) -> None:
         self._study.set_user_attr("conditions", dataclasses.asdict(runtime))
+        self._runtime = runtime
         self.__dict__.pop("_base", None)
 
     @property
@@ -200,7 +203,7 @@ class StudyStore(StudyAttributes):
 
     def trial_records(self) -> list[TrialRecord]:
         """Return a record of each trial that has ended, by number."""
-        return trial_records(self._study)
+        return self._records.all()
 
     def running_trials(self, since: float) -> list[RunningTrial]:
         """Return the trials that have begun since a Unix time and have not ended, by number."""
@@ -236,25 +239,8 @@ class StudyStore(StudyAttributes):
         return self._survivors.waits_for_running
 
     def enqueue_start(self, source: str, given: Mapping[str, Value]) -> str | None:
-        """Queue a start recipe, once per study; values that are not given are sampled.
-
-        Returns a message about how it is tried, or None if the study has had it already.
-
-        Raises:
-            UserError: if the values do not make a recipe, or if they lie outside the space and the study refuses that.
-        """
-        params, outside = start_params(self.config, source, given)
-        key = json.dumps([source, dict(given)], sort_keys=True)
-        queued = self._study.user_attrs.get("started_with", [])
-        if key in queued:
-            return None
-        attributes: dict[str, Any] = {START_ATTRIBUTE: source}
-        if outside:
-            self._study.enqueue_trial({}, user_attrs={**attributes, FIXED_VALUES_ATTRIBUTE: dict(given)})
-        else:
-            self._study.enqueue_trial(params, user_attrs=attributes)
-        self._study.set_user_attr("started_with", [*queued, key])
-        return f"{source} is tried first" + (f", outside the space: {'; '.join(outside)}" if outside else "")
+        """Queue a start recipe, once per study: `search.start_recipes.enqueue_start`."""
+        return enqueue_start(self._study, self.config, source, given)
 
     def ask(self) -> AskedTrial:
         """Return the next trial; those that were interrupted go on first, with their recipes and seeds."""
@@ -287,17 +273,14 @@ class StudyStore(StudyAttributes):
         This checks the lease, also if nothing is written.
         """
         assert report.val_accuracy is not None, "a study validates its trials"
+        if report.epoch in trial.curve:
+            self.check_lease()
         with self._transaction():
-            if report.epoch in trial.curve:
-                self.check_lease()
-            else:
+            if report.epoch not in trial.curve:
                 trial.optuna_trial.report(report.val_accuracy, report.epoch)
-            return bool(trial.optuna_trial.should_prune()) and self._pruner_applies(report.epoch)
-
-    def _pruner_applies(self, epoch: int) -> bool:
-        return pruner_applies(
-            self._study.get_trials(deepcopy=False), self.config.pruner, epoch, self.config.budget.epochs
-        )
+            return bool(trial.optuna_trial.should_prune()) and self._startup_trials.allow_pruning(
+                self._study, report.epoch
+            )
 
     def tell(
         self,
@@ -324,7 +307,9 @@ class StudyStore(StudyAttributes):
     def _end(self, trial: AskedTrial, state: TrialState, value: float | None) -> TrialRecord:
         self._with_sampler()
         is_fixed = FIXED_VALUES_ATTRIBUTE in trial.optuna_trial.user_attrs
-        return trial_record(self._unfinished.end(trial.number, state, value, is_fixed=is_fixed))
+        record = trial_record(self._unfinished.end(trial.number, state, value, is_fixed=is_fixed))
+        self._survivors.add_ended(record)
+        return record
 
     def mark_worker_lost(self, trial: AskedTrial, epochs: int) -> None:
         """Store that a worker was lost with this trial after so many of its epochs."""
@@ -346,7 +331,9 @@ class StudyStore(StudyAttributes):
         returns it by the key of the run. Nobody else may drive the study.
         """
         self._with_sampler()
-        return self._unfinished.recover(find_outcome)
+        recovered = self._unfinished.recover(find_outcome)
+        self._survivors.count_again()
+        return recovered
 
     def tell_duplicate(self, trial: AskedTrial, original: TrialRecord) -> TrialRecord:
         """Store for a trial the result of an earlier equal one, so that the sampler learns of it; return its record."""

@@ -83,14 +83,29 @@ def duplicate_outcome_attribute(original: TrialRecord) -> dict[str, Any]:
     }
 
 
-def trial_records(study: optuna.Study) -> list[TrialRecord]:
-    """Return a record of each trial that has ended, by number; those are among them that wait to go on or are paused.
+class TrialRecords:
+    """The records of a study's trials, each of which is made once: a trial that has ended is the same object then."""
 
-    A trial without a recipe or an outcome is left out: its process was killed before it reported the end.
-    """
-    records = [trial_record(trial) for trial in study.get_trials(deepcopy=False) if _has_record(trial)]
-    rebuilt: Mapping[str, str] = study.user_attrs.get(REBUILT_RUNS_ATTRIBUTE, {})
-    return [dataclasses.replace(record, run_id=_present_run_id(record.run_id, rebuilt)) for record in records]
+    def __init__(self, study: optuna.Study):
+        self._study = study
+        self._made: dict[int, tuple[FrozenTrial, TrialRecord]] = {}
+
+    def all(self) -> list[TrialRecord]:
+        """Return a record of each trial that has ended, by number; also of those that wait to go on or are paused.
+
+        A trial without a recipe or an outcome is left out: its process was killed before it reported the end.
+        """
+        records = [self._record(trial) for trial in self._study.get_trials(deepcopy=False) if _has_record(trial)]
+        rebuilt: Mapping[str, str] = self._study.user_attrs.get(REBUILT_RUNS_ATTRIBUTE, {})
+        if not rebuilt:
+            return records
+        return [dataclasses.replace(record, run_id=_present_run_id(record.run_id, rebuilt)) for record in records]
+
+    def _record(self, trial: FrozenTrial) -> TrialRecord:
+        made = self._made.get(trial.number)
+        if made is None or made[0] is not trial:
+            made = self._made[trial.number] = trial, trial_record(trial)
+        return made[1]
 
 
 def _has_record(trial: FrozenTrial) -> bool:

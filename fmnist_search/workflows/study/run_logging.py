@@ -25,6 +25,10 @@ from fmnist_search.tracking.run_logger import RunLogger
 from fmnist_search.tracking.run_ref import RunRef
 from fmnist_search.tracking.stored_runs import ENVIRONMENT_FILE
 from fmnist_search.workflows.jobs import JobContext
+from fmnist_search.workflows.study.search_progress import SearchProgress
+
+PLOT_INTERVAL_FACTOR = 20
+"""Figures of many trials take long: the interval between them is at least so many times that."""
 
 PROGRESS_STATES = (TrialState.COMPLETED, TrialState.PRUNED, TrialState.FAILED)
 
@@ -56,20 +60,16 @@ class StudyRunLogger:
             {tag_names.DEVICE: device, tag_names.OPTUNA_STUDY: config.name, tag_names.WORKERS: str(workers)}
         )
 
-    def log_progress(self, records: Sequence[TrialRecord]) -> None:
+    def log_progress(self, search: SearchProgress) -> None:
         """Log the changed progress metrics of the search, and render the figures if their interval is over."""
-        trained = [record for record in records if record.duplicate_of is None]
-        progress = {
-            metric_names.trial_count(state.value): float(sum(record.state is state for record in trained))
-            for state in PROGRESS_STATES
-        }
-        if values := [r.value for r in trained if r.state is TrialState.COMPLETED and r.value is not None]:
-            progress[metric_names.BEST_VAL_ACCURACY] = max(values)
+        progress = {metric_names.trial_count(state.value): float(search.counts[state]) for state in PROGRESS_STATES}
+        if search.best_value is not None:
+            progress[metric_names.BEST_VAL_ACCURACY] = search.best_value
         changed = {name: value for name, value in progress.items() if self._progress.get(name) != value}
         self._progress = progress
-        self._run.log_metrics(changed, step=len(records))
+        self._run.log_metrics(changed, step=len(search))
         if time.monotonic() - self._plotted_at > self._plot_interval:
-            self.log_plots(records)
+            self.log_plots(search.records)
 
     def log_plots(self, records: Sequence[TrialRecord]) -> None:
         """Log the leaderboard and the figures of these trials, unless they were logged already."""
@@ -77,8 +77,7 @@ class StudyRunLogger:
         if plotted == self._plotted:
             return
         self._plotted, self._plotted_at = plotted, time.monotonic()
-        importances = self._importances()
-        self._context.sender.run_when_idle(lambda: self._log_tables_and_plots(plotted, importances))
+        self._context.sender.run_when_idle(lambda: self._log_tables_and_plots(plotted))
 
     def close(self, summary: StudySummary) -> None:
         """Log the note and the figures, and end the run."""
@@ -100,7 +99,7 @@ class StudyRunLogger:
         except UserError:  # too few trials
             return None
 
-    def _log_tables_and_plots(self, records: Sequence[TrialRecord], importances: Importances | None) -> None:
+    def _log_tables_and_plots(self, records: Sequence[TrialRecord]) -> None:
         config = self._study_store.config
         resolved = [dataclasses.replace(record, run_id=self._resolve_run_id(record)) for record in records]
         names = varying_names(config.space)
@@ -108,11 +107,13 @@ class StudyRunLogger:
         self._run.log_text("leaderboard.csv", leaderboard_csv(resolved, names))
         if not self._context.plots:
             return
+        began, importances = time.monotonic(), self._importances()
         for name, draw in study_figures(records, config.space, importances).items():
             self._run.log_artifact(f"plots/{name}.png", figure_to_png(draw()))
         if is_plotly_installed():
             page = study_page(config.name, config.question, records, config.space, importances)
             self._run.log_text("plots/study.html", page)
+        self._plot_interval = max(self._plot_interval, PLOT_INTERVAL_FACTOR * (time.monotonic() - began))
 
     def _resolve_run_id(self, record: TrialRecord) -> str | None:
         """Return the id of a trial's run, which exists by the time that figures are rendered."""

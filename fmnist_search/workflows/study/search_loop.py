@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Container
 
 from fmnist_search.execution.backend import Backend
 from fmnist_search.results.study import StopReason, TrialRecord
-from fmnist_search.results.training import TrialState
 from fmnist_search.search.asked_trial import AskedTrial
 from fmnist_search.search.lease import LeaseLost
 from fmnist_search.workflows.jobs import not_started
 from fmnist_search.workflows.study.run_logging import StudyRunLogger
+from fmnist_search.workflows.study.search_progress import SearchProgress
 from fmnist_search.workflows.study.stopping import reached_limit
 from fmnist_search.workflows.study.trial_job import SearchContext, TrialJob
+
+SAVE_SECONDS = 1.0
+"""The time spent searching is stored at the end of a trial, but not more often than this."""
 
 MAX_CONSECUTIVE_DUPLICATES = 50
 """After as many duplicates in a row the space counts as exhausted."""
@@ -23,31 +27,29 @@ class PendingDuplicates:
     """Asked trials whose recipes are being trained by other trials, in the order in which they were asked."""
 
     def __init__(self) -> None:
-        self._trials: list[AskedTrial] = []
+        self._trials: list[tuple[str, AskedTrial]] = []
 
     def __len__(self) -> int:
         return len(self._trials)
 
     def add(self, asked: AskedTrial) -> None:
         """Add a trial."""
-        self._trials.append(asked)
+        self._trials.append((asked.recipe.seed_independent_key(), asked))
 
     def pop_resolved(self, running: Container[str], answered: Container[str] | None = None) -> AskedTrial | None:
         """Remove and return the first trial whose recipe is no longer `running`; None if there is none.
 
         If `answered` is given, the recipe must be in it. Both hold keys of recipes.
         """
-        for asked in self._trials:
-            key = asked.recipe.seed_independent_key()
+        for place, (key, _) in enumerate(self._trials):
             if key not in running and (answered is None or key in answered):
-                self._trials.remove(asked)
-                return asked
+                return self._trials.pop(place)[1]
         return None
 
     def pop_all(self) -> list[AskedTrial]:
         """Remove and return all trials."""
         trials, self._trials = self._trials, []
-        return trials
+        return [asked for _, asked in trials]
 
 
 class SearchLoop:
@@ -58,23 +60,21 @@ class SearchLoop:
         self._study_store = search.study_store
         self._context = search.job_context
         self._study_logger = study_logger
-        self._records_by_number = {record.number: record for record in search.study_store.trial_records()}
-        self._records_by_key = {
-            record.recipe.seed_independent_key(): record for record in self._records if _answers_duplicates(record)
-        }
+        self._progress = SearchProgress(search.study_store.trial_records())
         self._running: dict[str, TrialJob] = {}
         self._pending = PendingDuplicates()
         self._consecutive_duplicates = 0
         self._run_keys: list[str] = []
         self._previous_seconds = search.study_store.searched_seconds
         self._started_at = time.monotonic()
+        self._saved_at = -math.inf
 
     def run(self, backend: Backend) -> StopReason:
         """Search until a limit is reached or an interruption is requested, and return the reason.
 
         Trials that run when the limit is reached are trained to their ends.
         """
-        self._context.callback.on_study_start(self._records, self._previous_seconds)
+        self._context.callback.on_study_start(self._progress.records, self._previous_seconds)
         try:
             backend.run(self._next_job)
         except KeyboardInterrupt:
@@ -92,15 +92,6 @@ class SearchLoop:
         return reason
 
     @property
-    def _records(self) -> list[TrialRecord]:
-        """The trials that have ended, in the order of their ends, and those that are paused or wait to go on."""
-        return list(self._records_by_number.values())
-
-    def _add_record(self, record: TrialRecord) -> None:
-        self._records_by_number.pop(record.number, None)
-        self._records_by_number[record.number] = record
-
-    @property
     def tracking_seconds(self) -> float:
         """Seconds that MLflow took for the runs of these trials."""
         return sum(map(self._context.sender.tracking_seconds, self._run_keys))
@@ -113,7 +104,7 @@ class SearchLoop:
             if asked is None:
                 return None
             key = asked.recipe.seed_independent_key()
-            answer = None if asked.is_survivor else self._records_by_key.get(key)
+            answer = None if asked.is_survivor else self._progress.answers.get(key)
             if key not in self._running and answer is None:
                 self._consecutive_duplicates = 0
                 return self._start_job(asked, time.monotonic() - started)
@@ -121,12 +112,12 @@ class SearchLoop:
             if key in self._running:
                 self._pending.add(asked)
             elif answer:
-                self._add_record(self._study_store.tell_duplicate(asked, answer))
+                self._progress.add(self._study_store.tell_duplicate(asked, answer))
 
     def _next_asked(self) -> AskedTrial | None:
         """Return a duplicate whose equal trial has ended, or ask for a new trial unless the search stops or waits."""
         # After an interruption nothing is trained any more, but known results still answer duplicates.
-        answered = self._records_by_key if self._context.interruption.is_requested else None
+        answered = self._progress.answers if self._context.interruption.is_requested else None
         resolved = self._pending.pop_resolved(self._running, answered)
         if resolved or self._study_store.waits_for_running or self._stop_reason():
             return resolved
@@ -138,27 +129,25 @@ class SearchLoop:
         except BaseException:  # its run cannot be recorded: the trial is queued again
             self._pending.add(asked)
             raise
-        self._records_by_number.pop(asked.number, None)  # a trial that goes on has not ended any more
+        self._progress.remove(asked.number)  # a trial that goes on has not ended any more
         self._running[job.key] = job
         self._run_keys.append(job.run.run_key)
         return job
 
     def _on_job_ended(self, job: TrialJob, record: TrialRecord) -> None:
         del self._running[job.key]
-        self._add_record(record)
-        if _answers_duplicates(record):
-            self._records_by_key[job.key] = record
-        self._save_seconds()
+        self._progress.add(record)
+        if time.monotonic() - self._saved_at >= SAVE_SECONDS:
+            self._save_seconds()
         self._context.callback.on_trial_end(record)
-        self._study_logger.log_progress(self._records)
+        self._study_logger.log_progress(self._progress)
 
     def _stop_reason(self) -> StopReason | None:
         if self._context.interruption.is_requested:
             return StopReason.INTERRUPTED
-        paused = sum(record.state is TrialState.PAUSED for record in self._records)
-        asked = len(self._running) + len(self._pending) + paused
-        store = self._study_store
-        reason = reached_limit(store.config.budget, self._records, self._searched_seconds(), asked, store.worker_losses)
+        asked = len(self._running) + len(self._pending) + self._progress.paused
+        store, spent = self._study_store, self._progress.spent
+        reason = reached_limit(store.config.budget, spent, self._searched_seconds(), asked, store.worker_losses)
         if reason is None and (
             self._consecutive_duplicates >= MAX_CONSECUTIVE_DUPLICATES or self._study_store.is_exhausted
         ):
@@ -169,22 +158,17 @@ class SearchLoop:
         """Stop the workers at once, and let all running trials and pending duplicates wait to go on."""
         backend.stop()
         for key in list(self._running):
-            self._add_record(self._running.pop(key).interrupt(reason))
+            self._progress.add(self._running.pop(key).interrupt(reason))
         self._return_pending(reason)
 
     def _return_pending(self, reason: str) -> None:
         """Let the duplicates wait whose equal trials gave no result."""
         for asked in self._pending.pop_all():
-            self._add_record(self._study_store.tell(asked, not_started(reason), ""))
+            self._progress.add(self._study_store.tell(asked, not_started(reason), ""))
 
     def _searched_seconds(self) -> float:
         return self._previous_seconds + time.monotonic() - self._started_at
 
     def _save_seconds(self) -> None:
+        self._saved_at = time.monotonic()
         self._study_store.searched_seconds = self._searched_seconds()
-
-
-def _answers_duplicates(record: TrialRecord) -> bool:
-    """Return whether the result of a trial is the result of a later one with an equal recipe."""
-    ended = record.state in (TrialState.COMPLETED, TrialState.PRUNED)
-    return ended and record.value is not None and record.duplicate_of is None

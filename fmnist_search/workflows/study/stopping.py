@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from fmnist_search.config.sections import Budget
 from fmnist_search.results.study import StopReason, TrialRecord
@@ -10,47 +10,65 @@ from fmnist_search.results.training import TrialState
 from fmnist_search.search.study_store import StudyStore
 
 
+class SpentBudget:
+    """What the trials that have ended count against a budget, kept up to date with each of them.
+
+    A trial that goes on or is repeated counts nothing, nor does one that reuses the result of another.
+    """
+
+    def __init__(self, records: Iterable[TrialRecord] = ()):
+        self.failures = 0
+        self.trials = 0
+        self.epochs = 0
+        self.best_value = 0.0
+        self._best_place: int | None = None
+        for record in records:
+            self.add(record)
+
+    @property
+    def trials_since_best(self) -> int:
+        """The number of trials since the first completed one with the best value; all if none has completed."""
+        return self.trials if self._best_place is None else self.trials - 1 - self._best_place
+
+    def add(self, record: TrialRecord) -> None:
+        """Count a trial; in the order in which they have ended."""
+        if record.duplicate_of is not None:
+            return
+        self.failures += record.state is TrialState.FAILED
+        if not record.is_final:
+            return
+        value = record.value or 0.0
+        if record.state is TrialState.COMPLETED and (self._best_place is None or value > self.best_value):
+            self.best_value, self._best_place = value, self.trials
+        self.trials += 1
+        self.epochs += record.epochs
+
+
 def reached_limit(
-    budget: Budget, records: Sequence[TrialRecord], seconds: float, running: int = 0, losses: int = 0
+    budget: Budget, spent: SpentBudget, seconds: float, running: int = 0, losses: int = 0
 ) -> StopReason | None:
     """Return the first limit of the budget that is reached, or None.
 
-    `records` are the trials that ended, `seconds` the time spent searching, and `running` the number of trials that
-    were asked and have not ended; these count against the budget of trials. `losses` are the workers that were lost by
-    no fault of their trials.
+    `seconds` is the time spent searching, and `running` the number of trials that were asked and have not ended; these
+    count against the budget of trials. `losses` are the workers that were lost by no fault of their trials.
     """
-    counted = [record for record in records if record.is_final and record.duplicate_of is None]
-    failures = sum(record.state is TrialState.FAILED and record.duplicate_of is None for record in records)
     values = {
-        StopReason.FAILURES: (failures, budget.failures),
+        StopReason.FAILURES: (spent.failures, budget.failures),
         StopReason.LOSSES: (losses, budget.losses or None),
-        StopReason.TARGET: (_best(counted)[0], budget.target),
-        StopReason.TRIALS: (len(counted) + running, budget.trials),
-        StopReason.EPOCHS: (sum(record.epochs for record in counted), budget.total_epochs),
+        StopReason.TARGET: (spent.best_value, budget.target),
+        StopReason.TRIALS: (spent.trials + running, budget.trials),
+        StopReason.EPOCHS: (spent.epochs, budget.total_epochs),
         StopReason.MINUTES: (seconds / 60, budget.minutes),
-        StopReason.PATIENCE: (_best(counted)[1], budget.patience),
+        StopReason.PATIENCE: (spent.trials_since_best, budget.patience),
     }
     return next((reason for reason, (value, limit) in values.items() if limit is not None and value >= limit), None)
-
-
-def _best(records: Sequence[TrialRecord]) -> tuple[float, int]:
-    """Return the best value of the completed trials, and the number of trials since its first occurrence."""
-    values = [
-        (record.value or 0.0, -position)
-        for position, record in enumerate(records)
-        if record.state is TrialState.COMPLETED
-    ]
-    if not values:
-        return 0.0, len(records)
-    value, negative_position = max(values)
-    return value, len(records) - 1 + negative_position
 
 
 def current_stop_reason(study_store: StudyStore) -> StopReason:
     """Return which limit a study that does not run has reached, or `StopReason.OPEN`."""
     reason = reached_limit(
         study_store.config.budget,
-        study_store.trial_records(),
+        SpentBudget(study_store.trial_records()),
         study_store.searched_seconds,
         losses=study_store.worker_losses,
     )

@@ -91,8 +91,7 @@ class TrialJob(TrackedJob):
     def decide(self, report: EpochReport) -> Decision:
         """Return the decision of the pruner, then of the trial's time limit, then of the stopper."""
         started = time.monotonic()
-        pruned = self._study_store.should_prune(self.asked, report)
-        self._study_store.check_lease()  # the run is logged next, which no lease guards
+        pruned = self._study_store.should_prune(self.asked, report)  # checks the lease: the run is logged next
         self._sampling_seconds += time.monotonic() - started
         if pruned:
             return Decision.PRUNE

@@ -10,7 +10,7 @@ from fmnist_search.config.sections import Budget
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.study import StopReason, TrialRecord
 from fmnist_search.results.training import TrialState
-from fmnist_search.workflows.study.stopping import reached_limit
+from fmnist_search.workflows.study.stopping import SpentBudget, reached_limit
 
 COMPLETED, PRUNED, FAILED, INTERRUPTED = (
     TrialState.COMPLETED,
@@ -51,14 +51,14 @@ TWO = make_records((COMPLETED, 0.8), (PRUNED, 0.5))
 def test_each_limit_is_reached_at_its_value_and_not_before(
     limits: dict[str, Any], records: list[TrialRecord], seconds: float, running: int, reason: StopReason | None
 ) -> None:
-    assert reached_limit(Budget(**limits), records, seconds, running) is reason
+    assert reached_limit(Budget(**limits), SpentBudget(records), seconds, running) is reason
 
 
 @pytest.mark.parametrize(
     ("limit", "losses", "reason"), [(3, 2, None), (3, 3, StopReason.LOSSES), (0, 10**6, None), (300, 299, None)]
 )
 def test_lost_machines_have_a_limit_of_their_own(limit: int, losses: int, reason: StopReason | None) -> None:
-    assert reached_limit(Budget(trials=9, losses=limit), TWO, 0, 0, losses) is reason
+    assert reached_limit(Budget(trials=9, losses=limit), SpentBudget(TWO), 0, 0, losses) is reason
 
 
 @pytest.mark.parametrize(
@@ -74,11 +74,12 @@ def test_lost_machines_have_a_limit_of_their_own(limit: int, losses: int, reason
 )
 def test_patience_counts_the_trials_since_the_first_best_one(values: list[float], reached: bool) -> None:
     records = make_records(*((COMPLETED, value) for value in values))
-    assert (reached_limit(Budget(patience=2), records, 0) is StopReason.PATIENCE) == reached
+    assert (reached_limit(Budget(patience=2), SpentBudget(records), 0) is StopReason.PATIENCE) == reached
 
 
 def test_patience_also_ends_a_study_in_which_nothing_completes() -> None:
-    assert reached_limit(Budget(patience=2), make_records((PRUNED, 0.3), (FAILED, None)), 0) is StopReason.PATIENCE
+    spent = SpentBudget(make_records((PRUNED, 0.3), (FAILED, None)))
+    assert reached_limit(Budget(patience=2), spent, 0) is StopReason.PATIENCE
 
 
 def test_duplicates_and_trials_that_are_repeated_count_against_no_budget() -> None:
@@ -87,9 +88,9 @@ def test_duplicates_and_trials_that_are_repeated_count_against_no_budget() -> No
         *make_records((COMPLETED, 0.8), (FAILED, None), duplicate_of=0),
         *make_records((INTERRUPTED, None)),
     ]
-    assert reached_limit(budget, uncounted, 0) is None
+    assert reached_limit(budget, SpentBudget(uncounted), 0) is None
 
 
 def test_failures_come_first() -> None:
     records = make_records((FAILED, None), (COMPLETED, 0.9))
-    assert reached_limit(Budget(trials=1, failures=1, target=0.5), records, 0) is StopReason.FAILURES
+    assert reached_limit(Budget(trials=1, failures=1, target=0.5), SpentBudget(records), 0) is StopReason.FAILURES
