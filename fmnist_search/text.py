@@ -22,7 +22,9 @@ def printable(text: str, *, keep: str = "") -> str:
 
 # The lookbehinds make a search of a long word linear: it is tried at its first character only.
 _USERINFO = r"(?P<scheme>(?<![a-zA-Z0-9+.-])[a-zA-Z0-9+.-]*://)(?P<user>[^\s:/@]*)(?P<password>:{any}*)?@"
-_TOKENS = re.compile(r"(?i)((?<![\w-])[\w-]*(?:password|passwd|pwd|token|secret|access_?key)=)[^\s&]+")
+_TOKENS = re.compile(
+    r"(?i)((?<![\w-])[\w-]*(?:password|passwd|pwd|token|secret|access_?key)=)(?!(?:true|false)(?![^\s&]))[^\s&]+"
+)
 
 
 def redact(text: str) -> str:

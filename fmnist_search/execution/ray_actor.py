@@ -12,7 +12,17 @@ from typing import Any
 
 from fmnist_search.errors import UserError
 from fmnist_search.execution.job import Job, LossCause
-from fmnist_search.execution.messages import Decide, EpochReported, Finished, Ready, Stop, ToPool, ToWorker, Train
+from fmnist_search.execution.messages import (
+    Decide,
+    EpochReported,
+    Finished,
+    Heartbeat,
+    Ready,
+    Stop,
+    ToPool,
+    ToWorker,
+    Train,
+)
 from fmnist_search.execution.ray_cluster import version_difference
 from fmnist_search.execution.ray_worker import ActorPlace, PackedImages
 from fmnist_search.execution.worker import Worker
@@ -57,6 +67,10 @@ class UnusableNode(Exception):
     """Raised for an actor on a node that has other versions."""
 
 
+class Unresponsive(Exception):
+    """Raised for an actor that sends no heartbeats."""
+
+
 class SharedImages:
     """The images of all trainings as objects of Ray, which each node gets once."""
 
@@ -91,17 +105,19 @@ class Actor:
     ended it.
     """
 
-    def __init__(self, handle: Any, node_id: str):
+    def __init__(self, handle: Any, node_id: str, heartbeat_seconds: float):
         self.handle = handle
         self.node_id = node_id
+        self.heartbeat_seconds = heartbeat_seconds
         self.requested_at = time.monotonic()
         self.place: ActorPlace | None = None
         self.is_draining = False
         """Whether the node will be taken away, so that no stream may begin another job."""
         self.error: BaseException | None = None
         self.workers: list[RayWorker] = []
+        self._awaits_heartbeat = self._is_ended = False
         _on_completion(handle.place.remote(node_id), self._set_place)
-        _on_completion(handle.wait_for_ever.remote(), self._deliver_error)
+        self.await_heartbeat()
 
     @property
     def where(self) -> str:
@@ -117,7 +133,15 @@ class Actor:
         """End the actor without waiting for it; repeating it changes nothing."""
         import ray
 
-        ray.kill(self.handle, no_restart=True)
+        if not self._is_ended:
+            ray.kill(self.handle, no_restart=True)
+        self._is_ended = True
+
+    def await_heartbeat(self) -> None:
+        """Let all streams receive a heartbeat after some seconds, unless they are about to."""
+        if not self._awaits_heartbeat:
+            self._awaits_heartbeat = True
+            _on_completion(self.handle.wait.remote(self.heartbeat_seconds), self._deliver_heartbeat)
 
     def fail(self, error: BaseException) -> None:
         """Let all streams end with this error."""
@@ -129,11 +153,16 @@ class Actor:
         self.place = place
         if place and (difference := version_difference(place.versions)):
             error = UnusableNode(difference)
-        self._deliver_error(None, error)
-
-    def _deliver_error(self, _: object, error: BaseException | None) -> None:
         if error:
             self.fail(error)
+
+    def _deliver_heartbeat(self, _: object, error: BaseException | None) -> None:
+        self._awaits_heartbeat = False
+        if error:
+            self.fail(error)
+            return
+        for worker in list(self.workers):
+            worker.deliver(None)
 
 
 class RayWorker(Worker):
@@ -154,7 +183,7 @@ class RayWorker(Worker):
         self._sent_data: set[Data] = set()
         self._reference: Any = None
         self._outgoing: list[ToWorker] = []
-        self._replies: deque[bytes | BaseException] = deque()
+        self._replies: deque[bytes | BaseException | None] = deque()
         actor.workers.append(self)
         self._begin_turn()
 
@@ -167,6 +196,11 @@ class RayWorker(Worker):
     def name(self) -> str:
         """The worker as runs record it, with the host and the node of its actor."""
         return f"{self.number} on {self.actor.where}"
+
+    @property
+    def silence_limit(self) -> float | None:
+        """Seconds without a message after which the actor counts as lost: two heartbeats are missing."""
+        return 3 * self.actor.heartbeat_seconds if self.is_ready else None
 
     @property
     def loss_cause(self) -> LossCause:
@@ -189,6 +223,9 @@ class RayWorker(Worker):
             ConnectionError: if the actor has ended.
         """
         reply = self._replies.popleft()
+        if reply is None:
+            self.actor.await_heartbeat()
+            return [Heartbeat()]
         if isinstance(reply, BaseException):
             self.actor.error = self.actor.error or reply
             raise ConnectionError(f"the actor has ended: {first_line(reply)}") from reply
@@ -197,8 +234,8 @@ class RayWorker(Worker):
             self._begin_turn()
         return messages
 
-    def deliver(self, reply: bytes | BaseException) -> None:
-        """Let `receive` return a reply, or raise an error. Any thread may call it."""
+    def deliver(self, reply: bytes | BaseException | None) -> None:
+        """Let `receive` return a reply or, for None, a heartbeat, or raise an error. Any thread may call it."""
         self._replies.append(reply)
         self._inbox.put(self)
 
@@ -237,6 +274,8 @@ def describe_loss(error: BaseException | None) -> tuple[str, LossCause]:
     match error:
         case None:
             return "on {where} was ended", LossCause.INFRASTRUCTURE
+        case Unresponsive():
+            return f"on {{where}} {error}", LossCause.WORKER
         case UnusableNode():
             return f"on {{where}} was ended, which has {error}", LossCause.WORKER
         case exceptions.OutOfMemoryError():

@@ -14,6 +14,7 @@ from fmnist_search.execution.ray_actor import (
     QueueInbox,
     RayWorker,
     SharedImages,
+    Unresponsive,
     UnusableNode,
     describe_loss,
 )
@@ -24,6 +25,8 @@ from fmnist_search.execution.ray_worker import TrainingActor
 from fmnist_search.execution.worker import Worker
 from fmnist_search.recipe.execution import Execution
 
+HEARTBEAT_SECONDS = 15.0
+"""How often an actor says that its process runs; one that misses two heartbeats is ended."""
 POLL_SECONDS = 3.0
 """How often the cluster is asked where it has room."""
 PLACEMENT_SECONDS = 60.0
@@ -51,6 +54,7 @@ class RayBackend(Pool):
         size: int | Literal["auto"],
         settings: RaySettings,
         *,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
         poll_seconds: float = POLL_SECONDS,
         idle_seconds: float = IDLE_SECONDS,
     ):
@@ -58,6 +62,7 @@ class RayBackend(Pool):
             raise ValueError(f"size must be at least 1, got {size}")
         self._limit = None if size == "auto" else size
         self._settings = settings
+        self._heartbeat_seconds = heartbeat_seconds
         self._streams = 1 if settings.streams == "auto" else settings.streams
         self.idle_seconds = idle_seconds
         """How long an actor may have no job, when there is none, before its place is left to others."""
@@ -166,8 +171,14 @@ class RayBackend(Pool):
         for actor in list(self._actors):
             self._check_actor(actor)
         is_event = len(self._actors) < count
+        is_event |= super()._check()
         self._request_actors(nodes)
         return is_event or len(self._workers) == 0
+
+    def _end_unresponsive(self, worker: Worker) -> None:
+        assert isinstance(worker, RayWorker)
+        worker.actor.fail(Unresponsive(f"did not respond for {worker.silence_limit:g} seconds and was ended"))
+        self._replace(worker)
 
     def _has_ended(self, next_job: Callable[[], Job | None]) -> bool:
         """Return whether all jobs have ended; without any worker, ask whether there are more, and do not wait long."""
@@ -193,7 +204,7 @@ class RayBackend(Pool):
 
         strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
         handle = self._actor_class.options(**self._actor_options, scheduling_strategy=strategy).remote()
-        actor = Actor(handle, node_id)
+        actor = Actor(handle, node_id, self._heartbeat_seconds)
         self._actors.append(actor)
         self._add_streams(actor)
 

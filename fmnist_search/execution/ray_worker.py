@@ -89,9 +89,9 @@ class TrainingActor:
         """Return where the actor runs, before it has imported anything that takes long."""
         return ActorPlace(socket.gethostname(), node_id, os.getpid(), versions())
 
-    def wait_for_ever(self) -> None:
-        """Never return: the call fails when the actor ends, also while it has nothing to do."""
-        threading.Event().wait()
+    def wait(self, seconds: float) -> None:
+        """Return after some seconds: a sign that the process runs; the call fails if it ends, also without a job."""
+        threading.Event().wait(seconds)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Return what a function returns in this process."""

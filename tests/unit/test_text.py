@@ -62,6 +62,7 @@ def test_printable_keeps_what_it_is_told_to() -> None:
         ("postgresql:///db?host=h&user=me&password=secret&sslmode=require", "postgresql:///db?host=h&user=me&password=***&sslmode=require"),
         ("host=h password=secret dbname=d", "host=h password=*** dbname=d"),
         ("MLFLOW_TRACKING_TOKEN=secret fmnist-search", "MLFLOW_TRACKING_TOKEN=*** fmnist-search"),
+        ("TOKEN=true-secret", "TOKEN=***"),
         ("HTTPS://secret@host/path", "HTTPS://***@host/path"),
         ("https://me:secret@host/path", "https://***@host/path"),
         ("https://secret:@host", "https://***@host"),
@@ -83,6 +84,7 @@ def test_passwords_and_tokens_are_removed(text: str, expected: str) -> None:
         "http://127.0.0.1:5000/#/experiments/1, models:/fmnist-search@champion",
         "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
         "name: 'a@b' is taken",
+        "--set execution.ray.allow_no_token=true --workers 2",
     ],
 )
 def test_text_without_a_password_stays(text: str) -> None:

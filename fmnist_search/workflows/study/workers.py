@@ -90,7 +90,12 @@ def _start_on_ray(config: StudyConfig, callback: StudyCallback) -> Backend:
     from fmnist_search.execution.ray_cluster import describe_nodes
 
     workers, settings = config.execution.workers, ray_settings(config)
-    backend = RayBackend(Execution(), "auto" if workers == "auto" else int(workers), settings)
+    backend = RayBackend(
+        Execution(),
+        "auto" if workers == "auto" else int(workers),
+        settings,
+        heartbeat_seconds=config.execution.heartbeat_seconds,
+    )
     cluster = backend.cluster
     callback.on_message(
         f"{config.name}: runs on the Ray cluster at {cluster.address}, {describe_nodes(cluster.nodes)}; a worker takes "

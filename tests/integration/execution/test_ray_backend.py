@@ -49,7 +49,7 @@ def cluster() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def backend(cluster: Any, execution: Execution) -> Iterator[RayBackend]:
-    with RayBackend(execution, 2, SETTINGS, poll_seconds=0.5) as two_workers:
+    with RayBackend(execution, 2, SETTINGS, heartbeat_seconds=2, poll_seconds=0.5) as two_workers:
         yield two_workers
 
 
@@ -117,6 +117,24 @@ def test_an_actor_that_is_killed_while_it_has_no_job_costs_none(backend: RayBack
     jobs = [RecordingJob(TINY_RECIPE.replace({"seed": seed}), images) for seed in range(3)]
     run_all(backend, jobs)
     assert [job.finished_result.state for job in jobs] == [TrialState.COMPLETED] * 3
+
+
+def test_an_actor_that_is_frozen_is_ended(backend: RayBackend, images: Images) -> None:
+    frozen = psutil.Process(process_id(backend))
+
+    def freeze(report: EpochReport) -> Decision:
+        if report.epoch == 2:
+            frozen.suspend()
+        return Decision.PRUNE if report.epoch == 200 else Decision.CONTINUE
+
+    jobs = [RecordingJob(LONG_RECIPE, images, freeze)]
+    jobs.append(RecordingJob(LONG_RECIPE, images, lambda _: Decision.PRUNE if jobs[0].has_ended else Decision.CONTINUE))
+    run_all(backend, jobs)
+    lost, other = sorted(jobs, key=lambda job: job.result is not None)
+    assert lost.lost_reasons[0].endswith("did not respond for 6 seconds and was ended")
+    assert lost.loss_cause is LossCause.WORKER
+    assert other.finished_result.state is TrialState.PRUNED
+    frozen.wait(timeout=20)
 
 
 def test_two_streams_of_an_actor_train_at_the_same_time(
