@@ -99,6 +99,16 @@ def connect(settings: RaySettings) -> ClusterInfo:
     return cluster
 
 
+def inspect(settings: RaySettings) -> ClusterInfo:
+    """Return the cluster that `connect` would connect to, without doing so.
+
+    Raises:
+        UserError: if `connect` would raise it.
+    """
+    check_installed()
+    return read_answer(settings, probe(settings))
+
+
 def disconnect(cluster: ClusterInfo) -> None:
     """End the connection that `connect` has made."""
     if cluster.is_ours:

@@ -9,16 +9,20 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 
+from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.data.files import DataSource, verify_files
 from fmnist_search.errors import UserError
 from fmnist_search.execution.capacity import worker_count
+from fmnist_search.execution.ray_cluster import describe_nodes, inspect
 from fmnist_search.recipe.datasets import DEFAULT_DATASET
 from fmnist_search.search.storage import open_storage
+from fmnist_search.search.study_store import StudyStore
 from fmnist_search.text import redact
 from fmnist_search.tracking.artifact_locations import check_artifacts_exist
 from fmnist_search.tracking.connection import connect
 from fmnist_search.training.devices import resolve_execution
 from fmnist_search.workflows.lookup import outbox_status
+from fmnist_search.workflows.study.workers import ray_settings
 from fmnist_search.workflows.tuning import tuned
 from fmnist_search.workspace import Workspace
 
@@ -42,6 +46,7 @@ def run_checks(workspace: Workspace | None = None) -> list[CheckResult]:
         _run_check("images", partial(_describe_images, DataSource.from_workspace(workspace))),
         _run_check("MLflow store", partial(_describe_store, workspace.tracking_uri)),
         _run_check("our own files", partial(_check_files, workspace)),
+        *(_run_check("Ray", partial(_describe_cluster, config)) for config in _studies_on_ray(workspace)[-1:]),
     ]
 
 
@@ -57,6 +62,21 @@ def _describe_device() -> str:
     workers, _ = worker_count("auto", execution)
     how = f"{precision}, {execution.memory_format}, {execution.allocator} allocator"
     return f"{execution.device}, {workers} trials at a time, fastest with {how}"
+
+
+def _studies_on_ray(workspace: Workspace) -> list[StudyConfig]:
+    """Return the configs of the studies that a Ray cluster runs, oldest first; none if they cannot be read."""
+    try:
+        names = StudyStore.study_names(workspace.storage_url)
+        configs = [StudyStore.load(workspace.storage_url, name).config for name in names]
+    except UserError:  # another check says so
+        return []
+    return [config for config in configs if config.execution.backend == "ray"]
+
+
+def _describe_cluster(config: StudyConfig) -> str:
+    cluster = inspect(ray_settings(config))
+    return f"{metadata.version('ray')}, {cluster.address}, {describe_nodes(cluster.nodes)}"
 
 
 def _check_files(workspace: Workspace) -> str:

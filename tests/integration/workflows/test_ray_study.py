@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from benchmarks.soak.invariants import check_study
 from benchmarks.soak.stores import read_runs, read_trials
 from fmnist_search.results.training import TrialState
 from fmnist_search.search.study_store import StudyStore
-from tests.integration.conftest import start_command
+from tests.integration.conftest import start_command, start_python
 from tests.integration.reliability.stores import MLFLOW, OPTUNA, assert_whole, query, wait_until
 from tests.support.postgresql import postgresql_server
 from tests.support.ray_clusters import ClusterProcess, ray_cluster_process
@@ -21,8 +23,9 @@ from tests.support.ray_clusters import ClusterProcess, ray_cluster_process
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).parents[3]
 TOKEN = "5" * 64
-TRIALS = 6
+TRIALS = 5
 STUDY = f"""
 name = "nodes"
 
@@ -32,7 +35,7 @@ validation = 500
 
 [budget]
 trials = {TRIALS}
-epochs = 3
+epochs = 2
 
 [pruner]
 startup_trials = 3
@@ -48,7 +51,7 @@ width_2 = 16
 
 [finalists]
 recipes = 1
-seeds = 2
+seeds = 1
 epochs = 1
 images = "slice"
 refit = "none"
@@ -79,7 +82,7 @@ def start_search(folder: Path, cluster: ClusterProcess, *arguments: object) -> s
 
 def places(folder: Path, kind: str) -> list[str]:
     """Return the nodes on which trainings have ended, as their runs name them."""
-    tags = [run.tags for run in read_runs(folder / MLFLOW) if run.tags["kind"] == kind]
+    tags = [run.tags for run in read_runs(folder / MLFLOW) if run.tags.get("kind") == kind]
     assert all(tag["device_name"] for tag in tags)
     found = [re.fullmatch(r"\d+ on \S+ \(node ([0-9a-f]{8})\)", tag["worker"]) for tag in tags]
     return [match[1] for match in found if match]
@@ -106,14 +109,23 @@ def test_a_study_outlives_its_nodes_and_uses_one_that_joins(cluster: ClusterProc
     assert joined[:8] in [*used, *places(tmp_path, "finalist")]
 
 
-def test_a_study_on_ray_is_stored_in_postgresql(cluster: ClusterProcess, tmp_path: Path) -> None:
-    smaller = ["--trials", 3, "--set", "budget.epochs=2", "--set", "finalists.recipes=0"]
+def test_mlflow_run_searches_on_ray_and_stores_the_study_in_postgresql(cluster: ClusterProcess, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    cluster_table = f'[execution.ray]\naddress = "{cluster.address}"'
+    smaller = STUDY.replace("[execution.ray]", cluster_table).replace("recipes = 1", "recipes = 0")
+    (clone / "nodes.toml").write_text(smaller)
     with postgresql_server() as server:
         url = server.create_database()
-        search = start_search(tmp_path, cluster, "--storage", url, *smaller)
-        _, messages = search.communicate(timeout=300)
-        assert search.returncode == 0, messages
+        parameters = {"study": "nodes.toml", "backend": "ray", "trials": 2, "storage": url}
+        words = [word for name, value in parameters.items() for word in ("-P", f"{name}={value}")]
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        arguments = ["-m", "mlflow", "run", ".", *words, "--env-manager", "local"]
+        done = start_python(clone, *arguments, PATH=path, RAY_AUTH_TOKEN=TOKEN)
+        _, messages = done.communicate(timeout=300)
+        assert done.returncode == 0, messages
         trials, records = read_trials(url, "nodes"), StudyStore.load(url, "nodes").trial_records()
-    found = check_study(trials, records, read_runs(tmp_path / MLFLOW), 3)
+    runs = [run for run in read_runs(clone / MLFLOW) if run.tags.get("study") == "nodes"]
+    found = check_study(trials, records, runs, 2)
     assert [invariant for invariant in found if not invariant.holds] == []
-    assert len(places(tmp_path, "trial")) == 3
+    assert len(places(clone, "trial")) == 2
