@@ -40,7 +40,7 @@ class Backend(Protocol):
         """Run all following jobs in this way, which may change `size`. Must not be called while `run` runs."""
 
     def wait_until_ready(self) -> None:
-        """Wait until all workers can start a job at once.
+        """Wait until all workers can start a job at once; if their number varies, until one can.
 
         Raises:
             UserError: if workers cannot be started.

@@ -43,6 +43,7 @@ class RayBackend(Pool):
     Their number follows the cluster: a node that joins gets actors, and an actor that is lost is replaced where there
     is room. With a number as `size`, at most so many jobs run at a time. An actor is only requested where it fits, and
     none while there are no jobs for it; one that has no job for long is released. Actors end when this process does.
+    `on_message` is told that the backend waits for room.
 
     Raises:
         UserError: if there is no cluster that can run the actors; see `ray_cluster.connect`.
@@ -57,6 +58,7 @@ class RayBackend(Pool):
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         poll_seconds: float = POLL_SECONDS,
         idle_seconds: float = IDLE_SECONDS,
+        on_message: Callable[[str], None] = lambda _: None,
     ):
         if size != "auto" and size < 1:
             raise ValueError(f"size must be at least 1, got {size}")
@@ -66,6 +68,8 @@ class RayBackend(Pool):
         self._streams = 1 if settings.streams == "auto" else settings.streams
         self.idle_seconds = idle_seconds
         """How long an actor may have no job, when there is none, before its place is left to others."""
+        self._on_message = on_message
+        self._waits_for_room = False
         self._has_jobs = True
         self._stranded_since: float | None = None
         self._actors: list[Actor] = []
@@ -173,7 +177,14 @@ class RayBackend(Pool):
         is_event = len(self._actors) < count
         is_event |= super()._check()
         self._request_actors(nodes)
+        self._report_waiting()
         return is_event or len(self._workers) == 0
+
+    def _report_waiting(self) -> None:
+        """Say once that there is no actor, until there is one again."""
+        if not self._actors and not self._waits_for_room:
+            self._on_message(f"the cluster has no room for a worker of {self._settings.resources}; waits for it")
+        self._waits_for_room = not self._actors
 
     def _end_unresponsive(self, worker: Worker) -> None:
         assert isinstance(worker, RayWorker)

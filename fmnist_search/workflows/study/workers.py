@@ -95,6 +95,7 @@ def _start_on_ray(config: StudyConfig, callback: StudyCallback) -> Backend:
         "auto" if workers == "auto" else int(workers),
         settings,
         heartbeat_seconds=config.execution.heartbeat_seconds,
+        on_message=lambda message: callback.on_message(f"{config.name}: {message}"),
     )
     cluster = backend.cluster
     callback.on_message(

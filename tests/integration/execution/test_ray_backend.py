@@ -157,6 +157,20 @@ def test_two_streams_of_an_actor_train_at_the_same_time(
 # --------------------------------------------------------------------------------------------------------- nodes
 
 
+def test_a_backend_without_room_says_that_it_waits(backend: RayBackend, execution: Execution) -> None:
+    class Waits(Exception):
+        pass
+
+    def leave(message: str) -> None:
+        raise Waits(message)
+
+    all_cpus = RaySettings(resources=RayResources(cpu=3, memory=0))  # of which `backend` has two
+    with RayBackend(execution, "auto", all_cpus, poll_seconds=0.1, on_message=leave) as waiting:
+        assert waiting.size == 0
+        with pytest.raises(Waits, match="no room for a worker of 3 CPU"):
+            waiting.wait_until_ready()
+
+
 def test_a_node_that_joins_gets_work_and_its_loss_costs_an_epoch(
     cluster: Any, backend: RayBackend, images: Images, execution: Execution
 ) -> None:
