@@ -38,6 +38,7 @@ class StudyAttributes:
 
     def __init__(self, study: optuna.Study):
         self._study = study
+        self._worker_losses: int | None = None
 
     def check_lease(self) -> None:
         """Check that this process still drives the study, before something is stored outside of Optuna's storage.
@@ -76,12 +77,16 @@ class StudyAttributes:
     @property
     def worker_losses(self) -> int:
         """How many workers were lost by no fault of their trials, in all sessions."""
-        with damaged_values(f"study {self._study.study_name!r}"):
-            return int(self._study.user_attrs.get(LOSSES_ATTRIBUTE, 0))
+        if self._worker_losses is None:
+            with damaged_values(f"study {self._study.study_name!r}"):
+                self._worker_losses = int(self._study.user_attrs.get(LOSSES_ATTRIBUTE, 0))
+        return self._worker_losses
 
     def count_worker_loss(self) -> None:
         """Store that another worker was lost by no fault of its trial."""
-        self._study.set_user_attr(LOSSES_ATTRIBUTE, self.worker_losses + 1)
+        losses = self.worker_losses + 1
+        self._study.set_user_attr(LOSSES_ATTRIBUTE, losses)
+        self._worker_losses = losses
 
     @property
     def stored_backend(self) -> str | None:

@@ -298,16 +298,17 @@ class StudyStore(StudyAttributes):
         outcome = outcome_attribute(result, run_id, overhead)
         with self._transaction():
             if result.state is TrialState.INTERRUPTED:
-                return trial_record(self._unfinished.put_back(trial.number, outcome))
+                return trial_record(self._unfinished.put_back(trial.number, outcome), trial.recipe)
             if result.state is TrialState.PAUSED:
-                return trial_record(self._unfinished.pause(trial.number, outcome))
+                return trial_record(self._unfinished.pause(trial.number, outcome), trial.recipe)
             trial.optuna_trial.set_user_attr(OUTCOME_ATTRIBUTE, outcome)
             return self._end(trial, result.state, result.value)
 
     def _end(self, trial: AskedTrial, state: TrialState, value: float | None) -> TrialRecord:
         self._with_sampler()
         is_fixed = FIXED_VALUES_ATTRIBUTE in trial.optuna_trial.user_attrs
-        record = trial_record(self._unfinished.end(trial.number, state, value, is_fixed=is_fixed))
+        ended = self._unfinished.end(trial.number, state, value, is_fixed=is_fixed)
+        record = trial_record(ended, trial.recipe)
         self._survivors.add_ended(record)
         return record
 

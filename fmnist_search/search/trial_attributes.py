@@ -144,8 +144,11 @@ def running_trials(study: optuna.Study, since: float) -> list[RunningTrial]:
     ]
 
 
-def trial_record(trial: FrozenTrial) -> TrialRecord:
-    """Return the record of a trial that has ended; its value is the last reported one if it was not completed."""
+def trial_record(trial: FrozenTrial, recipe: Recipe | None = None) -> TrialRecord:
+    """Return the record of a trial that has ended; its value is the last reported one if it was not completed.
+
+    `recipe` is the one that is stored with the trial, if it is known already.
+    """
     with damaged_values(f"trial {trial.number}"):
         outcome = trial.user_attrs[OUTCOME_ATTRIBUTE]
         curve = tuple(float(value) for _, value in sorted(trial.intermediate_values.items()))
@@ -154,7 +157,7 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
             state=TrialState(outcome["state"]),
             value=curve[-1] if trial.value is None and curve else trial.value and float(trial.value),
             epochs=outcome["epochs"],
-            recipe=Recipe().replace(trial.user_attrs[RECIPE_ATTRIBUTE]),
+            recipe=recipe or Recipe().replace(trial.user_attrs[RECIPE_ATTRIBUTE]),
             seconds=outcome["seconds"],
             reason=outcome["reason"],
             duplicate_of=trial.user_attrs.get(DUPLICATE_ATTRIBUTE),
