@@ -25,6 +25,7 @@ from fmnist_search.search.suggest import grid_points, to_distribution
 from fmnist_search.search.trial_window import StudyView, TrialWindow
 
 Distributions = dict[str, BaseDistribution]
+_PointKey = tuple[tuple[str, Any], ...]
 
 
 @functools.singledispatch
@@ -209,6 +210,8 @@ class ConditionalGridSampler(BaseSampler):
     def __init__(self, space: Space, seed: int):
         self._points = list(grid_points(space))
         random.Random(seed).shuffle(self._points)
+        self._keys = [_point_key(point) for point in self._points]
+        self._keys_of_trials: dict[int, tuple[FrozenTrial, _PointKey, _PointKey]] = {}
         self._chosen_points: dict[int, Mapping[str, Value]] = {}
 
     def is_exhausted(self, study: optuna.Study) -> bool:
@@ -221,10 +224,21 @@ class ConditionalGridSampler(BaseSampler):
         self._chosen_points = {trial.number: self._next_point(study, trial.number) or self._points[0]}
 
     def _next_point(self, study: optuna.Study, trial_number: int) -> Mapping[str, Value] | None:
-        trials = study.get_trials(deepcopy=False)
-        taken = {_point_key(trial.params) for trial in trials if trial.number != trial_number}
-        taken |= {_point_key(trial.system_attrs.get("fixed_params", {})) for trial in trials}
-        return next((point for point in self._points if _point_key(point) not in taken), None)
+        taken: set[_PointKey] = set()
+        for trial in study.get_trials(deepcopy=False):
+            sampled, queued = self._keys_of(trial)
+            taken.add(queued)
+            if trial.number != trial_number:
+                taken.add(sampled)
+        return next((point for point, key in zip(self._points, self._keys, strict=True) if key not in taken), None)
+
+    def _keys_of(self, trial: FrozenTrial) -> tuple[_PointKey, _PointKey]:
+        """Return the keys of the values of a trial, and of those with which it was queued; once for each trial."""
+        known = self._keys_of_trials.get(trial.number)
+        if known is None or known[0] is not trial:
+            queued = trial.system_attrs.get("fixed_params", {})
+            known = self._keys_of_trials[trial.number] = trial, _point_key(trial.params), _point_key(queued)
+        return known[1], known[2]
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -246,7 +260,7 @@ class ConditionalGridSampler(BaseSampler):
         return {}
 
 
-def _point_key(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+def _point_key(params: Mapping[str, Any]) -> _PointKey:
     return tuple(sorted(params.items()))
 
 
