@@ -28,3 +28,11 @@ def test_a_dry_run_shows_the_study_its_first_recipes_and_the_time(
     assert len([line for line in lines if line.startswith("cnn ")]) >= 3
     assert (lines[-1] == time) if time else ("of training" not in outcome.stdout)
     assert [path.name for path in tiny.parent.iterdir()] == ["tiny.toml"]
+
+
+def test_a_dry_run_for_a_cluster_needs_none(command: RunCommand, tiny: Path) -> None:
+    outcome = command("search", "tiny.toml", "--dry-run", "--backend", "ray", "--set", "execution.device=auto")
+    assert (outcome.exit_code, outcome.stderr) == (0, "")
+    assert {"[execution.ray]", 'address = "auto"'} <= set(outcome.stdout.splitlines())
+    assert "of training" not in outcome.stdout  # this machine does not know how long a worker takes
+    assert [path.name for path in tiny.parent.iterdir()] == ["tiny.toml"]

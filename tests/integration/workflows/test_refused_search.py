@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,4 +73,19 @@ def test_the_name_of_a_prompt_is_refused_before_anything_is_trained(finished: Fi
     refused = finished.run("search", "tiny.toml", "--fresh", "--set", "finalists.model_name=a_prompt")
     assert refused.exit_code == 2
     assert "'a_prompt' is the name of a prompt" in refused.stderr
+    assert state(finished) == before
+
+
+@pytest.mark.parametrize(
+    "command", [["search", "tiny.toml", "--fresh"], ["promote", "tiny"]], ids=["search", "promote"]
+)
+def test_a_cluster_that_cannot_be_reached(finished: FinishedStudy, command: list[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    before = state(finished)
+    # `promote` knows the cluster from RAY_ADDRESS, because the study names none.
+    refused = finished.run(*command, "--backend", "ray", RAY_ADDRESS=address)
+    assert refused.exit_code == 2
+    (line,) = refused.errors
+    assert line.startswith(f"error: execution.ray.address: nothing answers at {address} (Connection refused)")
     assert state(finished) == before
