@@ -200,7 +200,8 @@ def read_answer(settings: RaySettings, answer: Mapping[str, Any]) -> ClusterInfo
         UserError: if the cluster cannot be used.
     """
     address, reason = answer["address"], answer.get("reason", "").partition("\n")[0]
-    key = "execution.ray.address"
+    is_from_environment = settings.address == "auto" and os.environ.get(ADDRESS_VARIABLE)
+    key = ADDRESS_VARIABLE if is_from_environment else "execution.ray.address"
     match answer["stage"]:
         case "not found":
             raise UserError(

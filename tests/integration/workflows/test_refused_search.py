@@ -87,5 +87,5 @@ def test_a_cluster_that_cannot_be_reached(finished: FinishedStudy, command: list
     refused = finished.run(*command, "--backend", "ray", RAY_ADDRESS=address)
     assert refused.exit_code == 2
     (line,) = refused.errors
-    assert line.startswith(f"error: execution.ray.address: nothing answers at {address} (Connection refused)")
+    assert line.startswith(f"error: RAY_ADDRESS: nothing answers at {address} (Connection refused)")
     assert state(finished) == before
