@@ -75,7 +75,10 @@ class DeliveryProcess:
         return dict(self._seconds)
 
     def try_step(self, *, at_once: bool) -> Step:
-        """Return what the process does, which is started if there is an event and it does not run."""
+        """Return what the process does, which is started if there is an event and it does not run.
+
+        `at_once` is for the process, which `close` tells.
+        """
         try:
             has_pending = self._outbox.has_pending
         except OutboxError as error:
@@ -84,7 +87,7 @@ class DeliveryProcess:
         self._outbox_error = ""
         if not has_pending:
             return Step.NOTHING_PENDING
-        if not self._keep_running(at_once=at_once):
+        if not self._keep_running():
             return Step.STORE_DOWN
         if self.is_blocked:
             return Step.SENT_BY_ANOTHER
@@ -105,7 +108,7 @@ class DeliveryProcess:
             time.sleep(0.02)
         self._clean_up()
 
-    def _keep_running(self, *, at_once: bool) -> bool:
+    def _keep_running(self) -> bool:
         """Start the process if it does not run, or is silent; return whether it runs."""
         if self._process:
             if self._is_silent():
@@ -114,7 +117,7 @@ class DeliveryProcess:
             if self._process.poll() is None:
                 return True
             self._note_end(self._process)
-        if at_once or time.monotonic() >= self._restart_at:
+        if time.monotonic() >= self._restart_at:
             self._start()
         return self._process is not None
 
