@@ -19,6 +19,10 @@ and worker costs; the machine should be idle. `nodes` kills a node of each of te
 
     python -m benchmarks.cluster turns
     python -m benchmarks.cluster nodes
+
+`all` makes all of these measurements, which takes half an hour on two cores, and writes them into a file.
+
+    python -m benchmarks.cluster all
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ import typer
 
 from benchmarks.cluster.driver import Simulation, check_budget, check_record, measure_driver, run_simulation
 from benchmarks.cluster.node_losses import lose_nodes
+from benchmarks.cluster.report import MEASUREMENTS, default_path, measure_all, table
 from benchmarks.cluster.turns import measure_backends
 from benchmarks.machine import machine, versions
 
@@ -115,7 +120,7 @@ def turns(
 @app.command()
 def nodes(
     runs: Annotated[int, typer.Option(help="studies, each of which loses a node", min=1)] = 10,
-    trials: Annotated[int, typer.Option(help="trials of a study", min=1)] = 8,
+    trials: Annotated[int, typer.Option(help="trials of a study", min=1)] = 5,
     folder: Annotated[Path | None, typer.Option(help="keep the stores in this new folder")] = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
@@ -127,6 +132,16 @@ def nodes(
     problems = [f"run {loss.seed}: {problem}" for loss in losses for problem in loss.problems]
     if problems:
         sys.exit("\n".join(problems))
+
+
+@app.command("all")
+def measure_everything(
+    only: Annotated[list[str] | None, typer.Option(help=f"one of: {'; '.join(MEASUREMENTS)}")] = None,
+    path: Annotated[Path | None, typer.Option(help="the file of the results; it keeps what is not measured")] = None,
+) -> None:
+    """Make all measurements, or some of them, and write them into a dated file of benchmarks/results."""
+    found = measure_all(path or default_path(), only or MEASUREMENTS, typer.echo)
+    typer.echo(table(found))
 
 
 def _print(found: dict[str, Any], messages: list[str], as_json: bool) -> None:

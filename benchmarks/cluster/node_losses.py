@@ -29,7 +29,7 @@ from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workflows.study.api import run_study
 from fmnist_search.workspace import Workspace
 
-EPOCHS = 4
+EPOCHS = 3
 NODES = 3
 RUN_SECONDS = 300
 STUDY_TABLES: dict[str, Any] = {
