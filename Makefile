@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 DATASET_PACKAGE := dataset-fashion-mnist
-TESTS := -n 2 --dist loadfile --no-loadscope-reorder
+TESTS := --dist loadfile --no-loadscope-reorder
 FULL ?=
 
 .DEFAULT_GOAL := help
@@ -34,10 +34,10 @@ demo: data ## Run a real search on Fashion-MNIST (studies/quick.toml): some minu
 	$(BIN)/fmnist-search search studies/quick.toml
 
 test: data ## Run the fast tests, which takes some minutes
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n 2 $(TESTS)
 
 test-all: test ## Also run the slow tests: servers, browsers, `mlflow run` in a new environment
-	$(BIN)/python -m pytest $(TESTS) -m slow
+	$(BIN)/python -m pytest -n 3 $(TESTS) -m slow  # these often wait for servers, so that two cores have work for three
 
 lint: install ## Check style and the layers of the packages
 	$(BIN)/ruff check .
