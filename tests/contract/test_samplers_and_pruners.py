@@ -33,6 +33,7 @@ from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import EpochReport, TrialResult, TrialState
+from fmnist_search.search.driver_storage import DriverStorage
 from fmnist_search.search.storage import open_storage
 from fmnist_search.search.study_store import StudyRuntime, StudyStore
 from tests.support.studies import make_study
@@ -199,8 +200,9 @@ def test_different_seeds_give_different_searches(sampler: Any) -> None:
 
 
 @each_sampler
-def test_search_is_the_same_in_a_database(sampler: Any, tmp_path: Path) -> None:
-    store = open_store(make_config(sampler, Halving()), open_storage(f"sqlite:///{tmp_path / 'optuna.db'}"))
+def test_search_is_the_same_with_the_storage_of_a_driver(sampler: Any, tmp_path: Path) -> None:
+    storage = DriverStorage(open_storage(f"sqlite:///{tmp_path / 'optuna.db'}"), None, print)
+    store = open_store(make_config(sampler, Halving()), storage)
     run_trials(store, 12)  # a model-based sampler has then sampled with its model
     assert store.trial_records() == cached_search(sampler, Halving())[:12]
 
