@@ -436,7 +436,7 @@ def test_naming_the_sampler_of_the_file_keeps_its_settings(tmp_path: Path, table
     path = write_study(tmp_path, after=table)
     config = StudyConfig.load(path, {"sampler": "tpe"})
     assert config == StudyConfig.load(path)
-    assert config.sampler.model_dump() == {"name": "tpe", "startup_trials": 5, "candidates": 9}
+    assert config.sampler.model_dump() == {"name": "tpe", "startup_trials": 5, "candidates": 9, "window": 300}
     assert config.warnings == ()
 
 
