@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import optuna
 import pytest
@@ -87,6 +88,55 @@ def test_a_lease_is_renewed_for_as_long_as_its_process_runs(database_url: str) -
         assert driver
         assert driver.silent_seconds < LEASE_SECONDS
         assert not lease.is_lost
+
+
+def test_a_lease_that_is_gone_from_the_database_is_lost(database_url: str) -> None:
+    lease = acquire(database_url)
+    with open_storage(database_url).engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM fmnist_search_drivers")
+    deadline = time.monotonic() + 30
+    while not lease.is_lost:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    with pytest.raises(UserError, match="was taken over by another process, which has ended since"):
+        lease.check()
+    lease.release()
+    lease.release()  # does nothing
+    with acquire(database_url) as successor:
+        lease.release()
+        successor.check()
+
+
+def test_a_driver_of_another_container_is_waited_for_until_it_is_silent(database_url: str) -> None:
+    storage = open_storage(database_url)
+    Lease.acquire(storage, "small", 60, 120)
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE fmnist_search_drivers SET namespace = 'another', session = 'another'")
+        connection.exec_driver_sql("UPDATE fmnist_search_drivers SET process = 'elsewhere 7 1000'")
+    with pytest.raises(UserError, match="by process 7 on elsewhere since .*; wait for it, or end it there$"):
+        acquire(database_url)
+    age = "UPDATE fmnist_search_drivers SET renewed_at = renewed_at - 100"
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql(age)
+    with pytest.raises(UserError, match="no sign for 10. s, and the study can be taken over after 120 s"):
+        acquire(database_url)
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql(age)
+    assert current_driver(database_url, "small") is None
+    with acquire(database_url) as lease:
+        assert lease.took_over
+        assert (lease.took_over.machine, lease.took_over.process_id) == ("elsewhere", 7)
+
+
+def test_a_database_that_does_not_exist_has_no_driver(tmp_path: Path) -> None:
+    assert current_driver(f"sqlite:///{tmp_path / 'optuna.db'}", "small") is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_database_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "optuna.db").write_text("not a database" * 100)
+    with pytest.raises(UserError, match=r"cannot be read \(file is not a database\); check that it exists"):
+        current_driver(f"sqlite:///{tmp_path / 'optuna.db'}", "small")
 
 
 def test_a_database_without_leases_has_no_driver(database_url: str) -> None:

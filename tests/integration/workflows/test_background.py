@@ -127,8 +127,7 @@ def test_a_dry_run_in_the_background_is_refused(tiny: Path) -> None:
     ]
 
 
-@pytest.mark.slow
-def test_a_search_in_the_background_is_refused_at_once_or_runs_until_it_is_stopped(tiny: Path) -> None:
+def test_a_search_in_the_background_is_refused_at_once(tiny: Path) -> None:
     folder = tiny.parent
     (folder / "empty").mkdir()
     refused = run_command(folder, "search", tiny.name, "--detach", "--data-dir", "empty")
@@ -137,6 +136,10 @@ def test_a_search_in_the_background_is_refused_at_once_or_runs_until_it_is_stopp
     assert error.startswith("error: empty: no train-images-idx3-ubyte")
     assert list((folder / "fmnist-search" / "logs").iterdir()) == []
 
+
+@pytest.mark.slow
+def test_a_search_in_the_background_runs_until_it_is_stopped(tiny: Path) -> None:
+    folder = tiny.parent
     (folder / "psutil.py").write_text("raise SystemExit('a file of the current folder was imported')\n")
     words = ["search", tiny.name, "--trials", "500", "--set", "finalists.recipes=0"]
     started = run_command(folder, *words, "--detach", "--json")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from fmnist_search.cli import main
-from fmnist_search.cli.streams import REPLACEMENTS, OutputClosed, encode_any_text
+from fmnist_search.cli.streams import REPLACEMENTS, OutputClosed, encode_any_text, outlive_terminal
 
 
 @contextlib.contextmanager
@@ -21,6 +21,18 @@ def closed_pipe() -> Iterator[io.TextIOWrapper]:
     stream = open(write_end, "w", encoding="utf-8")  # noqa: SIM115
     yield stream
     stream.close()
+
+
+def test_a_command_goes_on_after_its_terminal_was_closed() -> None:
+    user_end, terminal = os.openpty()
+    with open(terminal, "w", encoding="utf-8") as stream, contextlib.redirect_stdout(stream):
+        outlive_terminal()
+        print("seen")
+        assert os.read(user_end, 100).split() == [b"seen"]
+        os.close(user_end)
+        print("not seen")
+        print("nor this")
+        assert os.path.samestat(os.fstat(terminal), os.stat(os.devnull))
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
