@@ -16,6 +16,7 @@ from mlflow.entities import Run
 from fmnist_search.search.lease import Lease
 from fmnist_search.search.storage import open_storage
 from fmnist_search.search.study_store import StudyStore
+from fmnist_search.tracking.events import Batch
 from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.training.trial_checkpoints import TrialCheckpoints
@@ -136,6 +137,31 @@ def test_a_run_that_mlflow_has_lost_is_written_again_but_a_deleted_one_stays_del
     assert doctor(finished, "--repair")["remaining"] == []
     written = [run for run in runs_of_kind(finished, "trial") if run.info.status == "FINISHED"]
     assert [run.data.tags["trial"] for run in written] == ["0", "1", "2"]
+
+
+def test_events_that_mlflow_has_not_received_are_sent(finished: FinishedStudy) -> None:
+    run = runs_of_kind(finished, "trial")[0]
+    workspace = Workspace.resolve(finished.tracking_uri)
+    with closing(Outbox(workspace.outbox_path, finished.tracking_uri)) as outbox:
+        outbox.remember_run("late", run.info.run_id)
+        outbox.put(Batch(tags={"note": "came late"}).event("late"))
+    (pending,) = doctor(finished)["remaining"]
+    assert pending["kind"] == "events-pending"
+    repaired = doctor(finished, "--repair")
+    assert [repair["action"] for repair in repaired["repaired"]] == ["sent"]
+    assert repaired["remaining"] == []
+    assert MlflowClient(finished.tracking_uri).get_run(run.info.run_id).data.tags["note"] == "came late"
+
+
+def test_a_study_run_that_was_deleted_is_named_with_what_to_do(finished: FinishedStudy) -> None:
+    client, run_id = MlflowClient(finished.tracking_uri), finished.run("status", "--json").json["run_id"]
+    client.delete_run(run_id)
+    outcome = finished.run("doctor", "--study", "tiny")
+    client.restore_run(run_id)
+    assert outcome.exit_code == 1
+    assert f"MLflow has no run {run_id}, below which are the runs of its trials" in outcome.stdout
+    assert "`fmnist-search sync --rebuild tiny` writes its runs again" in outcome.stdout
+    assert doctor(finished)["remaining"] == []
 
 
 def test_a_trial_that_a_killed_search_has_left_waits_to_go_on(finished: FinishedStudy) -> None:
