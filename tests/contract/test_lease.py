@@ -109,10 +109,11 @@ def test_a_lease_that_is_gone_from_the_database_is_lost(database_url: str) -> No
 
 def test_a_driver_of_another_container_is_waited_for_until_it_is_silent(database_url: str) -> None:
     storage = open_storage(database_url)
-    Lease.acquire(storage, "small", 60, 120)
+    lease = Lease.acquire(storage, "small", 60, 120)
     with storage.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE fmnist_search_drivers SET namespace = 'another', session = 'another'")
         connection.exec_driver_sql("UPDATE fmnist_search_drivers SET process = 'elsewhere 7 1000'")
+    lease.release()  # which is no longer that of this process
     with pytest.raises(UserError, match=r"by process 7 on elsewhere since .*; wait for it, or end it there$"):
         acquire(database_url)
     age = "UPDATE fmnist_search_drivers SET renewed_at = renewed_at - 100"
@@ -123,9 +124,9 @@ def test_a_driver_of_another_container_is_waited_for_until_it_is_silent(database
     with storage.engine.begin() as connection:
         connection.exec_driver_sql(age)
     assert current_driver(database_url, "small") is None
-    with acquire(database_url) as lease:
-        assert lease.took_over
-        assert (lease.took_over.machine, lease.took_over.process_id) == ("elsewhere", 7)
+    with acquire(database_url) as successor:
+        assert successor.took_over
+        assert (successor.took_over.machine, successor.took_over.process_id) == ("elsewhere", 7)
 
 
 def test_a_database_that_does_not_exist_has_no_driver(tmp_path: Path) -> None:
