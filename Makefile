@@ -8,7 +8,7 @@ TESTS := --dist loadfile --no-loadscope-reorder
 FULL ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install data demo test test-all lint types format docs screenshots bench bench-search reference clean
+.PHONY: help install data demo test test-all test-exhaustive lint types format docs screenshots bench bench-search reference clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,7 +37,10 @@ test: data ## Run the fast tests, which takes some minutes
 	$(BIN)/python -m pytest -n 2 $(TESTS)
 
 test-all: test ## Also run the slow tests: servers, browsers, `mlflow run` in a new environment
-	$(BIN)/python -m pytest -n 3 $(TESTS) -m slow  # these often wait for servers, so that two cores have work for three
+	$(BIN)/python -m pytest -n 3 $(TESTS) -m "slow and not exhaustive"  # these often wait for servers, so that two cores have work for three
+
+test-exhaustive: data ## Run the tests that repeat slow ones with more rounds, or time commands
+	$(BIN)/python -m pytest -n 2 $(TESTS) -m exhaustive
 
 lint: install ## Check style and the layers of the packages
 	$(BIN)/ruff check .

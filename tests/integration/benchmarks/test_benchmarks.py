@@ -261,7 +261,11 @@ def test_a_training_that_diverges_is_not_saved(bench: RunBenchmark, tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("end", "ways"),
-    [(("--trials", 2), 2), (("--seconds", 1), 2), (("--trials", 2, "--alone"), 1)],
+    [
+        (("--trials", 2), 2),
+        pytest.param(("--seconds", 1), 2, marks=pytest.mark.exhaustive),
+        (("--trials", 2, "--alone"), 1),
+    ],
     ids=["same trials", "same time", "alone"],
 )
 def test_a_study_runs_both_ways_or_alone_and_is_read_from_their_stores(

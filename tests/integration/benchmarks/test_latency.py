@@ -135,7 +135,7 @@ def test_the_structure_alone_starts_no_command(bench: Bench) -> None:
     assert result["remarks"][0].startswith("longest chain of packages: cli > ")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_commands_are_timed_against_their_yardsticks(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "mini.toml").write_text(MINI)
     # One command of each comparison: the others differ in their arguments alone, and each takes seconds.

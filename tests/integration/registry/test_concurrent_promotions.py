@@ -127,7 +127,9 @@ def test_the_best_of_six_promotions_at_once_is_champion_even_without_a_common_lo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("machines", "rounds"), [(1, 2), (PROMOTER_COUNT, 8)])
+@pytest.mark.parametrize(
+    ("machines", "rounds"), [(1, 2), pytest.param(PROMOTER_COUNT, 20, marks=pytest.mark.exhaustive)]
+)
 def test_the_best_of_six_promotions_at_once_is_champion_every_time(
     process_context: ForkServerContext, store_uri: str, tmp_path: Path, machines: int, rounds: int
 ) -> None:
@@ -238,7 +240,7 @@ def test_a_promotion_that_is_killed_while_it_registers_leaves_a_complete_version
     assert assert_next_promotion_recovers(MlflowClient(store_uri), name) is left
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_promotion_that_is_killed_at_any_step_leaves_a_complete_version_or_none(
     process_context: ForkServerContext, store_uri: str
 ) -> None:

@@ -116,21 +116,21 @@ def test_a_promotion_that_is_killed_again_and_again_registers_one_version(finish
 @pytest.mark.slow
 def test_a_promotion_that_is_stopped_ends_in_order_and_goes_on(finished: FinishedStudy) -> None:
     before = len(versions(finished))
-    promote = ("promote", "tiny", "--epochs", 12)
+    promote = ("promote", "tiny", "--epochs", 8)
     process = start_command(finished.folder, *promote)
-    epochs = "run_uuid IN (SELECT run_uuid FROM params WHERE key = 'epochs' AND value = '12')"
+    epochs = "run_uuid IN (SELECT run_uuid FROM params WHERE key = 'epochs' AND value = '8')"
     wait_until(finished, process, f"SELECT COUNT(*) FROM metrics WHERE key = 'train/loss' AND {epochs}")
     assert finished.run("stop", "tiny").exit_code == 0
     output = process.communicate()
     assert process.returncode == 130, output
     assert "nothing is lost" in output[1]
-    (run,) = finalist_runs(finished, epochs=12)
+    (run,) = finalist_runs(finished, epochs=8)
     assert (run.info.status, run.data.tags["state"]) == ("KILLED", "interrupted")
     assert len(versions(finished)) == before
     assert finished.run("doctor", "--study", "tiny").exit_code == 0
     assert finished.run(*promote).exit_code == 0
-    runs = finalist_runs(finished, epochs=12)
-    assert {(each.info.status, *steps(finished, each)) for each in runs} == {("FINISHED", *range(1, 13))}
+    runs = finalist_runs(finished, epochs=8)
+    assert {(each.info.status, *steps(finished, each)) for each in runs} == {("FINISHED", *range(1, 9))}
     assert len({each.info.run_name for each in runs}) == len(runs)
     assert run.info.run_id in {each.info.run_id for each in runs}
     assert len(versions(finished)) == before + 1

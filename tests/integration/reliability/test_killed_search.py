@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.search.study_store import StudyStore
 from tests.integration.conftest import TINY_STUDY, FinishedStudy, copy_study, run_command, start_command
 from tests.integration.reliability.stores import (
     OPTUNA,
@@ -30,6 +32,17 @@ STUDIES = {
     "grid point": ONE_RATE.replace('"tpe"\nstartup_trials = 2', '"grid"'),
     "survivor": TINY_STUDY.replace("startup_trials = 8", 'name = "one-epoch"\nsurvivors = 1'),
 }
+
+
+def run_alike(first: Path, second: Path, changes: dict[str, int]) -> None:
+    """Let the study of the second folder run its trials as that of the first: the fastest way varies by the moment."""
+    fixed = {"execution.threads": 1, "execution.checkpoint_seconds": 0}
+    changes = {"data.train_images": 3000, "finalists.recipes": 0, **fixed, **changes}
+    (second / OPTUNA).parent.mkdir()
+    study = StudyStore.open(f"sqlite:///{second / OPTUNA}", StudyConfig.load(second / "tiny.toml", changes))
+    runtime = StudyStore.load(f"sqlite:///{first / OPTUNA}").runtime
+    assert runtime
+    study.runtime = runtime
 
 
 @pytest.mark.slow
@@ -63,6 +76,7 @@ def test_the_trial_of_a_killed_search_goes_on_with_the_next_command(
     uninterrupted = tmp_path / "uninterrupted"
     uninterrupted.mkdir()
     (uninterrupted / "tiny.toml").write_text(STUDIES[study])
+    run_alike(tmp_path, uninterrupted, {"budget.epochs": EPOCHS, "budget.trials": trials})
     assert run_command(uninterrupted, *arguments, "--no-tracking").exit_code == 0
     expected = [(trial.recipe, trial.curve) for trial in records(uninterrupted)]
     assert [(trial.recipe, trial.curve) for trial in records(tmp_path)] == expected
