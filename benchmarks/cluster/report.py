@@ -18,7 +18,7 @@ from benchmarks.soak.result import git_commit
 from fmnist_search.files import atomic_write
 
 MEASUREMENTS = {
-    "turns": ("turns",),
+    "turns": ("turns", "--trials", "12"),
     "driver, 64 workers, 1,000 trials": ("driver", "--trials", "1000"),
     "driver, 64 workers, 10,000 trials": ("driver", "--trials", "10000"),
     "driver, 1,000 workers, 10,000 trials": ("driver", "--trials", "10000", "--workers", "1000"),
