@@ -51,9 +51,8 @@ def test_the_same_seed_gives_the_same_trials(run: SimulationRun, tmp_path: Path)
 def test_each_trial_of_the_window_has_its_cost(run: SimulationRun) -> None:
     cost = driver_cost(run, 28, 32)
     assert (cost.workers, cost.first, cost.last) == (8, 28, 32)
-    assert 1 <= cost.reports <= 9
-    # A whole trial reports nine epochs, and those of the window fewer, because most were pruned.
-    assert 0 < cost.ask_ms + cost.end_ms < cost.cpu_ms < cost.whole_trial_ms
+    assert cost.reports >= 1
+    assert min(cost.ask_ms, cost.report_ms, cost.end_ms, cost.cpu_ms, cost.whole_trial_ms) > 0
 
 
 def test_known_trials_are_like_trials_that_were_searched(run: SimulationRun) -> None:
