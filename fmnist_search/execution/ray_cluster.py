@@ -46,7 +46,9 @@ class NodeInfo:
 
     def fits(self, settings: RaySettings) -> bool:
         """Return whether a worker of these settings could run on the node if it were idle."""
-        has_resources = all(self.resources.get(name, 0) >= amount for name, amount in _needed(settings).items())
+        has_resources = all(
+            self.resources.get(name, 0) >= amount for name, amount in settings.resources.by_name.items()
+        )
         return has_resources and all(self.labels.get(name) == value for name, value in settings.labels.items())
 
     def __str__(self) -> str:
@@ -157,7 +159,7 @@ def probe(settings: RaySettings) -> dict[str, Any]:
         "address": address,
         "allow_no_token": settings.allow_no_token,
         "has_token": has_token(),
-        "checked": _needed(settings),
+        "checked": settings.resources.by_name,
     }
     try:
         done = subprocess.run(
@@ -291,12 +293,6 @@ def describe_nodes(nodes: Sequence[NodeInfo]) -> str:
     """Return what nodes have, alike ones together."""
     counts = Counter(map(str, nodes)).most_common(3)
     return "; ".join(f"{count} node{'s' * (count > 1)} with {what}" for what, count in counts) or "no nodes"
-
-
-def _needed(settings: RaySettings) -> dict[str, float]:
-    resources = settings.resources
-    needed = {"CPU": resources.cpu, "GPU": resources.gpu, "memory": float(resources.memory)}
-    return {name: amount for name, amount in needed.items() if amount}
 
 
 # --------------------------------------------------------------------------------------------------- this process

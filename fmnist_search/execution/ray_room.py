@@ -39,9 +39,7 @@ class Room:
     """Chooses nodes for actors, and remembers which nodes have none to offer."""
 
     def __init__(self, settings: RaySettings, clock: Callable[[], float] = time.monotonic):
-        resources = settings.resources
-        needed = {"CPU": resources.cpu, "GPU": resources.gpu, "memory": float(resources.memory)}
-        self._needed = {name: amount for name, amount in needed.items() if amount}
+        self._needed = settings.resources.by_name
         self._labels = settings.labels
         self._clock = clock
         self._suspected: dict[str, float] = {}

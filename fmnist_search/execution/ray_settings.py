@@ -16,6 +16,12 @@ class RayResources:
     gpu: float = 0.0
     memory: int = WORKER_MEMORY_BYTES
 
+    @property
+    def by_name(self) -> dict[str, float]:
+        """The amounts by the names that Ray gives them, without those that are 0."""
+        amounts = {"CPU": self.cpu, "GPU": self.gpu, "memory": float(self.memory)}
+        return {name: amount for name, amount in amounts.items() if amount}
+
     def __str__(self) -> str:
         parts = [f"{self.cpu:g} CPU", f"{self.gpu:g} GPU" if self.gpu else ""]
         parts.append(f"{self.memory / 2**30:.1f} GiB of memory" if self.memory else "")
