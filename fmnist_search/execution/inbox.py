@@ -6,7 +6,7 @@ import selectors
 from collections.abc import Sequence
 from typing import Protocol
 
-from fmnist_search.execution.worker import ChannelWorker, Worker
+from fmnist_search.execution.worker import ChannelWorker, Worker, by_number
 
 
 class Inbox(Protocol):
@@ -44,8 +44,7 @@ class ChannelInbox:
 
     def wait(self, seconds: float | None) -> list[Worker]:
         """Return the workers whose channel is readable, in the order of their numbers."""
-        ready: list[Worker] = [key.data for key, _ in self._selector.select(seconds)]
-        return sorted(ready, key=lambda worker: worker.number)
+        return by_number(key.data for key, _ in self._selector.select(seconds))
 
     def close(self) -> None:
         """Close the selector."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self, TypeVar
 
 from fmnist_search.errors import UserError
@@ -294,8 +294,3 @@ class WorkerPool(Pool):
                 f"workers: a worker {worker.kind} could not start {failed} times in a row (it {reason}); "
                 "see its messages above, or use --workers 1"
             )
-
-
-def by_number(workers: Iterable[Worker]) -> list[Worker]:
-    """Return workers in the order of their numbers."""
-    return sorted(workers, key=lambda worker: worker.number)

@@ -14,8 +14,8 @@ from fmnist_search.execution.capacity import worker_count
 from fmnist_search.execution.channel import Channel, socket_pair
 from fmnist_search.execution.job import Job
 from fmnist_search.execution.messages import AddImages
-from fmnist_search.execution.pool import WorkerPool, by_number
-from fmnist_search.execution.worker import ChannelWorker, Worker
+from fmnist_search.execution.pool import WorkerPool
+from fmnist_search.execution.worker import ChannelWorker, Worker, by_number
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.groups import Data
 

@@ -1,8 +1,8 @@
 """The look at a Ray cluster before it is used, in a process of its own: `python -m fmnist_search.execution.ray_probe`.
 
-A wrong address or token lets Ray block for long and print many lines. This process reads a `ProbeRequest` from its
-standard input and writes what it finds as lines of JSON, each with all that is known so far; it is ended by a signal if
-Ray blocks.
+A wrong address or token lets Ray block for long and print many lines. This process reads a line of JSON from its
+standard input, which `ray_cluster.probe` writes. It writes what it finds as lines of JSON, each with all that is known
+so far. A signal ends it if Ray blocks.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fmnist_search.execution.channel import PoolChannel
 from fmnist_search.execution.job import Job, LossCause
@@ -165,3 +165,8 @@ class ChannelWorker(Worker):
     def receive(self) -> list[ToPool]:
         """Return the next message of the channel."""
         return [self.channel.receive()]
+
+
+def by_number(workers: Iterable[Worker]) -> list[Worker]:
+    """Return workers in the order of their numbers."""
+    return sorted(workers, key=lambda worker: worker.number)
