@@ -16,7 +16,8 @@ from fmnist_search.search.storage_url import connect_arguments, shown_url
 from fmnist_search.sqlite_files import is_disk_full
 from fmnist_search.text import first_line
 
-VERSION_TABLE = "version_info"
+VERSION_TABLE, LAST_TABLE = "version_info", "alembic_version"
+"""The table that names the version of Optuna, and the last one that it creates."""
 CREATION_LOCK = 0x666D6E697374
 """Key of the advisory lock of processes that create Optuna's tables."""
 
@@ -37,7 +38,7 @@ REMEDIES = {
 
 
 def open_postgresql(url: str, *, create: bool) -> RDBStorage | None:
-    """Return the storage of a database; None if it has no tables of Optuna and `create` is false.
+    """Return the storage of a database; None if Optuna's tables are missing or not complete and `create` is false.
 
     Raises:
         UserError: if the database cannot be reached, or written with `create`; if the driver package is missing.
@@ -71,8 +72,10 @@ def _open(url: str, *, create: bool) -> RDBStorage | None:
 
 
 def _made_with(connection: sa.Connection) -> str | None:
-    """Return the version of Optuna that made the tables; None without tables."""
-    if not sa.inspect(connection).has_table(VERSION_TABLE):
+    """Return the version of Optuna that made the tables; None before the last one has its row."""
+    if not sa.inspect(connection).has_table(LAST_TABLE):
+        return None
+    if not connection.execute(sa.text(f"SELECT version_num FROM {LAST_TABLE}")).scalar():
         return None
     return str(connection.execute(sa.text(f"SELECT library_version FROM {VERSION_TABLE}")).scalar())
 

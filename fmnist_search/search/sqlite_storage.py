@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sqlite3
 import tempfile
@@ -28,8 +29,8 @@ from fmnist_search.workspace import sqlite_uri
 
 BUSY_TIMEOUT_SECONDS = 60
 """Seconds that a writer waits for another one."""
-FIRST_TABLE, VERSION_TABLE = "studies", "version_info"
-"""The first table that Optuna creates, and the one that names the version."""
+FIRST_TABLE, VERSION_TABLE, LAST_TABLE = "studies", "version_info", "alembic_version"
+"""The first table that Optuna creates, the one that names the version, and the last one."""
 
 
 def open_sqlite(database: Path) -> optuna.storages.RDBStorage:
@@ -40,9 +41,7 @@ def open_sqlite(database: Path) -> optuna.storages.RDBStorage:
     """
     make_private_folder(database.parent)
     # Two processes that create the tables at the same time would fail.
-    lock = database.with_suffix(".lock")
-    lock.touch()  # fails at once if the folder cannot be written, while FileLock would wait
-    with FileLock(lock, timeout=BUSY_TIMEOUT_SECONDS):
+    with _creation_lock(database):
         is_compatible = _prepare(database)
         return _storage(database, database, is_compatible=is_compatible)
 
@@ -54,6 +53,9 @@ def open_existing_sqlite(database: Path) -> optuna.storages.RDBStorage:
         sqlite3.Error: if the file cannot be read, or has no tables of Optuna.
     """
     try:
+        if not _is_complete(database):
+            # Optuna would complete the tables, beside the process that creates them, and one of the two would fail.
+            _wait_for_creation(database)
         return _storage(database, database, is_compatible=_check_version(database), creates=False)
     except sqlite3.OperationalError as error:
         if not is_unwritable(error) or not database.is_file():
@@ -63,6 +65,24 @@ def open_existing_sqlite(database: Path) -> optuna.storages.RDBStorage:
         storage = _storage(copy, database, is_compatible=_check_version(copy), creates=False)
         sqlalchemy.event.listen(storage.engine, "engine_disposed", lambda _: folder.cleanup())
         return storage
+
+
+def _creation_lock(database: Path) -> FileLock:
+    """Return the lock of the processes that create the tables.
+
+    Raises:
+        OSError: if the folder cannot be written; taking the lock would wait then.
+    """
+    path = database.with_suffix(".lock")
+    path.touch()
+    return FileLock(path, timeout=BUSY_TIMEOUT_SECONDS)
+
+
+def _wait_for_creation(database: Path) -> None:
+    """Wait until no process creates the tables; where nothing can be written, none does."""
+    if database.with_suffix(".lock").exists():
+        with contextlib.suppress(OSError), _creation_lock(database):
+            pass
 
 
 def _storage(file: Path, database: Path, *, is_compatible: bool, creates: bool = True) -> optuna.storages.RDBStorage:
@@ -106,10 +126,30 @@ def _prepare(database: Path) -> bool:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("BEGIN IMMEDIATE")  # fails if the file cannot be written
         connection.rollback()
-        names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        names = _table_names(connection)
     # A process that was killed while it created the tables leaves some of them.
     is_new = not names or (FIRST_TABLE in names and VERSION_TABLE not in names)
     return not is_new and _check_version(database)
+
+
+def _table_names(connection: sqlite3.Connection) -> set[str]:
+    return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
+def _is_complete(database: Path) -> bool:
+    """Return whether Optuna has made all tables; the row of the last one says which migrations they have had.
+
+    Raises:
+        sqlite3.Error: if the file cannot be read, or is damaged.
+    """
+    with closing(_open_existing(database)) as connection:
+        if LAST_TABLE not in _table_names(connection):
+            return False
+        return connection.execute(f"SELECT COUNT(*) FROM {LAST_TABLE}").fetchone() == (1,)
+
+
+def _open_existing(database: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{database.as_uri()}?mode=rw", timeout=BUSY_TIMEOUT_SECONDS, uri=True)
 
 
 def _check_version(database: Path) -> bool:
@@ -120,7 +160,7 @@ def _check_version(database: Path) -> bool:
     Raises:
         sqlite3.Error: if the file cannot be read, is damaged, or has no tables of Optuna.
     """
-    with closing(sqlite3.connect(f"{database.as_uri()}?mode=rw", timeout=BUSY_TIMEOUT_SECONDS, uri=True)) as connection:
+    with closing(_open_existing(database)) as connection:
         try:
             made_with = connection.execute(f"SELECT library_version FROM {VERSION_TABLE}").fetchone()
         except sqlite3.OperationalError as error:

@@ -223,7 +223,7 @@ def test_two_processes_create_the_same_storage_at_once(tmp_path: Path) -> None:
 
 
 def create_at_once(urls: list[str]) -> None:
-    """Let two processes create each storage, within a millisecond of each other."""
+    """Let two processes create each storage, within a millisecond of each other, while this one reads it."""
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", OPEN_ON_SIGNAL_SCRIPT],
@@ -241,6 +241,8 @@ def create_at_once(urls: list[str]) -> None:
         for orders, _ in streams:
             assert orders
             orders.write(f"{url}\n")
+        while not is_complete(url):
+            assert all(worker.poll() is None for worker in workers), [worker.communicate()[1] for worker in workers]
         answers_given = [answers.readline() if answers else "" for _, answers in streams]
         if answers_given != ["shared\n", "shared\n"]:
             break
@@ -248,3 +250,12 @@ def create_at_once(urls: list[str]) -> None:
     assert [(worker.returncode, error) for worker, error in zip(workers, errors, strict=True)] == [(0, ""), (0, "")]
     for url in urls:
         assert optuna.get_all_study_names(open_storage(url)) == ["shared"]
+
+
+def is_complete(url: str) -> bool:
+    """Return whether a storage can be read; until then it is missing, whatever tables it has."""
+    try:
+        open_storage(url, create=False)
+    except NoStorageError:
+        return False
+    return True
