@@ -117,7 +117,9 @@ class Delivery:
         """Deliver events of a run, and remove those that the store has taken, also if it fails after some of them."""
         taken: list[Event] = []
         try:
-            for merged, parts in merge_events([self._with_tracking_seconds(event) for event in events]):
+            for merged, parts in merge_events(events):
+                if merged.kind == EventKind.END_RUN:  # only now it is known how long the others took
+                    ((merged, parts),) = merge_events([*parts[:-1], self._with_tracking_seconds(parts[-1])])
                 reason = self._write(merged)
                 if not reason:
                     taken += parts
@@ -165,9 +167,7 @@ class Delivery:
         return reason
 
     def _with_tracking_seconds(self, event: Event) -> Event:
-        """Return the event; the last one of a run gets, once, how long all its earlier events took."""
-        if event.kind != EventKind.END_RUN:
-            return event
+        """Return the last event of a run, which gets, once, how long its events took that have been written."""
         try:
             end = EndRun.from_body(event.body)
         except (KeyError, TypeError):  # it is rejected when it is written

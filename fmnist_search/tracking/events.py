@@ -166,8 +166,8 @@ class SetStatus(Payload):
 class EndRun(Payload):
     """Close the run at a time in milliseconds.
 
-    `tracking_seconds` is how long all earlier events of the run took; the sender adds it. `batch` is the body of a
-    `Batch` that is logged in the same call; it is not stored in outboxes.
+    `tracking_seconds` is how long the earlier events of the run took, without those of the same call; the sender adds
+    it. `batch` is the body of a `Batch` that is logged in the same call; it is not stored in outboxes.
     """
 
     kind = EventKind.END_RUN

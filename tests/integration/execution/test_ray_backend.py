@@ -146,6 +146,7 @@ def test_two_streams_of_an_actor_train_at_the_same_time(
     first = RecordingJob(LONG_RECIPE, images, until_the_other_reports)
     second, third = (RecordingJob(CNN_RECIPE.replace({"seed": seed}), images) for seed in range(2))
     with RayBackend(execution, "auto", RaySettings(resources=RESOURCES, streams=2)) as streams:
+        streams.wait_until_ready()
         assert streams.size == 2  # one CPU is left
         run_all(streams, [first, second, third])
     assert first.finished_result.state is TrialState.PRUNED

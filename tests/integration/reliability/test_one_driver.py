@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import run_command, start_command
-from tests.integration.reliability.stores import assert_whole, records, reported_epochs, wait_until
+from tests.integration.reliability.stores import assert_whole, freeze, records, reported_epochs, wait_until
 
 SEARCH = ["search", "tiny.toml", "--threads", "1", "--set", "data.train_images=3000", "--set", "budget.epochs=4"]
 SEARCH += ["--set", "finalists.recipes=0", "--trials", "3"]
@@ -49,7 +49,7 @@ def test_a_frozen_search_that_was_taken_over_ends_and_changes_nothing(tiny: Path
     short = ["--set", "execution.heartbeat_seconds=0.5", "--set", "execution.lease_seconds=2"]
     frozen = start_command(folder, *SEARCH, *short)
     wait_until(lambda: reported_epochs(folder, 0), frozen)
-    frozen.send_signal(signal.SIGSTOP)
+    freeze(frozen, folder)
     other = start_command(folder, *SEARCH, *short)
     wait_until(lambda: reported_epochs(folder, 0) > 2, other)
     frozen.send_signal(signal.SIGCONT)

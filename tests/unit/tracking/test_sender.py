@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_search.tracking.events import Event
+from fmnist_search.tracking.events import Batch, EndRun, Event
 from fmnist_search.tracking.outbox import EventRejected, Outbox, StoreUnavailable
 from fmnist_search.tracking.sender import Sender
 
@@ -21,7 +21,7 @@ class FakeStore:
     """Stores events in a list; it can be down, and reject the events of some runs."""
 
     def __init__(self) -> None:
-        self.delivered_runs: list[str] = []
+        self.delivered: list[Event] = []
         self.attempts = 0
         self.is_down = False
         self.rejected_runs: set[str] = set()
@@ -37,7 +37,11 @@ class FakeStore:
             raise EventRejected(f"{event.run_key} is deleted")
         if event.kind == "bug":
             raise KeyError("artist")
-        self.delivered_runs.append(event.run_key)
+        self.delivered.append(event)
+
+    @property
+    def delivered_runs(self) -> list[str]:
+        return [event.run_key for event in self.delivered]
 
 
 @pytest.fixture
@@ -339,3 +343,15 @@ def test_the_seconds_that_the_events_of_a_run_take_are_summed(open_sender: OpenS
         assert sender.flush(10)
         assert sender.tracking_seconds("slow") >= 0.2
         assert sender.tracking_seconds("other") == 0
+
+
+def test_the_end_of_a_run_names_the_seconds_of_events_that_were_sent_with_it(
+    open_sender: OpenSender, fake_store: FakeStore
+) -> None:
+    batch = Batch(tags={"kind": "trial"})
+    with open_sender() as sender:
+        sender.send(Event("run", "create"), batch.event("run"), EndRun("FINISHED", 1, 9).event("run"))
+        assert sender.flush(10)
+    end = EndRun.from_body(fake_store.delivered[-1].body)
+    assert end.batch == batch.to_body()
+    assert end.tracking_seconds
