@@ -145,7 +145,7 @@ def _is_complete(database: Path) -> bool:
     with closing(_open_existing(database)) as connection:
         if LAST_TABLE not in _table_names(connection):
             return False
-        return connection.execute(f"SELECT COUNT(*) FROM {LAST_TABLE}").fetchone() == (1,)
+        return bool(connection.execute(f"SELECT version_num FROM {LAST_TABLE}").fetchone())
 
 
 def _open_existing(database: Path) -> sqlite3.Connection:
