@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import typer
@@ -57,6 +58,15 @@ class CommandGroup(typer.Typer):
     def command(self, name: str | None = None, **settings: Any) -> Callable[[Function], Function]:
         """Return the decorator that adds a function as a command."""
         return super().command(name, **{"cls": Command, **settings})
+
+    def __call__(self, *arguments: Any, **settings: Any) -> Any:
+        """Run the command that the words of a command line name."""
+        return self._built(*arguments, **settings)
+
+    @cached_property
+    def _built(self) -> Any:
+        """All commands as Typer builds them, which takes longer than many of them run."""
+        return typer.main.get_command(self)
 
 
 def _read_words(parameters: Sequence[Any], words: Sequence[str]) -> list[str]:
