@@ -154,8 +154,13 @@ def ask(
         )
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run a command; an error of the user is printed in one line each."""
     try:
         app()
     except UserError as error:
         sys.exit("\n".join(f"error: {line}" for line in error.lines))
+
+
+if __name__ == "__main__":
+    main()

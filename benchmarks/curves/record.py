@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.pool import Pool
 from pathlib import Path
 
 import optuna
@@ -66,13 +67,11 @@ def record(
         curves_file.write_text(json.dumps(vars(_make_header(config, execution))) + "\n")
     table = CurveTable.read(curves_file, config)
     random_recipes = sample_recipes(config, table.header.precision, count)
-    yield from _run_trainings(
-        list(_plan_trainings(random_recipes, config)), table, images, execution, curves_file, workers
-    )
-    table = CurveTable.read(curves_file, config)
-    yield from _run_trainings(
-        list(_plan_scaled_rates(table, random_recipes, config)), table, images, execution, curves_file, workers
-    )
+    names = varying_names(StudyConfig.from_dict(table.header.study).space)
+    with _start_workers(workers, images, execution, names) as pool:
+        yield from _run_trainings(list(_plan_trainings(random_recipes, config)), table, pool, curves_file)
+        table = CurveTable.read(curves_file, config)
+        yield from _run_trainings(list(_plan_scaled_rates(table, random_recipes, config)), table, pool, curves_file)
 
 
 def sample_recipes(config: StudyConfig, precision: str, count: int) -> list[Recipe]:
@@ -111,19 +110,19 @@ def _annealed_recipe(recipe: Recipe, factor: float, seed: int) -> Recipe:
     return recipe.replace({"schedule.name": "one-cycle", "optimizer.learning_rate": rate, "seed": seed})
 
 
-def _run_trainings(
-    plan: list[PlannedTraining], table: CurveTable, images: Images, execution: Execution, out: Path, workers: int
-) -> Iterator[Curve]:
+def _run_trainings(plan: list[PlannedTraining], table: CurveTable, pool: Pool, out: Path) -> Iterator[Curve]:
     missing = [t for t in plan if t.recipe_number not in table.curves_of_kind(t.kind)]
-    names = varying_names(StudyConfig.from_dict(table.header.study).space)
-    # The C library of each worker reads these when it starts, and then keeps the pages of freed tensors.
-    os.environ |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_TOP_PAD_": "67108864"}
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, _init_worker, (images, execution, names)) as pool, out.open("a") as file:
+    with out.open("a") as file:
         for curve in pool.imap_unordered(_record_curve, missing):
             file.write(json.dumps(vars(curve)) + "\n")
             file.flush()
             yield curve
+
+
+def _start_workers(count: int, images: Images, execution: Execution, names: list[str]) -> Pool:
+    # The C library of each worker reads these when it starts, and then keeps the pages of freed tensors.
+    os.environ |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_TOP_PAD_": "67108864"}
+    return multiprocessing.get_context("spawn").Pool(count, _init_worker, (images, execution, names))
 
 
 _worker_images: Images
