@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,6 +153,28 @@ def start_python(folder: Path, *arguments: str, **changes: str) -> subprocess.Po
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+COMMANDS_SCRIPT = """
+import json, sys
+from fmnist_search.cli.app import CommandSettings, main
+
+plots, *commands = map(json.loads, sys.argv[1:])
+for words in commands:
+    try:
+        main(words, CommandSettings(plots=plots))
+    except SystemExit as ended:
+        if ended.code:
+            raise
+"""
+
+
+def python_arguments(*commands: Sequence[object], plots: bool = False) -> list[str]:
+    """Return the arguments with which Python runs commands one after the other, until one fails.
+
+    A process for each of them would import all libraries again.
+    """
+    return ["-c", COMMANDS_SCRIPT, json.dumps(plots), *(json.dumps([*map(str, words)]) for words in commands)]
 
 
 @pytest.fixture

@@ -31,11 +31,12 @@ from tests.integration.conftest import (
     RunCommand,
     clean_environment,
     copy_study,
+    python_arguments,
     run_command,
 )
 
 STRANGE_NAMES = ["is it good?", "100%25", "x%20y", "a#b?c"]
-FEW = ["--trials", "1", "--set", "budget.epochs=1"]
+FEW = ["--trials", "1", "--set", "budget.epochs=1", "--set", "finalists.seeds=1", "--set", "finalists.epochs=1"]
 
 
 def assert_refused(outcome: CommandResult, *expected: str) -> None:
@@ -284,11 +285,11 @@ def test_a_user_without_name_and_home_can_search_train_and_check(tiny: Path, tmp
         environment.pop(name, None)
     become = ["unshare", "-U", "--map-user=12345", "--map-group=12345"]
     train = ["train", "lenet", "--epochs", "1", "--set", "data.train_images=500"]
-    for arguments in (["search", "tiny.toml", *FEW], train, ["doctor"]):
-        command = [*become, sys.executable, "-m", "fmnist_search", *arguments]
-        outcome = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert outcome.returncode == 0, outcome.stderr
-        assert "error" not in outcome.stderr.lower()
+    arguments = python_arguments(["search", "tiny.toml", *FEW], train, ["doctor"], plots=True)
+    command = [*become, sys.executable, *arguments]
+    outcome = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "error" not in outcome.stderr.lower()
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         users = database.execute("SELECT DISTINCT value FROM tags WHERE key = 'mlflow.user'").fetchall()
     assert users == [("12345",)]

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.study_runs import open_study_run
-from tests.integration.conftest import TINY_STUDY, start_command
+from tests.integration.conftest import TINY_STUDY, python_arguments, start_python
 from tests.support.postgresql import PostgresqlServer
 
 PROCESS_COUNT = 3
@@ -73,7 +73,11 @@ def test_two_first_searches_in_a_folder_each_register_their_champion(tmp_path: P
     for name in ("one", "two"):
         (tmp_path / f"{name}.toml").write_text(TINY_STUDY.replace('name = "tiny"', f'name = "{name}"'))
     cache = str(tmp_path / "cache")
-    searches = [start_command(tmp_path, "search", f"{name}.toml", XDG_CACHE_HOME=cache) for name in ("one", "two")]
+    small = ["--trials", 1, "--set", "budget.epochs=1", "--set", "finalists.seeds=1", "--set", "finalists.epochs=1"]
+    searches = [
+        start_python(tmp_path, *python_arguments(["search", f"{name}.toml", *small]), XDG_CACHE_HOME=cache)
+        for name in ("one", "two")
+    ]
     outputs = [search.communicate(timeout=300) for search in searches]
     assert [search.returncode for search in searches] == [0, 0], outputs
     assert all("registered as models:/fmnist-search/" in stdout for stdout, _ in outputs)

@@ -32,8 +32,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
     """A study with this name and this question, with figures and a champion."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "tiny.toml").write_text(TINY_STUDY)
-    settings = ["--set", f"question={json.dumps(QUESTION)}", "--name", NAME, "--set", "finalists.seeds=1"]
-    outcome = run_command(folder, "search", "tiny.toml", *settings, plots=True)
+    small = ["budget.epochs=1", "finalists.seeds=1", "finalists.epochs=1"]
+    settings = [word for setting in (f"question={json.dumps(QUESTION)}", *small) for word in ("--set", setting)]
+    outcome = run_command(folder, "search", "tiny.toml", "--name", NAME, "--trials", 2, *settings, plots=True)
     assert outcome.exit_code == 0, outcome.stderr
     return FinishedStudy(folder, outcome)
 
