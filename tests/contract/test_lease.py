@@ -18,6 +18,7 @@ import pytest
 from fmnist_search.errors import UserError
 from fmnist_search.search.lease import Lease, current_driver
 from fmnist_search.search.storage import open_storage
+from tests.support.frozen_processes import freeze
 
 HEARTBEAT_SECONDS, LEASE_SECONDS = 0.2, 1.0
 
@@ -58,6 +59,11 @@ def driver_process(url: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.kill()
         process.communicate()
+
+
+def sqlite_files(url: str) -> list[Path]:
+    """Return the file of a database in SQLite, which a frozen process could keep locked."""
+    return [Path(url.removeprefix("sqlite:///"))] if url.startswith("sqlite") else []
 
 
 def stored_count(url: str) -> int:
@@ -203,7 +209,7 @@ def test_a_process_of_another_container_is_not_taken_for_one_that_has_ended(data
 @pytest.mark.slow
 def test_a_process_that_was_frozen_and_lost_its_lease_changes_nothing(database_url: str) -> None:
     with driver_process(database_url) as process:
-        os.kill(process.pid, signal.SIGSTOP)
+        freeze(process, sqlite_files(database_url))
         with pytest.raises(UserError, match="is searched by"):
             acquire(database_url)
         time.sleep(LEASE_SECONDS + 2 * HEARTBEAT_SECONDS)
@@ -223,7 +229,7 @@ def test_a_process_that_was_frozen_and_lost_its_lease_changes_nothing(database_u
 @pytest.mark.slow
 def test_a_process_that_was_frozen_for_a_moment_goes_on(database_url: str) -> None:
     with driver_process(database_url) as process:
-        os.kill(process.pid, signal.SIGSTOP)
+        freeze(process, sqlite_files(database_url))
         time.sleep(LEASE_SECONDS + 2 * HEARTBEAT_SECONDS)
         count = stored_count(database_url)
         os.kill(process.pid, signal.SIGCONT)

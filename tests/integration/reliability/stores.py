@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import sqlite3
 import subprocess
 import time
@@ -47,27 +45,9 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[str], 
         time.sleep(0.002)
 
 
-def freeze(process: subprocess.Popen[str], folder: Path) -> None:
-    """Stop a process in a moment in which it locks no database of a folder: others could not write it."""
-    databases = [folder / OPTUNA, folder / OPTUNA.replace("optuna", "outbox"), folder / MLFLOW]
-    while True:
-        process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
-        if all(map(can_be_written, databases)):
-            return
-        process.send_signal(signal.SIGCONT)
-        time.sleep(0.01)
-
-
-def can_be_written(database: Path) -> bool:
-    """Return whether no process locks a database at this moment."""
-    with contextlib.closing(sqlite3.connect(database, timeout=0)) as connection:
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError:
-            return False
-        connection.rollback()
-        return True
+def databases(folder: Path) -> list[Path]:
+    """Return the databases that a search in a folder writes."""
+    return [folder / OPTUNA, folder / OPTUNA.replace("optuna", "outbox"), folder / MLFLOW]
 
 
 def records(folder: Path, study: str = "tiny") -> list[TrialRecord]:

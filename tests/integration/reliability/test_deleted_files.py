@@ -13,6 +13,7 @@ from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
 from fmnist_search.results.study import StudySummary
 from fmnist_search.results.training import Decision, EpochReport
+from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workflows.study.api import run_study
 from fmnist_search.workspace import Workspace, sqlite_uri
 from tests.integration.conftest import TINY_STUDY
@@ -33,7 +34,7 @@ def search(folder: Path, delete: Callable[[], object], after: int) -> StudySumma
             delete()
         return Decision.CONTINUE
 
-    return run_study(config, workspace=workspace, stopper=stopper)
+    return run_study(config, workspace=workspace, tracking=TrackingOptions(plot_interval=None), stopper=stopper)
 
 
 @pytest.mark.parametrize("name", ["fmnist-search", "fmnist-search/optuna.db", "fmnist-search/outbox.db", "."])

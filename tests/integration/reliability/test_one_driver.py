@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import run_command, start_command
-from tests.integration.reliability.stores import assert_whole, freeze, records, reported_epochs, wait_until
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.results.training import Decision, EpochReport
+from fmnist_search.workflows.settings import TrackingOptions
+from fmnist_search.workflows.study.api import run_study
+from fmnist_search.workspace import Workspace, sqlite_uri
+from tests.integration.conftest import CommandResult, run_command, start_command
+from tests.integration.reliability.stores import assert_whole, databases, records, reported_epochs, wait_until
+from tests.support.frozen_processes import freeze
 
 SEARCH = ["search", "tiny.toml", "--threads", "1", "--set", "data.train_images=3000", "--set", "budget.epochs=4"]
 SEARCH += ["--set", "finalists.recipes=0", "--trials", "3"]
 
 
-@pytest.mark.slow
 def test_a_study_that_is_searched_refuses_a_second_search_and_a_fresh_start(tiny: Path) -> None:
-    folder = tiny.parent
-    search = [*SEARCH[:-1], "8"]
-    first = start_command(folder, *search)
-    wait_until(lambda: reported_epochs(folder, 2), first)  # the third trial has begun, so that another has ended
-    for arguments in (["promote", "tiny", "--recipes", "1"], search, [*search, "--fresh"]):
-        refused = run_command(folder, *arguments)
-        assert refused.exit_code == 2, refused.stderr
-        (error,) = refused.errors
-        assert re.search(rf"^error: study 'tiny': .*process {first.pid}\b", error), error
-    _, stderr = first.communicate(timeout=120)
-    assert first.returncode == 0, stderr
-    assert_whole(folder, 8)
+    folder, search = tiny.parent, ["search", "tiny.toml"]
+    refused: list[CommandResult] = []
+
+    def run_others(report: EpochReport) -> Decision:
+        if reported_epochs(folder, 1) and not refused:  # the second trial has begun, so that another has ended
+            commands = (["promote", "tiny", "--recipes", "1"], search, [*search, "--fresh"])
+            refused.extend(run_command(folder, *arguments) for arguments in commands)
+        return Decision.CONTINUE
+
+    config = StudyConfig.load(tiny, {"finalists.recipes": 0, "budget.trials": 2})
+    workspace = Workspace(sqlite_uri(folder / "mlflow.db"), folder / "fmnist-search")
+    run_study(config, workspace=workspace, tracking=TrackingOptions(plot_interval=None), stopper=run_others)
+    assert [each.exit_code for each in refused] == [2, 2, 2], refused
+    for each in refused:
+        (error,) = each.errors
+        assert re.search(rf"^error: study 'tiny': .*process {os.getpid()}\b", error), error
+    assert_whole(folder, 2)
 
 
 @pytest.mark.slow
@@ -49,7 +60,7 @@ def test_a_frozen_search_that_was_taken_over_ends_and_changes_nothing(tiny: Path
     short = ["--set", "execution.heartbeat_seconds=0.5", "--set", "execution.lease_seconds=2"]
     frozen = start_command(folder, *SEARCH, *short)
     wait_until(lambda: reported_epochs(folder, 0), frozen)
-    freeze(frozen, folder)
+    freeze(frozen, databases(folder))
     other = start_command(folder, *SEARCH, *short)
     wait_until(lambda: reported_epochs(folder, 0) > 2, other)
     frozen.send_signal(signal.SIGCONT)
