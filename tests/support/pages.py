@@ -62,12 +62,13 @@ def program_arguments(command: str) -> list[str] | None:
 
 
 def reduce_study_files(folder: Path) -> None:
-    """Give the study files of a folder small budgets; everything else stays as written."""
+    """Give the study files of a folder small budgets and no processes of workers; everything else stays as written."""
     for path in [*folder.glob("*.toml"), *folder.glob("studies/*.toml")]:
         tables: dict[str, Any] = tomllib.loads(path.read_text())
         if "space" in tables:
             tables["budget"] = {"trials": 2, "epochs": 1}
             tables["data"] = {**tables.get("data", {}), "train_images": 1200, "validation": 500}
+            tables["execution"] = {**tables.get("execution", {}), "backend": "threads", "workers": 1}
             recipes = int(tables["name"] == "quick")
             tables["finalists"] = {"recipes": recipes, "seeds": 1, "epochs": 1, "images": "slice", "refit": "none"}
             path.write_text(tomli_w.dumps(tables))

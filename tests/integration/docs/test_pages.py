@@ -1,5 +1,7 @@
 """Every command and every Python snippet that README and docs show runs, in a process of its own.
 
+Commands of this program are forked from a process that has imported the libraries; test_wheel.py starts them anew.
+
 Each page has a folder like a user's: with the study files of the repository, a finished study with its champion, and an
 interrupted training. Study files are reduced, and trainings are shortened by options behind those that the page shows.
 """
@@ -10,6 +12,7 @@ import contextlib
 import fnmatch
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -29,6 +32,7 @@ from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.workflows.settings import RunOptions
 from tests.integration.conftest import FinishedStudy, clean_environment, copy_study
 from tests.integration.servers import free_port, wait_for
+from tests.support.command_server import CommandServer, ForkedCommand
 from tests.support.pages import PAGES, ROOT, Snippet, all_commands, page_snippets, reduce_study_files
 
 pytestmark = pytest.mark.slow
@@ -57,16 +61,19 @@ NOT_RUN = {
 """Patterns of the commands that are not run, with the reason."""
 
 TIMEOUT_SECONDS = 600
+SHELL_SIGNS = set("|&;<>*$`(")
 Process = subprocess.Popen[str]
 
 SERVERS = ("fmnist-search ui", "mlflow server *", "mlflow models serve *")
 """Patterns of the commands that run until they are stopped: they must answer."""
 
-SMALL_TRAINING = "--set data.train_images=200 --set data.validation=100 --epochs 1"
+SMALL_IMAGES = "--set data.train_images=200 --set data.validation=100"
+SMALL_TRAINING = f"{SMALL_IMAGES} --epochs 1"
 
 SHORTER = {
     "fmnist-search search *--trials 60": "--trials 3",
-    "fmnist-search search *--name on": "--trials 9 --set pruner=none",  # importances need eight completed trials
+    "fmnist-search search *--name on": f"--trials 9 --set pruner=none {SMALL_IMAGES}",  # importances need eight trials
+    "fmnist-search train --* --epochs *": "--epochs 4",
     "fmnist-search train lenet*": SMALL_TRAINING,
     "fmnist-search train lenet*--seeds *": "--seeds 2",
     "fmnist-search sweep-lr *": f"{SMALL_TRAINING} --seeds 1 --factors 1,2",
@@ -114,11 +121,17 @@ def base(tiny_study: FinishedStudy, tmp_path_factory: pytest.TempPathFactory) ->
     return BaseFolder(study, [row["run_id"] for row in rows], run_id)
 
 
+@pytest.fixture(scope="module")
+def commands() -> Iterator[CommandServer]:
+    with contextlib.closing(CommandServer()) as server:
+        yield server
+
+
 class PageRunner:
     """Runs what a page shows, in a copy of the base folder, and collects what fails."""
 
-    def __init__(self, page: Path, base: BaseFolder, folder: Path):
-        self._page, self._base = page, base
+    def __init__(self, page: Path, base: BaseFolder, commands: CommandServer, folder: Path):
+        self._page, self._base, self._commands = page, base, commands
         self._folder = copy_study(base.study, folder).folder
         self._snippets = page_snippets(page)
         self._ports: dict[str, int] = {}
@@ -180,7 +193,7 @@ class PageRunner:
         return command
 
     def _execute(self, shown: str, command: str) -> None:
-        with start(command, self._folder, self._environment, subprocess.PIPE) as process:
+        with self._start(command) as process:
             try:
                 _, errors = process.communicate(timeout=TIMEOUT_SECONDS)
             except subprocess.TimeoutExpired:
@@ -188,6 +201,15 @@ class PageRunner:
                 return
         if process.returncode or "Traceback" in errors:
             self.failures.append(f"{shown}\n  ran {command}\n  exit code {process.returncode}\n{errors[-2000:]}")
+
+    def _start(self, command: str) -> contextlib.AbstractContextManager[Process | ForkedCommand]:
+        """Start a command; one of this program without anything that only a shell understands is forked."""
+        line, _, file = command.partition(" > ")
+        program, *arguments = shlex.split(line)
+        if program != "fmnist-search" or SHELL_SIGNS & {*line}:
+            return start(command, self._folder, self._environment, subprocess.PIPE)
+        output = self._folder / file if file else None
+        return self._commands.start(self._folder, arguments, self._environment, output)
 
     def _serve(self, snippet: Snippet, command: str) -> None:
         """Start a server that stays until the end of the page, and wait until it answers."""
@@ -229,8 +251,8 @@ def matches(command: str, patterns: dict[str, str] | tuple[str, ...]) -> bool:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_what_a_page_shows_runs(page: Path, base: BaseFolder, tmp_path: Path) -> None:
-    runner = PageRunner(page, base, tmp_path / "user")
+def test_what_a_page_shows_runs(page: Path, base: BaseFolder, commands: CommandServer, tmp_path: Path) -> None:
+    runner = PageRunner(page, base, commands, tmp_path / "user")
     runner.run()
     assert not runner.failures, "\n".join(runner.failures)
 
