@@ -176,10 +176,10 @@ def _print_preview(config: StudyConfig, as_json: bool) -> None:
     ]
     short = short_names(names)
     output.print_table(output.make_table(["network", "parameters", "multiply-adds", *short], rows, "The first recipes"))
+    estimate = ""
     if preview_.seconds is not None:
-        output.stdout.print(
-            f"\nabout {output.format_duration(preview_.seconds)} of training if nothing is pruned; nothing was started"
-        )
+        estimate = f"about {output.format_duration(preview_.seconds)} of training if nothing is pruned; "
+    output.stdout.print(f"\n{estimate}nothing was started")
 
 
 def _format_values(flat: dict[str, Any], names: list[str]) -> list[str]:

@@ -44,8 +44,6 @@ from fmnist_search.search.trial_attributes import (
 from fmnist_search.search.unfinished_trials import FindOutcome, UnfinishedTrials
 from fmnist_search.workspace import sqlite_path
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-
 
 @dataclasses.dataclass(frozen=True)
 class StudyRuntime:

@@ -25,6 +25,9 @@ from fmnist_search.recipe.formatting import format_value
 from fmnist_search.recipe.hyperparameters import Value
 from fmnist_search.recipe.recipe import Recipe, is_active, recipe_hyperparameters
 
+# Optuna logs each study that it creates, also those of a preview; it sets its level when it is imported.
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
 
 def base_recipe(config: StudyConfig, precision: str) -> Recipe:
     """Return the recipe that all trials of a study share, before any hyperparameter is sampled."""

@@ -61,6 +61,7 @@ NOT_RUN = {
 """Patterns of the commands that are not run, with the reason."""
 
 TIMEOUT_SECONDS = 600
+LOG_OF_A_LIBRARY = re.compile(r"^Traceback|^\[?[IWE ]*\d{4}[-/]\d\d[-/]\d\d[ T]|^\S*: ?\w*Warning: ", re.MULTILINE)
 SHELL_SIGNS = set("|&;<>*$`(")
 Process = subprocess.Popen[str]
 
@@ -199,7 +200,7 @@ class PageRunner:
             except subprocess.TimeoutExpired:
                 self.failures.append(f"{shown}\n  ran {command}\n  did not end in {TIMEOUT_SECONDS} s")
                 return
-        if process.returncode or "Traceback" in errors:
+        if process.returncode or LOG_OF_A_LIBRARY.search(errors):
             self.failures.append(f"{shown}\n  ran {command}\n  exit code {process.returncode}\n{errors[-2000:]}")
 
     def _start(self, command: str) -> contextlib.AbstractContextManager[Process | ForkedCommand]:
