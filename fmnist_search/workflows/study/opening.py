@@ -86,6 +86,9 @@ def open_session(
         storage = stack.enter_context(_leased_storage(workspace, config, callback))
         stored = None if options.fresh else StudyStore.find_in(storage, config)
         runtime = stored_runtime(stored, backend, callback) if stored else None
+        if runtime is None:
+            backend.wait_until_ready()  # the measurement needs a quiet machine
+            runtime = resolve_runtime(config, backend)
         sender: Sender | NullSender = NullSender()
         study_run: RunLogger = NullRunLogger()
         if mlflow_store:
@@ -94,10 +97,9 @@ def open_session(
             sender = stack.enter_context(open_sender(workspace, mlflow_store, callback, workers))
             study_run = _log_to(opened, sender, config.name, callback)
         stack.enter_context(_fail_on_error(study_run))
-        if runtime is None:
-            backend.wait_until_ready()  # the measurement needs a quiet machine
-            runtime = resolve_runtime(config, backend)
         study_store = _open_study_store(workspace, storage, config, sender, fresh=options.fresh)
+        if mlflow_store:
+            study_store.run_id = study_run.run_key  # soon, because a search that is killed before leaves its run open
         announcement.enter_context(announced(workspace.sessions_folder, config.name))
         study_store.runtime = runtime
         checkpoints = _recover_trials(workspace, study_store, sender, callback)
@@ -107,7 +109,6 @@ def open_session(
         choose_streams(config, backend, runtime.execution)
         images = images.to(backend.images_device)
         if mlflow_store:
-            study_store.run_id = study_run.run_key
             mlflow_store.save_trials_view(study_run.run_key, varying_names(config.space))
             repair = partial(_make_stores_agree, workspace, mlflow_store, callback)
             if stored:

@@ -32,7 +32,8 @@ def run_mlflow_project(clone: Path, *parameters: str) -> None:
 def test_mlflow_run_creates_the_study_with_its_trials_below_it(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-    run_mlflow_project(clone, "study=studies/quick.toml", "trials=3", "set=finalists.seeds=1")
+    finalists = 'set=finalists={ recipes = 1, seeds = 1, epochs = 1, images = "slice", refit = "none" }'
+    run_mlflow_project(clone, "study=studies/quick.toml", "trials=3", finalists)
     client = MlflowClient(f"sqlite:///{clone / 'mlflow.db'}")
     (study,) = [r for r in all_runs(client) if r.data.tags.get("kind") == "study"]
     assert study.info.status == "FINISHED"
@@ -46,7 +47,7 @@ def test_mlflow_run_creates_the_study_with_its_trials_below_it(tmp_path: Path) -
     assert client.get_model_version_by_alias("fmnist-search", "champion")
 
     # The study is finished, so the run of a second call refers to it.
-    run_mlflow_project(clone, "study=studies/quick.toml", "trials=3", "set=finalists.seeds=1")
+    run_mlflow_project(clone, "study=studies/quick.toml", "trials=3", finalists)
     (pointer,) = [r for r in all_runs(client) if "Continues the study" in r.data.tags.get("mlflow.note.content", "")]
     assert pointer.data.tags["mlflow.parentRunId"] == study.info.run_id
     assert pointer.info.status == "FINISHED"

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.integration.conftest import CommandResult, FinishedStudy
+from fmnist_search import run_study
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.errors import UserError
+from fmnist_search.execution.thread_backend import ThreadBackend
+from fmnist_search.workspace import Workspace
+from tests.integration.conftest import CommandResult, FinishedStudy, run_command
 
 UNKNOWN_RUN = "0123456789abcdef0123456789abcdef"
 
@@ -89,3 +94,19 @@ def test_a_cluster_that_cannot_be_reached(finished: FinishedStudy, command: list
     (line,) = refused.errors
     assert line.startswith(f"error: RAY_ADDRESS: nothing answers at {address} (Connection refused)")
     assert state(finished) == before
+
+
+class UnreadyBackend(ThreadBackend):
+    """A backend whose workers do not start."""
+
+    def wait_until_ready(self) -> None:
+        raise UserError("no worker starts")
+
+
+def test_workers_that_do_not_start_leave_no_run(tiny: Path) -> None:
+    workspace = Workspace.resolve(f"sqlite:///{tiny.parent / 'mlflow.db'}")
+    with pytest.raises(UserError, match="no worker starts"):
+        run_study(StudyConfig.load(tiny), workspace=workspace, backend_factory=UnreadyBackend)
+    client = MlflowClient(workspace.tracking_uri)
+    assert client.search_runs([found.experiment_id for found in client.search_experiments()]) == []
+    assert run_command(tiny.parent, "studies", "list", "--json").json == []
