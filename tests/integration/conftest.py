@@ -30,8 +30,8 @@ name = "tiny"
 question = "Does a search run from end to end?"
 
 [data]
-train_images = 1000
-validation = 2000
+train_images = 500
+validation = 500
 
 [budget]
 trials = 4

@@ -30,7 +30,7 @@ def assert_error(outcome: CommandResult, *expected: str, code: int = 2, lines: i
     [
         ("budget.trails=3", ["budget.trails", "did you mean 'trials'"]),
         ("model.kernel_1=4", ["space.cnn.kernel_1", "4", "3, 5, 7"]),
-        ("batch_size=5000", ["space.common.batch_size", "5000", "1000 training images"]),
+        ("batch_size=5000", ["space.common.batch_size", "5000", "500 training images"]),
         ("optimizer.learning_rate=0.0", ["optimizer.learning_rate", "above 0"]),
         ("optimizer.learning_rat=0.1", ["did you mean 'optimizer.learning_rate'"]),
         ("model.dept=2", ["did you mean 'model.depth'"]),

@@ -26,7 +26,7 @@ batch_size = 50
 model.family = "mlp"
 model.width = 16
 data.train_images = 500
-data.validation = 2000
+data.validation = 500
 """
 
 
@@ -104,7 +104,7 @@ def test_an_ensemble_is_evaluated_by_the_mean_of_its_members_probabilities(
     mean, labels = expected_probabilities(study, source)
     assert found["accuracy"] == pytest.approx((mean.argmax(1) == labels).mean(), abs=0.001)
     assert found["loss"] == pytest.approx(-np.log(mean[np.arange(len(labels)), labels]).mean(), abs=1e-4)
-    assert (found["validation_images"], found["registered"]) == (2000, None)
+    assert (found["validation_images"], found["registered"]) == (500, None)
     assert [member["run_id"] for member in found["members"]] == list(study.training_run_ids)
 
 
@@ -121,7 +121,7 @@ def test_trials_are_given_by_number_and_combined_with_other_families(study: Ense
     assert head.split() == ["run", "val_accuracy", "val_loss"]
     scores = [*found["members"], found]
     assert [row.split()[-2:] for row in rows] == [[f"{f['accuracy']:.2%}", f"{f['loss']:.4f}"] for f in scores]
-    assert f"{found['accuracy']:.2%} on 2,000 validation images" in verdict
+    assert f"{found['accuracy']:.2%} on 500 validation images" in verdict
     assert "--register" in verdict
 
 
@@ -221,7 +221,7 @@ def test_runs_that_make_no_ensemble_give_one_line_and_leave_no_run(study: Ensemb
     assert_single_error(
         study.run("ensemble", 0, study.trial_run_ids[0], "--study", "tiny"), study.trial_run_ids[0], "twice"
     )
-    remedy = f"fmnist-search train --from-run {shifted} --set data.validation=2000 --set data.seed=0"
+    remedy = f"fmnist-search train --from-run {shifted} --set data.validation=500 --set data.seed=0"
     assert_single_error(study.run("ensemble", one, shifted), shifted, one, "data.seed is 1, there 0", remedy)
     assert_single_error(study.run("ensemble", without_validation, other), without_validation, "held no images back")
     assert_single_error(study.run("ensemble", one, study_run_id), study_run_id, "is the run of the study 'tiny'")

@@ -111,7 +111,7 @@ def test_every_trial_has_the_same_parameters_and_metrics(runs: dict[str, list[Ru
 
 def test_constant_parameters_are_logged_to_the_run_of_the_study(runs: dict[str, list[Run]]) -> None:
     (study,) = runs["study"]
-    assert study.data.params["data.train_images"] == "1000"
+    assert study.data.params["data.train_images"] == "500"
     assert study.data.params["epochs"] == "2"
     assert study.data.params["schedule.name"] == "constant"
     assert not study.data.params.keys() & runs["trial"][0].data.params.keys()
@@ -147,9 +147,9 @@ def test_a_completed_trial_has_its_recipe_summary_and_confusion_matrix(
         assert expected <= artifact_paths(client, run)
         matrix = json.loads(read_artifact(client, run.info.run_id, "confusion_matrix.json"))
         counts = matrix["rows_true_columns_predicted"]
-        assert sum(map(sum, counts)) == 2000
+        assert sum(map(sum, counts)) == 500
         hits = sum(row[label] for label, row in enumerate(counts))
-        assert hits / 2000 == run.data.metrics["val/accuracy"]
+        assert hits / 500 == run.data.metrics["val/accuracy"]
         parameters = f"{int(run.data.metrics['model/parameters']):,}"
         assert parameters in read_artifact(client, run.info.run_id, "model_summary.txt")
 
@@ -354,7 +354,7 @@ def test_promote_registers_a_challenger_unless_it_beats_the_champion(
     assert comparison in outcome.stderr
     assert comparison[1:] in challenger.description
     hits = CorrectnessRecord.from_json(read_artifact(client, challenger.run_id, "validation_hits.json"))
-    assert hits.correct.shape == (1, 2_000)
+    assert hits.correct.shape == (1, 500)
     assert hits.accuracies[0] == pytest.approx(float(challenger.tags["confirmed_mean"]), abs=0.002)
 
 
