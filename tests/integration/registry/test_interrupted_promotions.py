@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import time
 from contextlib import closing
+from pathlib import Path
 
 import optuna
 import pytest
@@ -14,7 +15,7 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
 from fmnist_search.workspace import Workspace
-from tests.integration.conftest import FinishedStudy, start_command
+from tests.integration.conftest import FinishedStudy, copy_study, start_command
 
 MODEL = "fmnist-search"
 
@@ -71,7 +72,7 @@ def wait_until(study: FinishedStudy, process: subprocess.Popen[str], query: str)
     with closing(sqlite3.connect(study.folder / "mlflow.db", timeout=30)) as database:
         while not database.execute(query).fetchone()[0]:
             assert process.poll() is None, process.communicate()
-            time.sleep(0.002)
+            time.sleep(0.005)
 
 
 def steps(study: FinishedStudy, run: Run) -> list[int]:
@@ -80,7 +81,7 @@ def steps(study: FinishedStudy, run: Run) -> list[int]:
     return [point.step for point in points]
 
 
-FINALISTS = "run_uuid IN (SELECT run_uuid FROM params WHERE key = 'epochs' AND value = '3')"
+FINALISTS = "run_uuid IN (SELECT run_uuid FROM params WHERE key = 'epochs' AND value = '1')"
 MOMENTS = (
     f"SELECT COUNT(*) FROM runs WHERE status = 'FINISHED' AND {FINALISTS}",
     "SELECT COUNT(*) > {versions} FROM logged_models",
@@ -90,12 +91,19 @@ MOMENTS = (
 completed, the model is logged, and its version exists."""
 
 
-@pytest.mark.slow
-def test_a_promotion_that_is_killed_again_and_again_registers_one_version(finished: FinishedStudy) -> None:
-    settings = ("finalists.epochs=3", "finalists.refit=everything")
+@pytest.mark.parametrize(
+    "moments",
+    [pytest.param(MOMENTS[:2], marks=pytest.mark.slow), pytest.param(MOMENTS, marks=pytest.mark.exhaustive)],
+    ids=["before the version exists", "also after that"],
+)
+def test_a_promotion_that_is_killed_again_and_again_registers_one_version(
+    tiny_study: FinishedStudy, tmp_path: Path, moments: tuple[str, ...]
+) -> None:
+    finished = copy_study(tiny_study, tmp_path)
+    settings = ("finalists.epochs=1", "finalists.refit=everything")  # an epoch of all images takes seconds
     search = ("search", "tiny.toml", *(word for setting in settings for word in ("--set", setting)))
     before = len(versions(finished))
-    for moment in (query.format(versions=before) for query in MOMENTS):
+    for moment in (query.format(versions=before) for query in moments):
         process = start_command(finished.folder, *search)
         wait_until(finished, process, moment)
         process.kill()
@@ -103,10 +111,10 @@ def test_a_promotion_that_is_killed_again_and_again_registers_one_version(finish
     outcome = finished.run(*search)
     assert outcome.exit_code == 0, outcome.stderr
     assert [version.tags["test_evaluations"] for version in versions(finished)[before:]] == ["1"]
-    runs = finalist_runs(finished, epochs=3)
+    runs = finalist_runs(finished, epochs=1)
     assert [str(run.info.run_name).split(" cnn")[0][-6:] for run in runs] == ["seed 1", "seed 1", "seed 2"]
     assert [run.info.status for run in runs] == ["FINISHED"] * 3
-    assert [steps(finished, run) for run in runs] == [[1, 2, 3]] * 3
+    assert [steps(finished, run) for run in runs] == [[1]] * 3
     client = MlflowClient(finished.tracking_uri)
     assert len(client.get_metric_history(runs[0].info.run_id, "test/accuracy")) == 1
     assert finished.run("doctor", "--study", "tiny").exit_code == 0
@@ -114,7 +122,8 @@ def test_a_promotion_that_is_killed_again_and_again_registers_one_version(finish
 
 
 @pytest.mark.slow
-def test_a_promotion_that_is_stopped_ends_in_order_and_goes_on(finished: FinishedStudy) -> None:
+def test_a_promotion_that_is_stopped_ends_in_order_and_goes_on(tiny_study: FinishedStudy, tmp_path: Path) -> None:
+    finished = copy_study(tiny_study, tmp_path)  # other tests change how the study confirms its recipes
     before = len(versions(finished))
     promote = ("promote", "tiny", "--epochs", 8)
     process = start_command(finished.folder, *promote)

@@ -23,12 +23,12 @@ from tests.integration.reliability.stores import (
 )
 
 SEARCH = ["search", "tiny.toml", "--threads", "1", "--set", "data.train_images=3000", "--set", "finalists.recipes=0"]
-SEARCH += ["--set", "execution.checkpoint_seconds=0"]
-EPOCHS = 6
+SEARCH += ["--set", "data.validation=500", "--set", "execution.checkpoint_seconds=0"]
+EPOCHS = 5
 START = '[start]\nrecipes = [{ batch_size = 100, "optimizer.learning_rate" = 0.01 }]\n'
 ONE_RATE = TINY_STUDY.replace("{ low = 3e-3, high = 3e-2, log = true }", "0.01")
 STUDIES = {
-    "start recipe": f"{TINY_STUDY}\n{START}",
+    "start recipe": f"{TINY_STUDY}\n{START}".replace('"tpe"\nstartup_trials = 2', '"tpe"\nstartup_trials = 1'),
     "grid point": ONE_RATE.replace('"tpe"\nstartup_trials = 2', '"grid"'),
     "survivor": TINY_STUDY.replace("startup_trials = 8", 'name = "one-epoch"\nsurvivors = 1'),
 }
@@ -37,7 +37,7 @@ STUDIES = {
 def run_alike(first: Path, second: Path, changes: dict[str, int]) -> None:
     """Let the study of the second folder run its trials as that of the first: the fastest way varies by the moment."""
     fixed = {"execution.threads": 1, "execution.checkpoint_seconds": 0}
-    changes = {"data.train_images": 3000, "finalists.recipes": 0, **fixed, **changes}
+    changes = {"data.train_images": 3000, "data.validation": 500, "finalists.recipes": 0, **fixed, **changes}
     (second / OPTUNA).parent.mkdir()
     study = StudyStore.open(f"sqlite:///{second / OPTUNA}", StudyConfig.load(second / "tiny.toml", changes))
     runtime = StudyStore.load(f"sqlite:///{first / OPTUNA}").runtime
@@ -49,7 +49,7 @@ def run_alike(first: Path, second: Path, changes: dict[str, int]) -> None:
 @pytest.mark.parametrize(
     ("study", "killed", "trials", "number"),
     [
-        ("start recipe", 0, 3, signal.SIGKILL),
+        ("start recipe", 0, 2, signal.SIGKILL),
         ("grid point", 0, 2, signal.SIGQUIT),
         ("survivor", 2, 3, signal.SIGKILL),
     ],

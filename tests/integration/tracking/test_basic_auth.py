@@ -14,7 +14,7 @@ from tests.integration.conftest import TINY_STUDY, CommandResult, run_command
 from tests.integration.servers import MlflowServer, running_server
 
 ADMIN, USER = ("admin", "an admin's password"), ("bob", "the password of bob")
-FEW = ("--trials", "1", "--set", "budget.epochs=1", "--set", "finalists.seeds=1")
+FEW = ("--trials", "1", "--set", "budget.epochs=1", "--set", "finalists.seeds=1", "--set", "finalists.epochs=1")
 CONFIG = """
 [mlflow]
 default_permission = {permission}

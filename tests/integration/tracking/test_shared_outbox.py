@@ -104,8 +104,9 @@ def test_two_studies_on_a_slow_server_are_both_recorded_and_promoted(tmp_path: P
     for name in names:
         (tmp_path / f"{name}.toml").write_text(TINY_STUDY.replace('name = "tiny"', f'name = "{name}"'))
     with running_server(MlflowServer(tmp_path / "server")) as server, Proxy(server.url, delay_seconds=0.05) as proxy:
-        location = ["--trials", "2", "--tracking-uri", proxy.url, "--workdir", tmp_path / "workdir"]
-        searches = [start_command(tmp_path, "search", f"{name}.toml", *location) for name in names]
+        few = ["--trials", "2", "--set", "budget.epochs=1", "--set", "finalists.seeds=1", "--set", "finalists.epochs=1"]
+        location = ["--tracking-uri", proxy.url, "--workdir", tmp_path / "workdir"]
+        searches = [start_command(tmp_path, "search", f"{name}.toml", *few, *location) for name in names]
         outputs = [search.communicate(timeout=400) for search in searches]
         assert [search.returncode for search in searches] == [0, 0], outputs
         assert all("registered as models:/fmnist-search/" in stdout for stdout, _ in outputs)
