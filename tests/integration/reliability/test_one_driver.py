@@ -22,6 +22,7 @@ SEARCH = ["search", "tiny.toml", "--threads", "1", "--set", "data.train_images=3
 SEARCH += ["--set", "finalists.recipes=0", "--trials", "3"]
 
 
+@pytest.mark.slow
 def test_a_study_that_is_searched_refuses_a_second_search_and_a_fresh_start(tiny: Path) -> None:
     folder, search = tiny.parent, ["search", "tiny.toml"]
     refused: list[CommandResult] = []
