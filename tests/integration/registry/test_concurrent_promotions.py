@@ -30,7 +30,7 @@ from fmnist_search.registry.register import (
 from fmnist_search.registry.tags import CHALLENGER, CHAMPION
 from fmnist_search.registry.versions import get_champion
 from fmnist_search.tracking.connection import connect
-from tests.integration.tracking.test_server import server_url  # noqa: F401 - a fixture
+from tests.integration.tracking.test_server import server_folder, server_url  # noqa: F401 - fixtures
 
 PROMOTER_COUNT = 6
 TINY_RECIPE = Recipe().replace({"model.family": "mlp", "model.depth": 1, "model.width": 8})

@@ -36,13 +36,15 @@ def reported_epochs(folder: Path, trial: int) -> int:
     return int(rows[0][0]) if rows else 0
 
 
-def wait_until(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 120) -> None:
-    """Wait until the condition is true. Fail with the output of the process if it ends before."""
+def wait_until(
+    condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 120, interval: float = 0.02
+) -> None:
+    """Wait until the condition is true, in seconds. Fail with the output of the process if it ends before."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "the condition did not become true"
-        time.sleep(0.002)
+        time.sleep(interval)
 
 
 def databases(folder: Path) -> list[Path]:

@@ -88,7 +88,7 @@ def test_a_search_that_is_killed_as_soon_as_optuna_was_told_has_written_all_the_
         return query(tiny.parent / OPTUNA, "SELECT state FROM trials WHERE number = 0") == [("COMPLETE",)]
 
     process = start_command(tiny.parent, *SEARCH, "--trials", "2")
-    wait_until(is_told, process)
+    wait_until(is_told, process, interval=0.002)
     process.kill()
     process.communicate()
     assert (tiny.parent / "fmnist-search" / "weights" / "tiny" / "000.pt").exists()
