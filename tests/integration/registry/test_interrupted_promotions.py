@@ -18,6 +18,8 @@ from fmnist_search.workspace import Workspace
 from tests.integration.conftest import FinishedStudy, copy_study, start_command
 
 MODEL = "fmnist-search"
+EPOCHS = 24
+"""Epochs of finalists that are so many that a promotion can be stopped before the first one has completed."""
 
 
 def versions(study: FinishedStudy) -> list[ModelVersion]:
@@ -125,21 +127,21 @@ def test_a_promotion_that_is_killed_again_and_again_registers_one_version(
 def test_a_promotion_that_is_stopped_ends_in_order_and_goes_on(tiny_study: FinishedStudy, tmp_path: Path) -> None:
     finished = copy_study(tiny_study, tmp_path)  # other tests change how the study confirms its recipes
     before = len(versions(finished))
-    promote = ("promote", "tiny", "--epochs", 8)
+    promote = ("promote", "tiny", "--epochs", EPOCHS)
     process = start_command(finished.folder, *promote)
-    epochs = "run_uuid IN (SELECT run_uuid FROM params WHERE key = 'epochs' AND value = '8')"
+    epochs = f"run_uuid IN (SELECT run_uuid FROM params WHERE key = 'epochs' AND value = '{EPOCHS}')"
     wait_until(finished, process, f"SELECT COUNT(*) FROM metrics WHERE key = 'train/loss' AND {epochs}")
     assert finished.run("stop", "tiny").exit_code == 0
     output = process.communicate()
     assert process.returncode == 130, output
     assert "nothing is lost" in output[1]
-    (run,) = finalist_runs(finished, epochs=8)
+    (run,) = finalist_runs(finished, epochs=EPOCHS)
     assert (run.info.status, run.data.tags["state"]) == ("KILLED", "interrupted")
     assert len(versions(finished)) == before
     assert finished.run("doctor", "--study", "tiny").exit_code == 0
     assert finished.run(*promote).exit_code == 0
-    runs = finalist_runs(finished, epochs=8)
-    assert {(each.info.status, *steps(finished, each)) for each in runs} == {("FINISHED", *range(1, 9))}
+    runs = finalist_runs(finished, epochs=EPOCHS)
+    assert {(each.info.status, *steps(finished, each)) for each in runs} == {("FINISHED", *range(1, EPOCHS + 1))}
     assert len({each.info.run_name for each in runs}) == len(runs)
     assert run.info.run_id in {each.info.run_id for each in runs}
     assert len(versions(finished)) == before + 1
