@@ -44,7 +44,7 @@ def test_a_storage_that_is_not_supported_is_one_line(tmp_path: Path) -> None:
 
 
 NETWORK_MOUNT_SCRIPT = """
-import ctypes, os, sys
+import ctypes, json, os, sys
 from fmnist_search.cli.app import main
 
 NEW_MOUNTS, PRIVATE, BIND = 0x20000, 0x44000, 0x1000
@@ -54,9 +54,13 @@ if libc.unshare(NEW_MOUNTS) or libc.mount(None, b"/", None, PRIVATE, None):
 table = sys.argv[1].encode()
 if libc.mount(table, b"/proc/self/mounts", None, BIND, None):
     sys.exit("no right to mount")
-main(sys.argv[2:])
+for words in map(json.loads, sys.argv[2:]):
+    try:
+        main(words)
+    except SystemExit as ended:
+        print(json.dumps([ended.code, os.listdir()]))
 """
-"""Runs a command in a process with another table of mounted file systems."""
+"""Runs commands in a process with another table of mounted file systems; prints what each leaves."""
 
 
 @pytest.mark.slow
@@ -65,22 +69,22 @@ def test_sqlite_files_on_a_network_file_system_are_refused_before_anything_is_wr
     table = tiny.parent.with_name("mounts")
     table.write_text(f"/dev/sda / ext4 rw 0 0\nserver:/home {tiny.parent.resolve()} nfs4 rw 0 0\n")
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", NETWORK_MOUNT_SCRIPT, str(table), *arguments]
-        environment = clean_environment(PYTHONPATH=str(ROOT))
-        return subprocess.run(
-            command, cwd=tiny.parent, env=environment, capture_output=True, text=True, timeout=120, check=False
-        )
-
-    for command in (("search", "tiny.toml"), ("train", "lenet")):
-        done = run(*command)
-        if "no right to mount" in done.stderr:
-            pytest.skip("no right to mount")
-        lines = [line for line in done.stderr.splitlines() if "is on a network file system (nfs4)" in line]
-        assert [line.split()[1].rpartition("/")[2] for line in lines] == ["optuna.db:", "outbox.db:", "mlflow.db:"]
-        assert done.returncode == 2
-        assert [path.name for path in tiny.parent.iterdir()] == ["tiny.toml"]
-    assert "holds no study yet" in run("status").stderr  # reading is not refused
+    commands = [["search", "tiny.toml"], ["train", "lenet"], ["status"]]
+    done = subprocess.run(
+        [sys.executable, "-c", NETWORK_MOUNT_SCRIPT, str(table), *map(json.dumps, commands)],
+        cwd=tiny.parent,
+        env=clean_environment(PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if "no right to mount" in done.stderr:
+        pytest.skip("no right to mount")
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [[2, ["tiny.toml"]]] * 3, done.stderr
+    lines = [line for line in done.stderr.splitlines() if "is on a network file system (nfs4)" in line]
+    assert [line.split()[1].rpartition("/")[2] for line in lines] == ["optuna.db:", "outbox.db:", "mlflow.db:"] * 2
+    assert "holds no study yet" in done.stderr.splitlines()[-1]  # reading is not refused
 
 
 @pytest.fixture(scope="module")
