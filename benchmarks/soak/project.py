@@ -22,8 +22,8 @@ name = "{{name}}"
 question = "What is left of a study whose processes, servers and disk fail?"
 
 [data]
-train_images = 4000
-validation = 1000
+train_images = 2000
+validation = 500
 
 [budget]
 trials = {TRIALS_PER_STAGE}
