@@ -57,7 +57,8 @@ def test_an_invalid_number_of_workers_is_refused(command: RunCommand, tiny: Path
 def test_more_workers_than_fit_are_reported_and_the_study_runs(command: RunCommand, tiny: Path) -> None:
     # A trial that takes every core leaves none for a second one.
     cores = joblib.cpu_count()
-    small = [f"--set={change}" for change in ("data.train_images=100", "budget.epochs=1", "finalists.recipes=0")]
+    changes = ("data.train_images=100", "data.validation=100", "budget.epochs=1", "finalists.recipes=0")
+    small = [f"--set={change}" for change in changes]
     outcome = command("search", "tiny.toml", "--workers", 99, "--threads", cores, "--trials", 1, *small)
     assert outcome.exit_code == 0, outcome.stderr
     (line,) = (line for line in outcome.stderr.splitlines() if "execution.workers: 99" in line)

@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -51,17 +52,28 @@ main()
 """
 
 
+@dataclass(frozen=True)
+class ReplacedWorkers:
+    """A backend whose first workers were all killed at once, while they started."""
+
+    backend: ProcessBackend
+    killed: tuple[int, ...]
+
+
 @pytest.fixture(scope="module")
-def shared_backend(execution: Execution) -> Iterator[ProcessBackend]:
+def replaced_workers(execution: Execution) -> Iterator[ReplacedWorkers]:
     with ProcessBackend(execution, 2, liveness=LIVENESS, command=(sys.executable, "-c", WORKER_PROGRAM)) as backend:
-        yield backend
+        killed = tuple(backend.worker_pids)
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        yield ReplacedWorkers(backend, killed)
 
 
 @pytest.fixture
-def backend(shared_backend: ProcessBackend) -> ProcessBackend:
+def backend(replaced_workers: ReplacedWorkers) -> ProcessBackend:
     """Two worker processes that are ready; what a test kills is replaced."""
-    shared_backend.wait_until_ready()
-    return shared_backend
+    replaced_workers.backend.wait_until_ready()
+    return replaced_workers.backend
 
 
 def signal_worker(backend: ProcessBackend, job: RecordingJob, number: int) -> None:
@@ -75,6 +87,19 @@ def make_recipe(data: Data) -> Recipe:
 def assert_completed(*jobs: RecordingJob) -> None:
     for job in jobs:
         assert (job.finished_result.state, job.lost_reasons) == (TrialState.COMPLETED, [])
+
+
+# ------------------------------------------------------------------------------------------- starting
+
+
+def test_workers_that_are_killed_at_once_while_they_start_are_replaced(
+    replaced_workers: ReplacedWorkers, images: Images
+) -> None:
+    # The first test of this file: it gives jobs to workers that have not started.
+    jobs = [RecordingJob(TINY_RECIPE, images) for _ in range(2)]
+    run_all(replaced_workers.backend, jobs)
+    assert_completed(*jobs)
+    assert not set(replaced_workers.killed) & set(replaced_workers.backend.worker_pids)
 
 
 # --------------------------------------------------------------------------------------------- killed
@@ -217,18 +242,7 @@ def test_a_heartbeat_timeout_below_two_intervals_is_refused() -> None:
         Liveness(heartbeat_interval=5.0, heartbeat_timeout=8.0)
 
 
-# ------------------------------------------------------------------------------------------- starting
-
-
-def test_workers_that_are_killed_at_once_while_they_start_are_replaced(images: Images, execution: Execution) -> None:
-    with ProcessBackend(execution, 2) as backend:
-        killed = backend.worker_pids
-        for pid in killed:
-            os.kill(pid, signal.SIGKILL)
-        jobs = [RecordingJob(TINY_RECIPE, images) for _ in range(2)]
-        run_all(backend, jobs)
-        assert_completed(*jobs)
-        assert not set(killed) & set(backend.worker_pids)
+# ------------------------------------------------------------------------------------- cannot start
 
 
 @pytest.mark.parametrize(
