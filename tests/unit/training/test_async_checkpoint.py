@@ -29,6 +29,7 @@ class Receiver:
         self.received: list[tuple[int, torch.Tensor]] = []
         self.may_receive = threading.Event()
         self.may_receive.set()
+        self.threads_before = set(threading.enumerate())  # those of other tests, as of MLflow, may never end
         self.checkpointer = AsyncCheckpointer(self.receive, lambda: self.now)
 
     def receive(self, content: bytes) -> None:
@@ -45,9 +46,8 @@ class Receiver:
         self.checkpointer.take(make_checkpoint(epoch, size), interval)
 
     def wait_until_sent(self) -> None:
-        for thread in threading.enumerate():
-            if thread is not threading.main_thread() and not thread.daemon:
-                thread.join()
+        for thread in set(threading.enumerate()) - self.threads_before:
+            thread.join()
 
 
 @pytest.fixture
