@@ -52,7 +52,7 @@ def make_result(soak: Soak, invariants: list[Invariant], settings: dict[str, Any
         ],
         "commands": [
             {
-                "arguments": list(command.arguments),
+                "arguments": [word.replace(str(soak.project.folder), "FOLDER") for word in command.arguments],
                 "started": round(command.started - started, 2),
                 "seconds": round(command.seconds, 2),
                 "exit_code": command.exit_code,
