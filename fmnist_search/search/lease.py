@@ -66,6 +66,7 @@ class Driver(ProcessOwned):
     """
 
     study: str
+    session: str
     process: str
     namespace: str
     started_at: float
@@ -102,8 +103,8 @@ class LeaseLost(UserError):
 class Lease:
     """The right of this process to change a study, renewed by a thread until it is released or lost.
 
-    Others may take it over after `seconds` without renewal. `took_over` is the driver that did not release the lease,
-    if there was one: its process has ended or was silent.
+    Others may take it over after `seconds` without renewal. `session` is a text that no other lease has. `took_over` is
+    the driver that did not release the lease, if there was one: its process has ended or was silent.
     """
 
     def __init__(self, engine: sa.Engine, study: str, session: str, seconds: float, took_over: Driver | None):
@@ -111,7 +112,7 @@ class Lease:
         self.seconds = seconds
         self.took_over = took_over
         self._engine = engine
-        self._session = session
+        self.session = session
         self._holder = sa.select(DRIVERS.c.session, DRIVERS.c.process).where(DRIVERS.c.study == study)
         self._lost: LeaseLost | None = None
         self._released = threading.Event()
@@ -183,7 +184,7 @@ class Lease:
             LeaseLost: if another process has taken the lease over.
         """
         row = connection.execute(self._holder.with_for_update(read=True)).first()
-        if row is None or row.session != self._session:
+        if row is None or row.session != self.session:
             self._lose(row.process if row else None)
             self.check()
 
@@ -194,7 +195,7 @@ class Lease:
         self._released.set()
         if self._thread:
             self._thread.join(timeout=RELEASE_SECONDS)  # it may wait for a database that does not answer
-        _SESSIONS.discard(self._session)
+        _SESSIONS.discard(self.session)
         with contextlib.suppress(SQLAlchemyError), self._engine.begin() as connection:
             connection.execute(sa.delete(DRIVERS).where(self._is_ours()))
         self._engine.dispose()
@@ -222,7 +223,7 @@ class Lease:
                 self._lose(row.process if row else None)
 
     def _is_ours(self) -> sa.ColumnElement[bool]:
-        return (DRIVERS.c.study == self.study) & (DRIVERS.c.session == self._session)
+        return (DRIVERS.c.study == self.study) & (DRIVERS.c.session == self.session)
 
     def _lose(self, process: str | None) -> None:
         successor = describe_process(process) if process else "another process, which has ended since"
@@ -296,7 +297,7 @@ def _read(engine: sa.Engine, study: str) -> sa.Row[Any] | None:
 
 
 def _to_driver(row: sa.Row[Any]) -> Driver:
-    return Driver(row.study, row.process, row.namespace, row.started_at, row.age, row.lease_seconds)
+    return Driver(row.study, row.session, row.process, row.namespace, row.started_at, row.age, row.lease_seconds)
 
 
 def _refusal(driver: Driver) -> str:

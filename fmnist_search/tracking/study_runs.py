@@ -21,8 +21,14 @@ class StudyRun:
     message: str = ""
 
 
-def open_study_run(store: MlflowStore, study: str, existing_run_id: str | None) -> StudyRun:
-    """Return the run of a study: the existing one, the one that `mlflow run` created, or a new one.
+def find_unstored_run(store: MlflowStore, session: str) -> str | None:
+    """Return the run of a study that a session was the last to open; None if it opened none."""
+    found = store.client.search_runs([store.experiment_id], f"tags.{tag_names.SESSION} = '{session}'", max_results=1)
+    return str(found[0].info.run_id) if found else None
+
+
+def open_study_run(store: MlflowStore, study: str, existing_run_id: str | None, session: str | None = None) -> StudyRun:
+    """Return the run of a study: the existing one, the one that `mlflow run` created, or a new one of this session.
 
     If the study has a run and `mlflow run` created another, the other becomes its child and refers to it. If the
     existing run is gone, the runs below it move below the new one.
@@ -33,6 +39,8 @@ def open_study_run(store: MlflowStore, study: str, existing_run_id: str | None) 
     given = store.given_run_id()
     existing = store.find_run(existing_run_id) if existing_run_id else None
     tags = {tag_names.STUDY: study, tag_names.KIND: tag_names.STUDY_RUN}
+    if session:
+        tags[tag_names.SESSION] = session
     if existing and existing.is_active:
         run_id = existing.run_id
         if given and given != run_id:

@@ -32,7 +32,7 @@ OUTPUTS = read_outputs()
 READING = [name for name, output in OUTPUTS.items() if not output.changes]
 ALONE = ("search-continued", "train-resume", "sync")
 """Commands that have a test of their own below."""
-ADDED_TAGS = {"process", "recipe_sha256", "device_name"}
+ADDED_TAGS = {"process", "recipe_sha256", "device_name", "session"}
 """Tags of runs that the program did not write yet when it wrote the golden copies."""
 SLOW = ("export", "promote", "sweep-lr", "train-seeds")
 CHANGING = [

@@ -25,7 +25,7 @@ from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.run_logger import NullRunLogger, RunLogger
 from fmnist_search.tracking.sender import NullSender, Sender
 from fmnist_search.tracking.store import MlflowStore
-from fmnist_search.tracking.study_runs import StudyRun, open_study_run
+from fmnist_search.tracking.study_runs import StudyRun, find_unstored_run, open_study_run
 from fmnist_search.tracking.system_metrics import log_system_metrics
 from fmnist_search.training.trial_checkpoints import TrialCheckpoints
 from fmnist_search.workflows.callbacks import StudyCallback
@@ -83,7 +83,7 @@ def open_session(
         if mlflow_store and options.model_name:
             check_registration(mlflow_store, options.model_name)
         StudyStore.find(workspace.storage_url, config, fresh=options.fresh)  # refuses what differs
-        storage = stack.enter_context(_leased_storage(workspace, config, callback))
+        lease, storage = stack.enter_context(_leased_storage(workspace, config, callback))
         stored = None if options.fresh else StudyStore.find_in(storage, config)
         runtime = stored_runtime(stored, backend, callback) if stored else None
         if runtime is None:
@@ -92,7 +92,8 @@ def open_session(
         sender: Sender | NullSender = NullSender()
         study_run: RunLogger = NullRunLogger()
         if mlflow_store:
-            opened = open_study_run(mlflow_store, config.name, stored.run_id if stored else None)
+            run_id = _find_study_run(mlflow_store, stored, lease, fresh=options.fresh)
+            opened = open_study_run(mlflow_store, config.name, run_id, lease.session)
             workers = MANY_WORKERS if config.execution.backend == "ray" else backend.size
             sender = stack.enter_context(open_sender(workspace, mlflow_store, callback, workers))
             study_run = _log_to(opened, sender, config.name, callback)
@@ -136,8 +137,10 @@ def open_session(
 
 
 @contextlib.contextmanager
-def _leased_storage(workspace: Workspace, config: StudyConfig, callback: StudyCallback) -> Iterator[DriverStorage]:
-    """Yield Optuna's storage with the right to change the study.
+def _leased_storage(
+    workspace: Workspace, config: StudyConfig, callback: StudyCallback
+) -> Iterator[tuple[Lease, DriverStorage]]:
+    """Yield the right to change the study, and Optuna's storage with it.
 
     Raises:
         UserError: if another process has the right.
@@ -148,7 +151,14 @@ def _leased_storage(workspace: Workspace, config: StudyConfig, callback: StudyCa
             silence = f"has given no sign for {driver.silent_seconds:.0f} s"
             cause = "was killed" if driver.has_ended else silence
             callback.on_message(f"{config.name}: goes on where {driver} left it, which {cause}")
-        yield DriverStorage(rdb, lease, callback.on_message)
+        yield lease, DriverStorage(rdb, lease, callback.on_message)
+
+
+def _find_study_run(store: MlflowStore, stored: StudyStore | None, lease: Lease, *, fresh: bool) -> str | None:
+    """Return the id of the study's run, also of one that a search created and was killed before it stored the id."""
+    if stored and stored.run_id:
+        return stored.run_id
+    return find_unstored_run(store, lease.took_over.session) if lease.took_over and not fresh else None
 
 
 def _open_study_store(

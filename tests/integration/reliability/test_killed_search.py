@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import signal
 import sqlite3
+import subprocess
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
+from benchmarks.soak.stores import read_runs
 from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.processes import process_identity
+from fmnist_search.search.lease import DRIVERS, Lease
+from fmnist_search.search.storage import open_storage
 from fmnist_search.search.study_store import StudyStore
+from fmnist_search.tracking.store import MlflowStore
+from fmnist_search.tracking.study_runs import open_study_run
 from tests.integration.conftest import TINY_STUDY, FinishedStudy, copy_study, run_command, start_command
 from tests.integration.reliability.stores import (
+    MLFLOW,
     OPTUNA,
     assert_whole,
     query,
@@ -43,6 +52,21 @@ def run_alike(first: Path, second: Path, changes: dict[str, int]) -> None:
     runtime = StudyStore.load(f"sqlite:///{first / OPTUNA}").runtime
     assert runtime
     study.runtime = runtime
+
+
+def test_the_run_of_a_study_is_used_whose_search_was_killed_before_it_stored_the_run(tiny: Path) -> None:
+    storage = open_storage(f"sqlite:///{tiny.parent / OPTUNA}")
+    store = MlflowStore(f"sqlite:///{tiny.parent / MLFLOW}", "fmnist-search")
+    with Lease.acquire(storage, "tiny", 5, 60) as lease, subprocess.Popen(["sleep", "60"]) as process:
+        created = open_study_run(store, "tiny", None, lease.session)
+        with storage.engine.begin() as connection:
+            connection.execute(sa.update(DRIVERS).values(process=process_identity(process.pid)))
+        process.kill()
+        process.wait()
+        search = run_command(tiny.parent, "search", "tiny.toml", "--set", "finalists.recipes=0", "--trials", "1")
+    assert search.exit_code == 0, search.stderr
+    (run,) = (run for run in read_runs(tiny.parent / MLFLOW) if run.tags["kind"] == "study")
+    assert (run.run_id, run.status) == (created.run_id, "FINISHED")
 
 
 @pytest.mark.slow
