@@ -37,7 +37,7 @@ test: data ## Run the fast tests, which takes some minutes
 	$(BIN)/python -m pytest -n 2 $(TESTS)
 
 test-all: test ## Also run the slow tests: servers, browsers, `mlflow run` in a new environment
-	$(BIN)/python -m pytest -n 3 $(TESTS) -m "slow and not exhaustive"  # these often wait for servers, so that two cores have work for three
+	$(BIN)/python -m pytest -n 3 $(TESTS) -m "slow and not exhaustive" --durations=25  # these often wait for servers, so that two cores have work for three
 
 test-exhaustive: data ## Run the tests that repeat slow ones with more rounds, or time commands
 	$(BIN)/python -m pytest -n 2 $(TESTS) -m exhaustive

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import io
 import json
 import os
@@ -20,6 +22,7 @@ import pytest
 
 from fmnist_search.cli.app import CommandSettings, main
 from tests.golden.project import move_addresses
+from tests.support.command_server import CommandServer, ForkedCommand
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -141,6 +144,18 @@ def run_interrupted_command(folder: Path, *arguments: object, until: Callable[[]
 def start_command(folder: Path, *arguments: object, **changes: str) -> subprocess.Popen[str]:
     """Start `python -m fmnist_search` as a process that a test can watch and signal."""
     return start_python(folder, "-m", "fmnist_search", *map(str, arguments), **changes)
+
+
+def fork_command(folder: Path, *arguments: object, **changes: str) -> ForkedCommand:
+    """Start a command as `start_command` does, but in a process that does not import the libraries again."""
+    return _command_server().start(folder, [*map(str, arguments)], clean_environment(**changes))
+
+
+@functools.cache
+def _command_server() -> CommandServer:
+    server = CommandServer()
+    atexit.register(server.close)
+    return server
 
 
 def start_python(folder: Path, *arguments: str, **changes: str) -> subprocess.Popen[str]:

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fmnist_search.cli import main, run_process
 
@@ -27,6 +27,18 @@ ROOT = Path(__file__).parents[2]
 IMPORTED = ("torch", "mlflow.pytorch", "mlflow.tracking._tracking_service.utils", "scipy.stats", "matplotlib.figure")
 """Libraries only: each command imports the modules of this program, and Optuna, in its own order."""
 POLL_SECONDS = 0.05
+
+
+class RunningCommand(Protocol):
+    """What a forked command and a `subprocess.Popen` have in common, as far as tests need it."""
+
+    pid: int
+    returncode: int | Any
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def communicate(self, *, timeout: float | None = None) -> tuple[str, str]: ...
+    def send_signal(self, number: int, /) -> None: ...
 
 
 class ForkedCommand:
@@ -37,8 +49,13 @@ class ForkedCommand:
         self.pid = pid
         self.returncode: int | None = None
 
-    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """Wait until the command ends; return what it has written.
+    def poll(self) -> int | None:
+        """Return the exit code, or minus the number of the signal that ended the command; None while it runs."""
+        self.returncode = self._server.exit_code(self.pid, 0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until the command ends; return its exit code.
 
         Raises:
             subprocess.TimeoutExpired: if it did not end in so many seconds.
@@ -46,8 +63,22 @@ class ForkedCommand:
         self.returncode = self._server.exit_code(self.pid, timeout)
         if self.returncode is None:
             raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Wait until the command ends, as `wait` does; return what it has written."""
+        self.wait(timeout)
         stdout, stderr = (path.read_text(errors="replace") for path in self._files)
         return stdout, stderr
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless the command has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Send SIGKILL, unless the command has ended."""
+        self.send_signal(signal.SIGKILL)
 
     def __enter__(self) -> ForkedCommand:
         return self

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sqlite3
-import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import psutil
 
-def freeze(process: subprocess.Popen[str], databases: Iterable[Path]) -> None:
+from tests.support.command_server import RunningCommand
+
+
+def freeze(process: RunningCommand, databases: Iterable[Path]) -> None:
     """Stop a process in a moment in which it locks none of these databases: others could not write them."""
     databases = list(databases)
     while True:
         process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+        while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+            time.sleep(0.001)
         if all(map(can_be_written, databases)):
             return
         process.send_signal(signal.SIGCONT)

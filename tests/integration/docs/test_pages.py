@@ -50,6 +50,8 @@ NOT_RUN = {
     "kubectl *": "needs Kubernetes",
     "export MLFLOW_*": "secrets are left out; test_outages.py starts a server with authentication",
     "mlflow server --app-name basic-auth *": "needs the secrets",
+    "mlflow models *": "test_model_serving.py runs it",
+    "curl http://127.0.0.1:5001/*": "needs `mlflow models serve`; test_model_serving.py sends the same",
     "fmnist-search search studies/quick.toml --tracking-uri http://HOST:5000": "needs the server with secrets",
     "python -m benchmarks.*": "measures for minutes to days; tests of the benchmarks run them with small figures",
     "fmnist-search stop": "needs a search in the background; test_background.py runs it",
@@ -65,7 +67,7 @@ LOG_OF_A_LIBRARY = re.compile(r"^Traceback|^\[?[IWE ]*\d{4}[-/]\d\d[-/]\d\d[ T]|
 SHELL_SIGNS = set("|&;<>*$`(")
 Process = subprocess.Popen[str]
 
-SERVERS = ("fmnist-search ui", "mlflow server *", "mlflow models serve *")
+SERVERS = ("fmnist-search ui", "mlflow server *")
 """Patterns of the commands that run until they are stopped: they must answer."""
 
 SMALL_IMAGES = "--set data.train_images=200 --set data.validation=100"

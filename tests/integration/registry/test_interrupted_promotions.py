@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import subprocess
 import time
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +14,8 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
 from fmnist_search.workspace import Workspace
-from tests.integration.conftest import FinishedStudy, copy_study, start_command
+from tests.integration.conftest import FinishedStudy, copy_study, fork_command
+from tests.support.command_server import RunningCommand
 
 MODEL = "fmnist-search"
 EPOCHS = 24
@@ -69,7 +69,7 @@ def finalist_runs(study: FinishedStudy, epochs: int) -> list[Run]:
     return sorted(runs, key=lambda run: str(run.info.run_name))
 
 
-def wait_until(study: FinishedStudy, process: subprocess.Popen[str], query: str) -> None:
+def wait_until(study: FinishedStudy, process: RunningCommand, query: str) -> None:
     """Wait until a query of MLflow's database is not 0."""
     with closing(sqlite3.connect(study.folder / "mlflow.db", timeout=30)) as database:
         while not database.execute(query).fetchone()[0]:
@@ -106,7 +106,7 @@ def test_a_promotion_that_is_killed_again_and_again_registers_one_version(
     search = ("search", "tiny.toml", *(word for setting in settings for word in ("--set", setting)))
     before = len(versions(finished))
     for moment in (query.format(versions=before) for query in moments):
-        process = start_command(finished.folder, *search)
+        process = fork_command(finished.folder, *search)
         wait_until(finished, process, moment)
         process.kill()
         process.communicate()
@@ -128,7 +128,7 @@ def test_a_promotion_that_is_stopped_ends_in_order_and_goes_on(tiny_study: Finis
     finished = copy_study(tiny_study, tmp_path)  # other tests change how the study confirms its recipes
     before = len(versions(finished))
     promote = ("promote", "tiny", "--epochs", EPOCHS)
-    process = start_command(finished.folder, *promote)
+    process = fork_command(finished.folder, *promote)
     epochs = f"run_uuid IN (SELECT run_uuid FROM params WHERE key = 'epochs' AND value = '{EPOCHS}')"
     wait_until(finished, process, f"SELECT COUNT(*) FROM metrics WHERE key = 'train/loss' AND {epochs}")
     assert finished.run("stop", "tiny").exit_code == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from benchmarks.soak.invariants import check_study
 from benchmarks.soak.stores import StoredRun, read_runs, read_trials
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.search.study_store import StudyStore
+from tests.support.command_server import RunningCommand
 
 OPTUNA, MLFLOW = "fmnist-search/optuna.db", "mlflow.db"
 EPOCHS = """
@@ -37,7 +37,7 @@ def reported_epochs(folder: Path, trial: int) -> int:
 
 
 def wait_until(
-    condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 120, interval: float = 0.02
+    condition: Callable[[], object], process: RunningCommand, seconds: float = 120, interval: float = 0.02
 ) -> None:
     """Wait until the condition is true, in seconds. Fail with the output of the process if it ends before."""
     deadline = time.monotonic() + seconds

@@ -19,7 +19,7 @@ from fmnist_search.search.storage import open_storage
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.study_runs import open_study_run
-from tests.integration.conftest import TINY_STUDY, FinishedStudy, copy_study, run_command, start_command
+from tests.integration.conftest import TINY_STUDY, FinishedStudy, copy_study, fork_command, run_command
 from tests.integration.reliability.stores import (
     MLFLOW,
     OPTUNA,
@@ -83,7 +83,7 @@ def test_the_trial_of_a_killed_search_goes_on_with_the_next_command(
 ) -> None:
     (tmp_path / "tiny.toml").write_text(STUDIES[study])
     arguments = [*SEARCH, "--set", f"budget.epochs={EPOCHS}", "--trials", str(trials)]
-    process = start_command(tmp_path, *arguments)
+    process = fork_command(tmp_path, *arguments)
     wait_until(lambda: reported_epochs(tmp_path, killed) >= 2 and runs_of_trial(tmp_path, killed), process)
     process.send_signal(number)
     _, stderr = process.communicate()
@@ -111,7 +111,7 @@ def test_a_search_that_is_killed_as_soon_as_optuna_was_told_has_written_all_the_
     def is_told() -> bool:
         return query(tiny.parent / OPTUNA, "SELECT state FROM trials WHERE number = 0") == [("COMPLETE",)]
 
-    process = start_command(tiny.parent, *SEARCH, "--trials", "2")
+    process = fork_command(tiny.parent, *SEARCH, "--trials", "2")
     wait_until(is_told, process, interval=0.002)
     process.kill()
     process.communicate()

@@ -14,7 +14,7 @@ from fmnist_search.results.training import Decision, EpochReport
 from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workflows.study.api import run_study
 from fmnist_search.workspace import Workspace, sqlite_uri
-from tests.integration.conftest import CommandResult, run_command, start_command
+from tests.integration.conftest import CommandResult, fork_command, run_command
 from tests.integration.reliability.stores import assert_whole, databases, records, reported_epochs, wait_until
 from tests.support.frozen_processes import freeze
 
@@ -46,7 +46,7 @@ def test_a_study_that_is_searched_refuses_a_second_search_and_a_fresh_start(tiny
 @pytest.mark.slow
 def test_two_searches_that_create_a_folder_at_once_share_it_or_one_is_refused(tiny: Path) -> None:
     folder = tiny.parent
-    both = [start_command(folder, *SEARCH) for _ in range(2)]
+    both = [fork_command(folder, *SEARCH) for _ in range(2)]
     ends = [process.communicate(timeout=180)[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 2], ends
     (refused,) = (stderr for process, stderr in zip(both, ends, strict=True) if process.returncode)
@@ -59,10 +59,10 @@ def test_two_searches_that_create_a_folder_at_once_share_it_or_one_is_refused(ti
 def test_a_frozen_search_that_was_taken_over_ends_and_changes_nothing(tiny: Path) -> None:
     folder = tiny.parent
     short = ["--set", "execution.heartbeat_seconds=0.5", "--set", "execution.lease_seconds=2"]
-    frozen = start_command(folder, *SEARCH, *short)
+    frozen = fork_command(folder, *SEARCH, *short)
     wait_until(lambda: reported_epochs(folder, 0), frozen)
     freeze(frozen, databases(folder))
-    other = start_command(folder, *SEARCH, *short)
+    other = fork_command(folder, *SEARCH, *short)
     wait_until(lambda: reported_epochs(folder, 0) > 2, other)
     frozen.send_signal(signal.SIGCONT)
     _, stderr = frozen.communicate(timeout=60)

@@ -45,8 +45,9 @@ from fmnist_search.workflows import sending
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.sending import MANY_WORKERS
 from fmnist_search.workspace import Workspace
-from tests.integration.conftest import run_command, start_command
+from tests.integration.conftest import fork_command, run_command
 from tests.integration.servers import MlflowServer, Proxy, running_server
+from tests.support.command_server import RunningCommand
 
 SEARCH_ARGUMENTS = [
     "search",
@@ -60,7 +61,7 @@ SEARCH_ARGUMENTS = [
 ]
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.exhaustive)])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MlflowServer]:
     """A running server on SQLite, which serves artifacts, or on PostgreSQL, with artifacts in a common folder."""
     if request.param == "sqlite":
@@ -94,7 +95,7 @@ def study_run(shared_server: MlflowServer) -> Iterator[str]:
     shared_server.start()
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], process: RunningCommand, seconds: float = 120) -> None:
     """Wait until the condition is true. Fail with the output of the search if it ends before."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -140,7 +141,7 @@ def assert_metrics_complete(uri: str, study: str, trials: list[TrialRecord]) -> 
 def test_a_server_that_is_killed_and_restarted_has_every_point_once(tiny: Path, server: MlflowServer) -> None:
     name, workdir = "restarted", tiny.parent / "workdir"
     location = ["--tracking-uri", server.url, "--workdir", workdir]
-    process = start_command(tiny.parent, *SEARCH_ARGUMENTS, "--name", name, *location)
+    process = fork_command(tiny.parent, *SEARCH_ARGUMENTS, "--name", name, *location)
     wait_until(lambda: len(load_trials(workdir, name)) >= 1, process)
     server.kill()
     before = len(load_trials(workdir, name))
@@ -227,7 +228,7 @@ def test_sync_sends_what_a_finished_study_could_not_send(tiny: Path, shared_serv
     shared_server.start()
     name, workdir = "synced", tiny.parent / "workdir"
     location = ["--tracking-uri", shared_server.url, "--workdir", workdir]
-    process = start_command(tiny.parent, *SEARCH_ARGUMENTS, "--name", name, *location)
+    process = fork_command(tiny.parent, *SEARCH_ARGUMENTS, "--name", name, *location)
     wait_until(lambda: len(load_trials(workdir, name)) >= 1, process)
     shared_server.kill()
     _, stderr = process.communicate(timeout=240)
@@ -253,7 +254,7 @@ def test_a_search_that_is_killed_during_an_outage_loses_only_the_running_epoch(
     shared_server.start()
     name, workdir = "killed", tiny.parent / "workdir"
     location = ["--tracking-uri", shared_server.url, "--workdir", workdir]
-    process = start_command(tiny.parent, *SEARCH_ARGUMENTS, "--name", name, *location)
+    process = fork_command(tiny.parent, *SEARCH_ARGUMENTS, "--name", name, *location)
     wait_until(lambda: len(load_trials(workdir, name)) >= 1, process)
     shared_server.kill()
     before = len(load_trials(workdir, name))

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from fmnist_search.tracking.events import Batch
 from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.store import MlflowStore
-from tests.integration.conftest import TINY_STUDY, run_command, start_command
+from tests.integration.conftest import TINY_STUDY, fork_command, run_command
 from tests.integration.servers import MlflowServer, Proxy, running_server
 
 STUCK_SENDER = """
@@ -98,7 +98,7 @@ def test_a_stopped_process_that_has_locked_the_database_of_mlflow_is_named(tmp_p
     assert MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(run_id).data.tags["late"] == "yes"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_studies_on_a_slow_server_are_both_recorded_and_promoted(tmp_path: Path) -> None:
     names = ("one", "two")
     for name in names:
@@ -106,7 +106,7 @@ def test_two_studies_on_a_slow_server_are_both_recorded_and_promoted(tmp_path: P
     with running_server(MlflowServer(tmp_path / "server")) as server, Proxy(server.url, delay_seconds=0.05) as proxy:
         few = ["--trials", "2", "--set", "budget.epochs=1", "--set", "finalists.seeds=1", "--set", "finalists.epochs=1"]
         location = ["--tracking-uri", proxy.url, "--workdir", tmp_path / "workdir"]
-        searches = [start_command(tmp_path, "search", f"{name}.toml", *few, *location) for name in names]
+        searches = [fork_command(tmp_path, "search", f"{name}.toml", *few, *location) for name in names]
         outputs = [search.communicate(timeout=400) for search in searches]
         assert [search.returncode for search in searches] == [0, 0], outputs
         assert all("registered as models:/fmnist-search/" in stdout for stdout, _ in outputs)

@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 import tomllib
@@ -43,7 +42,8 @@ from fmnist_search.workflows.lookup import outbox_status, status
 from fmnist_search.workflows.sending import sync
 from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workspace import Workspace
-from tests.integration.conftest import CommandResult, run_command, start_command, start_python
+from tests.integration.conftest import CommandResult, fork_command, run_command, start_python
+from tests.support.command_server import RunningCommand
 
 SMALL_STUDY = """
 name = "small"
@@ -564,7 +564,7 @@ def both_first_epochs_done(study_folder: StudyFolder) -> bool:
     return sum(bool(trial.intermediate_values) for trial in running) == 2
 
 
-def interrupt(process: subprocess.Popen[str], *, times: int = 1, interval: float = 2.3) -> tuple[CommandResult, float]:
+def interrupt(process: RunningCommand, *, times: int = 1, interval: float = 2.3) -> tuple[CommandResult, float]:
     """Send SIGINT so many times; return the result, and the seconds from the last one to the end of the process."""
     for number in range(times):
         time.sleep(interval if number else 0)
@@ -580,7 +580,7 @@ LONG_EPOCH_OPTIONS = ("--set", "data.train_images=5000")
 @pytest.mark.slow
 def test_ctrl_c_interrupts_all_running_trials_and_nothing_is_lost(study_folder: StudyFolder) -> None:
     arguments = ["search", "small.toml", "--trials", 2, *LONG_EPOCH_OPTIONS, "--set", "budget.epochs=10"]
-    process = start_command(study_folder.folder, *arguments)
+    process = fork_command(study_folder.folder, *arguments)
     wait_until(lambda: both_first_epochs_done(study_folder))
     outcome, _ = interrupt(process)
     assert outcome.exit_code == 130, outcome.stderr
@@ -629,7 +629,7 @@ def test_a_second_ctrl_c_stops_in_the_middle_of_an_epoch(
     study_folder: StudyFolder, steps: tuple[str, ...], workers: int
 ) -> None:
     arguments = ["search", "small.toml", "--trials", 2, "--workers", workers]
-    process = start_command(study_folder.folder, *arguments, *steps)
+    process = fork_command(study_folder.folder, *arguments, *steps)
     wait_until(lambda: sum(trial.state is OptunaState.RUNNING for trial in study_folder.optuna_trials) == workers)
     wait_until(lambda: len(study_folder.runs("trial")) == workers)
     time.sleep(1)
@@ -669,7 +669,7 @@ def test_a_script_that_is_interrupted_twice_continues_after_run_study(study_fold
 def test_a_second_ctrl_c_during_the_finalists_leaves_no_run_open(study_folder: StudyFolder) -> None:
     final = ["--set", "finalists.recipes=1", "--set", "finalists.images=all", "--trials", 1]
     wide = ["--set", "space.cnn.width_1=64", "--set", "space.cnn.width_2=64", "--set", "budget.epochs=1"]
-    process = start_command(study_folder.folder, "search", "small.toml", *final, *wide)
+    process = fork_command(study_folder.folder, "search", "small.toml", *final, *wide)
     wait_until(lambda: len(study_folder.runs("finalist")) == 2, 120)
     outcome, seconds = interrupt(process, times=2)
     assert outcome.exit_code == 130, outcome.stderr
@@ -681,7 +681,7 @@ def test_a_second_ctrl_c_during_the_finalists_leaves_no_run_open(study_folder: S
 
 @pytest.mark.slow
 def test_a_study_that_is_killed_leaves_no_worker_behind(study_folder: StudyFolder) -> None:
-    process = start_command(
+    process = fork_command(
         study_folder.folder, "search", "small.toml", *LONG_EPOCH_OPTIONS, "--set", "budget.epochs=99"
     )
     wait_until(lambda: both_first_epochs_done(study_folder))
