@@ -11,7 +11,7 @@ FULL ?=
 .PHONY: help install data demo test test-all test-exhaustive lint types format docs screenshots bench bench-search reference clean
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: .venv/.installed ## Build .venv with all packages for users and developers
 
