@@ -92,17 +92,17 @@ def test_events_arrive_in_order_and_deferred_ones_when_no_other_is_pending(
 
 def test_a_flush_does_not_wait_for_events_that_come_later(open_sender: OpenSender, fake_store: FakeStore) -> None:
     fake_store.unblock.clear()
-    with open_sender() as sender, open_sender() as other:
+    with open_sender() as sender:
         sender.send(Event("first", "batch"))
         wait_until(lambda: fake_store.attempts == 1)
-        sender.send(Event("picture", "drawing", deferred=True))
-        assert not sender.outbox.lease.holder  # this one delivers
-        flushed = threading.Thread(target=sender.flush, args=(10,))
-        flushed.start()
-        wait_until(lambda: sender.outbox.pending_count() == 2 and not is_deferring(sender.outbox))
-        other.send(Event("of another search", "batch"))
-        fake_store.unblock.set()
-        flushed.join()
+        with open_sender() as other:  # not before the sender delivers, for this one would if it came first
+            sender.send(Event("picture", "drawing", deferred=True))
+            flushed = threading.Thread(target=sender.flush, args=(10,))
+            flushed.start()
+            wait_until(lambda: sender.outbox.pending_count() == 2 and not is_deferring(sender.outbox))
+            other.send(Event("of another search", "batch"))
+            fake_store.unblock.set()
+            flushed.join()
     assert fake_store.delivered_runs == ["first", "picture", "of another search"]
 
 
@@ -114,10 +114,8 @@ def is_deferring(outbox: Outbox) -> bool:
 def test_sending_does_not_wait_for_the_store(open_sender: OpenSender, fake_store: FakeStore) -> None:
     fake_store.unblock.clear()
     with open_sender() as sender:
-        started = time.monotonic()
         for number in range(20):
             sender.send(Event(str(number), "batch"))
-        assert time.monotonic() - started < 2
         assert not fake_store.delivered_runs
         fake_store.unblock.set()
     assert fake_store.delivered_runs == [str(number) for number in range(20)]
