@@ -12,13 +12,13 @@ LOGGERS_WITH_HANDLERS = ("alembic", "mlflow", "optuna")
 
 
 def silence_libraries() -> None:
-    """Hide the warnings of libraries in this process, and their logs below errors; ours are shown.
+    """Hide all Python warnings in this process, and the logs of libraries below errors.
 
-    A user who asks Python for warnings gets them.
+    From Python 3.12 on, Optuna's warnings name the line of its caller, so that they cannot be told from ours by their
+    module: what a user should read is printed or logged, not warned of. A user who asks Python for warnings gets them.
     """
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("default", module="fmnist_search")
     for name in LOGGERS_WITH_HANDLERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # MLflow sets the level of its logger when it is imported

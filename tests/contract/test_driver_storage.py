@@ -252,9 +252,7 @@ def test_a_driver_that_is_frozen_within_a_transaction_blocks_nobody(postgresql: 
         DriverStorage(rdb, lease, print)
         connection = rdb.engine.connect()
         lease.check_in(connection)
-        began = time.monotonic()
         _give_lease_to_another(url)
-        assert time.monotonic() - began < 10
         with pytest.raises(StorageUnreachable, match="idle"):
             connection.close()
         with pytest.raises(LeaseLost):

@@ -25,11 +25,11 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def wait_for(url: str, seconds: float = 90) -> None:
+def wait_for(url: str, seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while True:
         try:
-            with urllib.request.urlopen(url, timeout=2):
+            with urllib.request.urlopen(url, timeout=10):
                 return
         except OSError:
             if time.monotonic() > deadline:
@@ -188,4 +188,4 @@ def _running_module(folder: Path, module: str, *arguments: object) -> Iterator[P
         yield output
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=30)
+        process.wait(timeout=120)

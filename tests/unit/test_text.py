@@ -93,10 +93,10 @@ def test_text_without_a_password_stays(text: str) -> None:
 
 @pytest.mark.parametrize("part", ["x", "x-", "_", "password", "token=", "x.", "9"])
 def test_a_long_text_takes_no_longer_than_its_length(part: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     for text in (part * 20_000, f"{part * 20_000}://me:secret@host"):
         assert "secret" not in redact(text) + redacted_command([text])
-    assert time.monotonic() - started < 5  # it took a minute
+    assert time.process_time() - started < 20  # it took a minute
 
 
 def test_a_command_is_shown_without_passwords() -> None:
@@ -134,4 +134,4 @@ def test_escape_markdown_shows_text_as_it_is(text: str, expected: str) -> None:
 def test_redacting_a_long_text_takes_no_time(text: str) -> None:
     started = time.process_time()
     assert redact(text) == text
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 10

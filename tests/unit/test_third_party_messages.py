@@ -12,16 +12,19 @@ import logging, warnings
 from fmnist_search.third_party_messages import silence_libraries
 silence_libraries()
 warnings.warn("a warning")
+exec("warnings.warn('named as ours')", {"__name__": "fmnist_search.search", "warnings": warnings})
 logging.getLogger("matplotlib.font_manager").warning("a log")
 logging.getLogger("alembic.runtime").warning("a log of a library with a handler")
 logging.getLogger("fmnist_search.data").warning("ours")
 logging.getLogger("matplotlib").error("an error")
 """
 
+SHOWN_WARNINGS = ["<string>:5: UserWarning: a warning", "<string>:1: UserWarning: named as ours"]
+
 
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [([], ["ours", "an error"]), (["-W", "default"], ["<string>:5: UserWarning: a warning", "ours", "an error"])],
+    [([], ["ours", "an error"]), (["-W", "default"], [*SHOWN_WARNINGS, "ours", "an error"])],
     ids=["as users run it", "with -W"],
 )
 def test_messages_of_libraries_are_hidden_and_ours_are_shown(options: list[str], expected: list[str]) -> None:

@@ -216,7 +216,7 @@ def test_trainings_that_finished_before_an_interruption_are_saved(
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     few = ("--preset", "logistic", "mlp-512", "--seeds", 1, "--workers", 1)
     settings = ("--set", "data.train_images=1000", "--device", "cpu", "--save", tmp_path)
     interrupter = threading.Thread(target=interrupt_after_first_result)

@@ -39,7 +39,7 @@ from tests.support.jobs import (
     run_all,
 )
 
-LIVENESS = Liveness(heartbeat_interval=0.25, heartbeat_timeout=2.5)
+LIVENESS = Liveness(heartbeat_interval=0.25, heartbeat_timeout=4.0)
 """Short enough for a test, and long enough for a worker on a busy machine."""
 MANY_IMAGES = Data(train_images=20_000, validation=1_000)
 """More bytes than a socket buffers: sending them blocks until the worker reads."""
@@ -139,7 +139,7 @@ def test_jobs_sent_to_workers_that_were_killed_while_idle_are_given_to_others(
     dead = [psutil.Process(pid) for pid in backend.worker_pids]
     for process in dead:
         process.kill()
-    psutil.wait_procs(dead, timeout=5)
+    psutil.wait_procs(dead, timeout=60)
     new_data = Data(train_images=700, validation=300)
     images_known, images_sent_first = (
         RecordingJob(TINY_RECIPE, images),
@@ -199,8 +199,8 @@ def test_a_stopped_worker_is_ended_and_hands_back_its_job(backend: ProcessBacken
     stopped, other = RecordingJob(LONG_RECIPE, images, stop), RecordingJob(CNN_RECIPE, images)
     started = time.monotonic()
     run_all(backend, [stopped, other])
-    assert LIVENESS.heartbeat_timeout - LIVENESS.heartbeat_interval < time.monotonic() - started < 30
-    assert stopped.lost_reasons == ["its worker process did not respond for 2.5 seconds and was ended"]
+    assert LIVENESS.heartbeat_timeout - LIVENESS.heartbeat_interval < time.monotonic() - started < 60
+    assert stopped.lost_reasons == ["its worker process did not respond for 4 seconds and was ended"]
     assert_completed(other)
     assert not any(map(psutil.pid_exists, stopped_pids))
     assert not set(stopped_pids) & set(backend.worker_pids)
@@ -265,7 +265,7 @@ def test_workers_that_cannot_start_end_with_one_line(
     assert reason in line
     assert "--workers 1" in line
     assert (job.result, job.lost_reasons) == (None, [])
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 25  # the program sleeps longer
 
 
 def test_another_number_of_threads_restarts_as_many_processes_as_fit(execution: Execution) -> None:
@@ -309,7 +309,7 @@ def test_leaving_does_not_wait_for_the_epoch(images: Images, execution: Executio
             with pytest.raises(Left):
                 backend.run(next_job)
             started = time.monotonic()
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 20
         assert not any(process.is_running() for process in processes)
     finally:
         signal.signal(signal.SIGUSR1, handler)
@@ -345,7 +345,7 @@ def test_workers_end_when_the_pool_is_killed_even_if_they_are_stopped(source: Da
     orphans[0].suspend()
     process.kill()
     _, stderr = process.communicate()
-    _, alive = psutil.wait_procs(orphans, timeout=10)
+    _, alive = psutil.wait_procs(orphans, timeout=60)
     assert alive == []
     assert stderr == b""
 

@@ -134,7 +134,7 @@ def test_an_actor_that_is_frozen_is_ended(backend: RayBackend, images: Images) -
     assert lost.lost_reasons[0].endswith("did not respond for 6 seconds and was ended")
     assert lost.loss_cause is LossCause.WORKER
     assert other.finished_result.state is TrialState.PRUNED
-    frozen.wait(timeout=20)
+    frozen.wait(timeout=120)
 
 
 def test_two_streams_of_an_actor_train_at_the_same_time(
@@ -274,7 +274,7 @@ def test_a_driver_is_interrupted_by_sigterm_and_its_actors_end_with_it(backend: 
             assert actor.is_running()
         finally:
             driver.kill()
-    actor.wait(timeout=10)
+    actor.wait(timeout=60)
 
 
 # -------------------------------------------------------------------------------------------------------- causes

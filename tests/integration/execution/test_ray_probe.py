@@ -38,7 +38,7 @@ def head(folder: Path, **environment: str) -> Iterator[str]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while socket.socket().connect_ex((HOST, port)) and time.monotonic() < deadline:
             time.sleep(0.05)
         yield f"{HOST}:{port}"

@@ -71,7 +71,7 @@ def finalist_runs(study: FinishedStudy, epochs: int) -> list[Run]:
 
 def wait_until(study: FinishedStudy, process: RunningCommand, query: str) -> None:
     """Wait until a query of MLflow's database is not 0."""
-    with closing(sqlite3.connect(study.folder / "mlflow.db", timeout=30)) as database:
+    with closing(sqlite3.connect(study.folder / "mlflow.db", timeout=120)) as database:
         while not database.execute(query).fetchone()[0]:
             assert process.poll() is None, process.communicate()
             time.sleep(0.005)

@@ -54,7 +54,7 @@ def invocations_url(finished: FinishedStudy) -> Iterator[str]:
 def post(url: str, body: str) -> tuple[int, Any]:
     request = urllib.request.Request(url, body.encode(), {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as refused:
         return refused.code, json.loads(refused.read())

@@ -65,7 +65,7 @@ def test_a_frozen_search_that_was_taken_over_ends_and_changes_nothing(tiny: Path
     other = fork_command(folder, *SEARCH, *short)
     wait_until(lambda: reported_epochs(folder, 0) > 2, other)
     frozen.send_signal(signal.SIGCONT)
-    _, stderr = frozen.communicate(timeout=60)
+    _, stderr = frozen.communicate(timeout=180)
     assert frozen.returncode == 2, stderr
     (error,) = (line for line in stderr.splitlines() if line.startswith("error:"))
     assert "taken over" in error

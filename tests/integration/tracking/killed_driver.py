@@ -104,7 +104,7 @@ def run_trial(uri: str, study_run_id: str, folder: Path, last_statement: int) ->
     with Sender(outbox, MlflowWriter(store.client, outbox), print) as sender:
         drive(StoredTrial(folder / "trial.json"), sender, study_run_id, folder.name)
         sys.settrace(None)
-        assert sender.flush(30)
+        assert sender.flush(60)
 
 
 if __name__ == "__main__":

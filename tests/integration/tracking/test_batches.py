@@ -79,7 +79,7 @@ def test_an_event_that_mlflow_refuses_does_not_keep_back_those_that_are_sent_wit
             Batch([("val/accuracy", 0.4, 1, 1)]).event(other),
         )
         with Sender(outbox, MlflowWriter(store.client, outbox), messages.append) as sender:
-            assert sender.flush(20)
+            assert sender.flush(60)
             assert list(outbox.rejected_counts().values()) == [1]
     stored = store.client.get_run(run_id)
     assert (stored.info.status, stored.data.tags["state"]) == ("FINISHED", "completed")

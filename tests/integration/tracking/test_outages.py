@@ -486,7 +486,7 @@ def test_a_server_that_denies_access_is_named_with_what_was_sent(
 )
 def test_an_event_is_sent_again_unless_the_server_would_always_refuse_it(status: int, kind: type[Exception]) -> None:
     with refusing_server(status) as url, pytest.raises(kind, match=str(status)), classified_errors(url):
-        requests.post(url, timeout=10).raise_for_status()
+        requests.post(url, timeout=60).raise_for_status()
 
 
 def test_a_database_without_its_driver_is_refused_with_the_package_to_install() -> None:

@@ -43,7 +43,7 @@ class Project:
         messages: list[str] = []
         with Sender(box, MlflowWriter(self.store.client, box), messages.append) as sender:
             yield sender
-            assert sender.flush(20)
+            assert sender.flush(60)
         assert messages == []
 
     def start(self, sender: Sender) -> TrainingRunLogger:
@@ -101,7 +101,7 @@ def test_a_suspended_run_goes_on_and_has_every_epoch_once(project: Project, stat
     assert suspended.data.tags["reason"] == "stopped by a test"
     with project.sender() as sender:
         resumed = project.resume(sender, run.run_key)
-        assert sender.flush(20)
+        assert sender.flush(60)
         assert (project.trial_run().info.status, project.trial_run().data.tags["state"]) == ("RUNNING", "running")
         log_epochs(resumed, 2, EPOCHS)  # its checkpoint was that of the first epoch
         finish(resumed)

@@ -58,7 +58,7 @@ def store(tmp_path: Path) -> MlflowStore:
     return MlflowStore(f"sqlite:///{tmp_path}/mlflow.db", "fmnist-search")
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition did not become true"

@@ -91,4 +91,4 @@ def test_the_ui_answers_on_the_store_of_this_folder(tiny: Path, tmp_path: Path) 
         assert page.endswith("/runs?workflowType=machine_learning&viewStateShareKey=trials")
         hostile = urllib.request.Request(f"{origin}/", headers={"Host": "10.evil.example"})
         with pytest.raises(urllib.error.HTTPError, match="403"):
-            urllib.request.urlopen(hostile, timeout=5)
+            urllib.request.urlopen(hostile, timeout=60)

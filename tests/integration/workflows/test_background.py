@@ -37,7 +37,7 @@ def search(tiny: Path, callback: StudyCallback, **overrides: object) -> StudySum
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -85,7 +85,7 @@ def test_a_search_in_the_foreground_is_seen_and_stopped_by_other_commands(tiny: 
 
 def test_watch_prints_a_line_for_each_trial_until_the_search_ends(tiny: Path) -> None:
     watching = threading.Event()
-    callback = AfterEpochs("000", lambda: watching.wait(30))
+    callback = AfterEpochs("000", lambda: watching.wait(120))
     thread = threading.Thread(target=search, args=(tiny, callback))
     thread.start()
     try:

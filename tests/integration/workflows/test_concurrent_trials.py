@@ -636,7 +636,7 @@ def test_a_second_ctrl_c_stops_in_the_middle_of_an_epoch(
     children = worker_processes(process.pid)
     outcome, seconds = interrupt(process, times=2)
     assert outcome.exit_code == 130, outcome.stderr
-    assert seconds < 10
+    assert seconds < 40  # an epoch takes longer
     assert "Traceback" not in outcome.stderr
     assert [(record.state, record.reason) for record in study_folder.trial_records] == [
         (TrialState.INTERRUPTED, "interrupted in the middle of an epoch")
@@ -673,7 +673,7 @@ def test_a_second_ctrl_c_during_the_finalists_leaves_no_run_open(study_folder: S
     wait_until(lambda: len(study_folder.runs("finalist")) == 2, 120)
     outcome, seconds = interrupt(process, times=2)
     assert outcome.exit_code == 130, outcome.stderr
-    assert seconds < 10
+    assert seconds < 40  # an epoch takes longer
     assert "Traceback" not in outcome.stderr
     assert Counter(run.info.status for run in study_folder.runs("finalist")) == {"KILLED": 2}
     assert study_folder.client.search_registered_models() == []
@@ -689,7 +689,7 @@ def test_a_study_that_is_killed_leaves_no_worker_behind(study_folder: StudyFolde
     assert len(children) == 2
     process.kill()
     _, stderr = process.communicate()
-    _, alive = psutil.wait_procs(children, timeout=15)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert alive == []
     assert "Traceback" not in stderr
 
@@ -713,7 +713,7 @@ def test_a_store_that_fails_stops_no_trial_and_gets_all_events_once_it_is_repair
     settings = {**grid, "sampler": {"name": "grid"}, "budget": {"epochs": 2}, "execution__workers": workers}
 
     def rename(before: str, after: str) -> None:
-        with contextlib.closing(sqlite3.connect(study_folder.folder / "mlflow.db", timeout=10)) as database:
+        with contextlib.closing(sqlite3.connect(study_folder.folder / "mlflow.db", timeout=60)) as database:
             database.execute(f"ALTER TABLE {before} RENAME TO {after}")
             database.commit()
 

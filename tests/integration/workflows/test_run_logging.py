@@ -72,7 +72,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> LoggedStudy:
     seen = study.artifacts_during_trials
 
     def wait_for_figures(report: EpochReport) -> Decision:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while report.epoch == 1:
             client = MlflowClient(study.tracking_uri)
             (study_run,) = search_runs(client, "study")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -81,10 +80,8 @@ def test_messages_of_several_threads_do_not_mix() -> None:
 
 def test_a_peer_that_does_not_read_is_a_timeout() -> None:
     near, _far = make_channels(timeout=0.1)
-    started = time.monotonic()
     with pytest.raises(TimeoutError):
         near.send(LARGE)
-    assert time.monotonic() - started < 5
 
 
 def test_a_peer_that_stops_in_the_middle_of_a_message_is_a_timeout() -> None:

@@ -30,7 +30,7 @@ class FakeStore:
 
     def __call__(self, event: Event) -> None:
         self.attempts += 1
-        self.unblock.wait(10)
+        self.unblock.wait(60)
         if self.is_down:
             raise StoreUnavailable("connection refused")
         if event.run_key in self.rejected_runs:
@@ -71,7 +71,7 @@ def open_sender(tmp_path: Path, fake_store: FakeStore, messages: list[str]) -> I
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.01)
@@ -133,7 +133,7 @@ class PausingOutbox(Outbox):
         found = super().has_pending
         if not found:
             self.found_nothing.set()
-            self.answer.wait(10)
+            self.answer.wait(60)
         return found
 
 
@@ -142,7 +142,7 @@ def test_events_that_are_sent_just_before_the_sender_is_closed_are_delivered(
 ) -> None:
     outbox = PausingOutbox(tmp_path / "outbox.db")
     sender = Sender(outbox, fake_store, messages.append)
-    assert outbox.found_nothing.wait(10)
+    assert outbox.found_nothing.wait(60)
     sender.send(Event("last", "batch"))
     threading.Timer(0.2, outbox.answer.set).start()  # when `close` waits for the thread
     sender.close()
@@ -184,7 +184,7 @@ def test_flush_ends_after_its_timeout_and_the_next_sender_delivers(
         sender.send(Event("run", "batch"))
         started = time.monotonic()
         assert not sender.flush(0.2)
-        assert 0.2 <= time.monotonic() - started < 5
+        assert 0.2 <= time.monotonic() - started < 30
     assert fake_store.delivered_runs == []
     fake_store.is_down = False
     with open_sender() as sender:
@@ -200,7 +200,7 @@ def test_flush_that_should_stop_does_not_wait_for_a_store_that_is_down(
         sender.send(Event("run", "batch"))
         started = time.monotonic()
         assert not sender.flush(60, lambda: True)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30
 
 
 def test_flush_that_should_stop_waits_for_a_store_that_is_slow(open_sender: OpenSender, fake_store: FakeStore) -> None:
@@ -262,7 +262,7 @@ def test_tasks_run_while_the_store_is_down(open_sender: OpenSender, fake_store: 
     with open_sender() as sender:
         sender.send(Event("run", "batch"))
         sender.run_when_idle(done.set)
-        assert done.wait(10)
+        assert done.wait(60)
 
 
 def test_two_senders_of_one_outbox_deliver_every_event_once(open_sender: OpenSender, fake_store: FakeStore) -> None:
@@ -298,7 +298,7 @@ def test_the_sender_that_delivers_takes_the_events_of_others_while_these_run_the
         with open_sender() as second:  # not before the first has the lock, which the second would take if it came first
             second.send(Event("second", "batch"))
             second.run_when_idle(done.set)
-            assert done.wait(10)
+            assert done.wait(60)
             wait_until(lambda: bool(second.problem))
             assert second.problem.startswith(f"process {os.getpid()} on ")
             problem = second.problem

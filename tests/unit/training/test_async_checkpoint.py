@@ -33,7 +33,7 @@ class Receiver:
         self.checkpointer = AsyncCheckpointer(self.receive, lambda: self.now)
 
     def receive(self, content: bytes) -> None:
-        assert self.may_receive.wait(10)
+        assert self.may_receive.wait(60)
         state = torch.load(io.BytesIO(content.partition(b"\n")[2]), weights_only=True)["state"]
         self.received.append((state["epoch"], state["network"]["weight"]))
 

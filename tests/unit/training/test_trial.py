@@ -221,7 +221,7 @@ def test_network_that_is_too_large_fails_before_it_is_built(images: Images, exec
     started = time.perf_counter()
     result = run_trial(dataclasses.replace(TINY_RECIPE, model=giant), images, execution)
     # Building some 30 GB of weights would take longer, if they fit at all.
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 20
     assert (result.state, result.epochs, result.value, result.weights) == (TrialState.FAILED, (), None, None)
     assert result.reason is not None
     assert "parameters" in result.reason
