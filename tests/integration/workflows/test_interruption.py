@@ -24,6 +24,7 @@ from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.results.study import StopReason, StudySummary
 from fmnist_search.results.training import EpochReport
 from fmnist_search.workflows.callbacks import StudyCallback
+from fmnist_search.workflows.lookup import status
 from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workspace import Workspace
 from tests.integration.conftest import (
@@ -160,8 +161,10 @@ def test_a_process_that_gets_signals_ends_with_everything_stored_and_the_same_co
     completed, interrupted, *_ = load_trials(tmp_path)
     assert completed.state is TrialState.COMPLETE
     assert interrupted.user_attrs["outcome"]["state"] == "interrupted"
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    assert client.get_run(interrupted.user_attrs["outcome"]["run_id"]).info.status == "KILLED"
+    workspace = Workspace.resolve(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    run_id = status(workspace=workspace).trials[interrupted.number].run_id
+    assert run_id
+    assert MlflowClient(workspace.tracking_uri).get_run(run_id).info.status == "KILLED"
 
     assert run_command(tmp_path, *arguments).exit_code == 0
     assert sum(trial.state is TrialState.COMPLETE for trial in load_trials(tmp_path)) == 2
