@@ -20,7 +20,7 @@ from fmnist_search.search.lease import Lease, current_driver
 from fmnist_search.search.storage import open_storage
 from tests.support.frozen_processes import freeze
 
-HEARTBEAT_SECONDS, LEASE_SECONDS = 0.2, 1.0
+HEARTBEAT_SECONDS, LEASE_SECONDS = 0.2, 3.0
 
 DRIVER_SCRIPT = f"""
 import sys, time

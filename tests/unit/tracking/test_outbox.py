@@ -144,13 +144,13 @@ def test_one_sender_at_a_time_has_the_lease_and_another_takes_it_over(outbox: Ou
 def test_a_lease_that_is_not_renewed_is_free_and_its_holder_notices(path: Path) -> None:
     file = OutboxFile(path)
     with closing(file):
-        slow, other = SenderLease(file, "store", seconds=0.3), SenderLease(file, "store", seconds=0.3)
+        slow, other = SenderLease(file, "store", seconds=1.5), SenderLease(file, "store", seconds=1.5)
         assert slow.acquire()
-        time.sleep(0.2)
+        time.sleep(1)
         slow.renew()
-        time.sleep(0.2)
+        time.sleep(0.6)
         assert not other.acquire()
-        time.sleep(0.2)
+        time.sleep(1)
         assert other.acquire()
         slow.renew()
         assert not slow.acquire()
