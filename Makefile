@@ -36,7 +36,7 @@ demo: data ## Run a real search on Fashion-MNIST (studies/quick.toml): some minu
 test: data ## Run the fast tests, which takes some minutes
 	$(BIN)/python -m pytest -n 2 $(TESTS)
 
-test-all: test ## Also run the slow tests: servers, browsers, `mlflow run` in a new environment
+test-all: test ## Also run the slow tests: servers, browsers, killed processes, `mlflow run` in a new environment
 	$(BIN)/python -m pytest -n 3 $(TESTS) -m "slow and not exhaustive" --durations=25  # these often wait for servers, so that two cores have work for three
 
 test-exhaustive: data ## Run the tests that repeat slow ones with more rounds, or time commands

@@ -66,6 +66,14 @@ def new_backend(request: pytest.FixtureRequest) -> Iterator[BackendFactory]:
         yield BACKENDS[request.param]
 
 
+each_new_backend = pytest.mark.parametrize(
+    "new_backend",
+    [pytest.param(name, marks=() if name == "threads" else pytest.mark.slow) for name in BACKENDS],
+    indirect=True,
+)
+"""Parametrize a test that starts workers of its own: threads start at once, processes import torch."""
+
+
 @pytest.fixture(scope="module")
 def backend(new_backend: BackendFactory, execution: Execution) -> Iterator[Backend]:
     """A backend of two workers, shared by the tests that leave it usable."""
@@ -355,6 +363,7 @@ def test_leaving_ends_workers_that_are_not_ready(new_backend: BackendFactory, ex
         pass
 
 
+@each_new_backend
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_an_error_of_a_job_propagates_and_leaves_nothing_behind(
     new_backend: BackendFactory, images: Images, execution: Execution
@@ -371,6 +380,7 @@ def test_an_error_of_a_job_propagates_and_leaves_nothing_behind(
     assert not running.has_ended
 
 
+@each_new_backend
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_a_backend_that_was_stopped_runs_no_more_jobs(
     new_backend: BackendFactory, images: Images, execution: Execution

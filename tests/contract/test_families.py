@@ -242,7 +242,13 @@ class ProbabilityModule(nn.Module):
         return self.classifier(pixels).softmax(1)
 
 
-@each_family
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, id=name, marks=() if name in ("mlp", "simple_cnn") else pytest.mark.slow)
+        for name, family in FAMILIES.items()
+    ],
+)
 @settings(max_examples=2)
 @given(data=st.data())
 def test_it_exports_for_batches_of_any_size(family: type[Architecture], images: Images, data: st.DataObject) -> None:

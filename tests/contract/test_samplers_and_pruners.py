@@ -224,6 +224,7 @@ def test_every_recipe_lies_in_the_space(sampler: Any) -> None:
             assert flat[name] == 0 or domain.contains(flat[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [Tpe(), Gp()], ids=lambda settings: settings.name)
 def test_model_based_sampler_beats_random_search(sampler: Any) -> None:
     values = [

@@ -218,6 +218,7 @@ def test_two_processes_create_the_same_tables_in_postgresql_at_once(postgresql: 
     create_at_once([postgresql.create_database() for _ in range(3)])
 
 
+@pytest.mark.slow
 def test_two_processes_create_the_same_storage_at_once(tmp_path: Path) -> None:
     create_at_once([f"sqlite:///{tmp_path / str(attempt) / 'optuna.db'}" for attempt in range(8)])
 

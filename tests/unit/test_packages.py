@@ -80,6 +80,7 @@ def test_comments_and_docstrings_do_not_count() -> None:
     assert "read_test_set" not in names_in('"""Never `read_test_set` here."""\n# read_test_set\n')
 
 
+@pytest.mark.slow
 def test_the_core_runs_a_trial_where_only_torch_is_installed(source: DataSource, images: object) -> None:
     # `images` is asked for so that the cache is filled: without platformdirs the program below cannot find it.
     program = textwrap.dedent(f"""

@@ -77,6 +77,7 @@ for order in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_public_names_are_importable_in_any_order() -> None:
     # Each name is the first once; the others follow in the order of the list or backwards.
     orders = [PUBLIC_NAMES[first:] + PUBLIC_NAMES[:first] for first in range(len(PUBLIC_NAMES))]

@@ -128,6 +128,7 @@ def test_both_ways_augment_training_images_and_no_validation_images(folder: Path
 # ----------------------------------------------------------------------------------- the commands
 
 
+@pytest.mark.slow
 def test_throughput_measures_training_and_validation(bench: RunBenchmark, tmp_path: Path) -> None:
     options = ("--rounds", 2, "--seconds", 0.01, "--workers", 0, "--device", "cpu")
     text = bench(throughput, "--only", "tiny, batch size 128", *options, "--save", tmp_path, "--json")
@@ -142,6 +143,7 @@ def test_throughput_measures_training_and_validation(bench: RunBenchmark, tmp_pa
     assert "validation, standard" in bench(throughput, "--only", "validation", *few)
 
 
+@pytest.mark.slow
 def test_checkpoints_of_a_study_are_counted_and_measured(bench: RunBenchmark, tmp_path: Path) -> None:
     study_file = tmp_path / "mini.toml"
     study_file.write_text(MINI_STUDY.replace("epochs = 1", "epochs = 4"))
@@ -153,6 +155,7 @@ def test_checkpoints_of_a_study_are_counted_and_measured(bench: RunBenchmark, tm
     assert 0 < figures["share of the study's time"][0] < 100
 
 
+@pytest.mark.slow
 def test_time_to_accuracy_reports_the_accuracy_of_a_training_that_misses_its_target(bench: RunBenchmark) -> None:
     options = ("--set", "epochs=1", "--workers", 0, "--seeds", 1, "--tutorial", "--tutorial-factor", 1, "--json")
     found = json.loads(bench(time_to_accuracy, *SMALL_TRAINING, *options))
@@ -161,6 +164,7 @@ def test_time_to_accuracy_reports_the_accuracy_of_a_training_that_misses_its_tar
     assert re.search(r"tutorial \d+\.\d+% after 1 epochs", found["remarks"][1])
 
 
+@pytest.mark.slow
 def test_time_to_accuracy_stops_at_the_target(bench: RunBenchmark) -> None:
     options = ("--target", 5, "--set", "epochs=9", "--seeds", 2, "--json")
     found = json.loads(bench(time_to_accuracy, *SMALL_TRAINING, *options))
@@ -169,6 +173,7 @@ def test_time_to_accuracy_stops_at_the_target(bench: RunBenchmark) -> None:
     assert all(0 < a < b for a, b in zip(training["ours"], with_evaluation["ours"], strict=True))
 
 
+@pytest.mark.slow
 def test_reference_trains_a_preset_from_every_seed_and_saves_the_results(bench: RunBenchmark, tmp_path: Path) -> None:
     short = ("--preset", "logistic", "mlp-512", "--seeds", 2, "--epochs-limit", 2, "--set", "data.train_images=500")
     text = bench(reference, *short, "--device", "cpu", "--workers", 1, "--save", tmp_path, "--json")
@@ -208,6 +213,7 @@ def test_reference_trains_on_all_images_unless_its_author_used_validation_images
     assert validation_counts["mlp-512"] == 12_000
 
 
+@pytest.mark.slow
 def test_trainings_that_finished_before_an_interruption_are_saved(
     bench: RunBenchmark, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -280,6 +286,7 @@ def test_a_study_runs_both_ways_or_alone_and_is_read_from_their_stores(
     assert all(5 < accuracy < 100 for accuracy in values["best validation accuracy"])
 
 
+@pytest.mark.slow
 def test_the_measurements_of_the_engine_need_only_torch(folder: Path) -> None:
     script = f"""
 import sys

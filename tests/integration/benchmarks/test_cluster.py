@@ -23,6 +23,8 @@ from benchmarks.cluster.simulation import CurveSource
 from benchmarks.curves.table import CurveTable
 from fmnist_search.search.storage import open_storage
 
+pytestmark = pytest.mark.slow
+
 SMALL = Simulation(workers=8, known=24, trials=40, train_images=1024)
 
 

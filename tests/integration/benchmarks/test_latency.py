@@ -110,6 +110,7 @@ def test_a_folder_without_the_package_is_refused(
     assert "does not contain fmnist_search/__main__.py" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_each_checkout_has_a_column_and_a_file_of_its_own(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "before").symlink_to(latency.ROOT)
     folders = ("--checkout", tmp_path / "before", "--checkout", latency.ROOT)
@@ -127,6 +128,7 @@ def test_each_checkout_has_a_column_and_a_file_of_its_own(bench: Bench, tmp_path
     assert one.ours != other.ours
 
 
+@pytest.mark.slow
 def test_the_structure_alone_starts_no_command(bench: Bench) -> None:
     (result,) = json.loads(bench("--only", "imports", "--json"))
     figures = {figure["what"]: figure["ours"] for figure in result["figures"]}

@@ -83,6 +83,7 @@ def changed(database: Path, *statements: str) -> Iterator[None]:
             path.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_a_study_that_nothing_happened_to_keeps_all_invariants(copies: FinishedStudy) -> None:
     found = check(copies.folder)
     assert [invariant for invariant in found if not invariant.holds] == []
@@ -95,6 +96,7 @@ ONE_RUN, POINTS = "each trial has one run, of its state", "each run has each poi
 VALUES, OWNERS = "each run has the value of its trial", "no run is without a trial"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("database", "statements", "expected"),
     [
@@ -139,10 +141,12 @@ def test_each_invariant_notices_what_breaks_it(
         assert broken(check(copies.folder)) == expected
 
 
+@pytest.mark.slow
 def test_a_budget_that_is_exceeded_is_noticed(copies: FinishedStudy) -> None:
     assert broken(check(copies.folder, budget=3)) == {"the budget of 3 trials is spent exactly"}
 
 
+@pytest.mark.slow
 def test_the_champion_is_worked_out_from_the_stored_trainings_and_versions(copies: FinishedStudy) -> None:
     study, runs = open_study(copies.folder), read_runs(copies.folder / MLFLOW)
     client = MlflowClient(f"sqlite:///{copies.folder / MLFLOW}")
@@ -156,6 +160,7 @@ def test_the_champion_is_worked_out_from_the_stored_trainings_and_versions(copie
     assert broken(check_champion(study, runs, client, [4])) == {"the champion is the version that the rule selects"}
 
 
+@pytest.mark.slow
 def test_a_version_is_expected_each_time_that_other_recipes_are_the_best(copies: FinishedStudy) -> None:
     study = open_study(copies.folder)
     records, settings = study.trial_records(), study.config.finalists

@@ -62,8 +62,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("commands", "blocked"),
-    [(FROM_FILES, [*TRAINING_LIBRARIES, *STORAGE_LIBRARIES]), (FROM_STORES, TRAINING_LIBRARIES)],
-    ids=["files", "stores"],
+    [
+        pytest.param(FROM_FILES, [*TRAINING_LIBRARIES, *STORAGE_LIBRARIES], id="files"),
+        pytest.param(FROM_STORES, TRAINING_LIBRARIES, id="stores", marks=pytest.mark.slow),
+    ],
 )
 def test_commands_that_read_need_no_training_libraries(
     project: Path, commands: list[list[str]], blocked: list[str]

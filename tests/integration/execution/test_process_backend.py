@@ -109,7 +109,7 @@ def test_workers_that_are_killed_at_once_while_they_start_are_replaced(
     ("epoch", "number", "reason"),
     [
         pytest.param(1, signal.SIGKILL, "SIGKILL, possibly because memory ran out", id="between epochs"),
-        pytest.param(2, signal.SIGSEGV, "SIGSEGV", id="within an epoch"),
+        pytest.param(2, signal.SIGSEGV, "SIGSEGV", id="within an epoch", marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_worker_loses_its_own_job_only(
@@ -132,6 +132,7 @@ def test_a_killed_worker_loses_its_own_job_only(
     assert len(set(before) & set(backend.worker_pids)) == 1
 
 
+@pytest.mark.slow
 def test_jobs_sent_to_workers_that_were_killed_while_idle_are_given_to_others(
     backend: ProcessBackend, images: Images, source: DataSource
 ) -> None:
@@ -149,6 +150,7 @@ def test_jobs_sent_to_workers_that_were_killed_while_idle_are_given_to_others(
     assert_completed(images_known, images_sent_first)
 
 
+@pytest.mark.slow
 def test_the_job_of_a_killed_worker_goes_on_from_its_last_checkpoint(
     backend: ProcessBackend, images: Images, execution: Execution
 ) -> None:
@@ -206,6 +208,7 @@ def test_a_stopped_worker_is_ended_and_hands_back_its_job(backend: ProcessBacken
     assert not set(stopped_pids) & set(backend.worker_pids)
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_stopped_while_idle_does_not_block_the_pool(
     backend: ProcessBackend, source: DataSource
 ) -> None:
@@ -291,6 +294,7 @@ def test_a_worker_imports_neither_mlflow_nor_optuna(backend: ProcessBackend, ima
 # --------------------------------------------------------------------------------------------- leaving
 
 
+@pytest.mark.slow
 def test_leaving_does_not_wait_for_the_epoch(images: Images, execution: Execution) -> None:
     class Left(Exception):
         pass
@@ -315,6 +319,7 @@ def test_leaving_does_not_wait_for_the_epoch(images: Images, execution: Executio
         signal.signal(signal.SIGUSR1, handler)
 
 
+@pytest.mark.slow
 def test_workers_end_when_the_pool_is_killed_even_if_they_are_stopped(source: DataSource) -> None:
     program = textwrap.dedent(f"""
         from pathlib import Path

@@ -325,6 +325,7 @@ def test_status_shows_the_mean_overhead_of_a_trial(both: BothRuns) -> None:
 # ----------------------------------------------------------------------------------- lost workers
 
 
+@pytest.mark.slow
 def test_the_trial_of_a_killed_worker_goes_on_and_counts_once_in_the_budget(study_folder: StudyFolder) -> None:
     messages: list[str] = []
 
