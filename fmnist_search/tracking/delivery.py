@@ -119,7 +119,10 @@ class Delivery:
         try:
             for merged, parts in merge_events(events):
                 if merged.kind == EventKind.END_RUN:  # only now it is known how long the others took
-                    ((merged, parts),) = merge_events([*parts[:-1], self._with_tracking_seconds(parts[-1])])
+                    end = self._with_tracking_seconds(parts[-1])
+                    if end is None:
+                        break
+                    ((merged, parts),) = merge_events([*parts[:-1], end])
                 reason = self._write(merged)
                 if not reason:
                     taken += parts
@@ -166,8 +169,11 @@ class Delivery:
         self._outage.end()
         return reason
 
-    def _with_tracking_seconds(self, event: Event) -> Event:
-        """Return the last event of a run, which gets, once, how long its events took that have been written."""
+    def _with_tracking_seconds(self, event: Event) -> Event | None:
+        """Return the last event of a run, which gets, once, how long its events took that have been written.
+
+        Return None if another process, which took this one for dead, has delivered the event.
+        """
         try:
             end = EndRun.from_body(event.body)
         except (KeyError, TypeError):  # it is rejected when it is written

@@ -186,10 +186,15 @@ class Outbox:
         statement = "UPDATE events SET later = 0 WHERE store = ? AND later AND number <= ?"
         self._execute(statement, self.store_uri, last_number)
 
-    def update_body(self, event: Event, body: Mapping[str, Any]) -> Event:
-        """Store another body for an event, and return the event with it."""
-        self._execute("UPDATE events SET body = ? WHERE number = ?", json.dumps(dict(body)), event.number)
-        return dataclasses.replace(event, body=body)
+    def update_body(self, event: Event, body: Mapping[str, Any]) -> Event | None:
+        """Store another body for an event, unless another process has; return the event as it is stored now.
+
+        Return None if the event is not here any more: another process has delivered it.
+        """
+        statement = "UPDATE events SET body = ? WHERE number = ? AND body = ?"
+        self._execute(statement, json.dumps(dict(body)), event.number, json.dumps(dict(event.body)))
+        found = self._select("SELECT body FROM events WHERE number = ?", event.number)
+        return dataclasses.replace(event, body=json.loads(found[0][0])) if found else None
 
     def mark_delivered(self, *events: Event) -> None:
         """Remove events that the store has taken, in one transaction."""

@@ -61,12 +61,16 @@ def test_a_password_in_the_address_is_not_stored_and_may_change(path: Path) -> N
         assert [event.run_key for event in drain(outbox)] == ["run"]
 
 
-def test_the_body_of_an_event_can_be_replaced(outbox: Outbox, path: Path) -> None:
+def test_the_body_of_an_event_is_replaced_once(outbox: Outbox, path: Path) -> None:
     outbox.put(Event("run", "end", {"step": 1}))
     (event,) = outbox.next_events()
-    assert outbox.update_body(event, {"step": 1, "seconds": 0.5}).body == {"step": 1, "seconds": 0.5}
+    for seconds in (0.5, 0.7):
+        updated = outbox.update_body(event, {"step": 1, "seconds": seconds})
+        assert updated
+        assert updated.body == {"step": 1, "seconds": 0.5}
     with closing(Outbox(path, STORE_URI)) as again:
         assert [found.body for found in drain(again)] == [{"step": 1, "seconds": 0.5}]
+    assert outbox.update_body(event, {"step": 1, "seconds": 0.5}) is None
 
 
 @given(st.lists(st.booleans(), max_size=20))

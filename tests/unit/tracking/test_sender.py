@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_search.tracking.events import Batch, EndRun, Event
+from fmnist_search.tracking.delivery import Delivery, Step
+from fmnist_search.tracking.events import Batch, EndRun, Event, EventKind
 from fmnist_search.tracking.outbox import EventRejected, Outbox, StoreUnavailable
 from fmnist_search.tracking.sender import Sender
 
@@ -353,3 +354,25 @@ def test_the_end_of_a_run_names_the_seconds_of_events_that_were_sent_with_it(
     end = EndRun.from_body(fake_store.delivered[-1].body)
     assert end.batch == batch.to_body()
     assert end.tracking_seconds
+
+
+def test_the_end_of_a_run_that_two_processes_deliver_is_written_with_the_same_seconds(
+    tmp_path: Path, fake_store: FakeStore, messages: list[str]
+) -> None:
+    def write_and_lose_lease(event: Event) -> None:
+        """Write an event as a process does that is frozen for so long that another delivers all events."""
+        if event.kind == "create":
+            frozen_outbox.lease.release()
+            while other.try_step(at_once=True) is Step.DELIVERED:
+                pass
+        fake_store(event)
+
+    frozen_outbox, other_outbox = (Outbox(tmp_path / "outbox.db", "store") for _ in range(2))
+    with closing(frozen_outbox), closing(other_outbox):
+        frozen = Delivery(frozen_outbox, write_and_lose_lease, messages.append, 1.0)
+        other = Delivery(other_outbox, fake_store, messages.append, 1.0)
+        frozen_outbox.put(Event("run", "create"), EndRun("FINISHED", 1, 9).event("run"))
+        assert frozen.try_step(at_once=True) is Step.DELIVERED
+        assert not frozen_outbox.has_pending
+    ends = [EndRun.from_body(event.body) for event in fake_store.delivered if event.kind == EventKind.END_RUN]
+    assert len({end.tracking_seconds for end in ends}) == 1
