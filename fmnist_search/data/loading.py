@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from fmnist_search.data.files import (
@@ -34,13 +35,16 @@ def load_images(data: Data, source: DataSource, device: torch.device | str = "cp
         UserError: if no intact copy of the files is found.
     """
     dataset = get_dataset(data.dataset)
-    pool = read_training_set(data.dataset, source)
-    training, validation = split(pool.labels.numpy(), data)
-    train_pixels = pool.pixels[training]
-    as_float = train_pixels.double()
+    pixels, labels = _read_arrays(data.dataset, TRAIN_IMAGES, TRAIN_LABELS, source)
+    training, validation = split(labels, data)
+    train, held_back = (
+        LabelledImages(torch.from_numpy(pixels[chosen]), torch.from_numpy(labels[chosen]))
+        for chosen in (training.numpy(), validation.numpy())
+    )
+    as_float = train.pixels.double()
     return Images(
-        train=LabelledImages(train_pixels, pool.labels[training]).to(device),
-        validation=LabelledImages(pool.pixels[validation], pool.labels[validation]).to(device),
+        train=train.to(device),
+        validation=held_back.to(device),
         mean=as_float.mean().item(),
         std=as_float.std(correction=0).item(),
         digest=dataset.digest,
@@ -68,11 +72,15 @@ def read_test_set(dataset: str, source: DataSource) -> LabelledImages:
 
 
 def _read_labelled_images(dataset: str, images: str, labels: str, source: DataSource) -> LabelledImages:
-    known = get_dataset(dataset)
-    pixels = np.frombuffer(read_verified_file(known, images, source), np.uint8, offset=IMAGE_HEADER_BYTES).reshape(
-        -1, IMAGE_SIZE, IMAGE_SIZE
-    )
-    targets = np.frombuffer(read_verified_file(known, labels, source), np.uint8, offset=LABEL_HEADER_BYTES).astype(
-        np.int64
-    )
+    pixels, targets = _read_arrays(dataset, images, labels, source)
     return LabelledImages(torch.from_numpy(pixels.copy()), torch.from_numpy(targets))
+
+
+def _read_arrays(
+    dataset: str, images: str, labels: str, source: DataSource
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Return the pixels of all images, which cannot be written, and their labels."""
+    known = get_dataset(dataset)
+    pixels = np.frombuffer(read_verified_file(known, images, source), np.uint8, offset=IMAGE_HEADER_BYTES)
+    targets = np.frombuffer(read_verified_file(known, labels, source), np.uint8, offset=LABEL_HEADER_BYTES)
+    return pixels.reshape(-1, IMAGE_SIZE, IMAGE_SIZE), targets.astype(np.int64)
