@@ -54,6 +54,7 @@ def test_an_invalid_number_of_workers_is_refused(command: RunCommand, tiny: Path
     assert sorted(path.name for path in tiny.parent.iterdir()) == ["tiny.toml"]
 
 
+@pytest.mark.slow
 def test_more_workers_than_fit_are_reported_and_the_study_runs(command: RunCommand, tiny: Path) -> None:
     # A trial that takes every core leaves none for a second one.
     cores = joblib.cpu_count()

@@ -114,6 +114,7 @@ def test_status_as_json(finished: FinishedStudy, trials: list[dict[str, Any]]) -
 # ---------------------------------------------------------------------------------------------- show
 
 
+@pytest.mark.slow
 def test_a_process_writes_all_its_output_before_it_ends(finished: FinishedStudy) -> None:
     command = ["-m", "fmnist_search", "leaderboard", "--top", str(TRIAL_COUNT), "--json"]
     with start_python(finished.folder, *command) as process:

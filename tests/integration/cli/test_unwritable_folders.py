@@ -44,7 +44,7 @@ def leave_logs(study: FinishedStudy, folder: Path, *, index: bool) -> FinishedSt
     return copied
 
 
-@pytest.mark.parametrize("kind", ["closed", "log", "log without its index"])
+@pytest.mark.parametrize("kind", ["closed", pytest.param("log", marks=pytest.mark.slow), "log without its index"])
 def test_what_is_stored_can_be_read_where_nothing_can_be_written(
     finished: FinishedStudy, tmp_path: Path, kind: str
 ) -> None:

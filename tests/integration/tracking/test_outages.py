@@ -22,7 +22,6 @@ import requests
 import sqlalchemy
 from click.testing import CliRunner
 from mlflow import MlflowClient
-from mlflow.cli import cli as mlflow_command
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 
@@ -394,7 +393,10 @@ def test_a_file_store_is_refused(study_folder: Path) -> None:
     assert not (study_folder / "fmnist-search").exists()
 
 
+@pytest.mark.slow
 def test_an_old_file_store_in_the_folder_is_migrated(study_folder: Path) -> None:
+    from mlflow.cli import cli as mlflow_command  # imports MLflow's server, which takes seconds
+
     old = study_folder / "mlruns"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")

@@ -702,7 +702,7 @@ def test_a_study_that_is_killed_leaves_no_worker_behind(study_folder: StudyFolde
     ("table", "workers"),
     [
         ("metrics", 2),
-        ("params", 2),
+        pytest.param("params", 2, marks=pytest.mark.slow),
         pytest.param("metrics", 1, marks=pytest.mark.slow),
         pytest.param("tags", 2, marks=pytest.mark.slow),
     ],

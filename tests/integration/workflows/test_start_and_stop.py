@@ -689,9 +689,11 @@ def test_a_fresh_study_may_start_with_the_best_recipe_of_the_archived_one(own: O
 
 def test_a_promotion_ignores_starts_and_refits_on_all_images(finished: FinishedStudy) -> None:
     study = write_follow_up(finished.folder, "gone", '[start]\nrecipes = ["brief.toml"]\n')
-    study.write_text(study.read_text().replace('refit = "none"', 'refit = "everything"'))
+    large_batches = study.read_text().replace("batch_size = [50, 100]", "batch_size = 600")
+    study.write_text(large_batches.replace('refit = "none"', 'refit = "everything"'))
     brief = finished.folder / "plans" / "brief.toml"
-    brief.write_text(recipe_to_toml(load_store(finished.folder).trial_records()[0].recipe))
+    first = load_store(finished.folder).trial_records()[0].recipe
+    brief.write_text(recipe_to_toml(first.replace({"batch_size": 600})))
     assert finished.run("search", "plans/gone.toml", "--trials", 1).exit_code == 0
     brief.unlink()
     outcome = finished.run("promote", "gone", "--recipes", 1, "--seeds", 1, "--epochs", 1)

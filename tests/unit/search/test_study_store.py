@@ -60,6 +60,13 @@ def open_store(storage_url: str, config: StudyConfig, **options: Any) -> StudySt
     return store
 
 
+def open_in_memory(config: StudyConfig) -> StudyStore:
+    """Return the store of a new study in memory: one in a file writes to the disk with each report of an epoch."""
+    store = StudyStore(optuna.create_study(study_name=config.name, direction="maximize"), config)
+    store.runtime = RUNTIME
+    return store
+
+
 def make_result(state: TrialState, *accuracies: float, reason: str | None = None) -> TrialResult:
     """Return the result of a trial with these accuracies."""
     epochs = tuple(EpochReport(n, 1.0, 0.5, 1.0, value, 0.1, 0.25) for n, value in enumerate(accuracies, 1))
@@ -533,8 +540,8 @@ def test_studies_are_listed_in_the_order_of_creation(storage_url: str) -> None:
 # ----------------------------------------------------------------------------------------- pruning
 
 
-def test_pruner_applies_after_its_startup_trials_and_before_the_last_epoch(storage_url: str) -> None:
-    store = open_store(storage_url, make_study(sampler="random", pruner={"name": "halving", "startup_trials": 8}))
+def test_pruner_applies_after_its_startup_trials_and_before_the_last_epoch() -> None:
+    store = open_in_memory(make_study(sampler="random", pruner={"name": "halving", "startup_trials": 8}))
     ends = []
     for number in range(12):
         asked = store.ask()
@@ -548,8 +555,8 @@ def test_pruner_applies_after_its_startup_trials_and_before_the_last_epoch(stora
 
 
 @pytest.mark.parametrize("pruner", ["halving", "hyperband", "median", "percentile", "patience", "one-epoch", "none"])
-def test_pruners_accept_trials_that_stopped_early(storage_url: str, pruner: str) -> None:
-    store = open_store(storage_url, make_study(pruner=pruner, budget={"trials": 20, "epochs": 6}))
+def test_pruners_accept_trials_that_stopped_early(pruner: str) -> None:
+    store = open_in_memory(make_study(pruner=pruner, budget={"trials": 20, "epochs": 6}))
     reason = "early stopping: no better val_accuracy since epoch 1"
     early = [run_trial(store, TrialState.COMPLETED, *[0.5 + n / 100] * (2 + n % 2), reason=reason) for n in range(6)]
     full = [run_trial(store, TrialState.COMPLETED, *[0.4 + n / 100] * 6) for n in range(6)]

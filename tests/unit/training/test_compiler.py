@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import sys, torch
 from fmnist_search.data.images import Images, LabelledImages
@@ -37,6 +39,7 @@ print("trained")
 """
 
 
+@pytest.mark.slow
 def test_optimizers_need_no_compiler_and_give_the_same_weights() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "trained\n"), done.stderr
