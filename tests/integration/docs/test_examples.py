@@ -33,8 +33,9 @@ def example_commands(command: Command = PROGRAM) -> Iterator[str]:
 
 def recommended_commands() -> Iterator[str]:
     """Yield the command lines in backquotes that the program prints, with VALUE for what it inserts."""
-    for file in (ROOT / "fmnist_search").rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
+    texts = [file.read_text() for file in (ROOT / "fmnist_search").rglob("*.py")]
+    for code in texts:
+        for node in ast.walk(ast.parse(code)) if "`fmnist-search " in code else ():
             match node:
                 case ast.JoinedStr(values=parts):
                     text = "".join(part.value if isinstance(part, ast.Constant) else "VALUE" for part in parts)
