@@ -249,6 +249,7 @@ def test_tpe_samples_at_random_before_its_startup_trials_have_ended() -> None:
     assert late[6:] != early[6:]
 
 
+@pytest.mark.slow
 def test_tpe_learns_conditional_hyperparameters() -> None:
     # The width of the third block decides, and only a third of the random recipes has a third block.
     def by_third_width(recipe: Recipe) -> list[float]:

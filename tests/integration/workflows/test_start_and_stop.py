@@ -98,7 +98,7 @@ def test_values_that_a_table_leaves_out_are_sampled() -> None:
     assert all(0 <= recipe.label_smoothing <= 0.4 for recipe in recipes)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(space_tables(largest=200), st.integers(0, 2**31))
 def test_a_recipe_of_one_study_can_start_another_with_the_same_space(table: dict[str, Any], seed: int) -> None:
     config = make_config(table)

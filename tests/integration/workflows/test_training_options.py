@@ -111,7 +111,7 @@ def test_the_registered_model_normalises_and_averages_views_as_the_trained_one_a
     probabilities = torch.as_tensor(model.probabilities(images.pixels.numpy()))
     assert int((probabilities.argmax(1) == images.labels).sum()) == int(tags["test_hits"])
     assert len(probabilities.unique(dim=0)) > 9_000
-    mirrored = torch.as_tensor(model.probabilities(images.pixels.flip(-1).numpy()))
-    torch.testing.assert_close(mirrored, probabilities, rtol=1e-4, atol=1e-5)
+    mirrored = torch.as_tensor(model.probabilities(images.pixels[:1_000].flip(-1).numpy()))
+    torch.testing.assert_close(mirrored, probabilities[:1_000], rtol=1e-4, atol=1e-5)
     outcome = searched.run("export", "models:/fmnist-search/1", "--onnx", tmp_path / "model.onnx", "--json")
     assert outcome.exit_code == 0, outcome.stderr

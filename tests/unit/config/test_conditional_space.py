@@ -172,7 +172,7 @@ def has_duplicate_default(space: Space) -> bool:
     )
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(small_finite_spaces())
 def test_size_equals_the_number_of_enumerated_points(space: Space) -> None:
     assume(not has_duplicate_default(space))
@@ -194,7 +194,7 @@ def recipe_of(space: Space, family: str, point: dict[str, Value]) -> Recipe:
     return Recipe().replace({**pins, **point, FAMILY_NAME: family})
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(small_finite_spaces())
 def test_point_has_the_active_hyperparameters_only(space: Space) -> None:
     for family in space.families:
@@ -241,7 +241,7 @@ def test_unconditional_domains_of_several_families_belong_to_none_of_them() -> N
     assert unconditional_ranges(space) == {}
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(small_finite_spaces())
 def test_every_point_has_the_unconditional_hyperparameters(space: Space) -> None:
     always = unconditional_domains(space).keys()

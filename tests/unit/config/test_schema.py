@@ -110,13 +110,13 @@ def studies(draw: st.DrawFn) -> StudyConfig:
     return make_study(**tables, **draw(st.fixed_dictionaries({}, optional=optional)))
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(studies())
 def test_resolved_file_of_any_study_validates(config: StudyConfig) -> None:
     assert schema_errors(tomllib.loads(config.to_toml())) == []
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(space_tables())
 def test_any_space_validates(table: dict[str, Any]) -> None:
     # Dotted names become the nested tables that TOML reads from them.

@@ -60,7 +60,7 @@ def test_values_of_a_study_file_are_loaded(tmp_path: Path) -> None:
     }
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(space_tables(), st.text(), st.floats(0.001, MAX_MINUTES))
 def test_study_written_as_toml_is_read_back_equal(space: dict[str, Any], question: str, minutes: float) -> None:
     config = make_study(space, question=question, budget={"minutes": minutes})

@@ -79,3 +79,22 @@ def test_a_message_costs_the_same_with_many_workers(images: Images) -> None:
     assert [job.worker for job in jobs[1:]] == list(range(1, 200))
     assert all(job.result for job in jobs)
     assert ReportingWorker.looks == 0
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError, TimeoutError], ids=["ended", "does not read"])
+def test_a_job_that_an_idle_worker_cannot_take_is_given_to_another(error: type[OSError], images: Images) -> None:
+    errors = [error()]
+
+    class RefusingWorker(SilentWorker):
+        """Takes no job until it was replaced, and then finishes each at once."""
+
+        def _provide_images(self, job: Job) -> None:
+            if errors:
+                raise errors.pop()
+            self.far.send(Finished(TrialResult(TrialState.COMPLETED, (), 1.0)))
+
+    job = RecordingJob(TINY_RECIPE, images)
+    with WorkerPool(Execution(), 1, RefusingWorker) as pool:
+        run_all(pool, [job])
+    assert job.finished_result.state is TrialState.COMPLETED
+    assert job.lost_reasons == []

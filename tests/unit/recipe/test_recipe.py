@@ -45,7 +45,7 @@ def recipe_or_error(changes: dict[str, Any]) -> Recipe | UserError:
 # ------------------------------------------------------------------------------------ round trips
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(recipes())
 def test_a_recipe_survives_nested_tables(recipe: Recipe) -> None:
     assert Recipe.from_dict(recipe.to_dict()) == recipe
@@ -59,7 +59,7 @@ def test_a_recipe_survives_json(recipe: Recipe) -> None:
     assert again.seed_independent_key() == recipe.seed_independent_key()
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(recipes(), recipes())
 def test_the_flat_form_replaces_every_value_of_another_recipe(recipe: Recipe, other: Recipe) -> None:
     assert other.replace(recipe.to_flat_dict()) == recipe

@@ -24,7 +24,7 @@ def make_trial(
     return dataclasses.replace(TrialRecord(number, state, value, 1, Recipe(), 1.0), **changes)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(space_tables(largest=200), st.integers(0, 2**31))
 def test_positions_and_ticks_of_any_space_are_within_the_axis(table: dict[str, Any], seed: int) -> None:
     config = make_study(table)

@@ -51,7 +51,7 @@ def domain_contains(value: Value, domain: Domain) -> bool:
             return low <= value <= high and (step is None or (value - low) % step == 0)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(space_tables(largest=200), st.integers(0, 2**31))
 def test_sampled_recipes_lie_within_their_domains(space: dict[str, Any], seed: int) -> None:
     config = make_study(space, sampler="random", seed=seed, budget={"trials": 1, "epochs": 7})
@@ -189,7 +189,7 @@ def test_shipped_study_samples_networks_that_can_be_built(path: Path) -> None:
 # ------------------------------------------------------------------------- what varies and what not
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(space_tables(largest=200))
 def test_a_name_is_either_searched_or_constant(space: dict[str, Any]) -> None:
     config = make_study(space, sampler="random")
@@ -211,7 +211,7 @@ WIDTH_OF_SOME = {"cnn": {"depth": [1, 2, 3, 4, 5], "width_3": 64}}
 DEEPER_THAN_DEFAULT = {"common": {"family": ["convnet"]}, "convnet": {"depth": [3, 4]}}
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @example(DEFAULT_WIDTHS)
 @example(DEPTH_ALONE)
 @example(DEPTH_OF_ONE)
@@ -226,7 +226,7 @@ def test_what_is_called_constant_is_the_same_in_every_trial(space: dict[str, Any
         assert {name: flat[name] for name in fixed} == fixed
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @example(DEPTH_ALONE)
 @example(WIDTH_OF_SOME)
 @example(DEEPER_THAN_DEFAULT)
