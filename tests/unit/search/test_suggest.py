@@ -211,7 +211,7 @@ WIDTH_OF_SOME = {"cnn": {"depth": [1, 2, 3, 4, 5], "width_3": 64}}
 DEEPER_THAN_DEFAULT = {"common": {"family": ["convnet"]}, "convnet": {"depth": [3, 4]}}
 
 
-@settings(max_examples=20)
+@settings(max_examples=30)
 @example(DEFAULT_WIDTHS)
 @example(DEPTH_ALONE)
 @example(DEPTH_OF_ONE)
@@ -226,7 +226,7 @@ def test_what_is_called_constant_is_the_same_in_every_trial(space: dict[str, Any
         assert {name: flat[name] for name in fixed} == fixed
 
 
-@settings(max_examples=20)
+@settings(max_examples=30)
 @example(DEPTH_ALONE)
 @example(WIDTH_OF_SOME)
 @example(DEEPER_THAN_DEFAULT)
