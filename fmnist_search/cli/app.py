@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import gc
 import os
 import re
@@ -285,12 +286,16 @@ def check_output_path(path: Path, *, suffix: str = "", force: bool = True) -> No
     """Check that a file may be written, before the work for it begins.
 
     Raises:
-        UserError: if the name does not end in `suffix`, or the file exists and `force` is not set.
+        UserError: if the name does not end in `suffix`, the file exists and `force` is not set, or its folder does not
+            exist or cannot be written.
     """
     if suffix and path.suffix.lower() != suffix:
         raise UserError(f"{path}: the file is written as {suffix[1:].upper()}; give a name that ends in {suffix}")
     if path.exists() and not force:
         raise UserError(f"{path}: exists already; give another name, or replace it with --force")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        problem = os.strerror(errno.EACCES if path.parent.is_dir() else errno.ENOENT)
+        raise UserError(f"{path}: cannot be written ({problem}); choose another place")
 
 
 def image_source(data_dir: Path | None) -> DataSource:

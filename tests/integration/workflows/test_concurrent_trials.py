@@ -519,7 +519,11 @@ STOP_CASES = [
 
 
 @pytest.mark.parametrize(
-    ("budget", "reason", "max_trials"), STOP_CASES, ids=[reason.name.lower() for _, reason, _ in STOP_CASES]
+    ("budget", "reason", "max_trials"),
+    [
+        pytest.param(*case, id=case[1].name.lower(), marks=pytest.mark.slow if case[1] is StopReason.TRIALS else ())
+        for case in STOP_CASES
+    ],
 )
 def test_trials_that_run_when_a_limit_is_reached_are_trained_to_their_ends(
     study_folder: StudyFolder, budget: dict[str, Any], reason: StopReason, max_trials: int

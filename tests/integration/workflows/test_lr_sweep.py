@@ -57,6 +57,7 @@ def test_a_rate_whose_training_fails_is_reported_and_the_others_complete(command
         (["logistic", "--factors", "1,1000000"], ["--factors 1e+06", "at most 100"]),
         (["logistic", "--set", "data.validation=0"], ["data.validation", "logistic"]),
         (["logistic", "--output", "sweep.jpg"], ["sweep.jpg", ".png"]),
+        (["logistic", "--output", "none/sweep.png"], ["none/sweep.png", "cannot be written"]),
     ],
 )
 def test_a_mistake_gives_one_line(command: RunCommand, tmp_path: Path, arguments: list[str], texts: list[str]) -> None:

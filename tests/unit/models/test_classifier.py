@@ -99,7 +99,11 @@ def test_bfloat16_averages_in_float32(images: Images, pixels: Tensor) -> None:
 
 # Views and normalisation do not affect each other: each value occurs, not each pair.
 @pytest.mark.parametrize(
-    ("test_time", "normalisation"), list(zip(TEST_TIME_VIEWS, itertools.cycle(NORMALISATIONS), strict=False))
+    ("test_time", "normalisation"),
+    [
+        pytest.param(views, normalisation, marks=pytest.mark.slow if views == "shift" else ())
+        for views, normalisation in zip(TEST_TIME_VIEWS, itertools.cycle(NORMALISATIONS), strict=False)
+    ],
 )
 def test_an_exported_classifier_gives_the_same_probabilities_for_any_number_of_images(
     test_time: str, normalisation: str, images: Images, pixels: Tensor
