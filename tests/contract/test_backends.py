@@ -71,7 +71,7 @@ each_new_backend = pytest.mark.parametrize(
     [pytest.param(name, marks=() if name == "threads" else pytest.mark.slow) for name in BACKENDS],
     indirect=True,
 )
-"""Parametrize a test that starts workers of its own: threads start at once, processes import torch."""
+"""Parametrize a test that starts workers or runs many jobs: processes import torch, and jobs run in each of them."""
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +161,7 @@ CHECKPOINTED_RECIPES = {
 }
 
 
+@each_new_backend
 @pytest.mark.parametrize("recipe", CHECKPOINTED_RECIPES.values(), ids=CHECKPOINTED_RECIPES.keys())
 def test_a_job_goes_on_from_each_of_its_checkpoints_with_the_same_bits(
     recipe: Recipe, backend: Backend, images: Images, execution: Execution

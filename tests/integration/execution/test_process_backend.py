@@ -191,6 +191,7 @@ def test_signals_that_ask_a_study_to_stop_do_not_end_its_workers(
 # -------------------------------------------------------------------------------------------- stopped
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_is_ended_and_hands_back_its_job(backend: ProcessBackend, images: Images) -> None:
     def stop(_: EpochReport) -> Decision:
         stopped_pids.append(backend.worker_pids[stopped.worker])

@@ -214,15 +214,14 @@ class BothRuns:
     result: CommandResult
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> BothRuns:
+@pytest.fixture(scope="module", params=["threads", pytest.param("processes", marks=pytest.mark.slow)])
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BothRuns:
+    options = ["--backend", request.param, "--set", "finalists.recipes=2"]
     study_folders, outcomes = [], []
     for workers in (1, 2):
         folder = tmp_path_factory.mktemp(f"workers{workers}")
         (folder / "small.toml").write_text(SMALL_STUDY)
-        outcomes.append(
-            run_command(folder, "search", "small.toml", "--workers", workers, "--set", "finalists.recipes=2")
-        )
+        outcomes.append(run_command(folder, "search", "small.toml", "--workers", workers, *options))
         assert outcomes[-1].exit_code == 0, outcomes[-1].stderr
         study_folders.append(StudyFolder(folder))
     return BothRuns(*study_folders, outcomes[-1])

@@ -60,6 +60,7 @@ def test_studies_without_completed_trials_are_drawn(state: TrialState) -> None:
         render_png(draw())
 
 
+@pytest.mark.slow
 def test_a_study_of_three_hundred_trials_is_drawn() -> None:
     config = make_study()
     plots = study_figures(make_trials(config, 300), config.space, make_importances(IMPORTANT_HYPERPARAMETERS, 150))
