@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -51,6 +52,7 @@ def provenance_tags() -> dict[str, str]:
     return tags
 
 
+@functools.cache  # every run asks, and this process keeps the code with which it started
 def _run_git(*arguments: str) -> str:
     """Return the output of git in the folder of the package; empty if that is not a checkout of the package."""
     root = Path(__file__).parent.parent.parent
