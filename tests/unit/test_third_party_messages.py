@@ -29,4 +29,5 @@ SHOWN_WARNINGS = ["<string>:5: UserWarning: a warning", "<string>:1: UserWarning
 )
 def test_messages_of_libraries_are_hidden_and_ours_are_shown(options: list[str], expected: list[str]) -> None:
     process = subprocess.run([sys.executable, *options, "-c", SCRIPT], capture_output=True, text=True, check=True)
-    assert process.stderr.splitlines() == expected
+    without_code = [line for line in process.stderr.splitlines() if not line.startswith("  ")]  # Python 3.13 shows it
+    assert without_code == expected
