@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from fmnist_search.errors import UserError
 from fmnist_search.files import make_private_folder
@@ -69,7 +69,8 @@ class OutboxFile:
         try:
             made = self.path.with_suffix(".made.lock")
             made.touch()  # fails at once if the folder cannot be written, while FileLock would wait
-            with FileLock(made):  # creating the tables in two processes at once would fail
+            # Creating the tables in two processes at once would fail.
+            with FileLock(made, timeout=BUSY_TIMEOUT_SECONDS):
                 connection.execute("PRAGMA journal_mode=WAL")
                 check_sound(connection)
                 connection.executescript(SCHEMA)
@@ -135,7 +136,7 @@ def outbox_error(path: Path, error: Exception) -> OutboxError:
             f"outbox {path}: is damaged ({detail}); move it away with `{move}`; MLflow does not get the events in it, "
             "and `fmnist-search sync --rebuild STUDY` writes the runs that MLflow lacks again"
         )
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or isinstance(error, Timeout):
         return OutboxError(
             f"outbox {path}: another process has locked it for {BUSY_TIMEOUT_SECONDS:.0f} s ({detail}); end or "
             "continue that process, then run the same command again"

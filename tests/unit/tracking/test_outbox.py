@@ -15,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -279,6 +280,16 @@ def test_a_damaged_file_is_named_with_the_remedy(path: Path, damage: Callable[[P
     (line,) = raised.value.lines
     assert line.startswith(f"outbox {path}: is damaged (")
     assert f"`mv {path} {path.with_name('damaged-outbox.db')}`" in line
+
+
+@pytest.mark.exhaustive
+def test_a_process_that_stops_while_it_makes_the_file_is_not_waited_for_without_end(path: Path) -> None:
+    path.parent.mkdir()
+    with FileLock(path.with_suffix(".made.lock")), pytest.raises(OutboxError) as caught:
+        Outbox(path, STORE_URI)
+    (line,) = caught.value.lines
+    assert line.startswith(f"outbox {path}: another process has locked it for 60 s (")
+    assert "end or continue that process" in line
 
 
 def test_a_file_that_is_deleted_while_it_is_used_takes_no_more_events(outbox: Outbox, path: Path) -> None:
