@@ -156,4 +156,6 @@ def test_a_search_in_the_background_runs_until_it_is_stopped(tiny: Path) -> None
     assert running_sessions(folder / "fmnist-search" / "sessions") == []
     wait_until(lambda: "continues the study" in log.read_text())
     assert "interrupted; nothing is lost: `fmnist-search search tiny.toml " in log.read_text()
-    assert run_command(folder, "status", "--json").json["interrupted"] >= 1
+    status = run_command(folder, "status", "--json").json
+    assert status["ended_by"] == "open"
+    assert status["completed"] >= 1

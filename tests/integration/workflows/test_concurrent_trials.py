@@ -115,11 +115,12 @@ class StudyFolder:
 
     @property
     def optuna_trials(self) -> list[FrozenTrial]:
-        # A test that waits for the start of a study must not create its database.
+        # A test that waits for the start of a study must not create its databases.
         return optuna.load_study(study_name="small", storage=open_storage(self.storage_url, create=False)).trials
 
     @property
     def client(self) -> MlflowClient:
+        assert (self.folder / "mlflow.db").is_file()
         return MlflowClient(self.tracking_uri)
 
     def runs(self, kind: str) -> list[Run]:
