@@ -109,6 +109,7 @@ def test_predict_takes_a_range_of_test_images(finished: FinishedStudy, tmp_path:
         assert_single_error(finished.run("predict", f"--test-images={given}"), f"--test-images {given}", "0:25")
 
 
+@pytest.mark.slow
 def test_a_grid_shows_the_first_hundred_images(finished: FinishedStudy, tmp_path: Path) -> None:
     (tmp_path / "many").write_bytes(struct.pack(">4I", 0x0803, 120, 28, 28) + bytes(120 * 784))
     outcome = finished.run("predict", tmp_path / "many", "--grid", tmp_path / "grid.png", "--json")

@@ -399,6 +399,7 @@ def test_gc_removes_what_it_listed_and_nothing_that_is_needed(cluttered: Finishe
     assert "new trials" in again.stderr
 
 
+@pytest.mark.slow
 def test_gc_does_not_disturb_a_running_study(tmp_path: Path) -> None:
     home = Workspace.resolve(f"sqlite:///{tmp_path / 'mlflow.db'}")
     removed: list[str] = []

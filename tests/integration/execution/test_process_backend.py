@@ -92,6 +92,7 @@ def assert_completed(*jobs: RecordingJob) -> None:
 # ------------------------------------------------------------------------------------------- starting
 
 
+@pytest.mark.slow
 def test_workers_that_are_killed_at_once_while_they_start_are_replaced(
     replaced_workers: ReplacedWorkers, images: Images
 ) -> None:

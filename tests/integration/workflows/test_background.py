@@ -127,6 +127,7 @@ def test_a_dry_run_in_the_background_is_refused(tiny: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_search_in_the_background_is_refused_at_once(tiny: Path) -> None:
     folder = tiny.parent
     (folder / "empty").mkdir()

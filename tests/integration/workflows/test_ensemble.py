@@ -175,6 +175,7 @@ def test_a_registered_ensemble_is_one_model_and_a_second_one_is_compared_with_it
     assert (challenger.tags["compared_by"], challenger.tags["difference"]) == ("paired", "0.0")
 
 
+@pytest.mark.slow
 def test_an_ensemble_selected_on_validation_images_does_not_replace_a_champion_confirmed_on_fresh_seeds(
     study: EnsembleStudy,
 ) -> None:
@@ -187,6 +188,7 @@ def test_an_ensemble_selected_on_validation_images_does_not_replace_a_champion_c
     assert compared.exit_code == 0, compared.stderr
 
 
+@pytest.mark.slow
 def test_a_study_that_starts_with_the_champion_takes_the_first_member_of_an_ensemble(study: EnsembleStudy) -> None:
     assert study.run("ensemble", *study.trial_run_ids, "--register").exit_code == 0
     options = ["--name", "started", "--start", "champion", "--trials", 1, "--set", "finalists.recipes=0"]

@@ -106,6 +106,7 @@ def test_an_interrupted_study_continues_and_gives_what_an_uninterrupted_one_give
     assert [trial.value for trial in load_trials(tmp_path) if trial.state is TrialState.COMPLETE] == expected
 
 
+@pytest.mark.slow
 def test_an_interrupted_promotion_registers_nothing_and_the_same_command_repeats_it(tiny: Path, tmp_path: Path) -> None:
     def is_confirming() -> bool:
         url = f"file:{tmp_path / 'mlflow.db'}?mode=ro"  # which does not create it

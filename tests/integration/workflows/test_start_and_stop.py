@@ -755,6 +755,7 @@ def test_a_trial_that_has_used_its_minutes_is_pruned_with_that_reason(own: OwnSt
     assert study_run.data.tags["ended_by"] == "trials"
 
 
+@pytest.mark.slow
 def test_a_continued_study_takes_wider_ranges_and_other_samplers_and_reports_them(own: OwnStudy) -> None:
     two = ("--trials", 2)
     own.messages(*two)
