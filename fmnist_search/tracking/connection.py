@@ -29,7 +29,9 @@ from fmnist_search.tracking.table_template import (
     copy_template,
     creation_lock,
     default_template,
+    has_all_tables,
     save_template,
+    wait_for_tables,
 )
 from fmnist_search.workspace import check_folder_is_writable, sqlite_path
 
@@ -124,10 +126,31 @@ def connect(uri: str, template: Path | None = None) -> MlflowClient:
         template = template or default_template()
         if database and is_new:
             copy_template(database, template)
-        client = MlflowClient(uri)
-        client.search_experiments(max_results=1)
+        client = _first_answer(uri, database)
         if database and is_new and not template.exists():
             save_template(database, template)
+    return client
+
+
+def _first_answer(uri: str, database: Path | None) -> MlflowClient:
+    """Return a client of a store that has answered; MLflow creates the tables of a new one.
+
+    If another program creates them at the same time, in which case MLflow fails, this one goes on once they are there.
+    """
+    if database and database.exists():
+        wait_for_tables(database)
+    try:
+        return _ask(uri)
+    except Exception:
+        if not database or has_all_tables(database):
+            raise
+        wait_for_tables(database)
+        return _ask(uri)
+
+
+def _ask(uri: str) -> MlflowClient:
+    client = MlflowClient(uri)
+    client.search_experiments(max_results=1)
     return client
 
 

@@ -11,16 +11,21 @@ import os
 import shutil
 import sqlite3
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 from filelock import FileLock
+from mlflow.store.db.utils import _get_latest_schema_revision
 
 from fmnist_search.files import atomic_write, make_private_folder
 from fmnist_search.workspace import lock_file, template_folder
 
 LOCK_TIMEOUT_SECONDS = 60
+UNCHANGED_SECONDS = 10.0
+"""A process that creates tables does not take longer for one of them."""
+POLL_SECONDS = 0.1
 
 
 def default_template() -> Path:
@@ -56,6 +61,45 @@ def copy_template(database: Path, template: Path) -> None:
         copy = shutil.copyfile(template, Path(folder, database.name))
         with contextlib.suppress(FileExistsError):  # another process was faster
             os.link(copy, database)
+
+
+def wait_for_tables(database: Path) -> None:
+    """Wait while another process creates the tables of a store, such as MLflow's server, which takes no lock for it.
+
+    Two processes that create them at once fail. Tables that do not change any more are not waited for: the process was
+    killed, or they are of another version of MLflow.
+    """
+    state, since = _schema_state(database), time.monotonic()
+    while not has_all_tables(database) and time.monotonic() - since < UNCHANGED_SECONDS:
+        if time.time() - _changed_at(database) > UNCHANGED_SECONDS:
+            return
+        time.sleep(POLL_SECONDS)
+        if (found := _schema_state(database)) != state:
+            state, since = found, time.monotonic()
+
+
+def has_all_tables(database: Path) -> bool:
+    """Return whether a store has the tables of this version of MLflow."""
+    return bool(_schema_state(database)[1] == _get_latest_schema_revision())  # type: ignore[no-untyped-call]
+
+
+def _schema_state(database: Path) -> tuple[int, str]:
+    """Return a number that grows with each change of a table, and MLflow's name of the last migration.
+
+    Raises:
+        sqlite3.DatabaseError: if the file is damaged, or no database.
+    """
+    version, revision, address = 0, "", f"{database.as_uri()}?mode=ro"
+    is_missing = contextlib.suppress(sqlite3.OperationalError)
+    with is_missing, contextlib.closing(sqlite3.connect(address, uri=True)) as store:
+        (version,) = store.execute("PRAGMA schema_version").fetchone()
+        (revision,) = store.execute("SELECT version_num FROM alembic_version").fetchone() or [""]
+    return version, revision
+
+
+def _changed_at(database: Path) -> float:
+    files = (database, *(database.with_name(f"{database.name}-{kind}") for kind in ("wal", "journal")))
+    return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
 
 
 def save_template(database: Path, template: Path) -> None:

@@ -423,6 +423,7 @@ def test_a_store_of_another_version_is_refused_with_the_remedy(study_folder: Pat
     with closing(sqlite3.connect(study_folder / "mlflow.db")) as database:
         database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")  # the very first
         database.commit()
+    os.utime(study_folder / "mlflow.db", (0, 0))  # else a process might be creating it
     (line,) = run_command(study_folder, "search", "tiny.toml").errors
     assert "was created by another version of MLflow" in line
     assert f"`mlflow db upgrade sqlite:///{study_folder}/mlflow.db`" in line

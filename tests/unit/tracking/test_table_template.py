@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from fmnist_search.tracking.connection import connect
-from fmnist_search.tracking.table_template import copy_template, save_template
+from fmnist_search.tracking.table_template import copy_template, has_all_tables, save_template
 
 STATEMENTS = "SELECT type, name, sql FROM sqlite_master ORDER BY type, name"
 
@@ -59,3 +62,27 @@ def test_a_store_in_use_becomes_no_template(folder: Path, tmp_path: Path) -> Non
     client.create_experiment("another")
     save_template(database, tmp_path / "template.db")
     assert not (tmp_path / "template.db").exists()
+
+
+CREATE_TABLES = """
+import sys
+from mlflow import MlflowClient
+client = MlflowClient(sys.argv[1])
+print(len(client.search_experiments()))
+"""
+
+
+@pytest.mark.slow
+def test_a_store_whose_tables_another_program_creates_is_waited_for(tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    uri = f"sqlite:///{database}"
+    with subprocess.Popen([sys.executable, "-c", CREATE_TABLES, uri], stdout=subprocess.PIPE, text=True) as process:
+        while not (database.exists() and database.stat().st_size):
+            assert process.poll() is None
+            time.sleep(0.01)
+        assert not has_all_tables(database)
+        client = connect(uri, tmp_path / "template.db")
+        assert has_all_tables(database)
+        output, _ = process.communicate()
+    assert (process.returncode, output) == (0, "1\n")
+    assert [experiment.name for experiment in client.search_experiments()] == ["Default"]
