@@ -70,7 +70,7 @@ def wait_for_tables(database: Path) -> None:
     killed, or they are of another version of MLflow.
     """
     state, since = _schema_state(database), time.monotonic()
-    while not has_all_tables(database) and time.monotonic() - since < UNCHANGED_SECONDS:
+    while not _is_latest(state) and time.monotonic() - since < UNCHANGED_SECONDS:
         if time.time() - _changed_at(database) > UNCHANGED_SECONDS:
             return
         time.sleep(POLL_SECONDS)
@@ -80,7 +80,11 @@ def wait_for_tables(database: Path) -> None:
 
 def has_all_tables(database: Path) -> bool:
     """Return whether a store has the tables of this version of MLflow."""
-    return bool(_schema_state(database)[1] == _get_latest_schema_revision())  # type: ignore[no-untyped-call]
+    return _is_latest(_schema_state(database))
+
+
+def _is_latest(state: tuple[int, str]) -> bool:
+    return bool(state[1] == _get_latest_schema_revision())  # type: ignore[no-untyped-call]
 
 
 def _schema_state(database: Path) -> tuple[int, str]:

@@ -23,6 +23,7 @@ from fmnist_search.workflows.study.running import running_sessions
 from fmnist_search.workflows.study.watching import StudySnapshot, follow, load_watched
 from fmnist_search.workspace import Workspace
 from tests.integration.conftest import CommandResult, run_command
+from tests.integration.reliability.stores import OPTUNA, query
 
 
 def workspace_of(folder: Path) -> Workspace:
@@ -159,4 +160,6 @@ def test_a_search_in_the_background_runs_until_it_is_stopped(tiny: Path) -> None
     assert "interrupted; nothing is lost: `fmnist-search search tiny.toml " in log.read_text()
     status = run_command(folder, "status", "--json").json
     assert status["ended_by"] == "open"
-    assert status["completed"] >= 1
+    states = {state for (state,) in query(folder / OPTUNA, "SELECT state FROM trials")}
+    assert "COMPLETE" in states
+    assert "RUNNING" not in states
