@@ -6,6 +6,7 @@ BIN := .venv/bin
 DATASET_PACKAGE := dataset-fashion-mnist
 TESTS := --dist loadfile --no-loadscope-reorder
 FULL ?=
+REPLAY ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install data demo test test-all test-exhaustive lint types format docs screenshots bench bench-search reference clean
@@ -71,8 +72,8 @@ bench: data ## Measure speed against a typical script and training loop: under 1
 	$(BIN)/python -m benchmarks.study --save $(FULL)
 	$(BIN)/python -m benchmarks.report --write
 
-bench-search: install ## Replay searches on recorded learning curves and compare how soon they find the best networks
-	$(BIN)/python -m benchmarks.curves replay
+bench-search: install ## Replay searches on recorded learning curves, with seeds that chose no setting; REPLAY="--running 2" on two workers
+	$(BIN)/python -m benchmarks.curves replay $(REPLAY)
 
 reference: data ## Train the published networks as their authors did; FULL=--full includes those that take days on a CPU
 	$(BIN)/python -m benchmarks.reference --save $(FULL)

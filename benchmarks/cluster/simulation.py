@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import torch
 
-from benchmarks.curves.replay import RecordedRecipes
+from benchmarks.curves.recorded import RecordedRecipes
 from benchmarks.curves.table import CurveTable
 from fmnist_search.execution.job import Job
 from fmnist_search.execution.pool import Result
@@ -40,8 +40,6 @@ class CurveSource:
     def __init__(self, table: CurveTable):
         self._recorded = RecordedRecipes(table, "seconds")
         self._all = set(range(len(self._recorded.curves)))
-        curves = table.curves_of_kind("search")
-        self._seconds = [curves[number].seconds for number in self._recorded.recipe_numbers]
 
     def reports(self, recipe: Recipe) -> list[EpochReport]:
         """Return the report of each epoch of a training with this recipe."""
@@ -50,7 +48,9 @@ class CurveSource:
         accuracies = [value + noise.gauss(0.0, CURVE_NOISE) for value in self._recorded.curves[number]]
         return [
             EpochReport(epoch, 1.0 - value, value, 1.0 - value, value, recipe.optimizer.learning_rate, seconds)
-            for epoch, (value, seconds) in enumerate(zip(accuracies, self._seconds[number], strict=True), start=1)
+            for epoch, (value, seconds) in enumerate(
+                zip(accuracies, self._recorded.seconds[number], strict=True), start=1
+            )
         ]
 
 

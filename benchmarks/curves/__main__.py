@@ -42,58 +42,60 @@ def record(
 def replay(
     study: StudyOption = CURVES_FOLDER / "cpu.toml",
     curves: CurvesOption = CURVES_FOLDER / "cpu.jsonl",
-    seeds: Annotated[int, typer.Option(help="Replays of each method.", min=2)] = 50,
-    clock: Annotated[str, typer.Option(help="Unit of compute: epochs or seconds.")] = "epochs",
+    seeds: Annotated[
+        str, typer.Option(help="choosing: 0 to 199, to choose settings; judging: 1000 to 1199, to judge the choice.")
+    ] = "judging",
+    replays: Annotated[int, typer.Option(help="Replays of each method, with the first seeds.", min=2, max=200)] = 200,
+    running: Annotated[int, typer.Option(help="Simulated workers, each with one trial at a time.", min=1)] = 1,
+    clock: Annotated[str, typer.Option(help="Unit of compute and time: epochs or seconds.")] = "epochs",
     compute: Annotated[float, typer.Option(help="Budget of a replay, in mean full trainings.")] = 30.0,
-    only: Annotated[str, typer.Option(help="Only methods whose name contains this text.")] = "",
+    only: Annotated[str, typer.Option(help="Only methods whose name contains this text, or one of TEXT|TEXT.")] = "",
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Compare settings of the default pair instead of all pairs.")
     ] = False,
     figure: Annotated[Path | None, typer.Option(help="Plot the regrets to this file.", show_default=False)] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Also write the results to this file, as JSON.", show_default=False)
+        Path | None, typer.Option(help="Also add the results to this file, as JSON.", show_default=False)
     ] = None,
     workers: WorkersOption = 2,
     as_json: JsonOption = False,
 ) -> None:
     """Replay searches on recorded curves: regret against compute."""
+    from benchmarks.curves import figures
     from benchmarks.curves import replay as bench
+    from benchmarks.curves.methods import select_methods
+    from benchmarks.curves.recorded import RecordedRecipes
     from benchmarks.curves.table import CurveTable
     from fmnist_search.config.study_config import StudyConfig
 
     if clock not in ("seconds", "epochs"):
         raise UserError(f"--clock {clock!r}: is not a clock; take seconds or epochs")
+    if seeds not in bench.SEEDS:
+        raise UserError(f"--seeds {seeds!r}: are no seeds of this benchmark; take {' or '.join(bench.SEEDS)}")
+    methods, numbers = select_methods(only, sweep), bench.SEEDS[seeds][:replays]
     table = CurveTable.read(curves, StudyConfig.load(study))
-    pool = bench.RecordedRecipes(table, clock)
-    all_methods = bench.SWEEP_METHODS if sweep else (*bench.METHODS, *bench.ONE_EPOCH_METHODS)
-    methods = [method for method in all_methods if only in method.name]
-    if not methods:
-        raise UserError(f"--only {only!r}: no such method; known: {', '.join(m.name for m in all_methods)}")
-    best, target = float(pool.final_accuracies.max()), bench.compute_target_regret(pool)
-    replayed = bench.replay_all(pool, methods, seeds, compute, workers)
-    if figure:
-        bench.plot_regrets(replayed, best, target, clock, compute).savefig(figure, dpi=120)
-    rows = {one.method: bench.summarize(one, best, target) for one in replayed}
+    recorded = RecordedRecipes(table, clock)
+    targets = figures.Targets.of(recorded)
     about = {
-        "recorded_on": table.header.machine, "versions": dict(table.header.versions),
-        "recipes": len(pool.recipe_numbers),
-        "best": best, "seeds": seeds, "clock": clock, "target_regret": target,
+        "curves": curves.name, "recorded_on": table.header.machine, "versions": dict(table.header.versions),
+        "random_recipes": recorded.random_count, "recipes": len(recorded.curves), "targets": asdict(targets),
+        "seeds": f"{seeds}: {numbers[0]} to {numbers[-1]}",
+        "running": running, "clock": clock, "compute": compute,
     }  # fmt: skip
-    if out:
-        out.write_text(json.dumps({**about, "methods": rows}, indent=1) + "\n")
+    if not as_json:
+        typer.echo("\n".join([*figures.describe(about), figures.table_head()]))
+    rows, replayed = {}, []
+    for method, traces in bench.replay_all(recorded, methods, numbers, compute, running, workers):
+        rows[method.name] = figures.summarize(traces, targets, running, compute)
+        replayed.append(figures.MethodReplays.by_compute(method.name, traces))
+        if not as_json:
+            typer.echo("\n".join(figures.table_lines(method.name, rows[method.name])))
+        if out:
+            figures.save_results(out, about, rows)
+    if figure:
+        figures.plot_regrets(replayed, targets, clock, compute).savefig(figure, dpi=120)
     if as_json:
         typer.echo(json.dumps({**about, "methods": rows}, indent=1))
-        return
-    typer.echo(f"{len(pool.recipe_numbers)} recipes recorded on {table.header.machine}, best {best:.2%}; {seeds} seeds")
-    typer.echo(f"compute in mean full trainings by {clock}; regret in points: median (95 % interval of it)")
-    typer.echo(f"100 random full trainings end at a median regret of {100 * target:.2f}")
-    typer.echo(f"{'':32} {'reach it':>8}  " + "".join(f"{f'after {c}':>18}" for c in bench.CHECKPOINTS))
-    for name, row in rows.items():
-        cells = [
-            f"{m:.2f} ({low:.2f}..{high:.2f})" if m < 10 else "-" for m, low, high in row["regret_points"].values()
-        ]
-        reach = row["compute_to_reach_target"]
-        typer.echo(f"{name:32} {'-' if reach is None else f'{reach:.1f}':>8}  " + "".join(f"{c:>18}" for c in cells))
 
 
 @app.command()

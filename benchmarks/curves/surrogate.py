@@ -9,7 +9,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
 from benchmarks.curves.carry import std_over_seeds
-from benchmarks.curves.replay import Array, RecordedRecipes
+from benchmarks.curves.recorded import Array, RecordedRecipes
 from benchmarks.curves.table import CurveTable
 from fmnist_search.recipe.hyperparameters import Value
 

@@ -19,7 +19,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from benchmarks.curves.replay import Array
+from benchmarks.curves.recorded import Array
 from benchmarks.curves.surrogate import SurrogateCurves
 from fmnist_search.config.pruners import Halving
 from fmnist_search.config.samplers import Random, Tpe

@@ -1,0 +1,213 @@
+"""What replays show: the regret by compute, and the compute to a goal, with intervals."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.curves.recorded import Array, RecordedRecipes
+from benchmarks.curves.replay import SearchTrace
+from fmnist_search.errors import UserError
+
+CHECKPOINTS = (2, 4, 6, 8, 10, 15, 20)
+RANDOM_TRAININGS = 100
+BOOTSTRAP_SAMPLES = 1000
+NO_RESULT = 10.0
+"""Regret, in points, from which on it is not shown: most replays have completed no trial, or only bad ones."""
+
+Interval = tuple[float | None, float | None, float | None]
+
+
+class Summary(TypedDict):
+    """The results of a method: medians with the ends of their 95 % intervals; None is more than the budget.
+
+    `to_goal` and `to_best_two` say after how much half of the replays have completed a trial that reaches the goal, or
+    one of the best two random recipes.
+    """
+
+    to_goal: Interval
+    to_best_two: Interval
+    regret_points: dict[str, Interval]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Accuracies of the recorded recipes: the best of all, the second best random one, and the goal.
+
+    The goal is what a hundred random full trainings reach at the median.
+    """
+
+    best: float
+    best_two: float
+    goal: float
+
+    @classmethod
+    def of(cls, recorded: RecordedRecipes, draws: int = 1000) -> Targets:
+        """Return the targets of a table; the hundred recipes are drawn with repetition, as from an infinite space."""
+        accuracies = recorded.random_accuracies
+        bests = [
+            accuracies[np.random.default_rng(seed).integers(0, len(accuracies), RANDOM_TRAININGS)].max()
+            for seed in range(draws)
+        ]
+        return cls(float(recorded.final_accuracies.max()), float(np.sort(accuracies)[-2]), statistics.median(bests))
+
+
+@dataclass(frozen=True)
+class MethodReplays:
+    """All replays of one method by one clock: when trials completed, and the best accuracy by then."""
+
+    method: str
+    replays: tuple[tuple[Array, Array], ...]
+
+    @classmethod
+    def by_compute(cls, method: str, traces: Sequence[SearchTrace]) -> MethodReplays:
+        """Return the replays by the compute that all workers have spent."""
+        return cls(method, tuple((np.array(one.compute_spent), np.array(one.best_values)) for one in traces))
+
+    @classmethod
+    def by_wall(cls, method: str, traces: Sequence[SearchTrace]) -> MethodReplays:
+        """Return the replays by the time on the clock."""
+        return cls(method, tuple((np.array(one.wall_times), np.array(one.best_values)) for one in traces))
+
+    def regrets(self, best: float, at: float) -> Array:
+        """Return how many points each best accuracy by then is below the best of the table."""
+        return 100 * (best - np.array([values[times <= at].max(initial=0.0) for times, values in self.replays]))
+
+    def times_to(self, accuracy: float) -> Array:
+        """Return when each replay reached an accuracy; infinite if it did not."""
+        return np.array([times[values >= accuracy].min(initial=math.inf) for times, values in self.replays])
+
+    def summarize(self, targets: Targets, end: float) -> Summary:
+        """Return the results of the method up to the end of the budget."""
+        regrets = {f"{at}": self.regrets(targets.best, at) for at in CHECKPOINTS if at <= end}
+        return {
+            "to_goal": _interval(self.times_to(targets.goal), _time_of_half),
+            "to_best_two": _interval(self.times_to(targets.best_two), _time_of_half),
+            "regret_points": {at: _interval(values, _median) for at, values in regrets.items()},
+        }
+
+
+def _median(samples: Array) -> Array:
+    middle: Array = np.median(samples, axis=-1)
+    return middle
+
+
+def _time_of_half(samples: Array) -> Array:
+    times: Array = np.sort(samples, axis=-1)[..., (samples.shape[-1] - 1) // 2]
+    return times
+
+
+def _interval(values: Array, statistic: Callable[[Array], Array]) -> Interval:
+    """Return a statistic of the replays with its 95 % bootstrap interval."""
+    picks = np.random.default_rng(0).integers(0, len(values), (BOOTSTRAP_SAMPLES, len(values)))
+    # An infinite time cannot be interpolated.
+    low, high = np.quantile(statistic(values[picks]), (0.025, 0.975), method="inverted_cdf")
+    middle, low, high = (
+        None if math.isinf(value) else round(float(value), 3) for value in (statistic(values), low, high)
+    )
+    return middle, low, high
+
+
+def summarize(traces: Sequence[SearchTrace], targets: Targets, running: int, compute: float) -> dict[str, Summary]:
+    """Return the results of a method by compute, and by time if several trials ran at a time."""
+    summaries = {"compute": MethodReplays.by_compute("", traces).summarize(targets, compute)}
+    if running > 1:
+        summaries["wall"] = MethodReplays.by_wall("", traces).summarize(targets, compute / running)
+    return summaries
+
+
+# ---------------------------------------------------------------------------------------- tables and files
+
+
+def describe(about: Mapping[str, Any]) -> list[str]:
+    """Return what was replayed, in lines."""
+    best, goal = about["targets"]["best"], about["targets"]["goal"]
+    return [
+        f"{about['curves']}: {about['random_recipes']} random recipes and {about['recipes'] - about['random_recipes']} "
+        f"neighbours, recorded on {about['recorded_on']}; best {best:.2%}",
+        f"{about['running']} at a time; seeds for {about['seeds']}",
+        f"in mean full trainings by {about['clock']}, regret in points: medians (95 % intervals)",
+        f"goal: what {RANDOM_TRAININGS} random full trainings reach, a regret of {100 * (best - goal):.2f}",
+    ]
+
+
+def table_head() -> str:
+    """Return the head of a table of results."""
+    return f"{'':40} {'to the goal':>19} {'to the best two':>19} " + "".join(
+        f"{f'after {at}':>20}" for at in CHECKPOINTS
+    )
+
+
+def table_lines(method: str, summaries: Mapping[str, Summary]) -> list[str]:
+    """Return the lines of a method in a table of results, one for each clock."""
+    lines = []
+    for clock, summary in summaries.items():
+        times = "".join(f"{format_interval(summary[key], 1):>20}" for key in ("to_goal", "to_best_two"))
+        regrets = "".join(f"{format_interval(values, 2):>20}" for values in summary["regret_points"].values())
+        name = method if len(summaries) == 1 else f"{method}, {clock}"
+        lines.append(f"{name:40} {times.removeprefix(' ')} {regrets}")
+    return lines
+
+
+def format_interval(interval: Interval, decimals: int) -> str:
+    """Return a median with its interval; `-` is more than the budget, or no result yet."""
+    limit = NO_RESULT if decimals == 2 else math.inf
+    middle, low, high = ("-" if value is None or value >= limit else f"{value:.{decimals}f}" for value in interval)
+    return "-" if middle == low == "-" else f"{middle} ({low} to {high})"
+
+
+def save_results(path: Path, about: Mapping[str, Any], methods: Mapping[str, Mapping[str, Summary]]) -> None:
+    """Write results to a file of several runs; those of an earlier run with the same settings are updated.
+
+    Raises:
+        UserError: if the file holds something else.
+    """
+    try:
+        runs = json.loads(path.read_text())["runs"] if path.exists() else []
+        earlier = [run for run in runs if {key: run.get(key) for key in about} == about]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"--out {path}: is not a file of replays; name another file") from None
+    if not earlier:
+        runs.append({**about, "methods": {}})
+    (earlier or runs)[-1]["methods"].update(methods)
+    path.write_text(json.dumps({"runs": runs}, indent=1) + "\n")
+
+
+# ---------------------------------------------------------------------------------------- the plot
+
+
+def plot_regrets(replays: Sequence[MethodReplays], targets: Targets, clock: str, compute: float) -> Figure:
+    """Plot median regret against compute with 95 % intervals; the one-epoch rule gives a point for each setting."""
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.subplots()
+    grid = np.geomspace(1.0, compute, 80)
+    for one in replays:
+        if one.method.startswith("one-epoch"):
+            end = float(np.median([times[-1] for times, _ in one.replays]))
+            middle, low, high = np.array(_interval(one.regrets(targets.best, math.inf), _median), dtype=float)
+            axes.errorbar(end, middle, [[middle - low], [high - middle]], fmt="ks", markersize=4)
+            axes.annotate(one.method.removeprefix("one-epoch rule, "), (end, middle), fontsize=7)
+            continue
+        intervals = np.array([_interval(one.regrets(targets.best, at), _median) for at in grid], dtype=float)
+        shown = intervals[:, 0] < NO_RESULT
+        middles, lows, highs = intervals[shown].T
+        (line,) = axes.step(grid[shown], middles, where="post", label=one.method)
+        axes.fill_between(grid[shown], lows, highs, step="post", alpha=0.08, color=line.get_color())
+    goal = 100 * (targets.best - targets.goal)
+    axes.axhline(goal, color="grey", linestyle=":", label="100 random full trainings, at their end")
+    axes.set_xscale("log")
+    axes.set_xticks(ticks := [at for at in (*CHECKPOINTS, 30) if at <= compute], [str(at) for at in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel(f"compute spent, in mean full trainings (by {clock})")
+    axes.set_ylabel("median regret of the best completed trial, points")
+    axes.set_ylim(0, 6)
+    axes.legend(fontsize=7)
+    return figure
