@@ -9,6 +9,7 @@ from fmnist_search.config.domain import Domain, Range
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.formatting import format_value
+from fmnist_search.results.objectives import ACCURACY
 
 
 def check_comparable(stored: StudyConfig, given: StudyConfig) -> list[str]:
@@ -17,7 +18,8 @@ def check_comparable(stored: StudyConfig, given: StudyConfig) -> list[str]:
     Raises:
         UserError: if anything else differs that would make trials incomparable, with a line for each key.
     """
-    before, now = stored.comparability_key(), given.comparability_key()
+    accuracy_only = {"objective.metrics": ACCURACY}
+    before, now = accuracy_only | stored.comparability_key(), accuracy_only | given.comparability_key()
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     old, new = dict(stored.domains()), dict(given.domains())
     widened = [key for key in changed if _is_widened(old.get(key), new.get(key))]
@@ -64,7 +66,7 @@ def search_settings(config: StudyConfig) -> dict[str, str]:
         settings |= {f"{table}.{name}": value for name, value in _flatten(ordered)}
     settings["start.outside"] = config.start.outside
     settings |= {f"start.recipes.{n}": _format_start(start) for n, start in enumerate(config.start.recipes, 1)}
-    groups = ("data", "budget", "space", "sampler", "pruner", "seed", "start", "execution")
+    groups = ("objective", "data", "budget", "space", "sampler", "pruner", "seed", "start", "execution")
     return {name: settings[name] for group in groups for name in settings if name.partition(".")[0] == group}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 
@@ -98,6 +99,8 @@ def _format_default(field: FieldInfo) -> str:
         return "required"
     if field.default is None or field.default in ("", ()) or field.default == {}:
         return "none"
+    if isinstance(field.default, tuple):
+        return f"`{json.dumps(field.default)}`"
     return f"`{format_value(field.default)}`"
 
 

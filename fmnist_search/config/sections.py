@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from fmnist_search.errors import UserError
+from fmnist_search.errors import UserError, did_you_mean
 from fmnist_search.recipe.datasets import DEFAULT_DATASET
 from fmnist_search.recipe.recipe import MAX_EPOCHS
+from fmnist_search.results.objectives import ACCURACY, COST_LABELS
 from fmnist_search.workspace import MAX_NAME_BYTES, NAME_PATTERN
 
 MAX_TRIALS = 1_000_000
@@ -51,6 +52,44 @@ def expand_name(default: str) -> BeforeValidator:
         return {"name": default, **value} if isinstance(value, Mapping) else value
 
     return BeforeValidator(expand)
+
+
+class Objective(Section):
+    """What a study optimizes: the validation accuracy, and perhaps a cost of the network or of its training."""
+
+    metrics: tuple[str, ...] = Field(
+        (ACCURACY,),
+        description=f"`{ACCURACY}`, which is maximized, and at most one of {', '.join(COST_LABELS)}, which is "
+        "minimized; with two metrics no pruner is defined",
+        json_schema_extra={
+            "prefixItems": [{"const": ACCURACY}, {"enum": list(COST_LABELS)}],
+            "items": False,
+            "minItems": 1,
+        },
+    )
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _check_metrics(cls, given: object) -> tuple[str, ...]:
+        example = f'give ["{ACCURACY}"], or with one of {", ".join(COST_LABELS)} behind it'
+        if not isinstance(given, list | tuple) or not given:
+            raise UserError(f"objective.metrics: {given!r} is not a list of metrics; {example}")
+        for name in given:
+            if name != ACCURACY and name not in COST_LABELS:
+                remedy = did_you_mean(str(name), [ACCURACY, *COST_LABELS])
+                raise UserError(f"objective.metrics: no metric {name!r}; {remedy}")
+        if repeated := next((name for name in given if given.count(name) > 1), None):
+            raise UserError(f"objective.metrics: names {repeated!r} twice; {example}")
+        if given[0] != ACCURACY:
+            raise UserError(f"objective.metrics: {given[0]!r} comes first; {example}")
+        if len(given) > 2:
+            raise UserError(f"objective.metrics: {len(given)} metrics are too many; {example}")
+        return tuple(given)
+
+    @property
+    def cost(self) -> str | None:
+        """The metric that is minimized; None if the accuracy is the only one."""
+        return self.metrics[1] if len(self.metrics) > 1 else None
 
 
 class Budget(Section):

@@ -18,9 +18,11 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     PrivateAttr,
+    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -30,9 +32,9 @@ from fmnist_search.config.execution import ExecutionSection
 from fmnist_search.config.messages import error_lines
 from fmnist_search.config.origins import Origins, find_origins
 from fmnist_search.config.overrides import apply_overrides, unused_settings
-from fmnist_search.config.pruners import DEFAULT_PRUNER, OneEpoch, Pruner
+from fmnist_search.config.pruners import DEFAULT_PRUNER, NoPruner, OneEpoch, Pruner
 from fmnist_search.config.samplers import DEFAULT_SAMPLER, Cmaes, Grid, Sampler
-from fmnist_search.config.sections import Budget, Finalists, Name, Section, Start
+from fmnist_search.config.sections import Budget, Finalists, Name, Objective, Section, Start
 from fmnist_search.config.shipped_studies import copy_hint
 from fmnist_search.config.space import Space, parse_space
 from fmnist_search.config.toml_files import read_toml, resolve_recipe_paths
@@ -68,6 +70,7 @@ class StudyConfig(Section):
         0, ge=0, le=MAX_SEED, description="seed of everything that is random, except the split of the images"
     )
     data: Annotated[Data, PlainValidator(_parse_data), PlainSerializer(dataclasses.asdict)] = Data()
+    objective: Objective = Objective()
     sampler: Sampler = DEFAULT_SAMPLER
     pruner: Pruner = DEFAULT_PRUNER
     budget: Budget
@@ -79,6 +82,15 @@ class StudyConfig(Section):
     _origins: Origins = PrivateAttr(default_factory=Origins)
 
     # ----------------------------------------------------------------------------------- checks
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_pruner(cls, tables: Any) -> Any:
+        """Let a study with two metrics that names no pruner have none, because pruners compare one value."""
+        objective = tables.get("objective") if isinstance(tables, Mapping) else None
+        metrics = objective.get("metrics") if isinstance(objective, Mapping) else getattr(objective, "metrics", None)
+        has_cost = isinstance(metrics, list | tuple) and len(metrics) > 1
+        return {**tables, "pruner": NoPruner()} if has_cost and "pruner" not in tables else tables
 
     @field_validator("finalists")
     @classmethod
@@ -108,6 +120,11 @@ class StudyConfig(Section):
     @model_validator(mode="after")
     def _check_pruner(self) -> StudyConfig:
         epochs, rung = self.budget.epochs, self.pruner.first_rung(self.budget.epochs)
+        if self.objective.cost and not isinstance(self.pruner, NoPruner):
+            raise UserError(
+                f"pruner: {self.pruner.name!r} compares trials by one value, and objective.metrics names two; leave "
+                "out the pruner, or take 'none'"
+            )
         if rung >= epochs and (epochs > 1 or isinstance(self.pruner, OneEpoch)):
             raise UserError(
                 f"pruner: {self.pruner.name!r} can prune a trial after epoch {rung} at the earliest, and "
@@ -136,6 +153,11 @@ class StudyConfig(Section):
                     f"sampler: a grid of {count:,} recipes; reduce the space to at most {MAX_GRID_SIZE:,}, or take "
                     "another sampler"
                 )
+        if isinstance(self.sampler, Cmaes) and self.objective.cost:
+            raise UserError(
+                "sampler: 'cmaes' optimizes one value, and objective.metrics names two; take 'tpe', 'gp', 'random', "
+                "'qmc' or 'grid'"
+            )
         if isinstance(self.sampler, Cmaes) and not unconditional_ranges(self.space):
             raise UserError(
                 "sampler: 'cmaes' needs a range that every recipe has, and this space has none; give one as "
@@ -226,6 +248,8 @@ class StudyConfig(Section):
     def comparability_key(self) -> dict[str, str]:
         """Return, by key, what must not change while a study is resumed, so that its trials can be compared."""
         identity = {"seed": str(self.seed), "budget.epochs": str(self.budget.epochs)}
+        if self.objective.cost:
+            identity["objective.metrics"] = ", ".join(self.objective.metrics)
         identity |= {f"data.{name}": format_value(value) for name, value in vars(self.data).items()}
         identity["space.common.family"] = ", ".join(self.space.families)
         return identity | {key: str(domain) for key, domain in self.domains()}
@@ -245,3 +269,11 @@ class StudyConfig(Section):
 
     def _to_tables(self) -> dict[str, Any]:
         return self.model_dump(exclude_none=True)
+
+    @model_serializer(mode="wrap")
+    def _leave_out_objective(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the objective that studies had before there was a choice, so that they are stored as before."""
+        tables: dict[str, Any] = serialize(self)
+        if not self.objective.cost:
+            tables.pop("objective", None)
+        return tables

@@ -168,19 +168,6 @@ def best_so_far(trials: Iterable[TrialRecord]) -> list[tuple[int, float]]:
     return steps
 
 
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return the indices of the Pareto-optimal points (cost, gain), in ascending order of cost.
-
-    Of equal points the first is on the front.
-    """
-    order = sorted(range(len(points)), key=lambda index: (points[index][0], -points[index][1], index))
-    front: list[int] = []
-    for index in order:
-        if not front or points[index][1] > points[front[-1]][1]:
-            front.append(index)
-    return front
-
-
 def display_range(values: Sequence[float]) -> tuple[float, float]:
     """Return the lowest and the highest value that a chart displays: all values without far outliers below."""
     if len(values) < 2:

@@ -19,10 +19,10 @@ from fmnist_search.reporting.chart_data import (
     StudyView,
     best_so_far,
     display_range,
-    pareto_front,
     surface_points,
 )
 from fmnist_search.reporting.colors import BLUE, GREY, RED, STATE_COLORS, TEXT_COLOR
+from fmnist_search.results.objectives import pareto_front
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import TrialState
 

@@ -11,7 +11,6 @@ from fmnist_search.reporting.chart_data import (
     Cost,
     StudyView,
     best_so_far,
-    pareto_front,
 )
 from fmnist_search.reporting.colors import BLUE, GREY, RED, STATE_COLORS, TEXT_COLOR
 from fmnist_search.reporting.style import (
@@ -26,6 +25,7 @@ from fmnist_search.reporting.style import (
     use_integer_ticks,
     value_norm,
 )
+from fmnist_search.results.objectives import pareto_front
 from fmnist_search.results.training import TrialState
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from enum import Enum
 
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.champion import Champion
+from fmnist_search.results.objectives import TrialCost, pareto_front
 from fmnist_search.results.training import Overhead, TrialState
 
 
@@ -18,6 +19,7 @@ class TrialRecord:
 
     `curve` holds the validation accuracy after each epoch. A trial with `will_retry` goes on later or, in studies of
     earlier versions, is repeated as a new trial. `parameters` is the number of parameters of its network, 0 if unknown.
+    `cost` is the second value of a completed trial, if its study has two metrics.
     `started_at` and `ended_at` are Unix times in seconds; they do not count when records are compared.
     """
 
@@ -34,6 +36,7 @@ class TrialRecord:
     overhead: Overhead = field(default_factory=Overhead)
     will_retry: bool = False
     parameters: int = 0
+    cost: TrialCost | None = None
     started_at: float | None = field(default=None, compare=False)
     ended_at: float | None = field(default=None, compare=False)
 
@@ -114,6 +117,11 @@ class StudySummary:
         return rank_trials(self.trials)
 
     @property
+    def front(self) -> list[TrialRecord]:
+        """The Pareto front of accuracy and cost, in ascending order of cost; empty in a study with one metric."""
+        return front_trials(self.trials)
+
+    @property
     def best(self) -> TrialRecord | None:
         """The completed trial with the highest value."""
         return next(iter(self.ranked_trials), None)
@@ -134,6 +142,15 @@ def mean_overhead(trials: Sequence[TrialRecord], tracking_seconds: float) -> Ove
         sampling=statistics.fmean(overhead.sampling for overhead in measured),
         tracking=tracking_seconds / len(measured),
     )
+
+
+def front_trials(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return the completed trials on the Pareto front of accuracy and cost, in ascending order of cost.
+
+    Of trials that are equal in both, the earliest is on it. Trials without a cost are not.
+    """
+    known = [(trial.cost.value, trial) for trial in rank_trials(trials) if trial.cost]
+    return [known[index][1] for index in pareto_front([(cost, trial.value or 0.0) for cost, trial in known])]
 
 
 def rank_trials(trials: Sequence[TrialRecord]) -> list[TrialRecord]:

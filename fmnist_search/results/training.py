@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from fmnist_search.results.objectives import TrialCost
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -98,7 +100,7 @@ class TrialResult:
     `best_epoch` is the epoch whose weights are kept. `confusion` counts validation images of the last epoch, rows are
     true classes and columns predicted ones. `weights` are the kept averaged weights on the CPU, `last_weights` those of
     the last epoch. `reason` says in one line why the trial ended early (also if its patience ran out, although it then
-    counts as completed), and `error` is the traceback of a failure.
+    counts as completed), and `error` is the traceback of a failure. `cost` is what a study minimizes beside.
     """
 
     state: TrialState
@@ -109,6 +111,7 @@ class TrialResult:
     confusion: tuple[tuple[int, ...], ...] | None = None
     reason: str | None = None
     error: str | None = None
+    cost: TrialCost | None = None
     setup: SetupInfo = field(default=SetupInfo(), repr=False, compare=False)
     weights: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
     last_weights: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 from types import ModuleType
 from typing import cast
@@ -45,7 +46,7 @@ def load_ped_anova() -> None:
 def importances(study: optuna.Study) -> Importances:
     """Return how much each hyperparameter decides whether a completed trial is among the best.
 
-    By PED-ANOVA (arXiv 2304.10255).
+    By PED-ANOVA (arXiv 2304.10255). The best are those of the highest accuracy, also if the study has two objectives.
 
     Raises:
         UserError: if too few trials have completed.
@@ -59,7 +60,15 @@ def importances(study: optuna.Study) -> Importances:
         )
     top = max(TOP_QUANTILE, MIN_TOP_TRIALS / completed)
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=top)
-    return Importances(dict(optuna.importance.get_param_importances(study, evaluator=evaluator)), completed)
+    if len(study.directions) == 1:
+        return Importances(dict(optuna.importance.get_param_importances(study, evaluator=evaluator)), completed)
+    with warnings.catch_warnings():
+        # It minimizes a target, and says so each time.
+        warnings.filterwarnings("ignore", message=".*computes the importances of params to achieve low")
+        shares = optuna.importance.get_param_importances(
+            study, evaluator=evaluator, target=lambda trial: -trial.values[0]
+        )
+    return Importances(dict(shares), completed)
 
 
 def boundary_warnings(trials: Sequence[TrialRecord], space: Space) -> tuple[str, ...]:

@@ -83,7 +83,7 @@ _RESULTS = """
 SELECT study_id, COUNT(*), MAX(
     CASE WHEN json_extract(outcome.value_json, '$.state') = 'completed' AND duplicate.trial_id IS NULL THEN
         COALESCE(
-            (SELECT value FROM trial_values WHERE trial_id = trials.trial_id),
+            (SELECT value FROM trial_values WHERE trial_id = trials.trial_id AND objective = 0),
             (SELECT intermediate_value FROM trial_intermediate_values WHERE trial_id = trials.trial_id
              ORDER BY step DESC LIMIT 1)
         )

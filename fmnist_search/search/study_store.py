@@ -20,6 +20,7 @@ from fmnist_search.results.study import Importances, RunningTrial, TrialRecord
 from fmnist_search.results.training import EpochReport, Overhead, TrialResult, TrialState
 from fmnist_search.search.analysis import importances
 from fmnist_search.search.asked_trial import AskedTrial
+from fmnist_search.search.objectives import check_directions, create_study, pruner_prunes, report_value
 from fmnist_search.search.one_epoch import SurvivorQueue
 from fmnist_search.search.pruners import StartupTrials, make_pruner
 from fmnist_search.search.samplers import is_exhausted, make_sampler
@@ -100,7 +101,7 @@ class StudyStore(StudyAttributes):
             former = optuna.load_study(study_name=config.name, storage=storage)
             UnfinishedTrials(former).recover(find_outcome)
             archived_as = archive(storage, config.name)
-        study = optuna.create_study(storage=storage, study_name=config.name, direction="maximize", load_if_exists=True)
+        study = create_study(storage, config)
         store = cls._continue(study, config)
         store._with_sampler()
         study.set_user_attr(CONFIG_ATTRIBUTE, store.config.to_toml())
@@ -131,6 +132,7 @@ class StudyStore(StudyAttributes):
     def _continue(cls, study: optuna.Study, config: StudyConfig) -> StudyStore:
         store = cls(study, config.continuing(stored := stored_config(study)))
         store.widened_ranges = check_comparable(stored, config) if stored else []
+        check_directions(study, config)
         return store
 
     @classmethod
@@ -275,10 +277,8 @@ class StudyStore(StudyAttributes):
             self.check_lease()
         with self._transaction():
             if report.epoch not in trial.curve:
-                trial.optuna_trial.report(report.val_accuracy, report.epoch)
-            return bool(trial.optuna_trial.should_prune()) and self._startup_trials.allow_pruning(
-                self._study, report.epoch
-            )
+                report_value(trial.optuna_trial, report.val_accuracy, report.epoch)
+            return pruner_prunes(trial.optuna_trial) and self._startup_trials.allow_pruning(self._study, report.epoch)
 
     def tell(
         self,
@@ -343,5 +343,5 @@ class StudyStore(StudyAttributes):
             handle.set_user_attr(DUPLICATE_ATTRIBUTE, original.number)
             handle.set_user_attr(OUTCOME_ATTRIBUTE, duplicate_outcome_attribute(original))
             if original.state is not TrialState.COMPLETED or FIXED_VALUES_ATTRIBUTE in handle.user_attrs:
-                handle.report(original.value, original.epochs)
+                report_value(handle, original.value, original.epochs)
             return self._end(trial, original.state, original.value)

@@ -16,6 +16,7 @@ from optuna.trial import TrialState as OptunaState
 
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.champion import Champion, ConfirmedScore, SelectedRecipe
+from fmnist_search.results.objectives import TrialCost
 from fmnist_search.results.study import RunningTrial, TrialRecord
 from fmnist_search.results.training import Accuracy, Overhead, TrialResult, TrialState
 from fmnist_search.search.damaged_values import damaged_values
@@ -68,6 +69,7 @@ def outcome_attribute(result: TrialResult, run_id: str, overhead: Overhead = Ove
         "run_id": run_id,
         "overhead": dataclasses.asdict(overhead),
         "comes_again": result.state is TrialState.INTERRUPTED,
+        **_cost_to_dict(result.cost),
     }
 
 
@@ -80,7 +82,13 @@ def duplicate_outcome_attribute(original: TrialRecord) -> dict[str, Any]:
         "seconds": 0.0,
         "parameters": original.parameters,
         "run_id": original.run_id,
+        **_cost_to_dict(original.cost),
     }
+
+
+def _cost_to_dict(cost: TrialCost | None) -> dict[str, Any]:
+    """Return the entry of a cost in an outcome; none in a study with one metric."""
+    return {} if cost is None else {"cost": dataclasses.asdict(cost)}
 
 
 class TrialRecords:
@@ -152,10 +160,11 @@ def trial_record(trial: FrozenTrial, recipe: Recipe | None = None) -> TrialRecor
     with damaged_values(f"trial {trial.number}"):
         outcome = trial.user_attrs[OUTCOME_ATTRIBUTE]
         curve = tuple(float(value) for _, value in sorted(trial.intermediate_values.items()))
+        value, cost = trial.values[0] if trial.values else None, outcome.get("cost")
         return TrialRecord(
             number=trial.number,
             state=TrialState(outcome["state"]),
-            value=curve[-1] if trial.value is None and curve else trial.value and float(trial.value),
+            value=curve[-1] if value is None and curve else value and float(value),
             epochs=outcome["epochs"],
             recipe=recipe or Recipe().replace(trial.user_attrs[RECIPE_ATTRIBUTE]),
             seconds=outcome["seconds"],
@@ -166,6 +175,7 @@ def trial_record(trial: FrozenTrial, recipe: Recipe | None = None) -> TrialRecor
             overhead=Overhead(**outcome.get("overhead", {})),
             will_retry=outcome.get("comes_again", outcome["state"] == TrialState.INTERRUPTED.value),
             parameters=outcome.get("parameters", 0),
+            cost=TrialCost(cost["metric"], float(cost["value"])) if cost else None,
             started_at=_to_unix_seconds(trial.datetime_start),
             ended_at=_to_unix_seconds(trial.datetime_complete),
         )

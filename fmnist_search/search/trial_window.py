@@ -10,6 +10,7 @@ from collections.abc import Container, Sequence
 from typing import Any
 
 import optuna
+from optuna.samplers._tpe.sampler import _split_complete_trials
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -19,6 +20,11 @@ MAX_BEST = 25
 """Optuna's TPE models the best tenth of the trials that have ended as the good ones, but not more than so many."""
 
 Rank = tuple[float, ...]
+
+
+def best_count(size: int) -> int:
+    """Return how many of the trials in a window of this size are its best ones."""
+    return min(math.ceil(size / 10), MAX_BEST)
 
 
 class TrialWindow:
@@ -34,14 +40,14 @@ class TrialWindow:
     """
 
     def __init__(self, size: int | None):
-        self._size = size
+        self.size = size
         self._ended = _EndedTrials(size or 0)
         self._not_ended: list[int] = []
         self._seen = 0
 
     def select(self, trials: Sequence[FrozenTrial], number: int) -> list[FrozenTrial]:
         """Return what the trial of this number may learn from, by number; `trials` are all trials of the study."""
-        if self._size is None:
+        if self.size is None:
             return list(trials)
         unknown = itertools.chain(self._not_ended, range(self._seen, len(trials)))
         not_ended = [n for n in unknown if self._add(trials[n])]
@@ -52,7 +58,7 @@ class TrialWindow:
             ended = copy.deepcopy(ended)
             for n in paused:
                 ended.add(trials[n])
-        return [trials[n] for n in sorted([*ended.window(), *running[-self._size :]])]
+        return [trials[n] for n in sorted([*ended.window(), *running[-self.size :]])]
 
     def _add(self, trial: FrozenTrial) -> bool:
         """Add a trial if it has ended; return whether it may still change. A paused one is shown as pruned."""
@@ -71,7 +77,7 @@ class _EndedTrials:
 
     def __init__(self, size: int):
         self._size = size
-        self._best_count = min(math.ceil(size / 10), MAX_BEST)
+        self._best_count = best_count(size)
         self._best: list[tuple[Rank, int]] = []
         self._newest: list[int] = []
 
@@ -99,6 +105,28 @@ def _rank(trial: FrozenTrial) -> Rank:
     return 1, -step, math.inf if math.isnan(value) else -value
 
 
+class FrontWindow:
+    """What `TrialWindow` holds, of a study with two objectives.
+
+    Its best completed trials are those that Optuna's TPE takes as the good ones: by rank of non-domination, and within
+    a rank by the hypervolume that they add. Trials that were pruned or are paused have no second value, and are not
+    learned from. A selection looks at the values of all completed trials.
+    """
+
+    def __init__(self, size: int | None):
+        self._size = size
+
+    def select(self, study: optuna.Study, trials: Sequence[FrozenTrial], number: int) -> list[FrozenTrial]:
+        """Return what the trial of this number may learn from, by number; `trials` are all trials of the study."""
+        completed = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+        running = [trial for trial in trials if trial.state is TrialState.RUNNING and trial.number != number]
+        size = self._size or len(trials)
+        if len(completed) > size:
+            best, others = _split_complete_trials(completed, study, best_count(size))
+            completed = [*best, *others[len(others) + len(best) - size :]]
+        return sorted([*completed, *running[-size:]], key=lambda trial: trial.number)
+
+
 class StudyView:
     """A study as a sampler shall see it: with some of its trials."""
 
@@ -115,7 +143,10 @@ class StudyView:
             self._has_study = True
         # Not from `study.get_trials`: with Hyperband it returns one bracket, and Optuna's TPE learns from all.
         trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
-        self._storage.trials = self._window.select(trials, trial.number)
+        if len(study.directions) > 1:
+            self._storage.trials = FrontWindow(self._window.size).select(study, trials, trial.number)
+        else:
+            self._storage.trials = self._window.select(trials, trial.number)
         # A new one each time, because it keeps the trials that it has read.
         return optuna.load_study(
             study_name=self._name, storage=self._storage, sampler=study.sampler, pruner=optuna.pruners.NopPruner()

@@ -65,11 +65,14 @@ class UnfinishedTrials:
         """Tell Optuna that a running trial has ended, and return it.
 
         `is_fixed` says that the trial has values outside the space, and so no parameters. Optuna would conclude from a
-        completed trial without parameters that all trials share no parameter.
+        completed trial without parameters that all trials share no parameter. With two objectives, a completed trial
+        has its cost in its outcome, and Optuna cannot rank a pruned one.
         """
+        has_cost = len(self._study.directions) > 1
         if state is TrialState.COMPLETED and not is_fixed:
-            return self._study.tell(number, value)
-        is_pruned = state is TrialState.PRUNED and not is_fixed
+            assert value is not None, "a completed trial has a value"
+            return self._study.tell(number, [value, self._cost(number)] if has_cost else value)
+        is_pruned = state is TrialState.PRUNED and not is_fixed and not has_cost
         return self._study.tell(number, state=OptunaState.PRUNED if is_pruned else OptunaState.FAIL)
 
     def recover(self, find_outcome: FindOutcome) -> list[int]:
@@ -97,6 +100,10 @@ class UnfinishedTrials:
         interrupted = TrialResult(TrialState.INTERRUPTED, (), 0.0, reason="its search ended before it had")
         self.put_back(trial.number, {**outcome_attribute(interrupted, run_key or ""), "epochs": len(reported)})
         return False
+
+    def _cost(self, number: int) -> float:
+        outcome = self._storage.get_trial(self._trial_id(number)).user_attrs[OUTCOME_ATTRIBUTE]
+        return float(outcome["cost"]["value"])
 
     def _trial_id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)

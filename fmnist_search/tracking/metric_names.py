@@ -10,6 +10,8 @@ CONFIRMED_VAL_ACCURACY = "confirmed/val_accuracy"
 """The mean validation accuracy of a study's champion over fresh seeds."""
 LEARNING_RATE = "optimizer/learning_rate"
 PARAMETER_COUNT = "model/parameters"
+COSTS = {"mult_adds": "model/mult_adds", "parameters": PARAMETER_COUNT, "seconds_per_epoch": "time/seconds_per_epoch"}
+"""The metric that a study minimizes beside the accuracy, by its name in the study file."""
 
 EPOCH_SECONDS = "time/epoch_seconds"
 TRIAL_SECONDS = "time/trial_seconds"

@@ -167,6 +167,8 @@ class TrainingRunLogger(RunLogger):
         }
         if result.best_val_accuracy is not None:
             values[metric_names.BEST_VAL_ACCURACY] = result.best_val_accuracy
+        if result.cost is not None:
+            values[metric_names.COSTS[result.cost.metric]] = result.cost.value
         final_tags = {
             **tags,
             tag_names.STATE: result.state.value,

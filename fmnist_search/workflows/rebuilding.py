@@ -133,6 +133,7 @@ def finished_run(study_store: StudyStore, trial: TrialRecord, parent_id: str) ->
         metric_names.PARAMETER_COUNT: trial.parameters,
         metric_names.TRIAL_SECONDS: trial.seconds,
         **({metric_names.BEST_VAL_ACCURACY: max(trial.curve)} if trial.curve else {}),
+        **({metric_names.COSTS[trial.cost.metric]: trial.cost.value} if trial.cost else {}),
     }
     return FinishedRun(
         name=f"{trial.number:03d} {recipe.label}",

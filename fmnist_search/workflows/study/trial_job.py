@@ -29,6 +29,7 @@ from fmnist_search.tracking.training_run_logger import TrainingRunLogger, new_ru
 from fmnist_search.training.checkpoint import save_state
 from fmnist_search.training.trial_checkpoints import TrialCheckpoints
 from fmnist_search.workflows.jobs import JobContext, TrackedJob, trial_overhead
+from fmnist_search.workflows.study.trial_costs import measure_cost
 from fmnist_search.workspace import Workspace
 
 
@@ -155,6 +156,9 @@ class TrialJob(TrackedJob):
         if not result.state.is_final:
             self.suspend(result)
             return self._study_store.tell(self.asked, result, run_id, overhead)
+        cost_metric = self._study_store.config.objective.cost
+        if result.state is TrialState.COMPLETED and cost_metric:
+            result = dataclasses.replace(result, cost=measure_cost(cost_metric, self.recipe, result))
         if result.state is TrialState.COMPLETED and result.weights:
             path = self._workspace.weights_path(self._study_store.config.name, self.asked.number)
             save_state(path, result.weights)

@@ -22,6 +22,7 @@ SUBSET_STUDY = f"{TWO_FAMILIES}[data]\ntrain_images = 1000\n"
     [
         ("seed", 1, "seed"),
         ("budget.epochs", 4, "budget.epochs"),
+        ("objective.metrics", ["val_accuracy", "parameters"], "objective.metrics"),
         ("data.train_images", 2_000, "data.train_images"),
         ("data.validation", 0.5, "data.validation"),
         ("data.seed", 1, "data.seed"),

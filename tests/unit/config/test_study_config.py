@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fmnist_search.config.comparability import search_settings
 from fmnist_search.config.domain import Choice, Fixed, Range
 from fmnist_search.config.samplers import Tpe
 from fmnist_search.config.sections import MAX_MINUTES
@@ -71,11 +72,30 @@ def test_study_written_as_toml_is_read_back_equal(space: dict[str, Any], questio
 
 def test_study_written_as_toml_has_every_setting() -> None:
     written = tomllib.loads(make_study().to_toml())
-    assert written.keys() == StudyConfig.model_fields.keys()
+    # Studies had no objective once, and those that have the one of then are stored as then.
+    assert written.keys() == StudyConfig.model_fields.keys() - {"objective"}
     assert written["sampler"] == {"name": "tpe", "startup_trials": 5, "candidates": 24, "window": 300}
     assert written["data"]["validation"] == 10_848
     # TOML has no null, so a limit that is not given is left out.
     assert "minutes" not in written["budget"]
+
+
+def test_study_with_two_metrics_has_no_pruner_and_is_stored_with_them(tmp_path: Path) -> None:
+    metrics = '[objective]\nmetrics = ["val_accuracy", "mult_adds"]\n'
+    config = load_study(tmp_path, f"{HEADER}{CNN_SPACE}{metrics}")
+    assert (config.objective.cost, config.pruner.name) == ("mult_adds", "none")
+    assert config.origins["pruner.name"] == "default"
+    assert config.origins["objective.metrics"].endswith(".toml")
+    assert StudyConfig.from_dict(tomllib.loads(config.to_toml())) == config
+    assert search_settings(config)["objective.metrics"] == "val_accuracy, mult_adds"
+
+
+def test_study_with_the_accuracy_alone_is_stored_as_without_an_objective(tmp_path: Path) -> None:
+    given_, left_out = (
+        load_study(tmp_path, f"{HEADER}{CNN_SPACE}{text}") for text in ('[objective]\nmetrics = ["val_accuracy"]\n', "")
+    )
+    assert given_.to_toml() == left_out.to_toml()
+    assert "objective.metrics" not in search_settings(given_)
 
 
 def test_settings_without_a_name_belong_to_the_default_sampler_and_pruner(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from fmnist_search.reporting.chart_data import (
     StudyView,
     best_so_far,
     display_range,
-    pareto_front,
     surface_points,
     timeline_bars,
 )
+from fmnist_search.results.objectives import pareto_front
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import TrialState
 from tests.support.studies import make_study

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from fmnist_search.models.mlp import Mlp
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.champion import ConfirmedScore
-from fmnist_search.results.study import StopReason, StudySummary, TrialRecord, mean_overhead
+from fmnist_search.results.objectives import TrialCost
+from fmnist_search.results.study import StopReason, StudySummary, TrialRecord, front_trials, mean_overhead
 from fmnist_search.results.training import Overhead, TrialState
 from tests.support.records import make_record
 
@@ -88,3 +89,37 @@ def test_duplicates_are_not_counted() -> None:
 
 def test_the_score_of_a_single_seed_has_no_deviation() -> None:
     assert str(ConfirmedScore(0, Recipe(), (0.5,))) == "50.00% (n = 1)"
+
+
+FEW_VALUES = st.lists(st.tuples(st.integers(0, 5), st.none() | st.integers(0, 5)), max_size=20)
+
+
+@given(FEW_VALUES, st.data())
+def test_the_front_has_the_completed_trials_that_no_other_one_dominates(
+    values: list[tuple[int, int | None]], data: st.DataObject
+) -> None:
+    states = st.sampled_from([TrialState.COMPLETED, TrialState.COMPLETED, TrialState.PRUNED])
+    trials = [
+        make_record(
+            number, data.draw(states), accuracy / 10, cost=None if cost is None else TrialCost("parameters", cost)
+        )
+        for number, (accuracy, cost) in enumerate(values)
+    ]
+    front = front_trials(trials)
+    known = [trial for trial in trials if trial.state is TrialState.COMPLETED and trial.cost]
+    assert [(trial.value, cost_of(trial)) for trial in front] == sorted(
+        {(trial.value, cost_of(trial)) for trial in known if not any(dominates(other, trial) for other in known)},
+        key=lambda pair: pair[1],
+    )
+    for trial in front:  # of equal ones the first
+        assert trial == next(t for t in known if (t.value, t.cost) == (trial.value, trial.cost))
+
+
+def cost_of(trial: TrialRecord) -> float:
+    assert trial.cost is not None
+    return trial.cost.value
+
+
+def dominates(one: TrialRecord, other: TrialRecord) -> bool:
+    pairs = [(-(trial.value or 0.0), cost_of(trial)) for trial in (one, other)]
+    return pairs[0] != pairs[1] and all(first <= second for first, second in zip(*pairs, strict=True))
