@@ -152,7 +152,7 @@ class Replay:
         if not self.recorded.is_recorded_as(nearest, values):
             self._study.tell(proposal.optuna_trial, state=OptunaState.FAIL)
             self._store._survivors.remove_running(proposal.number)  # nothing trains it
-            self._store.enqueue_start(str(nearest), self.recorded.values[nearest])
+            self._study.enqueue_trial(self.recorded.params[nearest])
             trial = self._store.ask()
         self._recipe_of[trial.recipe.seed_independent_key()] = nearest
         return trial
