@@ -65,7 +65,7 @@ def status(
 
 
 def _print_status(summary: StudySummary, workspace: Workspace) -> None:
-    from fmnist_search.cli.output import format_percent, stdout
+    from fmnist_search.cli.output import format_front, format_percent, stdout
     from fmnist_search.results.training import TrialState
 
     counts = ", ".join(f"{summary.count(state)} {state.value}" for state in TrialState if summary.count(state))
@@ -73,6 +73,8 @@ def _print_status(summary: StudySummary, workspace: Workspace) -> None:
     stdout.print(f"trials: {counts or 'none'}; {summary.stop_reason.value}")
     if best := summary.best:
         stdout.print(f"best: trial {best.number} ({best.recipe.label}) at {format_percent(best.value)}")
+    if summary.front:
+        stdout.print(format_front(summary.front))
     if champion := summary.champion:
         test = format_percent(champion.test.value)
         stdout.print(f"champion: {champion.recipe.label}, {champion.confirmed_score}, {test} on the test images")
@@ -159,12 +161,18 @@ def leaderboard(
     study: StudyArgument = None,
     show_all: AllStudiesOption = False,
     top: Annotated[int, typer.Option(help="Number of trials to show.", min=1)] = 10,
+    pareto: Annotated[
+        bool, typer.Option("--pareto", help="Show the whole Pareto front, by cost; the study needs two metrics.")
+    ] = False,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the best completed trials of a study, or with --all those of all studies.
+
+    If the study minimizes a cost, the trials on the Pareto front are marked: no trial is better in one metric and not
+    worse in the other.
 
     Values from other images or another split cannot be ranked together: with --all, studies with the same images share
     a table of --top trials.
@@ -174,23 +182,33 @@ def leaderboard(
       fmnist-search leaderboard --top 20
 
       fmnist-search leaderboard --all
+
+      fmnist-search leaderboard small-and-good --pareto
     """
     from fmnist_search.cli import output
-    from fmnist_search.cli.serialization import trial_to_dict
+    from fmnist_search.cli.serialization import leader_to_dict
     from fmnist_search.config.conditional_space import varying_names
     from fmnist_search.workflows import lookup
 
     _check_scope(study, show_all=show_all)
+    if pareto and show_all:
+        raise UserError("--pareto: shows the front of one study; leave out --all")
     workspace = make_workspace(tracking_uri, workdir, storage=storage)
     if show_all:
         _show_all_leaderboards(workspace, top, as_json=as_json)
         return
     stored = lookup.load_study(workspace, study)
-    trials = lookup.summarize_stored(workspace, stored).ranked_trials[:top]
+    if pareto and not stored.config.objective.cost:
+        raise UserError(
+            f"--pareto: study {stored.config.name!r} has one metric and no Pareto front; search with two, as in "
+            'objective.metrics = ["val_accuracy", "mult_adds"], under another name'
+        )
+    summary = lookup.summarize_stored(workspace, stored)
+    trials = summary.front if pareto else summary.ranked_trials[:top]
     if as_json:
-        output.print_json([trial_to_dict(trial) for trial in trials])
+        output.print_json([leader_to_dict(trial, summary.front) for trial in trials])
     else:
-        output.print_table(output.leaderboard_table(trials, varying_names(stored.config.space)))
+        output.print_table(output.leaderboard_table(trials, varying_names(stored.config.space), summary.front))
 
 
 def _show_all_leaderboards(workspace: Workspace, top: int, *, as_json: bool) -> None:

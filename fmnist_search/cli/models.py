@@ -44,6 +44,12 @@ def promote(
     context: typer.Context,
     study: StudyArgument = None,
     recipes: Annotated[int | None, typer.Option(help="Number of the best recipes to confirm.", min=1)] = None,
+    trial: Annotated[
+        int | None, typer.Option(help="Number of the trial to promote in place of the best.", min=0)
+    ] = None,
+    max_parameters: Annotated[
+        int | None, typer.Option(help="Promote the best of the networks with at most so many parameters.", min=1)
+    ] = None,
     seeds: Annotated[int | None, typer.Option(help="Number of new seeds for each recipe.", min=1)] = None,
     epochs: Annotated[int | None, typer.Option(help="Number of epochs of each training.", min=1)] = None,
     ensemble: Annotated[
@@ -69,6 +75,8 @@ def promote(
       fmnist-search promote quick
 
       fmnist-search promote quick --recipes 3 --seeds 3 --ensemble 3
+
+      fmnist-search promote quick --max-parameters 50000 --model-name small
     """
     from fmnist_search.cli.model_serialization import champion_to_dict
     from fmnist_search.cli.output import print_json
@@ -82,7 +90,9 @@ def promote(
     name = config.name
     given = {"recipes": recipes, "seeds": seeds, "epochs": epochs, "ensemble": ensemble, "model_name": model_name}
     changes = {key: value for key, value in given.items() if value is not None}
-    if not config.finalists.recipes and not recipes:
+    if trial is not None and recipes is not None:
+        raise UserError(f"--recipes {recipes}: --trial {trial} names the recipe; leave out one of the two")
+    if not config.finalists.recipes and not recipes and trial is None:
         raise UserError(f"study {name!r}: has finalists.recipes = 0; give their number with --recipes")
     settings = StudyConfig.from_dict(
         {**config.model_dump(), "finalists": {**dict(config.finalists), **changes}}
@@ -90,6 +100,8 @@ def promote(
     summary = promote_study(
         name,
         settings=settings,
+        trial=trial,
+        max_parameters=max_parameters,
         backend=backend,
         workspace=workspace,
         tracking=tracking_options(context),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from rich.text import Text
 
 from fmnist_search.cli.streams import discard, on_output_closed, write_output
 from fmnist_search.recipe.formatting import format_value, format_value_short, short_names
+from fmnist_search.results.objectives import COST_LABELS
 from fmnist_search.text import printable
 
 if TYPE_CHECKING:
@@ -113,18 +114,25 @@ def print_table(table: Table) -> None:
     ResultConsole(width=max(stdout.width, needed), height=25).print(table)
 
 
-def leaderboard_table(trials: Sequence[TrialRecord], names: Sequence[str]) -> Table:
+def leaderboard_table(
+    trials: Sequence[TrialRecord], names: Sequence[str], front: Collection[TrialRecord] = ()
+) -> Table:
     """Return a table of completed trials with their values of the named hyperparameters.
 
-    Widths have no column: the name of the network contains them.
+    Widths have no column: the name of the network contains them. `front` are the trials on the Pareto front, if the
+    study minimizes a cost: the cost has a column, and these trials a mark.
     """
     names = [name for name in names if not name.startswith("model.width_")]
+    metric = next((trial.cost.metric for trial in front if trial.cost), None)
     body = []
     for trial in trials:
         flat = trial.recipe.to_flat_dict()
         values = [format_value_short(flat[name]) if name in flat else "-" for name in names]
-        body.append([str(trial.number), f"{trial.value:.2%}", trial.recipe.label, f"{trial.seconds:.1f}", *values])
-    return make_table(["trial", "val_accuracy", "network", "seconds", *short_names(names)], body)
+        cost = [str(trial.cost or "-"), "*" if trial in front else ""] if metric else []
+        figures = [f"{trial.value:.2%}", *cost, trial.recipe.label, f"{trial.seconds:.1f}"]
+        body.append([str(trial.number), *figures, *values])
+    columns = ["trial", "val_accuracy", *([metric, "front"] if metric else []), "network", "seconds"]
+    return make_table([*columns, *short_names(names)], body)
 
 
 def ranked_trials_table(ranked: Sequence[RankedTrial]) -> Table:
@@ -141,8 +149,9 @@ def ranked_trials_table(ranked: Sequence[RankedTrial]) -> Table:
 def print_trial(trial: TrialRecord, names: Sequence[str]) -> None:
     """Print a trial on stdout: its state, its curve, and its values of the named hyperparameters."""
     reason = f" ({trial.reason})" if trial.reason else ""
+    cost = f", {trial.cost} {COST_LABELS[trial.cost.metric]}" if trial.cost else ""
     stdout.print(
-        f"trial {trial.number}: {trial.recipe.label}, {trial.state.value}{reason}, {format_percent(trial.value)}",
+        f"trial {trial.number}: {trial.recipe.label}, {trial.state.value}{reason}, {format_percent(trial.value)}{cost}",
         markup=False,
     )
     if trial.curve:
@@ -150,6 +159,13 @@ def print_trial(trial: TrialRecord, names: Sequence[str]) -> None:
         stdout.print(f"validation accuracy {sparkline(trial.curve)}  {epochs}; {trial.seconds:.1f} s", markup=False)
     flat = trial.recipe.to_flat_dict()
     print_table(make_table(["hyperparameter", "value"], [[n, format_value(flat[n])] for n in names if n in flat]))
+
+
+def format_front(front: Sequence[TrialRecord]) -> str:
+    """Return a line with the numbers of the trials on a Pareto front, in ascending order of cost."""
+    metric = next(trial.cost.metric for trial in front if trial.cost)
+    numbers = ", ".join(str(trial.number) for trial in front)
+    return f"Pareto front by {metric}: {'trial' if len(front) == 1 else 'trials'} {numbers}"
 
 
 def format_percent(value: float | None) -> str:

@@ -194,7 +194,7 @@ def print_summary(summary: StudySummary, command: str, *, quiet: bool, after_sea
     Raises:
         typer.Exit: with the exit code of a search that was interrupted, failed or completed no trial.
     """
-    from fmnist_search.cli.output import ExitCode, format_percent, stderr, stdout
+    from fmnist_search.cli.output import ExitCode, format_front, format_percent, stderr, stdout
     from fmnist_search.results.study import StopReason
     from fmnist_search.results.training import TrialState
     from fmnist_search.workflows.interruption import ignore_sigterm_while_ending
@@ -218,6 +218,8 @@ def print_summary(summary: StudySummary, command: str, *, quiet: bool, after_sea
         stderr.print(f"{summary.name}: {new}; {summary.stop_reason.value}")
         for line in summary.boundary_warnings:
             stderr.print(f"{summary.name}: {line}")
+        if summary.front:
+            stderr.print(f"{summary.name}: {format_front(summary.front)}; see `fmnist-search leaderboard --pareto`")
     best = f"best trial {summary.best.number} ({summary.best.recipe.label}) at {format_percent(summary.best.value)}"
     if champion := summary.champion:
         if champion.verdict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from fmnist_search.results.study import StopReason
@@ -42,7 +43,8 @@ STOP_REASONS = {
 
 
 def trial_to_dict(trial: TrialRecord) -> Json:
-    """Return a trial of a study."""
+    """Return a trial of a study; `cost` is there if the study minimizes one."""
+    cost = {"cost": {"metric": trial.cost.metric, "value": trial.cost.value}} if trial.cost else {}
     return {
         "number": trial.number,
         "state": trial.state.value,
@@ -59,7 +61,13 @@ def trial_to_dict(trial: TrialRecord) -> Json:
         "parameters": trial.parameters,
         "began_at": trial.started_at,
         "ended_at": trial.ended_at,
+        **cost,
     }
+
+
+def leader_to_dict(trial: TrialRecord, front: Collection[TrialRecord]) -> Json:
+    """Return a trial of a leaderboard; if its study minimizes a cost, `pareto_front` says whether it is on it."""
+    return {**trial_to_dict(trial), **({"pareto_front": trial in front} if front else {})}
 
 
 def overhead_to_dict(overhead: Overhead) -> Json:
@@ -102,6 +110,7 @@ def status_to_dict(summary: StudySummary) -> Json:
         "run_id": summary.run_id,
         "edges": summary.boundary_warnings,
         "overhead": overhead_to_dict(summary.overhead) if summary.overhead else None,
+        **({"pareto_front": [trial.number for trial in summary.front]} if summary.front else {}),
     }
 
 

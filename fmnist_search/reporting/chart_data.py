@@ -15,6 +15,7 @@ from functools import cached_property
 
 from fmnist_search.config.space import Space
 from fmnist_search.reporting.axes import Axis, build_axes
+from fmnist_search.results.objectives import COST_LABELS
 from fmnist_search.results.study import Importances, TrialRecord
 from fmnist_search.results.training import TrialState
 
@@ -91,19 +92,26 @@ class StudyView:
         return tuple(trial for trial in self.trials if trial.state is TrialState.COMPLETED and trial.value is not None)
 
     @cached_property
+    def objective(self) -> Cost | None:
+        """The cost that the study minimizes beside the accuracy; None if it has one metric."""
+        metric = next((trial.cost.metric for trial in self.completed if trial.cost), None)
+        return Cost(COST_LABELS[metric], lambda trial: trial.cost.value if trial.cost else 0.0) if metric else None
+
+    @cached_property
     def charts(self) -> dict[str, Chart]:
         """The charts that have data, by name, in the order of the page."""
         compared = self.completed if len(self.completed) > 1 else ()
         axes = tuple(axis for axis in self.axes if any(trial.number in axis.values for trial in compared))
         charts = {
             "history": self._chart("Optimisation history", self._history_trials()),
+            "pareto_front": self._cost_chart(self.objective) if self.objective else None,
             "importances": self._importance_chart(),
             "parallel_coordinates": self._chart("Parallel coordinates", compared if axes else (), axes),
             "slices": self._chart("Slices", compared if axes else (), axes),
             "contour": self._contour_chart(compared),
             "learning_curves": self._chart("Learning curves", self._trials_with_curves()),
             "timeline": self._chart("Timeline", tuple(bar.trial for bar in self.timeline[0])),
-            **{name: self._cost_chart(cost) for name, cost in COSTS.items()},
+            **{name: self._cost_chart(cost) for name, cost in COSTS.items() if not self._is_objective(cost)},
         }
         return {name: chart for name, chart in charts.items() if chart is not None and chart.trials}
 
@@ -136,6 +144,9 @@ class StudyView:
     def _cost_chart(self, cost: Cost) -> Chart:
         known = [trial for trial in self.completed if cost.value_of(trial) > 0]
         return self._chart(f"Accuracy against {cost.label}", known if len(known) > 1 else ())
+
+    def _is_objective(self, cost: Cost) -> bool:
+        return self.objective is not None and self.objective.label == cost.label
 
     def _importance_chart(self) -> Chart | None:
         if not self.importances or not self.importances.by_name:

@@ -22,7 +22,7 @@ from fmnist_search.reporting.chart_data import (
     surface_points,
 )
 from fmnist_search.reporting.colors import BLUE, GREY, RED, STATE_COLORS, TEXT_COLOR
-from fmnist_search.results.objectives import pareto_front
+from fmnist_search.results.objectives import COST_LABELS, pareto_front
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import TrialState
 
@@ -46,7 +46,8 @@ def hover_text(view: StudyView, trial: TrialRecord) -> str:
 def _short_hover_text(trial: TrialRecord) -> str:
     """Return the text without the hyperparameters, for charts that show a trial many times."""
     value = "no value" if trial.value is None else f"{trial.value:.2%}"
-    return f"<b>trial {trial.number}</b>: {trial.recipe.label}<br>{value}, {trial.state.value}"
+    cost = f", {trial.cost} {COST_LABELS[trial.cost.metric]}" if trial.cost else ""
+    return f"<b>trial {trial.number}</b>: {trial.recipe.label}<br>{value}{cost}, {trial.state.value}"
 
 
 # ------------------------------------------------------------------------ progress of the search
@@ -250,8 +251,14 @@ def _accuracy_versus_cost(view: StudyView, chart: Chart, texts: dict[int, str], 
     return figure
 
 
+def _pareto_front(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
+    assert view.objective is not None
+    return _accuracy_versus_cost(view, chart, texts, cost=view.objective)
+
+
 PAGE_CHARTS: dict[str, PageChartFunction] = {
     "history": _history,
+    "pareto_front": _pareto_front,
     "importances": _importances,
     "parallel_coordinates": _parallel_coordinates,
     "slices": _slices,

@@ -168,6 +168,11 @@ def _accuracy_versus_cost(view: StudyView, chart: Chart, *, cost: Cost) -> Figur
     return figure
 
 
+def _pareto_front(view: StudyView, chart: Chart) -> Figure:
+    assert view.objective is not None
+    return _accuracy_versus_cost(view, chart, cost=view.objective)
+
+
 def _format_cost_axis(axes: Axes, low: float, high: float) -> None:
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
@@ -179,6 +184,7 @@ def _format_cost_axis(axes: Axes, low: float, high: float) -> None:
 
 PLOTS: dict[str, PlotFunction] = {
     "history": _history,
+    "pareto_front": _pareto_front,
     "learning_curves": _learning_curves,
     "timeline": _timeline,
     **{name: functools.partial(_accuracy_versus_cost, cost=cost) for name, cost in COSTS.items()},

@@ -15,11 +15,13 @@ from fmnist_search.recipe.formatting import format_value_short, short_names
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.tables import Cell, recipe_values
 from fmnist_search.results.champion import Champion
+from fmnist_search.results.objectives import COST_LABELS
 from fmnist_search.results.study import Importances, StudySummary, TrialRecord
 from fmnist_search.results.training import TrialState
 from fmnist_search.text import escape_markdown, markdown_table
 
 MAX_LEADERS = 10
+MAX_FRONT = 20
 MAX_IMPORTANCES = 5
 
 
@@ -32,6 +34,8 @@ def study_note(
     importances: Importances | None = None,
 ) -> str:
     """Return the note of a study: question, best trial, budget, findings, leaderboard, search space, next commands.
+
+    A study that minimizes a cost has its Pareto front before the leaderboard.
 
     Args:
         summary: The study's results.
@@ -51,6 +55,8 @@ def study_note(
         parts.append(_budget_table(summary, budget))
     if findings := _findings(summary, importances):
         parts.append("## Findings\n\n" + "\n".join(f"- {escape_markdown(line)}" for line in findings))
+    if summary.front:
+        parts += ["## Pareto front", _front(summary.front, searched)]
     if summary.ranked_trials:
         parts += ["## Leaderboard", _leaderboard(summary.ranked_trials[:MAX_LEADERS], searched)]
     parts += ["## Search space", _space_table(summary, space)]
@@ -110,14 +116,23 @@ def _findings(summary: StudySummary, importances: Importances | None) -> list[st
     return lines
 
 
+def _front(trials: Sequence[TrialRecord], searched: Sequence[str]) -> str:
+    """Return the most accurate trials of the front, which are at its end, in ascending order of cost."""
+    left_out = len(trials) - MAX_FRONT
+    note = f"\n\n{left_out} trials with a lower accuracy and a lower cost are left out." if left_out > 0 else ""
+    return _leaderboard(trials[-MAX_FRONT:], searched) + note
+
+
 def _leaderboard(trials: Sequence[TrialRecord], searched: Sequence[str]) -> str:
     names = [name for name in searched if not name.startswith("model.width_")]  # the network's label has its widths
-    head = ["trial", "network", "validation accuracy", *short_names(names)]
+    metric = next((trial.cost.metric for trial in trials if trial.cost), None)
+    head = ["trial", "network", "validation accuracy", *([COST_LABELS[metric]] if metric else []), *short_names(names)]
     body = [
         [
             str(trial.number),
             trial.recipe.label,
             f"{trial.value:.2%}",
+            *([str(trial.cost or "-")] if metric else []),
             *map(_format_cell, recipe_values(trial.recipe, names)),
         ]
         for trial in trials

@@ -11,7 +11,7 @@ from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.hyperparameters import Value
 from fmnist_search.recipe.recipe import Recipe, is_active
 from fmnist_search.results.statistics import class_scores
-from fmnist_search.results.study import TrialRecord, rank_trials
+from fmnist_search.results.study import TrialRecord, front_trials, rank_trials
 from fmnist_search.results.training import EpochReport
 
 Cell = Value | None
@@ -21,7 +21,7 @@ def leaderboard_columns(trials: Sequence[TrialRecord], searched: Sequence[str]) 
     """Return the leaderboard as columns: completed trials from the best to the worst, then the others by number.
 
     `searched` names the hyperparameters that get a column. Numbers stay numbers; a cell is None if a trial has no such
-    value. Duplicates of earlier trials are left out.
+    value. Duplicates of earlier trials are left out. If the study minimizes a cost, it and the front have a column.
     """
     leaders = rank_trials(trials)
     ranked = {trial.number for trial in leaders}
@@ -37,6 +37,10 @@ def leaderboard_columns(trials: Sequence[TrialRecord], searched: Sequence[str]) 
         "epochs": [trial.epochs for trial in ordered],
         "seconds": [trial.seconds for trial in ordered],
     }
+    if metric := next((trial.cost.metric for trial in leaders if trial.cost), None):
+        front = {trial.number for trial in front_trials(trials)}
+        columns[metric] = [trial.cost.value if trial.cost else None for trial in ordered]
+        columns["pareto_front"] = [trial.number in front for trial in ordered]
     values = [recipe_values(trial.recipe, searched) for trial in ordered]
     columns |= {name: [cells[index] for cells in values] for index, name in enumerate(searched)}
     return {**columns, "run_id": [trial.run_id for trial in ordered]}

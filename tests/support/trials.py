@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 import optuna
 
 from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.results.objectives import TrialCost
 from fmnist_search.results.study import Importances, TrialRecord
 from fmnist_search.results.training import TrialState
 from fmnist_search.search.suggest import base_recipe, suggest_recipe, trial_seed
@@ -55,6 +57,16 @@ def make_trials(
             )
         )
     return records
+
+
+def with_costs(trials: Sequence[TrialRecord], metric: str = "mult_adds") -> list[TrialRecord]:
+    """Return the trials as those of a study that minimizes a cost, which completed trials have."""
+    return [
+        dataclasses.replace(trial, cost=TrialCost(metric, 7.5 * trial.parameters))
+        if trial.state is TrialState.COMPLETED
+        else trial
+        for trial in trials
+    ]
 
 
 def make_importances(names: Sequence[str], trials: int) -> Importances:

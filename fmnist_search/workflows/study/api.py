@@ -6,7 +6,6 @@ import contextlib
 
 from fmnist_search.config.sections import Finalists
 from fmnist_search.config.study_config import StudyConfig
-from fmnist_search.errors import UserError
 from fmnist_search.execution.backend import BackendFactory
 from fmnist_search.files import free_bytes
 from fmnist_search.results.study import StudySummary
@@ -59,6 +58,8 @@ def promote(
     name: str,
     *,
     settings: Finalists | None = None,
+    trial: int | None = None,
+    max_parameters: int | None = None,
     backend: str | None = None,
     workspace: Workspace | None = None,
     tracking: TrackingOptions = TrackingOptions(),
@@ -66,26 +67,29 @@ def promote(
 ) -> StudySummary:
     """Confirm the best recipes of a study from fresh seeds, and register the model of the selected one.
 
-    `settings` replace those of the study file, `backend` its `execution.backend`.
+    `settings` replace those of the study file, `backend` its `execution.backend`. With `trial`, the recipe of this
+    trial is the only one; with `max_parameters`, the best are those of the networks that have at most so many.
 
     Raises:
-        UserError: if there is no such study, or it has no completed trial.
+        UserError: if there is no such study, or it has no completed trial that fits.
     """
-    from fmnist_search.workflows.lookup import load_study, summarize_stored
+    from fmnist_search.workflows.lookup import load_study
+    from fmnist_search.workflows.study.promotable import promotable_trials
 
     workspace, callback = workspace or Workspace.resolve(), callback or StudyCallback()
     stored = load_study(workspace, name)
-    if summarize_stored(workspace, stored).best is None:
-        raise UserError(f"study {name!r}: has no completed trial to promote; continue the search first", exit_code=3)
+    candidates = promotable_trials(stored.trial_records(), name, trial, max_parameters)
     config = stored.config.with_backend(backend) if backend else stored.config
     finalists = (settings or config.finalists).for_dataset(config.data.dataset)
+    if trial is not None:
+        finalists = finalists.model_copy(update={"recipes": 1})
     workspace.check_writable()
     with start_workers(config, callback) as workers:
         from fmnist_search.workflows.study.opening import SessionOptions, open_session
 
         options = SessionOptions(model_name=finalists.model_name, tracking=tracking)
         with open_session(workspace, config, workers, callback, options) as session:
-            return session.promote(finalists)
+            return session.promote(finalists, candidates)
 
 
 def _report_little_space(workspace: Workspace, name: str, callback: StudyCallback) -> None:

@@ -56,7 +56,10 @@ class Session:
         loop = SearchLoop(self.search_context(stopper), self.study_logger)
         reason = loop.run(self.backend)
         self.study_logger.log_plots(self.study_store.trial_records())  # while the finalists train
-        champion = self._promote_best(self.study_store.config.finalists) if reason.is_final else None
+        champion = None
+        if reason.is_final:
+            ranked = rank_trials(self.study_store.trial_records())
+            champion = self._promote_best(self.study_store.config.finalists, ranked)
         summary = summarize(
             self.workspace,
             self.study_store,
@@ -69,9 +72,12 @@ class Session:
         self.study_store.tracking_seconds += loop.tracking_seconds
         return summary
 
-    def promote(self, settings: Finalists) -> StudySummary:
-        """Promote the best recipes, even if the same were promoted before, end the study's run; return the summary."""
-        champion = self._promote_best(settings, force=True)
+    def promote(self, settings: Finalists, candidates: Sequence[TrialRecord]) -> StudySummary:
+        """Promote the best of these trials, even if the same were promoted before; end the study's run.
+
+        Return the summary of the study.
+        """
+        champion = self._promote_best(settings, candidates, force=True)
         reason = self._final_reason(current_stop_reason(self.study_store))
         summary = summarize(self.workspace, self.study_store, reason, champion=champion)
         self._close(summary)
@@ -109,13 +115,17 @@ class Session:
             parameter_names=varying_names(self.study_store.config.space),
         )
 
-    def _promote_best(self, settings: Finalists, *, force: bool = False) -> Champion | None:
-        """Train the finalists and register the best model; return None if interrupted or if there is none.
+    def _promote_best(
+        self, settings: Finalists, candidates: Sequence[TrialRecord], *, force: bool = False
+    ) -> Champion | None:
+        """Train the first distinct recipes of the candidates, and register the best model.
+
+        Return None if interrupted or if there is none.
 
         The champion that was selected from the same finalists before is returned at once, unless `force`; None, with a
         message, if its version has been deleted in the registry.
         """
-        leaders = _distinct_recipes(rank_trials(self.study_store.trial_records()))[: settings.recipes]
+        leaders = _distinct_recipes(candidates)[: settings.recipes]
         if not leaders or self.mlflow_store is None:
             return None
         key = selection_key(leaders, settings)

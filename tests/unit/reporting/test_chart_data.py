@@ -23,7 +23,7 @@ from fmnist_search.results.objectives import pareto_front
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import TrialState
 from tests.support.studies import make_study
-from tests.support.trials import make_importances, make_trials
+from tests.support.trials import make_importances, make_trials, with_costs
 
 LEARNING_RATE = "optimizer.learning_rate"
 ALL_CHARTS = [
@@ -111,6 +111,22 @@ def test_a_study_has_all_charts_with_notes() -> None:
     assert charts["slices"].note == "6 completed trials; not included: 2 pruned, 2 failed and 2 interrupted"
     assert charts["importances"].note == "PED-ANOVA over 12 completed trials; no others are included"
     assert charts["contour"].axes[0].name == LEARNING_RATE
+
+
+@pytest.mark.parametrize(
+    ("metric", "title", "left_out"),
+    [
+        ("mult_adds", "Accuracy against multiply-adds", set()),
+        ("seconds_per_epoch", "Accuracy against seconds per epoch", set()),
+        ("parameters", "Accuracy against parameters", {"accuracy_parameters"}),  # it would be there twice
+    ],
+)
+def test_a_study_that_minimizes_a_cost_has_its_pareto_front(metric: str, title: str, left_out: set[str]) -> None:
+    config = make_study()
+    charts = StudyView(with_costs(make_trials(config, 12), metric), config.space).charts
+    assert charts["pareto_front"].title == title
+    assert list(charts)[:2] == ["history", "pareto_front"]
+    assert set(ALL_CHARTS) - charts.keys() == {"importances", "contour"} | left_out
 
 
 @given(st.lists(st.sampled_from(TrialState), max_size=12), st.booleans())

@@ -17,10 +17,12 @@ from fmnist_search.config.sections import Budget
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.study_note import (
+    MAX_FRONT,
     MAX_LEADERS,
     study_note,
 )
 from fmnist_search.results.champion import Champion, ConfirmedScore
+from fmnist_search.results.objectives import TrialCost
 from fmnist_search.results.statistics import wilson
 from fmnist_search.results.study import Importances, StopReason, StudySummary, TrialRecord
 from fmnist_search.results.training import TrialState
@@ -77,6 +79,25 @@ def test_a_note_has_question_best_trial_leaderboard_space_and_next_commands() ->
     ]
     commands = ["    fmnist-search leaderboard small", "    fmnist-search promote small", "    fmnist-search ui"]
     assert note.endswith("\n".join(commands) + "\n")
+
+
+def test_a_note_of_a_study_that_minimizes_a_cost_has_its_pareto_front() -> None:
+    costs = [(0.8, 10_000), (0.7, 20_000), (0.9, 30_000)]
+    trials = [make_trial(n, value=value, cost=TrialCost("mult_adds", cost)) for n, (value, cost) in enumerate(costs)]
+    note = study_note(make_summary(*trials), [], SPACE)
+    front, leaders, _ = parse_tables(note)
+    assert note.index("## Pareto front") < note.index("## Leaderboard")
+    assert front[0] == leaders[0] == ["trial", "network", "validation accuracy", "multiply-adds"]
+    assert [(row[0], row[2], row[3]) for row in front[1:]] == [("0", "80.00%", "10,000"), ("2", "90.00%", "30,000")]
+    assert [row[0] for row in leaders[1:]] == ["2", "0", "1"]
+
+
+def test_a_long_pareto_front_is_cut_at_its_cheap_end() -> None:
+    count = MAX_FRONT + 3
+    trials = [make_trial(n, value=n / 100, cost=TrialCost("parameters", 1_000 * n)) for n in range(1, count + 1)]
+    note = study_note(make_summary(*trials), [], SPACE)
+    assert [row[0] for row in parse_tables(note)[0][1:]] == [str(n) for n in range(4, count + 1)]
+    assert "3 trials with a lower accuracy and a lower cost are left out." in note
 
 
 def test_a_note_shows_how_much_of_the_budget_was_used() -> None:

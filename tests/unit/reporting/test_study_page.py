@@ -15,10 +15,11 @@ from fmnist_search.reporting.chart_data import StudyView
 from fmnist_search.reporting.page_charts import PAGE_CHARTS
 from fmnist_search.reporting.study_page import is_plotly_installed, study_page
 from fmnist_search.reporting.study_plots import PLOTS
+from fmnist_search.results.study import front_trials
 from fmnist_search.results.training import TrialState
 from tests.support.figures import render_png
 from tests.support.studies import make_study
-from tests.support.trials import make_importances, make_trials
+from tests.support.trials import make_importances, make_trials, with_costs
 
 IMPORTANT_HYPERPARAMETERS = ["optimizer.learning_rate", "model.depth", "batch_size"]
 QUESTION = "Is 1 < 2 & </script><script>alert(1)</script>?"
@@ -65,6 +66,18 @@ def test_a_page_shows_every_chart_with_its_note() -> None:
     assert rest.count("Plotly.newPlot(") == len(charts.keys() & PAGE_CHARTS.keys())
     for chart in charts.values():
         assert f'<h2>{chart.title}</h2><p class="note">{chart.note}</p>' in rest
+
+
+@needs_plotly
+def test_a_page_of_a_study_that_minimizes_a_cost_shows_its_pareto_front() -> None:
+    config = make_study()
+    trials = with_costs(make_trials(config, 24))
+    rest = without_plotly_js(study_page("small", "Why?", trials, config.space))
+    assert "<h2>Accuracy against multiply-adds</h2>" in rest
+    front = front_trials(trials)
+    assert front
+    for trial in front:
+        assert f", {trial.cost} multiply-adds, completed" in rest
 
 
 @needs_plotly

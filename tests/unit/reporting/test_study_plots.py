@@ -12,10 +12,11 @@ from matplotlib.collections import LineCollection
 
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.study_plots import PLOTS, study_figures
+from fmnist_search.results.study import front_trials
 from fmnist_search.results.training import TrialState
 from tests.support.figures import figure_texts, render_png
 from tests.support.studies import make_study
-from tests.support.trials import DEFAULT_STATES, make_importances, make_trials
+from tests.support.trials import DEFAULT_STATES, make_importances, make_trials, with_costs
 
 # No plot gives a warning. A connection that another test left open is no concern of these.
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.filterwarnings("default::ResourceWarning")]
@@ -47,6 +48,16 @@ def test_every_plot_is_drawn_and_states_its_trials(count: int, space: Any) -> No
         render_png(figure)
         assert "completed" in figure_texts(figure), name
     assert ("history" in plots) == (count > 0)
+
+
+def test_the_pareto_front_is_drawn_with_the_numbers_of_its_trials() -> None:
+    config = make_study()
+    trials = with_costs(make_trials(config, 24))
+    figure = study_figures(trials, config.space)["pareto_front"]()
+    render_png(figure)
+    assert "Accuracy against multiply-adds" in figure_texts(figure)
+    numbers = {text.get_text() for text in figure.axes[0].texts}
+    assert numbers == {str(trial.number) for trial in front_trials(trials)[-8:]}
 
 
 @pytest.mark.parametrize("state", [TrialState.PRUNED, TrialState.FAILED, TrialState.INTERRUPTED])

@@ -13,6 +13,7 @@ import pandas as pd
 
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.tables import class_scores_csv, leaderboard_columns, leaderboard_csv
+from fmnist_search.results.objectives import TrialCost
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import TrialState
 
@@ -48,6 +49,15 @@ def test_the_leaderboard_has_completed_trials_first_and_its_numbers_are_numbers(
         "optimizer.nesterov": [None] * 3,  # a hyperparameter of sgd only
         "run_id": [None] * 3,
     }
+
+
+def test_the_leaderboard_of_a_study_that_minimizes_a_cost_has_it_and_the_front() -> None:
+    costs = [(0.8, 10.0), (0.7, 20.0), (0.9, 30.0)]
+    trials = [make_trial(n, value=value, cost=TrialCost("mult_adds", cost)) for n, (value, cost) in enumerate(costs)]
+    columns = leaderboard_columns([*trials, make_trial(3, TrialState.FAILED, None)], [])
+    assert columns["trial"] == [2, 0, 1, 3]
+    assert columns["mult_adds"] == [30.0, 10.0, 20.0, None]
+    assert columns["pareto_front"] == [True, True, False, False]
 
 
 def test_mlflow_can_store_the_leaderboard_as_a_table() -> None:
