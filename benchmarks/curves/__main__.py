@@ -1,4 +1,4 @@
-"""`python -m benchmarks.curves record|replay|carry|windows|ask`."""
+"""`python -m benchmarks.curves record|replay|plot|carry|windows|ask`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,6 @@ def replay(
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Compare settings of the default pair instead of all pairs.")
     ] = False,
-    figure: Annotated[Path | None, typer.Option(help="Plot the regrets to this file.", show_default=False)] = None,
     out: Annotated[
         Path | None, typer.Option(help="Also add the results to this file, as JSON.", show_default=False)
     ] = None,
@@ -84,18 +83,28 @@ def replay(
     }  # fmt: skip
     if not as_json:
         typer.echo("\n".join([*figures.describe(about), figures.table_head()]))
-    rows, replayed = {}, []
+    rows = {}
     for method, traces in bench.replay_all(recorded, methods, numbers, compute, running, workers):
         rows[method.name] = figures.summarize(traces, targets, running, compute)
-        replayed.append(figures.MethodReplays.by_compute(method.name, traces))
         if not as_json:
             typer.echo("\n".join(figures.table_lines(method.name, rows[method.name])))
         if out:
             figures.save_results(out, about, rows)
-    if figure:
-        figures.plot_regrets(replayed, targets, clock, compute).savefig(figure, dpi=120)
     if as_json:
         typer.echo(json.dumps({**about, "methods": rows}, indent=1))
+
+
+@app.command()
+def plot(
+    results: Annotated[Path, typer.Argument(help="File that `replay --out` has written.")],
+    figure: Annotated[Path, typer.Argument(help="File of the picture.")],
+    only: Annotated[str, typer.Option(help="Only methods whose name contains this text, or one of TEXT|TEXT.")] = "",
+    running: Annotated[int, typer.Option(help="Simulated workers of the replays.", min=1)] = 1,
+) -> None:
+    """Plot the regrets of replays with the seeds for judging."""
+    from benchmarks.curves.figures import plot_results
+
+    plot_results(results, only, running).savefig(figure, dpi=120)
 
 
 @app.command()

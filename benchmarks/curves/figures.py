@@ -61,21 +61,20 @@ class Targets:
 
 
 @dataclass(frozen=True)
-class MethodReplays:
-    """All replays of one method by one clock: when trials completed, and the best accuracy by then."""
+class Replays:
+    """Replays of one method by one clock: for each, when its trials completed, and the best accuracy by then."""
 
-    method: str
     replays: tuple[tuple[Array, Array], ...]
 
     @classmethod
-    def by_compute(cls, method: str, traces: Sequence[SearchTrace]) -> MethodReplays:
+    def by_compute(cls, traces: Sequence[SearchTrace]) -> Replays:
         """Return the replays by the compute that all workers have spent."""
-        return cls(method, tuple((np.array(one.compute_spent), np.array(one.best_values)) for one in traces))
+        return cls(tuple((np.array(one.compute_spent), np.array(one.best_values)) for one in traces))
 
     @classmethod
-    def by_wall(cls, method: str, traces: Sequence[SearchTrace]) -> MethodReplays:
+    def by_wall(cls, traces: Sequence[SearchTrace]) -> Replays:
         """Return the replays by the time on the clock."""
-        return cls(method, tuple((np.array(one.wall_times), np.array(one.best_values)) for one in traces))
+        return cls(tuple((np.array(one.wall_times), np.array(one.best_values)) for one in traces))
 
     def regrets(self, best: float, at: float) -> Array:
         """Return how many points each best accuracy by then is below the best of the table."""
@@ -118,9 +117,9 @@ def _interval(values: Array, statistic: Callable[[Array], Array]) -> Interval:
 
 def summarize(traces: Sequence[SearchTrace], targets: Targets, running: int, compute: float) -> dict[str, Summary]:
     """Return the results of a method by compute, and by time if several trials ran at a time."""
-    summaries = {"compute": MethodReplays.by_compute("", traces).summarize(targets, compute)}
+    summaries = {"compute": Replays.by_compute(traces).summarize(targets, compute)}
     if running > 1:
-        summaries["wall"] = MethodReplays.by_wall("", traces).summarize(targets, compute / running)
+        summaries["wall"] = Replays.by_wall(traces).summarize(targets, compute / running)
     return summaries
 
 
@@ -164,17 +163,28 @@ def format_interval(interval: Interval, decimals: int) -> str:
     return "-" if middle == low == "-" else f"{middle} ({low} to {high})"
 
 
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """Return the runs of a file of results.
+
+    Raises:
+        UserError: if there is no such file, or it holds something else.
+    """
+    try:
+        runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"]
+        assert all(isinstance(run["methods"], dict) for run in runs)
+    except (OSError, ValueError, TypeError, KeyError, AssertionError):
+        raise UserError(f"{path}: is not a file of replays; name another file") from None
+    return runs
+
+
 def save_results(path: Path, about: Mapping[str, Any], methods: Mapping[str, Mapping[str, Summary]]) -> None:
     """Write results to a file of several runs; those of an earlier run with the same settings are updated.
 
     Raises:
         UserError: if the file holds something else.
     """
-    try:
-        runs = json.loads(path.read_text())["runs"] if path.exists() else []
-        earlier = [run for run in runs if {key: run.get(key) for key in about} == about]
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f"--out {path}: is not a file of replays; name another file") from None
+    runs = read_runs(path) if path.exists() else []
+    earlier = [run for run in runs if {key: run.get(key) for key in about} == about]
     if not earlier:
         runs.append({**about, "methods": {}})
     (earlier or runs)[-1]["methods"].update(methods)
@@ -184,30 +194,33 @@ def save_results(path: Path, about: Mapping[str, Any], methods: Mapping[str, Map
 # ---------------------------------------------------------------------------------------- the plot
 
 
-def plot_regrets(replays: Sequence[MethodReplays], targets: Targets, clock: str, compute: float) -> Figure:
-    """Plot median regret against compute with 95 % intervals; the one-epoch rule gives a point for each setting."""
+def plot_results(path: Path, only: str, running: int) -> Figure:
+    """Plot the regrets of a file of results, of the methods with `only` in their name, at the checkpoints.
+
+    Raises:
+        UserError: if the file has no such replays with the seeds for judging.
+    """
+    runs = [run for run in read_runs(path) if run["running"] == running and run["seeds"].startswith("judging")]
+    chosen = [
+        (name, run["methods"][name])
+        for run in runs
+        for name in run["methods"]
+        if any(t in name for t in only.split("|"))
+    ]
+    if not chosen:
+        raise UserError(f"{path}: has no replays of {only!r} with {running} at a time; replay them with --out {path}")
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
-    grid = np.geomspace(1.0, compute, 80)
-    for one in replays:
-        if one.method.startswith("one-epoch"):
-            end = float(np.median([times[-1] for times, _ in one.replays]))
-            middle, low, high = np.array(_interval(one.regrets(targets.best, math.inf), _median), dtype=float)
-            axes.errorbar(end, middle, [[middle - low], [high - middle]], fmt="ks", markersize=4)
-            axes.annotate(one.method.removeprefix("one-epoch rule, "), (end, middle), fontsize=7)
-            continue
-        intervals = np.array([_interval(one.regrets(targets.best, at), _median) for at in grid], dtype=float)
-        shown = intervals[:, 0] < NO_RESULT
-        middles, lows, highs = intervals[shown].T
-        (line,) = axes.step(grid[shown], middles, where="post", label=one.method)
-        axes.fill_between(grid[shown], lows, highs, step="post", alpha=0.08, color=line.get_color())
-    goal = 100 * (targets.best - targets.goal)
-    axes.axhline(goal, color="grey", linestyle=":", label="100 random full trainings, at their end")
-    axes.set_xscale("log")
-    axes.set_xticks(ticks := [at for at in (*CHECKPOINTS, 30) if at <= compute], [str(at) for at in ticks])
-    axes.minorticks_off()
-    axes.set_xlabel(f"compute spent, in mean full trainings (by {clock})")
-    axes.set_ylabel("median regret of the best completed trial, points")
-    axes.set_ylim(0, 6)
-    axes.legend(fontsize=7)
+    for name, summaries in chosen:
+        summary = summaries["wall" if running > 1 else "compute"]
+        shown = {int(at): values for at, values in summary["regret_points"].items() if values[0] < NO_RESULT}
+        middles, lows, highs = zip(*shown.values(), strict=True)
+        (line,) = axes.plot([*shown], middles, marker="o", markersize=3, label=name)
+        axes.fill_between([*shown], lows, highs, alpha=0.1, color=line.get_color())
+    axes.set_xticks(CHECKPOINTS)
+    unit = "time with several workers" if running > 1 else "compute"
+    axes.set_xlabel(f"{unit}, in mean full trainings")
+    axes.set_ylabel("regret of the best completed trial, points: median, 95 % interval")
+    axes.set_ylim(0, 5)
+    axes.legend(fontsize=8)
     return figure

@@ -163,6 +163,11 @@ def test_results_of_several_runs_are_one_file(drawn_table: Path, tmp_path: Path)
         (2, ["random, every training full"]),
     ]
     assert [[*row] for row in runs[1]["methods"].values()] == [["compute", "wall"]]
+    figure = tmp_path / "regret.png"
+    run_curves_command("plot", out, figure, "--running", "2")
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="has no replays of 'tpe' with 2 at a time"):
+        run_curves_command("plot", out, figure, "--running", "2", "--only", "tpe")
 
 
 @pytest.mark.parametrize(
