@@ -79,6 +79,7 @@ SHORTER = {
     "fmnist-search train --* --epochs *": "--epochs 4",
     "fmnist-search train lenet*": SMALL_TRAINING,
     "fmnist-search train lenet*--seeds *": "--seeds 2",
+    "fmnist-search promote small-and-good *": "--max-parameters 100000 --recipes 1",
     "fmnist-search sweep-lr *": f"{SMALL_TRAINING} --seeds 1 --factors 1,2",
 }
 """Options that are put behind matching commands, so that they take seconds."""
