@@ -15,6 +15,7 @@ from fmnist_search.reporting.model_summary import summarize
 from fmnist_search.results.objectives import TrialCost
 from fmnist_search.results.training import EpochReport, TrialResult, TrialState
 from fmnist_search.search.study_store import StudyRuntime, StudyStore
+from fmnist_search.workflows.rebuilding import finished_run
 from fmnist_search.workspace import Workspace
 from tests.integration.cli.test_errors import assert_error
 from tests.integration.conftest import CommandResult, FinishedStudy, read_artifact, run_command
@@ -113,6 +114,13 @@ def test_status_and_show_name_the_front_and_the_cost(stored: FinishedStudy) -> N
     assert stored.run("status", "--json").json["pareto_front"] == [0, 2]
     assert stored.run("show", 4).stdout.splitlines()[0].endswith(", completed, 85.00%, 30,000 multiply-adds")
     assert "90.00%" in stored.run("studies", "list").stdout
+
+
+def test_a_run_that_is_written_anew_from_the_storage_has_the_cost(stored: FinishedStudy) -> None:
+    store = StudyStore.load(Workspace.resolve(f"sqlite:///{stored.folder / 'mlflow.db'}").storage_url)
+    record = store.trial_records()[2]
+    metrics = {key: (value, step) for key, value, _, step in finished_run(store, record, "parent").metrics}
+    assert metrics["model/mult_adds"] == (30_000, 1)
 
 
 def test_a_study_with_one_metric_has_no_front(stored: FinishedStudy, tmp_path: Path) -> None:
