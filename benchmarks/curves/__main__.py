@@ -25,15 +25,22 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def record(
     study: StudyOption = CURVES_FOLDER / "cpu.toml",
     curves: CurvesOption = CURVES_FOLDER / "cpu.jsonl",
+    plan: Annotated[
+        str,
+        typer.Option(help="What is trained besides random recipes: annealed (cpu.toml) or neighbours (cpu-2.toml)."),
+    ] = "annealed",
     recipes: Annotated[int, typer.Option(help="Number of random recipes.", min=1)] = 200,
     workers: WorkersOption = 2,
     device: Annotated[str, typer.Option(help="cpu, or cuda (not tested).")] = "cpu",
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the images.", show_default=False)] = None,
 ) -> None:
     """Record the curves of random recipes, or continue a recording."""
+    from benchmarks.curves.plans import PLANS
     from benchmarks.curves.record import record as record_curves
 
-    for curve in record_curves(study, curves, recipes, workers, data_dir, device):
+    if plan not in PLANS:
+        raise UserError(f"--plan {plan!r}: is not a plan; take one of {', '.join(PLANS)}")
+    for curve in record_curves(study, curves, PLANS[plan], recipes, workers, data_dir, device):
         last = f"{curve.val_accuracy[-1]:.2%}" if curve.val_accuracy else curve.failed
         typer.echo(f"{curve.recipe_number:4d} {curve.kind:<12} {last}  {sum(curve.seconds):6.1f} s")
 

@@ -1,23 +1,22 @@
-"""Train random recipes of a space in full and record their learning curves.
+"""Train the recipes of a plan in full and record their learning curves.
 
-The seed of the study determines the order of the trainings, and each curve is written when its training ends. A
-recording that was interrupted is therefore valid, and the same command continues it.
+Each curve is written when its training ends. A recording that was interrupted is therefore valid, and the same command
+continues it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.pool import Pool
 from pathlib import Path
 
-import optuna
-
+from benchmarks.curves.plans import SMALL_IMAGES, PlannedTraining, Stage
 from benchmarks.curves.table import FORMAT_VERSION, Curve, CurveTable, Header
 from benchmarks.machine import machine, versions
 from fmnist_search.config.conditional_space import varying_names
@@ -26,88 +25,45 @@ from fmnist_search.data.files import DataSource
 from fmnist_search.data.images import Images
 from fmnist_search.data.loading import load_images
 from fmnist_search.recipe.execution import Execution
-from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import Decision, EpochReport, TrialState
-from fmnist_search.search.suggest import base_recipe, suggest_recipe, trial_seed
 from fmnist_search.training.autotune import autotune
 from fmnist_search.training.devices import resolve_execution
 from fmnist_search.training.trial import run_trial
 from fmnist_search.workspace import image_cache_folder
 
-REPEATABLE_RECIPES = 85
-"""Number of recipes of which some are trained again."""
-
-ANNEALED_EVERY = 3
-"""Every third of them is also trained with an annealed schedule and another seed."""
-
-REPEATED_EVERY, REPEATS = 10, 2
-"""Every tenth of them is trained twice more with other seeds, which measures the noise."""
-
-BEST_RECIPES, LEARNING_RATE_FACTORS = 3, (1.0, 2.0, 4.0)
-"""The best recipes are annealed from these multiples of their learning rate."""
-
-
-@dataclass(frozen=True)
-class PlannedTraining:
-    """One training of the plan."""
-
-    recipe_number: int
-    kind: str
-    recipe: Recipe
+ImagesByCount = Mapping[int | None, Images]
 
 
 def record(
-    study: Path, curves_file: Path, count: int, workers: int, data_dir: Path | None, device: str = "cpu"
+    study: Path,
+    curves_file: Path,
+    plan: Sequence[Stage],
+    count: int,
+    workers: int,
+    data_dir: Path | None,
+    device: str = "cpu",
 ) -> Iterator[Curve]:
-    """Yield the curves of the first `count` recipes that `curves_file` does not have yet, and append them to it."""
+    """Yield the curves of a plan with `count` random recipes that a file does not have yet, and append them to it."""
     config = StudyConfig.load(study)
     execution = resolve_execution(device, threads=1)
-    images = load_images(config.data, DataSource(image_cache_folder(), data_dir))
+    images = _load_images(config, data_dir)
     if not curves_file.exists():
         curves_file.write_text(json.dumps(vars(_make_header(config, execution))) + "\n")
-    table = CurveTable.read(curves_file, config)
-    random_recipes = sample_recipes(config, table.header.precision, count)
-    names = varying_names(StudyConfig.from_dict(table.header.study).space)
+    names = varying_names(StudyConfig.from_dict(CurveTable.read(curves_file, config).header.study).space)
     with _start_workers(workers, images, execution, names) as pool:
-        yield from _run_trainings(list(_plan_trainings(random_recipes, config)), table, pool, curves_file)
-        table = CurveTable.read(curves_file, config)
-        yield from _run_trainings(list(_plan_scaled_rates(table, random_recipes, config)), table, pool, curves_file)
+        for stage in plan:
+            table = CurveTable.read(curves_file, config)
+            yield from _run_trainings(list(stage(config, table, count)), table, pool, curves_file)
 
 
-def sample_recipes(config: StudyConfig, precision: str, count: int) -> list[Recipe]:
-    """Return the first random recipes of a study's space."""
-    base = base_recipe(config, precision)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=config.seed))
-    return [suggest_recipe(study.ask(), config.space, base, trial_seed(config.seed, number)) for number in range(count)]
-
-
-def _plan_trainings(recipes: list[Recipe], config: StudyConfig) -> Iterator[PlannedTraining]:
-    for number, recipe in enumerate(recipes):
-        yield PlannedTraining(number, "search", recipe)
-        if number >= REPEATABLE_RECIPES:
-            continue
-        if number % ANNEALED_EVERY == 0:
-            yield PlannedTraining(
-                number, "annealed", _annealed_recipe(recipe, 1.0, trial_seed(config.seed + 1, number))
-            )
-        if number % REPEATED_EVERY == 0:
-            for repeat in range(REPEATS):
-                seed = trial_seed(config.seed + 2 + repeat, number)
-                yield PlannedTraining(number, f"repeat {repeat + 1}", recipe.replace({"seed": seed}))
-
-
-def _plan_scaled_rates(table: CurveTable, recipes: list[Recipe], config: StudyConfig) -> Iterator[PlannedTraining]:
-    best = sorted(table.curves_of_kind("search").values(), key=lambda curve: -curve.val_accuracy[-1])[:BEST_RECIPES]
-    for curve in best:
-        for factor in LEARNING_RATE_FACTORS:
-            seed = trial_seed(config.seed + 100, curve.recipe_number)
-            recipe = _annealed_recipe(recipes[curve.recipe_number], factor, seed)
-            yield PlannedTraining(curve.recipe_number, f"annealed x{factor:g}", recipe)
-
-
-def _annealed_recipe(recipe: Recipe, factor: float, seed: int) -> Recipe:
-    rate = factor * recipe.optimizer.learning_rate
-    return recipe.replace({"schedule.name": "one-cycle", "optimizer.learning_rate": rate, "seed": seed})
+def _load_images(config: StudyConfig, data_dir: Path | None) -> ImagesByCount:
+    """Return the images of a study, and the fewer ones of some trainings, by the number of them to train on."""
+    source = DataSource(image_cache_folder(), data_dir)
+    few = min(SMALL_IMAGES, config.data.training_count)
+    return {
+        None: load_images(config.data, source),
+        SMALL_IMAGES: load_images(dataclasses.replace(config.data, train_images=few), source),
+    }
 
 
 def _run_trainings(plan: list[PlannedTraining], table: CurveTable, pool: Pool, out: Path) -> Iterator[Curve]:
@@ -119,20 +75,21 @@ def _run_trainings(plan: list[PlannedTraining], table: CurveTable, pool: Pool, o
             yield curve
 
 
-def _start_workers(count: int, images: Images, execution: Execution, names: list[str]) -> Pool:
+def _start_workers(count: int, images: ImagesByCount, execution: Execution, names: list[str]) -> Pool:
     # The C library of each worker reads these when it starts, and then keeps the pages of freed tensors.
     os.environ |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_TOP_PAD_": "67108864"}
     return multiprocessing.get_context("spawn").Pool(count, _init_worker, (images, execution, names))
 
 
-_worker_images: Images
+_worker_images: ImagesByCount
 _worker_execution: Execution
 _worker_names: list[str]
 
 
-def _init_worker(images: Images, execution: Execution, names: list[str]) -> None:
+def _init_worker(images: ImagesByCount, execution: Execution, names: list[str]) -> None:
     global _worker_images, _worker_execution, _worker_names
-    _worker_images, _worker_execution, _worker_names = images.to(execution.device), execution, names
+    _worker_images = {number: each.to(execution.device) for number, each in images.items()}
+    _worker_execution, _worker_names = execution, names
 
 
 def _record_curve(training: PlannedTraining) -> Curve:
@@ -143,7 +100,8 @@ def _record_curve(training: PlannedTraining) -> Curve:
         marks.append(now())
         return Decision.CONTINUE
 
-    result = run_trial(training.recipe, _worker_images, _worker_execution, record_time)
+    images = _worker_images[training.train_images]
+    result = run_trial(training.recipe, images, _worker_execution, record_time)
     assert result.state in (TrialState.COMPLETED, TrialState.FAILED), result
     flat = training.recipe.to_flat_dict()
     return Curve(
@@ -155,6 +113,9 @@ def _record_curve(training: PlannedTraining) -> Curve:
         val_accuracy=[round(epoch.val_accuracy or 0.0, 6) for epoch in result.epochs],
         seconds=[round(after - before, 3) for before, after in itertools.pairwise(marks)],
         failed=result.reason if result.state is TrialState.FAILED else None,
+        train_loss=[round(epoch.train_loss, 6) for epoch in result.epochs],
+        train_accuracy=[round(epoch.train_accuracy, 6) for epoch in result.epochs],
+        val_loss=[round(epoch.val_loss or 0.0, 6) for epoch in result.epochs],
     )
 
 

@@ -29,10 +29,12 @@ class Header:
 
 @dataclass(frozen=True)
 class Curve:
-    """One training: the values that the space varies, and validation accuracy and seconds of each epoch.
+    """One training: the values that the space varies, and what was measured after each epoch.
 
-    `kind` is "search" (constant learning rate, as in a search), "repeat n" (the same with another seed), "annealed"
-    (one-cycle, with another seed) or "annealed xN" (the same with N times the learning rate).
+    `kind` is "search" (a random recipe at a constant learning rate, as in a search), "neighbour" (the same for a recipe
+    close to one of the best), "repeat n" (the recipe again with another seed), "small" (the recipe on fewer images),
+    "annealed" (one-cycle, with another seed) or "annealed xN" (the same with N times the learning rate). The first
+    table that was recorded has no losses and no training accuracy.
     """
 
     recipe_number: int
@@ -43,6 +45,9 @@ class Curve:
     val_accuracy: Sequence[float]
     seconds: Sequence[float]
     failed: str | None = None
+    train_loss: Sequence[float] = ()
+    train_accuracy: Sequence[float] = ()
+    val_loss: Sequence[float] = ()
 
 
 @dataclass(frozen=True)

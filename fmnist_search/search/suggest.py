@@ -45,7 +45,7 @@ def trial_seed(study_seed: int, number: int) -> int:
 # ------------------------------------------------------------------------------------ sampling
 
 
-def suggest_recipe(trial: optuna.Trial, space: Space, base: Recipe, seed: int) -> Recipe:
+def suggest_recipe(trial: optuna.trial.BaseTrial, space: Space, base: Recipe, seed: int) -> Recipe:
     """Sample a recipe. A conditional hyperparameter is suggested only if the recipe has it."""
     family = str(_suggest(trial, FAMILY_NAME, family_domain(space)))
     domains = space.domains(family)
@@ -58,7 +58,7 @@ def suggest_recipe(trial: optuna.Trial, space: Space, base: Recipe, seed: int) -
     return start.replace({**values, "seed": seed})
 
 
-def _suggest(trial: optuna.Trial, name: str, domain: Domain) -> Value:
+def _suggest(trial: optuna.trial.BaseTrial, name: str, domain: Domain) -> Value:
     match domain:
         case Fixed(value):
             return value
