@@ -19,11 +19,12 @@ from benchmarks.machine import machine, versions
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.results.training import EpochReport, Overhead, TrialResult, TrialState
+from fmnist_search.results.training import Decision, EpochReport, Overhead, TrialResult, TrialState
 from fmnist_search.search.driver_storage import DriverStorage
 from fmnist_search.search.lease import Lease
 from fmnist_search.search.storage import open_storage
-from fmnist_search.search.study_store import StudyRuntime, StudyStore
+from fmnist_search.search.study_attributes import StudyRuntime
+from fmnist_search.search.study_store import StudyStore
 from fmnist_search.tracking.delivery_process import DeliveryProcess
 from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.run_logger import RunLogger
@@ -90,7 +91,7 @@ def _time_trial(
     for epoch in range(1, study_store.config.budget.epochs + 1):
         value += (0.93 - value) * rng.uniform(0.1, 0.4)
         reports.append(EpochReport(epoch, 0.0, 0.0, 0.0, value, 0.0, 0.0))
-        if study_store.should_prune(trial, reports[-1]):
+        if study_store.decide(trial, reports[-1]) is Decision.PRUNE:
             state = TrialState.PRUNED
             break
     marks.append(time.perf_counter())

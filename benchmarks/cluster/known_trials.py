@@ -23,7 +23,8 @@ from fmnist_search.config.samplers import Random
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.results.training import EpochReport, TrialResult, TrialState
-from fmnist_search.search.study_store import StudyRuntime, StudyStore
+from fmnist_search.search.study_attributes import StudyRuntime
+from fmnist_search.search.study_store import StudyStore
 from fmnist_search.search.trial_attributes import OUTCOME_ATTRIBUTE, outcome_attribute
 
 PRECISION = "float32"

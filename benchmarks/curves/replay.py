@@ -22,7 +22,8 @@ from benchmarks.curves.recorded import RecordedRecipes
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.results.training import Decision, EpochReport, TrialResult, TrialState
 from fmnist_search.search.asked_trial import AskedTrial
-from fmnist_search.search.study_store import StudyRuntime, StudyStore
+from fmnist_search.search.study_attributes import StudyRuntime
+from fmnist_search.search.study_store import StudyStore
 
 CHOOSING, JUDGING = "choosing", "judging"
 SEEDS = {CHOOSING: range(200), JUDGING: range(1000, 1200)}
@@ -126,7 +127,7 @@ class Replay:
         return False
 
     def _decide(self, trial: AskedTrial, report: EpochReport) -> Decision:
-        return Decision.PRUNE if self._store.should_prune(trial, report) else Decision.CONTINUE
+        return self._store.decide(trial, report)
 
     def _start_trial(self, worker: int, now: float) -> bool:
         """Give a free worker a trial; return whether there is one for it."""

@@ -172,7 +172,7 @@ def leaderboard(
     """Show the best completed trials of a study, or with --all those of all studies.
 
     If the study minimizes a cost, the trials on the Pareto front are marked: no trial is better in one metric and not
-    worse in the other.
+    worse in the other. Paused trials follow, with the accuracy that is predicted for them: median and 90 % interval.
 
     Values from other images or another split cannot be ranked together: with --all, studies with the same images share
     a table of --top trials.
@@ -188,6 +188,7 @@ def leaderboard(
     from fmnist_search.cli import output
     from fmnist_search.cli.serialization import leader_to_dict
     from fmnist_search.config.conditional_space import varying_names
+    from fmnist_search.results.study import paused_trials
     from fmnist_search.workflows import lookup
 
     _check_scope(study, show_all=show_all)
@@ -205,10 +206,14 @@ def leaderboard(
         )
     summary = lookup.summarize_stored(workspace, stored)
     trials = summary.front if pareto else summary.ranked_trials[:top]
+    paused = [] if pareto else paused_trials(summary.trials)[:top]
     if as_json:
-        output.print_json([leader_to_dict(trial, summary.front) for trial in trials])
-    else:
-        output.print_table(output.leaderboard_table(trials, varying_names(stored.config.space), summary.front))
+        output.print_json([leader_to_dict(trial, summary.front) for trial in (*trials, *paused)])
+        return
+    names = varying_names(stored.config.space)
+    output.print_table(output.leaderboard_table(trials, names, summary.front))
+    if paused:
+        output.print_table(output.paused_table(paused, names))
 
 
 def _show_all_leaderboards(workspace: Workspace, top: int, *, as_json: bool) -> None:

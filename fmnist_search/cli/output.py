@@ -126,13 +126,32 @@ def leaderboard_table(
     metric = next((trial.cost.metric for trial in front if trial.cost), None)
     body = []
     for trial in trials:
-        flat = trial.recipe.to_flat_dict()
-        values = [format_value_short(flat[name]) if name in flat else "-" for name in names]
         cost = [str(trial.cost or "-"), "*" if trial in front else ""] if metric else []
         figures = [f"{trial.value:.2%}", *cost, trial.recipe.label, f"{trial.seconds:.1f}"]
-        body.append([str(trial.number), *figures, *values])
+        body.append([str(trial.number), *figures, *_values(trial, names)])
     columns = ["trial", "val_accuracy", *([metric, "front"] if metric else []), "network", "seconds"]
     return make_table([*columns, *short_names(names)], body)
+
+
+def paused_table(trials: Sequence[TrialRecord], names: Sequence[str]) -> Table:
+    """Return a table of paused trials: their accuracy so far, and the one that is predicted for their last epoch."""
+    names = [name for name in names if not name.startswith("model.width_")]
+    body = [
+        [
+            str(trial.number),
+            f"{format_percent(trial.value)} after {trial.epochs}",
+            str(trial.prediction or "-"),
+            trial.recipe.label,
+            *_values(trial, names),
+        ]
+        for trial in trials
+    ]
+    return make_table(["paused", "val_accuracy", "predicted", "network", *short_names(names)], body)
+
+
+def _values(trial: TrialRecord, names: Sequence[str]) -> list[str]:
+    flat = trial.recipe.to_flat_dict()
+    return [format_value_short(flat[name]) if name in flat else "-" for name in names]
 
 
 def ranked_trials_table(ranked: Sequence[RankedTrial]) -> Table:

@@ -33,6 +33,10 @@ STATE_STYLES = {
 }
 
 
+COUNTED_STATES = (TrialState.PRUNED, TrialState.PAUSED, TrialState.FAILED)
+"""The states whose numbers of trials are shown besides the number of all."""
+
+
 class MessagePrinter(StudyCallback):
     """Prints messages and no epochs: for several trainings at once."""
 
@@ -97,7 +101,7 @@ class StudyProgressDisplay(StudyCallback):
         self._config = config
         self._console = console
         self._started = time.monotonic()
-        self._trials: list[TrialRecord] = []
+        self._trials: dict[int, TrialRecord] = {}
         self._previous_trial_count = 0
         self._previous_seconds = 0.0
         self._curves: dict[str, list[float]] = {}
@@ -113,8 +117,8 @@ class StudyProgressDisplay(StudyCallback):
 
     def on_study_start(self, trials: Sequence[TrialRecord], seconds: float) -> None:
         """Count the trials and the seconds of earlier sessions."""
-        self._trials = list(trials)
-        self._previous_trial_count = len(trials)
+        self._trials = {trial.number: trial for trial in trials}
+        self._previous_trial_count = self._finished_count()
         self._previous_seconds = seconds
 
     def on_message(self, text: str) -> None:
@@ -135,8 +139,10 @@ class StudyProgressDisplay(StudyCallback):
         self._curves = {running: curve for running, curve in self._curves.items() if running != name}
 
     def on_trial_end(self, trial: TrialRecord) -> None:
-        """Print the line of a trial."""
-        self._trials.append(trial)
+        """Print the line of a trial, unless it is paused: it may be so after each epoch."""
+        self._trials[trial.number] = trial
+        if trial.state is TrialState.PAUSED:
+            return
         self._console.print(
             Text.assemble(
                 f"{trial.number:03d} ",
@@ -156,23 +162,23 @@ class StudyProgressDisplay(StudyCallback):
         self._curves = {f"{trial.number:03d} {trial.recipe.label}": list(trial.curve) for trial in trials}
 
     def _finished_count(self) -> int:
-        return sum(trial.is_final and trial.duplicate_of is None for trial in self._trials)
+        return sum(trial.is_final and trial.duplicate_of is None for trial in self._trials.values())
 
     def _format_counts(self) -> str:
-        trained = [trial for trial in self._trials if trial.duplicate_of is None]
+        trained = [trial for trial in self._trials.values() if trial.duplicate_of is None]
         counts = {state: sum(trial.state is state for trial in trained) for state in TrialState}
         values = [trial.value for trial in trained if trial.state is TrialState.COMPLETED and trial.value is not None]
         total = self._config.budget.trials
         parts = [
             f"{self._finished_count()}{f' of {total}' if total else ''} trials",
             f"best {format_percent(max(values, default=None))}",
-            *(f"{counts[state]} {state.value}" for state in (TrialState.PRUNED, TrialState.FAILED) if counts[state]),
+            *(f"{counts[state]} {state.value}" for state in COUNTED_STATES if counts[state]),
         ]
         return ", ".join(parts)
 
     def _format_pace(self) -> str:
         elapsed = time.monotonic() - self._started
-        new = len(self._trials) - self._previous_trial_count
+        new = self._finished_count() - self._previous_trial_count
         if not new:
             return format_duration(elapsed)
         left = self._seconds_left(elapsed, new)

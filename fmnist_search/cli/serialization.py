@@ -62,6 +62,7 @@ def trial_to_dict(trial: TrialRecord) -> Json:
         "began_at": trial.started_at,
         "ended_at": trial.ended_at,
         **cost,
+        **({"prediction": dict(vars(trial.prediction))} if trial.prediction else {}),
     }
 
 

@@ -138,6 +138,13 @@ def value_count(domain: Domain) -> int | None:
     return None if values is None else len(values)
 
 
+def is_ordered(domain: Domain) -> bool:
+    """Return whether the values of a domain are numbers."""
+    return isinstance(domain, Range) or (
+        isinstance(domain, Choice) and not any(isinstance(value, str | bool) for value in domain.values)
+    )
+
+
 class Boundary(Enum):
     """An end of a domain."""
 

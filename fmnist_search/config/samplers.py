@@ -99,6 +99,18 @@ class Qmc(SamplerSection):
         return [{name: domain for group in groups for name, domain in group.items()}]
 
 
+class FreezeThaw(SamplerSection):
+    """Freeze-thaw: pauses and resumes trials; each epoch goes to the trial or the new recipe that promises most.
+
+    It predicts learning curves with a Gaussian process, and needs no pruner.
+    """
+
+    name: Literal["freeze-thaw"] = "freeze-thaw"
+    candidates: int = Field(
+        24, ge=1, le=1_000, description="new random recipes with which it compares the trials that have begun"
+    )
+
+
 class Grid(SamplerSection):
     """Every recipe of a space of lists and steps, once, in random order."""
 
@@ -108,5 +120,5 @@ class Grid(SamplerSection):
 DEFAULT_SAMPLER = Tpe()
 
 Sampler = Annotated[
-    Tpe | Random | Gp | Cmaes | Qmc | Grid, Field(discriminator="name"), expand_name(DEFAULT_SAMPLER.name)
+    Tpe | Random | Gp | Cmaes | Qmc | Grid | FreezeThaw, Field(discriminator="name"), expand_name(DEFAULT_SAMPLER.name)
 ]

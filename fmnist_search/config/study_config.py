@@ -27,13 +27,13 @@ from pydantic import (
 )
 
 from fmnist_search.config.conditional_space import hyperparameter_groups, space_size, unconditional_ranges
-from fmnist_search.config.domain import Domain, Fixed, bounds, domain_values
+from fmnist_search.config.domain import Domain, Fixed, bounds, domain_values, is_ordered
 from fmnist_search.config.execution import ExecutionSection
 from fmnist_search.config.messages import error_lines
 from fmnist_search.config.origins import Origins, find_origins
 from fmnist_search.config.overrides import apply_overrides, unused_settings
 from fmnist_search.config.pruners import DEFAULT_PRUNER, NoPruner, OneEpoch, Pruner
-from fmnist_search.config.samplers import DEFAULT_SAMPLER, Cmaes, Grid, Sampler
+from fmnist_search.config.samplers import DEFAULT_SAMPLER, Cmaes, FreezeThaw, Grid, Sampler
 from fmnist_search.config.sections import Budget, Finalists, Name, Objective, Section, Start
 from fmnist_search.config.shipped_studies import copy_hint
 from fmnist_search.config.space import Space, parse_space
@@ -86,11 +86,18 @@ class StudyConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _leave_out_pruner(cls, tables: Any) -> Any:
-        """Let a study with two metrics that names no pruner have none, because pruners compare one value."""
-        objective = tables.get("objective") if isinstance(tables, Mapping) else None
+        """Let a study that names no pruner have none, if its sampler pauses trials itself or it has two metrics.
+
+        Pruners compare one value.
+        """
+        if not isinstance(tables, Mapping) or "pruner" in tables:
+            return tables
+        sampler = tables.get("sampler")
+        name = sampler.get("name") if isinstance(sampler, Mapping) else getattr(sampler, "name", sampler)
+        objective = tables.get("objective")
         metrics = objective.get("metrics") if isinstance(objective, Mapping) else getattr(objective, "metrics", None)
         has_cost = isinstance(metrics, list | tuple) and len(metrics) > 1
-        return {**tables, "pruner": NoPruner()} if has_cost and "pruner" not in tables else tables
+        return {**tables, "pruner": NoPruner()} if has_cost or name == FreezeThaw().name else tables
 
     @field_validator("finalists")
     @classmethod
@@ -163,7 +170,32 @@ class StudyConfig(Section):
                 "sampler: 'cmaes' needs a range that every recipe has, and this space has none; give one as "
                 "{ low = .., high = .. }, or take 'tpe'"
             )
+        if isinstance(self.sampler, FreezeThaw):
+            self._check_freeze_thaw()
         return self
+
+    def _check_freeze_thaw(self) -> None:
+        if self.objective.cost:
+            raise UserError(
+                "sampler: 'freeze-thaw' compares trials by one value, and objective.metrics names two; take 'tpe', "
+                "'gp', 'random', 'qmc' or 'grid'"
+            )
+        if not isinstance(self.pruner, NoPruner):
+            raise UserError(
+                f"pruner: {self.pruner.name!r} cannot be used with the sampler 'freeze-thaw', which pauses trials "
+                "itself; leave it out, or take 'none'"
+            )
+        if self.budget.epochs < 2:
+            raise UserError(
+                f"budget.epochs: {self.budget.epochs} leaves the sampler 'freeze-thaw' nothing to pause; train at "
+                "least 2 epochs, or take 'tpe'"
+            )
+        varying = [domain for group in hyperparameter_groups(self.space) for domain in group.values()]
+        if not any(is_ordered(domain) for domain in varying):
+            raise UserError(
+                "sampler: 'freeze-thaw' needs a hyperparameter whose values are numbers, by which recipes can be "
+                "compared, and this space has none; give a range or a list of numbers, or take 'tpe'"
+            )
 
     # ---------------------------------------------------------------------------------- reading
 

@@ -92,19 +92,33 @@ def _learning_curves(view: StudyView, chart: Chart) -> Figure:
             axes.add_collection(LineCollection(lines, colors=color, linewidths=1, alpha=0.35, label=state.value))
             ends = [line[-1] for line in lines]
             axes.scatter(*split_coordinates(ends), s=10, color=color, alpha=0.5)
+    _add_predictions(axes, chart, color=STATE_COLORS[TrialState.PAUSED])
     if view.completed:
         best = max(view.completed, key=lambda trial: (trial.value or 0.0, -trial.number))
         epochs = range(1, len(best.curve) + 1)
         axes.plot(
             epochs, best.curve, color=TEXT_COLOR, linewidth=2, marker="o", markersize=4, label=f"trial {best.number}"
         )
-    longest = max(len(trial.curve) for trial in chart.trials)
+    longest = max(trial.recipe.epochs if trial.prediction else len(trial.curve) for trial in chart.trials)
     axes.set_xlim(1 - 0.03 * longest, longest + 0.03 * longest)
     use_integer_ticks(axes.xaxis)
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation accuracy")
     add_legend(figure)
     return figure
+
+
+def _add_predictions(axes: Axes, chart: Chart, color: str) -> None:
+    """Continue the curves of paused trials to the accuracy that is predicted for their last epoch."""
+    trials = [trial for trial in chart.trials if trial.prediction]
+    for trial in trials:
+        assert trial.prediction
+        ends = [len(trial.curve), trial.recipe.epochs]
+        median, low, high = trial.prediction.median, trial.prediction.low, trial.prediction.high
+        axes.plot(ends, [trial.curve[-1], median], color=color, linestyle=":", linewidth=1)
+        errors = [[median - low], [high - median]]
+        label = "predicted, 90 % interval" if trial is trials[0] else None
+        axes.errorbar(ends[1:], [median], errors, color=color, linewidth=1, capsize=2, alpha=0.6, label=label)
 
 
 def _timeline(view: StudyView, chart: Chart) -> Figure:

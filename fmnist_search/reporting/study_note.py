@@ -16,7 +16,7 @@ from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.tables import Cell, recipe_values
 from fmnist_search.results.champion import Champion
 from fmnist_search.results.objectives import COST_LABELS
-from fmnist_search.results.study import Importances, StudySummary, TrialRecord
+from fmnist_search.results.study import Importances, StudySummary, TrialRecord, paused_trials
 from fmnist_search.results.training import TrialState
 from fmnist_search.text import escape_markdown, markdown_table
 
@@ -59,6 +59,8 @@ def study_note(
         parts += ["## Pareto front", _front(summary.front, searched)]
     if summary.ranked_trials:
         parts += ["## Leaderboard", _leaderboard(summary.ranked_trials[:MAX_LEADERS], searched)]
+    if paused := paused_trials(summary.trials):
+        parts += ["## Paused trials", _paused(paused[:MAX_LEADERS])]
     parts += ["## Search space", _space_table(summary, space)]
     parts.append("## Next commands\n\n" + "\n".join(f"    {command}" for command in _next_commands(summary)))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -97,9 +99,10 @@ def _trial_counts(summary: StudySummary) -> str:
 
 def _budget_table(summary: StudySummary, budget: Budget) -> str:
     counted = [trial for trial in summary.trials if trial.is_final and trial.duplicate_of is None]
+    epochs = sum(trial.epochs for trial in (*counted, *paused_trials(summary.trials)))
     rows = [
         ("trials", str(len(counted)), budget.trials),
-        ("epochs of all trials", str(sum(trial.epochs for trial in counted)), budget.total_epochs),
+        ("epochs of all trials", str(epochs), budget.total_epochs),
         ("minutes of search", f"{summary.searched_seconds / 60:.1f}", budget.minutes),
         ("failed trials", str(summary.count(TrialState.FAILED)), budget.failures),
     ]
@@ -136,6 +139,15 @@ def _leaderboard(trials: Sequence[TrialRecord], searched: Sequence[str]) -> str:
             *map(_format_cell, recipe_values(trial.recipe, names)),
         ]
         for trial in trials
+    ]
+    return markdown_table([head, *body])
+
+
+def _paused(trials: Sequence[TrialRecord]) -> str:
+    """Return a table of paused trials; the accuracy after their last epoch is predicted with its 90 % interval."""
+    head = ["trial", "network", "epochs", "validation accuracy", "predicted"]
+    body = [
+        [str(t.number), t.recipe.label, str(t.epochs), f"{t.value or 0.0:.2%}", str(t.prediction or "")] for t in trials
     ]
     return markdown_table([head, *body])
 

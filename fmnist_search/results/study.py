@@ -14,13 +14,25 @@ from fmnist_search.results.training import Overhead, TrialState
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """The accuracy that a trial is expected to have after its last epoch: median, and ends of the 90 % interval."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.2%} ({self.low:.2%} to {self.high:.2%})"
+
+
+@dataclass(frozen=True)
 class TrialRecord:
     """One trial of a study. The `value` of a pruned trial is the last one that it reported.
 
     `curve` holds the validation accuracy after each epoch. A trial with `will_retry` goes on later or, in studies of
     earlier versions, is repeated as a new trial. `parameters` is the number of parameters of its network, 0 if unknown.
-    `cost` is the second value of a completed trial, if its study has two metrics.
-    `started_at` and `ended_at` are Unix times in seconds; they do not count when records are compared.
+    `cost` is the second value of a completed trial, if its study has two metrics. A paused trial may have a
+    `prediction`. `started_at` and `ended_at` are Unix times in seconds; they do not count when records are compared.
     """
 
     number: int
@@ -37,6 +49,7 @@ class TrialRecord:
     will_retry: bool = False
     parameters: int = 0
     cost: TrialCost | None = None
+    prediction: Prediction | None = None
     started_at: float | None = field(default=None, compare=False)
     ended_at: float | None = field(default=None, compare=False)
 
@@ -151,6 +164,16 @@ def front_trials(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     """
     known = [(trial.cost.value, trial) for trial in rank_trials(trials) if trial.cost]
     return [known[index][1] for index in pareto_front([(cost, trial.value or 0.0) for cost, trial in known])]
+
+
+def paused_trials(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return the paused trials, those that promise most first."""
+
+    def promise(trial: TrialRecord) -> float:
+        return trial.prediction.median if trial.prediction else trial.value or 0.0
+
+    paused = [trial for trial in trials if trial.state is TrialState.PAUSED]
+    return sorted(paused, key=lambda trial: (-promise(trial), trial.number))
 
 
 def rank_trials(trials: Sequence[TrialRecord]) -> list[TrialRecord]:

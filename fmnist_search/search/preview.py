@@ -10,7 +10,7 @@ import optuna
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.model_summary import ModelSummary, summarize
-from fmnist_search.search.samplers import make_sampler
+from fmnist_search.search.samplers import make_study_sampler
 from fmnist_search.search.suggest import base_recipe, suggest_recipe, trial_seed
 
 MEMORY_TRAFFIC_FACTOR = 4
@@ -37,7 +37,7 @@ def preview_recipes(config: StudyConfig, precision: str, count: int = 5) -> Iter
         UserError: if a network is too large to be built.
     """
     base = base_recipe(config, precision)
-    study = optuna.create_study(direction="maximize", sampler=make_sampler(config.sampler, config.seed, config.space))
+    study = optuna.create_study(direction="maximize", sampler=make_study_sampler(config))
     for _ in range(count):
         trial = study.ask()
         recipe = suggest_recipe(trial, config.space, base, trial_seed(config.seed, trial.number))

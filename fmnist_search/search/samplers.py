@@ -17,10 +17,12 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from fmnist_search.config.conditional_space import hyperparameter_groups
-from fmnist_search.config.samplers import Cmaes, Gp, Grid, Qmc, Random, Sampler, Tpe
+from fmnist_search.config.samplers import Cmaes, FreezeThaw, Gp, Grid, Qmc, Random, Sampler, Tpe
 from fmnist_search.config.space import Space
+from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.hyperparameters import Value
+from fmnist_search.search.freeze_thaw_sampler import FreezeThawSampler
 from fmnist_search.search.suggest import grid_points, to_distribution
 from fmnist_search.search.trial_window import StudyView, TrialWindow
 
@@ -28,9 +30,20 @@ Distributions = dict[str, BaseDistribution]
 _PointKey = tuple[tuple[str, Any], ...]
 
 
+def make_study_sampler(config: StudyConfig) -> BaseSampler:
+    """Return the sampler of a study.
+
+    Raises:
+        UserError: if the sampler needs a package that is not installed.
+    """
+    if isinstance(config.sampler, FreezeThaw):
+        return FreezeThawSampler(config.sampler, config.seed, config.space, config.budget.epochs)
+    return make_sampler(config.sampler, config.seed, config.space)
+
+
 @functools.singledispatch
 def make_sampler(settings: Sampler, seed: int, space: Space) -> BaseSampler:
-    """Return the sampler with these settings.
+    """Return the sampler with these settings, which must be of one that chooses nothing but recipes.
 
     Its draws for a trial depend only on the seed, the number of the trial and the trials that it is shown.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -11,6 +12,7 @@ from typing import Any
 import optuna
 
 from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.recipe.execution import Execution
 from fmnist_search.results.champion import Champion, SelectedRecipe
 from fmnist_search.search.damaged_values import damaged_values
 from fmnist_search.search.driver_storage import DriverStorage
@@ -33,12 +35,21 @@ LOSSES_ATTRIBUTE = "worker_losses"
 """Attribute of a study: how many workers were lost by no fault of their trials."""
 
 
+@dataclasses.dataclass(frozen=True)
+class StudyRuntime:
+    """How the trials of a study are run: decided once for each study, so that its trials are comparable."""
+
+    execution: Execution
+    precision: str
+
+
 class StudyAttributes:
     """The attributes of a study that name its run, its champion and its times."""
 
     def __init__(self, study: optuna.Study):
         self._study = study
         self._worker_losses: int | None = None
+        self._runtime: StudyRuntime | None = None
 
     def check_lease(self) -> None:
         """Check that this process still drives the study, before something is stored outside of Optuna's storage.
@@ -53,6 +64,18 @@ class StudyAttributes:
         """Return a context in which what a driver changes of its trials is stored in one transaction."""
         storage = self._study._storage
         return storage.transaction() if isinstance(storage, DriverStorage) else nullcontext()
+
+    @property
+    def runtime(self) -> StudyRuntime | None:
+        """How its trials are run; None before that was decided."""
+        if self._runtime is None and (stored := self._study.user_attrs.get("conditions")):
+            self._runtime = StudyRuntime(Execution(**stored["execution"]), stored["precision"])
+        return self._runtime
+
+    @runtime.setter
+    def runtime(self, runtime: StudyRuntime) -> None:
+        self._study.set_user_attr("conditions", dataclasses.asdict(runtime))
+        self._runtime = runtime
 
     @property
     def run_id(self) -> str | None:

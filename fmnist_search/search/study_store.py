@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections.abc import Mapping
 
 import optuna
@@ -13,20 +11,25 @@ from fmnist_search.config.comparability import check_comparable
 from fmnist_search.config.samplers import Grid
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError, did_you_mean
-from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.hyperparameters import Value
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.study import Importances, RunningTrial, TrialRecord
-from fmnist_search.results.training import EpochReport, Overhead, TrialResult, TrialState
+from fmnist_search.results.training import Decision, EpochReport, Overhead, TrialResult, TrialState
 from fmnist_search.search.analysis import importances
 from fmnist_search.search.asked_trial import AskedTrial
-from fmnist_search.search.objectives import check_directions, create_study, pruner_prunes, report_value
+from fmnist_search.search.objectives import check_directions, create_study, report_value
 from fmnist_search.search.one_epoch import SurvivorQueue
-from fmnist_search.search.pruners import StartupTrials, make_pruner
-from fmnist_search.search.samplers import is_exhausted, make_sampler
+from fmnist_search.search.pruners import make_pruner
+from fmnist_search.search.samplers import is_exhausted, make_study_sampler
+from fmnist_search.search.scheduling import Scheduler, make_scheduler
 from fmnist_search.search.start_recipes import enqueue_start
 from fmnist_search.search.storage import NO_STUDY_YET, NoStorageError, open_storage
-from fmnist_search.search.study_attributes import CONFIG_ATTRIBUTE, StudyAttributes, archive, stored_config
+from fmnist_search.search.study_attributes import (
+    CONFIG_ATTRIBUTE,
+    StudyAttributes,
+    archive,
+    stored_config,
+)
 from fmnist_search.search.suggest import base_recipe, sample_with_fixed, suggest_recipe, trial_seed
 from fmnist_search.search.trial_attributes import (
     DUPLICATE_ATTRIBUTE,
@@ -46,14 +49,6 @@ from fmnist_search.search.unfinished_trials import FindOutcome, UnfinishedTrials
 from fmnist_search.workspace import sqlite_path
 
 
-@dataclasses.dataclass(frozen=True)
-class StudyRuntime:
-    """How the trials of a study are run: decided once for each study, so that its trials are comparable."""
-
-    execution: Execution
-    precision: str
-
-
 class StudyStore(StudyAttributes):
     """One study in Optuna's storage: its trials and what else is stored about it.
 
@@ -69,9 +64,7 @@ class StudyStore(StudyAttributes):
         self._unfinished = UnfinishedTrials(study)
         self._records = TrialRecords(study)
         self._survivors = SurvivorQueue(study, self._records, config.pruner, config.budget)
-        self._startup_trials = StartupTrials(config.pruner, config.budget.epochs)
-        self._has_sampler = False
-        self._runtime: StudyRuntime | None = None
+        self._made_scheduler: Scheduler | None = None
 
     @classmethod
     def open(cls, url: str, config: StudyConfig, *, fresh: bool = False) -> StudyStore:
@@ -83,7 +76,7 @@ class StudyStore(StudyAttributes):
             UserError: if the stored study differs in what must not change, with a line for each key that differs; if
                 the storage cannot be opened; if the sampler needs a package that is not installed.
         """
-        make_sampler(config.sampler, config.seed, config.space)  # it may need a package that is not installed
+        make_study_sampler(config)  # it may need a package that is not installed
         return cls.open_in(open_storage(url), config, fresh=fresh)
 
     @classmethod
@@ -115,7 +108,7 @@ class StudyStore(StudyAttributes):
         Raises:
             UserError: if `open` would raise it.
         """
-        make_sampler(config.sampler, config.seed, config.space)  # it may need a package that is not installed
+        make_study_sampler(config)  # it may need a package that is not installed
         database = sqlite_path(url)
         if fresh or (database and not database.exists()):
             return None
@@ -175,19 +168,6 @@ class StudyStore(StudyAttributes):
     # ------------------------------------------------------------------------------ the study
 
     @property
-    def runtime(self) -> StudyRuntime | None:
-        """How its trials are run; None before that was decided."""
-        if self._runtime is None and (stored := self._study.user_attrs.get("conditions")):
-            self._runtime = StudyRuntime(Execution(**stored["execution"]), stored["precision"])
-        return self._runtime
-
-    @runtime.setter
-    def runtime(self, runtime: StudyRuntime) -> None:
-        self._study.set_user_attr("conditions", dataclasses.asdict(runtime))
-        self._runtime = runtime
-        self.__dict__.pop("_base", None)
-
-    @property
     def searched_seconds(self) -> float:
         """Seconds of searching so far, in all sessions."""
         stored = self._study.user_attrs.get("searched_seconds")
@@ -211,18 +191,24 @@ class StudyStore(StudyAttributes):
 
     # -------------------------------------------------------------------------------- its search
 
-    @functools.cached_property
+    @property
     def _base(self) -> Recipe:
         assert self.runtime is not None, "the runtime is set before the first trial"
         return base_recipe(self.config, self.runtime.precision)
 
     def _with_sampler(self) -> optuna.Study:
         """Return the study with its sampler and its pruner, which are created on the first call."""
-        if not self._has_sampler:
-            self._study.sampler = make_sampler(self.config.sampler, self.config.seed, self.config.space)
+        if not self._made_scheduler:
+            self._study.sampler = make_study_sampler(self.config)
             self._study.pruner = make_pruner(self.config.pruner, self.config.budget.epochs)
-            self._has_sampler = True
+            self._made_scheduler = make_scheduler(self._study, self.config)
         return self._study
+
+    @property
+    def _scheduler(self) -> Scheduler:
+        self._with_sampler()
+        assert self._made_scheduler
+        return self._made_scheduler
 
     @property
     def is_exhausted(self) -> bool:
@@ -238,16 +224,29 @@ class StudyStore(StudyAttributes):
         """Whether the next trial cannot be chosen before the running ones have ended."""
         return self._survivors.waits_for_running
 
+    @property
+    def resumes_next(self) -> bool:
+        """Whether `ask` returns a paused trial, which goes on, in place of a new one."""
+        return self._scheduler.next_paused() is not None
+
+    def paused_to_end(self) -> list[int]:
+        """Return the numbers of the paused trials that do not go on after the end of the search."""
+        return self._scheduler.paused_to_end()
+
     def enqueue_start(self, source: str, given: Mapping[str, Value]) -> str | None:
         """Queue a start recipe, once per study: `search.start_recipes.enqueue_start`."""
         return enqueue_start(self._study, self.config, source, given)
 
     def ask(self) -> AskedTrial:
-        """Return the next trial; those that were interrupted go on first, with their recipes and seeds."""
+        """Return the next trial: a new one, or one that goes on with its recipe and its seed.
+
+        Trials that were interrupted go on first. When a paused one goes on, the scheduler decides.
+        """
         study = self._with_sampler()
         with self._transaction():
             self._survivors.enqueue_next()
-            return self._start(study.ask())
+            paused = self._scheduler.next_paused()
+            return self._start(study.ask() if paused is None else self._unfinished.resume(paused))
 
     def _start(self, trial: optuna.Trial) -> AskedTrial:
         self._survivors.add_running(trial)
@@ -267,8 +266,8 @@ class StudyStore(StudyAttributes):
         """Store the key of a trial's run, before the run is created."""
         trial.optuna_trial.set_user_attr(RUN_KEY_ATTRIBUTE, run_key)
 
-    def should_prune(self, trial: AskedTrial, report: EpochReport) -> bool:
-        """Report an epoch, unless it was reported before; return whether the trial is pruned after it.
+    def decide(self, trial: AskedTrial, report: EpochReport) -> Decision:
+        """Report an epoch, unless it was reported before; return whether the trial continues, is pruned or is paused.
 
         This checks the lease, also if nothing is written.
         """
@@ -278,7 +277,7 @@ class StudyStore(StudyAttributes):
         with self._transaction():
             if report.epoch not in trial.curve:
                 report_value(trial.optuna_trial, report.val_accuracy, report.epoch)
-            return pruner_prunes(trial.optuna_trial) and self._startup_trials.allow_pruning(self._study, report.epoch)
+            return self._scheduler.decide(trial.optuna_trial, report.epoch)
 
     def tell(
         self,

@@ -17,7 +17,7 @@ from optuna.trial import TrialState as OptunaState
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.champion import Champion, ConfirmedScore, SelectedRecipe
 from fmnist_search.results.objectives import TrialCost
-from fmnist_search.results.study import RunningTrial, TrialRecord
+from fmnist_search.results.study import Prediction, RunningTrial, TrialRecord
 from fmnist_search.results.training import Accuracy, Overhead, TrialResult, TrialState
 from fmnist_search.search.damaged_values import damaged_values
 
@@ -53,6 +53,11 @@ DUPLICATE_ATTRIBUTE = "duplicate_of"
 
 PAUSED_ATTRIBUTE = "paused"
 """True if a trial is paused, otherwise None or absent. A paused trial is RUNNING in Optuna, which has no such state."""
+
+PREDICTION_ATTRIBUTE = "prediction"
+"""The accuracy that was predicted for the last epoch of a trial when freeze-thaw paused it: median, low and high end.
+
+It is empty if there was no model yet."""
 
 REBUILT_RUNS_ATTRIBUTE = "rebuilt_runs"
 """Attribute of a study: the ids of runs that replace those that its trials name, by these."""
@@ -176,9 +181,15 @@ def trial_record(trial: FrozenTrial, recipe: Recipe | None = None) -> TrialRecor
             will_retry=outcome.get("comes_again", outcome["state"] == TrialState.INTERRUPTED.value),
             parameters=outcome.get("parameters", 0),
             cost=TrialCost(cost["metric"], float(cost["value"])) if cost else None,
+            prediction=_prediction(trial),
             started_at=_to_unix_seconds(trial.datetime_start),
             ended_at=_to_unix_seconds(trial.datetime_complete),
         )
+
+
+def _prediction(trial: FrozenTrial) -> Prediction | None:
+    stored = trial.user_attrs.get(PREDICTION_ATTRIBUTE) if is_paused(trial) else None
+    return Prediction(*stored) if stored else None
 
 
 def _to_unix_seconds(local: datetime | None) -> float | None:

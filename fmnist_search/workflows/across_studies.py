@@ -15,8 +15,9 @@ from fmnist_search.errors import UserError, did_you_mean
 from fmnist_search.recipe.formatting import differing_names
 from fmnist_search.results.compute import StudyProgress, chance_difference, study_progress
 from fmnist_search.results.study import StudySummary, TrialRecord, rank_trials
+from fmnist_search.search.study_attributes import StudyRuntime
 from fmnist_search.search.study_list import list_studies, load_studies
-from fmnist_search.search.study_store import StudyRuntime, StudyStore
+from fmnist_search.search.study_store import StudyStore
 from fmnist_search.workflows.lookup import is_trial_number, load_study, summarize_stored
 from fmnist_search.workspace import Workspace
 

@@ -32,10 +32,11 @@ from fmnist_search.errors import UserError
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.study import TrialRecord
-from fmnist_search.results.training import EpochReport, TrialResult, TrialState
+from fmnist_search.results.training import Decision, EpochReport, TrialResult, TrialState
 from fmnist_search.search.driver_storage import DriverStorage
 from fmnist_search.search.storage import open_storage
-from fmnist_search.search.study_store import StudyRuntime, StudyStore
+from fmnist_search.search.study_attributes import StudyRuntime
+from fmnist_search.search.study_store import StudyStore
 from tests.support.studies import make_study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -149,7 +150,7 @@ def run_trials(study_store: StudyStore, count: int, curve_of: Callable[[Recipe],
         state = TrialState.COMPLETED
         for epoch, value in enumerate(curve_of(trial.recipe), start=1):
             reports.append(EpochReport(epoch, 1.0, value, 1.0, value, 0.01, 1.0))
-            if study_store.should_prune(trial, reports[-1]):
+            if study_store.decide(trial, reports[-1]) is Decision.PRUNE:
                 state = TrialState.PRUNED
                 break
         study_store.tell(trial, TrialResult(state, tuple(reports), float(len(reports))), "")

@@ -23,7 +23,8 @@ from fmnist_search.results.training import TrialState as State
 from fmnist_search.search.driver_storage import DriverStorage
 from fmnist_search.search.samplers import PerTrialSampler, WindowedSampler, joint_distributions, make_sampler
 from fmnist_search.search.storage import open_storage
-from fmnist_search.search.study_store import StudyRuntime, StudyStore
+from fmnist_search.search.study_attributes import StudyRuntime
+from fmnist_search.search.study_store import StudyStore
 from fmnist_search.search.suggest import base_recipe, suggest_recipe
 from fmnist_search.search.trial_attributes import PAUSED_ATTRIBUTE
 from fmnist_search.search.trial_window import TrialWindow
@@ -214,7 +215,7 @@ def run_trials(store: StudyStore, count: int) -> None:
         rate, states = trial.recipe.optimizer.learning_rate, (State.PRUNED, State.COMPLETED)
         reports = tuple(EpochReport(epoch, 1.0, 0.5, 1.0, 1 - rate * epoch, 0.01, 1.0) for epoch in (1, 2))
         for report in reports:
-            store.should_prune(trial, report)
+            store.decide(trial, report)
         store.tell(trial, TrialResult(states[trial.number % 2], reports, 1.0), "")
 
 

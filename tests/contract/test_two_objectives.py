@@ -21,7 +21,7 @@ from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.objectives import TrialCost
 from fmnist_search.results.study import TrialRecord, front_trials
-from fmnist_search.results.training import EpochReport, TrialResult
+from fmnist_search.results.training import Decision, EpochReport, TrialResult
 from fmnist_search.results.training import TrialState as State
 from fmnist_search.search.driver_storage import DriverStorage
 from fmnist_search.search.lease import Lease
@@ -77,7 +77,7 @@ def run_trials(store: StudyStore, count: int) -> None:
         trial = store.ask()
         result = make_result(trial.recipe)
         for report in result.epochs:
-            assert not store.should_prune(trial, report)
+            assert store.decide(trial, report) is Decision.CONTINUE
         store.tell(trial, result, f"run-{trial.number}")
 
 
@@ -186,7 +186,7 @@ def test_a_trial_that_its_time_limit_prunes_keeps_its_curve_and_has_no_cost() ->
     for _ in range(8):
         asked = store.ask()
         report = make_result(asked.recipe).epochs[0]
-        store.should_prune(asked, report)
+        store.decide(asked, report)
         store.tell(asked, TrialResult(State.PRUNED, (report,), 1.0, reason="its 1 minutes were spent"), "")
     run_trials(store, 8)  # the sampler goes on
     pruned = store.trial_records()[0]
@@ -199,12 +199,12 @@ def test_a_paused_trial_goes_on_beside_the_search(tmp_path: Path) -> None:
     store = open_store(make_config(Tpe()), storage)
     paused = store.ask()
     result = make_result(paused.recipe)
-    store.should_prune(paused, result.epochs[0])
+    store.decide(paused, result.epochs[0])
     store.tell(paused, TrialResult(State.PAUSED, result.epochs[:1], 1.0), "run-0")
     run_trials(store, 8)
     resumed = store.resume(paused.number)
     assert resumed.curve == {1: result.epochs[0].val_accuracy}
-    store.should_prune(resumed, result.epochs[1])
+    store.decide(resumed, result.epochs[1])
     assert store.tell(resumed, result, "run-0").cost == result.cost
 
 
@@ -215,7 +215,7 @@ def test_the_outcome_of_a_driver_that_died_has_the_cost(tmp_path: Path) -> None:
     store.save_run_key(asked, "study/000@1")
     result = make_result(asked.recipe)
     for report in result.epochs:
-        store.should_prune(asked, report)
+        store.decide(asked, report)
     again = open_store(config, open_storage(url))
     assert again.recover(lambda _: outcome_attribute(result, "run-0")) == []
     (record,) = again.trial_records()

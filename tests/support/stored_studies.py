@@ -8,7 +8,8 @@ from pathlib import Path
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.results.training import EpochReport, TrialResult, TrialState
-from fmnist_search.search.study_store import StudyRuntime, StudyStore
+from fmnist_search.search.study_attributes import StudyRuntime
+from fmnist_search.search.study_store import StudyStore
 from fmnist_search.workspace import Workspace
 
 
@@ -27,5 +28,5 @@ def store_trials(
         reports = [EpochReport(n, 1.0, 0.5, 1.0, value, 0.1, 0.25) for n, value in enumerate(curve, 1)]
         trial = store.ask()
         for report in reports:
-            store.should_prune(trial, report)
+            store.decide(trial, report)
         store.tell(trial, TrialResult(state, tuple(reports), seconds), "")

@@ -17,7 +17,8 @@ from fmnist_search.reporting.style import figure_to_png
 from fmnist_search.reporting.tables import leaderboard_columns, leaderboard_csv, origins_csv
 from fmnist_search.results.study import Importances, StopReason, StudySummary, TrialRecord
 from fmnist_search.results.training import TrialState
-from fmnist_search.search.study_store import StudyRuntime, StudyStore
+from fmnist_search.search.study_attributes import StudyRuntime
+from fmnist_search.search.study_store import StudyStore
 from fmnist_search.search.suggest import base_recipe
 from fmnist_search.tracking import metric_names, tag_names
 from fmnist_search.tracking.provenance import command_line, environment

@@ -7,7 +7,8 @@ from functools import partial
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
 from fmnist_search.execution.backend import Backend
-from fmnist_search.search.study_store import StudyRuntime, StudyStore
+from fmnist_search.search.study_attributes import StudyRuntime
+from fmnist_search.search.study_store import StudyStore
 from fmnist_search.training.devices import resolve_execution
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.study.workers import execution_request

@@ -19,6 +19,16 @@ from fmnist_search.workflows.study.trial_job import SearchContext, TrialJob
 SAVE_SECONDS = 1.0
 """The time spent searching is stored at the end of a trial, but not more often than this."""
 
+ENDS_PAUSED = {
+    StopReason.TARGET,
+    StopReason.TRIALS,
+    StopReason.EPOCHS,
+    StopReason.MINUTES,
+    StopReason.PATIENCE,
+    StopReason.EXHAUSTED,
+}
+"""Limits after which trials that are paused do not go on: they are pruned. After all others they stay paused."""
+
 MAX_CONSECUTIVE_DUPLICATES = 50
 """After as many duplicates in a row the space counts as exhausted."""
 
@@ -88,6 +98,8 @@ class SearchLoop:
             raise
         self._return_pending("an equal trial was interrupted")
         reason = self._stop_reason() or StopReason.INTERRUPTED
+        if reason in ENDS_PAUSED:
+            self._end_paused()
         self._save_seconds()
         return reason
 
@@ -119,13 +131,23 @@ class SearchLoop:
         # After an interruption nothing is trained any more, but known results still answer duplicates.
         answered = self._progress.answers if self._context.interruption.is_requested else None
         resolved = self._pending.pop_resolved(self._running, answered)
-        if resolved or self._study_store.waits_for_running or self._stop_reason():
+        if resolved or self._study_store.waits_for_running or not self._may_ask():
             return resolved
         return self._study_store.ask()
 
+    def _may_ask(self) -> bool:
+        reason = self._stop_reason()
+        if reason is StopReason.TRIALS and self._progress.paused:  # no more begin, and those that are paused go on
+            return self._may_pause() and self._study_store.resumes_next
+        return reason is None
+
+    def _may_pause(self) -> bool:
+        """Return whether a trial may take the place of one that is paused: no limit but that of trials is reached."""
+        return self._stop_reason(counts_trials=False) is None
+
     def _start_job(self, asked: AskedTrial, sampling_seconds: float) -> TrialJob:
         try:
-            job = TrialJob(self._search, asked, sampling_seconds, self._on_job_ended)
+            job = TrialJob(self._search, asked, sampling_seconds, self._on_job_ended, self._may_pause)
         except BaseException:  # its run cannot be recorded: the trial is queued again
             self._pending.add(asked)
             raise
@@ -142,17 +164,23 @@ class SearchLoop:
         self._context.callback.on_trial_end(record)
         self._study_logger.log_progress(self._progress)
 
-    def _stop_reason(self) -> StopReason | None:
+    def _stop_reason(self, *, counts_trials: bool = True) -> StopReason | None:
         if self._context.interruption.is_requested:
             return StopReason.INTERRUPTED
         asked = len(self._running) + len(self._pending) + self._progress.paused
         store, spent = self._study_store, self._progress.spent
-        reason = reached_limit(store.config.budget, spent, self._searched_seconds(), asked, store.worker_losses)
+        budget = store.config.budget if counts_trials else store.config.budget.model_copy(update={"trials": None})
+        reason = reached_limit(budget, spent, self._searched_seconds(), asked, store.worker_losses)
         if reason is None and (
             self._consecutive_duplicates >= MAX_CONSECUTIVE_DUPLICATES or self._study_store.is_exhausted
         ):
             return StopReason.EXHAUSTED
         return reason
+
+    def _end_paused(self) -> None:
+        for number in self._study_store.paused_to_end():
+            job = self._start_job(self._study_store.resume(number), 0.0)
+            job.prune("was paused when the search ended")
 
     def _abort(self, backend: Backend, reason: str) -> None:
         """Stop the workers at once, and let all running trials and pending duplicates wait to go on."""

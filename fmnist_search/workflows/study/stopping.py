@@ -13,13 +13,15 @@ from fmnist_search.search.study_store import StudyStore
 class SpentBudget:
     """What the trials that have ended count against a budget, kept up to date with each of them.
 
-    A trial that goes on or is repeated counts nothing, nor does one that reuses the result of another.
+    A trial that goes on or is repeated counts nothing, nor does one that reuses the result of another. The epochs of a
+    trial that is paused, or goes on after that, count.
     """
 
     def __init__(self, records: Iterable[TrialRecord] = ()):
         self.failures = 0
         self.trials = 0
-        self.epochs = 0
+        self._ended_epochs = 0
+        self._paused_epochs: dict[int, int] = {}
         self.best_value = 0.0
         self._best_place: int | None = None
         for record in records:
@@ -30,18 +32,26 @@ class SpentBudget:
         """The number of trials since the first completed one with the best value; all if none has completed."""
         return self.trials if self._best_place is None else self.trials - 1 - self._best_place
 
+    @property
+    def epochs(self) -> int:
+        """The number of epochs."""
+        return self._ended_epochs + sum(self._paused_epochs.values())
+
     def add(self, record: TrialRecord) -> None:
         """Count a trial; in the order in which they have ended."""
         if record.duplicate_of is not None:
             return
         self.failures += record.state is TrialState.FAILED
+        if record.state is TrialState.PAUSED:
+            self._paused_epochs[record.number] = record.epochs
         if not record.is_final:
             return
+        self._paused_epochs.pop(record.number, None)
         value = record.value or 0.0
         if record.state is TrialState.COMPLETED and (self._best_place is None or value > self.best_value):
             self.best_value, self._best_place = value, self.trials
         self.trials += 1
-        self.epochs += record.epochs
+        self._ended_epochs += record.epochs
 
 
 def reached_limit(

@@ -51,7 +51,7 @@ class TrialJob(TrackedJob):
     """A trial: its run in MLflow, the decisions after each epoch, its checkpoints, and its end in Optuna's storage.
 
     A trial that was interrupted or paused goes on from its last checkpoint, in its run. `on_end` is called once the
-    trial has been told, unless it was ended by `interrupt`.
+    trial has been told, unless it was ended by `interrupt`. `may_pause` tells whether another one may take its place.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class TrialJob(TrackedJob):
         asked: AskedTrial,
         sampling_seconds: float,
         on_end: Callable[[TrialJob, TrialRecord], None],
+        may_pause: Callable[[], bool],
     ):
         name = f"{asked.number:03d} {asked.recipe.label}"
         run = _open_run(search, asked, name)
@@ -71,6 +72,7 @@ class TrialJob(TrackedJob):
         self._workspace = search.workspace
         self._checkpoints = search.checkpoints
         self._on_end = on_end
+        self._may_pause = may_pause
         self._record: TrialRecord | None = None
         self._sampling_seconds = sampling_seconds
         self._started_at = time.monotonic()
@@ -90,12 +92,14 @@ class TrialJob(TrackedJob):
             self.replay_epochs([EpochReport(**report) for report in self.checkpoint["epochs"]])
 
     def decide(self, report: EpochReport) -> Decision:
-        """Return the decision of the pruner, then of the trial's time limit, then of the stopper."""
+        """Return the decision of the scheduler, then of the trial's time limit, then of the stopper."""
         started = time.monotonic()
-        pruned = self._study_store.should_prune(self.asked, report)  # checks the lease: the run is logged next
+        decision = self._study_store.decide(self.asked, report)  # checks the lease: the run is logged next
         self._sampling_seconds += time.monotonic() - started
-        if pruned:
-            return Decision.PRUNE
+        if decision is Decision.PAUSE and not self._may_pause():
+            decision = Decision.CONTINUE
+        if decision is not Decision.CONTINUE:
+            return decision
         limit = self._study_store.config.budget.trial_minutes or math.inf
         self._timed_out = time.monotonic() - self._started_at >= limit * 60
         return Decision.PRUNE if self._timed_out else super().decide(report)
@@ -131,6 +135,10 @@ class TrialJob(TrackedJob):
             self._study_store.mark_worker_lost(self.asked, epochs)
         self._context.callback.on_message(f"{self.name}: {reason}; it goes on from its last checkpoint")
         self._end(self.partial_result(TrialState.INTERRUPTED, reason))
+
+    def prune(self, reason: str) -> None:
+        """End a trial that was paused and does not go on."""
+        self._end(self.partial_result(TrialState.PRUNED, reason))
 
     def interrupt(self, reason: str) -> TrialRecord:
         """Let a trial wait to go on that is not trained to its end, and return its record.

@@ -13,7 +13,8 @@ from mlflow import MlflowClient
 from fmnist_search.data.files import DataSource
 from fmnist_search.recipe.datasets import FILE_NAMES
 from fmnist_search.recipe.execution import Execution
-from fmnist_search.search.study_store import StudyRuntime, StudyStore
+from fmnist_search.search.study_attributes import StudyRuntime
+from fmnist_search.search.study_store import StudyStore
 from tests.integration.conftest import CommandResult, FinishedStudy, RunCommand
 
 

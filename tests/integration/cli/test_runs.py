@@ -22,7 +22,8 @@ from fmnist_search import run_study
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.results.training import Decision, EpochReport, TrialState
-from fmnist_search.search.study_store import StudyRuntime, StudyStore
+from fmnist_search.search.study_attributes import StudyRuntime
+from fmnist_search.search.study_store import StudyStore
 from fmnist_search.workflows import garbage
 from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workspace import Workspace, image_cache_folder

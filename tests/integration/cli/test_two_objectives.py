@@ -73,7 +73,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
             store.tell(trial, TrialResult(TrialState.FAILED, (), 1.0, reason="out of memory"), "")
             continue
         report = EpochReport(1, 1.0, 0.5, 1.0, accuracy, 0.1, 0.25)
-        store.should_prune(trial, report)
+        store.decide(trial, report)
         measured = TrialCost("mult_adds", cost)
         store.tell(trial, TrialResult(TrialState.COMPLETED, (report,), 1.0, cost // 10, cost=measured), "")
     return FinishedStudy(folder, CommandResult(0, "", ""))

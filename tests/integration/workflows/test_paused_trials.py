@@ -72,7 +72,8 @@ def resume(workspace: Workspace, config: StudyConfig, number: int) -> TrialRecor
         open_session(workspace, config, backend, callback, SessionOptions(tracking=TRACKING)) as session,
     ):
         asked = session.study_store.resume(number)
-        jobs = iter([TrialJob(session.search_context(never_stop), asked, 0.0, lambda _, record: ended.append(record))])
+        context = session.search_context(never_stop)
+        jobs = iter([TrialJob(context, asked, 0.0, lambda _, record: ended.append(record), lambda: False)])
         backend.run(lambda: next(jobs, None))
     return ended[0]
 

@@ -21,8 +21,9 @@ from fmnist_search.errors import UserError
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.study import TrialRecord
-from fmnist_search.results.training import EpochReport, TrialResult, TrialState
-from fmnist_search.search.study_store import StudyRuntime, StudyStore
+from fmnist_search.results.training import Decision, EpochReport, TrialResult, TrialState
+from fmnist_search.search.study_attributes import StudyRuntime
+from fmnist_search.search.study_store import StudyStore
 from fmnist_search.search.suggest import base_recipe, suggest_recipe
 from tests.integration.conftest import CommandResult, FinishedStudy, run_command
 from tests.support.studies import make_study, space_tables
@@ -66,7 +67,7 @@ def run_next_trial(
     trial = study_store.ask()
     reports = tuple(EpochReport(n, 1.0, 0.5, 1.0, a, 0.01, 1.0) for n, a in enumerate(accuracies or (0.5,), 1))
     for report in reports:
-        if study_store.should_prune(trial, report):
+        if study_store.decide(trial, report) is Decision.PRUNE:
             state, reports = TrialState.PRUNED, reports[: report.epoch]
             break
     return study_store.tell(trial, TrialResult(state, reports, 1.0), "run")
@@ -389,7 +390,7 @@ def test_every_sampler_samples_from_a_widened_range(sampler: str) -> None:
             trial = store.ask()
             values.append(trial.recipe.label_smoothing)
             report = EpochReport(1, 1.0, 0.5, 1.0, trial.recipe.label_smoothing, 0.01, 1.0)
-            store.should_prune(trial, report)
+            store.decide(trial, report)
             store.tell(trial, TrialResult(TrialState.COMPLETED, (report,), 1.0), "")
         return values
 

@@ -19,7 +19,8 @@ from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import EpochReport, TrialResult, TrialState
 from fmnist_search.search.analysis import BEST_TRIALS, MIN_TRIALS, boundary_warnings
-from fmnist_search.search.study_store import StudyRuntime, StudyStore
+from fmnist_search.search.study_attributes import StudyRuntime
+from fmnist_search.search.study_store import StudyStore
 from fmnist_search.search.suggest import base_recipe, suggest_recipe
 from tests.support.studies import make_study, space_tables
 
@@ -265,7 +266,7 @@ def run_trials(
     for number in range(count):
         trial = study_store.ask()
         report = EpochReport(1, 1.0, 0.5, 1.0, score(trial.recipe), 0.01, 1.0)
-        study_store.should_prune(trial, report)
+        study_store.decide(trial, report)
         study_store.tell(trial, TrialResult(state_of(number), (report,), 1.0), "")
 
 

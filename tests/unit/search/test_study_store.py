@@ -21,10 +21,11 @@ from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.champion import Champion, ConfirmedScore
 from fmnist_search.results.statistics import wilson
 from fmnist_search.results.study import TrialRecord
-from fmnist_search.results.training import EpochReport, TrialResult, TrialState
+from fmnist_search.results.training import Decision, EpochReport, TrialResult, TrialState
 from fmnist_search.search.storage import open_storage
+from fmnist_search.search.study_attributes import StudyRuntime
 from fmnist_search.search.study_list import list_studies
-from fmnist_search.search.study_store import StudyRuntime, StudyStore
+from fmnist_search.search.study_store import StudyStore
 from fmnist_search.search.trial_attributes import outcome_attribute
 from tests.support.studies import SMALL_SPACE, make_study
 
@@ -78,7 +79,7 @@ def run_trial(study_store: StudyStore, state: TrialState, *accuracies: float, re
     asked = study_store.ask()
     result = make_result(state, *accuracies, reason=reason)
     for report in result.epochs:
-        study_store.should_prune(asked, report)
+        study_store.decide(asked, report)
     return study_store.tell(asked, result, f"run-{asked.number}")
 
 
@@ -125,7 +126,7 @@ def test_running_trials_are_those_of_the_present_session_that_have_not_ended(sto
     began = time.time()
     run_trial(store, TrialState.COMPLETED, 0.5)
     asked = store.ask()
-    store.should_prune(asked, make_result(TrialState.COMPLETED, 0.25).epochs[0])
+    store.decide(asked, make_result(TrialState.COMPLETED, 0.25).epochs[0])
     (running,) = StudyStore.load(storage_url, "small").running_trials(began)
     assert (running.number, running.recipe, running.curve) == (2, asked.recipe, (0.25,))
     assert [trial.number for trial in store.running_trials(0.0)] == [0, 2]
@@ -137,7 +138,7 @@ def test_record_has_parameter_count_and_times(storage_url: str) -> None:
     asked = store.ask()
     result = dataclasses.replace(make_result(TrialState.COMPLETED, 0.5), parameters=12_345)
     for report in result.epochs:
-        store.should_prune(asked, report)
+        store.decide(asked, report)
     record = store.tell(asked, result, "run-0")
     assert record.started_at is not None
     assert record.ended_at is not None
@@ -374,7 +375,7 @@ def test_an_interrupted_trial_goes_on_with_its_number_its_recipe_and_its_curve(
     assert (asked.number, asked.recipe, asked.curve) == (interrupted.number, interrupted.recipe, {1: 0.4})
     result = make_result(TrialState.COMPLETED, 0.4, 0.8)
     for report in result.epochs:
-        again.should_prune(asked, report)
+        again.decide(asked, report)
     record = again.tell(asked, result, "run")
     assert (record.number, record.recipe, record.curve) == (interrupted.number, interrupted.recipe, (0.4, 0.8))
     assert [each.state for each in again.trial_records()] == [TrialState.COMPLETED] * 2
@@ -408,7 +409,7 @@ def test_a_trained_trial_that_a_search_could_not_tell_is_counted_with_its_outcom
     asked, result = store.ask(), make_result(state, 0.5, 0.6, reason="a reason")
     store.save_run_key(asked, "study/000@1")
     for report in result.epochs:
-        store.should_prune(asked, report)
+        store.decide(asked, report)
     outcome = outcome_attribute(result, "run-0")
     if stored_in == "optuna":
         asked.optuna_trial.set_user_attr("outcome", outcome)
@@ -423,7 +424,7 @@ def test_a_trained_trial_that_a_search_could_not_tell_is_counted_with_its_outcom
 def test_a_trial_that_was_running_when_its_search_died_goes_on(storage_url: str) -> None:
     store = open_store(storage_url, make_study())
     reported, started = store.ask(), store.ask()
-    store.should_prune(reported, make_result(TrialState.COMPLETED, 0.4).epochs[0])
+    store.decide(reported, make_result(TrialState.COMPLETED, 0.4).epochs[0])
 
     again = open_store(storage_url, make_study())
     assert again.recover() == [0, 1]
@@ -478,7 +479,7 @@ def test_what_a_search_was_told_to_try_comes_again_after_its_death(storage_url: 
 def test_a_paused_trial_waits_until_it_is_resumed_and_counts_neither_as_failed_nor_as_pruned(storage_url: str) -> None:
     store = open_store(storage_url, make_study())
     asked = store.ask()
-    store.should_prune(asked, make_result(TrialState.PAUSED, 0.4).epochs[0])
+    store.decide(asked, make_result(TrialState.PAUSED, 0.4).epochs[0])
     paused = store.tell(asked, make_result(TrialState.PAUSED, 0.4), "run-0")
     assert (paused.state, paused.value, paused.is_final) == (TrialState.PAUSED, 0.4, False)
 
@@ -546,7 +547,7 @@ def test_pruner_applies_after_its_startup_trials_and_before_the_last_epoch() -> 
     for number in range(12):
         asked = store.ask()
         reports = make_result(TrialState.COMPLETED, *[0.9 - number / 100] * 3).epochs
-        advice = [store.should_prune(asked, report) for report in reports]
+        advice = [store.decide(asked, report) is Decision.PRUNE for report in reports]
         ends.append(advice)
         store.tell(asked, make_result(TrialState.COMPLETED, 0.9 - number / 100), "run")
     assert not any(any(advice) for advice in ends[:7])
@@ -566,6 +567,8 @@ def test_pruners_accept_trials_that_stopped_early(pruner: str) -> None:
     assert max(records, key=lambda record: record.value or 0) == early[-1]
     asked = store.ask()
     falling = [0.2 - epoch / 100 for epoch in range(6)]
-    advice = [store.should_prune(asked, report) for report in make_result(TrialState.PRUNED, *falling).epochs]
+    advice = [
+        store.decide(asked, report) is Decision.PRUNE for report in make_result(TrialState.PRUNED, *falling).epochs
+    ]
     if pruner != "hyperband":  # whose brackets differ
         assert any(advice) == (pruner != "none")

@@ -1,0 +1,84 @@
+"""Which trial the next epoch goes to: what Optuna's pruner decides, or freeze-thaw, which pauses and resumes trials."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import optuna
+from optuna.trial import TrialState as OptunaState
+
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.results.training import Decision
+from fmnist_search.search.freeze_thaw_sampler import FreezeThawSampler
+from fmnist_search.search.objectives import pruner_prunes
+from fmnist_search.search.pruners import StartupTrials
+from fmnist_search.search.trial_attributes import PAUSED_ATTRIBUTE, PREDICTION_ATTRIBUTE
+
+
+class Scheduler:
+    """Decides with the pruner of a study whether a trial goes on after an epoch.
+
+    Trials that freeze-thaw has paused in an earlier search of the study go on before new ones begin. What a user's
+    stopper has paused stays so until `StudyStore.resume` is called.
+    """
+
+    def __init__(self, study: optuna.Study, config: StudyConfig):
+        self._study = study
+        self._startup_trials = StartupTrials(config.pruner, config.budget.epochs)
+
+    def decide(self, trial: optuna.Trial, epoch: int) -> Decision:
+        """Return whether a trial continues after an epoch that it has reported, is pruned, or is paused."""
+        is_pruned = pruner_prunes(trial) and self._startup_trials.allow_pruning(self._study, epoch)
+        return Decision.PRUNE if is_pruned else Decision.CONTINUE
+
+    def next_paused(self) -> int | None:
+        """Return the number of the paused trial that goes on next, before any new one; None if a new one is next."""
+        return next(iter(self._paused_by_freeze_thaw()), None)
+
+    def paused_to_end(self) -> list[int]:
+        """Return the numbers of the paused trials that do not go on after the end of the search."""
+        return []
+
+    def _paused_by_freeze_thaw(self) -> list[int]:
+        return [
+            trial.number
+            for trial in self._study.get_trials(deepcopy=False, states=(OptunaState.RUNNING, OptunaState.PRUNED))
+            if trial.user_attrs.get(PAUSED_ATTRIBUTE) is not None and PREDICTION_ATTRIBUTE in trial.user_attrs
+        ]
+
+
+class FreezeThawScheduler(Scheduler):
+    """Lets the sampler choose after each epoch, and when a worker is free, which trial goes on."""
+
+    def __init__(self, study: optuna.Study, config: StudyConfig, sampler: FreezeThawSampler):
+        super().__init__(study, config)
+        self._sampler = sampler
+        self._last_epoch = config.budget.epochs
+
+    def decide(self, trial: optuna.Trial, epoch: int) -> Decision:
+        """Return PAUSE if another trial, or a new one, promises more for the next epoch."""
+        waiting = self._study.get_trials(deepcopy=False, states=(OptunaState.WAITING,))
+        if epoch >= self._last_epoch or not trial.params or waiting:
+            return Decision.CONTINUE
+        if self._sampler.decide(self._study, running=trial.number).trial == trial.number:
+            return Decision.CONTINUE
+        prediction = self._sampler.predict(self._study, trial.number)
+        trial.set_user_attr(PREDICTION_ATTRIBUTE, list(dataclasses.astuple(prediction)) if prediction else [])
+        return Decision.PAUSE
+
+    def next_paused(self) -> int | None:
+        """Return the number of the paused trial that promises more than a new one; None if none does."""
+        if self._study.get_trials(deepcopy=False, states=(OptunaState.WAITING,)):
+            return None  # what was queued is first
+        return self._sampler.decide(self._study).trial
+
+    def paused_to_end(self) -> list[int]:
+        """Return the numbers of all trials that this scheduler has paused."""
+        return self._paused_by_freeze_thaw()
+
+
+def make_scheduler(study: optuna.Study, config: StudyConfig) -> Scheduler:
+    """Return the scheduler of a study, whose sampler and pruner have been created."""
+    if isinstance(study.sampler, FreezeThawSampler):
+        return FreezeThawScheduler(study, config, study.sampler)
+    return Scheduler(study, config)
