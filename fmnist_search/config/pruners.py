@@ -82,6 +82,18 @@ class Patience(Section):
         return self.epochs + 2
 
 
+class Extrapolation(Section):
+    """Ends a trial that will hardly beat the best completed one, by a model that extrapolates learning curves."""
+
+    name: Literal["extrapolation"] = "extrapolation"
+    min_chance: float = Field(0.05, gt=0, lt=1, description="chance to beat the best below which a trial ends")
+    startup_trials: int = Field(1, ge=1, le=MAX_TRIALS, description="completed trials before it prunes")
+
+    def first_rung(self, epochs: int) -> int:
+        """Return the epoch after which a trial can first be pruned."""
+        return 1
+
+
 class OneEpoch(Section):
     """Trains all candidates for one epoch, then the best few of them in full (arXiv 2307.15422).
 
@@ -110,7 +122,7 @@ class NoPruner(Section):
 DEFAULT_PRUNER = Halving()
 
 Pruner = Annotated[
-    Halving | Hyperband | Median | Percentile | Patience | OneEpoch | NoPruner,
+    Halving | Hyperband | Median | Percentile | Patience | Extrapolation | OneEpoch | NoPruner,
     Field(discriminator="name"),
     expand_name(DEFAULT_PRUNER.name),
 ]

@@ -32,7 +32,7 @@ from fmnist_search.config.execution import ExecutionSection
 from fmnist_search.config.messages import error_lines
 from fmnist_search.config.origins import Origins, find_origins
 from fmnist_search.config.overrides import apply_overrides, unused_settings
-from fmnist_search.config.pruners import DEFAULT_PRUNER, NoPruner, OneEpoch, Pruner
+from fmnist_search.config.pruners import DEFAULT_PRUNER, Extrapolation, NoPruner, OneEpoch, Pruner
 from fmnist_search.config.samplers import DEFAULT_SAMPLER, Cmaes, FreezeThaw, Grid, Sampler
 from fmnist_search.config.sections import Budget, Finalists, Name, Objective, Section, Start
 from fmnist_search.config.shipped_studies import copy_hint
@@ -172,6 +172,8 @@ class StudyConfig(Section):
             )
         if isinstance(self.sampler, FreezeThaw):
             self._check_freeze_thaw()
+        if isinstance(self.sampler, FreezeThaw) or isinstance(self.pruner, Extrapolation):
+            self._check_ordered()
         return self
 
     def _check_freeze_thaw(self) -> None:
@@ -190,11 +192,18 @@ class StudyConfig(Section):
                 f"budget.epochs: {self.budget.epochs} leaves the sampler 'freeze-thaw' nothing to pause; train at "
                 "least 2 epochs, or take 'tpe'"
             )
+
+    def _check_ordered(self) -> None:
         varying = [domain for group in hyperparameter_groups(self.space) for domain in group.values()]
         if not any(is_ordered(domain) for domain in varying):
+            key, name, remedy = (
+                ("sampler", self.sampler.name, "tpe")
+                if isinstance(self.sampler, FreezeThaw)
+                else ("pruner", self.pruner.name, "halving")
+            )
             raise UserError(
-                "sampler: 'freeze-thaw' needs a hyperparameter whose values are numbers, by which recipes can be "
-                "compared, and this space has none; give a range or a list of numbers, or take 'tpe'"
+                f"{key}: {name!r} needs a hyperparameter whose values are numbers, by which recipes can be compared, "
+                f"and this space has none; give a range or a list of numbers, or take {remedy!r}"
             )
 
     # ---------------------------------------------------------------------------------- reading

