@@ -181,14 +181,14 @@ def trial_record(trial: FrozenTrial, recipe: Recipe | None = None) -> TrialRecor
             will_retry=outcome.get("comes_again", outcome["state"] == TrialState.INTERRUPTED.value),
             parameters=outcome.get("parameters", 0),
             cost=TrialCost(cost["metric"], float(cost["value"])) if cost else None,
-            prediction=_prediction(trial),
+            prediction=_prediction(trial) if outcome["state"] == TrialState.PAUSED.value else None,
             started_at=_to_unix_seconds(trial.datetime_start),
             ended_at=_to_unix_seconds(trial.datetime_complete),
         )
 
 
 def _prediction(trial: FrozenTrial) -> Prediction | None:
-    stored = trial.user_attrs.get(PREDICTION_ATTRIBUTE) if is_paused(trial) else None
+    stored = trial.user_attrs.get(PREDICTION_ATTRIBUTE)
     return Prediction(*stored) if stored else None
 
 

@@ -26,8 +26,9 @@ from fmnist_search.results.training import TrialState as State
 from fmnist_search.search.driver_storage import DriverStorage
 from fmnist_search.search.lease import Lease
 from fmnist_search.search.storage import open_storage
+from fmnist_search.search.study_attributes import StudyRuntime
 from fmnist_search.search.study_list import list_studies
-from fmnist_search.search.study_store import StudyRuntime, StudyStore
+from fmnist_search.search.study_store import StudyStore
 from fmnist_search.search.trial_attributes import outcome_attribute
 from fmnist_search.search.trial_window import FrontWindow, best_count
 from fmnist_search.search.trial_writer import OptunaTrialWriter, TrialWriter, make_writer
@@ -36,7 +37,8 @@ from tests.support.studies import make_study
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.filterwarnings("default::ResourceWarning")]
 
-SAMPLERS = [settings_() for settings_ in get_args(get_args(Sampler)[0]) if settings_().name != "cmaes"]
+ONE_VALUE = ("cmaes", "freeze-thaw")
+SAMPLERS = [settings_() for settings_ in get_args(get_args(Sampler)[0]) if settings_().name not in ONE_VALUE]
 TRIALS = 13
 SPACE: dict[str, Any] = {
     "common": {"label_smoothing": {"low": 0.0, "high": 0.2, "step": 0.1}},

@@ -14,7 +14,8 @@ from fmnist_search.recipe.execution import Execution
 from fmnist_search.reporting.model_summary import summarize
 from fmnist_search.results.objectives import TrialCost
 from fmnist_search.results.training import EpochReport, TrialResult, TrialState
-from fmnist_search.search.study_store import StudyRuntime, StudyStore
+from fmnist_search.search.study_attributes import StudyRuntime
+from fmnist_search.search.study_store import StudyStore
 from fmnist_search.workflows.rebuilding import finished_run
 from fmnist_search.workspace import Workspace
 from tests.integration.cli.test_errors import assert_error
