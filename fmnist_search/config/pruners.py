@@ -86,7 +86,9 @@ class Extrapolation(Section):
     """Ends a trial that will hardly beat the best completed one, by a model that extrapolates learning curves."""
 
     name: Literal["extrapolation"] = "extrapolation"
-    min_chance: float = Field(0.05, gt=0, lt=1, description="chance to beat the best below which a trial ends")
+    min_probability: float = Field(
+        0.05, gt=0, le=1, description="probability of beating the best trial below which a trial ends"
+    )
     startup_trials: int = Field(1, ge=1, le=MAX_TRIALS, description="completed trials before it prunes")
 
     def first_rung(self, epochs: int) -> int:

@@ -34,5 +34,5 @@ class ExtrapolationPruner(BasePruner):
             return False
         known[trial.number] = dataclasses.replace(known[trial.number], status=Status.PAUSED)
         trials, place = list(known.values()), list(known).index(trial.number)
-        chance = self._curves.ask_rule(study, lambda rule: rule.chance_to_beat(trials, place))
-        return chance < self._settings.min_chance
+        probability = self._curves.ask_rule(study, lambda rule: rule.probability_to_beat(trials, place))
+        return probability < self._settings.min_probability

@@ -98,7 +98,7 @@ class FreezeThaw:
         ends = means[0] + deviations[0] * norm.ppf([0.5, 0.05, 0.95])
         return Prediction(*(float(value) for value in to_accuracy(ends)))
 
-    def chance_to_beat(self, trials: Sequence[KnownTrial], place: int) -> float:
+    def probability_to_beat(self, trials: Sequence[KnownTrial], place: int) -> float:
         """Return the probability that a trial ends above the best completed one."""
         model = self._model(trials)
         means, deviations = model.predict(trials[place].features[None], np.array([place]), self.last_epoch)

@@ -76,8 +76,8 @@ def test_a_prediction_and_the_chance_to_beat_the_best_agree() -> None:
     good, bad = rule.predict(trials, 3), rule.predict(trials, 4)
     assert good.low < good.median < good.high
     assert bad.high < good.low
-    assert rule.chance_to_beat(trials, 3) > 0.95
-    assert rule.chance_to_beat(trials, 4) < 0.05
+    assert rule.probability_to_beat(trials, 3) > 0.95
+    assert rule.probability_to_beat(trials, 4) < 0.05
 
 
 def test_a_large_study_keeps_the_whole_curves_of_its_best_and_the_last_epochs_of_others() -> None:
