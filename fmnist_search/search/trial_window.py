@@ -19,6 +19,9 @@ from fmnist_search.search.trial_attributes import PAUSED_ATTRIBUTE
 MAX_BEST = 25
 """Optuna's TPE models the best tenth of the trials that have ended as the good ones, but not more than so many."""
 
+MAX_RUNNING = 64
+"""The newest running trials of the window. TPE takes them as bad ones, so that trials of the same time differ."""
+
 Rank = tuple[float, ...]
 
 
@@ -31,9 +34,9 @@ class TrialWindow:
     """The best and the newest trials of a study that is maximized.
 
     Of the trials that have completed or were pruned, it holds the best tenth of `size`, at most `MAX_BEST`, and the
-    newest of the others, `size` in all. Of those that are running it holds the newest `size`. Best is meant as in
-    Optuna's TPE: completed trials by value, then pruned ones by their last step and its value. Newest is meant by
-    number, so that the window depends only on the states of the trials. Without `size` it holds all trials.
+    newest of the others, `size` in all. Of those that are running it holds the newest `size`, at most `MAX_RUNNING`.
+    Best is meant as in Optuna's TPE: completed trials by value, then pruned ones by their last step and its value.
+    Newest is meant by number, so that the window depends only on the states of the trials. Without `size` it holds all.
 
     What has ended does not change any more and is looked at once, so that a selection takes time for the window and for
     the trials that have not ended.
@@ -58,7 +61,7 @@ class TrialWindow:
             ended = copy.deepcopy(ended)
             for n in paused:
                 ended.add(trials[n])
-        return [trials[n] for n in sorted([*ended.window(), *running[-self.size :]])]
+        return [trials[n] for n in sorted([*ended.window(), *running[-min(self.size, MAX_RUNNING) :]])]
 
     def _add(self, trial: FrozenTrial) -> bool:
         """Add a trial if it has ended; return whether it may still change. A paused one is shown as pruned."""

@@ -27,7 +27,7 @@ from fmnist_search.search.study_attributes import StudyRuntime
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.search.suggest import base_recipe, suggest_recipe
 from fmnist_search.search.trial_attributes import PAUSED_ATTRIBUTE
-from fmnist_search.search.trial_window import TrialWindow
+from fmnist_search.search.trial_window import MAX_RUNNING, TrialWindow
 from tests.support.studies import make_study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -174,6 +174,12 @@ def test_the_window_holds_the_best_as_optuna_ranks_them_and_the_newest_others(
     for count in sorted(data.draw(st.lists(st.integers(0, len(trials)), max_size=3))):
         window.select([_earlier(trial, data) for trial in trials[:count]], 0)
     assert window.select(trials, 0) == sorted(wanted, key=lambda trial: trial.number)
+
+
+def test_of_many_running_trials_the_window_holds_the_newest() -> None:
+    trials = [make_trial(number, TrialState.RUNNING, 0, 1) for number in range(200)]
+    found = [trial.number for trial in TrialWindow(300).select(trials, 199)]
+    assert found == list(range(199 - MAX_RUNNING, 199))
 
 
 def _earlier(trial: FrozenTrial, data: st.DataObject) -> FrozenTrial:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,20 @@ def cluster() -> Iterator[Any]:
 def backend(cluster: Any, execution: Execution) -> Iterator[RayBackend]:
     with RayBackend(execution, 2, SETTINGS, heartbeat_seconds=2, poll_seconds=0.5) as two_workers:
         yield two_workers
+
+
+@pytest.fixture
+def full_backend(backend: RayBackend, images: Images) -> RayBackend:
+    """Return `backend` with both of its workers: of one that an earlier test has ended, no other is started before."""
+
+    def until_both_train(report: EpochReport) -> Decision:
+        time.sleep(0.1)
+        return Decision.PRUNE if all(job.reports for job in jobs) else Decision.CONTINUE
+
+    jobs = [RecordingJob(LONG_RECIPE.replace({"seed": seed}), images, until_both_train) for seed in range(2)]
+    run_all(backend, jobs)
+    assert backend.size == 2
+    return backend
 
 
 def process_id(backend: RayBackend) -> int:
@@ -139,7 +154,7 @@ def test_an_actor_that_is_frozen_is_ended(backend: RayBackend, images: Images) -
 
 
 def test_two_streams_of_an_actor_train_at_the_same_time(
-    backend: RayBackend, images: Images, execution: Execution
+    full_backend: RayBackend, images: Images, execution: Execution
 ) -> None:
     def until_the_other_reports(report: EpochReport) -> Decision:
         return Decision.PRUNE if second.reports or report.epoch == 200 else Decision.CONTINUE
@@ -159,14 +174,14 @@ def test_two_streams_of_an_actor_train_at_the_same_time(
 # --------------------------------------------------------------------------------------------------------- nodes
 
 
-def test_a_backend_without_room_says_that_it_waits(backend: RayBackend, execution: Execution) -> None:
+def test_a_backend_without_room_says_that_it_waits(full_backend: RayBackend, execution: Execution) -> None:
     class Waits(Exception):
         pass
 
     def leave(message: str) -> None:
         raise Waits(message)
 
-    all_cpus = RaySettings(resources=RayResources(cpu=3, memory=0))  # of which `backend` has two
+    all_cpus = RaySettings(resources=RayResources(cpu=3, memory=0))  # of which `full_backend` has two
     with RayBackend(execution, "auto", all_cpus, poll_seconds=0.1, on_message=leave) as waiting:
         assert waiting.size == 0
         with pytest.raises(Waits, match="no room for a worker of 3 CPU"):
@@ -174,7 +189,7 @@ def test_a_backend_without_room_says_that_it_waits(backend: RayBackend, executio
 
 
 def test_a_node_that_joins_gets_work_and_its_loss_costs_an_epoch(
-    cluster: Any, backend: RayBackend, images: Images, execution: Execution
+    cluster: Any, full_backend: RayBackend, images: Images, execution: Execution
 ) -> None:
     recipe = CNN_RECIPE.replace({"epochs": 8})
     nodes: list[Any] = []
