@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fmnist_search.config.pruners import Halving, Hyperband, Median, NoPruner, OneEpoch, Percentile, Pruner
-from fmnist_search.config.samplers import Gp, Qmc, Random, Sampler, Tpe
+from fmnist_search.config.pruners import (
+    Extrapolation,
+    Halving,
+    Hyperband,
+    Median,
+    NoPruner,
+    OneEpoch,
+    Percentile,
+    Pruner,
+)
+from fmnist_search.config.samplers import FreezeThaw, Gp, Qmc, Random, Sampler, Tpe
 from fmnist_search.errors import UserError
 
 
@@ -31,6 +40,8 @@ METHODS = (
     Method("qmc, halving", Qmc(), Halving()),
     Method("gp, halving", Gp(), Halving()),
     Method("tpe, halving (the default)", Tpe(), Halving()),
+    Method("tpe, extrapolation", Tpe(), Extrapolation()),
+    Method("freeze-thaw", FreezeThaw(), NoPruner()),
     *(Method(f"one-epoch rule, {n} candidates", Random(), OneEpoch(), n + 3) for n in (10, 20, 40, 80)),
 )
 SWEEP_METHODS = (

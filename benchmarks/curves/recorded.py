@@ -14,6 +14,7 @@ from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.hyperparameters import Value
 from fmnist_search.recipe.recipe import is_active
+from fmnist_search.search.candidates import Params
 from fmnist_search.search.suggest import start_params
 
 Array = npt.NDArray[np.float64]
@@ -37,7 +38,7 @@ class RecordedRecipes:
         self.random_count = len(random)
         self.curves = [curve.val_accuracy for curve in recorded]
         self.values = [curve.values for curve in recorded]
-        self.params = [start_params(self.config, "", curve.values)[0] for curve in recorded]
+        self.params: list[Params] = [start_params(self.config, "", curve.values)[0] for curve in recorded]
         self.final_accuracies = np.array([curve[-1] for curve in self.curves])
         self.seconds = [curve.seconds for curve in recorded]
         costs = np.array(self.seconds)

@@ -22,6 +22,8 @@ from benchmarks.curves.recorded import RecordedRecipes
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.results.training import Decision, EpochReport, TrialResult, TrialState
 from fmnist_search.search.asked_trial import AskedTrial
+from fmnist_search.search.candidates import Params
+from fmnist_search.search.freeze_thaw_sampler import FreezeThawSampler
 from fmnist_search.search.study_attributes import StudyRuntime
 from fmnist_search.search.study_store import StudyStore
 
@@ -72,6 +74,9 @@ class Replay:
         self._store = StudyStore(self._study, self.recorded.config.model_copy(update=changes))
         self._store.runtime = StudyRuntime(Execution(), self.recorded.precision)
         self._free = set(range(len(self.recorded.curves)))
+        sampler = self._store._with_sampler().sampler
+        if isinstance(sampler, FreezeThawSampler):
+            sampler.map_candidates = self._map_candidates
 
     def run(self) -> SearchTrace:
         """Return the search."""
@@ -110,7 +115,7 @@ class Replay:
             EpochReport(epoch, 0.0, 0.0, 0.0, accuracy, 0.0, 0.0)
             for epoch, accuracy in enumerate(curve[: training.epochs], start=1)
         ]
-        decision = self._decide(training.trial, reports[-1])
+        decision = self._store.decide(training.trial, reports[-1])
         if training.epochs == len(curve):
             state = TrialState.COMPLETED
         elif decision is Decision.CONTINUE:
@@ -125,9 +130,6 @@ class Replay:
         if state is TrialState.COMPLETED and spent <= self.budget_compute:
             self._points.append((spent, round(now, 9), max(self._points[-1][2], curve[-1])))
         return False
-
-    def _decide(self, trial: AskedTrial, report: EpochReport) -> Decision:
-        return self._store.decide(trial, report)
 
     def _start_trial(self, worker: int, now: float) -> bool:
         """Give a free worker a trial; return whether there is one for it."""
@@ -144,6 +146,15 @@ class Replay:
         self._running[worker] = _Training(trial, recipe, len(trial.curve), now)
         return True
 
+    def _map_candidates(self, candidates: list[Params]) -> list[Params]:
+        """Return a free recorded recipe in place of each candidate, before a model judges them."""
+        free, mapped = set(self._free), []
+        for candidate in candidates[: len(free)]:
+            nearest = self.recorded.nearest_recipe(candidate, free)
+            free.discard(nearest)
+            mapped.append(self.recorded.params[nearest])
+        return mapped
+
     def _place_proposal(self, proposal: AskedTrial) -> AskedTrial:
         """Return a trial of the free recorded recipe that is nearest to a proposal."""
         values = proposal.recipe.to_flat_dict()
@@ -153,7 +164,7 @@ class Replay:
         if not self.recorded.is_recorded_as(nearest, values):
             self._study.tell(proposal.optuna_trial, state=OptunaState.FAIL)
             self._store._survivors.remove_running(proposal.number)  # nothing trains it
-            self._study.enqueue_trial(self.recorded.params[nearest])
+            self._study.enqueue_trial(dict(self.recorded.params[nearest]))
             trial = self._store.ask()
         self._recipe_of[trial.recipe.seed_independent_key()] = nearest
         return trial

@@ -88,7 +88,8 @@ class FreezeThawSampler(BaseSampler):
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Choose the recipe of a new trial, unless it was queued with one."""
-        if trial.system_attrs.get("fixed_params"):
+        # Optuna calls this for a trial that goes on, too: that has its recipe.
+        if trial.system_attrs.get("fixed_params") or trial.params:
             return
         params = self.decide(study, new_number=trial.number).params
         if params is None:  # the caller wants a new trial, whatever the rule prefers

@@ -145,6 +145,19 @@ def test_survivors_wait_for_the_candidates_of_all_workers(drawn_table: Path) -> 
     assert three.best_values[-1] == alone.best_values[-1]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_paused_trials_go_on_where_they_were(drawn_table: Path, workers: int) -> None:
+    (method,) = select_methods("freeze-thaw", sweep=False)
+    recorded = RecordedRecipes(CurveTable.read(drawn_table), "epochs")
+    trace = Replay(recorded, method, 1000, 100.0, workers).run()
+    # Every recipe is trained in the end, each of its epochs once; without pauses, all would complete at whole numbers.
+    assert len(trace.compute_spent) == 1 + len(recorded.curves)
+    assert trace.compute_spent[-1] == len(recorded.curves)
+    assert any(not float(spent).is_integer() for spent in trace.compute_spent)
+    # The model finds the best recipes before half of all epochs are trained.
+    assert max(recorded.final_accuracies) in trace.best_values[: len(trace.best_values) // 2]
+
+
 def test_targets_are_those_of_random_recipes(drawn_table: Path) -> None:
     found = replay(drawn_table, "random, every")
     assert found["targets"]["best"] == pytest.approx(0.92)
