@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.curves.table import CurveTable
+from benchmarks.curves.table import Curve, CurveTable
 from fmnist_search.config.domain import Choice, Domain, Range
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.recipe.families import FAMILIES
@@ -30,9 +30,8 @@ class RecordedRecipes:
     """
 
     def __init__(self, table: CurveTable, clock: str):
-        kinds = [table.curves_of_kind(kind) for kind in ("search", "neighbour")]
-        random, neighbours = ([kind[n] for n in sorted(kind) if not kind[n].failed] for kind in kinds)
-        recorded = [*random, *neighbours]
+        random, neighbours = (_distinct(table.curves_of_kind(kind)) for kind in ("search", "neighbour"))
+        recorded = [*random.values(), *(curve for key, curve in neighbours.items() if key not in random)]
         self.config = StudyConfig.from_dict(table.header.study)
         self.precision = table.header.precision
         self.random_count = len(random)
@@ -80,6 +79,15 @@ class RecordedRecipes:
         there = {name: domain for name, domain in self._domains.items() if is_active(name, FAMILIES["cnn"], values)}
         places = {name: _normalized_position(values[name], domain) for name, domain in there.items()}
         return np.array([places.get(name, math.nan) for name in self._domains])
+
+
+def _distinct(curves: Mapping[int, Curve]) -> dict[tuple[tuple[str, Value], ...], Curve]:
+    """Return the first curve of each recipe by its values; two of the best recipes may have the same neighbour."""
+    found: dict[tuple[tuple[str, Value], ...], Curve] = {}
+    for number in sorted(curves):
+        if not curves[number].failed:
+            found.setdefault(tuple(sorted(curves[number].values.items())), curves[number])
+    return found
 
 
 def _normalized_position(value: Value, domain: Domain) -> float:

@@ -100,6 +100,8 @@ def drawn_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"recipe_number": number, "kind": kind, "values": values, "seed": 0, "parameters": 1}
             | {"val_accuracy": accuracies, "seconds": [1.0 + number % 3] * EPOCHS}
         )
+    # A neighbour of two recipes is recorded twice, with another result.
+    rows.append({**rows[-1], "recipe_number": len(rows), "val_accuracy": [0.5] * EPOCHS})
     (folder / "drawn.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder / "drawn.jsonl"
 
