@@ -123,11 +123,13 @@ class FrontWindow:
         """Return what the trial of this number may learn from, by number; `trials` are all trials of the study."""
         completed = [trial for trial in trials if trial.state is TrialState.COMPLETE]
         running = [trial for trial in trials if trial.state is TrialState.RUNNING and trial.number != number]
-        size = self._size or len(trials)
-        if len(completed) > size:
-            best, others = _split_complete_trials(completed, study, best_count(size))
-            completed = [*best, *others[len(others) + len(best) - size :]]
-        return sorted([*completed, *running[-size:]], key=lambda trial: trial.number)
+        if self._size is None:
+            return sorted([*completed, *running], key=lambda trial: trial.number)
+        if len(completed) > self._size:
+            best, others = _split_complete_trials(completed, study, best_count(self._size))
+            completed = [*best, *others[len(others) + len(best) - self._size :]]
+        newest = running[-min(self._size, MAX_RUNNING) :]
+        return sorted([*completed, *newest], key=lambda trial: trial.number)
 
 
 class StudyView:

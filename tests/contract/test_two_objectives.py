@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import optuna
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from optuna.samplers._tpe.sampler import _split_trials
 from optuna.storages import RDBStorage
@@ -30,7 +30,7 @@ from fmnist_search.search.study_attributes import StudyRuntime
 from fmnist_search.search.study_list import list_studies
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.search.trial_attributes import outcome_attribute
-from fmnist_search.search.trial_window import FrontWindow, best_count
+from fmnist_search.search.trial_window import MAX_RUNNING, FrontWindow, best_count
 from fmnist_search.search.trial_writer import OptunaTrialWriter, TrialWriter, make_writer
 from tests.support.studies import make_study
 
@@ -130,6 +130,7 @@ values = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6), st.booleans())
 
 @settings(max_examples=60)
 @given(values, st.integers(1, 30))
+@example([(0, 0, True)] * (MAX_RUNNING + 2), 300)
 def test_the_window_holds_what_optuna_takes_as_the_best_and_the_newest_others(
     described: list[tuple[int, int, bool]], size: int
 ) -> None:
@@ -138,7 +139,7 @@ def test_the_window_holds_what_optuna_takes_as_the_best_and_the_newest_others(
     completed = [trial for trial in trials if trial.state is TrialState.COMPLETE]
     best, others = _split_trials(study, completed, best_count(size))
     running = [trial for trial in trials if trial.state is TrialState.RUNNING and trial.number != 0]
-    wanted = [*best, *others[max(0, len(others) + len(best) - size) :], *running[-size:]]
+    wanted = [*best, *others[max(0, len(others) + len(best) - size) :], *running[-min(size, MAX_RUNNING) :]]
     assert FrontWindow(size).select(study, trials, 0) == sorted(wanted, key=lambda trial: trial.number)
     everything = [trial for trial in trials if trial in completed or trial in running]
     assert FrontWindow(None).select(study, trials, 0) == everything
