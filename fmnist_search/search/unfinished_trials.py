@@ -66,13 +66,13 @@ class UnfinishedTrials:
 
         `is_fixed` says that the trial has values outside the space, and so no parameters. Optuna would conclude from a
         completed trial without parameters that all trials share no parameter. With two objectives, a completed trial
-        has its cost in its outcome, and Optuna cannot rank a pruned one.
+        has its cost in its outcome.
         """
         has_cost = len(self._study.directions) > 1
         if state is TrialState.COMPLETED and not is_fixed:
             assert value is not None, "a completed trial has a value"
             return self._study.tell(number, [value, self._cost(number)] if has_cost else value)
-        is_pruned = state is TrialState.PRUNED and not is_fixed and not has_cost
+        is_pruned = state is TrialState.PRUNED and not is_fixed
         return self._study.tell(number, state=OptunaState.PRUNED if is_pruned else OptunaState.FAIL)
 
     def recover(self, find_outcome: FindOutcome) -> list[int]:

@@ -184,15 +184,17 @@ def test_another_process_reads_both_values_of_each_trial(
 # ------------------------------------------------------------------------------- trials that end otherwise
 
 
-def test_a_trial_that_its_time_limit_prunes_keeps_its_curve_and_has_no_cost() -> None:
-    store = open_store(make_config(Tpe()))
+@each_sampler
+def test_a_trial_that_its_time_limit_prunes_keeps_its_curve_and_has_no_cost(sampler: Any) -> None:
+    store = open_store(make_config(sampler))
     for _ in range(8):
         asked = store.ask()
         report = make_result(asked.recipe).epochs[0]
         store.decide(asked, report)
         store.tell(asked, TrialResult(State.PRUNED, (report,), 1.0, reason="its 1 minutes were spent"), "")
-    run_trials(store, 8)  # the sampler goes on
-    pruned = store.trial_records()[0]
+    run_trials(store, 12)  # the sampler goes on
+    pruned, stored = store.trial_records()[0], store._study.trials[0]
+    assert (stored.state, stored.values) == (TrialState.PRUNED, None)
     assert (pruned.state, pruned.cost, len(pruned.curve)) == (State.PRUNED, None, 1)
     assert pruned not in front_trials(store.trial_records())
 
