@@ -38,7 +38,7 @@ class Tpe(SamplerSection):
         300,
         ge=0,
         le=MAX_TRIALS,
-        description="trials that it learns from, at least `startup_trials`: the best and the newest, and as many that "
+        description="trials that it learns from, at least `startup_trials`: the best and the newest, and up to 64 that "
         "are running; 0 takes all, and then each trial of a study takes longer to choose than the one before",
     )
 
