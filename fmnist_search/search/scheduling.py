@@ -7,6 +7,7 @@ import dataclasses
 import optuna
 from optuna.trial import TrialState as OptunaState
 
+from fmnist_search.config.samplers import FreezeThaw
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.results.training import Decision
 from fmnist_search.search.freeze_thaw_sampler import FreezeThawSampler
@@ -33,18 +34,11 @@ class Scheduler:
 
     def next_paused(self) -> int | None:
         """Return the number of the paused trial that goes on next, before any new one; None if a new one is next."""
-        return next(iter(self._paused_by_freeze_thaw()), None)
+        return next(iter(paused_by_freeze_thaw(self._study)), None)
 
     def paused_to_end(self) -> list[int]:
         """Return the numbers of the paused trials that do not go on after the end of the search."""
         return []
-
-    def _paused_by_freeze_thaw(self) -> list[int]:
-        return [
-            trial.number
-            for trial in self._study.get_trials(deepcopy=False, states=(OptunaState.RUNNING, OptunaState.PRUNED))
-            if trial.user_attrs.get(PAUSED_ATTRIBUTE) is not None and PREDICTION_ATTRIBUTE in trial.user_attrs
-        ]
 
 
 class FreezeThawScheduler(Scheduler):
@@ -74,7 +68,7 @@ class FreezeThawScheduler(Scheduler):
 
     def paused_to_end(self) -> list[int]:
         """Return the numbers of all trials that this scheduler has paused."""
-        return self._paused_by_freeze_thaw()
+        return paused_by_freeze_thaw(self._study)
 
 
 def make_scheduler(study: optuna.Study, config: StudyConfig) -> Scheduler:
@@ -82,3 +76,22 @@ def make_scheduler(study: optuna.Study, config: StudyConfig) -> Scheduler:
     if isinstance(study.sampler, FreezeThawSampler):
         return FreezeThawScheduler(study, config, study.sampler)
     return Scheduler(study, config)
+
+
+def paused_by_freeze_thaw(study: optuna.Study) -> list[int]:
+    """Return the numbers of the trials that freeze-thaw has paused."""
+    return [
+        trial.number
+        for trial in study.get_trials(deepcopy=False, states=(OptunaState.RUNNING, OptunaState.PRUNED))
+        if trial.user_attrs.get(PAUSED_ATTRIBUTE) is not None and PREDICTION_ATTRIBUTE in trial.user_attrs
+    ]
+
+
+def sampler_changes(study: optuna.Study, stored: StudyConfig, config: StudyConfig) -> list[str]:
+    """Return what it means for the trials of a study that it is continued with freeze-thaw, or with another sampler."""
+    had, has = isinstance(stored.sampler, FreezeThaw), isinstance(config.sampler, FreezeThaw)
+    if has and not had:
+        return [f"freeze-thaw goes on with this study of {stored.sampler.name!r}, and learns from all its trials"]
+    if had and not has and (count := len(paused_by_freeze_thaw(study))):
+        return [f"{count} trials that freeze-thaw has paused go on before {config.sampler.name!r} chooses new ones"]
+    return []

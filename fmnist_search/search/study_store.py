@@ -21,7 +21,7 @@ from fmnist_search.search.objectives import check_directions, create_study, repo
 from fmnist_search.search.one_epoch import SurvivorQueue
 from fmnist_search.search.pruners import make_study_pruner
 from fmnist_search.search.samplers import is_exhausted, make_study_sampler
-from fmnist_search.search.scheduling import Scheduler, make_scheduler
+from fmnist_search.search.scheduling import Scheduler, make_scheduler, sampler_changes
 from fmnist_search.search.start_recipes import enqueue_start
 from fmnist_search.search.storage import NO_STUDY_YET, NoStorageError, open_storage
 from fmnist_search.search.study_attributes import (
@@ -52,15 +52,15 @@ from fmnist_search.workspace import sqlite_path
 class StudyStore(StudyAttributes):
     """One study in Optuna's storage: its trials and what else is stored about it.
 
-    `widened_ranges` has a line for each range that is wider than when the study was stored; `archived_as` is the new
-    name of an earlier study of the same name. Sampler and pruner are created on first use: reading needs neither.
+    `changes` has a line for each change of the study file that matters to the trials that there are; `archived_as` is
+    the new name of an earlier study of the same name. Sampler and pruner are created on first use, and not for reading.
     """
 
     def __init__(self, study: optuna.Study, config: StudyConfig):
         super().__init__(study)
         self.config = config
         self.archived_as: str | None = None
-        self.widened_ranges: list[str] = []
+        self.changes: list[str] = []
         self._unfinished = UnfinishedTrials(study)
         self._records = TrialRecords(study)
         self._survivors = SurvivorQueue(study, self._records, config.pruner, config.budget)
@@ -124,7 +124,7 @@ class StudyStore(StudyAttributes):
     @classmethod
     def _continue(cls, study: optuna.Study, config: StudyConfig) -> StudyStore:
         store = cls(study, config.continuing(stored := stored_config(study)))
-        store.widened_ranges = check_comparable(stored, config) if stored else []
+        store.changes = [*check_comparable(stored, config), *sampler_changes(study, stored, config)] if stored else []
         check_directions(study, config)
         return store
 

@@ -93,7 +93,7 @@ class Session:
     def _enqueue_warm_starts(self) -> None:
         """Report what may be unexpected in this study, and queue its warm starts."""
         config = self.study_store.config
-        messages = [*config.warnings, *self.study_store.widened_ranges]
+        messages = [*config.warnings, *self.study_store.changes]
         if names := config.independently_sampled:
             messages.append(f"{config.sampler.name} samples independently: {', '.join(names)}")
         for message in messages:

@@ -10,7 +10,8 @@ from mlflow import MlflowClient
 
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.results.study import StopReason, StudySummary
-from fmnist_search.results.training import Decision, EpochReport, TrialState
+from fmnist_search.results.training import Decision, Stopper, TrialState, never_stop
+from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workflows.study.api import run_study
 from fmnist_search.workspace import Workspace
@@ -46,14 +47,8 @@ def test_paused_trials_are_shown_and_an_interrupted_search_ends_as_one_that_was_
     config: StudyConfig, tmp_path: Path
 ) -> None:
     workspace = new_workspace(tmp_path / "interrupted")
-    seen: list[EpochReport] = []
-
-    def interrupt_once(report: EpochReport) -> Decision:
-        seen.append(report)
-        return Decision.INTERRUPT if len(seen) == INTERRUPTED_AT else Decision.CONTINUE
-
     options = TrackingOptions(plot_interval=None)
-    interrupted = run_study(config, workspace=workspace, stopper=interrupt_once, tracking=options)
+    interrupted = run_study(config, workspace=workspace, stopper=interrupt_after(INTERRUPTED_AT), tracking=options)
     paused = [trial for trial in interrupted.trials if trial.state is TrialState.PAUSED]
     assert interrupted.stop_reason is StopReason.INTERRUPTED
     assert paused
@@ -99,3 +94,35 @@ def runs_by_state(workspace: Workspace, summary: StudySummary) -> dict[str, str]
         assert sorted(point.step for point in points) == list(range(1, trial.epochs + 1))
         found[run.data.tags["state"]] = run.info.status
     return found
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_with_another_sampler_and_its_paused_trials_first(config: StudyConfig, tmp_path: Path) -> None:
+    workspace, said = new_workspace(tmp_path / "changed"), list[str]()
+
+    class Messages(StudyCallback):
+        def on_message(self, text: str) -> None:
+            said.append(text)
+
+    def go_on(sampler: str, total_epochs: int, stopper: Stopper = never_stop) -> StudySummary:
+        tables = config.model_dump(exclude_none=True)
+        tables |= {"sampler": {"name": sampler}, "budget": {**tables["budget"], "total_epochs": total_epochs}}
+        options = TrackingOptions(enabled=False)
+        changed = StudyConfig.from_dict(tables)
+        return run_study(changed, workspace=workspace, stopper=stopper, tracking=options, callback=Messages())
+
+    random = go_on("random", 2 * EPOCHS)
+    assert [trial.state for trial in random.trials] == [TrialState.COMPLETED] * 2
+    interrupted = go_on("freeze-thaw", TOTAL_EPOCHS, interrupt_after(3))
+    assert "tiny: freeze-thaw goes on with this study of 'random', and learns from all its trials" in said
+    paused = [trial.number for trial in interrupted.trials if trial.state is TrialState.PAUSED]
+    assert paused
+    ended = go_on("random", TOTAL_EPOCHS + 2 * EPOCHS)
+    assert f"tiny: {len(paused)} trials that freeze-thaw has paused go on before 'random' chooses new ones" in said
+    assert {trial.state for trial in ended.trials} == {TrialState.COMPLETED}
+
+
+def interrupt_after(epochs: int) -> Stopper:
+    """Return a stopper that interrupts the search when it is asked for the last time of so many."""
+    left = iter(range(epochs - 1))
+    return lambda _: Decision.CONTINUE if next(left, None) is not None else Decision.INTERRUPT

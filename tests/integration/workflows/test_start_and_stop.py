@@ -329,16 +329,16 @@ def test_the_range_of_an_existing_study_may_be_widened(
     store = StudyStore.open(url, old)
     store.runtime = StudyRuntime(Execution(), "float32")
     records = [run_next_trial(store) for _ in range(3)]
-    assert StudyStore.open(url, old).widened_ranges == []
+    assert StudyStore.open(url, old).changes == []
 
     store = StudyStore.open(url, new)
     key = next(key for key in dict(new.domains()) if key.endswith(f".{name}"))
-    (line,) = store.widened_ranges
+    (line,) = store.changes
     assert line == f"{key} is wider now: {dict(new.domains())[key]}; it was {dict(old.domains())[key]}"
     assert store.trial_records() == records
     assert StudyStore.load(url, new.name).config == new
     # It is reported once: the study has the wider range now, and it cannot be narrowed.
-    assert StudyStore.open(url, new).widened_ranges == []
+    assert StudyStore.open(url, new).changes == []
     with pytest.raises(UserError):
         StudyStore.open(url, old)
 
