@@ -84,12 +84,27 @@ def _learning_curves(view: StudyView, chart: Chart, texts: dict[int, str]) -> An
                 x=x, y=y, text=hover, name=state.value, hovertemplate=HOVER_TEMPLATE, mode="lines+markers",
                 opacity=opacity, line={"color": color, "width": 1.3}, marker={"size": 4},
             )  # fmt: skip
+    _add_predictions(figure, chart)
     if view.completed:
         best = max(view.completed, key=lambda trial: (trial.value or 0.0, -trial.number))
         epochs = list(range(1, len(best.curve) + 1))
         _add_line(figure, f"trial {best.number}", epochs, list(best.curve), {"color": TEXT_COLOR, "width": 2.5})
     _set_percent_axis(figure, [value for trial in chart.trials for value in trial.curve])
     return figure
+
+
+def _add_predictions(figure: Any, chart: Chart) -> None:
+    """Continue the curves of paused trials to the accuracy that is predicted for their last epoch."""
+    for trial in chart.trials:
+        if predicted := trial.prediction:
+            above, below = predicted.high - predicted.median, predicted.median - predicted.low
+            figure.add_scatter(
+                x=[len(trial.curve), trial.recipe.epochs], y=[trial.curve[-1], predicted.median],
+                error_y={"array": [0, above], "arrayminus": [0, below], "width": 3, "thickness": 1},
+                text=f"trial {trial.number} is expected to end at {predicted}", hovertemplate=HOVER_TEMPLATE,
+                mode="lines", showlegend=False,
+                line={"color": STATE_COLORS[TrialState.PAUSED], "dash": "dot", "width": 1},
+            )  # fmt: skip
 
 
 def _timeline(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:

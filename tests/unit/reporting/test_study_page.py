@@ -15,7 +15,7 @@ from fmnist_search.reporting.chart_data import StudyView
 from fmnist_search.reporting.page_charts import PAGE_CHARTS
 from fmnist_search.reporting.study_page import is_plotly_installed, study_page
 from fmnist_search.reporting.study_plots import PLOTS
-from fmnist_search.results.study import front_trials
+from fmnist_search.results.study import Prediction, front_trials
 from fmnist_search.results.training import TrialState
 from tests.support.figures import render_png
 from tests.support.studies import make_study
@@ -54,6 +54,16 @@ def test_a_page_contains_one_copy_of_plotly_and_loads_nothing() -> None:
     assert len(rest) < 1_000_000
     assert not re.search(r"""(src|href)\s*=\s*["'](?!data:)""", rest)
     assert "cdn." not in rest
+
+
+@needs_plotly
+def test_a_page_shows_what_is_predicted_for_a_paused_trial() -> None:
+    config = make_study()
+    first, *others = make_trials(config, 6)
+    predicted = Prediction(0.912, 0.9, 0.92)
+    paused = dataclasses.replace(first, state=TrialState.PAUSED, curve=(0.5, 0.7), prediction=predicted)
+    page = without_plotly_js(study_page("small", QUESTION, [paused, *others], config.space, None))
+    assert f"trial {paused.number} is expected to end at 91.20% (90.00% to 92.00%)" in page
 
 
 @needs_plotly

@@ -12,7 +12,7 @@ from matplotlib.collections import LineCollection
 
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.study_plots import PLOTS, study_figures
-from fmnist_search.results.study import front_trials
+from fmnist_search.results.study import Prediction, front_trials
 from fmnist_search.results.training import TrialState
 from tests.support.figures import figure_texts, render_png
 from tests.support.studies import make_study
@@ -69,6 +69,19 @@ def test_studies_without_completed_trials_are_drawn(state: TrialState) -> None:
     assert ("learning_curves" in plots) == (state is not TrialState.FAILED)  # these have no epochs
     for draw in plots.values():
         render_png(draw())
+
+
+def test_the_curve_of_a_paused_trial_is_continued_to_its_prediction() -> None:
+    config = make_study()
+    first, *others = make_trials(config, 6)
+    predicted = Prediction(0.912, 0.9, 0.92)
+    paused = dataclasses.replace(first, state=TrialState.PAUSED, curve=(0.5, 0.7), prediction=predicted)
+    figure = study_figures([paused, *others], config.space)["learning_curves"]()
+    render_png(figure)
+    (dotted,) = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
+    assert list(zip(*dotted.get_data(), strict=True)) == [(2, 0.7), (paused.recipe.epochs, 0.912)]
+    (interval,) = figure.axes[0].containers
+    assert interval.get_label() == "predicted, 90 % interval"
 
 
 @pytest.mark.slow
