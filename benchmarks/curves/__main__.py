@@ -1,4 +1,4 @@
-"""`python -m benchmarks.curves record|replay|plot|carry|windows|ask`."""
+"""`python -m benchmarks.curves record|replay|plot|carry|windows|ask|decide`."""
 
 from __future__ import annotations
 
@@ -170,6 +170,15 @@ def ask(
         typer.echo(
             f"{cost.known:6d} known, {cost.running:4d} running, window {cost.window:4d}: {cost.milliseconds:7.1f} ms"
         )
+
+
+@app.command()
+def decide(known: Annotated[str, typer.Option(help="Trials that have begun.")] = "100,300,1000") -> None:
+    """Measure what freeze-thaw takes for a decision: median CPU milliseconds in memory, by number of trials."""
+    from benchmarks.curves.windows import measure_decisions
+
+    for count, milliseconds in measure_decisions([int(value) for value in known.split(",")]):
+        typer.echo(f"{count:6d} trials: {milliseconds:7.1f} ms")
 
 
 def main() -> None:

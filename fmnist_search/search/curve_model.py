@@ -114,7 +114,7 @@ class CurveModel:
 
         `features` (n, d) belong to `trials` (n,), whose numbers are those of the curves, or -1 for a new trial.
         """
-        points = _Points(features, trials, np.broadcast_to(np.log(epochs), trials.shape))
+        points = _Points(features, trials, np.atleast_1d(np.log(epochs)))
         covariance = _Covariance(points, self._points, self.parameters).matrix
         explained = solve_triangular(self._factor, covariance.T, lower=True)
         common, shared, own = np.exp(2 * self.parameters[[0, 2, 4]])
@@ -134,7 +134,7 @@ def to_accuracy(targets: Array | float) -> Array:
 
 @dataclass(frozen=True)
 class _Points:
-    """Where the process is looked at."""
+    """Where the process is looked at; one epoch for all points has shape (1,)."""
 
     features: Array
     trials: Integers
@@ -150,15 +150,18 @@ class _Covariance:
         differences = (left.log_epochs[:, None] - right.log_epochs[None]) ** 2
         self.differences = differences
         self.radius = np.sqrt(_squared_distances(left.features * weights, right.features * weights))
-        decay = np.exp(-np.sqrt(5) * self.radius)
-        matern = (1 + np.sqrt(5) * self.radius + 5 / 3 * self.radius**2) * decay
-        over_epochs = np.exp(-0.5 * differences / shared_length**2)
+        self._decay = np.exp(-np.sqrt(5) * self.radius)
+        matern = (1 + np.sqrt(5) * self.radius + 5 / 3 * self.radius**2) * self._decay
+        self._over_epochs = shared**2 * np.exp(-0.5 * differences / shared_length**2)
         self.common = common**2 * np.exp(-0.5 * differences / common_length**2)
-        self.shared = shared**2 * matern * over_epochs
+        self.shared = matern * self._over_epochs
         same = (left.trials[:, None] == right.trials[None]) & (left.trials[:, None] >= 0)
         self.own = np.where(same, own**2 * np.exp(-0.5 * differences / own_length**2), 0.0)
-        self.slope = -5 / 6 * shared**2 * over_epochs * (1 + np.sqrt(5) * self.radius) * decay
         self.matrix: Array = self.common + self.shared + self.own
+
+    def slope(self) -> Array:
+        """Return the derivative of the shared term with respect to the squared distance of the features."""
+        return np.asarray(-5 / 6 * self._over_epochs * (1 + np.sqrt(5) * self.radius) * self._decay)
 
 
 def _squared_distances(left: Array, right: Array) -> Array:
@@ -184,7 +187,7 @@ def _negative_log_posterior(
         gradient[2 * place + 1] = (product * covariance.differences).sum() / length**2
     gradient[6] = 2 * noise * np.trace(outer)
     scaled = points.features * np.exp(-parameters[len(SCALES) :])
-    slopes = outer * covariance.slope
+    slopes = outer * covariance.slope()
     # The derivative of a squared distance with respect to the logarithm of a length is -2 (x - y)^2 / length^2.
     squares = 2 * (scaled**2 * slopes.sum(1)[:, None]).sum(0) - 2 * (scaled * (slopes @ scaled)).sum(0)
     gradient[len(SCALES) :] = -2 * squares

@@ -67,6 +67,17 @@ MISTAKES = [
             "pruner", "'patience' compares trials by one value", "take 'none'", in_schema=False),
     Mistake(f"{HEADER}{CNN_SPACE}[sampler]\nname = 'cmaes'\n[objective]\nmetrics = ['val_accuracy', 'mult_adds']\n",
             "sampler", "'cmaes' optimizes one value", "take 'tpe'", in_schema=False),
+    # Freeze-thaw where it cannot be used.
+    Mistake(f"sampler = 'freeze-thaw'\npruner = 'median'\n{HEADER}{CNN_SPACE}",
+            "pruner", "'median' cannot be used with the sampler 'freeze-thaw'", "take 'none'", in_schema=False),
+    Mistake(f"sampler = 'freeze-thaw'\n{HEADER}epochs = 1\n{CNN_SPACE}",
+            "budget.epochs", "1 leaves the sampler 'freeze-thaw' nothing", "at least 2 epochs", in_schema=False),
+    Mistake(f"sampler = 'freeze-thaw'\n{COMMON_HEADER}optimizer.name = ['sgd', 'adamw']\n",
+            "sampler", "'freeze-thaw' needs a hyperparameter whose values are numbers", "take 'tpe'", in_schema=False),
+    Mistake(f"pruner = 'extrapolation'\n{COMMON_HEADER}optimizer.name = ['sgd', 'adamw']\n",
+            "pruner", "'extrapolation' needs a hyperparameter whose values", "take 'halving'", in_schema=False),
+    Mistake(f"sampler = 'freeze-thaw'\n{HEADER}{CNN_SPACE}[objective]\nmetrics = ['val_accuracy', 'mult_adds']\n",
+            "sampler", "'freeze-thaw' compares trials by one value", "take 'tpe'", in_schema=False),
     # Names that belong elsewhere.
     Mistake(f"{HEADER}{CNN_SPACE}[sampler]\nname = 'random'\nstartup_trials = 3\n",
             "sampler.startup_trials", "unknown key", "known: name"),
