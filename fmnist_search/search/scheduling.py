@@ -26,6 +26,7 @@ class Scheduler:
     def __init__(self, study: optuna.Study, config: StudyConfig):
         self._study = study
         self._startup_trials = StartupTrials(config.pruner, config.budget.epochs)
+        self._left_paused: list[int] | None = None
 
     def decide(self, trial: optuna.Trial, epoch: int) -> Decision:
         """Return whether a trial continues after an epoch that it has reported, is pruned, or is paused."""
@@ -34,7 +35,14 @@ class Scheduler:
 
     def next_paused(self) -> int | None:
         """Return the number of the paused trial that goes on next, before any new one; None if a new one is next."""
-        return next(iter(paused_by_freeze_thaw(self._study)), None)
+        if self._left_paused is None:  # looked for once: while this scheduler decides, no more of them are paused
+            self._left_paused = paused_by_freeze_thaw(self._study)
+        while self._left_paused:
+            trial = self._study.get_trials(deepcopy=False)[self._left_paused[0]]
+            if trial.user_attrs.get(PAUSED_ATTRIBUTE) is not None:
+                return trial.number
+            del self._left_paused[0]
+        return None
 
     def paused_to_end(self) -> list[int]:
         """Return the numbers of the paused trials that do not go on after the end of the search."""
@@ -51,10 +59,9 @@ class FreezeThawScheduler(Scheduler):
 
     def decide(self, trial: optuna.Trial, epoch: int) -> Decision:
         """Return PAUSE if another trial, or a new one, promises more for the next epoch."""
-        waiting = self._study.get_trials(deepcopy=False, states=(OptunaState.WAITING,))
-        if epoch >= self._last_epoch or not trial.params or waiting:
+        if epoch >= self._last_epoch or not trial.params:
             return Decision.CONTINUE
-        if self._sampler.decide(self._study, running=trial.number).trial == trial.number:
+        if not self._has_queued and self._sampler.decide(self._study, running=trial.number).trial == trial.number:
             return Decision.CONTINUE
         prediction = self._sampler.predict(self._study, trial.number)
         trial.set_user_attr(PREDICTION_ATTRIBUTE, list(dataclasses.astuple(prediction)) if prediction else [])
@@ -62,9 +69,12 @@ class FreezeThawScheduler(Scheduler):
 
     def next_paused(self) -> int | None:
         """Return the number of the paused trial that promises more than a new one; None if none does."""
-        if self._study.get_trials(deepcopy=False, states=(OptunaState.WAITING,)):
-            return None  # what was queued is first
-        return self._sampler.decide(self._study).trial
+        return None if self._has_queued else self._sampler.decide(self._study).trial
+
+    @property
+    def _has_queued(self) -> bool:
+        """Whether trials are queued, such as start recipes. They come first, and none waits for the end of another."""
+        return bool(self._study.get_trials(deepcopy=False, states=(OptunaState.WAITING,)))
 
     def paused_to_end(self) -> list[int]:
         """Return the numbers of all trials that this scheduler has paused."""

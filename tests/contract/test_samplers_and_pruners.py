@@ -26,7 +26,7 @@ from fmnist_search.config.pruners import (
     Percentile,
     Pruner,
 )
-from fmnist_search.config.samplers import DEFAULT_SAMPLER, Gp, Qmc, Random, Sampler, Tpe
+from fmnist_search.config.samplers import DEFAULT_SAMPLER, FreezeThaw, Gp, Qmc, Random, Sampler, Tpe
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.execution import Execution
@@ -481,3 +481,33 @@ def test_invalid_combination_is_one_line(tables: dict[str, Any], message: str) -
     with pytest.raises(UserError) as caught:
         make_study(**study)
     assert caught.value.lines == (message,)
+
+
+# ---------------------------------------------------------------------------------------- freeze-thaw
+
+
+def test_with_freeze_thaw_each_start_recipe_begins_before_one_goes_on() -> None:
+    store = open_store(make_config(FreezeThaw(), NoPruner()))
+    for rate in (0.01, 0.02, 0.03):
+        store.enqueue_start(str(rate), {"optimizer.learning_rate": rate})
+    run_trials(store, 2)
+    paused = store.trial_records()
+    assert [(record.state, record.epochs) for record in paused] == [(TrialState.PAUSED, 1)] * 2
+    run_trials(store, 2)
+    rates = [record.recipe.optimizer.learning_rate for record in store.trial_records()]
+    assert rates[:3] == [0.01, 0.02, 0.03]
+
+
+@pytest.mark.slow
+def test_freeze_thaw_finds_a_better_trial_with_the_same_epochs_than_random_search() -> None:
+    def best(sampler: Any, seed: int) -> float:
+        store = open_store(make_config(sampler, NoPruner(), seed))
+        epochs = 0
+        while epochs < 8 * EPOCHS:
+            run_trials(store, 1)
+            epochs = sum(record.epochs for record in store.trial_records())
+        completed = [record for record in store.trial_records() if record.state is TrialState.COMPLETED]
+        return max(record.value or 0.0 for record in completed)
+
+    found = [statistics.fmean(best(sampler, seed) for seed in range(6)) for sampler in (FreezeThaw(), Random())]
+    assert found[0] > found[1]
