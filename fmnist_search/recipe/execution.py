@@ -32,7 +32,8 @@ class ExecutionSettings:
 
     `device` is "auto" or a torch device. `threads` is the number of intra-op threads per training on the CPU; 0 takes
     the caller's default. `workers` is the number of concurrent trainings, or "auto". `precision` is "float32",
-    "bfloat16", "auto" for the faster of the two on this machine, or None for that of the recipe.
+    "bfloat16", "auto" for the faster of the two on this machine, or None for that of the recipe. `memory_format` is one
+    of `MEMORY_FORMATS`; with another one than before, a training gives values that differ in their last digits.
     """
 
     device: str = "auto"
@@ -41,3 +42,4 @@ class ExecutionSettings:
     engine: str = "plain"
     deterministic: bool = False
     precision: str | None = None
+    memory_format: str = "channels_last"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -187,9 +188,10 @@ def resolve_settings(settings: ExecutionSettings, threads: int = 0) -> Execution
     Raises:
         UserError: if the device is missing, or the engine needs another one.
     """
-    return resolve_execution(
+    resolved = resolve_execution(
         settings.device, settings.threads or threads, settings.engine, deterministic=settings.deterministic
     )
+    return dataclasses.replace(resolved, memory_format=settings.memory_format)
 
 
 def _run_inline(

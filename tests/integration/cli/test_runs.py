@@ -32,6 +32,7 @@ from tests.integration.conftest import (
     CommandResult,
     FinishedStudy,
     copy_study,
+    read_artifact,
     run_command,
 )
 
@@ -151,6 +152,15 @@ def test_a_trial_is_reproduced_with_the_settings_of_its_study(finished: Finished
     assert outcome.json["same"]
     execution = outcome.json["execution"]
     assert (execution["memory_format"], execution["allocator"], execution["threads"]) == ("contiguous", "retaining", 1)
+
+
+def test_a_run_is_trained_again_with_its_memory_format(finished: FinishedStudy, client: MlflowClient) -> None:
+    run = client.get_run(completed_run_ids(finished, "other")[0])
+    again = finished.run("train", "--from-run", run.info.run_id, "--threads", 1, "--json")
+    assert again.exit_code == 0, again.stderr
+    assert again.json["epochs"][-1]["train_loss"] == run.data.metrics["train/loss"]
+    environment = json.loads(read_artifact(client, again.json["run_id"], "environment.json"))
+    assert environment["memory_format"] == UNUSUAL_EXECUTION.memory_format
 
 
 def test_no_record_creates_no_run(finished: FinishedStudy, client: MlflowClient) -> None:
