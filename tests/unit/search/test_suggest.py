@@ -19,7 +19,7 @@ from fmnist_search.models.classifier import check_size
 from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.hyperparameters import Value
 from fmnist_search.recipe.recipe import Recipe, is_active, recipe_hyperparameters
-from fmnist_search.search.samplers import make_sampler
+from fmnist_search.search.samplers import make_study_sampler
 from fmnist_search.search.suggest import base_recipe, suggest_recipe, trial_seed
 from tests.support.studies import make_study, space_tables
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalW
 def sample_recipes(config: StudyConfig, count: int) -> Iterator[tuple[dict[str, Any], Recipe]]:
     """Yield the parameters and the recipe of each trial of a study."""
     base = base_recipe(config, "float32")
-    search = optuna.create_study(direction="maximize", sampler=make_sampler(config.sampler, config.seed, config.space))
+    search = optuna.create_study(direction="maximize", sampler=make_study_sampler(config))
     for _ in range(count):
         trial = search.ask()
         recipe = suggest_recipe(trial, config.space, base, trial_seed(config.seed, trial.number))

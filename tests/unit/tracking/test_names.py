@@ -19,5 +19,6 @@ def test_the_tags_of_mlflow_have_mlflows_names() -> None:
 
 def test_no_two_names_are_the_same() -> None:
     for module in (metric_names, tag_names):
-        names = [value for name, value in vars(module).items() if name.isupper() and not name.endswith("_RUN")]
+        constants = {name: value for name, value in vars(module).items() if isinstance(value, str) and name.isupper()}
+        names = [value for name, value in constants.items() if not name.endswith("_RUN")]
         assert len(names) == len(set(names))
