@@ -1,10 +1,10 @@
-r"""A Gaussian process over recipes and epochs, which predicts where a learning curve ends.
+"""A Gaussian process over recipes and epochs, which predicts where a learning curve ends.
 
 An accuracy a is modelled as z = -log(1 - a), which spreads out the good ones; z is brought to mean 0 and deviation 1.
 The covariance of recipe x after t epochs and recipe y after u epochs is
 
-    common\ :sup:`2` R(t, u) + shared\ :sup:`2` M(x, y) R'(t, u) + own\ :sup:`2` [same trial] R''(t, u)
-    + noise\ :sup:`2` [same epoch of the same trial]
+    common^2 R(t, u)  +  shared^2 M(x, y) R'(t, u)  +  own^2 R''(t, u), if x and y are the same trial
+    +  noise^2, if they are the same epoch of the same trial
 
 R, R' and R'' are Gaussian functions of log t - log u, each with a length of its own. M is the Matern function of order
 5/2 with a length for each feature. So there is a curve that all trials have in common, a deviation that similar recipes
