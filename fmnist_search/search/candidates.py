@@ -23,6 +23,9 @@ from fmnist_search.search.suggest import to_distribution
 
 Array = npt.NDArray[np.float64]
 Params = Mapping[str, Any]
+"""Optuna's parameters of a trial, by qualified name."""
+
+ParamsKey = tuple[tuple[str, Any], ...]
 
 ABSENT = 0.5
 """The feature of a hyperparameter that a recipe does not have: the middle of its domain."""
@@ -91,12 +94,12 @@ class RandomRecipes:
         return params
 
 
-def params_key(params: Params) -> tuple[tuple[str, Any], ...]:
+def params_key(params: Params) -> ParamsKey:
     """Return a key that is the same for equal parameters."""
     return tuple(sorted(params.items()))
 
 
-def unseen(candidates: Sequence[Params], known: set[tuple[tuple[str, Any], ...]]) -> list[Params]:
+def unseen(candidates: Sequence[Params], known: set[ParamsKey]) -> list[Params]:
     """Return the candidates that are none of the known recipes, each once."""
     found = {params_key(params): params for params in candidates}
     return [params for key, params in found.items() if key not in known]

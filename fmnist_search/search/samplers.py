@@ -22,12 +22,12 @@ from fmnist_search.config.space import Space
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.hyperparameters import Value
+from fmnist_search.search.candidates import ParamsKey, params_key
 from fmnist_search.search.freeze_thaw_sampler import FreezeThawSampler
 from fmnist_search.search.suggest import grid_points, to_distribution
 from fmnist_search.search.trial_window import StudyView, TrialWindow
 
 Distributions = dict[str, BaseDistribution]
-_PointKey = tuple[tuple[str, Any], ...]
 
 
 def make_study_sampler(config: StudyConfig) -> BaseSampler:
@@ -223,8 +223,8 @@ class ConditionalGridSampler(BaseSampler):
     def __init__(self, space: Space, seed: int):
         self._points = list(grid_points(space))
         random.Random(seed).shuffle(self._points)
-        self._keys = [_point_key(point) for point in self._points]
-        self._keys_of_trials: dict[int, tuple[FrozenTrial, _PointKey, _PointKey]] = {}
+        self._keys = [params_key(point) for point in self._points]
+        self._keys_of_trials: dict[int, tuple[FrozenTrial, ParamsKey, ParamsKey]] = {}
         self._chosen_points: dict[int, Mapping[str, Value]] = {}
 
     def is_exhausted(self, study: optuna.Study) -> bool:
@@ -237,7 +237,7 @@ class ConditionalGridSampler(BaseSampler):
         self._chosen_points = {trial.number: self._next_point(study, trial.number) or self._points[0]}
 
     def _next_point(self, study: optuna.Study, trial_number: int) -> Mapping[str, Value] | None:
-        taken: set[_PointKey] = set()
+        taken: set[ParamsKey] = set()
         for trial in study.get_trials(deepcopy=False):
             sampled, queued = self._keys_of(trial)
             taken.add(queued)
@@ -245,12 +245,12 @@ class ConditionalGridSampler(BaseSampler):
                 taken.add(sampled)
         return next((point for point, key in zip(self._points, self._keys, strict=True) if key not in taken), None)
 
-    def _keys_of(self, trial: FrozenTrial) -> tuple[_PointKey, _PointKey]:
+    def _keys_of(self, trial: FrozenTrial) -> tuple[ParamsKey, ParamsKey]:
         """Return the keys of the values of a trial, and of those with which it was queued; once for each trial."""
         known = self._keys_of_trials.get(trial.number)
         if known is None or known[0] is not trial:
             queued = trial.system_attrs.get("fixed_params", {})
-            known = self._keys_of_trials[trial.number] = trial, _point_key(trial.params), _point_key(queued)
+            known = self._keys_of_trials[trial.number] = trial, params_key(trial.params), params_key(queued)
         return known[1], known[2]
 
     def sample_independent(
@@ -271,10 +271,6 @@ class ConditionalGridSampler(BaseSampler):
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Distributions) -> dict[str, Any]:
         """Return no values: nothing is sampled jointly."""
         return {}
-
-
-def _point_key(params: Mapping[str, Any]) -> _PointKey:
-    return tuple(sorted(params.items()))
 
 
 def is_exhausted(study: optuna.Study) -> bool:

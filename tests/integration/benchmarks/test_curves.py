@@ -54,25 +54,34 @@ def run_curves_command(*arguments: str | Path) -> str:
     return printed.getvalue()
 
 
-def record(folder: Path, curves: Path) -> None:
-    run_curves_command(
-        "record", "--study", folder / "tiny.toml", "--curves", curves, "--recipes", "2", "--workers", "1"
-    )
+def record(folder: Path, curves: Path, plan: str) -> None:
+    options = ("--plan", plan, "--recipes", "2", "--workers", "1")
+    run_curves_command("record", "--study", folder / "tiny.toml", "--curves", curves, *options)
 
 
 @pytest.mark.slow
-def test_interrupted_recording_is_continued(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("plan", "kinds"),
+    [
+        ("annealed", {"search", "annealed", "repeat 1", "repeat 2", *(f"annealed x{n}" for n in (1, 2, 4))}),
+        ("neighbours", {"search", "neighbour", "repeat 1", "repeat 2", "small"}),
+    ],
+)
+def test_interrupted_recording_is_continued(tmp_path: Path, plan: str, kinds: set[str]) -> None:
     (tmp_path / "tiny.toml").write_text(TINY_STUDY)
     complete, cut = tmp_path / "complete.jsonl", tmp_path / "cut.jsonl"
-    record(tmp_path, complete)
+    record(tmp_path, complete, plan)
     cut.write_text("".join(line + "\n" for line in complete.read_text().splitlines()[:2]))
-    record(tmp_path, cut)
+    record(tmp_path, cut, plan)
 
     def curves(path: Path) -> list[str]:
         rows = map(json.loads, path.read_text().splitlines()[1:])
         return sorted(str((row["recipe_number"], row["kind"], row["values"], row["val_accuracy"])) for row in rows)
 
     assert curves(cut) == curves(complete)
+    rows = [json.loads(line) for line in complete.read_text().splitlines()[1:]]
+    assert {row["kind"] for row in rows} == kinds
+    assert all(len(row["val_loss"]) == len(row["train_loss"]) == len(row["val_accuracy"]) == 2 for row in rows)
 
 
 # Neighbours are better than random recipes, of which the best two reach 0.89 and 0.88.
