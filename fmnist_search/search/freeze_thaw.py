@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from fmnist_search.results.study import Prediction
 from fmnist_search.search.curve_model import Array, CurveModel, Curves, Integers, to_accuracy, to_target
@@ -96,14 +96,14 @@ class FreezeThaw:
         """Return the accuracy that a trial is expected to have after the last epoch."""
         model = self._model(trials)
         means, deviations = model.predict(trials[place].features[None], np.array([place]), self.last_epoch)
-        ends = means[0] + deviations[0] * norm.ppf([0.5, 0.05, 0.95])
+        ends = means[0] + deviations[0] * ndtri([0.5, 0.05, 0.95])
         return Prediction(*(float(value) for value in to_accuracy(ends)))
 
     def probability_to_beat(self, trials: Sequence[KnownTrial], place: int) -> float:
         """Return the probability that a trial ends above the best completed one."""
         model = self._model(trials)
         means, deviations = model.predict(trials[place].features[None], np.array([place]), self.last_epoch)
-        return float(norm.sf((best_target(trials, self.last_epoch) - means[0]) / deviations[0]))
+        return float(ndtr((means[0] - best_target(trials, self.last_epoch)) / deviations[0]))
 
     def _model(self, trials: Sequence[KnownTrial]) -> CurveModel:
         """Return the model of these trials, the last one if they are the same."""
@@ -150,7 +150,7 @@ def best_target(trials: Sequence[KnownTrial], last_epoch: int) -> float:
 def expected_improvement(means: Array, deviations: Array, best: float) -> Array:
     """Return the expected excess of normal variables over a value (Mockus 1975)."""
     scores = (means - best) / deviations
-    return np.asarray(deviations * (scores * norm.cdf(scores) + norm.pdf(scores)))
+    return np.asarray(deviations * (scores * ndtr(scores) + np.exp(-0.5 * scores**2) / np.sqrt(2 * np.pi)))
 
 
 def _features(trials: Sequence[KnownTrial], places: Sequence[int] | Integers, dimensions: int) -> Array:

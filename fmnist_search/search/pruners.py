@@ -28,7 +28,6 @@ from fmnist_search.config.pruners import (
     RungPruner,
 )
 from fmnist_search.config.study_config import StudyConfig
-from fmnist_search.search.extrapolation import ExtrapolationPruner
 from fmnist_search.search.one_epoch import OneEpochPruner
 from fmnist_search.search.samplers import ignore_experimental_warnings
 
@@ -36,6 +35,8 @@ from fmnist_search.search.samplers import ignore_experimental_warnings
 def make_study_pruner(config: StudyConfig) -> BasePruner:
     """Return the pruner of a study."""
     if isinstance(config.pruner, Extrapolation):
+        from fmnist_search.search.extrapolation import ExtrapolationPruner  # with scipy, which takes its time
+
         return ExtrapolationPruner(config.pruner, config.space, config.budget.epochs)
     return make_pruner(config.pruner, config.budget.epochs)
 

@@ -23,7 +23,6 @@ from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.hyperparameters import Value
 from fmnist_search.search.candidates import ParamsKey, params_key
-from fmnist_search.search.freeze_thaw_sampler import FreezeThawSampler
 from fmnist_search.search.suggest import grid_points, to_distribution
 from fmnist_search.search.trial_window import StudyView, TrialWindow
 
@@ -37,6 +36,8 @@ def make_study_sampler(config: StudyConfig) -> BaseSampler:
         UserError: if the sampler needs a package that is not installed.
     """
     if isinstance(config.sampler, FreezeThaw):
+        from fmnist_search.search.freeze_thaw_sampler import FreezeThawSampler  # with scipy, which takes its time
+
         return FreezeThawSampler(config.sampler, config.seed, config.space, config.budget.epochs)
     return make_sampler(config.sampler, config.seed, config.space)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING, cast
 
 import optuna
 from optuna.trial import TrialState as OptunaState
@@ -10,10 +11,12 @@ from optuna.trial import TrialState as OptunaState
 from fmnist_search.config.samplers import FreezeThaw
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.results.training import Decision
-from fmnist_search.search.freeze_thaw_sampler import FreezeThawSampler
 from fmnist_search.search.objectives import pruner_prunes
 from fmnist_search.search.pruners import StartupTrials
 from fmnist_search.search.trial_attributes import PAUSED_ATTRIBUTE, PREDICTION_ATTRIBUTE
+
+if TYPE_CHECKING:
+    from fmnist_search.search.freeze_thaw_sampler import FreezeThawSampler
 
 
 class Scheduler:
@@ -83,8 +86,8 @@ class FreezeThawScheduler(Scheduler):
 
 def make_scheduler(study: optuna.Study, config: StudyConfig) -> Scheduler:
     """Return the scheduler of a study, whose sampler and pruner have been created."""
-    if isinstance(study.sampler, FreezeThawSampler):
-        return FreezeThawScheduler(study, config, study.sampler)
+    if isinstance(config.sampler, FreezeThaw):
+        return FreezeThawScheduler(study, config, cast("FreezeThawSampler", study.sampler))
     return Scheduler(study, config)
 
 

@@ -87,7 +87,8 @@ def test_the_curve_of_a_paused_trial_is_continued_to_its_prediction() -> None:
 @pytest.mark.slow
 def test_a_study_of_three_hundred_trials_is_drawn() -> None:
     config = make_study()
-    plots = study_figures(make_trials(config, 300), config.space, make_importances(IMPORTANT_HYPERPARAMETERS, 150))
+    trials = with_costs(make_trials(config, 300))
+    plots = study_figures(trials, config.space, make_importances(IMPORTANT_HYPERPARAMETERS, 150))
     assert plots.keys() == PLOTS.keys()
     for draw in plots.values():
         render_png(draw())
