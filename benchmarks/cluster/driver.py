@@ -157,7 +157,9 @@ def driver_cost(run: SimulationRun, first: int, last: int) -> DriverCost:
         if call.kind is CallKind.REPORT:
             by_epoch[call.epoch].append(call.cpu_seconds)
     reports = sum(map(len, by_epoch.values()))
-    whole = cpu[CallKind.ASK] + cpu[CallKind.END] + count * sum(map(statistics.fmean, by_epoch.values()))
+    of_each_epoch = [statistics.fmean(seconds) for seconds in by_epoch.values()]
+    of_all_epochs = run.simulation.config().budget.epochs * statistics.fmean(of_each_epoch)  # some may have none here
+    whole = cpu[CallKind.ASK] + cpu[CallKind.END] + count * of_all_epochs
     return DriverCost(
         workers=run.simulation.workers,
         first=first,
