@@ -175,7 +175,7 @@ def ask(
 @app.command()
 def decide(known: Annotated[str, typer.Option(help="Trials that have begun.")] = "100,300,1000") -> None:
     """Measure what freeze-thaw takes for a decision: median CPU milliseconds in memory, by number of trials."""
-    from benchmarks.curves.windows import measure_decisions
+    from benchmarks.curves.decisions import measure_decisions
 
     for count, milliseconds in measure_decisions([int(value) for value in known.split(",")]):
         typer.echo(f"{count:6d} trials: {milliseconds:7.1f} ms")

@@ -22,13 +22,10 @@ from optuna.trial import FrozenTrial, TrialState
 from benchmarks.curves.recorded import Array
 from benchmarks.curves.surrogate import SurrogateCurves
 from fmnist_search.config.pruners import Halving
-from fmnist_search.config.samplers import FreezeThaw, Random, Tpe
+from fmnist_search.config.samplers import Random, Tpe
 from fmnist_search.config.study_config import StudyConfig
-from fmnist_search.search.candidates import RandomRecipes
-from fmnist_search.search.freeze_thaw_sampler import FreezeThawSampler
-from fmnist_search.search.samplers import joint_distributions, make_sampler
+from fmnist_search.search.samplers import make_sampler
 from fmnist_search.search.suggest import base_recipe, suggest_recipe
-from fmnist_search.search.trial_attributes import PAUSED_ATTRIBUTE
 
 LAST_TRIALS = 250
 """Trials whose mean tells where a search has come to: less noisy than its best trial."""
@@ -156,47 +153,6 @@ def measure_asks(known: Sequence[int], running: Sequence[int], windows: Sequence
             for window in windows:
                 study.sampler = make_sampler(Tpe(window=window), 0, config.space)
                 yield AskCost(count, busy, window, _ask_milliseconds(study, config))
-
-
-def measure_decisions(known: Sequence[int], decisions: int = 9) -> Iterator[tuple[int, float]]:
-    """Yield numbers of trials, and the median CPU milliseconds in which freeze-thaw then decides about an epoch.
-
-    Of ten trials, one has completed and nine are paused after one to five epochs.
-    """
-    config = StudyConfig.load(Path(__file__).parent / "cpu.toml")
-    study, epochs, random = optuna.create_study(direction="maximize"), config.budget.epochs, np.random.default_rng(0)
-    recipes = RandomRecipes(config.space, 0)
-    distributions = {name: each for group in joint_distributions(Tpe(), config.space) for name, each in group.items()}
-    for count in sorted(known):
-        for number in range(len(study.get_trials(deepcopy=False)), count):
-            (params,) = recipes.draw(number, 1)
-            reached = int(random.integers(1, 6)) if number % 10 else epochs
-            end, rate = random.uniform(0.6, 0.92), random.uniform(0.3, 0.8)
-            curve = {epoch: float(end * (1 - rate**epoch)) for epoch in range(1, reached + 1)}
-            study.add_trial(
-                optuna.trial.create_trial(
-                    state=TrialState.PRUNED if number % 10 else TrialState.COMPLETE,
-                    value=None if number % 10 else curve[epochs],
-                    params=params,
-                    distributions={name: distributions[name] for name in params},
-                    intermediate_values=curve,
-                    user_attrs={PAUSED_ATTRIBUTE: True} if number % 10 else {},
-                )
-            )
-        sampler, times = FreezeThawSampler(FreezeThaw(), 0, config.space, epochs), []
-        sampler.decide(study)  # fits the model, which is done once in many decisions
-        for _ in range(decisions):
-            (params,) = recipes.draw(len(study.get_trials(deepcopy=False)), 1)
-            # As after an epoch: another observation, other candidates.
-            last = {name: distributions[name] for name in params}
-            study.add_trial(optuna.trial.create_trial(
-                state=TrialState.PRUNED, params=params, distributions=last, intermediate_values={1: 0.5},
-                user_attrs={PAUSED_ATTRIBUTE: True},
-            ))  # fmt: skip
-            before = time.process_time()
-            sampler.decide(study)
-            times.append(time.process_time() - before)
-        yield count, 1000 * statistics.median(times)
 
 
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)

@@ -120,9 +120,12 @@ def train(
         }
         _train_one(context, resume, options, as_json)
         return
-    base, whence = _resolve_recipe(recipe or preset, from_run, tracking_uri)
-    if from_run and (memory_format := _memory_format(from_run, tracking_uri)):
-        given["memory_format"] = memory_format
+    if from_run:
+        whence = f"run {from_run}"
+        base, memory_format = _load_from_run(from_run, tracking_uri)
+        given |= {"memory_format": memory_format} if memory_format else {}
+    else:
+        base, whence = _resolve_recipe(str(recipe or preset))
     chosen = base.replace(overrides)
     origins = _value_origins(base, chosen, whence, [*overrides, *(["precision"] if precision else [])])
     name = whence.removeprefix(PRESET_PREFIX) if whence.startswith(PRESET_PREFIX) else None
@@ -143,28 +146,26 @@ def train(
         _train_one(context, chosen, options, as_json)
 
 
-def _resolve_recipe(recipe_name: str | None, from_run: str | None, tracking_uri: str | None) -> tuple[Recipe, str]:
-    """Return the recipe before any override, and the name of its origin."""
-    if from_run:
-        from fmnist_search.tracking.store import MlflowStore
-        from fmnist_search.workspace import resolve_tracking_uri as resolve
-
-        return MlflowStore(resolve(tracking_uri), "fmnist-search").load_recipe(from_run), f"run {from_run}"
-    assert recipe_name
-    return load_recipe(recipe_name), recipe_name if is_recipe_file(recipe_name) else f"{PRESET_PREFIX}{recipe_name}"
+def _resolve_recipe(name: str) -> tuple[Recipe, str]:
+    """Return the recipe of a file or a preset before any override, and the name of its origin."""
+    return load_recipe(name), name if is_recipe_file(name) else f"{PRESET_PREFIX}{name}"
 
 
-def _memory_format(run_id: str, tracking_uri: str | None) -> str | None:
-    """Return the memory format that a run was trained with, if it is recorded; a study measures which is faster."""
+def _load_from_run(run_id: str, tracking_uri: str | None) -> tuple[Recipe, str | None]:
+    """Return the recipe of a run, and the memory format it was trained with, if that is recorded.
+
+    A study measures which memory format is faster, and with another one the last digits differ.
+    """
     from fmnist_search.tracking.store import MlflowStore
     from fmnist_search.tracking.stored_runs import load_environment, read_run
     from fmnist_search.workspace import resolve_tracking_uri as resolve
 
     store = MlflowStore(resolve(tracking_uri), "fmnist-search")
+    recipe = store.load_recipe(run_id)
     try:
-        return load_environment(store, read_run(store, run_id)).get("memory_format")
+        return recipe, load_environment(store, read_run(store, run_id)).get("memory_format")
     except UserError:  # the run of an earlier version has a recipe and no record of its environment
-        return None
+        return recipe, None
 
 
 def _value_origins(base: Recipe, recipe: Recipe, name: str, overridden_keys: Collection[str]) -> dict[str, str]:

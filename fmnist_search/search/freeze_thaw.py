@@ -67,7 +67,7 @@ class FreezeThaw:
         self.last_epoch = last_epoch
         self.parameters = parameters
         self.fitted_observations = fitted_observations
-        self._last: tuple[object, CurveModel] | None = None
+        self._last: tuple[Sequence[KnownTrial], CurveModel] | None = None
 
     def choose(self, trials: Sequence[KnownTrial], candidates: Array) -> Choice:
         """Return what the next epoch goes to; `candidates` (n, d) are the features of new recipes.
@@ -94,22 +94,25 @@ class FreezeThaw:
 
     def predict(self, trials: Sequence[KnownTrial], place: int) -> Prediction:
         """Return the accuracy that a trial is expected to have after the last epoch."""
-        model = self._model(trials)
-        means, deviations = model.predict(trials[place].features[None], np.array([place]), self.last_epoch)
-        ends = means[0] + deviations[0] * ndtri([0.5, 0.05, 0.95])
+        mean, deviation = self._predict_end(trials, place)
+        ends = mean + deviation * ndtri([0.5, 0.05, 0.95])
         return Prediction(*(float(value) for value in to_accuracy(ends)))
 
     def probability_to_beat(self, trials: Sequence[KnownTrial], place: int) -> float:
         """Return the probability that a trial ends above the best completed one."""
-        model = self._model(trials)
-        means, deviations = model.predict(trials[place].features[None], np.array([place]), self.last_epoch)
-        return float(ndtr((means[0] - best_target(trials, self.last_epoch)) / deviations[0]))
+        mean, deviation = self._predict_end(trials, place)
+        return float(ndtr((mean - best_target(trials, self.last_epoch)) / deviation))
+
+    def _predict_end(self, trials: Sequence[KnownTrial], place: int) -> tuple[float, float]:
+        """Return mean and deviation of -log(1 - accuracy) of a trial after the last epoch."""
+        features, places = trials[place].features[None], np.array([place])
+        means, deviations = self._model(trials).predict(features, places, self.last_epoch)
+        return float(means[0]), float(deviations[0])
 
     def _model(self, trials: Sequence[KnownTrial]) -> CurveModel:
         """Return the model of these trials, the last one if they are the same."""
-        situation = [(id(trial.features), trial.status, len(trial.curve)) for trial in trials]
-        if self._last is None or self._last[0] != situation:
-            self._last = situation, self._make_model(trials)
+        if self._last is None or not _are_same(self._last[0], trials):
+            self._last = list(trials), self._make_model(trials)
         return self._last[1]
 
     def _make_model(self, trials: Sequence[KnownTrial]) -> CurveModel:
@@ -126,6 +129,13 @@ class FreezeThaw:
         epochs = np.array([min(max(trials[p].curve, default=0) + 1, self.last_epoch) for p in running], np.float64)
         means, _ = model.predict(_features(trials, running, curves.features.shape[1]), running, epochs)
         return CurveModel(curves.with_observations(running, epochs, to_accuracy(means)), self.parameters)
+
+
+def _are_same(before: Sequence[KnownTrial], now: Sequence[KnownTrial]) -> bool:
+    return len(before) == len(now) and all(
+        old.features is new.features and old.status is new.status and old.curve == new.curve
+        for old, new in zip(before, now, strict=True)
+    )
 
 
 def select_observations(trials: Sequence[KnownTrial]) -> Curves:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -51,7 +52,7 @@ class StudyCurves:
 
     def _known_trial(self, trial: FrozenTrial) -> KnownTrial | None:
         status = _status(trial)
-        curve = {epoch: value for epoch, value in trial.intermediate_values.items() if value == value}
+        curve = {epoch: value for epoch, value in trial.intermediate_values.items() if not math.isnan(value)}
         if not trial.params or status is None or (status is Status.ENDED and not curve):
             return None
         return KnownTrial(self._features.of(trial.params), curve, status)

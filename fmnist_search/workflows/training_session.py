@@ -18,10 +18,11 @@ from fmnist_search.config.toml_files import recipe_to_toml
 from fmnist_search.data.files import DataSource
 from fmnist_search.data.images import Images
 from fmnist_search.data.loading import load_images
+from fmnist_search.errors import UserError
 from fmnist_search.execution.backend import make_backend
 from fmnist_search.execution.capacity import worker_count
 from fmnist_search.files import atomic_write, content_digest, private_files
-from fmnist_search.recipe.execution import Execution, ExecutionSettings
+from fmnist_search.recipe.execution import MEMORY_FORMATS, Execution, ExecutionSettings
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.tables import epochs_csv
 from fmnist_search.results.training import Stopper, TrialResult, TrialState
@@ -186,8 +187,10 @@ def resolve_settings(settings: ExecutionSettings, threads: int = 0) -> Execution
     """Return how trainings with these settings run on this machine; `threads` is the default number of threads.
 
     Raises:
-        UserError: if the device is missing, or the engine needs another one.
+        UserError: if the device is missing, the engine needs another one, or there is no such memory format.
     """
+    if settings.memory_format not in MEMORY_FORMATS:
+        raise UserError(f"memory_format: {settings.memory_format!r} is none; take one of {', '.join(MEMORY_FORMATS)}")
     resolved = resolve_execution(
         settings.device, settings.threads or threads, settings.engine, deterministic=settings.deterministic
     )

@@ -142,8 +142,11 @@ class SearchLoop:
         return reason is None
 
     def _may_pause(self) -> bool:
-        """Return whether a trial may take the place of one that is paused: no limit but that of trials is reached."""
-        return self._stop_reason(counts_trials=False) is None
+        """Return whether a trial may be paused for another: no limit is reached but that of trials.
+
+        An interruption is no reason against it: what the search would have paused is paused when it goes on.
+        """
+        return self._reached_limit(counts_trials=False) is None
 
     def _start_job(self, asked: AskedTrial, sampling_seconds: float) -> TrialJob:
         try:
@@ -164,9 +167,10 @@ class SearchLoop:
         self._context.callback.on_trial_end(record)
         self._study_logger.log_progress(self._progress)
 
-    def _stop_reason(self, *, counts_trials: bool = True) -> StopReason | None:
-        if self._context.interruption.is_requested:
-            return StopReason.INTERRUPTED
+    def _stop_reason(self) -> StopReason | None:
+        return StopReason.INTERRUPTED if self._context.interruption.is_requested else self._reached_limit()
+
+    def _reached_limit(self, *, counts_trials: bool = True) -> StopReason | None:
         asked = len(self._running) + len(self._pending) + self._progress.paused
         store, spent = self._study_store, self._progress.spent
         budget = store.config.budget if counts_trials else store.config.budget.model_copy(update={"trials": None})

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.study import StopReason, StudySummary
 from fmnist_search.results.training import Decision, Stopper, TrialState, never_stop
 from fmnist_search.workflows.callbacks import StudyCallback
@@ -64,6 +67,23 @@ def test_paused_trials_are_shown_and_an_interrupted_search_ends_as_one_that_was_
 
     whole = new_workspace(tmp_path / "whole")
     expected = run_study(config, workspace=whole, tracking=TrackingOptions(enabled=False))
+    assert [(t.state, t.curve) for t in ended.trials] == [(t.state, t.curve) for t in expected.trials]
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_a_trial_is_to_be_paused_changes_nothing(config: StudyConfig, tmp_path: Path) -> None:
+    class CtrlC(StudyCallback):
+        def on_training_start(self, name: str, recipe: Recipe) -> None:
+            os.kill(os.getpid(), signal.SIGINT)  # the first trial is paused after its first epoch, for a second one
+
+    config = StudyConfig.from_dict(
+        config.model_dump(exclude_none=True) | {"budget": {"trials": 4, "epochs": EPOCHS, "total_epochs": 8}}
+    )
+    workspace, options = new_workspace(tmp_path / "interrupted"), TrackingOptions(enabled=False)
+    interrupted = run_study(config, workspace=workspace, tracking=options, callback=CtrlC())
+    assert [(trial.state, trial.epochs) for trial in interrupted.trials] == [(TrialState.PAUSED, 1)]
+    ended = run_study(config, workspace=workspace, tracking=options)
+    expected = run_study(config, workspace=new_workspace(tmp_path / "whole"), tracking=options)
     assert [(t.state, t.curve) for t in ended.trials] == [(t.state, t.curve) for t in expected.trials]
 
 

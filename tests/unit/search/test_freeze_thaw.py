@@ -95,3 +95,14 @@ def test_expected_improvement_is_that_of_samples() -> None:
     samples = np.random.default_rng(0).normal(1.0, 2.0, 400_000)
     expected = np.maximum(samples - 1.5, 0).mean()
     assert expected_improvement(np.array([1.0]), np.array([2.0]), 1.5)[0] == pytest.approx(expected, rel=0.02)
+
+
+def test_other_trials_with_curves_as_long_get_a_model_of_their_own() -> None:
+    rule = FreezeThaw(LAST_EPOCH)
+    chosen = []
+    for best in (3, 4, 3):
+        trials = begun()
+        if best == 4:
+            trials[3], trials[4] = trial(0.05, 4), trial(0.95, 2)
+        chosen.append(rule.choose(trials, CANDIDATES).trial)
+    assert chosen == [3, 4, 3]
