@@ -59,6 +59,8 @@ def trial_to_dict(trial: TrialRecord) -> Json:
         "overhead": overhead_to_dict(trial.overhead),
         "comes_again": trial.will_retry,
         "parameters": trial.parameters,
+        "mult_adds": trial.mult_adds or None,
+        "seconds_per_epoch": trial.seconds_per_epoch or None,
         "began_at": trial.started_at,
         "ended_at": trial.ended_at,
         **cost,

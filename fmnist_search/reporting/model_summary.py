@@ -5,6 +5,7 @@ The values import neither torch nor torchinfo; `summarize` does.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,25 @@ def summarize(architecture: Architecture) -> ModelSummary:
     return ModelSummary(
         text, int(found.trainable_params), int(found.total_mult_adds), int(found.total_output_bytes), layers
     )
+
+
+@dataclass(frozen=True)
+class NetworkSize:
+    """The number of trainable parameters of a network, and of its multiply-adds for one image."""
+
+    parameters: int
+    mult_adds: int
+
+
+@functools.lru_cache(maxsize=256)
+def network_size(architecture: Architecture) -> NetworkSize:
+    """Return the size of a network, as `summarize` counts it.
+
+    Raises:
+        UserError: if the network is too large to build.
+    """
+    summary = summarize(architecture)
+    return NetworkSize(summary.parameters, summary.mult_adds)
 
 
 def _layer_path(layer: Any) -> str:

@@ -21,7 +21,7 @@ def leaderboard_columns(trials: Sequence[TrialRecord], searched: Sequence[str]) 
     """Return the leaderboard as columns: completed trials from the best to the worst, then the others by number.
 
     `searched` names the hyperparameters that get a column. Numbers stay numbers; a cell is None if a trial has no such
-    value. Duplicates of earlier trials are left out. If the study minimizes a cost, it and the front have a column.
+    value. Duplicates of earlier trials are left out. If the study minimizes a cost, its front has a column.
     """
     leaders = rank_trials(trials)
     ranked = {trial.number for trial in leaders}
@@ -34,12 +34,13 @@ def leaderboard_columns(trials: Sequence[TrialRecord], searched: Sequence[str]) 
         "val_accuracy": [trial.value for trial in ordered],
         "network": [trial.recipe.label for trial in ordered],
         "parameters": [trial.parameters or None for trial in ordered],
+        "mult_adds": [trial.mult_adds or None for trial in ordered],
+        "seconds_per_epoch": [trial.seconds_per_epoch or None for trial in ordered],
         "epochs": [trial.epochs for trial in ordered],
         "seconds": [trial.seconds for trial in ordered],
     }
-    if metric := next((trial.cost.metric for trial in leaders if trial.cost), None):
+    if any(trial.cost for trial in leaders):
         front = {trial.number for trial in front_trials(trials)}
-        columns[metric] = [trial.cost.value if trial.cost else None for trial in ordered]
         columns["pareto_front"] = [trial.number in front for trial in ordered]
     values = [recipe_values(trial.recipe, searched) for trial in ordered]
     columns |= {name: [cells[index] for cells in values] for index, name in enumerate(searched)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 ACCURACY = "val_accuracy"
 """The first metric of every study, which is maximized."""
@@ -16,9 +17,25 @@ COST_LABELS = {
 """The metrics that a study can minimize beside it, with their labels."""
 
 
+class HasCosts(Protocol):
+    """What has a value of each cost, 0 if it is not known: a trial that was trained."""
+
+    @property
+    def mult_adds(self) -> int:
+        """Multiply-adds of one image."""
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the network."""
+
+    @property
+    def seconds_per_epoch(self) -> float:
+        """Mean of the epochs with their validation."""
+
+
 @dataclass(frozen=True)
 class TrialCost:
-    """The second value of a trial, in a study with two metrics: the name of the metric, and its value."""
+    """A cost of a trial: the name of the metric, which is one of `COST_LABELS`, and its value."""
 
     metric: str
     value: float
@@ -26,6 +43,22 @@ class TrialCost:
     def __str__(self) -> str:
         """Return the value as text: counts with separators, seconds with two decimals."""
         return f"{self.value:,.2f}" if self.metric == "seconds_per_epoch" else f"{self.value:,.0f}"
+
+
+def cost_of(trial: HasCosts, metric: str) -> TrialCost | None:
+    """Return a cost of a trial; None if it is not known."""
+    values = {
+        "mult_adds": trial.mult_adds,
+        "parameters": trial.parameters,
+        "seconds_per_epoch": trial.seconds_per_epoch,
+    }
+    return TrialCost(metric, values[metric]) if values[metric] else None
+
+
+def known_costs(trial: HasCosts) -> dict[str, float]:
+    """Return the costs of a trial that are known, by metric."""
+    costs = {metric: cost_of(trial, metric) for metric in COST_LABELS}
+    return {metric: cost.value for metric, cost in costs.items() if cost}
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -30,7 +30,8 @@ class TrialRecord:
     """One trial of a study. The `value` of a pruned trial is the last one that it reported.
 
     `curve` holds the validation accuracy after each epoch. A trial with `will_retry` goes on later or, in studies of
-    earlier versions, is repeated as a new trial. `parameters` is the number of parameters of its network, 0 if unknown.
+    earlier versions, is repeated as a new trial. `parameters` is the number of parameters of its network, `mult_adds`
+    that of multiply-adds of one image, `seconds_per_epoch` the mean of its epochs with validation; 0 means unknown.
     `cost` is the second value of a completed trial, if its study has two metrics. A paused trial may have a
     `prediction`. `started_at` and `ended_at` are Unix times in seconds; they do not count when records are compared.
     """
@@ -48,6 +49,8 @@ class TrialRecord:
     overhead: Overhead = field(default_factory=Overhead)
     will_retry: bool = False
     parameters: int = 0
+    mult_adds: int = 0
+    seconds_per_epoch: float = 0.0
     cost: TrialCost | None = None
     prediction: Prediction | None = None
     started_at: float | None = field(default=None, compare=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -100,7 +101,8 @@ class TrialResult:
     `best_epoch` is the epoch whose weights are kept. `confusion` counts validation images of the last epoch, rows are
     true classes and columns predicted ones. `weights` are the kept averaged weights on the CPU, `last_weights` those of
     the last epoch. `reason` says in one line why the trial ended early (also if its patience ran out, although it then
-    counts as completed), and `error` is the traceback of a failure. `cost` is what a study minimizes beside.
+    counts as completed), and `error` is the traceback of a failure. `mult_adds` are those of one image; they and
+    `parameters` are 0 if unknown. `cost` is what a study minimizes beside.
     """
 
     state: TrialState
@@ -111,6 +113,7 @@ class TrialResult:
     confusion: tuple[tuple[int, ...], ...] | None = None
     reason: str | None = None
     error: str | None = None
+    mult_adds: int = 0
     cost: TrialCost | None = None
     setup: SetupInfo = field(default=SetupInfo(), repr=False, compare=False)
     weights: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
@@ -120,6 +123,11 @@ class TrialResult:
     def value(self) -> float | None:
         """Validation accuracy of the last epoch, which the search maximises; None if there is none."""
         return self.epochs[-1].val_accuracy if self.epochs else None
+
+    @property
+    def seconds_per_epoch(self) -> float:
+        """Mean seconds of the epochs with their validation; 0 if there are none."""
+        return statistics.fmean(report.seconds for report in self.epochs) if self.epochs else 0.0
 
     @property
     def best_val_accuracy(self) -> float | None:

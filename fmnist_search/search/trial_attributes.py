@@ -71,6 +71,8 @@ def outcome_attribute(result: TrialResult, run_id: str, overhead: Overhead = Ove
         "epochs": len(result.epochs),
         "seconds": result.seconds,
         "parameters": result.parameters,
+        "mult_adds": result.mult_adds,
+        "seconds_per_epoch": result.seconds_per_epoch,
         "run_id": run_id,
         "overhead": dataclasses.asdict(overhead),
         "comes_again": result.state is TrialState.INTERRUPTED,
@@ -86,6 +88,8 @@ def duplicate_outcome_attribute(original: TrialRecord) -> dict[str, Any]:
         "epochs": original.epochs,
         "seconds": 0.0,
         "parameters": original.parameters,
+        "mult_adds": original.mult_adds,
+        "seconds_per_epoch": original.seconds_per_epoch,
         "run_id": original.run_id,
         **_cost_to_dict(original.cost),
     }
@@ -180,11 +184,25 @@ def trial_record(trial: FrozenTrial, recipe: Recipe | None = None) -> TrialRecor
             overhead=Overhead(**outcome.get("overhead", {})),
             will_retry=outcome.get("comes_again", outcome["state"] == TrialState.INTERRUPTED.value),
             parameters=outcome.get("parameters", 0),
+            mult_adds=outcome["mult_adds"] if "mult_adds" in outcome else int(_earlier_cost(outcome, "mult_adds")),
+            seconds_per_epoch=outcome.get("seconds_per_epoch", _earlier_cost(outcome, "seconds_per_epoch")),
             cost=TrialCost(cost["metric"], float(cost["value"])) if cost else None,
             prediction=_prediction(trial) if outcome["state"] == TrialState.PAUSED.value else None,
             started_at=_to_unix_seconds(trial.datetime_start),
             ended_at=_to_unix_seconds(trial.datetime_complete),
         )
+
+
+def _earlier_cost(outcome: Mapping[str, Any], metric: str) -> float:
+    """Return a cost of a trial of an earlier version, which stored only the one that its study minimized.
+
+    Without it, the seconds of an epoch are those of the whole training by its epochs.
+    """
+    stored = outcome.get("cost")
+    if stored and stored["metric"] == metric:
+        return float(stored["value"])
+    has_seconds = metric == "seconds_per_epoch" and outcome["epochs"]
+    return float(outcome["seconds"]) / outcome["epochs"] if has_seconds else 0.0
 
 
 def _prediction(trial: FrozenTrial) -> Prediction | None:

@@ -11,7 +11,7 @@ CONFIRMED_VAL_ACCURACY = "confirmed/val_accuracy"
 LEARNING_RATE = "optimizer/learning_rate"
 PARAMETER_COUNT = "model/parameters"
 COSTS = {"mult_adds": "model/mult_adds", "parameters": PARAMETER_COUNT, "seconds_per_epoch": "time/seconds_per_epoch"}
-"""The metric that a study minimizes beside the accuracy, by its name in the study file."""
+"""The costs of a training, by their names in a study file."""
 
 EPOCH_SECONDS = "time/epoch_seconds"
 TRIAL_SECONDS = "time/trial_seconds"

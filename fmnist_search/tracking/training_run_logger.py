@@ -12,6 +12,7 @@ from fmnist_search.files import content_digest
 from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.formatting import format_value
 from fmnist_search.recipe.recipe import Recipe, recipe_hyperparameters
+from fmnist_search.results.objectives import known_costs
 from fmnist_search.results.training import EpochReport, Overhead, TrialResult, TrialState
 from fmnist_search.tracking import metric_names, tag_names
 from fmnist_search.tracking.events import (
@@ -159,6 +160,7 @@ class TrainingRunLogger(RunLogger):
         """
         values = {
             metric_names.PARAMETER_COUNT: result.parameters,
+            **{metric_names.COSTS[metric]: value for metric, value in known_costs(result).items()},
             metric_names.TRIAL_SECONDS: result.seconds,
             metric_names.OVERHEAD_SECONDS: overhead.seconds,
             metric_names.BUILD_SECONDS: overhead.build,
@@ -167,8 +169,6 @@ class TrainingRunLogger(RunLogger):
         }
         if result.best_val_accuracy is not None:
             values[metric_names.BEST_VAL_ACCURACY] = result.best_val_accuracy
-        if result.cost is not None:
-            values[metric_names.COSTS[result.cost.metric]] = result.cost.value
         final_tags = {
             **tags,
             tag_names.STATE: result.state.value,

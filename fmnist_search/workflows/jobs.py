@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from fmnist_search.errors import UserError
 from fmnist_search.execution.backend import Backend
 from fmnist_search.execution.job import LossCause
 from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.reporting.model_summary import network_size
 from fmnist_search.reporting.tables import class_scores_csv
 from fmnist_search.results.training import Decision, EpochReport, Overhead, Stopper, TrialResult, TrialState, never_stop
 from fmnist_search.tracking import tag_names
@@ -123,11 +125,18 @@ class TrackedJob:
         outcome: Mapping[str, Any] | None = None,
     ) -> None:
         """Log the result and end the run; `outcome` is stored with its last events."""
-        self.result = result
+        self.result = result = self.with_network_size(result)
         with self.run.transaction():
             self._log_artifacts(result)
             self.run.finish(result, overhead, {tag_names.WORKER: self.worker_name}, outcome)
         self._context.callback.on_training_end(self.name)
+
+    def with_network_size(self, result: TrialResult) -> TrialResult:
+        """Return a result with the size of the network; as it is if no epoch ended, and the network may be refused."""
+        if not result.epochs:
+            return result
+        size = network_size(self.recipe.model)
+        return dataclasses.replace(result, parameters=result.parameters or size.parameters, mult_adds=size.mult_adds)
 
     def suspend(self, result: TrialResult) -> None:
         """End a training that goes on later in the same run."""

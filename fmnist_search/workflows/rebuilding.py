@@ -14,6 +14,7 @@ from fmnist_search.config.conditional_space import varying_names
 from fmnist_search.config.toml_files import recipe_to_toml
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.formatting import format_value
+from fmnist_search.results.objectives import known_costs
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.tracking import metric_names, tag_names
@@ -133,7 +134,7 @@ def finished_run(study_store: StudyStore, trial: TrialRecord, parent_id: str) ->
         metric_names.PARAMETER_COUNT: trial.parameters,
         metric_names.TRIAL_SECONDS: trial.seconds,
         **({metric_names.BEST_VAL_ACCURACY: max(trial.curve)} if trial.curve else {}),
-        **({metric_names.COSTS[trial.cost.metric]: trial.cost.value} if trial.cost else {}),
+        **{metric_names.COSTS[metric]: value for metric, value in known_costs(trial).items()},
     }
     return FinishedRun(
         name=f"{trial.number:03d} {recipe.label}",

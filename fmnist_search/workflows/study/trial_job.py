@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fmnist_search.data.images import Images
 from fmnist_search.execution.job import LossCause
 from fmnist_search.processes import process_identity
+from fmnist_search.results.objectives import cost_of
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import (
     Decision,
@@ -29,7 +30,6 @@ from fmnist_search.tracking.training_run_logger import TrainingRunLogger, new_ru
 from fmnist_search.training.checkpoint import save_state
 from fmnist_search.training.trial_checkpoints import TrialCheckpoints
 from fmnist_search.workflows.jobs import JobContext, TrackedJob, trial_overhead
-from fmnist_search.workflows.study.trial_costs import measure_cost
 from fmnist_search.workspace import Workspace
 
 
@@ -160,13 +160,13 @@ class TrialJob(TrackedJob):
         with the outcome, and tells Optuna.
         """
         self._study_store.check_lease()
-        run_id = self.run.ref.stored
+        result, run_id = self.with_network_size(result), self.run.ref.stored
         if not result.state.is_final:
             self.suspend(result)
             return self._study_store.tell(self.asked, result, run_id, overhead)
         cost_metric = self._study_store.config.objective.cost
         if result.state is TrialState.COMPLETED and cost_metric:
-            result = dataclasses.replace(result, cost=measure_cost(cost_metric, self.recipe, result))
+            result = dataclasses.replace(result, cost=cost_of(result, cost_metric))
         if result.state is TrialState.COMPLETED and result.weights:
             path = self._workspace.weights_path(self._study_store.config.name, self.asked.number)
             save_state(path, result.weights)

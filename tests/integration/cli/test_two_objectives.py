@@ -76,7 +76,9 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
         report = EpochReport(1, 1.0, 0.5, 1.0, accuracy, 0.1, 0.25)
         store.decide(trial, report)
         measured = TrialCost("mult_adds", cost)
-        store.tell(trial, TrialResult(TrialState.COMPLETED, (report,), 1.0, cost // 10, cost=measured), "")
+        store.tell(
+            trial, TrialResult(TrialState.COMPLETED, (report,), 1.0, cost // 10, mult_adds=cost, cost=measured), ""
+        )
     return FinishedStudy(folder, CommandResult(0, "", ""))
 
 

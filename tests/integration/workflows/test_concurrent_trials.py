@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import signal
 import sqlite3
+import statistics
 import sys
 import time
 import tomllib
@@ -32,6 +33,7 @@ from fmnist_search.data.loading import load_images
 from fmnist_search.execution.backend import BackendFactory
 from fmnist_search.execution.thread_backend import ThreadBackend
 from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.reporting.model_summary import summarize
 from fmnist_search.results.study import StopReason, StudySummary, TrialRecord
 from fmnist_search.results.training import Decision, EpochReport, Overhead, Stopper, TrialState, never_stop
 from fmnist_search.search.storage import open_storage
@@ -170,7 +172,8 @@ def study_folder(tmp_path: Path) -> StudyFolder:
 
 def without_times_and_ids(records: list[TrialRecord]) -> list[TrialRecord]:
     """Return the records without times and ids, which differ between any two runs."""
-    return [dataclasses.replace(record, seconds=0.0, run_id=None, overhead=Overhead()) for record in records]
+    unmeasured = {"seconds": 0.0, "seconds_per_epoch": 0.0, "run_id": None, "overhead": Overhead()}
+    return [dataclasses.replace(record, **unmeasured) for record in records]
 
 
 def worker_processes(pid: int | None = None) -> list[psutil.Process]:
@@ -307,6 +310,18 @@ def test_each_trial_logs_its_overhead_once(both: BothRuns, workers: int) -> None
         assert metrics["time/overhead_seconds"] > 0.99 * parts
         epochs = study_folder.client.get_metric_history(record.run_id, "time/epoch_seconds")
         assert metrics["time/trial_seconds"] >= sum(point.value for point in epochs)
+
+
+def test_each_trial_has_its_costs_in_optuna_and_in_mlflow(both: BothRuns) -> None:
+    for record in both.sequential.trial_records:
+        assert record.run_id is not None
+        client, size = both.sequential.client, summarize(record.recipe.model)
+        seconds = [point.value for point in client.get_metric_history(record.run_id, "time/epoch_seconds")]
+        metrics = client.get_run(record.run_id).data.metrics
+        assert (record.parameters, record.mult_adds) == (size.parameters, size.mult_adds)
+        assert (metrics["model/parameters"], metrics["model/mult_adds"]) == (size.parameters, size.mult_adds)
+        assert metrics["time/seconds_per_epoch"] == pytest.approx(statistics.fmean(seconds))
+        assert record.seconds_per_epoch == pytest.approx(metrics["time/seconds_per_epoch"])
 
 
 def test_status_shows_the_mean_overhead_of_a_trial(both: BothRuns) -> None:
