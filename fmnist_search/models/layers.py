@@ -33,6 +33,11 @@ def activation_and_pool(name: str, pool_size: int, pool: str = "max") -> list[nn
     return layers if name in MONOTONIC_ACTIVATIONS else layers[::-1]
 
 
+def stem_layers(factor: int) -> list[nn.Module]:
+    """Return a layer that makes squares of `factor` x `factor` pixels channels; no layer for 1."""
+    return [nn.PixelUnshuffle(factor)] if factor > 1 else []
+
+
 def normalisation_layers(name: str, channels: int) -> list[nn.Module]:
     """Return the normalisation of that name, "batch" or "group"; no layer for "none"."""
     match name:
@@ -106,6 +111,27 @@ class Flatten(nn.Module):
         return images.permute(0, 2, 3, 1).flatten(1)
 
 
+class Downsampling(nn.Conv2d):
+    """A convolution 1 x 1 with a stride, without bias: (N, inputs, H, W) to (N, outputs, H / stride, W / stride).
+
+    With fewer input channels than it computes at once, oneDNN writes past a buffer when it computes the gradient of
+    such weights (oneDNN issue 6035: channels last, AVX2 and AVX-512), which ends the process. The pixels are then
+    selected before the convolution, which gives the same values.
+    """
+
+    SAFE_CHANNELS = 16
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return one pixel of each square of `stride` x `stride` pixels, with `outputs` channels."""
+        if self.in_channels >= self.SAFE_CHANNELS:
+            return super().forward(images)
+        rows, columns = self.stride
+        return functional.conv2d(images[:, :, ::rows, ::columns], self.weight)
+
+
 class Residual(nn.Module):
     """A residual block of two convolutions: (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
 
@@ -119,7 +145,7 @@ class Residual(nn.Module):
         self.relu2 = make_activation(activation_name)
         self.downsample: nn.Module | None = None
         if stride > 1 or inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), BatchNorm(outputs))
+            self.downsample = nn.Sequential(Downsampling(inputs, outputs, stride), BatchNorm(outputs))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the images for the next block."""

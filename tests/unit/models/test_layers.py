@@ -13,7 +13,7 @@ from torch import nn
 from fmnist_search.data.images import Images
 from fmnist_search.models.activations import ACTIVATIONS
 from fmnist_search.models.cnn import Cnn
-from fmnist_search.models.layers import Dropout, make_activation
+from fmnist_search.models.layers import Downsampling, Dropout, make_activation
 from fmnist_search.models.mlp import Mlp
 from fmnist_search.recipe.datasets import IMAGE_SIZE
 from fmnist_search.recipe.execution import Execution
@@ -89,6 +89,41 @@ def test_every_activation_after_its_pool_is_monotonic() -> None:
     for name in ACTIVATIONS:
         if pools_before_activations(build_network(name, "max")):
             assert (make_activation(name)(values).diff() >= 0).all(), name
+
+
+# --------------------------------------------------------------------------- stems, heads, downsampling
+
+
+def test_the_stem_makes_the_pixels_of_each_square_channels() -> None:
+    stem, *_ = Cnn(stem="space_to_depth").build_network(10)  # type: ignore[misc]
+    images = torch.randn(3, 1, IMAGE_SIZE, IMAGE_SIZE)
+    expected = torch.stack([images[:, 0, row::2, column::2] for row in (0, 1) for column in (0, 1)], dim=1)
+    assert torch.equal(stem(images), expected)
+
+
+def test_the_flattened_head_sees_where_values_are_and_the_average_does_not() -> None:
+    for head, is_position_seen in (("flatten", True), ("average", False)):
+        torch.manual_seed(0)
+        *_, values, last = Cnn(depth=1, width_1=8, head=head).build_network(10)  # type: ignore[misc]
+        maps = torch.randn(2, 8, IMAGE_SIZE, IMAGE_SIZE)
+        moved = last(values(maps.roll(5, dims=3)))
+        assert torch.allclose(moved, last(values(maps)), atol=1e-5) != is_position_seen, head
+
+
+@pytest.mark.parametrize("inputs", [4, 16])
+def test_downsampling_has_the_values_and_gradients_of_a_convolution(inputs: int) -> None:
+    """With 4 channels, channels last, a plain convolution ended the process on CPUs (oneDNN issue 6035)."""
+    layer = Downsampling(inputs, 8, 2).to(memory_format=torch.channels_last)
+    images = torch.randn(100, inputs, 28, 28).to(memory_format=torch.channels_last).requires_grad_()
+    usual = nn.Conv2d(inputs, 8, 1, 2, bias=False).double()
+    usual.weight.data = layer.weight.data.double()
+    usual_images = images.detach().double().contiguous().requires_grad_()
+    found, expected = layer(images), usual(usual_images)
+    assert torch.allclose(found.double(), expected, atol=1e-5)
+    for variable, usual_variable in ((layer.weight, usual.weight), (images, usual_images)):
+        (gradient,) = torch.autograd.grad(found.square().sum(), variable, retain_graph=True)
+        (usual_gradient,) = torch.autograd.grad(expected.square().sum(), usual_variable, retain_graph=True)
+        assert torch.allclose(gradient.double(), usual_gradient, rtol=1e-4, atol=1e-4)
 
 
 # -------------------------------------------------------------------------------------- dropout

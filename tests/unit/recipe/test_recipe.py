@@ -316,16 +316,17 @@ def test_a_larger_depth_gives_the_new_blocks_their_defaults() -> None:
     assert deep.replace({"model.depth": 1}) == shallow
 
 
-@given(st.integers(1, 5), st.integers(2, 4))
-def test_a_cnn_whose_pooling_leaves_nothing_is_refused(depth: int, pool: int) -> None:
-    model = Cnn(depth=depth, pool_size=pool)
-    if IMAGE_SIZE // pool ** (depth - 1):
+@given(st.integers(1, 5), st.integers(2, 4), st.sampled_from(["none", "space_to_depth"]))
+def test_a_cnn_whose_pooling_leaves_nothing_is_refused(depth: int, pool: int, stem: str) -> None:
+    model = Cnn(depth=depth, pool_size=pool, stem=stem)
+    side = IMAGE_SIZE if stem == "none" else IMAGE_SIZE // 2
+    if side // pool ** (depth - 1):
         check_size(model)
     else:
         with pytest.raises(UserError, match=rf"^model\.pool_size: .*{pool}.*model\.depth = \d") as caught:
             check_size(model)
         advice = int(str(caught.value).partition("model.depth = ")[2][0])
-        check_size(Cnn(depth=advice, pool_size=pool))
+        check_size(Cnn(depth=advice, pool_size=pool, stem=stem))
 
 
 @pytest.mark.parametrize(
