@@ -8,6 +8,7 @@ from fmnist_search.cli import running
 from fmnist_search.cli import train
 from fmnist_search.cli import sweeps
 from fmnist_search.cli import inspect
+from fmnist_search.cli import leaderboard
 from fmnist_search.cli import studies
 from fmnist_search.cli import presets
 from fmnist_search.cli import models

@@ -1,4 +1,4 @@
-"""Stored studies: status, leaderboard, single trials, importances."""
+"""Stored studies: status, single trials, importances."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 AllStudiesOption = Annotated[bool, typer.Option("--all", help="Show all stored studies.")]
 
 
-def _check_scope(study: str | None, *, show_all: bool) -> None:
+def check_scope(study: str | None, *, show_all: bool) -> None:
+    """Check that --all is not given together with a study.
+
+    Raises:
+        UserError: if it is.
+    """
     if show_all and study is not None:
         raise UserError(f"--all: shows all studies, and {study!r} names one; give one of the two")
 
@@ -52,7 +57,7 @@ def status(
     from fmnist_search.cli.serialization import status_to_dict
     from fmnist_search.workflows import lookup
 
-    _check_scope(study, show_all=show_all)
+    check_scope(study, show_all=show_all)
     workspace = make_workspace(tracking_uri, workdir, storage=storage)
     if show_all:
         _show_all_studies(workspace, as_json=as_json)
@@ -154,84 +159,6 @@ def _format_overhead(overhead: Overhead) -> str:
     parts = {"build": overhead.build, "capture": overhead.capture, "sampling": overhead.sampling}
     split = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in parts.items() if seconds)
     return f"{overhead.seconds * 1000:.0f} ms ({split}); in parallel, tracking took {overhead.tracking * 1000:.0f} ms"
-
-
-@app.command()
-def leaderboard(
-    study: StudyArgument = None,
-    show_all: AllStudiesOption = False,
-    top: Annotated[int, typer.Option(help="Number of trials to show.", min=1)] = 10,
-    pareto: Annotated[
-        bool, typer.Option("--pareto", help="Show the whole Pareto front, by cost; the study needs two metrics.")
-    ] = False,
-    tracking_uri: TrackingUriOption = None,
-    workdir: WorkdirOption = None,
-    storage: StorageOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show the best completed trials of a study, or with --all those of all studies.
-
-    If the study minimizes a cost, the trials on the Pareto front are marked: no trial is better in one metric and not
-    worse in the other. Paused trials follow, with the accuracy that is predicted for them: median and 90 % interval.
-
-    Values from other images or another split cannot be ranked together: with --all, studies with the same images share
-    a table of --top trials.
-
-    Examples:
-
-      fmnist-search leaderboard --top 20
-
-      fmnist-search leaderboard --all
-
-      fmnist-search leaderboard small-and-good --pareto
-    """
-    from fmnist_search.cli import output
-    from fmnist_search.cli.serialization import leader_to_dict
-    from fmnist_search.config.conditional_space import varying_names
-    from fmnist_search.results.study import paused_trials
-    from fmnist_search.workflows import lookup
-
-    _check_scope(study, show_all=show_all)
-    if pareto and show_all:
-        raise UserError("--pareto: shows the front of one study; leave out --all")
-    workspace = make_workspace(tracking_uri, workdir, storage=storage)
-    if show_all:
-        _show_all_leaderboards(workspace, top, as_json=as_json)
-        return
-    stored = lookup.load_study(workspace, study)
-    if pareto and not stored.config.objective.cost:
-        raise UserError(
-            f"--pareto: study {stored.config.name!r} has one metric and no Pareto front; search with two, as in "
-            'objective.metrics = ["val_accuracy", "mult_adds"], under another name'
-        )
-    summary = lookup.summarize_stored(workspace, stored)
-    trials = summary.front if pareto else summary.ranked_trials[:top]
-    paused = [] if pareto else paused_trials(summary.trials)[:top]
-    if as_json:
-        output.print_json([leader_to_dict(trial, summary.front) for trial in (*trials, *paused)])
-        return
-    names = varying_names(stored.config.space)
-    output.print_table(output.leaderboard_table(trials, names, summary.front))
-    if paused:
-        output.print_table(output.paused_table(paused, names))
-
-
-def _show_all_leaderboards(workspace: Workspace, top: int, *, as_json: bool) -> None:
-    from fmnist_search.cli import output
-    from fmnist_search.cli.serialization import ranked_trial_to_dict
-    from fmnist_search.config.comparability import describe_data
-    from fmnist_search.workflows.across_studies import all_studies, leaderboards
-
-    boards = leaderboards(all_studies(workspace=workspace), top)
-    if as_json:
-        output.print_json([ranked_trial_to_dict(ranked) for board in boards for ranked in board])
-        return
-    if not boards:
-        output.stdout.print("no trial has completed yet")
-    for number, board in enumerate(boards):
-        start = "\n" if number else ""
-        output.stdout.print(f"{start}{describe_data(board[0].study.config)}", markup=False)
-        output.print_table(output.ranked_trials_table(board))
 
 
 @app.command()

@@ -115,21 +115,28 @@ def print_table(table: Table) -> None:
 
 
 def leaderboard_table(
-    trials: Sequence[TrialRecord], names: Sequence[str], front: Collection[TrialRecord] = ()
+    trials: Sequence[TrialRecord],
+    names: Sequence[str],
+    metrics: Sequence[str] = (),
+    front: Collection[TrialRecord] = (),
 ) -> Table:
     """Return a table of completed trials with their values of the named hyperparameters.
 
-    Widths have no column: the name of the network contains them. `front` are the trials on the Pareto front, if the
-    study minimizes a cost: the cost has a column, and these trials a mark.
+    Widths have no column: the name of the network contains them. Costs have one behind the accuracy if they are among
+    `metrics`, and multiply-adds, if they are known, behind the network. Trials on a Pareto front, if there is one, have
+    a mark.
     """
+    from fmnist_search.results.study import trial_cost
+
     names = [name for name in names if not name.startswith("model.width_")]
-    metric = next((trial.cost.metric for trial in front if trial.cost), None)
+    others = ["mult_adds"] if "mult_adds" not in metrics and any(trial.mult_adds for trial in trials) else []
     body = []
     for trial in trials:
-        cost = [str(trial.cost or "-"), "*" if trial in front else ""] if metric else []
-        figures = [f"{trial.value:.2%}", *cost, trial.recipe.label, f"{trial.seconds:.1f}"]
+        first, last = ([str(trial_cost(trial, metric) or "-") for metric in group] for group in (metrics, others))
+        mark = ["*" if trial in front else ""] if front else []
+        figures = [f"{trial.value:.2%}", *first, *mark, trial.recipe.label, *last, f"{trial.seconds:.1f}"]
         body.append([str(trial.number), *figures, *_values(trial, names)])
-    columns = ["trial", "val_accuracy", *([metric, "front"] if metric else []), "network", "seconds"]
+    columns = ["trial", "val_accuracy", *metrics, *(["front"] if front else []), "network", *others, "seconds"]
     return make_table([*columns, *short_names(names)], body)
 
 
@@ -156,13 +163,15 @@ def _values(trial: TrialRecord, names: Sequence[str]) -> list[str]:
 
 def ranked_trials_table(ranked: Sequence[RankedTrial]) -> Table:
     """Return a table of completed trials of several studies, which need not share a hyperparameter."""
+    from fmnist_search.results.study import trial_cost
+
     body = []
     for each in ranked:
         trial = each.trial
-        network, parameters = trial.recipe.label, f"{trial.parameters:,}" if trial.parameters else "-"
-        figures = [parameters, str(trial.epochs), f"{trial.seconds:.1f}"]
-        body.append([each.study.summary.name, str(trial.number), f"{trial.value:.2%}", network, *figures])
-    return make_table(["study", "trial", "val_accuracy", "network", "parameters", "epochs", "seconds"], body)
+        costs = [str(trial_cost(trial, metric) or "-") for metric in COST_LABELS]
+        figures = [f"{trial.value:.2%}", trial.recipe.label, *costs, str(trial.epochs), f"{trial.seconds:.1f}"]
+        body.append([each.study.summary.name, str(trial.number), *figures])
+    return make_table(["study", "trial", "val_accuracy", "network", *COST_LABELS, "epochs", "seconds"], body)
 
 
 def print_trial(trial: TrialRecord, names: Sequence[str]) -> None:

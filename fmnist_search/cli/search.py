@@ -219,7 +219,8 @@ def print_summary(summary: StudySummary, command: str, *, quiet: bool, after_sea
         for line in summary.boundary_warnings:
             stderr.print(f"{summary.name}: {line}")
         if summary.front:
-            stderr.print(f"{summary.name}: {format_front(summary.front)}; see `fmnist-search leaderboard --pareto`")
+            command = f"fmnist-search leaderboard --pareto {summary.cost_metric}"
+            stderr.print(f"{summary.name}: {format_front(summary.front)}; see `{command}`")
     best = f"best trial {summary.best.number} ({summary.best.recipe.label}) at {format_percent(summary.best.value)}"
     if champion := summary.champion:
         if champion.verdict:

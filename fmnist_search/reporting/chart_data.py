@@ -58,8 +58,9 @@ class Cost:
 
 
 COSTS = {
-    "accuracy_parameters": Cost("parameters", lambda trial: float(trial.parameters)),
-    "accuracy_seconds": Cost("seconds of training", lambda trial: trial.seconds),
+    "accuracy_mult_adds": Cost(COST_LABELS["mult_adds"], lambda trial: float(trial.mult_adds)),
+    "accuracy_parameters": Cost(COST_LABELS["parameters"], lambda trial: float(trial.parameters)),
+    "accuracy_seconds": Cost(COST_LABELS["seconds_per_epoch"], lambda trial: trial.seconds_per_epoch),
 }
 
 

@@ -16,7 +16,14 @@ from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.tables import Cell, recipe_values
 from fmnist_search.results.champion import Champion
 from fmnist_search.results.objectives import COST_LABELS
-from fmnist_search.results.study import Importances, StudySummary, TrialRecord, paused_trials
+from fmnist_search.results.study import (
+    Importances,
+    StudySummary,
+    TrialRecord,
+    front_trials,
+    paused_trials,
+    trial_cost,
+)
 from fmnist_search.results.training import TrialState
 from fmnist_search.text import escape_markdown, markdown_table
 
@@ -35,7 +42,8 @@ def study_note(
 ) -> str:
     """Return the note of a study: question, best trial, budget, findings, leaderboard, search space, next commands.
 
-    A study that minimizes a cost has its Pareto front before the leaderboard.
+    A study that minimizes a cost has its Pareto front before the leaderboard. Others have the front of accuracy and
+    seconds per epoch behind it.
 
     Args:
         summary: The study's results.
@@ -55,10 +63,14 @@ def study_note(
         parts.append(_budget_table(summary, budget))
     if findings := _findings(summary, importances):
         parts.append("## Findings\n\n" + "\n".join(f"- {escape_markdown(line)}" for line in findings))
-    if summary.front:
-        parts += ["## Pareto front", _front(summary.front, searched)]
+    metric = summary.cost_metric
+    if metric and summary.front:
+        parts += ["## Pareto front", _front(summary.front, searched, metric)]
     if summary.ranked_trials:
-        parts += ["## Leaderboard", _leaderboard(summary.ranked_trials[:MAX_LEADERS], searched)]
+        parts += ["## Leaderboard", _leaderboard(summary.ranked_trials[:MAX_LEADERS], searched, metric)]
+    if not metric and len(front := front_trials(summary.trials, "seconds_per_epoch")) > 1:
+        title = f"## Pareto front of accuracy and {COST_LABELS['seconds_per_epoch']}"
+        parts += [title, _front(front, searched, "seconds_per_epoch")]
     if paused := paused_trials(summary.trials):
         parts += ["## Paused trials", _paused(paused[:MAX_LEADERS])]
     parts += ["## Search space", _space_table(summary, space)]
@@ -119,23 +131,22 @@ def _findings(summary: StudySummary, importances: Importances | None) -> list[st
     return lines
 
 
-def _front(trials: Sequence[TrialRecord], searched: Sequence[str]) -> str:
+def _front(trials: Sequence[TrialRecord], searched: Sequence[str], metric: str) -> str:
     """Return the most accurate trials of the front, which are at its end, in ascending order of cost."""
     left_out = len(trials) - MAX_FRONT
     note = f"\n\n{left_out} trials with a lower accuracy and a lower cost are left out." if left_out > 0 else ""
-    return _leaderboard(trials[-MAX_FRONT:], searched) + note
+    return _leaderboard(trials[-MAX_FRONT:], searched, metric) + note
 
 
-def _leaderboard(trials: Sequence[TrialRecord], searched: Sequence[str]) -> str:
+def _leaderboard(trials: Sequence[TrialRecord], searched: Sequence[str], metric: str | None) -> str:
     names = [name for name in searched if not name.startswith("model.width_")]  # the network's label has its widths
-    metric = next((trial.cost.metric for trial in trials if trial.cost), None)
     head = ["trial", "network", "validation accuracy", *([COST_LABELS[metric]] if metric else []), *short_names(names)]
     body = [
         [
             str(trial.number),
             trial.recipe.label,
             f"{trial.value:.2%}",
-            *([str(trial.cost or "-")] if metric else []),
+            *([str(trial_cost(trial, metric) or "-")] if metric else []),
             *map(_format_cell, recipe_values(trial.recipe, names)),
         ]
         for trial in trials

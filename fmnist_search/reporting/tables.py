@@ -39,8 +39,8 @@ def leaderboard_columns(trials: Sequence[TrialRecord], searched: Sequence[str]) 
         "epochs": [trial.epochs for trial in ordered],
         "seconds": [trial.seconds for trial in ordered],
     }
-    if any(trial.cost for trial in leaders):
-        front = {trial.number for trial in front_trials(trials)}
+    if metric := next((trial.cost.metric for trial in leaders if trial.cost), None):
+        front = {trial.number for trial in front_trials(trials, metric)}
         columns["pareto_front"] = [trial.number in front for trial in ordered]
     values = [recipe_values(trial.recipe, searched) for trial in ordered]
     columns |= {name: [cells[index] for cells in values] for index, name in enumerate(searched)}

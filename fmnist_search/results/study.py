@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from enum import Enum
 
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.champion import Champion
-from fmnist_search.results.objectives import TrialCost, pareto_front
+from fmnist_search.results.objectives import TrialCost, cost_of, pareto_front
 from fmnist_search.results.training import Overhead, TrialState
 
 
@@ -133,9 +134,14 @@ class StudySummary:
         return rank_trials(self.trials)
 
     @property
+    def cost_metric(self) -> str | None:
+        """The cost that the study minimizes, as far as its completed trials tell; None if it has one metric."""
+        return next((trial.cost.metric for trial in self.trials if trial.cost), None)
+
+    @property
     def front(self) -> list[TrialRecord]:
         """The Pareto front of accuracy and cost, in ascending order of cost; empty in a study with one metric."""
-        return front_trials(self.trials)
+        return front_trials(self.trials, self.cost_metric) if self.cost_metric else []
 
     @property
     def best(self) -> TrialRecord | None:
@@ -160,12 +166,17 @@ def mean_overhead(trials: Sequence[TrialRecord], tracking_seconds: float) -> Ove
     )
 
 
-def front_trials(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Return the completed trials on the Pareto front of accuracy and cost, in ascending order of cost.
+def trial_cost(trial: TrialRecord, metric: str) -> TrialCost | None:
+    """Return a cost of a trial, the stored one if its study minimizes this metric; None if it is not known."""
+    return trial.cost if trial.cost and trial.cost.metric == metric else cost_of(trial, metric)
 
-    Of trials that are equal in both, the earliest is on it. Trials without a cost are not.
+
+def front_trials(trials: Sequence[TrialRecord], metric: str) -> list[TrialRecord]:
+    """Return the completed trials on the Pareto front of accuracy and a cost, in ascending order of cost.
+
+    Of trials that are equal in both, the earliest is on it. Trials whose cost is not known are not.
     """
-    known = [(trial.cost.value, trial) for trial in rank_trials(trials) if trial.cost]
+    known = [(cost.value, trial) for trial in rank_trials(trials) if (cost := trial_cost(trial, metric))]
     return [known[index][1] for index in pareto_front([(cost, trial.value or 0.0) for cost, trial in known])]
 
 
@@ -183,3 +194,9 @@ def rank_trials(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Return the completed trials, best first; of equal ones the earlier first."""
     completed = [trial for trial in trials if trial.state is TrialState.COMPLETED and trial.duplicate_of is None]
     return sorted(completed, key=lambda trial: (-(trial.value or 0.0), trial.number))
+
+
+def cost_rank(trial: TrialRecord, metric: str) -> tuple[float, float]:
+    """Return what ranks trials by a cost: the cheapest first, the better of equal ones; those without it last."""
+    cost = trial_cost(trial, metric)
+    return cost.value if cost else math.inf, -(trial.value or 0.0)

@@ -14,7 +14,7 @@ from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError, did_you_mean
 from fmnist_search.recipe.formatting import differing_names
 from fmnist_search.results.compute import StudyProgress, chance_difference, study_progress
-from fmnist_search.results.study import StudySummary, TrialRecord, rank_trials
+from fmnist_search.results.study import StudySummary, TrialRecord, cost_rank, rank_trials
 from fmnist_search.search.study_attributes import StudyRuntime
 from fmnist_search.search.study_list import list_studies, load_studies
 from fmnist_search.search.study_store import StudyStore
@@ -92,20 +92,23 @@ def _read(workspace: Workspace, study_store: StudyStore) -> StoredStudy:
     return StoredStudy(study_store.config, summarize_stored(workspace, study_store), study_store.runtime)
 
 
-def leaderboards(studies: Sequence[StoredStudy], top: int) -> list[list[RankedTrial]]:
+def leaderboards(studies: Sequence[StoredStudy], top: int, metric: str | None = None) -> list[list[RankedTrial]]:
     """Return a leaderboard for each group of studies with the same images: its best completed trials, at most `top`.
 
-    Values from other images or another split cannot be ranked together.
+    With `metric`, one of `results.objectives.COST_LABELS`, these are the cheapest by this cost. Values from other
+    images or another split cannot be ranked together.
     """
     groups: dict[tuple[str, ...], list[StoredStudy]] = {}
     for study in studies:
         groups.setdefault(tuple(data_settings(study.config).values()), []).append(study)
-    return [board[:top] for group in groups.values() if (board := _rank(group))]
+    return [board[:top] for group in groups.values() if (board := _rank(group, metric))]
 
 
-def _rank(studies: Sequence[StoredStudy]) -> list[RankedTrial]:
+def _rank(studies: Sequence[StoredStudy], metric: str | None) -> list[RankedTrial]:
     """Return the completed trials of studies, best first; of equal ones that of the older study first."""
     ranked = [RankedTrial(study, trial) for study in studies for trial in rank_trials(study.summary.trials)]
+    if metric:
+        return sorted(ranked, key=lambda each: cost_rank(each.trial, metric))
     return sorted(ranked, key=lambda each: -(each.trial.value or 0.0))
 
 

@@ -196,7 +196,7 @@ def test_a_trial_that_its_time_limit_prunes_keeps_its_curve_and_has_no_cost(samp
     pruned, stored = store.trial_records()[0], store._study.trials[0]
     assert (stored.state, stored.values) == (TrialState.PRUNED, None)
     assert (pruned.state, pruned.cost, len(pruned.curve)) == (State.PRUNED, None, 1)
-    assert pruned not in front_trials(store.trial_records())
+    assert pruned not in front_trials(store.trial_records(), "parameters")
 
 
 def test_a_paused_trial_goes_on_beside_the_search(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_recipe_outside_the_space_is_on_the_front_though_optuna_does_not_learn
     store = open_store(make_config(Tpe(), start={"recipes": [], "outside": "try"}))
     store.enqueue_start("mine.toml", {"model.depth": 1, "model.width_1": 1})
     run_trials(store, 8)
-    assert store.trial_records()[0] == front_trials(store.trial_records())[0]
+    assert store.trial_records()[0] == front_trials(store.trial_records(), "parameters")[0]
 
 
 def test_importances_are_those_of_the_accuracy() -> None:

@@ -196,11 +196,16 @@ def test_tables_of_an_old_study(shared: Path) -> None:
         (["status"], [OUTPUTS["status"].printed["question"], f"{best['value']:.2%}"]),
         (["leaderboard"], [f"{row['value']:.2%}" for row in OUTPUTS["leaderboard"].printed]),
         (["show"], [f"{accuracy:.2%}" for accuracy in best["curve"]] + [best["run_id"]]),
+        (["leaderboard", "--by", "seconds"], [f"{row['value']:.2%}" for row in OUTPUTS["leaderboard"].printed]),
+        (["leaderboard", "--pareto", "parameters"], [f"{best['value']:.2%}"]),
         (["show", "0"], [OUTPUTS["show-0"].printed["reason"]]),
     ):
         printed = run(project, *arguments)
         assert (printed.code, printed.stderr) == (0, "")
         assert all(text in printed.stdout for text in texts), printed.stdout
+    printed = run(project, "leaderboard", "--pareto", "mult_adds")
+    assert (printed.code, printed.stdout) == (2, "")
+    assert "has this cost, which earlier versions did not record; choose seconds or parameters\n" in printed.stderr
 
 
 # ------------------------------------------------------------------------------------ what is continued

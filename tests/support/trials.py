@@ -52,6 +52,8 @@ def make_trials(
                 seconds,
                 curve=curve,
                 parameters=parameters,
+                mult_adds=10 * parameters,
+                seconds_per_epoch=parameters / 1e5 if epochs else 0.0,
                 started_at=began,
                 ended_at=began + seconds,
             )

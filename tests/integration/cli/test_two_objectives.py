@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,9 +101,9 @@ def test_the_leaderboard_shows_the_cost_and_marks_the_front(stored: FinishedStud
 
 
 def test_the_front_alone_is_listed_by_cost(stored: FinishedStudy) -> None:
-    _, *rows = cells(stored.run("leaderboard", "--pareto", "--top", 1).stdout)
+    _, *rows = cells(stored.run("leaderboard", "--pareto", "mult_adds", "--top", 1).stdout)
     assert [row[:4] for row in rows] == [["0", "80.00%", "10,000", "*"], ["2", "90.00%", "30,000", "*"]]
-    found = stored.run("leaderboard", "--pareto", "--json").json
+    found = stored.run("leaderboard", "--pareto", "mult_adds", "--json").json
     assert [(trial["number"], trial["cost"], trial["pareto_front"]) for trial in found] == [
         (0, {"metric": "mult_adds", "value": 10_000}, True),
         (2, {"metric": "mult_adds", "value": 30_000}, True),
@@ -126,13 +125,75 @@ def test_a_run_that_is_written_anew_from_the_storage_has_the_cost(stored: Finish
     assert metrics["model/mult_adds"] == (30_000, 1)
 
 
-def test_a_study_with_one_metric_has_no_front(stored: FinishedStudy, tmp_path: Path) -> None:
+# -------------------------------------------------------------------------------- in any study
+
+
+COSTS = [(0.80, 10_000, 2.0), (0.70, 10_000, 1.0), (0.90, 30_000, 4.0), (0.60, 0, 3.0)]
+"""Accuracy, multiply-adds and seconds an epoch of the trials of `ordinary`; the last was stored without the second."""
+
+
+@pytest.fixture(scope="module")
+def ordinary(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
+    """A folder with a study of one metric whose trials were not trained."""
+    folder = tmp_path_factory.mktemp("ordinary")
     text = STUDY.replace('metrics = ["val_accuracy", "mult_adds"]', "").replace('"front"', '"alone"')
-    (tmp_path / "alone.toml").write_text(text)
-    url = Workspace.resolve(f"sqlite:///{tmp_path / 'mlflow.db'}").storage_url
-    StudyStore.open(url, StudyConfig.load(tmp_path / "alone.toml"))
-    assert_error(run_command(tmp_path, "leaderboard", "--pareto"), "--pareto: study 'alone' has one metric")
-    assert_error(stored.run("leaderboard", "--all", "--pareto"), "--pareto: shows the front of one study")
+    (folder / "alone.toml").write_text(text)
+    url = Workspace.resolve(f"sqlite:///{folder / 'mlflow.db'}").storage_url
+    store = StudyStore.open(url, StudyConfig.load(folder / "alone.toml"))
+    store.runtime = StudyRuntime(Execution(threads=1), "float32")
+    for accuracy, mult_adds, seconds in COSTS:
+        trial, report = store.ask(), EpochReport(1, 1.0, 0.5, 1.0, accuracy, 0.1, seconds)
+        store.decide(trial, report)
+        store.tell(trial, TrialResult(TrialState.COMPLETED, (report,), 1.0, mult_adds // 10, mult_adds=mult_adds), "")
+    return FinishedStudy(folder, CommandResult(0, "", ""))
+
+
+@pytest.mark.parametrize(
+    ("metric", "order", "costs"),
+    [
+        ("accuracy", [2, 0, 1, 3], []),
+        ("seconds", [1, 0, 3, 2], ["1.00", "2.00", "3.00", "4.00"]),
+        ("parameters", [0, 1, 2, 3], ["1,000", "1,000", "3,000", "-"]),
+        ("mult_adds", [0, 1, 2, 3], ["10,000", "10,000", "30,000", "-"]),
+    ],
+)
+def test_the_leaderboard_is_ordered_by_a_cost(
+    ordinary: FinishedStudy, metric: str, order: list[int], costs: list[str]
+) -> None:
+    head, *rows = cells(ordinary.run("leaderboard", "--by", metric).stdout)
+    assert [int(row[0]) for row in rows] == order
+    assert [row[2] for row in rows] == (costs or ["mlp"] * 4)
+    assert "mult_adds" in head
+    found = ordinary.run("leaderboard", "--by", metric, "--json").json
+    assert [trial["number"] for trial in found] == order
+    assert [trial["number"] for trial in ordinary.run("leaderboard", "--all", "--by", metric, "--json").json] == order
+    assert {trial["number"]: (trial["mult_adds"], trial["seconds_per_epoch"]) for trial in found} == {
+        number: (mult_adds or None, seconds) for number, (_, mult_adds, seconds) in enumerate(COSTS)
+    }
+
+
+@pytest.mark.parametrize(("metric", "front"), [("seconds", [1, 0, 2]), ("mult_adds", [0, 2])])
+def test_any_study_has_the_front_of_accuracy_and_a_cost(ordinary: FinishedStudy, metric: str, front: list[int]) -> None:
+    printed = ordinary.run("leaderboard", "--pareto", metric)
+    _, *rows = cells(printed.stdout)
+    assert [(int(row[0]), row[3]) for row in rows] == [(number, "*") for number in front]
+    left_out = "alone: left out 1 of 4 trials, recorded without mult_adds\n"
+    assert printed.stderr == (left_out if metric == "mult_adds" else "")
+    found = ordinary.run("leaderboard", "--pareto", metric, "--json").json
+    assert [(trial["number"], trial["pareto_front"]) for trial in found] == [(number, True) for number in front]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--all", "--pareto", "seconds"], "--pareto: shows the front of one study; leave out --all"),
+        (["--by", "seconds", "--pareto", "seconds"], "--by seconds: a front is in ascending order of its cost"),
+        (["--by", "speed"], "--by 'speed': is no metric; choose accuracy, seconds, mult_adds or parameters"),
+        (["--pareto", "accuracy"], "--pareto 'accuracy': is no metric; choose seconds, mult_adds or parameters"),
+    ],
+)
+def test_an_order_that_there_is_not_is_one_line(ordinary: FinishedStudy, options: list[str], line: str) -> None:
+    assert_error(ordinary.run("leaderboard", *options), line)
 
 
 @pytest.mark.slow
@@ -182,7 +243,7 @@ def test_a_search_stores_the_cost_of_each_trial_in_its_run_and_the_front_in_that
         assert record.cost == TrialCost("mult_adds", summarize(record.recipe.model).mult_adds)
     for trial in trials:
         assert client.get_run(trial["run_id"]).data.metrics["model/mult_adds"] == trial["cost"]["value"]
-    front = [trial["number"] for trial in finished.run("leaderboard", "--pareto", "--json").json]
+    front = [trial["number"] for trial in finished.run("leaderboard", "--pareto", "mult_adds", "--json").json]
     line = f"front: Pareto front by mult_adds: {'trial' if len(front) == 1 else 'trials'} {', '.join(map(str, front))};"
     assert any(printed.startswith(line) for printed in finished.result.stderr.splitlines())
 

@@ -92,6 +92,17 @@ def test_a_note_of_a_study_that_minimizes_a_cost_has_its_pareto_front() -> None:
     assert [row[0] for row in leaders[1:]] == ["2", "0", "1"]
 
 
+def test_a_note_has_the_front_of_accuracy_and_seconds_per_epoch_unless_one_trial_is_best_in_both() -> None:
+    pairs = [(0.8, 1.5), (0.7, 2.0), (0.9, 4.25), (0.95, 0.0)]  # the last was recorded without seconds
+    trials = [make_trial(n, value=value, seconds_per_epoch=seconds) for n, (value, seconds) in enumerate(pairs)]
+    note = study_note(make_summary(*trials), [], SPACE)
+    leaders, front, _ = parse_tables(note)
+    assert note.index("## Leaderboard") < note.index("## Pareto front of accuracy and seconds per epoch")
+    assert leaders[0] == ["trial", "network", "validation accuracy"]
+    assert [(row[0], row[2], row[3]) for row in front[1:]] == [("0", "80.00%", "1.50"), ("2", "90.00%", "4.25")]
+    assert "Pareto front" not in study_note(make_summary(*trials[:2]), [], SPACE)
+
+
 def test_a_long_pareto_front_is_cut_at_its_cheap_end() -> None:
     count = MAX_FRONT + 3
     trials = [make_trial(n, value=n / 100, cost=TrialCost("parameters", 1_000 * n)) for n in range(1, count + 1)]

@@ -57,7 +57,7 @@ def test_the_pareto_front_is_drawn_with_the_numbers_of_its_trials() -> None:
     render_png(figure)
     assert "Accuracy against multiply-adds" in figure_texts(figure)
     numbers = {text.get_text() for text in figure.axes[0].texts}
-    assert numbers == {str(trial.number) for trial in front_trials(trials)[-8:]}
+    assert numbers == {str(trial.number) for trial in front_trials(trials, "mult_adds")[-8:]}
 
 
 @pytest.mark.parametrize("state", [TrialState.PRUNED, TrialState.FAILED, TrialState.INTERRUPTED])
@@ -140,10 +140,10 @@ def test_parallel_coordinates_have_a_line_for_each_completed_trial() -> None:
     assert "none" in {text.get_text() for text in axes.texts}, "networks with fewer blocks have no third width"
 
 
-def test_trials_without_recorded_parameters_have_no_plot_against_parameters() -> None:
+def test_trials_without_a_recorded_cost_have_no_plot_against_it() -> None:
     config = make_study()
-    trials = [dataclasses.replace(trial, parameters=0) for trial in make_trials(config, 12)]
+    trials = [dataclasses.replace(trial, parameters=0, mult_adds=0) for trial in make_trials(config, 12)]
     plots = study_figures(trials, config.space)
-    assert "accuracy_parameters" not in plots
+    assert not {"accuracy_parameters", "accuracy_mult_adds"} & plots.keys()
     assert "accuracy_seconds" in plots
     assert Recipe().model.family == "cnn"

@@ -105,7 +105,7 @@ def test_the_front_has_the_completed_trials_that_no_other_one_dominates(
         )
         for number, (accuracy, cost) in enumerate(values)
     ]
-    front = front_trials(trials)
+    front = front_trials(trials, "parameters")
     known = [trial for trial in trials if trial.state is TrialState.COMPLETED and trial.cost]
     assert [(trial.value, cost_of(trial)) for trial in front] == sorted(
         {(trial.value, cost_of(trial)) for trial in known if not any(dominates(other, trial) for other in known)},
