@@ -26,9 +26,9 @@ from fmnist_search.data.files import DataSource, read_verified_file
 from fmnist_search.data.split import split
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import NUM_CLASSES
-from fmnist_search.models.cnn import Cnn
+from fmnist_search.models.cnn import STEM_FACTORS, Cnn
 from fmnist_search.models.mlp import NUM_PIXELS, Mlp
-from fmnist_search.recipe.datasets import DATASETS
+from fmnist_search.recipe.datasets import DATASETS, IMAGE_SIZE
 from fmnist_search.recipe.families import Architecture
 from fmnist_search.recipe.groups import Augmentation, Data
 from fmnist_search.recipe.recipe import Recipe
@@ -56,8 +56,9 @@ def build_network(model: Architecture) -> nn.Sequential:
 
 
 def _build_cnn(model: Cnn) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    channels = 1
+    factor = STEM_FACTORS[model.stem]
+    layers: list[nn.Module] = [nn.PixelUnshuffle(factor)]
+    channels = factor**2
     for block, (width, kernel) in enumerate(zip(model.widths, model.kernels, strict=True), start=1):
         for _ in range(model.convolutions):
             layers.append(nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False))
@@ -65,7 +66,9 @@ def _build_cnn(model: Cnn) -> nn.Sequential:
             channels = width
         if block < model.depth:
             layers.append(nn.MaxPool2d(model.pool_size))
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, NUM_CLASSES))
+    side = IMAGE_SIZE // (factor * model.pool_size ** (model.depth - 1)) if model.head == "flatten" else 1
+    average = [] if model.head == "flatten" else [nn.AdaptiveAvgPool2d(1)]
+    return nn.Sequential(*layers, *average, nn.Flatten(), nn.Linear(channels * side**2, NUM_CLASSES))
 
 
 def _build_mlp(model: Mlp) -> nn.Sequential:

@@ -218,7 +218,8 @@ def filters_figure(weights: Mapping[str, Tensor], title: str) -> Figure:
     """Return the first 64 filters of a network's first layer as a figure, on one color scale with 0 in the middle.
 
     `weights` are the network's weights by name, in the order of its layers. Filters are the kernels (N, 1, H, W) of a
-    convolution, or the rows (N, 784) of a linear layer, drawn as images.
+    convolution, or the rows (N, 784) of a linear layer, drawn as images. Kernels (N, 4, H, W) stand behind the stem
+    that makes 2 x 2 pixels four channels, and are drawn as what they are on the image: (N, 1, 2H, 2W).
 
     Raises:
         UserError: if the input of the first layer is not an image.
@@ -227,6 +228,9 @@ def filters_figure(weights: Mapping[str, Tensor], title: str) -> Figure:
     layer = layer.detach().float().cpu()
     if layer.ndim == 2 and layer.shape[1] == IMAGE_SIZE**2:
         layer = layer.reshape(-1, 1, IMAGE_SIZE, IMAGE_SIZE)
+    if layer.ndim == 4 and layer.shape[1] == 4:
+        squares = layer.unflatten(1, (1, 2, 2)).permute(0, 1, 4, 2, 5, 3)
+        layer = squares.flatten(4).flatten(2, 3)
     if layer.ndim != 4 or layer.shape[1] != 1:
         shape = "x".join(map(str, layer.shape))
         raise UserError(

@@ -88,8 +88,12 @@ def folder(source: DataSource) -> Iterator[Path]:
 
 @pytest.mark.parametrize(
     "changes",
-    [*throughput.NETWORKS.values(), {"model.depth": 4, "model.kernel_1": 5, "model.pool_size": 3}],
-    ids=[*throughput.NETWORKS, "other kernels and pools"],
+    [
+        *throughput.NETWORKS.values(),
+        {"model.depth": 4, "model.kernel_1": 5, "model.pool_size": 3},
+        {"model.stem": "space_to_depth", "model.depth": 4, "model.head": "flatten"},  # which leaves one pixel
+    ],
+    ids=[*throughput.NETWORKS, "other kernels and pools", "stem and flattened head"],
 )
 @torch.no_grad()
 def test_the_tutorial_trains_the_same_network(changes: dict[str, object], images: Images) -> None:

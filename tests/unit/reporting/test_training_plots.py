@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from fmnist_search.errors import UserError
+from fmnist_search.models.cnn import Cnn
 from fmnist_search.reporting.colors import RED
 from fmnist_search.reporting.training_plots import (
     UNKNOWN_LABEL,
@@ -155,6 +156,15 @@ def test_filters_are_the_kernels_of_the_first_layer_on_one_scale_around_0() -> N
     assert {image.get_clim() for image in shown} == {(-3, 3)}
     assert "all 4 filters of 3 x 3" in figure_texts(figure)
     render_png(figure)
+
+
+def test_kernels_behind_the_stem_are_drawn_as_filters_of_the_image() -> None:
+    stem, convolution, *_ = Cnn(stem="space_to_depth", norm="none").build_network(10)  # type: ignore[misc]
+    kernels = convolution.weight.detach()
+    shown = axes_images(filters_figure({"1.weight": kernels}, "title"))[0]
+    image = torch.rand(1, 1, 6, 6)
+    response = (torch.as_tensor(np.asarray(shown.get_array())) * image[0, 0]).sum()
+    assert torch.allclose(response, (kernels[0] * stem(image)[0]).sum(), atol=1e-5)
 
 
 def test_rows_of_a_linear_layer_are_drawn_as_images_at_most_64() -> None:
