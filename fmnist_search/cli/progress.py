@@ -30,10 +30,11 @@ STATE_STYLES = {
     TrialState.FAILED: "red",
     TrialState.INTERRUPTED: "magenta",
     TrialState.PAUSED: "cyan",
+    TrialState.REFUSED: "magenta",
 }
 
 
-COUNTED_STATES = (TrialState.PRUNED, TrialState.PAUSED, TrialState.FAILED)
+COUNTED_STATES = (TrialState.PRUNED, TrialState.PAUSED, TrialState.FAILED, TrialState.REFUSED)
 """The states whose numbers of trials are shown besides the number of all."""
 
 
@@ -105,6 +106,7 @@ class StudyProgressDisplay(StudyCallback):
         self._previous_trial_count = 0
         self._previous_seconds = 0.0
         self._curves: dict[str, list[float]] = {}
+        self._has_refused = False
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render, transient=True)
 
     def __enter__(self) -> StudyProgressDisplay:
@@ -139,9 +141,15 @@ class StudyProgressDisplay(StudyCallback):
         self._curves = {running: curve for running, curve in self._curves.items() if running != name}
 
     def on_trial_end(self, trial: TrialRecord) -> None:
-        """Print the line of a trial, unless it is paused: it may be so after each epoch."""
+        """Print the line of a trial, unless it is paused: it may be so after each epoch.
+
+        Of refused trials, of which there may be hundreds, only the first has a line. Others are counted.
+        """
         self._trials[trial.number] = trial
         if trial.state is TrialState.PAUSED:
+            return
+        if trial.state is TrialState.REFUSED:
+            self._print_refusal(trial)
             return
         self._console.print(
             Text.assemble(
@@ -152,6 +160,12 @@ class StudyProgressDisplay(StudyCallback):
                 f"  ({trial.reason})" if trial.state is TrialState.FAILED else "",
             )
         )
+
+    def _print_refusal(self, trial: TrialRecord) -> None:
+        if not self._has_refused:
+            name = f"{trial.number:03d} {trial.state.value:<11}{'-':>7}  {trial.recipe.label:<24}"
+            self._console.print(Text(f"{name} ({trial.reason}; further ones are counted)"))
+        self._has_refused = True
 
     def print_counts(self) -> None:
         """Print the name of the study and the number of its trials."""

@@ -158,11 +158,13 @@ def _print_preview(config: StudyConfig, as_json: bool) -> None:
     from fmnist_search.recipe.formatting import short_names
     from fmnist_search.workflows.study.preview import preview
 
-    preview_ = preview(config)
+    preview_, limit = preview(config), config.budget.max_mult_adds
+    refused = [limit is not None and summary.mult_adds > limit for _, summary in preview_.recipes]
     if as_json:
         recipes = [
             {"recipe": recipe.to_flat_dict(), "parameters": summary.parameters, "mult_adds": summary.mult_adds}
-            for recipe, summary in preview_.recipes
+            | ({} if limit is None else {"refused": is_refused})
+            for (recipe, summary), is_refused in zip(preview_.recipes, refused, strict=True)
         ]
         output.print_json(
             {"study": config.model_dump(exclude_none=True), "recipes": recipes, "seconds": preview_.seconds}
@@ -171,11 +173,24 @@ def _print_preview(config: StudyConfig, as_json: bool) -> None:
     output.stdout.print(config.to_toml(), markup=False)
     names = varying_names(config.space)
     rows = [
-        [recipe.label, f"{s.parameters:,}", f"{s.mult_adds / 1e6:.1f} M", *_format_values(recipe.to_flat_dict(), names)]
-        for recipe, s in preview_.recipes
+        [
+            recipe.label,
+            f"{s.parameters:,}",
+            f"{s.mult_adds / 1e6:.1f} M",
+            *_format_values(recipe.to_flat_dict(), names),
+            *(["refused"] if is_refused else []),
+        ]
+        for (recipe, s), is_refused in zip(preview_.recipes, refused, strict=True)
     ]
-    short = short_names(names)
-    output.print_table(output.make_table(["network", "parameters", "multiply-adds", *short], rows, "The first recipes"))
+    columns = ["network", "parameters", "multiply-adds", *short_names(names), *([""] if any(refused) else [])]
+    output.print_table(output.make_table(columns, rows, "The first recipes"))
+    if limit is not None:
+        output.stdout.print(
+            f"\n{sum(refused)} of these {len(refused)} networks would be refused: more than budget.max_mult_adds = "
+            f"{limit:,}"
+        )
+    if config.budget.max_seconds_per_epoch is not None:
+        output.stdout.print("\nbudget.max_seconds_per_epoch is measured in the first epoch of each trial")
     estimate = ""
     if preview_.seconds is not None:
         estimate = f"about {output.format_duration(preview_.seconds)} of training if nothing is pruned; "
@@ -210,6 +225,9 @@ def print_summary(summary: StudySummary, command: str, *, quiet: bool, after_sea
     if summary.stop_reason is StopReason.LOSSES:
         stderr.print(f"error: {summary.stop_reason.value}; the same command goes on with a larger budget.losses")
         raise typer.Exit(ExitCode.TOO_MANY_FAILURES)
+    if summary.best is None and summary.stop_reason is StopReason.REFUSED:
+        stderr.print(f"error: no trial of {summary.name!r} has completed: {summary.stop_reason.value}")
+        raise typer.Exit(ExitCode.NOTHING_COMPLETED)
     if summary.best is None:
         stderr.print(f"error: no trial of {summary.name!r} has completed; give it more trials or minutes")
         raise typer.Exit(ExitCode.NOTHING_COMPLETED)

@@ -33,6 +33,10 @@ STOP_REASONS = {
     StopReason.FAILURES: ("failures", "too many trials failed"),
     StopReason.LOSSES: ("losses", "too many workers were lost with their machines"),
     StopReason.EXHAUSTED: ("exhausted", "its space is exhausted"),
+    StopReason.REFUSED: (
+        "refused",
+        "its budget refused too many networks in a row: raise its limits, or search smaller networks",
+    ),
     StopReason.INTERRUPTED: ("interrupted", "it was interrupted"),
     StopReason.OPEN: ("open", "its budget is not spent"),
 }

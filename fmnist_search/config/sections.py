@@ -21,6 +21,9 @@ DEFAULT_LOSSES = 300
 MAX_MINUTES = 60 * 24 * 3_660
 """Minutes of ten years."""
 
+MAX_MULT_ADDS = 10**15
+"""Multiply-adds of one image: more than any network of at most 50 million parameters has."""
+
 MAX_FINALISTS = 1_000
 """Recipes, seeds and members of an ensemble, each."""
 
@@ -104,6 +107,20 @@ class Budget(Section):
     )
     epochs: int = Field(9, ge=1, le=MAX_EPOCHS, description="epochs of a trial that is not pruned")
     trial_minutes: float | None = Field(None, gt=0, le=MAX_MINUTES, description="minutes after which a trial is pruned")
+    max_mult_adds: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_MULT_ADDS,
+        description="multiply-adds of one image; a network with more is refused: it is not trained, and is no trial of "
+        "the budget",
+    )
+    max_seconds_per_epoch: float | None = Field(
+        None,
+        gt=0,
+        le=60 * MAX_MINUTES,
+        description="seconds of an epoch with validation; a trial whose first epoch takes longer is pruned, and a "
+        "network that would take longer at the speed of similar trials is refused",
+    )
     target: float | None = Field(
         None, gt=0, description="validation accuracy, between 0 and 1, at which the study stops"
     )

@@ -74,14 +74,15 @@ class TimelineBar:
 
 
 class StudyView:
-    """The trials of a study, without duplicates, and axes for its hyperparameters.
+    """The trials of a study that were trained, without duplicates, and axes for its hyperparameters.
 
     The axes are sorted by importance if importances are given.
     """
 
     def __init__(self, trials: Sequence[TrialRecord], space: Space, importances: Importances | None = None):
-        self.trials = tuple(trial for trial in trials if trial.duplicate_of is None)
-        self.duplicates = len(trials) - len(self.trials)
+        trained = [trial for trial in trials if trial.state is not TrialState.REFUSED]
+        self.trials = tuple(trial for trial in trained if trial.duplicate_of is None)
+        self.duplicates, self.refused = len(trained) - len(self.trials), len(trials) - len(trained)
         self.importances = importances
         shares = importances.by_name if importances else {}
         known = {axis.name: axis for axis in build_axes(space, self.trials)}
@@ -130,6 +131,8 @@ class StudyView:
         others = _state_counts(trial for trial in self.trials if trial.number not in numbers)
         if self.duplicates:
             others.append(f"{self.duplicates} {'duplicate' if self.duplicates == 1 else 'duplicates'}")
+        if self.refused:
+            others.append(f"{self.refused} {TrialState.REFUSED.value}")
         included = f"{_join_words(_state_counts(trials)) or 'no'} {'trial' if len(trials) == 1 else 'trials'}"
         return f"{included}; not included: {_join_words(others)}" if others else included
 

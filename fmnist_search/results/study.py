@@ -59,8 +59,8 @@ class TrialRecord:
 
     @property
     def is_final(self) -> bool:
-        """Whether the trial counts towards a budget: one that goes on or is repeated does not."""
-        return not self.will_retry and self.state.is_final
+        """Whether the trial counts towards a budget: one that goes on, is repeated or was refused does not."""
+        return not self.will_retry and self.state.is_final and self.state is not TrialState.REFUSED
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ class StopReason(Enum):
     FAILURES = "too many trials failed"
     LOSSES = "too many workers were lost with their machines"
     EXHAUSTED = "its space is exhausted"
+    REFUSED = "its budget refused too many networks in a row: raise its limits, or search smaller networks"
     INTERRUPTED = "it was interrupted"
     OPEN = "its budget is not spent"
 

@@ -80,13 +80,17 @@ def never_stop(_: EpochReport) -> Decision:
 
 
 class TrialState(Enum):
-    """How the training of a trial ended. One that is paused or interrupted has a checkpoint and goes on later."""
+    """How the training of a trial ended. One that is paused or interrupted has a checkpoint and goes on later.
+
+    A refused one was not trained: its network costs more than the budget allows.
+    """
 
     COMPLETED = "completed"
     PRUNED = "pruned"
     FAILED = "failed"
     PAUSED = "paused"
     INTERRUPTED = "interrupted"
+    REFUSED = "refused"
 
     @property
     def is_final(self) -> bool:

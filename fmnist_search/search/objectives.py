@@ -6,6 +6,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 
+from fmnist_search.config.sections import MAX_MULT_ADDS
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
 
@@ -35,6 +36,16 @@ def report_value(trial: optuna.Trial, value: float, epoch: int) -> None:
         trial.report(value, epoch)
     else:
         trial.storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
+
+
+def report_refusal(trial: optuna.Trial, mult_adds: int) -> None:
+    """Let the sampler learn that a network was refused: of pruned trials it is the worst, the more so the larger it is.
+
+    Optuna's TPE ranks pruned trials by their last step, then by its value, which is reported at step 0 here: a little
+    below the accuracy 0. With two objectives it learns from completed trials alone.
+    """
+    if len(trial.study.directions) == 1:
+        trial.report(-mult_adds / MAX_MULT_ADDS, 0)
 
 
 def pruner_prunes(trial: optuna.Trial) -> bool:

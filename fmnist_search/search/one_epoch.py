@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import optuna
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
@@ -41,6 +43,7 @@ class SurvivorQueue:
         self._records = records
         self._ended_count: int | None = None
         self._candidate_count: int | None = None
+        self._max_seconds = budget.max_seconds_per_epoch or math.inf
         if isinstance(pruner, OneEpoch) and budget.trials is not None:
             self._candidate_count = budget.trials - pruner.survivors
         self._running_candidates: set[int] = set()
@@ -88,6 +91,7 @@ class SurvivorQueue:
             record
             for record in self._first_trainings()
             if record.state is TrialState.PRUNED
+            and record.seconds_per_epoch <= self._max_seconds
             and record.number not in promoted
             and SURVIVOR_OF_ATTRIBUTE not in trials[record.number].user_attrs
         ]

@@ -139,6 +139,20 @@ def ignore_experimental_warnings() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def random_sampling(study: optuna.Study, config: StudyConfig, *, enabled: bool) -> Iterator[None]:
+    """Let a study sample at random while the context is open, unless it tries the recipes of a grid."""
+    if not enabled or isinstance(config.sampler, Grid):
+        yield
+        return
+    sampler = study.sampler
+    study.sampler = make_sampler(Random(), config.seed, config.space)
+    try:
+        yield
+    finally:
+        study.sampler = sampler
+
+
 class PerTrialSampler(BaseSampler):
     """Creates a sampler for each trial, with a seed from the study's seed and the trial's number.
 

@@ -52,7 +52,8 @@ class StudyCurves:
 
     def _known_trial(self, trial: FrozenTrial) -> KnownTrial | None:
         status = _status(trial)
-        curve = {epoch: value for epoch, value in trial.intermediate_values.items() if not math.isnan(value)}
+        values = trial.intermediate_values.items()
+        curve = {epoch: value for epoch, value in values if epoch > 0 and not math.isnan(value)}  # 0: it was refused
         if not trial.params or status is None or (status is Status.ENDED and not curve):
             return None
         return KnownTrial(self._features.of(trial.params), curve, status)

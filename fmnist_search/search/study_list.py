@@ -93,7 +93,7 @@ FROM trials
 JOIN trial_user_attributes recipe ON recipe.trial_id = trials.trial_id AND recipe.key = 'recipe'
 JOIN trial_user_attributes outcome ON outcome.trial_id = trials.trial_id AND outcome.key = 'outcome'
 LEFT JOIN trial_user_attributes duplicate ON duplicate.trial_id = trials.trial_id AND duplicate.key = 'duplicate_of'
-WHERE trials.state IN ('COMPLETE', 'PRUNED', 'FAIL')
+WHERE trials.state IN ('COMPLETE', 'PRUNED', 'FAIL') AND json_extract(outcome.value_json, '$.state') != 'refused'
 GROUP BY study_id
 """
 """The trials of each study that have ended, as `trial_attributes.trial_record` reads them."""
@@ -101,6 +101,7 @@ GROUP BY study_id
 
 def _list_with_optuna(url: str) -> list[StudyEntry]:
     from fmnist_search.results.study import rank_trials
+    from fmnist_search.results.training import TrialState
     from fmnist_search.search.study_store import StudyStore
 
     entries = []
@@ -108,7 +109,8 @@ def _list_with_optuna(url: str) -> list[StudyEntry]:
         study = StudyStore.load(url, name)
         records = study.trial_records()
         best = next(iter(rank_trials(records)), None)
-        entries.append(StudyEntry(name, study.config.question, len(records), best.value if best else None))
+        count = sum(record.state is not TrialState.REFUSED for record in records)
+        entries.append(StudyEntry(name, study.config.question, count, best.value if best else None))
     return entries
 
 

@@ -17,10 +17,10 @@ from fmnist_search.results.study import Importances, RunningTrial, TrialRecord
 from fmnist_search.results.training import Decision, EpochReport, Overhead, TrialResult, TrialState
 from fmnist_search.search.analysis import importances
 from fmnist_search.search.asked_trial import AskedTrial
-from fmnist_search.search.objectives import check_directions, create_study, report_value
+from fmnist_search.search.objectives import check_directions, create_study, report_refusal, report_value
 from fmnist_search.search.one_epoch import SurvivorQueue
 from fmnist_search.search.pruners import make_study_pruner
-from fmnist_search.search.samplers import is_exhausted, make_study_sampler
+from fmnist_search.search.samplers import is_exhausted, make_study_sampler, random_sampling
 from fmnist_search.search.scheduling import Scheduler, make_scheduler, sampler_changes
 from fmnist_search.search.start_recipes import enqueue_start
 from fmnist_search.search.storage import NO_STUDY_YET, NoStorageError, open_storage
@@ -237,13 +237,14 @@ class StudyStore(StudyAttributes):
         """Queue a start recipe, once per study: `search.start_recipes.enqueue_start`."""
         return enqueue_start(self._study, self.config, source, given)
 
-    def ask(self) -> AskedTrial:
+    def ask(self, *, at_random: bool = False) -> AskedTrial:
         """Return the next trial: a new one, or one that goes on with its recipe and its seed.
 
-        Trials that were interrupted go on first. When a paused one goes on, the scheduler decides.
+        Trials that were interrupted go on first. When a paused one goes on, the scheduler decides. `at_random` samples
+        a new one at random.
         """
         study = self._with_sampler()
-        with self._transaction():
+        with self._transaction(), random_sampling(study, self.config, enabled=at_random):
             self._survivors.enqueue_next()
             paused = self._scheduler.next_paused()
             return self._start(study.ask() if paused is None else self._unfinished.resume(paused))
@@ -298,6 +299,8 @@ class StudyStore(StudyAttributes):
                 return trial_record(self._unfinished.put_back(trial.number, outcome), trial.recipe)
             if result.state is TrialState.PAUSED:
                 return trial_record(self._unfinished.pause(trial.number, outcome), trial.recipe)
+            if result.state is TrialState.REFUSED:
+                report_refusal(trial.optuna_trial, result.mult_adds)
             trial.optuna_trial.set_user_attr(OUTCOME_ATTRIBUTE, outcome)
             return self._end(trial, result.state, result.value)
 

@@ -20,7 +20,7 @@ from fmnist_search.config.domain import Choice, Domain, Fixed, Range, bounds
 from fmnist_search.config.space import Space
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
-from fmnist_search.recipe.families import FAMILIES
+from fmnist_search.recipe.families import FAMILIES, Architecture
 from fmnist_search.recipe.formatting import format_value
 from fmnist_search.recipe.hyperparameters import Value
 from fmnist_search.recipe.recipe import Recipe, is_active, recipe_hyperparameters
@@ -115,6 +115,24 @@ def start_params(config: StudyConfig, source: str, given: Mapping[str, Value]) -
         remedy = "widen the space, or allow it with start.outside = 'try'"
         raise UserError(*(f"start.recipes: {source}: {reason}; {remedy}" for reason in outside))
     return params, outside
+
+
+def start_network(config: StudyConfig, given: Mapping[str, Value]) -> Architecture | None:
+    """Return the network of a start recipe whose values make a recipe; None if the sampler chooses a part of it."""
+    space, own = config.space, searchable_values(given)
+    family = _select_family(space, given)
+    if len(space.families) > 1 and not any(name.startswith("model.") for name in given):
+        return None
+    domains = space.domains(family)
+    fixed = {name: domain.value for name, domain in domains.items() if isinstance(domain, Fixed)}
+    recipe = base_recipe(config, "float32").replace({FAMILY_NAME: family, **fixed, **own})
+    values = recipe.to_flat_dict()
+    sampled = [
+        name
+        for name in domains
+        if name.startswith("model.") and name not in (own | fixed) and is_active(name, FAMILIES[family], values)
+    ]
+    return None if sampled else recipe.model
 
 
 def to_optuna_params(space: Space, base: Recipe, given: Mapping[str, Value]) -> tuple[dict[str, Value], list[str]]:

@@ -168,8 +168,11 @@ def trial_record(trial: FrozenTrial, recipe: Recipe | None = None) -> TrialRecor
     """
     with damaged_values(f"trial {trial.number}"):
         outcome = trial.user_attrs[OUTCOME_ATTRIBUTE]
-        curve = tuple(float(value) for _, value in sorted(trial.intermediate_values.items()))
-        value, cost = trial.values[0] if trial.values else None, outcome.get("cost")
+        is_refused = outcome["state"] == TrialState.REFUSED.value  # its values are for Optuna's sampler alone
+        reported = {} if is_refused else trial.intermediate_values
+        curve = tuple(float(value) for _, value in sorted(reported.items()))
+        value = trial.values[0] if trial.values and not is_refused else None
+        cost = outcome.get("cost")
         return TrialRecord(
             number=trial.number,
             state=TrialState(outcome["state"]),

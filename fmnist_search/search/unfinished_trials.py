@@ -72,7 +72,7 @@ class UnfinishedTrials:
         if state is TrialState.COMPLETED and not is_fixed:
             assert value is not None, "a completed trial has a value"
             return self._study.tell(number, [value, self._cost(number)] if has_cost else value)
-        is_pruned = state is TrialState.PRUNED and not is_fixed
+        is_pruned = state in (TrialState.PRUNED, TrialState.REFUSED) and not is_fixed
         return self._study.tell(number, state=OptunaState.PRUNED if is_pruned else OptunaState.FAIL)
 
     def recover(self, find_outcome: FindOutcome) -> list[int]:
@@ -91,7 +91,8 @@ class UnfinishedTrials:
         outcome = attributes.get(OUTCOME_ATTRIBUTE)
         if not _is_final(outcome):
             outcome = find_outcome(run_key) if run_key else None
-        if outcome and _is_final(outcome) and (reported or outcome["state"] == TrialState.FAILED.value):
+        untrained = (TrialState.FAILED.value, TrialState.REFUSED.value)
+        if outcome and _is_final(outcome) and (reported or outcome["state"] in untrained):
             self._storage.set_trial_user_attr(trial._trial_id, OUTCOME_ATTRIBUTE, dict(outcome))
             value = reported[-1][1] if reported else None
             is_fixed = FIXED_VALUES_ATTRIBUTE in attributes

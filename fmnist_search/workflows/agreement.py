@@ -228,6 +228,7 @@ def _has_ended(trial: TrialRecord) -> str:
         TrialState.FAILED: "has failed",
         TrialState.INTERRUPTED: "was interrupted",
         TrialState.PAUSED: "is paused",
+        TrialState.REFUSED: "was refused",
     }[trial.state]
 
 

@@ -111,6 +111,7 @@ ADDED_KEYS = {
     "window",
     "mult_adds",
     "seconds_per_epoch",
+    "refused",
 }
 """What the output and the attributes of trials have besides what they had then."""
 

@@ -35,6 +35,7 @@ from fmnist_search.workflows.registration import check_registration
 from fmnist_search.workflows.repairing import make_stores_agree
 from fmnist_search.workflows.sending import MANY_WORKERS, open_sender
 from fmnist_search.workflows.settings import TrackingOptions
+from fmnist_search.workflows.study.network_budget import check_space
 from fmnist_search.workflows.study.run_logging import StudyRunLogger
 from fmnist_search.workflows.study.running import announced
 from fmnist_search.workflows.study.runtime import resolve_runtime, stored_runtime
@@ -79,6 +80,8 @@ def open_session(
         for folder in check_project(workspace.tracking_uri) if tracking.enabled else ():
             callback.on_message(f"{config.name}: this project has artifacts outside of it, in {folder}")
         mlflow_store = MlflowStore(workspace.tracking_uri, config.experiment) if tracking.enabled else None
+        if options.warm_starts:
+            check_space(config)
         warm_starts = load_warm_starts(workspace, config, mlflow_store) if options.warm_starts else ()
         if mlflow_store and options.model_name:
             check_registration(mlflow_store, options.model_name)

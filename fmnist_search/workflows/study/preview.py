@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.model_summary import ModelSummary
 from fmnist_search.search.preview import preview_recipes
 from fmnist_search.training.autotune import measure_throughput
+from fmnist_search.workflows.study.network_budget import check_space
 from fmnist_search.workflows.study.workers import execution_request
 from fmnist_search.workflows.tuning import tuned
 
@@ -33,8 +35,9 @@ def preview(config: StudyConfig, count: int = 5) -> Preview:
     A study that runs on a cluster has none.
 
     Raises:
-        UserError: if a network cannot be built, or the device is missing.
+        UserError: if a network cannot be built, the device is missing, or the budget refuses all networks.
     """
+    check_space(config)
     limit = config.budget.minutes * 60 if config.budget.minutes else None
     if config.execution.backend == "ray":
         chosen = config.execution.precision
@@ -47,7 +50,9 @@ def preview(config: StudyConfig, count: int = 5) -> Preview:
         return Preview(recipes, limit)
     step_bytes = [preview.step_bytes for preview in previews]
     workers, _ = worker_count(config.execution.workers, execution, step_bytes)
-    mult_adds = statistics.fmean(preview.summary.mult_adds for preview in previews)
+    most = config.budget.max_mult_adds or math.inf
+    sizes = [preview.summary.mult_adds for preview in previews]
+    mult_adds = statistics.fmean([size for size in sizes if size <= most] or [min(*sizes, most)])
     passes = FORWARD_PASSES_PER_STEP * config.data.training_count + config.data.validation
     epochs = config.budget.trials * config.budget.epochs
     seconds = epochs * passes * mult_adds / measure_throughput(execution, precision) / workers

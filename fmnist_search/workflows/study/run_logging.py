@@ -64,6 +64,8 @@ class StudyRunLogger:
     def log_progress(self, search: SearchProgress) -> None:
         """Log the changed progress metrics of the search, and render the figures if their interval is over."""
         progress = {metric_names.trial_count(state.value): float(search.counts[state]) for state in PROGRESS_STATES}
+        if refused := search.counts[TrialState.REFUSED]:
+            progress[metric_names.trial_count(TrialState.REFUSED.value)] = float(refused)
         if search.best_value is not None:
             progress[metric_names.BEST_VAL_ACCURACY] = search.best_value
         changed = {name: value for name, value in progress.items() if self._progress.get(name) != value}

@@ -8,9 +8,11 @@ from collections.abc import Container
 
 from fmnist_search.execution.backend import Backend
 from fmnist_search.results.study import StopReason, TrialRecord
+from fmnist_search.results.training import TrialResult
 from fmnist_search.search.asked_trial import AskedTrial
 from fmnist_search.search.lease import LeaseLost
 from fmnist_search.workflows.jobs import not_started
+from fmnist_search.workflows.study.network_budget import NetworkBudget
 from fmnist_search.workflows.study.run_logging import StudyRunLogger
 from fmnist_search.workflows.study.search_progress import SearchProgress
 from fmnist_search.workflows.study.stopping import reached_limit
@@ -26,6 +28,7 @@ ENDS_PAUSED = {
     StopReason.MINUTES,
     StopReason.PATIENCE,
     StopReason.EXHAUSTED,
+    StopReason.REFUSED,
 }
 """Limits after which trials that are paused do not go on: they are pruned. After all others they stay paused."""
 
@@ -70,7 +73,9 @@ class SearchLoop:
         self._study_store = search.study_store
         self._context = search.job_context
         self._study_logger = study_logger
-        self._progress = SearchProgress(search.study_store.trial_records())
+        records = search.study_store.trial_records()
+        self._progress = SearchProgress(records)
+        self._networks = NetworkBudget(search.study_store.config, records)
         self._running: dict[str, TrialJob] = {}
         self._pending = PendingDuplicates()
         self._consecutive_duplicates = 0
@@ -118,6 +123,9 @@ class SearchLoop:
             key = asked.recipe.seed_independent_key()
             answer = None if asked.is_survivor else self._progress.answers.get(key)
             if key not in self._running and answer is None:
+                if refused := self._networks.judge(asked):
+                    self._end_refused(asked, refused)
+                    continue
                 self._consecutive_duplicates = 0
                 return self._start_job(asked, time.monotonic() - started)
             self._consecutive_duplicates += 1
@@ -133,7 +141,12 @@ class SearchLoop:
         resolved = self._pending.pop_resolved(self._running, answered)
         if resolved or self._study_store.waits_for_running or not self._may_ask():
             return resolved
-        return self._study_store.ask()
+        return self._study_store.ask(at_random=self._networks.samples_at_random)
+
+    def _end_refused(self, asked: AskedTrial, refused: TrialResult) -> None:
+        record = self._study_store.tell(asked, refused, "")
+        self._progress.add(record)
+        self._context.callback.on_trial_end(record)
 
     def _may_ask(self) -> bool:
         reason = self._stop_reason()
@@ -162,6 +175,7 @@ class SearchLoop:
     def _on_job_ended(self, job: TrialJob, record: TrialRecord) -> None:
         del self._running[job.key]
         self._progress.add(record)
+        self._networks.add(record)
         if time.monotonic() - self._saved_at >= SAVE_SECONDS:
             self._save_seconds()
         self._context.callback.on_trial_end(record)
@@ -179,7 +193,7 @@ class SearchLoop:
             self._consecutive_duplicates >= MAX_CONSECUTIVE_DUPLICATES or self._study_store.is_exhausted
         ):
             return StopReason.EXHAUSTED
-        return reason
+        return StopReason.REFUSED if reason is None and self._networks.is_spent else reason
 
     def _end_paused(self) -> None:
         for number in self._study_store.paused_to_end():

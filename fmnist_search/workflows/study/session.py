@@ -84,7 +84,7 @@ class Session:
         return summary
 
     def _count_ended(self) -> int:
-        return sum(record.state.is_final for record in self.study_store.trial_records())
+        return sum(record.is_final for record in self.study_store.trial_records())
 
     def _final_reason(self, reason: StopReason) -> StopReason:
         """Return the reason for which the session ends; an interruption may also come while finalists train."""

@@ -16,8 +16,9 @@ from fmnist_search.registry import tags as version_tags
 from fmnist_search.registry.versions import get_champion
 from fmnist_search.results.study import rank_trials
 from fmnist_search.search.study_store import StudyStore
-from fmnist_search.search.suggest import start_params
+from fmnist_search.search.suggest import start_network, start_params
 from fmnist_search.tracking.store import MlflowStore
+from fmnist_search.workflows.study.network_budget import check_start
 from fmnist_search.workspace import Workspace
 
 
@@ -35,13 +36,15 @@ def load_warm_starts(
     """Return the warm starts of a study. Without an MLflow store there is no champion.
 
     Raises:
-        UserError: if a file, a study or a champion is missing, or the study refuses values outside its space.
+        UserError: if a file, a study or a champion is missing, the study refuses values outside its space, or its
+            budget the network.
     """
     starts = tuple(
         _load(number, entry, workspace, config, mlflow_store) for number, entry in enumerate(config.start.recipes, 1)
     )
     for start in starts:
         start_params(config, start.source, start.values)
+        check_start(config, start.source, start_network(config, start.values))
     return starts
 
 

@@ -91,6 +91,8 @@ def studies(draw: st.DrawFn) -> StudyConfig:
                 "minutes": st.floats(0.1, 1e4),
                 "total_epochs": st.integers(1, 10_000),
                 "trial_minutes": st.floats(0.1, 100) | st.integers(1, 100),
+                "max_mult_adds": st.integers(1, 10**15),
+                "max_seconds_per_epoch": st.floats(0.1, 100) | st.integers(1, 100),
                 "target": st.floats(0.01, 1.0),
                 "patience": st.integers(1, 100),
                 "failures": st.integers(1, 100),

@@ -89,7 +89,7 @@ def test_a_study_of_three_hundred_trials_is_drawn() -> None:
     config = make_study()
     trials = with_costs(make_trials(config, 300))
     plots = study_figures(trials, config.space, make_importances(IMPORTANT_HYPERPARAMETERS, 150))
-    assert plots.keys() == PLOTS.keys()
+    assert plots.keys() == PLOTS.keys() - {"accuracy_mult_adds"}  # it would be there twice
     for draw in plots.values():
         render_png(draw())
 

@@ -84,6 +84,7 @@ def test_duplicates_are_not_counted() -> None:
         TrialState.FAILED: 0,
         TrialState.PAUSED: 0,
         TrialState.INTERRUPTED: 0,
+        TrialState.REFUSED: 0,
     }
 
 
