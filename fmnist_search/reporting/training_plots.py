@@ -229,7 +229,7 @@ def filters_figure(weights: Mapping[str, Tensor], title: str) -> Figure:
     if layer.ndim == 2 and layer.shape[1] == IMAGE_SIZE**2:
         layer = layer.reshape(-1, 1, IMAGE_SIZE, IMAGE_SIZE)
     if layer.ndim == 4 and layer.shape[1] == 4:
-        squares = layer.unflatten(1, (1, 2, 2)).permute(0, 1, 4, 2, 5, 3)
+        squares = layer.reshape(len(layer), 1, 2, 2, *layer.shape[2:]).permute(0, 1, 4, 2, 5, 3)
         layer = squares.flatten(4).flatten(2, 3)
     if layer.ndim != 4 or layer.shape[1] != 1:
         shape = "x".join(map(str, layer.shape))
