@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import tutorial
 from fmnist_search.models.cnn import Cnn
-from fmnist_search.recipe.groups import Data
+from fmnist_search.recipe.groups import Augmentation, Data
 
 
 class TrialSettings(NamedTuple):
@@ -48,7 +48,8 @@ def main() -> None:
     torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     data = Data(**study["data"])
-    training = tutorial.training_set(arguments.images, data)
+    augmentation = Augmentation(**study["space"]["common"].get("augmentation", {}))
+    training = tutorial.training_set(arguments.images, data, augmentation)
     validation = tutorial.validation_set(arguments.images, data)
     job = TrialSettings(study["space"], study["budget"]["epochs"], training, validation, arguments.workers, device)
     mlflow.set_tracking_uri("sqlite:///mlflow.db")
