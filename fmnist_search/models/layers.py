@@ -111,7 +111,7 @@ class Flatten(nn.Module):
         return images.permute(0, 2, 3, 1).flatten(1)
 
 
-class Downsampling(nn.Conv2d):
+class DownsamplingConv2d(nn.Conv2d):
     """A convolution 1 x 1 with a stride, without bias: (N, inputs, H, W) to (N, outputs, H / stride, W / stride).
 
     With fewer input channels than it computes at once, oneDNN writes past a buffer when it computes the gradient of
@@ -145,7 +145,7 @@ class Residual(nn.Module):
         self.relu2 = make_activation(activation_name)
         self.downsample: nn.Module | None = None
         if stride > 1 or inputs != outputs:
-            self.downsample = nn.Sequential(Downsampling(inputs, outputs, stride), BatchNorm(outputs))
+            self.downsample = nn.Sequential(DownsamplingConv2d(inputs, outputs, stride), BatchNorm(outputs))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the images for the next block."""

@@ -13,7 +13,7 @@ from torch import nn
 from fmnist_search.data.images import Images
 from fmnist_search.models.activations import ACTIVATIONS
 from fmnist_search.models.cnn import Cnn
-from fmnist_search.models.layers import Downsampling, Dropout, make_activation
+from fmnist_search.models.layers import DownsamplingConv2d, Dropout, make_activation
 from fmnist_search.models.mlp import Mlp
 from fmnist_search.recipe.datasets import IMAGE_SIZE
 from fmnist_search.recipe.execution import Execution
@@ -113,7 +113,7 @@ def test_the_flattened_head_sees_where_values_are_and_the_average_does_not() -> 
 @pytest.mark.parametrize("inputs", [4, 16])
 def test_downsampling_has_the_values_and_gradients_of_a_convolution(inputs: int) -> None:
     """With 4 channels, channels last, a plain convolution ended the process on CPUs (oneDNN issue 6035)."""
-    layer = Downsampling(inputs, 8, 2).to(memory_format=torch.channels_last)
+    layer = DownsamplingConv2d(inputs, 8, 2).to(memory_format=torch.channels_last)
     images = torch.randn(100, inputs, 28, 28).to(memory_format=torch.channels_last).requires_grad_()
     usual = nn.Conv2d(inputs, 8, 1, 2, bias=False).double()
     usual.weight.data = layer.weight.data.double()
