@@ -114,12 +114,13 @@ class Flatten(nn.Module):
 class DownsamplingConv2d(nn.Conv2d):
     """A convolution 1 x 1 with a stride, without bias: (N, inputs, H, W) to (N, outputs, H / stride, W / stride).
 
-    With fewer input channels than it computes at once, oneDNN writes past a buffer when it computes the gradient of
-    such weights (oneDNN issue 6035: channels last, AVX2 and AVX-512), which ends the process. The pixels are then
+    With channels last and fewer input channels than it computes at once, oneDNN writes past a buffer when it computes
+    the gradient of such weights (oneDNN issue 6035): the process ends, or the gradient is wrong. The pixels are then
     selected before the convolution, which gives the same values.
     """
 
     SAFE_CHANNELS = 16
+    """Channels that oneDNN computes at once with AVX-512; with AVX2, where the fault was seen, there are 8."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__(inputs, outputs, 1, stride, bias=False)

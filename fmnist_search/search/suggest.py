@@ -16,7 +16,7 @@ from fmnist_search.config.conditional_space import (
     qualified_name,
     searchable_values,
 )
-from fmnist_search.config.domain import Choice, Domain, Fixed, Range, bounds
+from fmnist_search.config.domain import Choice, Domain, Fixed, Range, bounds, is_ordered
 from fmnist_search.config.space import Space
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
@@ -99,6 +99,16 @@ def grid_points(space: Space) -> Iterator[dict[str, Value]]:
         head: dict[str, Value] = {FAMILY_NAME: family} if len(space.families) > 1 else {}
         for point in enumerate_points(space, family):
             yield head | {qualified_name(space, family, name): value for name, value in point.items()}
+
+
+def smallest_points(space: Space) -> Iterator[dict[str, Value]]:
+    """Yield, for each family, the smallest number of each domain as Optuna's parameters; of other choices the first."""
+    for family in space.families:
+        point: dict[str, Value] = {FAMILY_NAME: family}
+        for name, domain in space.domains(family).items():
+            values = bounds(domain)
+            point[qualified_name(space, family, name)] = min(values) if is_ordered(domain) else values[0]
+        yield point
 
 
 def start_params(config: StudyConfig, source: str, given: Mapping[str, Value]) -> tuple[dict[str, Value], list[str]]:
