@@ -76,13 +76,20 @@ def draw_augmentations(
         typer.Argument(help="Recipe file, or name of a preset; by default the default recipe.", show_default=False),
     ] = None,
     settings: SetOption = None,
-    image: Annotated[int, typer.Option(help="Index of a training image, from 0.", min=0)] = 0,
-    count: Annotated[int, typer.Option(help="Number of images for each augmentation.", min=1, max=50)] = 8,
+    image: Annotated[
+        int | None,
+        typer.Option(
+            help="Index of a training image, from 0; by default one of each class.", min=0, show_default=False
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(help="Number of images for each augmentation.", min=1, max=50)] = 10,
     seed: SeedOption = 0,
     force: ForceOption = False,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Draw a training image with the augmentations of a recipe: each alone, then all together.
+    """Draw training images with the augmentations of a recipe: each alone, then all together.
+
+    By default the images are a random one of each class; with --image, all are copies of that one.
 
     Examples:
 
@@ -92,18 +99,22 @@ def draw_augmentations(
     """
     check_output_path(output, suffix=".png", force=force)
     from fmnist_search.data.loading import load_images, read_training_set
-    from fmnist_search.reporting.image_plots import augmentations_figure
+    from fmnist_search.reporting.image_plots import augmentations_figure, images_of_all_classes
     from fmnist_search.reporting.style import save_png
 
     loaded, source = _load_recipe(recipe, settings), image_source(data_dir)
     pool = read_training_set(loaded.data.dataset, source)
-    if image >= len(pool):
+    if image is not None and image >= len(pool):
         raise UserError(
             f"--image {image}: there are {len(pool):,} training images; give an index from 0 to {len(pool) - 1}"
         )
     fill = round(load_images(loaded.data, source).mean)
-    title = f"training image {image}, augmented"
-    save_png(augmentations_figure(pool.pixels[image], loaded.augmentation, fill, count, seed, title), output)
+    if image is None:
+        title = "training images, augmented"
+        originals = images_of_all_classes(pool, len(get_dataset(loaded.data.dataset).classes), seed)
+    else:
+        title, originals = f"training image {image}, augmented", pool.pixels[image : image + 1]
+    save_png(augmentations_figure(originals, loaded.augmentation, fill, count, seed, title), output)
     _print_size(output)
 
 

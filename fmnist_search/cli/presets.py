@@ -51,14 +51,19 @@ def list_presets(context: typer.Context, as_json: JsonOption = False) -> None:
 def show_preset(
     name: Annotated[str, typer.Argument(help="Name of a preset or a family.")],
     settings: SetOption = None,
+    batch_size: Annotated[
+        int, typer.Option(help="Number of images whose shapes, multiply-adds and memory are counted.", min=1, max=4_096)
+    ] = 1,
     recipe: Annotated[bool, typer.Option("--recipe", help="Print only the recipe, as TOML.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a network layer by layer: shapes, parameters and multiply-adds of one image.
+    """Show a network layer by layer: shapes, parameters, and multiply-adds of one image or of a batch.
 
     Examples:
 
       fmnist-search models show simple-cnn --set model.width_1=64
+
+      fmnist-search models show lenet --batch-size 64
 
       fmnist-search models show lenet --recipe > lenet.toml
     """
@@ -78,12 +83,13 @@ def show_preset(
         check_size(preset.recipe.model)
         output.stdout.print(_preset_to_toml(preset), markup=False, end="")
         return
-    summary = summarize(preset.recipe.model)
+    summary = summarize(preset.recipe.model, batch_size)
     if as_json:
         values = {key: value for key, value in preset.recipe.to_flat_dict().items() if key.startswith("model.")}
         row = {
             **preset_to_dict(preset, summary.parameters, summary.mult_adds),
             "changed": changes,
+            "batch_size": batch_size,
             "hyperparameters": values,
             "layers": [layer_to_dict(layer) for layer in summary.layers],
         }

@@ -52,6 +52,8 @@ class Images:
         match normalisation:
             case "unit":
                 return 0.0, 255.0
+            case "centred":
+                return 127.5, 255.0
             case "per-pixel":
                 return self.per_pixel_stats
             case _:

@@ -38,7 +38,7 @@ INITIAL_WEIGHTS = (
 )
 """How the weights of convolutions and linear layers are drawn before a training; "default" is that of torch."""
 
-NORMALISATIONS = ("global", "per-pixel", "unit")
+NORMALISATIONS = ("global", "per-pixel", "unit", "centred")
 """Pixels are normalised by one mean and standard deviation, by those of each pixel, or divided by 255."""
 
 TEST_TIME_VIEWS = ("none", "flip", "shift", "flip+shift")
@@ -76,7 +76,9 @@ class Recipe(HyperparameterGroup):
         0, "stop after this many epochs in a row without a better value of keep; 0 never stops", low=0, high=MAX_EPOCHS
     )
     normalisation: str = hyperparameter(
-        "global", "by mean and deviation of all pixels, or of each pixel; unit divides by 255", choices=NORMALISATIONS
+        "global",
+        "by mean and deviation of all pixels, or of each pixel; unit scales to 0..1, centred to -0.5..0.5",
+        choices=NORMALISATIONS,
     )
     test_time: str = hyperparameter(
         "none",

@@ -1,4 +1,4 @@
-"""Plots of images: samples of each class, and an image with the augmentations of a recipe."""
+"""Plots of images: samples of each class, and images with the augmentations of a recipe."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def samples_figure(images: LabelledImages, classes: Sequence[str], count: int, s
 
 
 def augmentations_figure(
-    image: Tensor, augmentation: Augmentation, fill: int, count: int, seed: int, title: str
+    originals: Tensor, augmentation: Augmentation, fill: int, count: int, seed: int, title: str
 ) -> Figure:
-    """Return a figure of an image (28, 28) uint8, augmented: each augmentation alone, then all together.
+    """Return a figure of images (N, 28, 28) uint8, augmented: each augmentation alone, then all together.
 
-    Each row shows `count` random results. `fill` is the pixel value of erased rectangles, the mean of the training
-    pixels.
+    Each row shows `count` random results, of the images in turn. `fill` is the pixel value of erased rectangles, the
+    mean of the training pixels.
 
     Raises:
         UserError: if the recipe has no augmentation of single images.
@@ -66,12 +66,19 @@ def augmentations_figure(
             f"augmentation: this recipe changes no image; set one of {names}, for example --set augmentation.shift=2"
         )
     combined = {"all together": augmentation} if len(changes) > 1 else {}
-    copies = image.expand(count, -1, -1)
-    rows = [("original", image[None])]
+    copies = originals[torch.arange(count) % len(originals)]
+    rows = [("original", originals[:count])]
     for name, change in {**changes, **combined}.items():
-        generator = torch.Generator(image.device).manual_seed(seed)
+        generator = torch.Generator(originals.device).manual_seed(seed)
         rows.append((name, augment(copies, change, fill, generator)))
     return _image_rows_figure(rows, title, f"{count} random results of each, seed {seed}")
+
+
+def images_of_all_classes(images: LabelledImages, classes: int, seed: int) -> Tensor:
+    """Return a random image (28, 28) of each class that has one, stacked, in the order of the classes."""
+    generator = np.random.default_rng(seed)
+    indices = [(images.labels == label).nonzero().flatten().numpy() for label in range(classes)]
+    return images.pixels[[int(generator.choice(found)) for found in indices if len(found)]]
 
 
 def active_augmentations(augmentation: Augmentation) -> dict[str, Augmentation]:

@@ -19,7 +19,7 @@ COLUMN_WIDTH = 17
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """A layer without sublayers: its name, class, output shape for one image, parameters and multiply-adds."""
+    """A layer without sublayers: name, class, output shape for one image, parameters, multiply-adds of the batch."""
 
     name: str
     kind: str
@@ -30,7 +30,7 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """A table of layers as text, the number of trainable parameters, and the cost of one image.
+    """A table of layers as text, the number of trainable parameters, and the cost of a batch.
 
     `mult_adds` counts multiply-adds, `activation_bytes` the outputs of all layers in float32.
     """
@@ -42,8 +42,8 @@ class ModelSummary:
     layers: tuple[LayerSummary, ...]
 
 
-def summarize(architecture: Architecture) -> ModelSummary:
-    """Build the network of an architecture on the CPU, and return its summary for one image.
+def summarize(architecture: Architecture, batch_size: int = 1) -> ModelSummary:
+    """Build the network of an architecture on the CPU, and return its summary for a batch, by default of one image.
 
     Raises:
         UserError: if the network is too large to build.
@@ -55,7 +55,7 @@ def summarize(architecture: Architecture) -> ModelSummary:
     with global_rng_lock:  # torchinfo draws an image
         found = torchinfo.summary(
             build(architecture),
-            input_size=(1, IMAGE_SIZE, IMAGE_SIZE),
+            input_size=(batch_size, IMAGE_SIZE, IMAGE_SIZE),
             device="cpu",
             col_names=COLUMNS,
             col_width=COLUMN_WIDTH,

@@ -96,6 +96,9 @@ def test_models_show_shows_layers_and_changes(command: RunCommand) -> None:
     }
     assert sum(layer["parameters"] for layer in found["layers"]) == found["parameters"] == 10_677
     assert "resnet 16-32-64" in command("models", "show", "resnet").stdout
+    batch = command("models", "show", "simple-cnn", "--batch-size", 64)
+    assert "[64, 16, 7, 7]" in batch.stdout
+    assert command("models", "show", "simple-cnn", "--batch-size", 64, "--json").json["mult_adds"] == 64 * 299_301
 
 
 def test_models_show_prints_a_recipe_that_trains(command: RunCommand, tmp_path: Path) -> None:

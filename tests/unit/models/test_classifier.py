@@ -42,6 +42,14 @@ def test_normalised_training_pixels_have_mean_0_and_a_deviation_of_at_most_1(ima
     assert normalised.abs().max() < 60
 
 
+@pytest.mark.parametrize(("normalisation", "bounds"), [("unit", (0.0, 1.0)), ("centred", (-0.5, 0.5))])
+def test_fixed_normalisations_scale_black_and_white_to_their_bounds(
+    images: Images, normalisation: str, bounds: tuple[float, float]
+) -> None:
+    mean, deviation = images.normalization_stats(normalisation)
+    assert ((0 - mean) / deviation, (255 - mean) / deviation) == bounds
+
+
 def test_a_classifier_does_not_share_memory_with_the_statistics(images: Images) -> None:
     before = images.per_pixel_stats[0].clone()
     make_classifier(images).mean.zero_()

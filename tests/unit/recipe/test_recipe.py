@@ -187,7 +187,7 @@ def test_minus_zero_and_zero_have_equal_keys() -> None:
         ({"augmentation.rotation": 181}, ["augmentation.rotation", "181", "at most 180"]),
         ({"augmentation.mixup": -0.1}, ["augmentation.mixup", "-0.1", "at least 0"]),
         ({"optimizer.penalty": -1}, ["optimizer.penalty", "-1", "at least 0"]),
-        ({"normalisation": "per pixel"}, ["normalisation", "global, per-pixel, unit"]),
+        ({"normalisation": "per pixel"}, ["normalisation", "global, per-pixel, unit, centred"]),
         ({"test_time": "turn"}, ["test_time", "none, flip, shift, flip+shift"]),
         ({"patience": 3, "data.validation": 0}, ["patience", "3", "data.validation", "patience = 0"]),
     ],

@@ -14,7 +14,12 @@ from matplotlib.figure import Figure
 from fmnist_search.data.images import LabelledImages
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.groups import Augmentation
-from fmnist_search.reporting.image_plots import active_augmentations, augmentations_figure, samples_figure
+from fmnist_search.reporting.image_plots import (
+    active_augmentations,
+    augmentations_figure,
+    images_of_all_classes,
+    samples_figure,
+)
 from fmnist_search.training.augmentation import augment
 from tests.support.figures import figure_texts, render_png
 
@@ -69,7 +74,7 @@ IMAGE = torch.arange(28 * 28).remainder(251).reshape(28, 28).to(torch.uint8)
 
 def test_each_augmentation_has_a_row_and_so_has_their_combination() -> None:
     augmentation = Augmentation(shift=2, flip=1.0)
-    rows = image_rows(augmentations_figure(IMAGE, augmentation, 7, 5, 3, "title"))
+    rows = image_rows(augmentations_figure(IMAGE[None], augmentation, 7, 5, 3, "title"))
     assert list(rows) == ["original", "shift = 2", "flip = 1", "all together"]
     assert np.array_equal(rows["original"][0], IMAGE)
     assert all(np.array_equal(cell, IMAGE.flip(-1)) for cell in rows["flip = 1"])
@@ -77,15 +82,25 @@ def test_each_augmentation_has_a_row_and_so_has_their_combination() -> None:
     assert np.array_equal(rows["all together"], expected)
 
 
+def test_several_images_are_shown_in_turn() -> None:
+    labels = torch.tensor([1, 1, 0, 2])
+    pixels = torch.stack([IMAGE, IMAGE + 1, IMAGE + 2, IMAGE + 3])
+    originals = images_of_all_classes(LabelledImages(pixels, labels), 10, seed=0)
+    assert [int(image[0, 0]) for image in originals] in ([2, 0, 3], [2, 1, 3])
+    rows = image_rows(augmentations_figure(originals, Augmentation(flip=1.0), 7, 5, 3, "title"))
+    assert np.array_equal(rows["original"][:3], originals)
+    assert np.array_equal(rows["flip = 1"], originals[[0, 1, 2, 0, 1]].flip(-1))
+
+
 def test_a_single_augmentation_has_no_row_of_the_combination() -> None:
-    figure = augmentations_figure(IMAGE, Augmentation(erasing=1.0), 7, 2, 0, "title")
+    figure = augmentations_figure(IMAGE[None], Augmentation(erasing=1.0), 7, 2, 0, "title")
     assert list(image_rows(figure)) == ["original", "erasing = 1"]
     assert "2 random results of each, seed 0" in figure_texts(figure)
 
 
 def test_a_recipe_without_augmentation_is_an_error() -> None:
     with pytest.raises(UserError, match=r"changes no image; set one of augmentation\.rotation, augmentation\.shift"):
-        augmentations_figure(IMAGE, Augmentation(), 7, 2, 0, "title")
+        augmentations_figure(IMAGE[None], Augmentation(), 7, 2, 0, "title")
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Augmentation)])
