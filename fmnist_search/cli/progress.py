@@ -89,9 +89,12 @@ class TrainingProgressDisplay(MessagePrinter):
     def on_epoch_end(self, name: str, report: EpochReport) -> None:
         """Print the metrics of an epoch."""
         self._remove_bar()
+        validation = ""
+        if report.val_loss is not None:
+            validation = f", validation loss {report.val_loss:.4f}, accuracy {format_percent(report.val_accuracy)}"
         self._console.print(
-            f"  epoch {report.epoch}: loss {report.train_loss:.4f}, accuracy {format_percent(report.train_accuracy)}, "
-            f"validation {format_percent(report.val_accuracy)}, {report.seconds:.1f} s"
+            f"  epoch {report.epoch}: loss {report.train_loss:.4f}, accuracy {format_percent(report.train_accuracy)}"
+            f"{validation}, {report.seconds:.1f} s"
         )
 
 

@@ -72,6 +72,10 @@ def train(
     tensorboard: Annotated[
         Path | None, typer.Option(help="Folder for event files of TensorBoard.", metavar="FOLDER", show_default=False)
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files in the folder of --output.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print every value with its origin before the training.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show every value with its origin and the network, and start nothing.")
     ] = False,
@@ -105,14 +109,14 @@ def train(
     conditions: dict[str, Any] = {"device": device, "threads": threads, "engine": engine, "precision": precision}
     conditions["workers"] = None if workers is None else parse_workers(workers)
     given: dict[str, Any] = {key: value for key, value in conditions.items() if value is not None}
-    folders = {"output": output, "tensorboard": tensorboard}
+    folders = {"output": output, "tensorboard": tensorboard, "overwrite": force}
     files: dict[str, Any] = {key: value for key, value in folders.items() if value}
     plots = plots_enabled(context)
     if (recipe and preset) or sum(source is not None for source in (recipe or preset, from_run, resume)) != 1:
         raise UserError("train: give one of these: a recipe file, a preset, --from-run RUN_ID, --resume RUN_ID")
     if resume:
         refused = [f"--set {key}" for key in overrides if key != "epochs"] + [f"--{key}" for key in given]
-        _reject_resume_options(refused + ["--seeds"] * (seeds > 1) + ["--dry-run"] * dry_run)
+        _reject_resume_options(refused + ["--seeds"] * (seeds > 1) + ["--dry-run"] * dry_run + ["--verbose"] * verbose)
         options = {
             "epochs": overrides.get("epochs"),
             "workspace": workspace,
@@ -127,18 +131,19 @@ def train(
     else:
         base, whence = _resolve_recipe(str(recipe or preset))
     chosen = base.replace(overrides)
-    origins = _value_origins(base, chosen, whence, [*overrides, *(["precision"] if precision else [])])
+    in_file = _keys_of_file(recipe) if recipe and is_recipe_file(recipe) else set()
+    origins = _value_origins(base, chosen, whence, [*overrides, *(["precision"] if precision else [])], in_file)
     name = whence.removeprefix(PRESET_PREFIX) if whence.startswith(PRESET_PREFIX) else None
     options = {
         "workspace": workspace,
         "execution": ExecutionSettings(**given),
         "run_options": RunOptions(name=name, origins=origins, **files, plots=plots),
     }
+    if verbose and not dry_run:
+        _print_origins(chosen, origins)
     if dry_run:
         _print_recipe(chosen, origins, as_json)
     elif seeds > 1:
-        if files:
-            raise UserError(f"--{next(iter(files))}: is for one training; leave it or --seeds out")
         _train_seeds(chosen, seeds, options, as_json)
     else:
         if workers:
@@ -168,14 +173,31 @@ def _load_from_run(run_id: str, tracking_uri: str | None) -> tuple[Recipe, str |
         return recipe, None
 
 
-def _value_origins(base: Recipe, recipe: Recipe, name: str, overridden_keys: Collection[str]) -> dict[str, str]:
-    """Return the origin of each value by dotted name; a value of the base equal to that of its family is a default."""
+def _keys_of_file(path: str) -> set[str]:
+    """Return the dotted names of the values that a recipe file gives."""
+    from fmnist_search.config.origins import given_keys
+    from fmnist_search.config.toml_files import read_recipe, read_toml
+
+    return given_keys(read_toml(path), read_recipe(path).to_flat_dict())
+
+
+def _value_origins(
+    base: Recipe, recipe: Recipe, name: str, overridden_keys: Collection[str], given_keys: Collection[str]
+) -> dict[str, str]:
+    """Return the origin of each value by dotted name.
+
+    A value of the base that equals that of its family is a default, unless its key is one of `given_keys`.
+    """
     from fmnist_search.config.origins import COMMAND_LINE, DEFAULT
     from fmnist_search.recipe.recipe import Recipe
 
     defaults, given = Recipe(model=type(recipe.model)()).to_flat_dict(), base.to_flat_dict()
     return {
-        key: COMMAND_LINE if key in overridden_keys else name if given.get(key) == value != defaults[key] else DEFAULT
+        key: COMMAND_LINE
+        if key in overridden_keys
+        else name
+        if given.get(key) == value and (key in given_keys or value != defaults[key])
+        else DEFAULT
         for key, value in recipe.to_flat_dict().items()
     }
 
@@ -205,6 +227,14 @@ def _print_recipe(recipe: Recipe, origins: dict[str, str], as_json: bool) -> Non
     output.stdout.print(f"\n{summary.text}\n\nnothing was started", markup=False)
 
 
+def _print_origins(recipe: Recipe, origins: dict[str, str]) -> None:
+    from fmnist_search.cli.output import print_message
+    from fmnist_search.recipe.formatting import format_value
+
+    for key, value in recipe.to_flat_dict().items():
+        print_message(f"{key} = {format_value(value)} ({origins[key]})")
+
+
 def _train_one(context: typer.Context, recipe_or_run_id: Recipe | str, options: dict[str, Any], as_json: bool) -> None:
     """Train a recipe, or continue the run of that id."""
     from fmnist_search.cli.output import ExitCode, format_percent, print_json, stderr, stdout
@@ -232,7 +262,8 @@ def _train_one(context: typer.Context, recipe_or_run_id: Recipe | str, options: 
         )
     if result.state is TrialState.INTERRUPTED:
         done = len(result.epochs)
-        again = given_command(context, only=KEPT_BY_RESUME, extra=f"--resume {run_id}")
+        force = " --force" * (options["run_options"].output is not None)
+        again = given_command(context, only=KEPT_BY_RESUME, extra=f"--resume {run_id}{force}")
         further = f"; continue with `{again}`" if done else ""
         stderr.print(f"interrupted after {done} epoch{'s' * (done != 1)}; run {run_id}{further}", markup=False)
         raise typer.Exit(ExitCode.INTERRUPTED)

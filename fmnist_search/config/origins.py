@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,12 @@ def find_origins(
         else:
             found[key] = name if given in before and before[given] == after[given] else COMMAND_LINE
     return Origins(found)
+
+
+def given_keys(tables: Mapping[str, Any], keys: Iterable[str]) -> set[str]:
+    """Return those of the dotted keys whose values the tables give, also by a short form such as `sampler = "tpe"`."""
+    given = dict(_flatten(tables))
+    return {key for key in keys if _deciding_key(key, given) is not None}
 
 
 def _flatten(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,20 +9,31 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fmnist_search.config.toml_files import recipe_to_toml
 from fmnist_search.errors import UserError
+from fmnist_search.models.classifier import build
 from fmnist_search.recipe.datasets import IMAGE_SIZE
+from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.reporting.model_summary import summarize
 from fmnist_search.reporting.training_plots import confusion_figure
+from fmnist_search.results.training import EpochReport
 from fmnist_search.tracking import metric_names
+from fmnist_search.tracking.provenance import command_line
 from fmnist_search.training.loop import EpochResult
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
+Confusion = Sequence[Sequence[int]]
+
 
 class TensorBoardWriter:
-    """Training callback that writes scalars and the confusion matrix of every epoch, and the graph of the network."""
+    """Training callback that writes scalars and the confusion matrix of every epoch.
 
-    def __init__(self, folder: Path, classes: Sequence[str]):
+    At the start it writes the graph of the network, and a text with the command, the network and the recipe.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, classes: Sequence[str]):
         """Open the files in `folder`.
 
         Raises:
@@ -30,11 +41,20 @@ class TensorBoardWriter:
         """
         self._classes = classes
         self._writer = _open_summary_writer(folder)
-        self._has_graph = False
+        self._writer.add_text("training", _describe(recipe))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TensorBoard uses torch.jit.trace, which is deprecated
+            self._writer.add_graph(build(recipe.model).eval(), torch.zeros(2, IMAGE_SIZE, IMAGE_SIZE))
+        self._writer.flush()
 
     def on_epoch_end(self, epoch: EpochResult, state: dict[str, Any]) -> None:
-        """Write the metrics of an epoch; on the first call the graph as well."""
-        report = epoch.report
+        """Write the metrics of an epoch."""
+        self.log_epoch(epoch.report)
+        if epoch.evaluation:
+            self.log_confusion(epoch.report, epoch.evaluation.confusion)
+
+    def log_epoch(self, report: EpochReport) -> None:
+        """Write the scalars of an epoch."""
         values = {
             metric_names.TRAIN_LOSS: report.train_loss,
             metric_names.TRAIN_ACCURACY: report.train_accuracy,
@@ -46,17 +66,21 @@ class TensorBoardWriter:
         for name, value in values.items():
             if value is not None:
                 self._writer.add_scalar(name, value, report.epoch)
-        if epoch.evaluation:
-            title = f"epoch {report.epoch}: {report.val_accuracy:.2%} on validation"
-            figure = confusion_figure(epoch.evaluation.confusion, self._classes, title)
-            self._writer.add_figure("val/confusion_matrix", figure, report.epoch)
-        if not self._has_graph:
-            self._has_graph = True
-            device = next(epoch.classifier.parameters()).device
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # TensorBoard uses torch.jit.trace, which is deprecated
-                self._writer.add_graph(epoch.classifier, torch.zeros(2, IMAGE_SIZE, IMAGE_SIZE, device=device))
         self._writer.flush()
+
+    def log_confusion(self, report: EpochReport, confusion: Confusion) -> None:
+        """Write the confusion matrix of an epoch on the validation images, rows true and columns predicted."""
+        title = f"epoch {report.epoch}: {report.val_accuracy:.2%} on validation"
+        figure = confusion_figure(confusion, self._classes, title)
+        self._writer.add_figure("val/confusion_matrix", figure, report.epoch)
+        self._writer.flush()
+
+
+def _describe(recipe: Recipe) -> str:
+    """Return the command, the network and the recipe as Markdown; TensorBoard shows indented lines as they are."""
+    sections = {"Command": command_line(), "Network": summarize(recipe.model).text, "Recipe": recipe_to_toml(recipe)}
+    indented = {title: "\n".join(f"    {line}" for line in text.splitlines()) for title, text in sections.items()}
+    return "\n\n".join(f"# {title}\n\n{text}" for title, text in indented.items())
 
 
 def _open_summary_writer(folder: Path) -> SummaryWriter:

@@ -26,13 +26,15 @@ class RunOptions:
     """How a training without a study is recorded.
 
     `name` replaces the network's label in the run's name; `origins` says where each value of the recipe comes from, by
-    dotted name. Weights, epochs and recipe are copied to the folder `output`, and TensorBoard's files are written to
-    the folder `tensorboard`; only a single training takes these two. With `plots` false, no figures are rendered.
+    dotted name. Weights, epochs and recipe are copied to the folder `output`, whose files are replaced only with
+    `overwrite`; TensorBoard's files are written to a subfolder of `tensorboard`. Of several seeds, each has its own
+    subfolder in both. With `plots` false, no figures are rendered.
     """
 
     name: str | None = None
     experiment: str = "fmnist-search"
     origins: Mapping[str, str] | None = None
     output: Path | None = None
+    overwrite: bool = False
     tensorboard: Path | None = None
     plots: bool = True

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 from fmnist_search.data.images import Images
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import check_size
 from fmnist_search.recipe.execution import Execution, ExecutionSettings
 from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.reporting.model_summary import network_size
 from fmnist_search.reporting.tables import origins_csv
 from fmnist_search.results.champion import completed_accuracies
 from fmnist_search.results.statistics import format_mean_std, mean_and_std
@@ -19,9 +18,11 @@ from fmnist_search.tracking import metric_names, tag_names
 from fmnist_search.tracking.run_logger import RunLogger
 from fmnist_search.tracking.stored_training import execution_from_environment
 from fmnist_search.training.checkpoint import Checkpoint, load_checkpoint
+from fmnist_search.training.devices import device_name
 from fmnist_search.training.loop import ProgressCallback
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.settings import RunOptions
+from fmnist_search.workflows.training_files import check_output, seed_folder, tensorboard_folder
 from fmnist_search.workflows.training_session import open_training_session, resolve_settings
 from fmnist_search.workflows.tuning import precision_warning, tuned
 from fmnist_search.workspace import Workspace
@@ -67,7 +68,7 @@ def train(
         UserError: if the network cannot be built, images or device are missing, or the store is unreachable.
     """
     check_size(recipe.model)
-    _check_output(run_options.output)
+    check_output(run_options.output, overwrite=run_options.overwrite)
     # Only the precision is measured, and the recipe records it: a run that is trained again gives the same values.
     resolved = resolve_settings(execution)
     recipe = _with_precision(recipe, execution.precision, resolved, callback)
@@ -75,6 +76,7 @@ def train(
         workspace, resolved, callback, experiment=run_options.experiment, plots=run_options.plots
     ) as session:
         images = session.load_images(recipe)
+        session.context.callback.on_message(_describe(recipe, images, resolved))
         job = session.make_job(f"train {run_options.name or recipe.label}", recipe, images, {}, stopper)
         if run_options.origins:
             job.run.log_text(ORIGINS_FILE, origins_csv(run_options.origins))
@@ -101,7 +103,7 @@ def resume(
         UserError: if there is no checkpoint of that run here, it is damaged or has these epochs already, or images or
             device are not those of the first part.
     """
-    _check_output(run_options.output)
+    check_output(run_options.output, overwrite=run_options.overwrite)
     workspace = workspace or Workspace.resolve()
     folder = workspace.training_folder(run_id)
     checkpoint = load_checkpoint(folder, run_id)
@@ -123,6 +125,7 @@ def resume(
                 f"schedule.name: {recipe.schedule.name} spanned {checkpoint.recipe.epochs} epochs until now, and spans "
                 f"{recipe.epochs} from here on"
             )
+        session.context.callback.on_message(_describe(recipe, images, execution))
         name = f"train {recipe.label}, on from epoch {checkpoint.epochs_done}"
         job = session.make_job(name, recipe, images, {tag_names.RESUMES: run_id}, stopper)
         job.replay_epochs([EpochReport(**report) for report in checkpoint.state["epochs"]])
@@ -151,6 +154,7 @@ def train_seeds(
     recipe = _with_precision(recipe, execution.precision, resolved, callback)
     name = run_options.name or recipe.label
     recipes = [recipe.replace({"seed": recipe.seed + number}) for number in range(seeds)]
+    check_output(run_options.output, [seed_folder(each) for each in recipes], overwrite=run_options.overwrite)
     with (
         open_training_session(
             workspace, resolved, callback, experiment=run_options.experiment, plots=run_options.plots
@@ -159,8 +163,12 @@ def train_seeds(
     ):
         if run_options.origins:
             parent.log_text(ORIGINS_FILE, origins_csv(run_options.origins))
+        session.context.callback.on_message(_describe(recipe, session.load_images(recipe), resolved))
+        board = run_options.tensorboard
+        board = board and tensorboard_folder(board, f"train {name}", parent.run_key)
         named_recipes = [(f"seed {each.seed} {name}", each) for each in recipes]
-        results, run_ids = zip(*session.run_several(named_recipes, parent, execution.workers), strict=True)
+        trained = session.run_several(named_recipes, parent, execution.workers, run_options.output, board)
+        results, run_ids = zip(*trained, strict=True)
         seed_results = SeedResults(tuple(recipes), results, run_ids, parent.run_key)
         _log_seed_results(parent, seed_results)
     return seed_results
@@ -175,6 +183,19 @@ def _with_precision(
     if callback and (warning := precision_warning(execution, recipe.precision)):
         callback.on_message(warning)
     return recipe
+
+
+def _describe(recipe: Recipe, images: Images, execution: Execution) -> str:
+    """Return what is trained on what, a line each for the device, the images, their classes and the network."""
+    size = network_size(recipe.model)
+    threads = f", {execution.threads} thread{'s' * (execution.threads != 1)}" if execution.device == "cpu" else ""
+    lines = {
+        "device": f"{execution.device} ({device_name(execution.device)}){threads}",
+        "images": f"{recipe.data.dataset}, {len(images.train):,} to train and {len(images.validation):,} to validate",
+        "classes": f"{len(images.classes)}: {', '.join(images.classes)}",
+        "network": f"{recipe.label}, {size.parameters:,} parameters, {size.mult_adds:,} multiply-adds of an image",
+    }
+    return "\n".join(f"{name}: {text}" for name, text in lines.items())
 
 
 def _log_seed_results(parent: RunLogger, seed_results: SeedResults) -> None:
@@ -207,13 +228,3 @@ def _check_images(checkpoint: Checkpoint, images: Images, run_id: str) -> None:
             f"run {run_id!r}: was trained on other images than {dataset} gives now; train its recipe anew with "
             f"--from-run {run_id}"
         )
-
-
-def _check_output(folder: Path | None) -> None:
-    """Create the folder and check that it is writable, before anything is trained."""
-    try:
-        if folder:
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(f"--output {folder}: cannot be written ({error.strerror}); name another folder") from None

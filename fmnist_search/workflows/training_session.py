@@ -12,20 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from fmnist_search.config.toml_files import recipe_to_toml
 from fmnist_search.data.files import DataSource
 from fmnist_search.data.images import Images
 from fmnist_search.data.loading import load_images
 from fmnist_search.errors import UserError
 from fmnist_search.execution.backend import make_backend
 from fmnist_search.execution.capacity import worker_count
-from fmnist_search.files import atomic_write, content_digest, private_files
+from fmnist_search.files import private_files
 from fmnist_search.recipe.execution import MEMORY_FORMATS, Execution, ExecutionSettings
 from fmnist_search.recipe.recipe import Recipe
-from fmnist_search.reporting.tables import epochs_csv
-from fmnist_search.results.training import Stopper, TrialResult, TrialState
+from fmnist_search.results.training import Decision, EpochReport, Stopper, TrialResult, TrialState
 from fmnist_search.tracking import tag_names
 from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.provenance import environment
@@ -34,9 +30,8 @@ from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.stored_runs import ENVIRONMENT_FILE
 from fmnist_search.tracking.tensorboard import TensorBoardWriter
 from fmnist_search.tracking.training_artifacts import log_training_plots
-from fmnist_search.tracking.training_run_logger import RECIPE_FILE, TrainingRunLogger
+from fmnist_search.tracking.training_run_logger import TrainingRunLogger
 from fmnist_search.training.callbacks import CallbackList, CheckpointWriter, TrainingCallback
-from fmnist_search.training.checkpoint import state_to_bytes
 from fmnist_search.training.devices import resolve_execution
 from fmnist_search.training.loop import ProgressCallback
 from fmnist_search.training.trial import run_trial
@@ -46,20 +41,39 @@ from fmnist_search.workflows.interruption import interrupt_on_signals
 from fmnist_search.workflows.jobs import JobContext, Requeue, RetryingJob, TrackedJob, not_started, run_jobs
 from fmnist_search.workflows.sending import open_sender
 from fmnist_search.workflows.settings import RunOptions
+from fmnist_search.workflows.training_files import (
+    BEST_FILE,
+    LAST_FILE,
+    artifact_files,
+    seed_folder,
+    store_files,
+    tensorboard_folder,
+)
 from fmnist_search.workspace import Workspace, check_name
-
-BEST_FILE, LAST_FILE, EPOCHS_FILE = "weights.pt", "last_weights.pt", "epochs.csv"
 
 
 class SeedJob(RetryingJob):
-    """One of several trainings, whose weights become artifacts of its run."""
+    """One of several trainings, whose weights become artifacts of its run, and are copied to the folder `output`."""
+
+    def __init__(self, *arguments: Any, output: Path | None = None, tensorboard: Path | None = None):
+        super().__init__(*arguments)
+        self._output = output
+        self._writer = TensorBoardWriter(tensorboard, self.recipe, self.images.classes) if tensorboard else None
+
+    def on_epoch(self, report: EpochReport) -> Decision:
+        """Log an epoch, for TensorBoard as well."""
+        if self._writer:
+            self._writer.log_epoch(report)
+        return super().on_epoch(report)
 
     def on_result(self, result: TrialResult, seconds: float) -> None:
         """Handle the result."""
         super().on_result(result, seconds)
+        if self._writer and result.confusion:
+            self._writer.log_confusion(result.epochs[-1], result.confusion)
         if result.state is TrialState.COMPLETED and result.weights and result.last_weights:
-            files = _artifact_files({BEST_FILE: result.weights, LAST_FILE: result.last_weights}, result)
-            _log_files(self.run, files)
+            files = artifact_files({BEST_FILE: result.weights, LAST_FILE: result.last_weights}, result)
+            store_files(files, self.run, self.recipe, self._output)
 
 
 @dataclass
@@ -98,15 +112,13 @@ class TrainingSession:
         checkpoint_writer = CheckpointWriter(folder, job.recipe, job.images, self.execution)
         callbacks: list[TrainingCallback] = [checkpoint_writer]
         if run_options.tensorboard:
-            callbacks.append(TensorBoardWriter(run_options.tensorboard, job.images.classes))
+            board = tensorboard_folder(run_options.tensorboard, job.name, job.run.run_key)
+            callbacks.append(TensorBoardWriter(board, job.recipe, job.images.classes))
         result = _run_inline(job, self.execution, CallbackList(callbacks), progress_callback, resume_from)
         state = checkpoint_writer.last_checkpoint().state if checkpoint_writer.has_checkpoint else resume_from
         if state:
             weights = {BEST_FILE: state["weights"], LAST_FILE: state["training"]["averaged"]}
-            files = _artifact_files(weights, result)
-            _log_files(job.run, files)
-            if run_options.output:
-                _write_files({RECIPE_FILE: recipe_to_toml(job.recipe).encode(), **files}, run_options.output)
+            store_files(artifact_files(weights, result), job.run, job.recipe, run_options.output)
             if self.context.plots:
                 values = (job.name, job.recipe, result.epochs, weights[LAST_FILE], job.images)
                 self.context.sender.run_when_idle(partial(log_training_plots, job.run, *values))
@@ -132,9 +144,17 @@ class TrainingSession:
         self.context.flush()
 
     def run_several(
-        self, named_recipes: Sequence[tuple[str, Recipe]], parent: RunLogger, workers: int | str = "auto"
+        self,
+        named_recipes: Sequence[tuple[str, Recipe]],
+        parent: RunLogger,
+        workers: int | str = "auto",
+        output: Path | None = None,
+        tensorboard: Path | None = None,
     ) -> list[tuple[TrialResult, str | None]]:
-        """Run recipes, each in a run below `parent`; return results and run ids in the given order."""
+        """Run recipes, each in a run below `parent`; return results and run ids in the given order.
+
+        `output` and `tensorboard` are folders for a subfolder of each training, by its seed.
+        """
         count, remark = worker_count(workers, self.execution)
         if remark:
             self.context.callback.on_message(remark)
@@ -144,7 +164,12 @@ class TrainingSession:
         def make_job(name: str, recipe: Recipe, requeue: Requeue) -> SeedJob:
             parameters = list(recipe.to_flat_dict())
             run = TrainingRunLogger.start(self.context.sender, name, recipe, parameters, tags, parent)
-            return SeedJob(name, recipe, images[recipe.data], run, self.context, requeue)
+            folders = {
+                key: parent_folder / seed_folder(recipe)
+                for key, parent_folder in (("output", output), ("tensorboard", tensorboard))
+                if parent_folder
+            }
+            return SeedJob(name, recipe, images[recipe.data], run, self.context, requeue, **folders)
 
         with make_backend(self.execution, min(count, len(named_recipes))) as backend:
             jobs = run_jobs(named_recipes, backend, self.context, make_job)
@@ -222,22 +247,3 @@ def _run_inline(
         raise
     job.on_result(result, time.monotonic() - started)
     return result
-
-
-def _artifact_files(weights: Mapping[str, Mapping[str, Tensor]], result: TrialResult) -> dict[str, bytes]:
-    """Return the artifacts of a training by name: weights as state files, and its epochs as CSV."""
-    states = {name: state_to_bytes(state) for name, state in weights.items()}
-    return {**states, EPOCHS_FILE: epochs_csv(result.epochs).encode()}
-
-
-def _log_files(run: RunLogger, files: Mapping[str, bytes]) -> None:
-    """Log the artifacts of a training; the digest of those weights that are read again is a tag."""
-    run.set_tags({tag_names.WEIGHTS_DIGEST: content_digest(files[BEST_FILE])})
-    for path, content in files.items():
-        run.log_artifact(path, content)
-
-
-def _write_files(files: Mapping[str, bytes], folder: Path) -> None:
-    for name, content in files.items():
-        with atomic_write(folder / name) as file:
-            file.write(content)

@@ -113,7 +113,8 @@ def test_a_training_without_validation_images_has_neither_their_metrics_nor_thei
     artifacts = {artifact.path for artifact in make_client(tmp_path).list_artifacts(run_id.partition(",")[0])}
     assert {"curves.png", "filters.png"} <= artifacts
     assert "val" not in artifacts
-    tags = EventAccumulator(str(tmp_path / "board")).Reload().Tags()
+    (board,) = (tmp_path / "board").iterdir()
+    tags = EventAccumulator(str(board)).Reload().Tags()
     assert "train/loss" in tags["scalars"]
     assert [tag for tag in [*tags["scalars"], *tags["images"]] if tag.startswith("val/")] == []
 
@@ -143,7 +144,6 @@ def test_a_training_that_fails_names_the_reason_and_its_run(command: RunCommand,
         (["recipe.toml", "--set", "batch_size=many"], ["batch_size", "'many'", "whole number"]),
         (["recipe.toml", "--set", "data.validation=0.999999"], ["data.validation"]),
         (["recipe.toml", "--workers", "2"], ["--workers", "--seeds"]),
-        (["recipe.toml", "--seeds", "2", "--output", "out"], ["--output", "--seeds"]),
         (["recipe.toml", "--output", "recipe.toml/below"], ["--output", "cannot be written"]),
         (["--resume", "f" * 32], ["f" * 32, "state.pt does not exist", "--from-run"]),
         (
@@ -191,11 +191,61 @@ def test_tensorboard_shows_scalars_matrices_and_the_graph(command: RunCommand, t
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     outcome = command("train", "recipe.toml", "--tensorboard", "board", "--json")
-    events = EventAccumulator(str(tmp_path / "board")).Reload()
+    (board,) = (tmp_path / "board").iterdir()
+    assert board.name == f"train-cnn-4-8-{outcome.json['run_id'][:8]}"
+    events = EventAccumulator(str(board)).Reload()
+    (text,) = events.Tensors("training/text_summary")
+    assert all(part in str(text.tensor_proto.string_val) for part in ("# Command", "Conv2d", "learning_rate = 0.01"))
     logged = [report["val_accuracy"] for report in outcome.json["epochs"]]
     assert [event.value for event in events.Scalars("val/accuracy")] == pytest.approx(logged)
     assert [event.step for event in events.Images("val/confusion_matrix")] == [1, 2]
     assert any("Conv2d" in node.name for node in events.Graph().node)
+
+
+def test_seeds_have_folders_of_their_own_and_no_file_is_replaced_without_force(
+    command: RunCommand, tmp_path: Path, recipe: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train = ["train", "recipe.toml", "--epochs", 1, "--workers", 1, "--threads", 1, "--seeds", 2, "--output", "out"]
+    outcome = command(*train, "--tensorboard", "board", "--json")
+    assert outcome.exit_code == 0, outcome.stderr
+    (board,) = (tmp_path / "board").iterdir()
+    for seed, member in zip((5, 6), outcome.json["runs"], strict=True):
+        assert read_recipe(tmp_path / "out" / f"seed-{seed}" / "recipe.toml").seed == seed
+        scalars = EventAccumulator(str(board / f"seed-{seed}")).Reload().Scalars("val/accuracy")
+        assert [event.value for event in scalars] == pytest.approx([member["val_accuracy"]])
+    weights = tmp_path / "out" / "seed-6" / "weights.pt"
+    weights.write_text("mine")
+    assert_single_error(command(*train), "--output out", "exists already", "--force")
+    assert weights.read_text() == "mine"
+    assert command(*train, "--force").exit_code == 0
+    assert weights.read_bytes() != b"mine"
+
+
+def test_a_training_says_what_it_trains_on_what_and_where_each_value_comes_from(
+    command: RunCommand, tmp_path: Path, recipe: Path
+) -> None:
+    recipe.write_text(recipe.read_text() + 'dataset = "fashion-mnist"\n')  # its default
+    outcome = command("train", "recipe.toml", "--epochs", 1, "--threads", 1, "--device", "cpu", "-v")
+    assert outcome.exit_code == 0, outcome.stderr
+    lines = outcome.stderr.splitlines()
+    starts = {
+        name: line
+        for line in lines
+        for name in ("device", "images", "classes", "network")
+        if line.startswith(f"{name}: ")
+    }
+    assert starts["device"].startswith("device: cpu (")
+    assert starts["device"].endswith(", 1 thread")
+    assert starts["images"] == "images: fashion-mnist, 500 to train and 500 to validate"
+    assert starts["classes"].startswith("classes: 10: T-shirt/top, Trouser,")
+    assert re.fullmatch(r"network: cnn 4-8, [\d,]+ parameters, [\d,]+ multiply-adds of an image", starts["network"])
+    assert {"epochs = 1 (command line)", "data.dataset = fashion-mnist (recipe.toml)", "patience = 0 (default)"} <= {
+        *lines
+    }
+    (epoch,) = [line for line in lines if line.startswith("  epoch 1: ")]
+    assert re.search(r"validation loss \d\.\d{4}, accuracy \d+\.\d\d%, ", epoch)
 
 
 # --------------------------------------------------------------------------------------------- resuming

@@ -134,8 +134,8 @@ def test_a_training_prints_a_line_for_each_epoch(capsys: CaptureOutput) -> None:
     display.on_epoch_end("train cnn 32-64", make_report(2, None))
     assert capsys.readouterr().err.splitlines() == [
         "train cnn 32-64",
-        "  epoch 1: loss 0.5000, accuracy 80.00%, validation 75.00%, 1.2 s",
-        "  epoch 2: loss 0.5000, accuracy 80.00%, validation -, 1.2 s",
+        "  epoch 1: loss 0.5000, accuracy 80.00%, validation loss 0.6000, accuracy 75.00%, 1.2 s",
+        "  epoch 2: loss 0.5000, accuracy 80.00%, 1.2 s",
     ]
 
 
@@ -150,4 +150,4 @@ def test_a_terminal_shows_a_bar_during_an_epoch(terminal: Console) -> None:
     shown = shown_on(terminal)
     assert "epoch 1 of 9: loss 0.4321, accuracy 87.50%" in shown
     assert "50%" in shown
-    assert "validation 90.00%" in shown
+    assert "validation loss 0.3000, accuracy 90.00%" in shown
