@@ -84,7 +84,7 @@ def _read_image(path: Path, stream: BufferedReader, resize: bool, invert: bool) 
                 raise UserError(
                     f"{path}: has {math.prod(opened.size):,} pixels; give an image of {MAX_PIXELS:,} at most"
                 )
-            image = _to_grayscale(ImageOps.exif_transpose(opened))
+            image = _to_grayscale(ImageOps.exif_transpose(opened), _ground(invert))
     except UnidentifiedImageError:
         raise UserError(f"{path}: cannot be read as an image; give a PNG, JPEG or IDX file") from None
     except UserError:
@@ -188,12 +188,25 @@ def _to_pixels(image: Image.Image, name: str, resize: bool, invert: bool) -> Pix
             raise UserError(
                 f"{name}: is {width} by {height} pixels, not 28 by 28; add --resize to bring it to that size"
             )
-        image = ImageOps.pad(image, (IMAGE_SIZE, IMAGE_SIZE), color=255 if invert else 0)
+        image = ImageOps.pad(image, (IMAGE_SIZE, IMAGE_SIZE), color=_ground(invert))
     return np.asarray(ImageOps.invert(image) if invert else image)
 
 
-def _to_grayscale(image: Image.Image) -> Image.Image:
-    """Return an 8-bit grey image; Pillow would clip 16-bit values at 255 instead of scaling them."""
+def _ground(invert: bool) -> int:
+    """Return the grey value of the background: the one that is black once the picture is inverted, if it will be."""
+    return 255 if invert else 0
+
+
+def _to_grayscale(image: Image.Image, ground: int) -> Image.Image:
+    """Return an 8-bit grey image, in which transparent pixels show the ground.
+
+    Pillow would clip 16-bit values at 255 instead of scaling them, and keep the color that a transparent pixel hides.
+    """
     if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-    return image.convert("L")
+        values = np.asarray(image)
+        opaque = values != image.info.get("transparency", -1)
+        return Image.fromarray(np.where(opaque, values // 256, ground).astype(np.uint8))
+    if not image.has_transparency_data:
+        return image.convert("L")
+    background = Image.new("RGBA", image.size, (ground, ground, ground, 255))
+    return Image.alpha_composite(background, image.convert("RGBA")).convert("L")

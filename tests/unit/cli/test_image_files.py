@@ -22,7 +22,9 @@ from fmnist_search.data.files import DataSource
 from fmnist_search.data.loading import read_test_set, read_training_set
 from fmnist_search.errors import UserError
 
-PIXELS: npt.NDArray[np.uint8] = (np.arange(28 * 28) % 256).astype(np.uint8).reshape(28, 28)
+Pixels = npt.NDArray[np.uint8]
+
+PIXELS: Pixels = (np.arange(28 * 28) % 256).astype(np.uint8).reshape(28, 28)
 
 
 def save_image(folder: Path, image: Image.Image, name: str = "picture.png") -> Path:
@@ -45,16 +47,64 @@ def test_a_test_image_saved_as_a_file_is_read_unchanged(source: DataSource, tmp_
     assert np.array_equal(read, boot)
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P"])
-def test_a_grey_image_is_read_the_same_in_every_mode(mode: str, tmp_path: Path) -> None:
-    assert np.array_equal(read_image(save_image(tmp_path, Image.fromarray(PIXELS).convert(mode))), PIXELS)
+def transparent(item: Pixels, mode: str) -> tuple[Image.Image, dict[str, int]]:
+    """Return a picture whose background is transparent and hides another color, and how to save it as PNG.
+
+    `item` has 0 for the background. A palette, one grey value and one 16-bit value can each be transparent as well.
+    """
+    if mode == "LA":
+        return Image.merge("LA", [Image.fromarray(np.where(item > 0, item, 90)), Image.fromarray(to_alpha(item))]), {}
+    if mode == "RGBA":
+        grey = Image.fromarray(np.where(item > 0, item, 90))
+        return Image.merge("RGBA", [grey, grey, grey, Image.fromarray(to_alpha(item))]), {}
+    hidden = next(value for value in range(256) if value not in item)
+    filled = Image.fromarray(np.where(item > 0, item, hidden).astype(np.uint8))
+    if mode == "I;16":
+        wide = np.asarray(filled).astype(np.uint16) * 257
+        return Image.fromarray(wide), {"transparency": hidden * 257}
+    if mode == "P":
+        filled.putpalette([grey for value in range(256) for grey in (value,) * 3])
+    return filled, {"transparency": hidden}
 
 
-def test_a_16_bit_image_is_scaled(tmp_path: Path) -> None:
-    path = save_image(tmp_path, Image.fromarray(PIXELS.astype(np.uint16) * 257))
-    with Image.open(path) as stored:
-        assert stored.mode.startswith("I")
-    assert np.array_equal(read_image(path), PIXELS)
+def to_alpha(item: Pixels) -> Pixels:
+    return np.where(item > 0, 255, 0).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def real_images(source: DataSource) -> list[Pixels]:
+    pixels = read_test_set("fashion-mnist", source).pixels.numpy()
+    return [image for image in pixels[:100] if len(np.unique(image)) < 200][:4]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "I;16", "1"])
+@pytest.mark.parametrize("invert", [False, True])
+def test_a_grey_image_is_read_the_same_in_every_mode(mode: str, invert: bool, tmp_path: Path) -> None:
+    expected = PIXELS if mode != "1" else np.where(PIXELS > 127, 255, 0).astype(np.uint8)
+    drawn = 255 - expected if invert else expected
+    image = Image.fromarray(drawn.astype(np.uint16) * 257 if mode == "I;16" else drawn)
+    path = save_image(tmp_path, image if mode == "I;16" else image.convert(mode))
+    assert np.array_equal(read_image(path, invert=invert), expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "I;16"])
+@pytest.mark.parametrize("invert", [False, True])
+def test_what_is_transparent_is_background(
+    mode: str, invert: bool, real_images: list[Pixels], tmp_path: Path
+) -> None:
+    for number, image in enumerate(real_images):
+        drawn = np.where(image > 0, 255 - image if invert else image, 0).astype(np.uint8)
+        drawn[(image > 0) & (drawn == 0)] = 1  # black, and not background
+        expected = np.where(image > 0, 255 - drawn if invert else drawn, 0)
+        picture, options = transparent(drawn, mode)
+        picture.save(path := tmp_path / f"{number}.png", **options)
+        assert np.array_equal(read_image(path, invert=invert), expected)
+
+
+def test_a_half_transparent_pixel_is_mixed_with_the_background(tmp_path: Path) -> None:
+    path = save_image(tmp_path, Image.new("RGBA", (28, 28), (200, 200, 200, 128)))
+    assert (read_image(path) == 100).all()
+    assert (read_image(path, invert=True) == 28).all()  # 255 - (200 + 255) / 2
 
 
 def test_a_jpeg_is_read(tmp_path: Path) -> None:
