@@ -22,8 +22,9 @@ COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-def
 
 
 def test_each_pin_of_conda_is_exact_and_lies_in_the_range_of_pyproject() -> None:
-    # `-P backend=ray` needs Ray in the environment of `mlflow run`.
-    required = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["ray"]]
+    # In the environment of `mlflow run`, `-P backend=ray` needs Ray, and the page of a study needs plotly.
+    extras = PROJECT["optional-dependencies"]
+    required = [*PROJECT["dependencies"], *extras["ray"], *extras["plots"]]
     ranges = {requirement.name: requirement for requirement in map(Requirement, required)}
     assert {pin.name for pin in PINNED_REQUIREMENTS} == set(ranges)
     for pin in PINNED_REQUIREMENTS:
