@@ -18,6 +18,7 @@ from fmnist_search.cli.app import (
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
+    from fmnist_search.results.champion import Champion
     from fmnist_search.results.study import StudySummary, TrialRecord
     from fmnist_search.results.training import Overhead
     from fmnist_search.workspace import Workspace
@@ -45,7 +46,7 @@ def status(
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the trials of a study by state, its best trial and its champion; with --all, a row for each study.
+    """Show the trials of a study by state, its best trial and its confirmed model; with --all, a row for each study.
 
     Examples:
 
@@ -80,14 +81,29 @@ def _print_status(summary: StudySummary, workspace: Workspace) -> None:
         stdout.print(f"best: trial {best.number} ({best.recipe.label}) at {format_percent(best.value)}")
     if summary.front:
         stdout.print(format_front(summary.front))
-    if champion := summary.champion:
-        test = format_percent(champion.test.value)
-        stdout.print(f"champion: {champion.recipe.label}, {champion.confirmed_score}, {test} on the test images")
+    if selected := summary.champion:
+        _print_selected(selected)
     if overhead := summary.overhead:
         stdout.print(f"overhead of a trial beside its training: {_format_overhead(overhead)}")
     for line in summary.boundary_warnings:
         stdout.print(f"at a boundary: {line}", markup=False)
     _print_outbox(workspace)
+
+
+def _print_selected(selected: Champion) -> None:
+    """Print what the study has confirmed and registered, and whether that became champion.
+
+    The registry belongs to all studies: a champion from another one is named by the reason.
+    """
+    from fmnist_search.cli.output import format_percent, stdout
+
+    label = f"{f'ensemble of {selected.members}, ' if selected.members > 1 else ''}{selected.recipe.label}"
+    stdout.print(
+        f"confirmed: trial {selected.confirmed_score.trial} ({label}) at {selected.confirmed_score}, "
+        f"{format_percent(selected.test.value)} on the test images"
+    )
+    reason = f": {selected.verdict}" if selected.verdict else ""
+    stdout.print(f"registered: {selected.address}, {selected.alias} when it was compared{reason}", markup=False)
 
 
 def _print_outbox(workspace: Workspace) -> None:
@@ -119,7 +135,7 @@ def _show_all_studies(workspace: Workspace, *, as_json: bool) -> None:
     rows = []
     for study in studies:
         summary, data = study.summary, study.config.data
-        best, champion = summary.best, summary.champion
+        best, selected = summary.best, summary.champion
         rows.append(
             [
                 summary.name,
@@ -128,7 +144,8 @@ def _show_all_studies(workspace: Workspace, *, as_json: bool) -> None:
                 output.format_duration(summary.searched_seconds),
                 output.format_percent(best.value if best else None),
                 str(best.number) if best else "-",
-                champion.recipe.label if champion else "-",
+                selected.recipe.label if selected else "-",
+                selected.alias if selected else "-",
                 data.dataset,
                 f"{data.training_count:,}",
                 f"{data.validation:,}",
@@ -144,7 +161,8 @@ def _show_all_studies(workspace: Workspace, *, as_json: bool) -> None:
         "time",
         "best",
         "trial",
-        "champion",
+        "confirmed",
+        "alias",
         "dataset",
         "training",
         "validation",
@@ -232,6 +250,11 @@ def importance(
     load_ped_anova()
     found = stored.importances()
     name = stored.config.name
+    if not found.are_reliable:
+        output.print_message(
+            f"{name}: {found.trials} completed trials are few: below {found.RELIABLE_TRIALS}, importances are mostly "
+            "chance; search on with more trials"
+        )
     if as_json:
         output.print_json({"study": name, "trials": found.trials, "importances": found.by_name})
         return

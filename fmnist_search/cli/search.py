@@ -33,6 +33,7 @@ from fmnist_search.errors import UserError
 if TYPE_CHECKING:
     from fmnist_search.config.study_config import StudyConfig
     from fmnist_search.results.study import StudySummary
+    from fmnist_search.workflows.study.preview import Preview
 
 
 @app.command(cls=TrainingCommand)
@@ -125,10 +126,13 @@ def search(
     config = StudyConfig.load(study, overrides)
     if dry_run and detach:
         raise UserError("--detach: a dry run starts nothing in the background; leave out --detach or --dry-run")
-    if dry_run:
-        _print_preview(config, as_json)
-        return
     workspace = make_workspace(tracking_uri, workdir, data_dir, storage)
+    if dry_run:
+        from fmnist_search.workflows.study.preview import preview
+
+        tracking = tracking_options(context, enabled=not no_tracking)
+        _print_preview(config, preview(config, workspace=workspace, fresh=fresh, tracking=tracking), as_json)
+        return
     if detach:
         from fmnist_search.cli.running import search_in_background
 
@@ -152,37 +156,43 @@ def search(
     print_summary(summary, given_command(context, without={"fresh"}), quiet=as_json)
 
 
-def _print_preview(config: StudyConfig, as_json: bool) -> None:
+def _print_preview(config: StudyConfig, preview: Preview, as_json: bool) -> None:
     from fmnist_search.cli import output
     from fmnist_search.config.conditional_space import varying_names
     from fmnist_search.recipe.formatting import short_names
-    from fmnist_search.workflows.study.preview import preview
 
-    preview_, limit = preview(config), config.budget.max_mult_adds
-    refused = [limit is not None and summary.mult_adds > limit for _, summary in preview_.recipes]
+    limit = config.budget.max_mult_adds
+    refused = [limit is not None and first.summary.mult_adds > limit for first in preview.recipes]
     if as_json:
         recipes = [
-            {"recipe": recipe.to_flat_dict(), "parameters": summary.parameters, "mult_adds": summary.mult_adds}
-            | ({} if limit is None else {"refused": is_refused})
-            for (recipe, summary), is_refused in zip(preview_.recipes, refused, strict=True)
+            {
+                "recipe": first.recipe.to_flat_dict(),
+                "parameters": first.summary.parameters,
+                "mult_adds": first.summary.mult_adds,
+                **({} if limit is None else {"refused": is_refused}),
+                **({} if first.source is None else {"start": first.source}),
+            }
+            for first, is_refused in zip(preview.recipes, refused, strict=True)
         ]
         output.print_json(
-            {"study": config.model_dump(exclude_none=True), "recipes": recipes, "seconds": preview_.seconds}
+            {"study": config.model_dump(exclude_none=True), "recipes": recipes, "seconds": preview.seconds}
         )
         return
     output.stdout.print(config.to_toml(), markup=False)
-    names = varying_names(config.space)
+    names, started = varying_names(config.space), any(first.source for first in preview.recipes)
     rows = [
         [
-            recipe.label,
-            f"{s.parameters:,}",
-            f"{s.mult_adds / 1e6:.1f} M",
-            *_format_values(recipe.to_flat_dict(), names),
+            first.recipe.label,
+            f"{first.summary.parameters:,}",
+            f"{first.summary.mult_adds / 1e6:.1f} M",
+            *_format_values(first.recipe.to_flat_dict(), names),
+            *([first.source or "-"] if started else []),
             *(["refused"] if is_refused else []),
         ]
-        for (recipe, s), is_refused in zip(preview_.recipes, refused, strict=True)
+        for first, is_refused in zip(preview.recipes, refused, strict=True)
     ]
-    columns = ["network", "parameters", "multiply-adds", *short_names(names), *([""] if any(refused) else [])]
+    columns = ["network", "parameters", "multiply-adds", *short_names(names)]
+    columns += [*(["start"] if started else []), *([""] if any(refused) else [])]
     output.print_table(output.make_table(columns, rows, "The first recipes"))
     if limit is not None:
         output.stdout.print(
@@ -192,8 +202,8 @@ def _print_preview(config: StudyConfig, as_json: bool) -> None:
     if config.budget.max_seconds_per_epoch is not None:
         output.stdout.print("\nbudget.max_seconds_per_epoch is measured in the first epoch of each trial")
     estimate = ""
-    if preview_.seconds is not None:
-        estimate = f"about {output.format_duration(preview_.seconds)} of training if nothing is pruned; "
+    if preview.seconds is not None:
+        estimate = f"about {output.format_duration(preview.seconds)} of training if nothing is pruned; "
     output.stdout.print(f"\n{estimate}nothing was started")
 
 

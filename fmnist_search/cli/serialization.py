@@ -98,7 +98,7 @@ def search_to_dict(summary: StudySummary) -> Json:
         "new_trials": summary.new_trials,
         "seconds": summary.seconds,
         "run_id": summary.run_id,
-        "champion": champion_to_dict(summary.champion) if summary.champion else None,
+        **_selected_to_dict(summary),
         "edges": summary.boundary_warnings,
         "overhead": overhead_to_dict(summary.overhead) if summary.overhead else None,
         "searched_seconds": summary.searched_seconds,
@@ -113,12 +113,19 @@ def status_to_dict(summary: StudySummary) -> Json:
         "question": summary.question,
         "ended_by": STOP_REASONS[summary.stop_reason][0],
         "best": trial_to_dict(summary.best) if summary.best else None,
-        "champion": champion_to_dict(summary.champion) if summary.champion else None,
+        **_selected_to_dict(summary),
         "run_id": summary.run_id,
         "edges": summary.boundary_warnings,
         "overhead": overhead_to_dict(summary.overhead) if summary.overhead else None,
         **({"pareto_front": [trial.number for trial in summary.front]} if summary.front else {}),
     }
+
+
+def _selected_to_dict(summary: StudySummary) -> Json:
+    """Return the model that a study has confirmed and registered, and the same as `champion` if it became that."""
+    selected = champion_to_dict(summary.champion) if summary.champion else None
+    became_champion = summary.champion is not None and summary.champion.is_champion
+    return {"champion": selected if became_champion else None, "selected": selected}
 
 
 def ranked_trial_to_dict(ranked: RankedTrial) -> Json:

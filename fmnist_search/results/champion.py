@@ -65,8 +65,8 @@ def completed_accuracies(results: Sequence[TrialResult]) -> tuple[float, ...]:
 class Champion:
     """The selected model of a study, as registered, with its confirmed score and its accuracy on the test images.
 
-    `verdict` says why it is champion or challenger. For an ensemble `members` is greater than 1, and `recipe` is that
-    of the first member.
+    `alias` is the one that its version got when it was registered, "champion" or "challenger", and `verdict` says why.
+    For an ensemble `members` is greater than 1, and `recipe` is that of the first member.
     """
 
     confirmed_score: ConfirmedScore
@@ -77,6 +77,16 @@ class Champion:
     alias: str
     verdict: str = ""
     members: int = 1
+
+    @property
+    def is_champion(self) -> bool:
+        """Whether its version became champion when it was registered."""
+        return self.alias == "champion"
+
+    @property
+    def address(self) -> str:
+        """The MLflow address of its version."""
+        return f"models:/{self.model}/{self.version}"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import ClassVar
 
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.champion import Champion
@@ -100,8 +101,16 @@ class Importances:
     If a study searches several families, a hyperparameter of one family has the family's name in front: `cnn.depth`.
     """
 
+    RELIABLE_TRIALS: ClassVar[int] = 8
+    """Importances from fewer trials are mostly chance."""
+
     by_name: dict[str, float]
     trials: int
+
+    @property
+    def are_reliable(self) -> bool:
+        """Whether there are enough trials to conclude something from the importances."""
+        return self.trials >= self.RELIABLE_TRIALS
 
 
 @dataclass(frozen=True)

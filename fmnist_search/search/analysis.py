@@ -23,11 +23,11 @@ from fmnist_search.results.study import Importances, TrialRecord
 BEST_TRIALS = 5
 """The number of best trials that must all lie at a boundary for a warning."""
 
-MIN_TRIALS = 8
-"""Below this number of completed trials, importances are mostly chance."""
+MIN_TRIALS = 4
+"""PED-ANOVA compares some of the trials with all: two with four, at the least."""
 
 TOP_QUANTILE, MIN_TOP_TRIALS = 0.1, 4
-"""PED-ANOVA compares the best tenth of the trials with all, but at least four of them."""
+"""PED-ANOVA compares the best tenth of the trials with all, but four of them if half of the trials are so many."""
 
 
 def load_ped_anova() -> None:
@@ -58,7 +58,7 @@ def importances(study: optuna.Study) -> Importances:
             f"{MIN_TRIALS}; search on with more trials, or with the pruner 'none'",
             exit_code=3,
         )
-    top = max(TOP_QUANTILE, MIN_TOP_TRIALS / completed)
+    top = max(TOP_QUANTILE, min(MIN_TOP_TRIALS / completed, 0.5))
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=top)
     if len(study.directions) == 1:
         return Importances(dict(optuna.importance.get_param_importances(study, evaluator=evaluator)), completed)

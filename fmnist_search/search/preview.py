@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import optuna
 
 from fmnist_search.config.samplers import Grid
 from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.recipe.hyperparameters import Value
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.model_summary import ModelSummary, summarize
 from fmnist_search.search.samplers import make_study_sampler
-from fmnist_search.search.suggest import base_recipe, grid_points, smallest_points, suggest_recipe, trial_seed
+from fmnist_search.search.start_recipes import enqueue_start
+from fmnist_search.search.suggest import (
+    base_recipe,
+    grid_points,
+    sample_with_fixed,
+    smallest_points,
+    suggest_recipe,
+    trial_seed,
+)
+from fmnist_search.search.trial_attributes import FIXED_VALUES_ATTRIBUTE, START_ATTRIBUTE
 
 MEMORY_TRAFFIC_FACTOR = 4
 """How often a training step moves the float32 outputs of the layers: 1.9 MB per image, measured for cnn 32-64-128."""
@@ -20,10 +30,14 @@ MEMORY_TRAFFIC_FACTOR = 4
 
 @dataclass(frozen=True)
 class RecipePreview:
-    """A recipe that a study might start with, and the summary of its network."""
+    """A recipe that a study might start with, and the summary of its network.
+
+    `source` names the recipe of `[start]` that it comes from, if it does.
+    """
 
     recipe: Recipe
     summary: ModelSummary
+    source: str | None = None
 
     @property
     def step_bytes(self) -> int:
@@ -43,16 +57,24 @@ def recipes_of_space(config: StudyConfig, count: int) -> Iterator[Recipe]:
         yield suggest_recipe(study.ask(), config.space, base, 0)
 
 
-def preview_recipes(config: StudyConfig, precision: str, count: int = 5) -> Iterator[RecipePreview]:
-    """Sample recipes and build their networks.
+def preview_recipes(
+    config: StudyConfig, precision: str, count: int = 5, starts: Sequence[tuple[str, Mapping[str, Value]]] = ()
+) -> Iterator[RecipePreview]:
+    """Sample recipes and build their networks; those of `starts`, each a source and its values, come first.
 
     Raises:
-        UserError: if a network is too large to be built.
+        UserError: if a network is too large to be built, or the study refuses a start.
     """
     base = base_recipe(config, precision)
     study = optuna.create_study(direction="maximize", sampler=make_study_sampler(config))
-    for _ in range(count):
+    for source, values in starts:
+        enqueue_start(study, config, source, values)
+    for _ in range(max(count, len(starts))):
         trial = study.ask()
-        recipe = suggest_recipe(trial, config.space, base, trial_seed(config.seed, trial.number))
-        yield RecipePreview(recipe, summarize(recipe.model))
+        seed, attributes = trial_seed(config.seed, trial.number), trial.user_attrs
+        if FIXED_VALUES_ATTRIBUTE in attributes:
+            recipe = sample_with_fixed(config.space, base, attributes[FIXED_VALUES_ATTRIBUTE], seed)
+        else:
+            recipe = suggest_recipe(trial, config.space, base, seed)
+        yield RecipePreview(recipe, summarize(recipe.model), attributes.get(START_ATTRIBUTE))
         study.tell(trial, 0.0)

@@ -112,6 +112,7 @@ ADDED_KEYS = {
     "mult_adds",
     "seconds_per_epoch",
     "refused",
+    "selected",
 }
 """What the output and the attributes of trials have besides what they had then."""
 

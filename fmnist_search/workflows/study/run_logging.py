@@ -98,9 +98,10 @@ class StudyRunLogger:
 
     def _importances(self) -> Importances | None:
         try:
-            return self._study_store.importances()
+            found = self._study_store.importances()
         except UserError:  # too few trials
             return None
+        return found if found.are_reliable else None  # a note has no room for doubts
 
     def _log_tables_and_plots(self, records: Sequence[TrialRecord]) -> None:
         config = self._study_store.config

@@ -92,7 +92,12 @@ def _champion_values(config: StudyConfig, mlflow_store: MlflowStore | None) -> d
     name = config.finalists.model_name
     version = get_champion(mlflow_store.client, name)
     if version is None or not version.run_id:
-        raise UserError(f"start.recipes: model {name!r} has no champion yet; leave it out, or promote one first")
+        raise no_champion(name)
     run_id = version.tags.get(version_tags.MEMBER_RUNS, version.run_id).split(", ")[0]
     recipe = mlflow_store.load_recipe(run_id)
     return {key: value for key, value in recipe.to_flat_dict().items() if not key.startswith("schedule.")}
+
+
+def no_champion(model: str) -> UserError:
+    """Return the error for a model without a champion to start from."""
+    return UserError(f"start.recipes: model {model!r} has no champion yet; leave it out, or promote one first")

@@ -54,7 +54,7 @@ def test_status_of_all_studies_has_a_row_for_each(stored: FinishedStudy) -> None
     golden = by_name["golden"]
     assert [golden[state] for state in ("completed", "pruned", "failed")] == ["3", "4", "1"]
     assert (golden["best"], golden["trial"]) == (f"{single['golden']['best']['value']:.2%}", "3")
-    assert (golden["champion"], by_name["rates"]["champion"]) == ("mlp 16", "-")
+    assert (golden["confirmed"], golden["alias"], by_name["rates"]["confirmed"]) == ("mlp 16", "champion", "-")
     assert (golden["dataset"], golden["training"], golden["validation"]) == ("fashion-mnist", "1,000", "1,000")
 
 

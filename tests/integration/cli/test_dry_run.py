@@ -36,3 +36,36 @@ def test_a_dry_run_for_a_cluster_needs_none(command: RunCommand, tiny: Path) -> 
     assert {"[execution.ray]", 'address = "auto"'} <= set(outcome.stdout.splitlines())
     assert outcome.stdout.endswith("\nnothing was started\n")  # this machine does not know how long a worker takes
     assert [path.name for path in tiny.parent.iterdir()] == ["tiny.toml"]
+
+
+def test_a_dry_run_begins_with_the_recipes_of_start(command: RunCommand, tiny: Path) -> None:
+    (tiny.parent / "small.toml").write_text("batch_size = 50\n[model]\nfamily = 'cnn'\ndepth = 1\nwidth_1 = 8\n")
+    allowed = ["--start", "small.toml", "--start", "preset:lenet", "--set", "start.outside=try"]
+    found = command("search", "tiny.toml", "--dry-run", "--json", *allowed).json["recipes"]
+    assert [recipe.get("start") for recipe in found] == ["small.toml", "preset:lenet", None, None, None]
+    assert (found[0]["recipe"]["model.depth"], found[0]["recipe"]["model.width_1"]) == (1, 8)
+    rows = command("search", "tiny.toml", "--dry-run", *allowed).stdout.split("The first recipes")[1].splitlines()
+    sources = [row.split()[-1] for row in rows if " M " in row]
+    assert sources == ["small.toml", "preset:lenet", "-", "-", "-"]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--start", "preset:lenet"], "start.recipes: preset:lenet: "),
+        (["--start", "missing.toml"], "missing.toml"),
+        (["--start", "study:other"], "holds no study yet"),
+        (["--start", "champion"], "start.recipes: model 'fmnist-search' has no champion yet"),
+        (["--start", "champion", "--no-tracking"], "start.recipes: the champion is in MLflow"),
+        (
+            ["--start", "preset:lenet", "--set", "start.outside=try", "--set", "budget.max_mult_adds=100000"],
+            "start.recipes: preset:lenet: has 5,435,9",
+        ),
+    ],
+)
+def test_a_dry_run_refuses_a_start_that_a_search_refuses(
+    command: RunCommand, tiny: Path, options: list[str], reason: str
+) -> None:
+    dry, real = (command("search", "tiny.toml", *options, *extra) for extra in (["--dry-run"], []))
+    assert (dry.exit_code, dry.errors) == (real.exit_code, real.errors) == (2, dry.errors)
+    assert reason in dry.errors[0]

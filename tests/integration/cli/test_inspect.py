@@ -419,7 +419,17 @@ def test_a_study_without_a_completed_trial_has_no_best(pruned_study: FinishedStu
 
 def test_importance_needs_enough_trials(pruned_study: FinishedStudy) -> None:
     outcome = pruned_study.run("importance")
-    assert_single_error(outcome, "'rates'", "0 completed trials are too few", "need 8", code=3)
+    assert_single_error(outcome, "'rates'", "0 completed trials are too few", "need 4", code=3)
+
+
+def test_importance_of_few_trials_is_shown_with_a_warning(command: RunCommand, tmp_path: Path) -> None:
+    (tmp_path / "rates.toml").write_text(RATES_STUDY)
+    searched = command("search", "rates.toml", "--set", "budget.trials=4", "--no-tracking")
+    assert searched.exit_code == 0, searched.stderr
+    outcome = command("importance", "--json")
+    assert (outcome.exit_code, outcome.json["trials"]) == (0, 4)
+    assert outcome.json["importances"]
+    assert "4 completed trials are few: below 8, importances are mostly chance" in outcome.stderr
 
 
 def test_commands_in_an_empty_folder_say_how_to_start(command: RunCommand, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ SMALL_TRAINING = f"{SMALL_IMAGES} --epochs 1"
 
 SHORTER = {
     "fmnist-search search *--trials 60": "--trials 3",
-    "fmnist-search search *--name on": f"--trials 9 --set pruner=none {SMALL_IMAGES}",  # importances need eight trials
+    "fmnist-search search *--name on": f"--trials 5 --set pruner=none {SMALL_IMAGES}",  # importances need four trials
     "fmnist-search train --* --epochs *": "--epochs 4",
     "fmnist-search train lenet*": SMALL_TRAINING,
     "fmnist-search train lenet*--seeds *": "--seeds 2",

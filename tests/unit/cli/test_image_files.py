@@ -89,9 +89,7 @@ def test_a_grey_image_is_read_the_same_in_every_mode(mode: str, invert: bool, tm
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "I;16"])
 @pytest.mark.parametrize("invert", [False, True])
-def test_what_is_transparent_is_background(
-    mode: str, invert: bool, real_images: list[Pixels], tmp_path: Path
-) -> None:
+def test_what_is_transparent_is_background(mode: str, invert: bool, real_images: list[Pixels], tmp_path: Path) -> None:
     for number, image in enumerate(real_images):
         drawn = np.where(image > 0, 255 - image if invert else image, 0).astype(np.uint8)
         drawn[(image > 0) & (drawn == 0)] = 1  # black, and not background
