@@ -95,12 +95,12 @@ def _print_selected(selected: Champion) -> None:
 
     The registry belongs to all studies: a champion from another one is named by the reason.
     """
-    from fmnist_search.cli.output import format_percent, stdout
+    from fmnist_search.cli.output import format_test, stdout
 
     label = f"{f'ensemble of {selected.members}, ' if selected.members > 1 else ''}{selected.recipe.label}"
     stdout.print(
         f"confirmed: trial {selected.confirmed_score.trial} ({label}) at {selected.confirmed_score}, "
-        f"{format_percent(selected.test.value)} on the test images"
+        f"{format_test(selected.test)}"
     )
     reason = f": {selected.verdict}" if selected.verdict else ""
     stdout.print(f"registered: {selected.address}, {selected.alias} when it was compared{reason}", markup=False)

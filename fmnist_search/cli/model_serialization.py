@@ -63,21 +63,23 @@ def _version_to_dict(version: RegisteredVersion) -> Json:
         "version": version.version,
         "alias": version.alias,
         "verdict": version.verdict,
-        "test": _accuracy_to_dict(version.test),
+        "test": accuracy_to_dict(version.test),
     }
 
 
 def _interval_to_dict(accuracy: Accuracy) -> Json:
-    return {"hits": accuracy.correct, "images": accuracy.images, "low": accuracy.low, "high": accuracy.high}
+    counts = {"hits": accuracy.correct, "images": accuracy.images, "low": accuracy.low, "high": accuracy.high}
+    return {**counts, "loss": accuracy.loss}
 
 
-def _accuracy_to_dict(accuracy: Accuracy) -> Json:
+def accuracy_to_dict(accuracy: Accuracy) -> Json:
+    """Return an accuracy on the test images with its interval and the loss."""
     return {**_interval_to_dict(accuracy), "accuracy": accuracy.value}
 
 
 def test_score_to_dict(score: TestScore) -> Json:
     """Return the accuracy of a model on the test images, and how often it was tested."""
-    return {"model": score.model, **_accuracy_to_dict(score.accuracy), "evaluations": score.evaluations}
+    return {"model": score.model, **accuracy_to_dict(score.accuracy), "evaluations": score.evaluations}
 
 
 def comparison_to_dict(comparison: ModelComparison) -> Json:

@@ -181,7 +181,7 @@ def _print_ensemble(result: EnsembleResult, as_json: bool) -> None:
     if registered:
         output.stderr.print(f"{registered.model} {registered.verdict}", markup=False)
         address = f"models:/{registered.model}/{registered.version} ({registered.alias})"
-        line += f"; {registered.test.value:.2%} on the test images, registered as {address}"
+        line += f"; {output.format_test(registered.test)}, registered as {address}"
     else:
         line += "; add --register to test and register it"
     output.stdout.print(f"ensemble of {len(result.members)}: {line}", markup=False)
@@ -238,9 +238,11 @@ def evaluate(
 
 def _format_test_score(score: TestScore) -> str:
     accuracy, evaluations = score.accuracy, score.evaluations
+    loss = "" if accuracy.loss is None else f", loss {accuracy.loss:.4f}"
     return (
         f"{score.model}: {accuracy.value:.2%} of {accuracy.images:,} test images "
-        f"(95 % interval {accuracy.low:.2%} to {accuracy.high:.2%}); tested {evaluations} time{'s' * (evaluations > 1)}"
+        f"(95 % interval {accuracy.low:.2%} to {accuracy.high:.2%}){loss}; "
+        f"tested {evaluations} time{'s' * (evaluations > 1)}"
     )
 
 

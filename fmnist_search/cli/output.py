@@ -21,6 +21,7 @@ from fmnist_search.text import printable
 if TYPE_CHECKING:
     from fmnist_search.errors import UserError
     from fmnist_search.results.study import TrialRecord
+    from fmnist_search.results.training import Accuracy
     from fmnist_search.workflows.across_studies import RankedTrial
 
 
@@ -96,6 +97,11 @@ def print_error(error: UserError) -> None:
 def print_message(text: str) -> None:
     """Print a message on stderr, as one line."""
     stderr.print(printable(text))
+
+
+def format_test(test: Accuracy) -> str:
+    """Return accuracy and loss on the test images as text; the loss may not have been recorded."""
+    return f"{test.value:.2%} on the test images" + ("" if test.loss is None else f" (loss {test.loss:.4f})")
 
 
 def make_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:

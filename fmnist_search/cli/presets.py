@@ -89,7 +89,7 @@ def show_preset(
         row = {
             **preset_to_dict(preset, summary.parameters, summary.mult_adds),
             "changed": changes,
-            "batch_size": batch_size,
+            **({"batch_size": batch_size} if batch_size > 1 else {}),
             "hyperparameters": values,
             "layers": [layer_to_dict(layer) for layer in summary.layers],
         }

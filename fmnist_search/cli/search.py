@@ -219,7 +219,7 @@ def print_summary(summary: StudySummary, command: str, *, quiet: bool, after_sea
     Raises:
         typer.Exit: with the exit code of a search that was interrupted, failed or completed no trial.
     """
-    from fmnist_search.cli.output import ExitCode, format_front, format_percent, stderr, stdout
+    from fmnist_search.cli.output import ExitCode, format_front, format_percent, format_test, stderr, stdout
     from fmnist_search.results.study import StopReason
     from fmnist_search.results.training import TrialState
     from fmnist_search.workflows.interruption import ignore_sigterm_while_ending
@@ -255,8 +255,8 @@ def print_summary(summary: StudySummary, command: str, *, quiet: bool, after_sea
             stderr.print(f"{summary.name}: {champion.model} {champion.verdict}")
         label = f"{f'ensemble of {champion.members}, ' if champion.members > 1 else ''}{champion.recipe.label}"
         best += (
-            f"; {label} confirmed at {champion.confirmed_score}, {format_percent(champion.test.value)} on the test "
-            f"images, registered as models:/{champion.model}/{champion.version} ({champion.alias})"
+            f"; {label} confirmed at {champion.confirmed_score}, {format_test(champion.test)}, "
+            f"registered as models:/{champion.model}/{champion.version} ({champion.alias})"
         )
     last = stderr if quiet else stdout
     browse = "browse it with `fmnist-search ui`, next" if summary.run_id else "next"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from fmnist_search.results.statistics import class_scores, mean_and_std
 from fmnist_search.results.study import StopReason
 from fmnist_search.results.training import TrialState
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from fmnist_search.recipe.groups import Data
     from fmnist_search.results.champion import LearningRateResult
     from fmnist_search.results.study import StudySummary, TrialRecord
-    from fmnist_search.results.training import EpochReport, Overhead, TrialResult
+    from fmnist_search.results.training import Accuracy, EpochReport, Overhead, TestResult, TrialResult
     from fmnist_search.search.study_list import StudyEntry
     from fmnist_search.tracking.relocation import Relocation
     from fmnist_search.tracking.stored_runs import TrainedRun
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from fmnist_search.workflows.doctor import CheckResult
     from fmnist_search.workflows.repairing import Agreement
     from fmnist_search.workflows.reproduce import Reproduction
-from fmnist_search.cli.model_serialization import Json, champion_to_dict
+from fmnist_search.cli.model_serialization import Json, accuracy_to_dict, champion_to_dict
 
 STOP_REASONS = {
     StopReason.TARGET: ("target", "its target accuracy is reached"),
@@ -207,6 +208,24 @@ def training_to_dict(result: TrialResult, run_id: str | None) -> Json:
         "best_epoch": result.best_epoch,
         "epochs": [epoch_to_dict(report) for report in result.epochs],
         "parameters": result.parameters,
+        **({"test": _test_to_dict(result.test)} if result.test else {}),
+    }
+
+
+def _test_to_dict(test: TestResult) -> Json:
+    scores = [
+        {"class": name, "precision": score.precision, "recall": score.recall, "f1": score.f1, "support": score.support}
+        for name, score in zip(test.classes, class_scores(test.confusion), strict=True)
+    ]
+    return {**accuracy_to_dict(test.accuracy), "classes": scores, "confusion": test.confusion}
+
+
+def seed_tests_to_dict(tests: Sequence[Accuracy]) -> Json:
+    """Return mean and standard deviation of accuracy and loss on the test images over seeds."""
+    mean, deviation = mean_and_std([test.value for test in tests])
+    loss, loss_deviation = mean_and_std([test.loss or 0.0 for test in tests])
+    return {
+        "test": {"mean": mean, "deviation": deviation, "loss_mean": loss, "loss_deviation": loss_deviation},
     }
 
 

@@ -31,10 +31,11 @@ from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
     from fmnist_search.recipe.recipe import Recipe
+    from fmnist_search.results.training import Accuracy, TestResult
 
 PRESET_PREFIX = "preset "
 
-KEPT_BY_RESUME = ("output", "tensorboard", "tracking_uri", "workdir", "storage", "data_dir", "as_json")
+KEPT_BY_RESUME = ("output", "test", "tensorboard", "tracking_uri", "workdir", "storage", "data_dir", "as_json")
 """Parameters that the command which continues an interrupted training must be given again."""
 
 
@@ -72,6 +73,9 @@ def train(
     tensorboard: Annotated[
         Path | None, typer.Option(help="Folder for event files of TensorBoard.", metavar="FOLDER", show_default=False)
     ] = None,
+    test: Annotated[
+        bool, typer.Option("--test", help="Evaluate the kept weights on the test images, once, at the end.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files in the folder of --output.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Print every value with its origin before the training.")
@@ -96,6 +100,8 @@ def train(
 
       fmnist-search train recipe.toml --set optimizer.learning_rate=0.01 --seeds 3
 
+      fmnist-search train lenet --test
+
       fmnist-search train --from-run 4f1c... --epochs 18
 
       fmnist-search train --resume 4f1c... --epochs 36
@@ -109,7 +115,7 @@ def train(
     conditions: dict[str, Any] = {"device": device, "threads": threads, "engine": engine, "precision": precision}
     conditions["workers"] = None if workers is None else parse_workers(workers)
     given: dict[str, Any] = {key: value for key, value in conditions.items() if value is not None}
-    folders = {"output": output, "tensorboard": tensorboard, "overwrite": force}
+    folders = {"output": output, "tensorboard": tensorboard, "overwrite": force, "test": test}
     files: dict[str, Any] = {key: value for key, value in folders.items() if value}
     plots = plots_enabled(context)
     if (recipe and preset) or sum(source is not None for source in (recipe or preset, from_run, resume)) != 1:
@@ -237,7 +243,7 @@ def _print_origins(recipe: Recipe, origins: dict[str, str]) -> None:
 
 def _train_one(context: typer.Context, recipe_or_run_id: Recipe | str, options: dict[str, Any], as_json: bool) -> None:
     """Train a recipe, or continue the run of that id."""
-    from fmnist_search.cli.output import ExitCode, format_percent, print_json, stderr, stdout
+    from fmnist_search.cli.output import ExitCode, format_percent, format_test, print_json, stderr, stdout
     from fmnist_search.cli.progress import TrainingProgressDisplay
     from fmnist_search.cli.serialization import training_to_dict
     from fmnist_search.results.training import TrialState
@@ -272,13 +278,16 @@ def _train_one(context: typer.Context, recipe_or_run_id: Recipe | str, options: 
         if result.best_epoch and result.best_epoch < len(result.epochs):
             reached += f" (its best epoch, {result.best_epoch}, {format_percent(result.best_val_accuracy)})"
         ended = f", {result.reason}" if result.reason else ""
+        if result.test:
+            _print_class_scores(result.test)
+            reached += f", {format_test(result.test.accuracy)}"
         stdout.print(f"{name}: {reached}{ended}; run {run_id}, see it with `fmnist-search ui`", markup=False)
 
 
 def _train_seeds(recipe: Recipe, seeds: int, options: dict[str, Any], as_json: bool) -> None:
     from fmnist_search.cli.output import ExitCode, print_json, stderr, stdout
     from fmnist_search.cli.progress import MessagePrinter
-    from fmnist_search.cli.serialization import training_to_dict
+    from fmnist_search.cli.serialization import seed_tests_to_dict, training_to_dict
     from fmnist_search.results.statistics import mean_and_std
     from fmnist_search.results.training import TrialState
     from fmnist_search.workflows import single_training
@@ -288,7 +297,8 @@ def _train_seeds(recipe: Recipe, seeds: int, options: dict[str, Any], as_json: b
     if as_json:
         mean, deviation = mean_and_std(several.accuracies) if several.accuracies else (None, None)
         runs = [training_to_dict(result, run_id) for result, run_id in trained]
-        print_json({"run_id": several.run_id, "mean": mean, "deviation": deviation, "runs": runs})
+        test = seed_tests_to_dict(several.tests) if several.tests else {}
+        print_json({"run_id": several.run_id, "mean": mean, "deviation": deviation, **test, "runs": runs})
     states = {result.state for result in several.results}
     if TrialState.INTERRUPTED in states:
         stderr.print(f"interrupted; the run {several.run_id} has the results so far", markup=False)
@@ -301,4 +311,28 @@ def _train_seeds(recipe: Recipe, seeds: int, options: dict[str, Any], as_json: b
         )
     if not as_json:
         name = options["run_options"].name or recipe.label
-        stdout.print(f"{name}: {several} on validation; run {several.run_id}, see it with `fmnist-search ui`")
+        tested = f", {_format_seed_tests(several.tests)}" if several.tests else ""
+        stdout.print(f"{name}: {several} on validation{tested}; run {several.run_id}, see it with `fmnist-search ui`")
+
+
+def _format_seed_tests(tests: Sequence[Accuracy]) -> str:
+    from fmnist_search.results.statistics import format_mean_std, mean_and_std
+
+    mean, deviation = mean_and_std([test.loss or 0.0 for test in tests])
+    return f"{format_mean_std([test.value for test in tests])} on the test images (loss {mean:.4f} ± {deviation:.4f})"
+
+
+def _print_class_scores(test: TestResult) -> None:
+    """Print how each class of the test images is recognised, and what it is taken for most often."""
+    from fmnist_search.cli import output
+    from fmnist_search.results.statistics import class_scores
+
+    rows = []
+    for label, score in enumerate(class_scores(test.confusion)):
+        wrong = {
+            name: n for name, n in zip(test.classes, test.confusion[label], strict=True) if name != test.classes[label]
+        }
+        name, count = max(wrong.items(), key=lambda item: item[1])
+        shares = [f"{score.recall:.2%}", f"{score.precision:.2%}"]
+        rows.append([test.classes[label], str(score.support), *shares, f"{count} as {name}" if count else "-"])
+    output.print_table(output.make_table(["class", "images", "recall", "precision", "most mistakes"], rows))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 from mlflow.types import Schema, TensorSpec
 
 from fmnist_search.data.images import LabelledImages
@@ -20,7 +23,10 @@ from fmnist_search.registry.packaging import LoadedModel, load_model, read_datas
 from fmnist_search.registry.versions import get_version, read_test_result, record_test_evaluation
 from fmnist_search.results.statistics import mcnemar, wilson
 from fmnist_search.results.training import Accuracy
+from fmnist_search.training.evaluation import mean_cross_entropy
 
+LOSS_METRIC = "test/loss"
+"""The metric of the run that a version comes from; `tracking.metric_names` has it too, which is not below."""
 SIGNIFICANCE_LEVEL = 0.05
 """Two models differ if the p-value of their comparison is not larger than this."""
 
@@ -93,9 +99,14 @@ def _evaluate_version(
 ) -> tuple[TestScore, BoolArray]:
     model = load_classifier(_version_uri(version), client.tracking_uri, trust=trust)
     images = read_test_images(model.dataset)
-    correct: BoolArray = model.predict(images.pixels) == images.labels.numpy()
-    accuracy = wilson(int(correct.sum()), len(images))
+    probabilities = model.probabilities(images.pixels)
+    correct: BoolArray = probabilities.argmax(1) == images.labels.numpy()
+    loss = mean_cross_entropy(torch.from_numpy(probabilities), images.labels)
+    accuracy = wilson(int(correct.sum()), len(images), loss)
     evaluations = record_test_evaluation(client, version, accuracy)
+    if version.run_id:
+        with contextlib.suppress(MlflowException):  # the run of a version may be deleted
+            client.log_metric(version.run_id, LOSS_METRIC, loss)
     client.set_model_version_tag(version.name, str(version.version), tags.TEST_CORRECT, pack_bits(correct))
     return TestScore(uri, accuracy, evaluations), correct
 

@@ -41,6 +41,8 @@ CORRECTNESS_DIGEST = "validation_hits_sha256"
 """The SHA-256 of the artifact that holds the correctness record."""
 
 TEST_HITS, TEST_IMAGE_COUNT, TEST_EVALUATIONS = "test_hits", "test_images", "test_evaluations"
+TEST_LOSS = "test_loss"
+"""The mean cross-entropy on the test images; earlier versions of this program did not store it."""
 TEST_CORRECT = "test_right"
 """Which test images the version classifies correctly: one bit for each in order, packed, as base64."""
 

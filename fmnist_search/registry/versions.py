@@ -167,7 +167,8 @@ def read_test_result(version: ModelVersion) -> tuple[Accuracy, int] | None:
     """Return the test accuracy of a version and how often it was tested; None if it was never tested."""
     if tags.TEST_HITS not in version.tags:
         return None
-    accuracy = wilson(int(version.tags[tags.TEST_HITS]), int(version.tags[tags.TEST_IMAGE_COUNT]))
+    loss = float(version.tags[tags.TEST_LOSS]) if tags.TEST_LOSS in version.tags else None
+    accuracy = wilson(int(version.tags[tags.TEST_HITS]), int(version.tags[tags.TEST_IMAGE_COUNT]), loss)
     return accuracy, int(version.tags.get(tags.TEST_EVALUATIONS, "1"))
 
 
@@ -179,6 +180,7 @@ def record_test_evaluation(client: MlflowClient, version: ModelVersion, accuracy
         tags.TEST_HITS: accuracy.correct,
         tags.TEST_IMAGE_COUNT: accuracy.images,
         tags.TEST_EVALUATIONS: evaluations,
+        **({tags.TEST_LOSS: accuracy.loss} if accuracy.loss is not None else {}),
     }
     for key, value in values.items():
         client.set_model_version_tag(version.name, str(version.version), key, str(value))

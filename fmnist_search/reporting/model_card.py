@@ -127,7 +127,8 @@ class ModelCard:
                 ],
                 [
                     f"{test.images:,} test images, measured once",
-                    f"{test.value:.2%} (95 % Wilson interval {test.low:.2%} to {test.high:.2%})",
+                    f"{test.value:.2%} (95 % Wilson interval {test.low:.2%} to {test.high:.2%})"
+                    + ("" if test.loss is None else f", mean cross-entropy {test.loss:.4f}"),
                 ],
             ]
         )

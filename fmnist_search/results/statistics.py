@@ -35,13 +35,13 @@ def format_mean_std(accuracies: Sequence[float]) -> str:
     return f"{mean:.2%}{spread} (n = {len(accuracies)})"
 
 
-def wilson(correct: int, images: int) -> Accuracy:
-    """Return the accuracy `correct / images` with the 95 % score interval of Wilson (JASA 22, 1927)."""
+def wilson(correct: int, images: int, loss: float | None = None) -> Accuracy:
+    """Return the accuracy `correct / images` with the 95 % score interval of Wilson (JASA 22, 1927), and the loss."""
     z = 1.959963984540054
     share = correct / images
     centre = (share + z**2 / (2 * images)) / (1 + z**2 / images)
     reach = z / (1 + z**2 / images) * math.sqrt(share * (1 - share) / images + z**2 / (4 * images**2))
-    return Accuracy(correct, images, max(0.0, min(share, centre - reach)), min(1.0, max(share, centre + reach)))
+    return Accuracy(correct, images, max(0.0, min(share, centre - reach)), min(1.0, max(share, centre + reach)), loss)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

@@ -107,6 +107,7 @@ class TrialResult:
     the last epoch. `reason` says in one line why the trial ended early (also if its patience ran out, although it then
     counts as completed), and `error` is the traceback of a failure. `mult_adds` are those of one image; they and
     `parameters` are 0 if unknown. `cost` is what a study minimizes beside.
+    `test` is that of a training without a study, if it was asked for.
     """
 
     state: TrialState
@@ -119,6 +120,7 @@ class TrialResult:
     error: str | None = None
     mult_adds: int = 0
     cost: TrialCost | None = None
+    test: TestResult | None = None
     setup: SetupInfo = field(default=SetupInfo(), repr=False, compare=False)
     weights: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
     last_weights: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
@@ -141,14 +143,29 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """An accuracy on the test images with its 95 % interval (Wilson 1927): `correct` of `images`."""
+    """An accuracy on the test images with its 95 % interval (Wilson 1927): `correct` of `images`.
+
+    `loss` is the mean cross-entropy; None if an earlier version of this program, which did not record it, measured it.
+    """
 
     correct: int
     images: int
     low: float
     high: float
+    loss: float | None = None
 
     @property
     def value(self) -> float:
         """Share of the images that are classified correctly."""
         return self.correct / self.images
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """The result of a training on the test images; `confusion` counts them, rows true and columns predicted."""
+
+    __test__ = False  # not a class of tests, though pytest would take it for one by its name
+
+    accuracy: Accuracy
+    classes: tuple[str, ...]
+    confusion: tuple[tuple[int, ...], ...]

@@ -248,7 +248,10 @@ def champion_to_dict(champion: Champion) -> dict[str, Any]:
     return {
         "confirmed": _score_to_dict(champion.confirmed_score),
         "recipe": champion.recipe.to_flat_dict(),
-        "test": {"hits": test.correct, "images": test.images, "low": test.low, "high": test.high},
+        "test": {
+            **{"hits": test.correct, "images": test.images, "low": test.low, "high": test.high},
+            **({"loss": test.loss} if test.loss is not None else {}),
+        },
         "model": champion.model,
         "version": champion.version,
         "alias": champion.alias,
@@ -263,7 +266,7 @@ def champion_from_dict(stored: Mapping[str, Any]) -> Champion:
     return Champion(
         confirmed_score=_score_from_dict(stored["confirmed"]),
         recipe=Recipe().replace(stored["recipe"]),
-        test=Accuracy(test["hits"], test["images"], test["low"], test["high"]),
+        test=Accuracy(test["hits"], test["images"], test["low"], test["high"], test.get("loss")),
         model=stored["model"],
         version=stored["version"],
         alias=stored["alias"],

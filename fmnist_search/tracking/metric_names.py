@@ -25,9 +25,12 @@ TEST_ACCURACY = "test/accuracy"
 TEST_ACCURACY_LOW = "test/accuracy_low"
 TEST_ACCURACY_HIGH = "test/accuracy_high"
 """Bounds of the 95 % interval of the test accuracy."""
+TEST_LOSS = "test/loss"
 
 SEEDS_VAL_ACCURACY_MEAN = "seeds/val_accuracy_mean"
 SEEDS_VAL_ACCURACY_STD = "seeds/val_accuracy_deviation"
+SEEDS_TEST_ACCURACY_MEAN, SEEDS_TEST_ACCURACY_STD = "seeds/test_accuracy_mean", "seeds/test_accuracy_deviation"
+SEEDS_TEST_LOSS_MEAN, SEEDS_TEST_LOSS_STD = "seeds/test_loss_mean", "seeds/test_loss_deviation"
 
 
 def calibration_error(split: str) -> str:

@@ -94,6 +94,15 @@ def evaluate_logits(logits: Tensor, labels: Tensor) -> Evaluation:
     return Evaluation(loss.item(), hits / len(labels), confusion)
 
 
+def mean_cross_entropy(probabilities: Tensor, labels: Tensor) -> float:
+    """Return the mean cross-entropy of probabilities (N, classes) against labels (N,), N > 0.
+
+    A probability that float32 rounds to 0 counts as the smallest one, so that the mean is finite.
+    """
+    chosen = probabilities.gather(1, labels[:, None]).clamp(min=torch.finfo(torch.float32).tiny)
+    return -chosen.double().log().mean().item()
+
+
 def confusion_matrix(scores: Tensor, labels: Tensor) -> tuple[tuple[int, ...], ...]:
     """Count images by true class (row) and predicted class (column), from scores (N, classes) and labels (N,) int64.
 

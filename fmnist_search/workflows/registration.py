@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-from torch import Tensor
-
 from fmnist_search.data.files import DataSource
-from fmnist_search.data.images import LabelledImages
-from fmnist_search.data.loading import read_test_set
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import Classifier, Ensemble
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.registry import tags
 from fmnist_search.registry.aliases import decide_alias
-from fmnist_search.registry.champion_rule import ValidationScore, pack_bits
+from fmnist_search.registry.champion_rule import ValidationScore
 from fmnist_search.registry.packaging import log_model
 from fmnist_search.registry.register import (
     UNDECIDED_NOTE,
@@ -31,15 +25,13 @@ from fmnist_search.registry.study_versions import study_versions
 from fmnist_search.registry.verification import digests_to_tag
 from fmnist_search.registry.versions import read_test_result
 from fmnist_search.reporting.model_card import ModelCard, Selection
-from fmnist_search.results.statistics import wilson
 from fmnist_search.results.training import Accuracy
-from fmnist_search.tracking import metric_names
 from fmnist_search.tracking.connection import permission_errors
 from fmnist_search.tracking.run_logger import RunLogger
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.training_artifacts import log_evaluation_plots
-from fmnist_search.training.evaluation import predict_logits
 from fmnist_search.workflows.jobs import JobContext
+from fmnist_search.workflows.testing import TestEvaluation, evaluate_on_test_set, evaluation_tags, log_test_metrics
 
 
 @dataclass(frozen=True)
@@ -137,45 +129,11 @@ def finish_registration(mlflow_store: MlflowStore, study: str, name: str, promot
     return RegisteredVersion(name, str(version.version), decision.alias, decision.reason, tested[0])
 
 
-@dataclass(frozen=True)
-class TestEvaluation:
-    """An evaluation on the test images: the probabilities (N, classes) of each image."""
-
-    probabilities: Tensor
-    images: LabelledImages
-
-    @property
-    def correct(self) -> npt.NDArray[np.bool_]:
-        """Which images (N,) were classified correctly."""
-        correct: npt.NDArray[np.bool_] = (self.probabilities.argmax(1) == self.images.labels).numpy()
-        return correct
-
-    @property
-    def accuracy(self) -> Accuracy:
-        """The share of correctly classified images, with its interval."""
-        return wilson(int(self.correct.sum()), len(self.images))
-
-
-def evaluate_on_test_set(classifier: Classifier | Ensemble, dataset: str, source: DataSource) -> TestEvaluation:
-    """Evaluate a model on the test images in float32 on the CPU, as the exported model computes.
-
-    Raises:
-        UserError: if the test images are missing.
-    """
-    images = read_test_set(dataset, source)
-    return TestEvaluation(predict_logits(classifier.eval(), images.pixels).softmax(1), images)
-
-
 def _log_test_evaluation(
     run: RunLogger, candidate: Candidate, test_evaluation: TestEvaluation, card: str, *, plots: bool
 ) -> None:
     test, correctness = test_evaluation.accuracy, candidate.validation_score.correctness
-    values = {
-        metric_names.TEST_ACCURACY: test.value,
-        metric_names.TEST_ACCURACY_LOW: test.low,
-        metric_names.TEST_ACCURACY_HIGH: test.high,
-    }
-    run.log_metrics(values, only_new=True)  # a promotion that was killed may have logged the same
+    log_test_metrics(run, test)  # a promotion that was killed may have logged the same
     if correctness:
         run.log_text(tags.CORRECTNESS_FILE, correctness.to_json())
     run.log_text(tags.MODEL_CARD_FILE, card)
@@ -208,10 +166,7 @@ def _version_tags(candidate: Candidate, test_evaluation: TestEvaluation) -> dict
         tags.DATASET: candidate.recipes[0].data.dataset,
         tags.MEMBERS: "; ".join(f"{recipe.label} seed {recipe.seed}" for recipe in candidate.recipes),
         **tags.score_tags(candidate.validation_score),
-        tags.TEST_HITS: str(test_evaluation.accuracy.correct),
-        tags.TEST_IMAGE_COUNT: str(test_evaluation.accuracy.images),
-        tags.TEST_EVALUATIONS: "1",
-        tags.TEST_CORRECT: pack_bits(test_evaluation.correct),
+        **evaluation_tags(test_evaluation.accuracy, test_evaluation.correct),
     }
 
 

@@ -28,7 +28,8 @@ class RunOptions:
     `name` replaces the network's label in the run's name; `origins` says where each value of the recipe comes from, by
     dotted name. Weights, epochs and recipe are copied to the folder `output`, whose files are replaced only with
     `overwrite`; TensorBoard's files are written to a subfolder of `tensorboard`. Of several seeds, each has its own
-    subfolder in both. With `plots` false, no figures are rendered.
+    subfolder in both. With `test`, the kept weights of a completed training are evaluated once on the test images.
+    With `plots` false, no figures are rendered.
     """
 
     name: str | None = None
@@ -36,5 +37,6 @@ class RunOptions:
     origins: Mapping[str, str] | None = None
     output: Path | None = None
     overwrite: bool = False
+    test: bool = False
     tensorboard: Path | None = None
     plots: bool = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from fmnist_search.data.images import Images
@@ -13,7 +14,7 @@ from fmnist_search.reporting.model_summary import network_size
 from fmnist_search.reporting.tables import origins_csv
 from fmnist_search.results.champion import completed_accuracies
 from fmnist_search.results.statistics import format_mean_std, mean_and_std
-from fmnist_search.results.training import EpochReport, Stopper, TrialResult, never_stop
+from fmnist_search.results.training import Accuracy, EpochReport, Stopper, TrialResult, never_stop
 from fmnist_search.tracking import metric_names, tag_names
 from fmnist_search.tracking.run_logger import RunLogger
 from fmnist_search.tracking.stored_training import execution_from_environment
@@ -22,6 +23,7 @@ from fmnist_search.training.devices import device_name
 from fmnist_search.training.loop import ProgressCallback
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.settings import RunOptions
+from fmnist_search.workflows.testing import check_test_set
 from fmnist_search.workflows.training_files import check_output, seed_folder, tensorboard_folder
 from fmnist_search.workflows.training_session import open_training_session, resolve_settings
 from fmnist_search.workflows.tuning import precision_warning, tuned
@@ -43,6 +45,11 @@ class SeedResults:
     def accuracies(self) -> tuple[float, ...]:
         """Validation accuracies at the last epoch, of the trainings that completed."""
         return completed_accuracies(self.results)
+
+    @property
+    def tests(self) -> tuple[Accuracy, ...]:
+        """Accuracies on the test images, of the trainings that were evaluated there."""
+        return tuple(result.test.accuracy for result in self.results if result.test)
 
     def __str__(self) -> str:
         return format_mean_std(self.accuracies) if self.accuracies else "no validation accuracy"
@@ -76,6 +83,8 @@ def train(
         workspace, resolved, callback, experiment=run_options.experiment, plots=run_options.plots
     ) as session:
         images = session.load_images(recipe)
+        if run_options.test:
+            check_test_set(recipe.data.dataset, session.source)
         session.context.callback.on_message(_describe(recipe, images, resolved))
         job = session.make_job(f"train {run_options.name or recipe.label}", recipe, images, {}, stopper)
         if run_options.origins:
@@ -125,6 +134,8 @@ def resume(
                 f"schedule.name: {recipe.schedule.name} spanned {checkpoint.recipe.epochs} epochs until now, and spans "
                 f"{recipe.epochs} from here on"
             )
+        if run_options.test:
+            check_test_set(recipe.data.dataset, session.source)
         session.context.callback.on_message(_describe(recipe, images, execution))
         name = f"train {recipe.label}, on from epoch {checkpoint.epochs_done}"
         job = session.make_job(name, recipe, images, {tag_names.RESUMES: run_id}, stopper)
@@ -163,11 +174,14 @@ def train_seeds(
     ):
         if run_options.origins:
             parent.log_text(ORIGINS_FILE, origins_csv(run_options.origins))
+        if run_options.test:
+            check_test_set(recipe.data.dataset, session.source)
         session.context.callback.on_message(_describe(recipe, session.load_images(recipe), resolved))
-        board = run_options.tensorboard
-        board = board and tensorboard_folder(board, f"train {name}", parent.run_key)
+        if board := run_options.tensorboard:
+            board = tensorboard_folder(board, f"train {name}", parent.run_key)
+        options = dataclasses.replace(run_options, tensorboard=board)
         named_recipes = [(f"seed {each.seed} {name}", each) for each in recipes]
-        trained = session.run_several(named_recipes, parent, execution.workers, run_options.output, board)
+        trained = session.run_several(named_recipes, parent, execution.workers, options)
         results, run_ids = zip(*trained, strict=True)
         seed_results = SeedResults(tuple(recipes), results, run_ids, parent.run_key)
         _log_seed_results(parent, seed_results)
@@ -205,6 +219,7 @@ def _log_seed_results(parent: RunLogger, seed_results: SeedResults) -> None:
         "state": [result.state.value for result in results],
         "val_accuracy": [result.value for result in results],
         "best_val_accuracy": [result.best_val_accuracy for result in results],
+        **_test_columns(seed_results),
         "run_id": list(seed_results.run_ids),
     }
     parent.log_table("seeds.json", columns)
@@ -212,6 +227,21 @@ def _log_seed_results(parent: RunLogger, seed_results: SeedResults) -> None:
     if seed_results.accuracies:
         mean, std = mean_and_std(seed_results.accuracies)
         parent.log_metrics({metric_names.SEEDS_VAL_ACCURACY_MEAN: mean, metric_names.SEEDS_VAL_ACCURACY_STD: std})
+    if seed_results.tests:
+        mean, std = mean_and_std([test.value for test in seed_results.tests])
+        parent.log_metrics({metric_names.SEEDS_TEST_ACCURACY_MEAN: mean, metric_names.SEEDS_TEST_ACCURACY_STD: std})
+        mean, std = mean_and_std([test.loss or 0.0 for test in seed_results.tests])
+        parent.log_metrics({metric_names.SEEDS_TEST_LOSS_MEAN: mean, metric_names.SEEDS_TEST_LOSS_STD: std})
+
+
+def _test_columns(seed_results: SeedResults) -> dict[str, list[object]]:
+    if not seed_results.tests:
+        return {}
+    tests = [result.test.accuracy if result.test else None for result in seed_results.results]
+    return {
+        "test_accuracy": [test and test.value for test in tests],
+        "test_loss": [test and test.loss for test in tests],
+    }
 
 
 def _too_few_epochs(recipe: Recipe, checkpoint: Checkpoint, run_id: str) -> UserError:

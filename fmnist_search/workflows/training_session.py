@@ -41,6 +41,7 @@ from fmnist_search.workflows.interruption import interrupt_on_signals
 from fmnist_search.workflows.jobs import JobContext, Requeue, RetryingJob, TrackedJob, not_started, run_jobs
 from fmnist_search.workflows.sending import open_sender
 from fmnist_search.workflows.settings import RunOptions
+from fmnist_search.workflows.testing import record_test
 from fmnist_search.workflows.training_files import (
     BEST_FILE,
     LAST_FILE,
@@ -53,10 +54,20 @@ from fmnist_search.workspace import Workspace, check_name
 
 
 class SeedJob(RetryingJob):
-    """One of several trainings, whose weights become artifacts of its run, and are copied to the folder `output`."""
+    """One of several trainings, whose weights become artifacts of its run, and are copied to the folder `output`.
 
-    def __init__(self, *arguments: Any, output: Path | None = None, tensorboard: Path | None = None):
+    With `test_source`, its weights are evaluated on the test images from there.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        output: Path | None = None,
+        tensorboard: Path | None = None,
+        test_source: DataSource | None = None,
+    ):
         super().__init__(*arguments)
+        self._test_source = test_source
         self._output = output
         self._writer = TensorBoardWriter(tensorboard, self.recipe, self.images.classes) if tensorboard else None
 
@@ -74,6 +85,10 @@ class SeedJob(RetryingJob):
         if result.state is TrialState.COMPLETED and result.weights and result.last_weights:
             files = artifact_files({BEST_FILE: result.weights, LAST_FILE: result.last_weights}, result)
             store_files(files, self.run, self.recipe, self._output)
+            if self._test_source and self.result:
+                plots = self._context.plots
+                test = record_test(self.run, self.recipe, result.weights, self._test_source, plots=plots)
+                self.result = dataclasses.replace(self.result, test=test)
 
 
 @dataclass
@@ -119,6 +134,9 @@ class TrainingSession:
         if state:
             weights = {BEST_FILE: state["weights"], LAST_FILE: state["training"]["averaged"]}
             store_files(artifact_files(weights, result), job.run, job.recipe, run_options.output)
+            if run_options.test and result.state is TrialState.COMPLETED:
+                test = record_test(job.run, job.recipe, weights[BEST_FILE], self.source, plots=self.context.plots)
+                result = dataclasses.replace(result, test=test)
             if self.context.plots:
                 values = (job.name, job.recipe, result.epochs, weights[LAST_FILE], job.images)
                 self.context.sender.run_when_idle(partial(log_training_plots, job.run, *values))
@@ -148,12 +166,11 @@ class TrainingSession:
         named_recipes: Sequence[tuple[str, Recipe]],
         parent: RunLogger,
         workers: int | str = "auto",
-        output: Path | None = None,
-        tensorboard: Path | None = None,
+        run_options: RunOptions = RunOptions(),
     ) -> list[tuple[TrialResult, str | None]]:
         """Run recipes, each in a run below `parent`; return results and run ids in the given order.
 
-        `output` and `tensorboard` are folders for a subfolder of each training, by its seed.
+        The folders of `run_options` get a subfolder of each training, by its seed.
         """
         count, remark = worker_count(workers, self.execution)
         if remark:
@@ -166,10 +183,11 @@ class TrainingSession:
             run = TrainingRunLogger.start(self.context.sender, name, recipe, parameters, tags, parent)
             folders = {
                 key: parent_folder / seed_folder(recipe)
-                for key, parent_folder in (("output", output), ("tensorboard", tensorboard))
+                for key, parent_folder in (("output", run_options.output), ("tensorboard", run_options.tensorboard))
                 if parent_folder
             }
-            return SeedJob(name, recipe, images[recipe.data], run, self.context, requeue, **folders)
+            source = self.source if run_options.test else None
+            return SeedJob(name, recipe, images[recipe.data], run, self.context, requeue, test_source=source, **folders)
 
         with make_backend(self.execution, min(count, len(named_recipes))) as backend:
             jobs = run_jobs(named_recipes, backend, self.context, make_job)

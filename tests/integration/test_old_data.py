@@ -34,7 +34,7 @@ ALONE = ("search-continued", "train-resume", "sync")
 """Commands that have a test of their own below."""
 ADDED_TAGS = {"process", "recipe_sha256", "device_name", "session"}
 """Tags of runs that the program did not write yet when it wrote the golden copies."""
-ADDED_METRICS = {"model/mult_adds", "time/seconds_per_epoch"}
+ADDED_METRICS = {"model/mult_adds", "time/seconds_per_epoch", "test/loss"}
 """Metrics of runs that the program did not write then."""
 SLOW = ("export", "promote", "sweep-lr", "train-seeds")
 CHANGING = [
@@ -113,6 +113,7 @@ ADDED_KEYS = {
     "seconds_per_epoch",
     "refused",
     "selected",
+    "loss",
 }
 """What the output and the attributes of trials have besides what they had then."""
 
@@ -121,7 +122,8 @@ def differences(before: Any, now: Any, where: str = "", *, numbers: bool = True)
     """Return where two values of JSON differ, key by key.
 
     Floats may differ in the last digits of float32. Without `numbers` only keys, lengths and types are compared. A
-    recipe may have new hyperparameters, and a table the keys `ADDED_KEYS`.
+    recipe may have new hyperparameters, and a table the keys `ADDED_KEYS`. A value that a recipe file gives was listed
+    as a default if it equalled it, and is listed as the file's now.
     """
     if isinstance(before, dict) and isinstance(now, dict):
         added = now.keys() - before.keys() if where.endswith(".recipe") else ADDED_KEYS - before.keys()
@@ -139,6 +141,8 @@ def differences(before: Any, now: Any, where: str = "", *, numbers: bool = True)
         return []
     if isinstance(before, float) and isinstance(now, float):
         is_same = math.isclose(before, now, rel_tol=1e-5, abs_tol=1e-6)
+    elif where.endswith(".origin") and before == "default":
+        is_same = isinstance(now, str)
     else:
         is_same = type(before) is type(now) and before == now
     return [] if is_same else [f"{where}: {before!r} became {now!r}"]

@@ -19,7 +19,7 @@ PACKAGE = Path(fmnist_search.__file__).parent
 TEST_SET_READERS = {
     "data.__init__",
     "data.loading",
-    "workflows.registration",
+    "workflows.testing",
     "cli.models",
     "cli.predict",
 }

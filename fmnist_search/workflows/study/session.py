@@ -144,10 +144,10 @@ class Session:
             return None
         champion = self._make_promotion(settings, self.mlflow_store).run(leaders)
         if champion:
-            test, confirmed = champion.test.value, champion.confirmed_score.mean
-            self.study_run.log_metrics(
-                {metric_names.TEST_ACCURACY: test, metric_names.CONFIRMED_VAL_ACCURACY: confirmed}
-            )
+            test, confirmed = champion.test, champion.confirmed_score.mean
+            values = {metric_names.TEST_ACCURACY: test.value, metric_names.CONFIRMED_VAL_ACCURACY: confirmed}
+            loss = {} if test.loss is None else {metric_names.TEST_LOSS: test.loss}
+            self.study_run.log_metrics(values | loss)
         return champion
 
     def _make_promotion(self, settings: Finalists, mlflow_store: MlflowStore) -> Promotion:

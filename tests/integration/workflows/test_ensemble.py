@@ -150,6 +150,7 @@ def test_a_registered_ensemble_is_one_model_and_a_second_one_is_compared_with_it
     assert (registered["model"], registered["version"], registered["alias"]) == ("team", "1", "champion")
     again = study.run("evaluate", "models:/team@champion", "--again", "--json").json
     assert (again["hits"], again["evaluations"]) == (registered["test"]["hits"], 2)
+    assert again["loss"] == pytest.approx(registered["test"]["loss"], abs=1e-4)
     mean, _ = expected_probabilities(study, source)
     recipe = read_recipe(study.folder / "recipe.toml")
     model = load_model("models:/team/1", study.tracking_uri)
@@ -166,6 +167,7 @@ def test_a_registered_ensemble_is_one_model_and_a_second_one_is_compared_with_it
     assert hits.accuracies == (found["accuracy"],)
     metrics = study.client.get_run(found["run_id"]).data.metrics
     assert metrics["test/accuracy"] == registered["test"]["accuracy"]
+    assert metrics["test/loss"] == pytest.approx(registered["test"]["loss"], abs=1e-4)
 
     outcome = study.run("ensemble", *study.training_run_ids, "--register", "--model-name", "team")
     assert outcome.exit_code == 0, outcome.stderr

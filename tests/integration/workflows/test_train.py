@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import signal
 import time
@@ -15,9 +16,12 @@ import torch
 from mlflow import MlflowClient
 
 from fmnist_search.config.toml_files import read_recipe
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.loading import read_test_set
 from fmnist_search.recipe.execution import ExecutionSettings
 from fmnist_search.results.training import EpochReport
 from fmnist_search.training.checkpoint import classifier_from_weights
+from fmnist_search.training.evaluation import evaluate
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.single_training import train_seeds
 from fmnist_search.workspace import Workspace
@@ -381,6 +385,51 @@ def test_a_training_that_cannot_be_resumed_gives_one_line(command: RunCommand, t
     resumed = command("train", "--resume", first, "--epochs", 3)
     assert resumed.exit_code == 0, resumed.stderr
     assert "schedule.name: cosine spanned 2 epochs until now, and spans 3 from here on" in resumed.stderr.splitlines()
+
+
+# ------------------------------------------------------------------------------------------ test images
+
+
+def test_the_kept_weights_are_tested_once_at_the_end(
+    command: RunCommand, tmp_path: Path, recipe: Path, source: DataSource
+) -> None:
+    train = ["train", "recipe.toml", "--threads", 1, "--test"]
+    found = command(*train, "--output", "out", "--json").json
+    images = read_test_set("fashion-mnist", source)
+    classifier = classifier_from_weights(
+        read_recipe(recipe), torch.load(tmp_path / "out" / "weights.pt", weights_only=True)
+    )
+    expected = evaluate(classifier, images)
+    assert found["test"]["accuracy"] == pytest.approx(expected.accuracy, abs=2e-4)
+    assert found["test"]["loss"] == pytest.approx(expected.loss, abs=1e-4)
+    assert sum(map(sum, found["test"]["confusion"])) == found["test"]["images"] == 10_000
+    client = make_client(tmp_path)
+    logged = client.get_run(found["run_id"]).data
+    assert (logged.metrics["test/accuracy"], logged.metrics["test/loss"]) == (
+        found["test"]["accuracy"],
+        found["test"]["loss"],
+    )
+    assert (logged.tags["test_evaluations"], logged.tags["test_hits"]) == ("1", str(found["test"]["hits"]))
+    matrix = json.loads(read_artifact(client, found["run_id"], "test/confusion_matrix.json"))
+    assert matrix["rows_true_columns_predicted"] == found["test"]["confusion"]
+
+    seeds = command(*train, "--seeds", 2, "--workers", 1, "--json").json
+    assert seeds["runs"][0]["test"] == found["test"]
+    accuracies, losses = ([run["test"][key] for run in seeds["runs"]] for key in ("accuracy", "loss"))
+    assert seeds["test"]["mean"] == pytest.approx(sum(accuracies) / 2)
+    parent = client.get_run(seeds["run_id"]).data.metrics
+    assert parent["seeds/test_loss_mean"] == seeds["test"]["loss_mean"] == pytest.approx(sum(losses) / 2)
+    assert parent["seeds/test_accuracy_deviation"] == seeds["test"]["deviation"] > 0
+
+
+def test_the_test_of_a_training_is_printed_for_each_class(command: RunCommand, recipe: Path) -> None:
+    outcome = command("train", "recipe.toml", "--test", "--epochs", 1, "--threads", 1)
+    assert outcome.exit_code == 0, outcome.stderr
+    head, *rows, last = outcome.stdout.splitlines()
+    assert head.split() == ["class", "images", "recall", "precision", "most", "mistakes"]
+    assert len(rows) == 10
+    assert rows[0].split()[:2] == ["T-shirt/top", "1000"]
+    assert re.search(r"on validation, \d+\.\d\d% on the test images \(loss \d\.\d{4}\); run ", last)
 
 
 # ---------------------------------------------------------------------------------------- several seeds

@@ -25,7 +25,6 @@ from fmnist_search.results.training import Decision, TrialResult, TrialState, ne
 from fmnist_search.search.suggest import trial_seed
 from fmnist_search.training.evaluation import evaluate
 from fmnist_search.training.trial import run_trial
-from fmnist_search.workflows.registration import evaluate_on_test_set
 from fmnist_search.workflows.study.finalists import (
     assign,
     confirmation_seeds,
@@ -33,6 +32,7 @@ from fmnist_search.workflows.study.finalists import (
     select_model,
     selection_key,
 )
+from fmnist_search.workflows.testing import evaluate_on_test_set
 
 DATA_CONFIG = Data(train_images=500, validation=500)
 TINY_RECIPE = Recipe(data=DATA_CONFIG, epochs=1).replace(

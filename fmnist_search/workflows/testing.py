@@ -1,0 +1,114 @@
+"""Evaluations on the test images, and their records. Each is one look at the test images, and counted as such."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from fmnist_search.data.files import DataSource
+from fmnist_search.data.images import LabelledImages
+from fmnist_search.data.loading import read_test_set
+from fmnist_search.models.classifier import Classifier, Ensemble
+from fmnist_search.recipe.datasets import get_dataset
+from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.registry import tags
+from fmnist_search.registry.champion_rule import pack_bits
+from fmnist_search.reporting.tables import class_scores_csv
+from fmnist_search.results.statistics import wilson
+from fmnist_search.results.training import Accuracy, TestResult
+from fmnist_search.tracking import metric_names
+from fmnist_search.tracking.run_logger import RunLogger
+from fmnist_search.tracking.training_artifacts import log_evaluation_plots
+from fmnist_search.training.checkpoint import classifier_from_weights
+from fmnist_search.training.evaluation import confusion_matrix, mean_cross_entropy, predict_logits
+
+
+@dataclass(frozen=True)
+class TestEvaluation:
+    """An evaluation on the test images: the probabilities (N, classes) of each image."""
+
+    __test__ = False  # not a class of tests, though pytest would take it for one by its name
+
+    probabilities: Tensor
+    images: LabelledImages
+
+    @property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """Which images (N,) were classified correctly."""
+        correct: npt.NDArray[np.bool_] = (self.probabilities.argmax(1) == self.images.labels).numpy()
+        return correct
+
+    @property
+    def accuracy(self) -> Accuracy:
+        """The share of correctly classified images with its interval, and the loss."""
+        loss = mean_cross_entropy(self.probabilities, self.images.labels)
+        return wilson(int(self.correct.sum()), len(self.images), loss)
+
+
+def evaluate_on_test_set(classifier: Classifier | Ensemble, dataset: str, source: DataSource) -> TestEvaluation:
+    """Evaluate a model on the test images in float32 on the CPU, as the exported model computes.
+
+    Raises:
+        UserError: if the test images are missing.
+    """
+    images = read_test_set(dataset, source)
+    return TestEvaluation(predict_logits(classifier.eval(), images.pixels).softmax(1), images)
+
+
+def check_test_set(dataset: str, source: DataSource) -> None:
+    """Check that the test images are there, before anything is trained for them.
+
+    Raises:
+        UserError: if they are missing.
+    """
+    read_test_set(dataset, source)
+
+
+def record_test(
+    run: RunLogger, recipe: Recipe, weights: Mapping[str, Tensor], source: DataSource, *, plots: bool
+) -> TestResult:
+    """Evaluate the weights of a training on the test images, and record that in its run.
+
+    Raises:
+        UserError: if the test images are missing.
+    """
+    evaluation = evaluate_on_test_set(classifier_from_weights(recipe, weights), recipe.data.dataset, source)
+    classes = get_dataset(recipe.data.dataset).classes
+    confusion = confusion_matrix(evaluation.probabilities, evaluation.images.labels)
+    result = TestResult(evaluation.accuracy, classes, confusion)
+    log_test_metrics(run, result.accuracy)
+    run.set_tags(evaluation_tags(result.accuracy, evaluation.correct))
+    run.log_text("test/class_scores.csv", class_scores_csv(result.confusion, classes))
+    if plots:
+        title = f"{recipe.label}: {result.accuracy.value:.2%} of {result.accuracy.images:,} test images"
+        log_evaluation_plots(run, evaluation.probabilities, evaluation.images, classes, "test", title)
+    else:
+        matrix = {"classes": list(classes), "rows_true_columns_predicted": result.confusion}
+        run.log_text("test/confusion_matrix.json", json.dumps(matrix))
+    return result
+
+
+def log_test_metrics(run: RunLogger, test: Accuracy) -> None:
+    """Log accuracy, its interval and loss on the test images, unless the run has them."""
+    values = {
+        metric_names.TEST_ACCURACY: test.value,
+        metric_names.TEST_ACCURACY_LOW: test.low,
+        metric_names.TEST_ACCURACY_HIGH: test.high,
+    }
+    run.log_metrics(values | ({metric_names.TEST_LOSS: test.loss} if test.loss is not None else {}), only_new=True)
+
+
+def evaluation_tags(test: Accuracy, correct: npt.NDArray[np.bool_]) -> dict[str, str]:
+    """Return the tags of a version or a run that record its first evaluation on the test images."""
+    return {
+        tags.TEST_HITS: str(test.correct),
+        tags.TEST_IMAGE_COUNT: str(test.images),
+        **({tags.TEST_LOSS: repr(test.loss)} if test.loss is not None else {}),
+        tags.TEST_EVALUATIONS: "1",
+        tags.TEST_CORRECT: pack_bits(correct),
+    }
