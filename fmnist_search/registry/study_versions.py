@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from mlflow.utils import get_results_from_paginated_fn
 from fmnist_search.registry import tags
 from fmnist_search.registry.promoters import promoter_is_dead
 from fmnist_search.registry.register import is_undecided
+from fmnist_search.registry.versions import all_versions
 
 PAGE_SIZE = 1_000
 
@@ -42,6 +44,18 @@ class StudyVersion:
     def promotion(self) -> str | None:
         """The key of its promotion; None if an earlier version of this program has registered it."""
         return self.tags.get(tags.PROMOTION)
+
+
+def used_seeds(client: MlflowClient, study: str, model: str) -> set[int]:
+    """Return the seeds that confirmed the versions of a study and those of a model, as far as their tags tell.
+
+    Earlier versions of this program stored only the seeds of a version's members.
+    """
+    stored = [version.tags for version in study_versions(client, study)]
+    stored += [version.tags for version in all_versions(client, model).values()]
+    lists = [version_tags.get(tags.SEEDS) or version_tags.get(tags.MEMBERS, "") for version_tags in stored]
+    texts = [text for entries in lists for text in re.split("[,;]", entries)]
+    return {int(number[0]) for text in texts if (number := re.search("[0-9]+$", text.strip()))}
 
 
 def study_versions(client: MlflowClient, study: str) -> list[StudyVersion]:

@@ -24,6 +24,8 @@ PREVIOUS_CHAMPION, PREVIOUS_VERSIONS = "champion_before", "versions_before"
 """The champion, and the number of the last version, when a version was registered while no other was undecided."""
 
 STUDY, TRIAL, ENSEMBLE, NETWORK, DATASET, MEMBERS = "study", "trial", "ensemble", "network", "dataset", "members"
+SEEDS = "seeds"
+"""The seeds of the trainings that confirmed a version, separated by commas."""
 MEMBER_RUNS = "member_runs"
 """The ids of the runs that an ensemble consists of, separated by commas."""
 SELECTED_ON_VALIDATION = "flattered"

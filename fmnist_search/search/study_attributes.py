@@ -130,6 +130,15 @@ class StudyAttributes:
         stored = self._study.user_attrs.get("champion", {})
         return str(stored["fingerprint"]) if "deleted" in stored else None
 
+    @property
+    def searched_selection(self) -> str | None:
+        """The selection key of the last promotion by a search; a promotion on request does not change it."""
+        return self._study.user_attrs.get("searched_selection")
+
+    @searched_selection.setter
+    def searched_selection(self, key: str) -> None:
+        self._study.set_user_attr("searched_selection", key)
+
     def mark_champion_deleted(self) -> None:
         """Store that the version of the champion has been deleted in the registry."""
         self._study.set_user_attr("champion", {**self._study.user_attrs["champion"], "deleted": True})

@@ -8,8 +8,9 @@ best ones, becomes the model. Nothing here writes to MLflow: the caller passes `
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -37,9 +38,9 @@ TrainRecipes = Callable[[Sequence[tuple[str, Recipe]]], Sequence[TrialResult]]
 class SelectedModel:
     """The selected model: its confirmed score, and the classifier with its members' recipes.
 
-    `correctness` records which validation images the confirming trainings classified correctly, never a refit's;
-    `candidates` are the scores of all finalists, the best mean first. The confirmed score of an ensemble is that of the
-    ensemble itself.
+    `seeds` are those of the confirming trainings, and `correctness` records which validation images these classified
+    correctly, never a refit's; `candidates` are the scores of all finalists, the best mean first. The confirmed score
+    of an ensemble is that of the ensemble itself.
     """
 
     confirmed: ConfirmedScore
@@ -47,6 +48,7 @@ class SelectedModel:
     classifier: Classifier | Ensemble
     correctness: CorrectnessRecord
     candidates: tuple[ConfirmedScore, ...]
+    seeds: tuple[int, ...]
 
     @property
     def recipe(self) -> Recipe:
@@ -74,17 +76,23 @@ class Assignment(NamedTuple):
 
 
 def select_model(
-    leaders: Sequence[TrialRecord], settings: Finalists, seed: int, train: TrainRecipes, images: Images
+    leaders: Sequence[TrialRecord],
+    settings: Finalists,
+    seed: int,
+    train: TrainRecipes,
+    images: Images,
+    used_seeds: Collection[int] = (),
 ) -> SelectedModel | None:
     """Confirm the leaders, and return the model of the best mean or the ensemble of the best; None if interrupted.
 
-    `images` are those of the study: every finalist holds the same images back for validation.
+    `images` are those of the study: every finalist holds the same images back for validation. `used_seeds` are seeds
+    that earlier promotions have used.
 
     Raises:
         UserError: if there are too few recipes for the ensemble, or too few of their trainings complete.
     """
     _check_ensemble_size(settings, len(leaders), exit_code=2)
-    seeds = confirmation_seeds(seed, settings.seeds)
+    seeds = confirmation_seeds(seed, settings.seeds, used_seeds)
     finalists = _confirm(leaders, settings, seeds, train)
     if finalists is None:
         return None
@@ -107,7 +115,7 @@ def select_model(
     if settings.ensemble:
         confirmed = ConfirmedScore(confirmed.trial, confirmed.recipe, correctness.accuracies)
     candidates = tuple(finalist.score for finalist in ranked)
-    return SelectedModel(confirmed, tuple(recipes), _combine(classifiers), correctness, candidates)
+    return SelectedModel(confirmed, tuple(recipes), _combine(classifiers), correctness, candidates, tuple(seeds))
 
 
 def _confirm(
@@ -215,10 +223,11 @@ def finalist_recipe(recipe: Recipe, settings: Finalists) -> Recipe:
     return recipe.replace(changes)
 
 
-def confirmation_seeds(study_seed: int, count: int) -> list[int]:
-    """Return seeds that no trial of the study has used, the same for every finalist."""
-    digests = [hashlib.sha256(f"finalist/{study_seed}/{number}".encode()).digest() for number in range(count)]
-    return [int.from_bytes(digest[:4], "big") >> 1 for digest in digests]
+def confirmation_seeds(study_seed: int, count: int, used: Collection[int] = ()) -> list[int]:
+    """Return seeds that no trial of the study has used, nor any in `used`; they are the same for every finalist."""
+    digests = (hashlib.sha256(f"finalist/{study_seed}/{number}".encode()).digest() for number in itertools.count())
+    seeds = (int.from_bytes(digest[:4], "big") >> 1 for digest in digests)
+    return list(itertools.islice((seed for seed in seeds if seed not in used), count))
 
 
 def selection_key(leaders: Sequence[TrialRecord], settings: Finalists) -> str:

@@ -16,6 +16,7 @@ from fmnist_search.recipe.groups import Data
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.registry import tags as version_tags
 from fmnist_search.registry.champion_rule import ValidationScore
+from fmnist_search.registry.study_versions import used_seeds
 from fmnist_search.reporting.model_card import selection_from_study
 from fmnist_search.results.champion import Champion, SelectedRecipe
 from fmnist_search.results.study import TrialRecord
@@ -97,7 +98,8 @@ class Promotion:
         )
         self._images_by_data[leaders[0].recipe.data] = self.images
         seed = self.study_store.config.seed
-        model = select_model(leaders, self.settings, seed, self._train, self.images)
+        used = used_seeds(self.mlflow_store.client, self.study, self.settings.model_name)
+        model = select_model(leaders, self.settings, seed, self._train, self.images, used)
         if model is None or self.context.interruption.is_requested:
             return None
         run = next(job.run for job in self._jobs if job.recipe == model.recipe)
@@ -134,6 +136,7 @@ class Promotion:
                 version_tags.STUDY: self.study,
                 version_tags.TRIAL: str(confirmed.trial),
                 version_tags.PROMOTION: promotion,
+                version_tags.SEEDS: ", ".join(map(str, selected.seeds)),
                 version_tags.ENSEMBLE: str(self.settings.ensemble),
             },
         )

@@ -122,8 +122,8 @@ class Session:
 
         Return None if interrupted or if there is none.
 
-        The champion that was selected from the same finalists before is returned at once, unless `force`; None, with a
-        message, if its version has been deleted in the registry.
+        If a search has promoted the same finalists before, the study's champion is returned at once, unless `force`;
+        None, with a message, if its version has been deleted in the registry.
         """
         leaders = _distinct_recipes(candidates)[: settings.recipes]
         if not leaders or self.mlflow_store is None:
@@ -133,8 +133,8 @@ class Session:
         if stored and not has_version(self.mlflow_store.client, stored[1].model, stored[1].version):
             self.study_store.mark_champion_deleted()
             stored = None
-        if stored and stored[0] == key and not force:
-            return stored[1]
+        if stored and key in (stored[0], self.study_store.searched_selection) and not force:
+            return stored[1]  # perhaps of a trial that the user chose after the search had promoted its best
         if self.study_store.deleted_champion_key == key and not force:
             name = self.study_store.config.name
             self.context.callback.on_message(
@@ -144,6 +144,8 @@ class Session:
             return None
         champion = self._make_promotion(settings, self.mlflow_store).run(leaders)
         if champion:
+            if not force:
+                self.study_store.searched_selection = key
             test, confirmed = champion.test, champion.confirmed_score.mean
             values = {metric_names.TEST_ACCURACY: test.value, metric_names.CONFIRMED_VAL_ACCURACY: confirmed}
             loss = {} if test.loss is None else {metric_names.TEST_LOSS: test.loss}

@@ -54,11 +54,30 @@ def test_a_version_whose_promotion_was_killed_is_used(finished: FinishedStudy, i
 
 
 @pytest.mark.slow
-def test_a_promotion_that_has_ended_is_repeated_on_request(finished: FinishedStudy) -> None:
+def test_a_promotion_that_has_ended_is_repeated_on_request_from_fresh_seeds(finished: FinishedStudy) -> None:
     assert finished.run("promote", "tiny").exit_code == 0
     first, second = versions(finished)
+    assert not set(first.tags["seeds"].split(", ")) & set(second.tags["seeds"].split(", "))
     assert first.tags["promotion"] != second.tags["promotion"]
     assert first.tags["promotion"].partition("@")[0] == second.tags["promotion"].partition("@")[0]
+
+
+@pytest.mark.slow
+def test_a_search_keeps_the_model_of_a_trial_that_the_user_promoted(finished: FinishedStudy) -> None:
+    number = finished.run("leaderboard", "tiny", "--json").json[-1]["number"]
+    promoted = finished.run("promote", "tiny", "--trial", number, "--seeds", 1, "--epochs", 1)
+    assert promoted.exit_code == 0, promoted.stderr
+    count = len(versions(finished))
+    assert finished.run("search", "tiny.toml").exit_code == 0
+    assert len(versions(finished)) == count
+    found = finished.run("status", "tiny", "--json").json
+    assert (found["selected"]["confirmed"]["trial"], found["selected"]["version"]) == (number, str(count))
+    # One epoch is worse than the two of the champion.
+    assert (found["selected"]["alias"], found["champion"]) == ("challenger", None)
+    lines = finished.run("status", "tiny").stdout.splitlines()
+    assert any(line.startswith(f"confirmed: trial {number} (") for line in lines)
+    assert any(line.startswith(f"registered: models:/{MODEL}/{count}, challenger when") for line in lines)
+    assert not any(line.startswith("champion:") for line in lines)
 
 
 def finalist_runs(study: FinishedStudy, epochs: int) -> list[Run]:
