@@ -50,6 +50,7 @@ def ensemble_to_dict(result: EnsembleResult) -> Json:
                 "name": member.run.name,
                 "accuracy": member.evaluation.accuracy,
                 "loss": member.evaluation.loss,
+                **({"test": accuracy_to_dict(member.test)} if member.test else {}),
             }
             for member in result.members
         ],

@@ -169,10 +169,15 @@ def _print_ensemble(result: EnsembleResult, as_json: bool) -> None:
     if as_json:
         output.print_json(ensemble_to_dict(result))
         return
-    rows = [(member.run.name, member.run.run_id, member.evaluation) for member in result.members]
-    rows.append(("ensemble", result.run_id, evaluation))
-    body = [[name, run_id, f"{each.accuracy:.2%}", f"{each.loss:.4f}"] for name, run_id, each in rows]
-    output.print_table(output.make_table(["", "run", "val_accuracy", "val_loss"], body))
+    rows = [(member.run.name, member.run.run_id, member.evaluation, member.test) for member in result.members]
+    rows.append(("ensemble", result.run_id, evaluation, registered.test if registered else None))
+    body = [
+        [name, run_id, f"{each.accuracy:.2%}", f"{each.loss:.4f}"]
+        + ([] if test is None else [f"{test.value:.2%}", f"{test.loss:.4f}"])
+        for name, run_id, each, test in rows
+    ]
+    columns = ["", "run", "val_accuracy", "val_loss", *(["test_accuracy", "test_loss"] if registered else [])]
+    output.print_table(output.make_table(columns, body))
     gain = evaluation.accuracy - max(member.evaluation.accuracy for member in result.members)
     line = (
         f"{evaluation.accuracy:.2%} on {result.validation_images:,} validation images, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from fmnist_search.models.classifier import Classifier, Ensemble, average_probab
 from fmnist_search.registry import tags as version_tags
 from fmnist_search.registry.champion_rule import CorrectnessRecord, ValidationScore
 from fmnist_search.reporting.model_card import Selection, selection_from_runs
-from fmnist_search.results.training import TrialState
+from fmnist_search.results.training import Accuracy, TrialState
 from fmnist_search.tracking import metric_names, tag_names
 from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.run_logger import RunLogger
@@ -34,18 +35,24 @@ from fmnist_search.workflows.jobs import JobContext
 from fmnist_search.workflows.lookup import load_run_classifier
 from fmnist_search.workflows.registration import Candidate, RegisteredVersion, prepare_name, register
 from fmnist_search.workflows.sending import open_sender
+from fmnist_search.workflows.testing import evaluate_on_test_set
 from fmnist_search.workspace import Workspace
 
+MEMBERS_FILE = "members.json"
 SPLIT_KEYS = ("data.validation", "data.seed")
 """The values of a recipe that determine which images of a dataset are held back."""
 
 
 @dataclass(frozen=True)
 class EnsembleMember:
-    """A run in an ensemble, and the evaluation of its stored weights alone on the validation images."""
+    """A run in an ensemble, and the evaluation of its stored weights alone on the validation images.
+
+    `test` is that on the test images; None if the ensemble was not evaluated there.
+    """
 
     run: TrainedRun
     evaluation: Evaluation
+    test: Accuracy | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,8 @@ def build_ensemble(
                 if should_register:
                     command = shlex.join(["fmnist-search", "ensemble", *run_ids, "--register", "--model-name", name])
                     registered = register(store, name, _candidate(members), run, context, source, command)
+                    members = _test_members(members, source)
+                    run.log_table(MEMBERS_FILE, _member_columns(members.members))
             context.flush()
     return EnsembleResult(members.members, members.evaluation, len(members.images.validation), run.run_key, registered)
 
@@ -203,17 +212,34 @@ def _log_ensemble(run: RunLogger, ensemble: _Members, *, plots: bool) -> None:
         }
     )
     run.log_dataset(images, vars(runs[0].recipe.data))
-    columns: dict[str, Sequence[object]] = {
-        "run": [trained.run_id for trained in runs],
-        "name": [trained.name for trained in runs],
-        "val_accuracy": [member.evaluation.accuracy for member in ensemble.members],
-        "val_loss": [member.evaluation.loss for member in ensemble.members],
-    }
-    run.log_table("members.json", columns)
+    run.log_table(MEMBERS_FILE, _member_columns(ensemble.members))
     title = f"{ensemble.name}: {accuracy:.2%} on validation"
     run.set_note(f"# {title}\n\n{ensemble.selection.description}\n")
     if plots:
         log_evaluation_plots(run, ensemble.logits.softmax(1), images.validation, images.classes, "val", title)
+
+
+def _test_members(ensemble: _Members, source: DataSource) -> _Members:
+    """Evaluate each member alone on the test images. Only the run of the ensemble records it: trials have no test."""
+    members = tuple(
+        dataclasses.replace(
+            member, test=evaluate_on_test_set(classifier, member.run.recipe.data.dataset, source).accuracy
+        )
+        for member, classifier in zip(ensemble.members, ensemble.classifiers, strict=True)
+    )
+    return dataclasses.replace(ensemble, members=members)
+
+
+def _member_columns(members: Sequence[EnsembleMember]) -> dict[str, Sequence[object]]:
+    columns: dict[str, Sequence[object]] = {
+        "run": [member.run.run_id for member in members],
+        "name": [member.run.name for member in members],
+        "val_accuracy": [member.evaluation.accuracy for member in members],
+        "val_loss": [member.evaluation.loss for member in members],
+    }
+    if tests := [member.test for member in members if member.test]:
+        columns |= {"test_accuracy": [test.value for test in tests], "test_loss": [test.loss for test in tests]}
+    return columns
 
 
 def _candidate(ensemble: _Members) -> Candidate:

@@ -169,8 +169,16 @@ def test_a_registered_ensemble_is_one_model_and_a_second_one_is_compared_with_it
     assert metrics["test/accuracy"] == registered["test"]["accuracy"]
     assert metrics["test/loss"] == pytest.approx(registered["test"]["loss"], abs=1e-4)
 
+    table = json.loads(read_artifact(study.client, found["run_id"], "members.json"))
+    tests = [member["test"] for member in found["members"]]
+    assert [row[-2:] for row in table["data"]] == [[test["accuracy"], test["loss"]] for test in tests]
+    assert {test["images"] for test in tests} == {10_000}
+
     outcome = study.run("ensemble", *study.training_run_ids, "--register", "--model-name", "team")
     assert outcome.exit_code == 0, outcome.stderr
+    head, *rows, _ = outcome.stdout.splitlines()
+    assert head.split() == ["run", "val_accuracy", "val_loss", "test_accuracy", "test_loss"]
+    assert [row.split()[-2:] for row in rows[:2]] == [[f"{t['accuracy']:.2%}", f"{t['loss']:.4f}"] for t in tests]
     assert "(challenger)" in outcome.stdout
     assert "team version 2 is challenger of version 1" in outcome.stderr
     challenger = study.client.get_model_version_by_alias("team", "challenger")
