@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,14 +42,21 @@ def ui(
     from fmnist_search.tracking.artifact_locations import check_project
     from fmnist_search.tracking.store import MlflowStore
     from fmnist_search.workflows.lookup import latest_run
+    from fmnist_search.workspace import sqlite_path
 
     workspace = make_workspace(tracking_uri, workdir, storage=storage)
     uri = workspace.tracking_uri
+    if not uri.startswith("http"):
+        _check_port(port)
+    database = sqlite_path(uri)
+    is_new = database is not None and not database.exists()
     run_id = latest_run(workspace)
     server = without_credentials(uri) if uri.startswith("http") else f"http://127.0.0.1:{port}"
     stdout.print(MlflowStore(uri, "fmnist-search").runs_page_url(server, run_id))
     if uri.startswith("http"):
         return
+    if is_new:
+        stderr.print(f"{database}: there was no store here, and an empty one was made", markup=False)
     try:
         check_project(uri)
     except UserError as error:  # parameters and metrics can be seen all the same
@@ -62,6 +70,20 @@ def ui(
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     os.environ["PYTHONSAFEPATH"] = "1"  # the server and its processes import nothing from the current folder
     command_settings(context).replace_process(sys.executable, [sys.executable, "-m", "mlflow", "ui", *arguments])
+
+
+def _check_port(port: int) -> None:
+    """Check that no server uses a port of this machine.
+
+    Raises:
+        UserError: if one does.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that has just ended does not count
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(f"--port {port}: cannot be used ({error.strerror}); give another") from None
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""`dashboard`: Optuna Dashboard on the stored studies."""
+"""`dashboard`: Optuna Dashboard on the stored studies; and a port that `ui` cannot use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.workspace import Workspace
-from tests.integration.conftest import RunCommand, run_command
+from tests.integration.conftest import RunCommand, run_command, start_command
 from tests.support.studies import make_study
 
 
@@ -87,3 +87,13 @@ def test_without_the_package_the_command_to_install_it_is_named(
     (line,) = outcome.errors
     assert outcome.exit_code == 2
     assert "`pip install 'fmnist-search[dashboard]'`" in line
+
+
+def test_ui_refuses_a_used_port_before_it_makes_a_store(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with start_command(tmp_path, "ui", "--port", port) as process:
+            stdout, stderr = process.communicate(timeout=120)
+    assert (process.returncode, stdout) == (2, "")
+    assert stderr == f"error: --port {port}: cannot be used (Address already in use); give another\n"
+    assert list(tmp_path.iterdir()) == []
