@@ -2,7 +2,8 @@
 
 Both have the same space, images, epochs and validation images, and the same number of trials or the same time. They are
 run alternately, each in a new folder. Ours runs without finalists. The time in which nothing trained is computed from
-the MLflow store that each leaves.
+the MLflow store that each leaves. With `--default-search`, the same study with the default sampler and pruner takes the
+place of the script.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from benchmarks.machine import device_slug
 from benchmarks.measure import BenchmarkResult, Measurement, make_parser, report_result, run_main
 from benchmarks.ours import data_source
 from benchmarks.tutorial import torchvision_folder
+from fmnist_search.config.pruners import DEFAULT_PRUNER
+from fmnist_search.config.samplers import DEFAULT_SAMPLER
 from fmnist_search.config.study_config import StudyConfig
 
 ROOT = Path(__file__).parents[1]
 QUICK_STUDY = ROOT / "studies" / "quick.toml"
-UNLIMITED_TRIALS, UNLIMITED_MINUTES = 10_000, 100_000
+UNLIMITED_TRIALS, UNLIMITED_EPOCHS, UNLIMITED_MINUTES = 10_000, 1_000_000, 100_000
 DEFAULT_TRIALS = 5
 """Trials by default: both searches, twice each, take about six minutes on two cores."""
 MEMORY_POLL_SECONDS = 0.25
@@ -65,10 +68,11 @@ def main() -> None:
     """Compare wall time, memory and accuracy of a search with those of the typical script."""
     arguments = _parse_arguments()
     device = device_slug("cuda" if torch.cuda.is_available() else "cpu")
-    jobs: dict[str, list[SearchRun]] = {"ours": [], "usual": []}
+    other = "default" if arguments.default_search else "usual"
+    jobs: dict[str, list[SearchRun]] = {"ours": [], other: []}
     with torchvision_folder(data_source(arguments.data_dir)) as images:
         for number in range(arguments.rounds):
-            ways = ("ours", "usual") if number % 2 == 0 else ("usual", "ours")
+            ways = ("ours", other) if number % 2 == 0 else (other, "ours")
             for way in ("ours",) if arguments.alone else ways:
                 config = StudyConfig.load(arguments.study, {**_config_overrides(arguments), "seed": number})
                 jobs[way].append(_run_search(way, config, images, arguments))
@@ -76,16 +80,16 @@ def main() -> None:
         "study": arguments.study.name,
         "images": config.data.training_count,
         "epochs": config.budget.epochs,
-        "usual script": f"{arguments.workers} workers",
+        other: "search" if arguments.default_search else f"script, {arguments.workers} workers",
         "rounds": arguments.rounds,
     }
     result = BenchmarkResult(
         "study",
-        "usual script",
-        tuple(_measurements(jobs["ours"], jobs["usual"], same_time=bool(arguments.seconds))),
+        "default search" if arguments.default_search else "usual script",
+        tuple(_measurements(jobs["ours"], jobs[other], same_time=bool(arguments.seconds))),
         settings,
         device,
-        subject="alone" if arguments.alone else "",
+        subject="alone" if arguments.alone else "default" if arguments.default_search else "",
     )
     report_result(result, arguments)
 
@@ -103,6 +107,9 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2, help="searches of each kind, one seed each")
     parser.add_argument("--workers", type=int, default=0, help="num_workers of the usual script's DataLoader")
     parser.add_argument("--engine", default="plain", choices=("plain", "graph"), help="engine of our trials")
+    parser.add_argument(
+        "--default-search", action="store_true", help="compare with the default sampler and pruner, not with the script"
+    )
     parser.add_argument("--alone", action="store_true", help="only our search, without the script")
     arguments = parser.parse_args()
     if not arguments.trials and not arguments.seconds:
@@ -114,15 +121,19 @@ def _config_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the changes of the study: its budget, and no finalists."""
     minutes = arguments.seconds / 60 if arguments.seconds else UNLIMITED_MINUTES
     changes = {"finalists.recipes": 0, "budget.trials": arguments.trials or UNLIMITED_TRIALS, "budget.minutes": minutes}
+    if StudyConfig.load(arguments.study).budget.total_epochs:
+        changes["budget.total_epochs"] = UNLIMITED_EPOCHS
     return changes | ({"budget.epochs": arguments.epochs} if arguments.epochs else {})
 
 
 def _run_search(implementation: str, config: StudyConfig, images: Path, arguments: argparse.Namespace) -> SearchRun:
     """Run one search in a temporary folder."""
+    if implementation == "default":
+        config = config.model_copy(update={"sampler": DEFAULT_SAMPLER, "pruner": DEFAULT_PRUNER})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "study.toml").write_text(config.to_toml())
-        if implementation == "ours":
+        if implementation != "usual":
             command = ["fmnist_search", "search", "study.toml", "--data-dir", str(images)]
             command += ["--engine", arguments.engine]
         else:

@@ -27,7 +27,7 @@ def record(
     curves: CurvesOption = CURVES_FOLDER / "cpu.jsonl",
     plan: Annotated[
         str,
-        typer.Option(help="What is trained besides random recipes: annealed (cpu.toml) or neighbours (cpu-2.toml)."),
+        typer.Option(help="What is trained besides random recipes: annealed (cpu.toml) or neighbours (the others)."),
     ] = "annealed",
     recipes: Annotated[int, typer.Option(help="Number of random recipes.", min=1)] = 200,
     workers: WorkersOption = 2,
