@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.curves.table import Curve, CurveTable
+from fmnist_search.config.conditional_space import varying_names
 from fmnist_search.config.domain import Choice, Domain, Range
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.recipe.families import FAMILIES
@@ -44,7 +45,8 @@ class RecordedRecipes:
         if clock != "seconds":
             costs = np.ones_like(costs)
         self.epoch_costs = costs / costs[: self.random_count].sum(1).mean()
-        self._domains = self.config.space.domains("cnn")
+        domains, varying = self.config.space.domains("cnn"), varying_names(self.config.space)
+        self._domains = {name: domain for name, domain in domains.items() if name in varying}
         self.features = np.stack([self.feature_vector(values) for values in self.values])
 
     @property
