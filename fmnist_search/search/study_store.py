@@ -46,7 +46,6 @@ from fmnist_search.search.trial_attributes import (
     trial_record,
 )
 from fmnist_search.search.unfinished_trials import FindOutcome, UnfinishedTrials
-from fmnist_search.workspace import sqlite_path
 
 
 class StudyStore(StudyAttributes):
@@ -109,10 +108,12 @@ class StudyStore(StudyAttributes):
             UserError: if `open` would raise it.
         """
         make_study_sampler(config)  # it may need a package that is not installed
-        database = sqlite_path(url)
-        if fresh or (database and not database.exists()):
+        if fresh:
             return None
-        return cls.find_in(open_storage(url), config)
+        try:
+            return cls.find_in(open_storage(url, create=False), config)
+        except NoStorageError:
+            return None
 
     @classmethod
     def find_in(cls, storage: optuna.storages.BaseStorage, config: StudyConfig) -> StudyStore | None:
