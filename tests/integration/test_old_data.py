@@ -142,7 +142,7 @@ def differences(before: Any, now: Any, where: str = "", *, numbers: bool = True)
     if isinstance(before, float) and isinstance(now, float):
         is_same = math.isclose(before, now, rel_tol=1e-5, abs_tol=1e-6)
     elif where.endswith(".origin") and before == "default":
-        is_same = isinstance(now, str)
+        is_same = now == before or str(now).endswith(".toml")  # older versions did not see that a file said the same
     else:
         is_same = type(before) is type(now) and before == now
     return [] if is_same else [f"{where}: {before!r} became {now!r}"]
