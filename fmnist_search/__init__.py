@@ -12,11 +12,11 @@ from fmnist_search.version import VERSION
 if TYPE_CHECKING:
     from fmnist_search.config.study_config import StudyConfig
     from fmnist_search.recipe.recipe import Recipe
-    from fmnist_search.registry.packaging import load_model
     from fmnist_search.results.training import Decision, EpochReport
     from fmnist_search.training.loop import Progress
     from fmnist_search.workflows.single_training import train
     from fmnist_search.workflows.study.api import run_study
+    from fmnist_search.workflows.trained_models import load_model
     from fmnist_search.workspace import Workspace
 
 __all__ = [
@@ -39,7 +39,7 @@ __getattr__, __dir__ = attach(
         "Recipe": "recipe.recipe",
         "StudyConfig": "config.study_config",
         "Workspace": "workspace",
-        "load_model": "registry.packaging",
+        "load_model": "workflows.trained_models",
         "run_study": "workflows.study.api",
         "train": "workflows.single_training",
     },

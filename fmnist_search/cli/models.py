@@ -195,7 +195,11 @@ def _print_ensemble(result: EnsembleResult, as_json: bool) -> None:
 @app.command()
 def evaluate(
     model: Annotated[
-        str | None, typer.Argument(help="MLflow address of the model; by default the champion.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="MLflow address of the model, id of a training's run, or file of weights; by default the champion.",
+            show_default=False,
+        ),
     ] = None,
     other: Annotated[
         str | None, typer.Argument(help="MLflow address of a second model, to compare the two.", show_default=False)
@@ -208,7 +212,7 @@ def evaluate(
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the accuracy of a registered model on the test images, or compare two models.
+    """Show the accuracy of a model on the test images, or compare two registered models.
 
     The same weights are tested once: a stored result is shown, and --again tests anew. Two models are compared image
     by image; a model without stored results per image is tested for it, and its record says so.
@@ -218,23 +222,31 @@ def evaluate(
       fmnist-search evaluate
 
       fmnist-search evaluate models:/fmnist-search@champion models:/fmnist-search@challenger
+
+      fmnist-search evaluate out/weights.pt
     """
     from fmnist_search.cli import output
     from fmnist_search.cli.model_serialization import comparison_to_dict, test_score_to_dict
     from fmnist_search.data.loading import read_test_set
     from fmnist_search.registry import evaluation
     from fmnist_search.registry.packaging import DEFAULT_MODEL
+    from fmnist_search.workflows import trained_models
 
-    client = _connect_client(tracking_uri)
+    client, address = _connect_client(tracking_uri), model or DEFAULT_MODEL
     test = partial(read_test_set, source=image_source(data_dir))
+    if trainings := [each for each in (address, other) if each and trained_models.is_training(each)]:
+        if other is not None:
+            raise UserError(f"evaluate: {trainings[0]!r} is not registered, and only registered models are compared")
+        score = trained_models.evaluate_training(address, make_workspace(tracking_uri, data_dir=data_dir), again=again)
+    elif other is None:
+        score = evaluation.evaluate_model(client, address, test, again=again, trust=trust)
     if other is None:
-        score = evaluation.evaluate_model(client, model or DEFAULT_MODEL, test, again=again, trust=trust)
         if as_json:
             output.print_json(test_score_to_dict(score))
         else:
             output.stdout.print(_format_test_score(score), markup=False)
         return
-    comparison = evaluation.compare_models(client, model or DEFAULT_MODEL, other, test, again=again, trust=trust)
+    comparison = evaluation.compare_models(client, address, other, test, again=again, trust=trust)
     if as_json:
         output.print_json(comparison_to_dict(comparison))
     else:

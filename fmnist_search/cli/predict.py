@@ -42,7 +42,12 @@ def predict(
         str | None,
         typer.Option(help="Test images from index A to B-1, such as 0:25.", metavar="A:B", show_default=False),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="MLflow address of the model; by default the champion.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="MLflow address of the model, id of a training's run, or file of weights; by default the champion."
+        ),
+    ] = None,
     resize: Annotated[bool, typer.Option("--resize", help="Resize images to 28 by 28 pixels.")] = False,
     invert: Annotated[
         bool, typer.Option("--invert", help="Invert images that show a dark item on a light background.")
@@ -73,6 +78,8 @@ def predict(
       fmnist-search predict --test-image 0 --test-image 1
 
       fmnist-search predict --test-images 0:25 --grid first.png
+
+      fmnist-search predict --test-image 0 --model out/weights.pt
     """
     import itertools
 
@@ -175,10 +182,10 @@ def _format_cell(row: dict[str, Any], column: str) -> str:
 
 
 def _load_model(model: str | None, tracking_uri: str | None, *, trust: bool) -> LoadedModel:
-    from fmnist_search.registry.evaluation import load_classifier
     from fmnist_search.registry.packaging import DEFAULT_MODEL
     from fmnist_search.tracking.connection import connect
+    from fmnist_search.workflows.trained_models import load_model
     from fmnist_search.workspace import resolve_tracking_uri as resolve
 
     client = connect(resolve(tracking_uri))
-    return load_classifier(model or DEFAULT_MODEL, client.tracking_uri, trust=trust)
+    return load_model(model or DEFAULT_MODEL, client.tracking_uri, trust=trust)

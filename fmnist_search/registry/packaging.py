@@ -188,6 +188,14 @@ class LoadedModel:
         return classes
 
 
+def model_from_classifier(uri: str, classifier: Classifier, dataset: str) -> LoadedModel:
+    """Return a classifier that is not registered as a model; `uri` stands for it in messages."""
+    module = ProbabilityModel(classifier).eval()
+    metadata = {"dataset": dataset, "classes": list(get_dataset(dataset).classes)}
+    description = Model(signature=_signature(classifier), metadata=metadata)
+    return LoadedModel(uri, description, partial(_compute, module), lambda: module)
+
+
 def dataset_metadata(metadata: Mapping[str, Any] | None) -> tuple[str, tuple[str, ...]]:
     """Return dataset and classes of a model from its metadata; without them, those of the default dataset."""
     match metadata:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -165,11 +166,16 @@ def _read_correctness(client: MlflowClient, version: ModelVersion, score: Valida
 
 def read_test_result(version: ModelVersion) -> tuple[Accuracy, int] | None:
     """Return the test accuracy of a version and how often it was tested; None if it was never tested."""
-    if tags.TEST_HITS not in version.tags:
+    return test_result_from_tags(version.tags)
+
+
+def test_result_from_tags(stored: Mapping[str, str]) -> tuple[Accuracy, int] | None:
+    """Return the test accuracy in the tags of a version or a run, and how often it was tested; None if never."""
+    if tags.TEST_HITS not in stored:
         return None
-    loss = float(version.tags[tags.TEST_LOSS]) if tags.TEST_LOSS in version.tags else None
-    accuracy = wilson(int(version.tags[tags.TEST_HITS]), int(version.tags[tags.TEST_IMAGE_COUNT]), loss)
-    return accuracy, int(version.tags.get(tags.TEST_EVALUATIONS, "1"))
+    loss = float(stored[tags.TEST_LOSS]) if tags.TEST_LOSS in stored else None
+    accuracy = wilson(int(stored[tags.TEST_HITS]), int(stored[tags.TEST_IMAGE_COUNT]), loss)
+    return accuracy, int(stored.get(tags.TEST_EVALUATIONS, "1"))
 
 
 def record_test_evaluation(client: MlflowClient, version: ModelVersion, accuracy: Accuracy) -> int:

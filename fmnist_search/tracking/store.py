@@ -160,6 +160,12 @@ class MlflowStore:
             artifact_uri=str(info.artifact_uri),
         )
 
+    def find_run_with_tag(self, key: str, value: str) -> StoredRun | None:
+        """Return a run of any experiment that has this tag and is not deleted; None if there is none."""
+        experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
+        found = self.client.search_runs(experiments, f"tags.{key} = '{value}'", max_results=1)
+        return self.find_run(found[0].info.run_id) if found else None
+
     def metric_history(self, run_id: str, key: str) -> list[tuple[int, float]]:
         """Return the logged points of a metric as (step, value), in no particular order."""
         return [(point.step, point.value) for point in self.client.get_metric_history(run_id, key)]

@@ -15,6 +15,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from fmnist_search import load_model
 from fmnist_search.config.toml_files import read_recipe
 from fmnist_search.data.files import DataSource
 from fmnist_search.data.loading import read_test_set
@@ -420,6 +421,34 @@ def test_the_kept_weights_are_tested_once_at_the_end(
     parent = client.get_run(seeds["run_id"]).data.metrics
     assert parent["seeds/test_loss_mean"] == seeds["test"]["loss_mean"] == pytest.approx(sum(losses) / 2)
     assert parent["seeds/test_accuracy_deviation"] == seeds["test"]["deviation"] > 0
+
+
+def test_a_training_is_a_model_by_its_run_and_by_its_file(
+    command: RunCommand, tmp_path: Path, recipe: Path, source: DataSource
+) -> None:
+    run_id = command("train", "recipe.toml", "--output", "out", "--json").json["run_id"]
+    weights = tmp_path / "out" / "weights.pt"
+    predictions = [
+        command("predict", "--test-images", "0:50", "--model", address, "--json").json for address in (run_id, weights)
+    ]
+    assert predictions[0] == predictions[1]
+    classes = [row["class"] for row in predictions[0]]
+    model, images = load_model(str(weights)), read_test_set("fashion-mnist", source)
+    assert [model.classes[number] for number in model.predict(images.pixels[:50])] == classes
+
+    client = make_client(tmp_path)
+    first = command("evaluate", weights, "--json").json
+    assert first["accuracy"] == pytest.approx((model.predict(images.pixels) == images.labels.numpy()).mean())
+    assert client.get_run(run_id).data.metrics["test/accuracy"] == first["accuracy"]
+    assert command("evaluate", run_id, "--json").json == {**first, "model": run_id}
+    assert command("evaluate", run_id, "--again", "--json").json["evaluations"] == 2
+
+    (tmp_path / "out" / "recipe.toml").write_text("epochs = 1")
+    assert_single_error(command("evaluate", weights, "--again"), str(weights), "another network")
+    (tmp_path / "out" / "recipe.toml").unlink()
+    assert_single_error(command("predict", "--test-image", 0, "--model", weights), "recipe.toml", "cannot be read")
+    assert_single_error(command("evaluate", "out/none.pt"), "none.pt", "No such file")
+    assert_single_error(command("evaluate", run_id, "models:/fmnist-search/1"), run_id, "not registered")
 
 
 def test_the_test_of_a_training_is_printed_for_each_class(command: RunCommand, recipe: Path) -> None:

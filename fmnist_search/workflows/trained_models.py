@@ -1,0 +1,135 @@
+"""Models that predict: registered ones, those of a training's run, and files of weights, all by one address.
+
+A registered model has an MLflow address, a run its id, and a file of weights its path; the recipe that a training wrote
+lies beside it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from fmnist_search.config.toml_files import recipe_from_toml
+from fmnist_search.data.files import DataSource
+from fmnist_search.errors import UserError
+from fmnist_search.files import content_digest
+from fmnist_search.models.classifier import Classifier
+from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.registry import tags
+from fmnist_search.registry.evaluation import TestScore, load_classifier
+from fmnist_search.registry.packaging import DEFAULT_MODEL, LoadedModel, model_from_classifier
+from fmnist_search.registry.versions import test_result_from_tags
+from fmnist_search.tracking import metric_names, tag_names
+from fmnist_search.tracking.connection import store_errors
+from fmnist_search.tracking.store import MlflowStore
+from fmnist_search.tracking.stored_runs import read_run
+from fmnist_search.tracking.training_run_logger import RECIPE_FILE
+from fmnist_search.training.checkpoint import classifier_from_weights, state_from_bytes
+from fmnist_search.workflows.lookup import load_run_classifier
+from fmnist_search.workflows.testing import evaluate_on_test_set, evaluation_tags
+from fmnist_search.workspace import Workspace
+
+WEIGHTS_SUFFIX = ".pt"
+
+
+def is_training(address: str) -> bool:
+    """Return whether an address is the id of a run or a file of weights, not that of a registered model."""
+    return address.endswith(WEIGHTS_SUFFIX) or re.fullmatch("[0-9a-f]{32}", address) is not None
+
+
+def load_model(
+    uri: str = DEFAULT_MODEL,
+    tracking_uri: str | None = None,
+    *,
+    trust: bool = False,
+    workspace: Workspace | None = None,
+) -> LoadedModel:
+    """Load a model by its address, by default the champion.
+
+    The address is that of a registered model, such as `models:/fmnist-search/1`; the id of the run of a training or a
+    trial; or a file of weights such as `out/weights.pt`, with the `recipe.toml` of its training beside it. Of weights
+    only plain tensors are read. Of registered models only files that this program wrote are loaded: their digests must
+    be those that the version was registered with. With `trust`, MLflow loads any model, also one that is not
+    registered, and runs the code that its files contain or name.
+
+    Raises:
+        UserError: if there is no such model, it is not trusted, or weights are not stored or not those of the recipe.
+    """
+    if not is_training(uri):
+        return load_classifier(uri, tracking_uri, trust=trust)
+    workspace = workspace or Workspace.resolve(tracking_uri=tracking_uri)
+    recipe, classifier = _load_training(uri, workspace)
+    return model_from_classifier(uri, classifier, recipe.data.dataset)
+
+
+def evaluate_training(address: str, workspace: Workspace, *, again: bool = False) -> TestScore:
+    """Return the recorded test accuracy of a training; without a record, or `again`, evaluate it and record that.
+
+    The record is in the training's run. A file of weights whose run is not in the store is evaluated without a record.
+
+    Raises:
+        UserError: if there is no such training, it is a trial of a study, or the test images are missing.
+    """
+    store = MlflowStore(workspace.tracking_uri, "fmnist-search")
+    with store_errors(workspace.tracking_uri):
+        if address.endswith(WEIGHTS_SUFFIX):
+            run = store.find_run_with_tag(tag_names.WEIGHTS_DIGEST, content_digest(_read_file(Path(address))))
+        else:
+            run = store.find_run(address)
+        if run and run.tags.get(tag_names.KIND) == tag_names.TRIAL_RUN:
+            raise UserError(
+                f"evaluate: run {run.run_id!r} is a trial of a study, which the test images must not judge; register "
+                "the best with `fmnist-search promote`, which tests it once"
+            )
+        known = test_result_from_tags(run.tags) if run else None
+        if known and not again:
+            return TestScore(address, *known)
+        recipe, classifier = _load_training(address, workspace)
+        evaluation = evaluate_on_test_set(classifier, recipe.data.dataset, DataSource.from_workspace(workspace))
+        accuracy, count = evaluation.accuracy, (known[1] if known else 0) + 1
+        if run:
+            record = {**evaluation_tags(accuracy, evaluation.correct), tags.TEST_EVALUATIONS: str(count)}
+            store.set_tags(run.run_id, record)
+            for key, value in {
+                metric_names.TEST_ACCURACY: accuracy.value,
+                metric_names.TEST_LOSS: accuracy.loss,
+            }.items():
+                if value is not None and key not in run.metrics:
+                    store.client.log_metric(run.run_id, key, value)
+    return TestScore(address, accuracy, count)
+
+
+def _load_training(address: str, workspace: Workspace) -> tuple[Recipe, Classifier]:
+    if address.endswith(WEIGHTS_SUFFIX):
+        return _load_file(Path(address))
+    with store_errors(workspace.tracking_uri):
+        store = MlflowStore(workspace.tracking_uri, "fmnist-search")
+        run = read_run(store, address)
+        return run.recipe, load_run_classifier(workspace, store, run)
+
+
+def _load_file(path: Path) -> tuple[Recipe, Classifier]:
+    weights = state_from_bytes(_read_file(path), str(path))
+    recipe_path = path.with_name(RECIPE_FILE)
+    try:
+        text = recipe_path.read_text()
+    except (OSError, UnicodeDecodeError):
+        raise UserError(
+            f"model {str(path)!r}: {recipe_path}, the recipe of these weights, cannot be read; copy the one that "
+            "`fmnist-search train --output` wrote beside them"
+        ) from None
+    try:
+        recipe = recipe_from_toml(text)
+    except ValueError as error:
+        raise UserError(f"{recipe_path}: {error}; copy the one that was written with the weights") from None
+    return recipe, classifier_from_weights(recipe, weights, str(path))
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"model {str(path)!r}: cannot be read ({error.strerror}); give a file that `fmnist-search train --output` "
+            "wrote"
+        ) from None
