@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable
@@ -39,14 +40,15 @@ def search(folder: Path, delete: Callable[[], object], after: int) -> StudySumma
 
 @pytest.mark.parametrize("name", ["fmnist-search", "fmnist-search/optuna.db", "fmnist-search/outbox.db", "."])
 def test_a_search_ends_when_its_studies_are_deleted(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
+    path, gone = tmp_path / name, tmp_path.with_name(f"{tmp_path.name}-gone")
+    gone.mkdir()
 
     def delete() -> None:
-        for each in tmp_path.iterdir() if name == "." else [path]:
-            if each.is_dir():
-                shutil.rmtree(each)
-            else:
-                each.unlink()
+        for each in list(tmp_path.iterdir()) if name == "." else [path]:
+            # The search goes on meanwhile: SQLite's journals come and go, and a folder may get a new file.
+            with contextlib.suppress(FileNotFoundError):
+                each.rename(gone / each.name)
+        shutil.rmtree(gone, ignore_errors=True)
 
     with pytest.raises(UserError, match="was deleted or replaced") as caught:
         search(tmp_path, delete, after=3)
