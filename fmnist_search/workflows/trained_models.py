@@ -116,7 +116,7 @@ def _load_file(path: Path) -> tuple[Recipe, Classifier]:
     except (OSError, UnicodeDecodeError):
         raise UserError(
             f"model {str(path)!r}: {recipe_path}, the recipe of these weights, cannot be read; copy the one that "
-            "`fmnist-search train --output` wrote beside them"
+            "`fmnist-search train --output FOLDER` wrote beside them"
         ) from None
     try:
         recipe = recipe_from_toml(text)
@@ -130,6 +130,6 @@ def _read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(
-            f"model {str(path)!r}: cannot be read ({error.strerror}); give a file that `fmnist-search train --output` "
-            "wrote"
+            f"model {str(path)!r}: cannot be read ({error.strerror}); give a file that `fmnist-search "
+            "train --output FOLDER` wrote"
         ) from None
