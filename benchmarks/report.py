@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from benchmarks import reference_results
-from benchmarks.measure import RESULTS_FOLDER, BenchmarkResult
+from benchmarks.measure import DEFAULT_SEARCH, RESULTS_FOLDER, BenchmarkResult
 
 ROOT = Path(__file__).parents[1]
 BENCHMARK_ORDER = ("study", "time_to_accuracy", "packing", "throughput", "memory")
@@ -43,11 +43,18 @@ def page_tables(folder: Path) -> dict[Path, dict[str, str]]:
 
 
 def latest_results(folder: Path) -> list[BenchmarkResult]:
-    """Return the latest result of each benchmark, subject and device, without those of published networks."""
+    """Return the latest result of each benchmark, subject and device.
+
+    Those of published networks have tables of their own, and docs/search.md has the comparisons of two of our searches.
+    """
     newest: dict[tuple[str, str, str], BenchmarkResult] = {}
     for path in sorted(folder.glob("*.json")):  # file names start with the date
         found = json.loads(text := path.read_text())
-        if "figures" in found and found["benchmark"] != reference_results.BENCHMARK:
+        if (
+            "figures" in found
+            and found["benchmark"] != reference_results.BENCHMARK
+            and found["other"] != DEFAULT_SEARCH
+        ):
             result = BenchmarkResult.from_json(text)
             newest[result.benchmark, result.subject, result.device] = result
     return sorted(newest.values(), key=_sort_key)

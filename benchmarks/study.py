@@ -25,7 +25,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from benchmarks.machine import device_slug
-from benchmarks.measure import BenchmarkResult, Measurement, make_parser, report_result, run_main
+from benchmarks.measure import DEFAULT_SEARCH, BenchmarkResult, Measurement, make_parser, report_result, run_main
 from benchmarks.ours import data_source
 from benchmarks.tutorial import torchvision_folder
 from fmnist_search.config.pruners import DEFAULT_PRUNER
@@ -85,7 +85,7 @@ def main() -> None:
     }
     result = BenchmarkResult(
         "study",
-        "default search" if arguments.default_search else "usual script",
+        DEFAULT_SEARCH if arguments.default_search else "usual script",
         tuple(_measurements(jobs["ours"], jobs[other], same_time=bool(arguments.seconds))),
         settings,
         device,

@@ -232,21 +232,19 @@ def evaluate(
     from fmnist_search.registry.packaging import DEFAULT_MODEL
     from fmnist_search.workflows import trained_models
 
-    client, address = _connect_client(tracking_uri), model or DEFAULT_MODEL
-    test = partial(read_test_set, source=image_source(data_dir))
-    if trainings := [each for each in (address, other) if each and trained_models.is_training(each)]:
-        if other is not None:
-            raise UserError(f"evaluate: {trainings[0]!r} is not registered, and only registered models are compared")
-        score = trained_models.evaluate_training(address, make_workspace(tracking_uri, data_dir=data_dir), again=again)
-    elif other is None:
-        score = evaluation.evaluate_model(client, address, test, again=again, trust=trust)
+    address = model or DEFAULT_MODEL
     if other is None:
+        workspace = make_workspace(tracking_uri, data_dir=data_dir)
+        score = trained_models.evaluate(address, workspace, again=again, trust=trust)
         if as_json:
             output.print_json(test_score_to_dict(score))
         else:
             output.stdout.print(_format_test_score(score), markup=False)
         return
-    comparison = evaluation.compare_models(client, address, other, test, again=again, trust=trust)
+    test = partial(read_test_set, source=image_source(data_dir))
+    comparison = evaluation.compare_models(
+        _connect_client(tracking_uri), address, other, test, again=again, trust=trust
+    )
     if as_json:
         output.print_json(comparison_to_dict(comparison))
     else:

@@ -184,8 +184,10 @@ def _format_cell(row: dict[str, Any], column: str) -> str:
 def _load_model(model: str | None, tracking_uri: str | None, *, trust: bool) -> LoadedModel:
     from fmnist_search.registry.packaging import DEFAULT_MODEL
     from fmnist_search.tracking.connection import connect
-    from fmnist_search.workflows.trained_models import load_model
+    from fmnist_search.workflows.trained_models import is_file, load_model
     from fmnist_search.workspace import resolve_tracking_uri as resolve
 
-    client = connect(resolve(tracking_uri))
-    return load_model(model or DEFAULT_MODEL, client.tracking_uri, trust=trust)
+    address, uri = model or DEFAULT_MODEL, resolve(tracking_uri)
+    if not is_file(address):  # which needs no store
+        connect(uri)
+    return load_model(address, uri, trust=trust)

@@ -30,6 +30,7 @@ from fmnist_search.cli.command import TrainingCommand, given_command
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
+    from fmnist_search.recipe.hyperparameters import Value
     from fmnist_search.recipe.recipe import Recipe
     from fmnist_search.results.training import Accuracy, TestResult
 
@@ -198,14 +199,14 @@ def _value_origins(
     from fmnist_search.recipe.recipe import Recipe
 
     defaults, given = Recipe(model=type(recipe.model)()).to_flat_dict(), base.to_flat_dict()
-    return {
-        key: COMMAND_LINE
-        if key in overridden_keys
-        else name
-        if given.get(key) == value and (key in given_keys or value != defaults[key])
-        else DEFAULT
-        for key, value in recipe.to_flat_dict().items()
-    }
+
+    def origin(key: str, value: Value) -> str:
+        if key in overridden_keys:
+            return COMMAND_LINE
+        is_from_base = given.get(key) == value and (key in given_keys or value != defaults[key])
+        return name if is_from_base else DEFAULT
+
+    return {key: origin(key, value) for key, value in recipe.to_flat_dict().items()}
 
 
 def _reject_resume_options(options: Sequence[str]) -> None:

@@ -48,11 +48,13 @@ def summarize(architecture: Architecture, batch_size: int = 1) -> ModelSummary:
     Raises:
         UserError: if the network is too large to build.
     """
+    import torch
     import torchinfo
 
     from fmnist_search.models.classifier import build, global_rng_lock
 
-    with global_rng_lock:  # torchinfo draws an image
+    # Weights and torchinfo's image are drawn from the generator of the caller, which must not notice.
+    with global_rng_lock, torch.random.fork_rng(devices=[]):
         found = torchinfo.summary(
             build(architecture),
             input_size=(batch_size, IMAGE_SIZE, IMAGE_SIZE),

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import mlflow
 import requests
 import sqlalchemy
 from mlflow import MlflowClient
@@ -98,6 +99,11 @@ def lock_detail(uri: str) -> str:
     if not stopped:
         return "database is locked"
     return f"process {stopped[0]} is stopped and has it open; `kill -CONT {stopped[0]}` continues it"
+
+
+def current_tracking_uri() -> str:
+    """Return the address of the store that the caller, or the environment, has set for MLflow."""
+    return str(mlflow.get_tracking_uri())
 
 
 def connect(uri: str, template: Path | None = None) -> MlflowClient:

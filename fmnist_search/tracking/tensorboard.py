@@ -11,7 +11,7 @@ import torch
 
 from fmnist_search.config.toml_files import recipe_to_toml
 from fmnist_search.errors import UserError
-from fmnist_search.models.classifier import build
+from fmnist_search.models.classifier import build, global_rng_lock
 from fmnist_search.recipe.datasets import IMAGE_SIZE
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.model_summary import summarize
@@ -41,9 +41,10 @@ class TensorBoardWriter:
         """
         self._classes = classes
         self._writer = _open_summary_writer(folder)
-        self._writer.add_text("training", _describe(recipe))
-        with warnings.catch_warnings():
+        # A network that is only drawn must not advance the generator of the caller, or of a training beside it.
+        with global_rng_lock, torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TensorBoard uses torch.jit.trace, which is deprecated
+            self._writer.add_text("training", _describe(recipe))
             self._writer.add_graph(build(recipe.model).eval(), torch.zeros(2, IMAGE_SIZE, IMAGE_SIZE))
         self._writer.flush()
 

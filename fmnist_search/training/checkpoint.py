@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fmnist_search.errors import UserError
 from fmnist_search.files import atomic_write, make_private_folder
-from fmnist_search.models.classifier import Classifier, build
+from fmnist_search.models.classifier import Classifier, build, global_rng_lock
 from fmnist_search.recipe.datasets import IMAGE_SIZE
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import EpochReport
@@ -71,7 +71,8 @@ def classifier_from_weights(recipe: Recipe, weights: Mapping[str, Tensor], name:
         UserError: if the weights belong to another network.
     """
     statistics_shape = (IMAGE_SIZE, IMAGE_SIZE) if recipe.normalisation == "per-pixel" else ()
-    classifier = build(recipe.model, torch.zeros(statistics_shape), torch.ones(statistics_shape), recipe.test_time)
+    with global_rng_lock, torch.random.fork_rng(devices=[]):  # the weights that it draws are replaced
+        classifier = build(recipe.model, torch.zeros(statistics_shape), torch.ones(statistics_shape), recipe.test_time)
     expected = {key: tuple(tensor.shape) for key, tensor in classifier.state_dict().items()}
     found = {key: tuple(getattr(tensor, "shape", ())) for key, tensor in weights.items()}
     if found != expected:

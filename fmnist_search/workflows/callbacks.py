@@ -13,7 +13,7 @@ class StudyCallback:
     """Base class of callbacks of a study or a training. Each method does nothing; override those that you need."""
 
     def on_message(self, text: str) -> None:
-        """Called with a message for the user, in most cases one line."""
+        """Called with a message for the user, one line."""
 
     def on_study_start(self, trials: Sequence[TrialRecord], seconds: float) -> None:
         """Called when a study starts, or continues after these trials and so many seconds of searching."""

@@ -35,7 +35,7 @@ from fmnist_search.workflows.jobs import JobContext
 from fmnist_search.workflows.lookup import load_run_classifier
 from fmnist_search.workflows.registration import Candidate, RegisteredVersion, prepare_name, register
 from fmnist_search.workflows.sending import open_sender
-from fmnist_search.workflows.testing import evaluate_on_test_set
+from fmnist_search.workflows.testing import evaluate_each_on_test_set
 from fmnist_search.workspace import Workspace
 
 MEMBERS_FILE = "members.json"
@@ -221,11 +221,10 @@ def _log_ensemble(run: RunLogger, ensemble: _Members, *, plots: bool) -> None:
 
 def _test_members(ensemble: _Members, source: DataSource) -> _Members:
     """Evaluate each member alone on the test images. Only the run of the ensemble records it: trials have no test."""
+    dataset = ensemble.members[0].run.recipe.data.dataset  # all members have the same
+    tests = evaluate_each_on_test_set(ensemble.classifiers, dataset, source)
     members = tuple(
-        dataclasses.replace(
-            member, test=evaluate_on_test_set(classifier, member.run.recipe.data.dataset, source).accuracy
-        )
-        for member, classifier in zip(ensemble.members, ensemble.classifiers, strict=True)
+        dataclasses.replace(member, test=test.accuracy) for member, test in zip(ensemble.members, tests, strict=True)
     )
     return dataclasses.replace(ensemble, members=members)
 

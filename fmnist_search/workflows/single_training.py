@@ -85,7 +85,7 @@ def train(
         images = session.load_images(recipe)
         if run_options.test:
             check_test_set(recipe.data.dataset, session.source)
-        session.context.callback.on_message(_describe(recipe, images, resolved))
+        _announce(session.context.callback, recipe, images, resolved)
         job = session.make_job(f"train {run_options.name or recipe.label}", recipe, images, {}, stopper)
         if run_options.origins:
             job.run.log_text(ORIGINS_FILE, origins_csv(run_options.origins))
@@ -136,7 +136,7 @@ def resume(
             )
         if run_options.test:
             check_test_set(recipe.data.dataset, session.source)
-        session.context.callback.on_message(_describe(recipe, images, execution))
+        _announce(session.context.callback, recipe, images, execution)
         name = f"train {recipe.label}, on from epoch {checkpoint.epochs_done}"
         job = session.make_job(name, recipe, images, {tag_names.RESUMES: run_id}, stopper)
         job.replay_epochs([EpochReport(**report) for report in checkpoint.state["epochs"]])
@@ -176,7 +176,7 @@ def train_seeds(
             parent.log_text(ORIGINS_FILE, origins_csv(run_options.origins))
         if run_options.test:
             check_test_set(recipe.data.dataset, session.source)
-        session.context.callback.on_message(_describe(recipe, session.load_images(recipe), resolved))
+        _announce(session.context.callback, recipe, session.load_images(recipe), resolved)
         if board := run_options.tensorboard:
             board = tensorboard_folder(board, f"train {name}", parent.run_key)
         options = dataclasses.replace(run_options, tensorboard=board)
@@ -199,8 +199,8 @@ def _with_precision(
     return recipe
 
 
-def _describe(recipe: Recipe, images: Images, execution: Execution) -> str:
-    """Return what is trained on what, a line each for the device, the images, their classes and the network."""
+def _announce(callback: StudyCallback, recipe: Recipe, images: Images, execution: Execution) -> None:
+    """Say what is trained on what, a message each for the device, the images, their classes and the network."""
     size = network_size(recipe.model)
     threads = f", {execution.threads} thread{'s' * (execution.threads != 1)}" if execution.device == "cpu" else ""
     lines = {
@@ -209,7 +209,8 @@ def _describe(recipe: Recipe, images: Images, execution: Execution) -> str:
         "classes": f"{len(images.classes)}: {', '.join(images.classes)}",
         "network": f"{recipe.label}, {size.parameters:,} parameters, {size.mult_adds:,} multiply-adds of an image",
     }
-    return "\n".join(f"{name}: {text}" for name, text in lines.items())
+    for name, text in lines.items():
+        callback.on_message(f"{name}: {text}")
 
 
 def _log_seed_results(parent: RunLogger, seed_results: SeedResults) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +19,13 @@ from fmnist_search.recipe.datasets import get_dataset
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.registry import tags
 from fmnist_search.registry.champion_rule import pack_bits
+from fmnist_search.registry.evaluation import TestScore, evaluate_model
 from fmnist_search.reporting.tables import class_scores_csv
 from fmnist_search.results.statistics import wilson
 from fmnist_search.results.training import Accuracy, TestResult
 from fmnist_search.tracking import metric_names
 from fmnist_search.tracking.run_logger import RunLogger
+from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.training_artifacts import log_evaluation_plots
 from fmnist_search.training.checkpoint import classifier_from_weights
 from fmnist_search.training.evaluation import confusion_matrix, mean_cross_entropy, predict_logits
@@ -56,8 +59,21 @@ def evaluate_on_test_set(classifier: Classifier | Ensemble, dataset: str, source
     Raises:
         UserError: if the test images are missing.
     """
+    return evaluate_each_on_test_set([classifier], dataset, source)[0]
+
+
+def evaluate_each_on_test_set(
+    classifiers: Sequence[Classifier | Ensemble], dataset: str, source: DataSource
+) -> list[TestEvaluation]:
+    """Evaluate several models as `evaluate_on_test_set` does, with images that are read once."""
     images = read_test_set(dataset, source)
-    return TestEvaluation(predict_logits(classifier.eval(), images.pixels).softmax(1), images)
+    logits = (predict_logits(classifier.eval(), images.pixels) for classifier in classifiers)
+    return [TestEvaluation(each.softmax(1), images) for each in logits]
+
+
+def evaluate_version(store: MlflowStore, uri: str, source: DataSource, *, again: bool, trust: bool) -> TestScore:
+    """Return the test accuracy of a registered model, see `registry.evaluation.evaluate_model`."""
+    return evaluate_model(store.client, uri, partial(read_test_set, source=source), again=again, trust=trust)
 
 
 def check_test_set(dataset: str, source: DataSource) -> None:
@@ -95,12 +111,17 @@ def record_test(
 
 def log_test_metrics(run: RunLogger, test: Accuracy) -> None:
     """Log accuracy, its interval and loss on the test images, unless the run has them."""
+    run.log_metrics(metrics_of_test(test), only_new=True)
+
+
+def metrics_of_test(test: Accuracy) -> dict[str, float]:
+    """Return accuracy, its interval and loss on the test images, as the metrics of a run."""
     values = {
         metric_names.TEST_ACCURACY: test.value,
         metric_names.TEST_ACCURACY_LOW: test.low,
         metric_names.TEST_ACCURACY_HIGH: test.high,
     }
-    run.log_metrics(values | ({metric_names.TEST_LOSS: test.loss} if test.loss is not None else {}), only_new=True)
+    return values | ({metric_names.TEST_LOSS: test.loss} if test.loss is not None else {})
 
 
 def evaluation_tags(test: Accuracy, correct: npt.NDArray[np.bool_]) -> dict[str, str]:

@@ -19,14 +19,20 @@ from fmnist_search.registry import tags
 from fmnist_search.registry.evaluation import TestScore, load_classifier
 from fmnist_search.registry.packaging import DEFAULT_MODEL, LoadedModel, model_from_classifier
 from fmnist_search.registry.versions import test_result_from_tags
-from fmnist_search.tracking import metric_names, tag_names
-from fmnist_search.tracking.connection import store_errors
+from fmnist_search.tracking import tag_names
+from fmnist_search.tracking.connection import current_tracking_uri, store_errors
 from fmnist_search.tracking.store import MlflowStore
-from fmnist_search.tracking.stored_runs import read_run
+from fmnist_search.tracking.stored_runs import StoredRun, read_run
 from fmnist_search.tracking.training_run_logger import RECIPE_FILE
 from fmnist_search.training.checkpoint import classifier_from_weights, state_from_bytes
 from fmnist_search.workflows.lookup import load_run_classifier
-from fmnist_search.workflows.testing import evaluate_on_test_set, evaluation_tags
+from fmnist_search.workflows.testing import (
+    TestEvaluation,
+    evaluate_on_test_set,
+    evaluate_version,
+    evaluation_tags,
+    metrics_of_test,
+)
 from fmnist_search.workspace import Workspace
 
 WEIGHTS_SUFFIX = ".pt"
@@ -34,16 +40,15 @@ WEIGHTS_SUFFIX = ".pt"
 
 def is_training(address: str) -> bool:
     """Return whether an address is the id of a run or a file of weights, not that of a registered model."""
-    return address.endswith(WEIGHTS_SUFFIX) or re.fullmatch("[0-9a-f]{32}", address) is not None
+    return is_file(address) or re.fullmatch("[0-9a-f]{32}", address) is not None
 
 
-def load_model(
-    uri: str = DEFAULT_MODEL,
-    tracking_uri: str | None = None,
-    *,
-    trust: bool = False,
-    workspace: Workspace | None = None,
-) -> LoadedModel:
+def is_file(address: str) -> bool:
+    """Return whether an address is the path of a file of weights."""
+    return address.endswith(WEIGHTS_SUFFIX)
+
+
+def load_model(uri: str = DEFAULT_MODEL, tracking_uri: str | None = None, *, trust: bool = False) -> LoadedModel:
     """Load a model by its address, by default the champion.
 
     The address is that of a registered model, such as `models:/fmnist-search/1`; the id of the run of a training or a
@@ -57,59 +62,76 @@ def load_model(
     """
     if not is_training(uri):
         return load_classifier(uri, tracking_uri, trust=trust)
-    workspace = workspace or Workspace.resolve(tracking_uri=tracking_uri)
-    recipe, classifier = _load_training(uri, workspace)
+    if is_file(uri):
+        recipe, classifier = _read_weights(Path(uri), _read_file(Path(uri)))
+    else:
+        workspace = Workspace.resolve(tracking_uri or current_tracking_uri())
+        with store_errors(workspace.tracking_uri):
+            recipe, classifier = _load_run(uri, workspace, MlflowStore(workspace.tracking_uri, "fmnist-search"))
     return model_from_classifier(uri, classifier, recipe.data.dataset)
 
 
-def evaluate_training(address: str, workspace: Workspace, *, again: bool = False) -> TestScore:
-    """Return the recorded test accuracy of a training; without a record, or `again`, evaluate it and record that.
+def evaluate(address: str, workspace: Workspace, *, again: bool = False, trust: bool = False) -> TestScore:
+    """Return the recorded test accuracy of a model; without a record, or `again`, evaluate it and record that.
 
-    The record is in the training's run. A file of weights whose run is not in the store is evaluated without a record.
+    The record is in the version of a registered model, or in the run of a training. A file of weights whose run is not
+    in the store is evaluated without a record.
 
     Raises:
-        UserError: if there is no such training, it is a trial of a study, or the test images are missing.
+        UserError: if there is no such model, it is not trusted, it is a trial or a finalist of a study, or the test
+            images are missing.
     """
-    store = MlflowStore(workspace.tracking_uri, "fmnist-search")
+    store, source = MlflowStore(workspace.tracking_uri, "fmnist-search"), DataSource.from_workspace(workspace)
+    if not is_training(address):
+        return evaluate_version(store, address, source, again=again, trust=trust)
     with store_errors(workspace.tracking_uri):
-        if address.endswith(WEIGHTS_SUFFIX):
-            run = store.find_run_with_tag(tag_names.WEIGHTS_DIGEST, content_digest(_read_file(Path(address))))
-        else:
+        content = _read_file(Path(address)) if is_file(address) else None
+        if content is None:
             run = store.find_run(address)
-        if run and run.tags.get(tag_names.KIND) == tag_names.TRIAL_RUN:
-            raise UserError(
-                f"evaluate: run {run.run_id!r} is a trial of a study, which the test images must not judge; register "
-                "the best with `fmnist-search promote`, which tests it once"
-            )
+        else:
+            run = store.find_run_with_tag(tag_names.WEIGHTS_DIGEST, content_digest(content))
+        if run:
+            _check_may_be_tested(run)
         known = test_result_from_tags(run.tags) if run else None
         if known and not again:
             return TestScore(address, *known)
-        recipe, classifier = _load_training(address, workspace)
-        evaluation = evaluate_on_test_set(classifier, recipe.data.dataset, DataSource.from_workspace(workspace))
-        accuracy, count = evaluation.accuracy, (known[1] if known else 0) + 1
+        if content is None:
+            recipe, classifier = _load_run(address, workspace, store)
+        else:
+            recipe, classifier = _read_weights(Path(address), content)
+        evaluation = evaluate_on_test_set(classifier, recipe.data.dataset, source)
+        count = (known[1] if known else 0) + 1
         if run:
-            record = {**evaluation_tags(accuracy, evaluation.correct), tags.TEST_EVALUATIONS: str(count)}
-            store.set_tags(run.run_id, record)
-            for key, value in {
-                metric_names.TEST_ACCURACY: accuracy.value,
-                metric_names.TEST_LOSS: accuracy.loss,
-            }.items():
-                if value is not None and key not in run.metrics:
-                    store.client.log_metric(run.run_id, key, value)
-    return TestScore(address, accuracy, count)
+            _record(store, run, evaluation, count)
+    return TestScore(address, evaluation.accuracy, count)
 
 
-def _load_training(address: str, workspace: Workspace) -> tuple[Recipe, Classifier]:
-    if address.endswith(WEIGHTS_SUFFIX):
-        return _load_file(Path(address))
-    with store_errors(workspace.tracking_uri):
-        store = MlflowStore(workspace.tracking_uri, "fmnist-search")
-        run = read_run(store, address)
-        return run.recipe, load_run_classifier(workspace, store, run)
+def _check_may_be_tested(run: StoredRun) -> None:
+    kind = run.tags.get(tag_names.KIND)
+    if kind in (tag_names.TRIAL_RUN, tag_names.FINALIST_RUN):
+        raise UserError(
+            f"evaluate: run {run.run_id!r} is a {kind} of a study, which the test images must not judge; register the "
+            "best with `fmnist-search promote`, which tests it once"
+        )
 
 
-def _load_file(path: Path) -> tuple[Recipe, Classifier]:
-    weights = state_from_bytes(_read_file(path), str(path))
+def _record(store: MlflowStore, run: StoredRun, evaluation: TestEvaluation, count: int) -> None:
+    """Write an evaluation to the run of a training; metrics are those of the first one, as those of `train --test`."""
+    accuracy = evaluation.accuracy
+    store.set_tags(run.run_id, {**evaluation_tags(accuracy, evaluation.correct), tags.TEST_EVALUATIONS: str(count)})
+    for key, value in metrics_of_test(accuracy).items():
+        if key not in run.metrics:
+            store.client.log_metric(run.run_id, key, value)
+
+
+def _load_run(run_id: str, workspace: Workspace, store: MlflowStore) -> tuple[Recipe, Classifier]:
+    run = read_run(store, run_id)
+    return run.recipe, load_run_classifier(workspace, store, run)
+
+
+def _read_weights(path: Path, content: bytes) -> tuple[Recipe, Classifier]:
+    """Return the network of a file of weights, with the recipe that lies beside it."""
+    weights = state_from_bytes(content, str(path))
     recipe_path = path.with_name(RECIPE_FILE)
     try:
         text = recipe_path.read_text()

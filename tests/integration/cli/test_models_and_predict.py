@@ -190,6 +190,16 @@ def evaluation_counts(client: MlflowClient) -> list[int]:
     return [int(client.get_model_version("fmnist-search", n).tags["test_evaluations"]) for n in ("1", "2")]
 
 
+@pytest.mark.parametrize("kind", ["trial", "finalist"])
+def test_the_test_images_do_not_judge_the_runs_of_a_study(
+    finished: FinishedStudy, client: MlflowClient, kind: str
+) -> None:
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    run = client.search_runs(experiments, f"tags.kind = '{kind}'", max_results=1)[0]
+    assert_single_error(finished.run("evaluate", run.info.run_id), run.info.run_id, f"a {kind} of a study", "promote")
+    assert "test_hits" not in client.get_run(run.info.run_id).data.tags
+
+
 def test_two_models_are_compared_image_by_image_and_each_is_tested_once(
     finished: FinishedStudy, client: MlflowClient, source: DataSource
 ) -> None:

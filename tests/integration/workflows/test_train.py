@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -195,7 +196,9 @@ def test_a_training_logs_weights_epochs_and_recipe_and_copies_them_to_the_output
 def test_tensorboard_shows_scalars_matrices_and_the_graph(command: RunCommand, tmp_path: Path, recipe: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    generator = torch.get_rng_state()
     outcome = command("train", "recipe.toml", "--tensorboard", "board", "--json")
+    assert torch.equal(torch.get_rng_state(), generator)
     (board,) = (tmp_path / "board").iterdir()
     assert board.name == f"train-cnn-4-8-{outcome.json['run_id'][:8]}"
     events = EventAccumulator(str(board)).Reload()
@@ -443,12 +446,17 @@ def test_a_training_is_a_model_by_its_run_and_by_its_file(
     assert command("evaluate", run_id, "--json").json == {**first, "model": run_id}
     assert command("evaluate", run_id, "--again", "--json").json["evaluations"] == 2
 
+    shutil.copytree(tmp_path / "out", tmp_path / "first")
     (tmp_path / "out" / "recipe.toml").write_text("epochs = 1")
     assert_single_error(command("evaluate", weights, "--again"), str(weights), "another network")
     (tmp_path / "out" / "recipe.toml").unlink()
     assert_single_error(command("predict", "--test-image", 0, "--model", weights), "recipe.toml", "cannot be read")
     assert_single_error(command("evaluate", "out/none.pt"), "none.pt", "No such file")
-    assert_single_error(command("evaluate", run_id, "models:/fmnist-search/1"), run_id, "not registered")
+    assert_single_error(command("evaluate", run_id, "models:/fmnist-search/1"), run_id, "registered model")
+    saved = tmp_path / "elsewhere"
+    saved.mkdir()
+    assert run_command(saved, "predict", "--test-image", 0, "--model", tmp_path / "first" / "weights.pt").exit_code == 0
+    assert not (saved / "mlflow.db").exists()
 
 
 def test_the_test_of_a_training_is_printed_for_each_class(command: RunCommand, recipe: Path) -> None:
