@@ -102,7 +102,7 @@ def _print_selected(selected: Champion) -> None:
         f"confirmed: trial {selected.confirmed_score.trial} ({label}) at {selected.confirmed_score}, "
         f"{format_test(selected.test)}"
     )
-    reason = f": {selected.verdict}" if selected.verdict else ""
+    reason = f" ({selected.verdict})" if selected.verdict else ""
     stdout.print(f"registered: {selected.address}, {selected.alias} when it was compared{reason}", markup=False)
 
 

@@ -67,7 +67,8 @@ class MlflowWriter:
         if run_id is None:
             tags = {**create.tags, tag_names.PARENT_RUN_ID: parent_id}
             run_id = create_run(self._client, experiment_id, create.name, tags, create.start_ms)
-            if self._outbox.run_id(event.run_key):  # this process was stopped, and another created the run
+            known = self._outbox.run_id(event.run_key)
+            if known and known != run_id:  # this process was stopped, and another created a run, or found this one
                 self._client.delete_run(run_id)
                 return
         self._outbox.remember_run(event.run_key, run_id)

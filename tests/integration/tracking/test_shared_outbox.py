@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -10,13 +11,17 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
-from fmnist_search.tracking.events import Batch
+from fmnist_search.tracking import tag_names
+from fmnist_search.tracking.events import Batch, CreateRun
 from fmnist_search.tracking.outbox import Outbox
 from fmnist_search.tracking.store import MlflowStore
+from fmnist_search.tracking.writer import MlflowWriter
 from tests.integration.conftest import TINY_STUDY, fork_command, run_command
 from tests.integration.servers import MlflowServer, Proxy, running_server
 
@@ -66,6 +71,25 @@ def run_id(tmp_path: Path) -> str:
         outbox.remember_run(run_id, run_id)
         outbox.put(Batch(tags={"late": "yes"}).event(run_id))
     return run_id
+
+
+def test_a_run_that_another_sender_finds_before_its_creator_goes_on_is_kept(tmp_path: Path) -> None:
+    store = MlflowStore(f"sqlite:///{tmp_path}/mlflow.db", "fmnist-search")
+    create = CreateRun(store.create_run("study", {}), "trial", {tag_names.RUN_KEY: "key"}, 1).event("key")
+    with closing(Outbox(tmp_path / "outbox.db", store.uri)) as own, closing(Outbox(own.path, store.uri)) as other:
+
+        class StoppedClient(MlflowClient):
+            """The client of a process that is stopped once its run is created, so that another one takes over."""
+
+            def create_run(self, *arguments: Any, **options: Any) -> Run:
+                run = super().create_run(*arguments, **options)
+                MlflowWriter(store.client, other)(dataclasses.replace(create, attempted=True))
+                return run
+
+        MlflowWriter(StoppedClient(store.uri), own)(create)
+        run_id = own.run_id("key")
+        assert run_id
+        assert store.client.get_run(run_id).info.lifecycle_stage == "active"
 
 
 @pytest.mark.slow
