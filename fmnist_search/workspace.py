@@ -156,6 +156,10 @@ class Workspace:
         }
         return {path: remedy for path, remedy in remedies.items() if path}
 
+    def study_paths(self, study: str) -> tuple[Path, ...]:
+        """Return the folders and the file that belong to a study alone; some of them may not exist."""
+        return self.folder / "weights" / study, self.checkpoints_folder(study), self.log_path(study)
+
     def rename_study(self, study: str, renamed: str) -> None:
         """Move the weights and the checkpoints of a study that was renamed."""
         for folder in (self.folder / "weights" / study, self.checkpoints_folder(study)):

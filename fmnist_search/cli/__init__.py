@@ -10,6 +10,7 @@ from fmnist_search.cli import sweeps
 from fmnist_search.cli import inspect
 from fmnist_search.cli import leaderboard
 from fmnist_search.cli import studies
+from fmnist_search.cli import stored_studies
 from fmnist_search.cli import presets
 from fmnist_search.cli import models
 from fmnist_search.cli import predict

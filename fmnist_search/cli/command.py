@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
@@ -160,3 +161,18 @@ def given_words(
     if any(argument.startswith("-") for argument in arguments):
         options, arguments = [], [*options, "--", *arguments]
     return [*arguments, *options]
+
+
+def confirm(command: str, question: str, *, yes: bool) -> None:
+    """Ask a question before something is removed or changed, unless the user has said `yes` with an option.
+
+    Raises:
+        UserError: if nobody can be asked.
+        typer.Exit: if the answer is no.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UserError(f"{command}: asks first, which needs a terminal; add --yes")
+    if not typer.confirm(question, err=True):
+        raise typer.Exit(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,7 +16,7 @@ from fmnist_search.cli.app import (
     app,
     make_workspace,
 )
-from fmnist_search.cli.command import TrainingCommand
+from fmnist_search.cli.command import TrainingCommand, confirm
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
@@ -130,8 +129,8 @@ def gc(
     removable = [item for item in garbage if item.is_removable]
     removed: list[GarbageItem] = []
     if delete and removable:
-        if not yes:
-            _confirm_removal(removable)
+        size = format_bytes(_total_bytes(removable))
+        confirm("gc --delete", f"Remove these {len(removable)} permanently, {size}?", yes=yes)
         removed = remove_garbage(workspace, image_cache_folder(), keep, removable)
     if as_json:
         print_json(_garbage_to_dict(garbage, removed))
@@ -139,16 +138,6 @@ def gc(
         in_use = len(removable) - len(removed)
         rest = f"; {in_use} are in use again and stay" if in_use else ""
         stdout.print(f"freed {format_bytes(_total_bytes(removed))}: {len(removed)} removed{rest}")
-
-
-def _confirm_removal(items: list[GarbageItem]) -> None:
-    from fmnist_search.cli.output import format_bytes
-
-    if not sys.stdin.isatty():
-        raise UserError("gc --delete: asks before it removes, which needs a terminal; add --yes")
-    question = f"Remove these {len(items)} permanently, {format_bytes(_total_bytes(items))}?"
-    if not typer.confirm(question, err=True):
-        raise typer.Exit(0)
 
 
 def _print_garbage(garbage: list[GarbageItem]) -> None:

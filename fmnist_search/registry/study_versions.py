@@ -75,3 +75,20 @@ def study_versions(client: MlflowClient, study: str) -> list[StudyVersion]:
         for version in found
     ]
     return sorted(versions, key=lambda version: (version.model, version.number))
+
+
+def registered_runs(client: MlflowClient) -> set[str]:
+    """Return the ids of the runs that any registered version comes from, those of an ensemble's members included."""
+
+    def search(count: int, token: str | None) -> list[ModelVersion]:
+        return client.search_model_versions(max_results=count, page_token=token)
+
+    found: list[ModelVersion] = get_results_from_paginated_fn(search, PAGE_SIZE)  # type: ignore[no-untyped-call]
+    members = (version.tags.get(tags.MEMBER_RUNS, "").split(", ") for version in found)
+    return {str(version.run_id) for version in found} | {run_id for run_ids in members for run_id in run_ids if run_id}
+
+
+def rename_study_of_versions(client: MlflowClient, study: str, renamed: str) -> None:
+    """Give the versions that a study has registered its new name."""
+    for version in study_versions(client, study):
+        client.set_model_version_tag(version.model, str(version.number), tags.STUDY, renamed)

@@ -18,6 +18,7 @@ from fmnist_search.files import private_files
 from fmnist_search.search.driver_storage import DriverStorage
 from fmnist_search.search.lease import Lease, LeaseLost
 from fmnist_search.search.storage import open_storage
+from fmnist_search.search.study_changes import check_unchanging
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.tracking.artifact_locations import check_project
 from fmnist_search.tracking.connection import store_errors
@@ -150,6 +151,7 @@ def _leased_storage(
     """
     rdb, execution = open_storage(workspace.storage_url), config.execution
     with Lease.acquire(rdb, config.name, execution.heartbeat_seconds, execution.lease_seconds) as lease:
+        check_unchanging(rdb, config.name)
         if driver := lease.took_over:
             silence = f"has given no sign for {driver.silent_seconds:.0f} s"
             cause = "was killed" if driver.has_ended else silence

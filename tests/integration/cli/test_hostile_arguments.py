@@ -39,6 +39,7 @@ VALID = {
     "names": "quick",
     "folder": "new",
     "output": "new.png",
+    "new": "renamed",
 }
 """A valid value for each parameter that some command requires."""
 
