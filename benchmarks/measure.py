@@ -22,8 +22,8 @@ from fmnist_search.errors import UserError
 from fmnist_search.files import atomic_write
 
 RESULTS_FOLDER = Path(__file__).parent / "results"
-DEFAULT_SEARCH = "default search"
-"""The other implementation where a search is compared with the default sampler and pruner, not with other software."""
+OTHER_SEARCH = "another search"
+"""The other implementation where a search is compared with another sampler and pruner, not with other software."""
 NOISE_THRESHOLD = 0.1
 """If repetitions differ by more than this share of their median, a difference cannot be measured."""
 

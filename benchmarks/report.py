@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from benchmarks import reference_results
-from benchmarks.measure import DEFAULT_SEARCH, RESULTS_FOLDER, BenchmarkResult
+from benchmarks.measure import OTHER_SEARCH, RESULTS_FOLDER, BenchmarkResult
 
 ROOT = Path(__file__).parents[1]
 BENCHMARK_ORDER = ("study", "time_to_accuracy", "packing", "throughput", "memory")
@@ -50,11 +50,7 @@ def latest_results(folder: Path) -> list[BenchmarkResult]:
     newest: dict[tuple[str, str, str], BenchmarkResult] = {}
     for path in sorted(folder.glob("*.json")):  # file names start with the date
         found = json.loads(text := path.read_text())
-        if (
-            "figures" in found
-            and found["benchmark"] != reference_results.BENCHMARK
-            and found["other"] != DEFAULT_SEARCH
-        ):
+        if "figures" in found and found["benchmark"] != reference_results.BENCHMARK and found["other"] != OTHER_SEARCH:
             result = BenchmarkResult.from_json(text)
             newest[result.benchmark, result.subject, result.device] = result
     return sorted(newest.values(), key=_sort_key)

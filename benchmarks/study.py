@@ -2,8 +2,7 @@
 
 Both have the same space, images, epochs and validation images, and the same number of trials or the same time. They are
 run alternately, each in a new folder. Ours runs without finalists. The time in which nothing trained is computed from
-the MLflow store that each leaves. With `--default-search`, the same study with the default sampler and pruner takes the
-place of the script.
+the MLflow store that each leaves. With `--against`, the same study with another sampler takes the place of the script.
 """
 
 from __future__ import annotations
@@ -25,11 +24,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from benchmarks.machine import device_slug
-from benchmarks.measure import DEFAULT_SEARCH, BenchmarkResult, Measurement, make_parser, report_result, run_main
+from benchmarks.measure import OTHER_SEARCH, BenchmarkResult, Measurement, make_parser, report_result, run_main
 from benchmarks.ours import data_source
 from benchmarks.tutorial import torchvision_folder
-from fmnist_search.config.pruners import DEFAULT_PRUNER
-from fmnist_search.config.samplers import DEFAULT_SAMPLER
 from fmnist_search.config.study_config import StudyConfig
 
 ROOT = Path(__file__).parents[1]
@@ -68,28 +65,31 @@ def main() -> None:
     """Compare wall time, memory and accuracy of a search with those of the typical script."""
     arguments = _parse_arguments()
     device = device_slug("cuda" if torch.cuda.is_available() else "cpu")
-    other = "default" if arguments.default_search else "usual"
+    other = arguments.against or "usual"
     jobs: dict[str, list[SearchRun]] = {"ours": [], other: []}
     with torchvision_folder(data_source(arguments.data_dir)) as images:
         for number in range(arguments.rounds):
             ways = ("ours", other) if number % 2 == 0 else (other, "ours")
             for way in ("ours",) if arguments.alone else ways:
-                config = StudyConfig.load(arguments.study, {**_config_overrides(arguments), "seed": number})
+                overrides = {**_config_overrides(arguments), "seed": number}
+                if way == arguments.against:
+                    overrides["sampler"] = arguments.against
+                config = StudyConfig.load(arguments.study, overrides)
                 jobs[way].append(_run_search(way, config, images, arguments))
     settings = {
         "study": arguments.study.name,
         "images": config.data.training_count,
         "epochs": config.budget.epochs,
-        other: "search" if arguments.default_search else f"script, {arguments.workers} workers",
+        other: "search" if arguments.against else f"script, {arguments.workers} workers",
         "rounds": arguments.rounds,
     }
     result = BenchmarkResult(
         "study",
-        DEFAULT_SEARCH if arguments.default_search else "usual script",
+        OTHER_SEARCH if arguments.against else "usual script",
         tuple(_measurements(jobs["ours"], jobs[other], same_time=bool(arguments.seconds))),
         settings,
         device,
-        subject="alone" if arguments.alone else "default" if arguments.default_search else "",
+        subject="alone" if arguments.alone else arguments.against,
     )
     report_result(result, arguments)
 
@@ -108,7 +108,10 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=0, help="num_workers of the usual script's DataLoader")
     parser.add_argument("--engine", default="plain", choices=("plain", "graph"), help="engine of our trials")
     parser.add_argument(
-        "--default-search", action="store_true", help="compare with the default sampler and pruner, not with the script"
+        "--against",
+        default="",
+        metavar="SAMPLER",
+        help="compare with this sampler, and its pruner, not with the script",
     )
     parser.add_argument("--alone", action="store_true", help="only our search, without the script")
     arguments = parser.parse_args()
@@ -128,8 +131,6 @@ def _config_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _run_search(implementation: str, config: StudyConfig, images: Path, arguments: argparse.Namespace) -> SearchRun:
     """Run one search in a temporary folder."""
-    if implementation == "default":
-        config = config.model_copy(update={"sampler": DEFAULT_SAMPLER, "pruner": DEFAULT_PRUNER})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "study.toml").write_text(config.to_toml())

@@ -39,7 +39,7 @@ METHODS = (
     Method("random, halving", Random(), Halving()),
     Method("qmc, halving", Qmc(), Halving()),
     Method("gp, halving", Gp(), Halving()),
-    Method("tpe, halving (the default)", Tpe(), Halving()),
+    Method("tpe, halving", Tpe(), Halving()),
     Method("tpe, extrapolation", Tpe(), Extrapolation()),
     Method("freeze-thaw", FreezeThaw(), NoPruner()),
     *(Method(f"one-epoch rule, {n} candidates", Random(), OneEpoch(), n + 3) for n in (10, 20, 40, 80)),

@@ -90,12 +90,13 @@ SetOption = Annotated[
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="Device: auto, cpu, cuda, cuda:1 or mps.", show_default=False)]
 SamplerOption = Annotated[
-    str | None, typer.Option(help="Sampler: tpe, random, gp, cmaes, qmc or grid.", metavar="NAME", show_default=False)
+    str | None,
+    typer.Option(help="Sampler: freeze-thaw, tpe, random, gp, cmaes, qmc or grid.", metavar="NAME", show_default=False),
 ]
 PrunerOption = Annotated[
     str | None,
     typer.Option(
-        help="Pruner: halving, hyperband, median, percentile, patience, one-epoch or none.",
+        help="Pruner: halving, hyperband, median, percentile, patience, extrapolation, one-epoch or none.",
         metavar="NAME",
         show_default=False,
     ),

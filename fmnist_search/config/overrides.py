@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from fmnist_search.config.pruners import DEFAULT_PRUNER
-from fmnist_search.config.samplers import DEFAULT_SAMPLER
+from fmnist_search.config.pruners import FALLBACK_PRUNER
+from fmnist_search.config.samplers import FALLBACK_SAMPLER
 from fmnist_search.config.space import shared_hyperparameters
 from fmnist_search.errors import UserError, did_you_mean
 from fmnist_search.recipe import families
 from fmnist_search.recipe.families import DEFAULT_FAMILY, FAMILIES
 from fmnist_search.recipe.hyperparameters import hyperparameters
 
-DEFAULT_VARIANTS = {"sampler": DEFAULT_SAMPLER.name, "pruner": DEFAULT_PRUNER.name}
+DEFAULT_VARIANTS = {"sampler": FALLBACK_SAMPLER.name, "pruner": FALLBACK_PRUNER.name}
 """Tables that have several forms, with the name that a table without a name has."""
 
 
@@ -60,6 +60,14 @@ def unused_settings(written: Mapping[str, Any], chosen: Mapping[str, str]) -> It
                 yield f"{', '.join(settings)} belongs to {before!r} and does nothing for {name!r}"
 
 
+def unnamed_samplers(tables: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line if a study has settings of a sampler that it does not name, which is not the default one then."""
+    table = tables.get("sampler")
+    if isinstance(table, dict) and "name" not in table:
+        settings = ", ".join(f"sampler.{setting}" for setting in table)
+        yield f"{settings} belongs to {FALLBACK_SAMPLER.name!r}, as sampler.name is missing; give it for another one"
+
+
 def _variant_name(key: str, table: Mapping[str, Any]) -> object:
     return table.get("name", DEFAULT_VARIANTS[key])
 
@@ -78,7 +86,8 @@ def _set_value(tables: dict[str, Any], path: list[str], value: object) -> None:
     *groups, last = path
     given = tables.get(last)
     if path in (["sampler"], ["pruner"]) and isinstance(given, dict) and _variant_name(last, given) == value:
-        return  # the file has the same sampler or pruner: its settings stay
+        given["name"] = value  # the file has the same sampler or pruner: its settings stay
+        return
     for group in groups:
         inner = tables.get(group)
         if isinstance(inner, str) and group in DEFAULT_VARIANTS:

@@ -56,7 +56,10 @@ def study_keys_page() -> str:
 
 def _variant_parts(name: str, field: FieldInfo) -> list[str]:
     default = variant_name(type(field.default))
-    head = f'## [{name}]\n\nBy default `{default}`. The name alone is enough: `{name} = "{default}"`.'
+    head = (
+        f'## [{name}]\n\n{field.description} The name alone is enough: `{name} = "{default}"`; a table without one is '
+        f"that of `{default}`."
+    )
     return [head] + [
         f'### {name} = "{variant_name(section)}"\n\n{_docstring(section)}\n\n{_fields_table(section)}'.rstrip()
         for section in VARIANTS[name]

@@ -121,10 +121,11 @@ class NoPruner(Section):
         return 0
 
 
-DEFAULT_PRUNER = Halving()
+FALLBACK_PRUNER = Halving()
+"""The pruner of a study that names only a sampler or cannot have freeze-thaw, and of a `[pruner]` without a name."""
 
 Pruner = Annotated[
     Halving | Hyperband | Median | Percentile | Patience | Extrapolation | OneEpoch | NoPruner,
     Field(discriminator="name"),
-    expand_name(DEFAULT_PRUNER.name),
+    expand_name(FALLBACK_PRUNER.name),
 ]

@@ -117,8 +117,9 @@ class Grid(SamplerSection):
     name: Literal["grid"] = "grid"
 
 
-DEFAULT_SAMPLER = Tpe()
+FALLBACK_SAMPLER = Tpe()
+"""The sampler of a study that names only a pruner or cannot have freeze-thaw, and of a `[sampler]` without a name."""
 
 Sampler = Annotated[
-    Tpe | Random | Gp | Cmaes | Qmc | Grid | FreezeThaw, Field(discriminator="name"), expand_name(DEFAULT_SAMPLER.name)
+    Tpe | Random | Gp | Cmaes | Qmc | Grid | FreezeThaw, Field(discriminator="name"), expand_name(FALLBACK_SAMPLER.name)
 ]

@@ -54,6 +54,12 @@ class Space:
         """Return the domains of the recipes of one family, by dotted name."""
         return {**self.by_family.get(family, {}), **self.common}
 
+    def by_key(self) -> Iterator[tuple[str, Domain]]:
+        """Yield every domain with its key in the study file."""
+        yield from ((f"space.common.{name}", domain) for name, domain in self.common.items())
+        for family, domains in self.by_family.items():
+            yield from ((f"space.{family}.{name.removeprefix('model.')}", domain) for name, domain in domains.items())
+
     def to_toml_table(self) -> dict[str, Any]:
         """Return the `[space]` table that `parse_space` turns into this space."""
         tables = {"common": {"family": list(self.families), **_nest_domains(self.common)}}

@@ -10,11 +10,12 @@ import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import tomli_w
 from pydantic import (
     Field,
+    ModelWrapValidatorHandler,
     PlainSerializer,
     PlainValidator,
     PrivateAttr,
@@ -26,14 +27,15 @@ from pydantic import (
     model_validator,
 )
 
-from fmnist_search.config.conditional_space import hyperparameter_groups, space_size, unconditional_ranges
-from fmnist_search.config.domain import Domain, Fixed, bounds, domain_values, is_ordered
+from fmnist_search.config.conditional_space import hyperparameter_groups
+from fmnist_search.config.domain import Domain, Fixed, bounds
 from fmnist_search.config.execution import ExecutionSection
 from fmnist_search.config.messages import error_lines
 from fmnist_search.config.origins import Origins, find_origins
-from fmnist_search.config.overrides import apply_overrides, unused_settings
-from fmnist_search.config.pruners import DEFAULT_PRUNER, Extrapolation, NoPruner, OneEpoch, Pruner
-from fmnist_search.config.samplers import DEFAULT_SAMPLER, Cmaes, FreezeThaw, Grid, Sampler
+from fmnist_search.config.overrides import apply_overrides, unnamed_samplers, unused_settings
+from fmnist_search.config.pruners import FALLBACK_PRUNER, NoPruner, Pruner
+from fmnist_search.config.samplers import FALLBACK_SAMPLER, FreezeThaw, Grid, Sampler
+from fmnist_search.config.search_checks import can_have_freeze_thaw, check_pruner, check_sampler
 from fmnist_search.config.sections import Budget, Finalists, Name, Objective, Section, Start
 from fmnist_search.config.shipped_studies import copy_hint
 from fmnist_search.config.space import Space, parse_space
@@ -44,9 +46,6 @@ from fmnist_search.recipe.groups import Data
 from fmnist_search.recipe.hyperparameters import MAX_SEED
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.workspace import NAME_PATTERN, check_name, check_study_name
-
-MAX_GRID_SIZE = 10_000
-"""The largest number of recipes of a grid."""
 
 
 def _parse_data(table: object) -> Data:
@@ -71,8 +70,15 @@ class StudyConfig(Section):
     )
     data: Annotated[Data, PlainValidator(_parse_data), PlainSerializer(dataclasses.asdict)] = Data()
     objective: Objective = Objective()
-    sampler: Sampler = DEFAULT_SAMPLER
-    pruner: Pruner = DEFAULT_PRUNER
+    sampler: Sampler = Field(
+        FALLBACK_SAMPLER,
+        description="By default `freeze-thaw`. `tpe` if the study names a pruner, or has one epoch a trial, two "
+        "metrics, a limit of what a network costs, or no hyperparameter whose values are numbers.",
+    )
+    pruner: Pruner = Field(
+        FALLBACK_PRUNER,
+        description="By default none with `freeze-thaw` and with two metrics, `halving` with all other samplers.",
+    )
     budget: Budget
     start: Start = Start()
     space: Annotated[Space, PlainValidator(parse_space), PlainSerializer(Space.to_toml_table)]
@@ -82,6 +88,16 @@ class StudyConfig(Section):
     _origins: Origins = PrivateAttr(default_factory=Origins)
 
     # ----------------------------------------------------------------------------------- checks
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _choose_search(cls, tables: Any, validate: ModelWrapValidatorHandler[StudyConfig]) -> StudyConfig:
+        """Let a study that names neither sampler nor pruner have freeze-thaw, if it can be used."""
+        config = validate(tables)
+        if config.names_search or not can_have_freeze_thaw(config.budget, config.objective, config.space):
+            return config
+        search = {"sampler": FreezeThaw(), "pruner": NoPruner()}
+        return cls.model_construct(_fields_set=config.model_fields_set, **{**dict(config), **search})
 
     @model_validator(mode="before")
     @classmethod
@@ -125,86 +141,10 @@ class StudyConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _check_pruner(self) -> StudyConfig:
-        epochs, rung = self.budget.epochs, self.pruner.first_rung(self.budget.epochs)
-        if self.objective.cost and not isinstance(self.pruner, NoPruner):
-            raise UserError(
-                f"pruner: {self.pruner.name!r} compares trials by one value, and objective.metrics names two; leave "
-                "out the pruner, or take 'none'"
-            )
-        if rung >= epochs and (epochs > 1 or isinstance(self.pruner, OneEpoch)):
-            raise UserError(
-                f"pruner: {self.pruner.name!r} can prune a trial after epoch {rung} at the earliest, and "
-                f"budget.epochs = {epochs} is the last; prune earlier, train longer, or take the pruner 'none'"
-            )
-        if isinstance(self.pruner, OneEpoch):
-            trials, survivors = self.budget.trials, self.pruner.survivors
-            if trials is None:
-                raise UserError("pruner: 'one-epoch' needs the number of trials; give budget.trials")
-            if trials <= survivors:
-                raise UserError(
-                    f"pruner.survivors: {survivors} of budget.trials = {trials} leave no candidates to choose from; "
-                    "give more trials or fewer survivors"
-                )
+    def _check_search(self) -> Self:
+        check_pruner(self.pruner, self.budget, self.objective)
+        check_sampler(self.sampler, self.pruner, self.budget, self.objective, self.space)
         return self
-
-    @model_validator(mode="after")
-    def _check_sampler(self) -> StudyConfig:
-        if isinstance(self.sampler, Grid):
-            if infinite := [name for name, domain in self.domains() if domain_values(domain) is None]:
-                raise UserError(
-                    *(f"{name}: is infinite, which a grid cannot be; give a list or a step" for name in infinite)
-                )
-            if (count := space_size(self.space).recipe_count) > MAX_GRID_SIZE:
-                raise UserError(
-                    f"sampler: a grid of {count:,} recipes; reduce the space to at most {MAX_GRID_SIZE:,}, or take "
-                    "another sampler"
-                )
-        if isinstance(self.sampler, Cmaes) and self.objective.cost:
-            raise UserError(
-                "sampler: 'cmaes' optimizes one value, and objective.metrics names two; take 'tpe', 'gp', 'random', "
-                "'qmc' or 'grid'"
-            )
-        if isinstance(self.sampler, Cmaes) and not unconditional_ranges(self.space):
-            raise UserError(
-                "sampler: 'cmaes' needs a range that every recipe has, and this space has none; give one as "
-                "{ low = .., high = .. }, or take 'tpe'"
-            )
-        if isinstance(self.sampler, FreezeThaw):
-            self._check_freeze_thaw()
-        if isinstance(self.sampler, FreezeThaw) or isinstance(self.pruner, Extrapolation):
-            self._check_ordered()
-        return self
-
-    def _check_freeze_thaw(self) -> None:
-        if self.objective.cost:
-            raise UserError(
-                "sampler: 'freeze-thaw' compares trials by one value, and objective.metrics names two; take 'tpe', "
-                "'gp', 'random', 'qmc' or 'grid'"
-            )
-        if not isinstance(self.pruner, NoPruner):
-            raise UserError(
-                f"pruner: {self.pruner.name!r} cannot be used with the sampler 'freeze-thaw', which pauses trials "
-                "itself; leave it out, or take 'none'"
-            )
-        if self.budget.epochs < 2:
-            raise UserError(
-                f"budget.epochs: {self.budget.epochs} leaves the sampler 'freeze-thaw' nothing to pause; train at "
-                "least 2 epochs, or take 'tpe'"
-            )
-
-    def _check_ordered(self) -> None:
-        varying = [domain for group in hyperparameter_groups(self.space) for domain in group.values()]
-        if not any(is_ordered(domain) for domain in varying):
-            key, name, remedy = (
-                ("sampler", self.sampler.name, "tpe")
-                if isinstance(self.sampler, FreezeThaw)
-                else ("pruner", self.pruner.name, "halving")
-            )
-            raise UserError(
-                f"{key}: {name!r} needs a hyperparameter whose values are numbers, by which recipes can be compared, "
-                f"and this space has none; give a range or a list of numbers, or take {remedy!r}"
-            )
 
     # ---------------------------------------------------------------------------------- reading
 
@@ -223,7 +163,7 @@ class StudyConfig(Section):
             config = cls.from_dict(overridden)
             config.check_names()
             chosen = {"sampler": config.sampler.name, "pruner": config.pruner.name}
-            config._warnings = tuple(unused_settings(written, chosen))
+            config._warnings = (*unused_settings(written, chosen), *unnamed_samplers(overridden))
             config._origins = find_origins(config._to_tables(), written, overridden, str(path))
             return config
         except UserError as error:
@@ -245,18 +185,23 @@ class StudyConfig(Section):
             raise UserError(*dict.fromkeys(lines)) from None
 
     def continuing(self, stored: StudyConfig | None) -> StudyConfig:
-        """Return this config for a study that was stored with another one, which decides what this one leaves open."""
+        """Return this config for a study that was stored with another one, which decides what this one leaves open.
+
+        Raises:
+            UserError: if the pruner of the stored one cannot be used with the budget of this one.
+        """
         if stored is None:
             return self
+        if not self.names_search:
+            check_pruner(stored.pruner, self.budget, self.objective)
+            return self.model_copy(update={"sampler": stored.sampler, "pruner": stored.pruner})
         return self.model_copy(update={"sampler": self.sampler.continued(stored.sampler)})
 
     # -------------------------------------------------------------------------------- attributes
 
     def domains(self) -> Iterator[tuple[str, Domain]]:
-        """Yield every domain with its key in the study file."""
-        yield from ((f"space.common.{name}", domain) for name, domain in self.space.common.items())
-        for family, domains in self.space.by_family.items():
-            yield from ((f"space.{family}.{name.removeprefix('model.')}", domain) for name, domain in domains.items())
+        """Return every domain with its key in the study file."""
+        return self.space.by_key()
 
     @property
     def independently_sampled(self) -> list[str]:
@@ -265,6 +210,11 @@ class StudyConfig(Section):
         joint = self.sampler.joint_groups(groups)
         modelled = {name for group in joint for name in group}
         return sorted({name for group in groups for name in group} - modelled) if joint else []
+
+    @property
+    def names_search(self) -> bool:
+        """Whether the study names a sampler or a pruner, and so does not have the default."""
+        return not {"sampler", "pruner"}.isdisjoint(self.model_fields_set)
 
     @property
     def warnings(self) -> tuple[str, ...]:

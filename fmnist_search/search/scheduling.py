@@ -101,7 +101,15 @@ def paused_by_freeze_thaw(study: optuna.Study) -> list[int]:
 
 
 def sampler_changes(study: optuna.Study, stored: StudyConfig, config: StudyConfig) -> list[str]:
-    """Return what it means for the trials of a study that it is continued with freeze-thaw, or with another sampler."""
+    """Return what a user may not expect of a study that is continued with the sampler of `config`, or with its own.
+
+    It keeps its own if `config` names none.
+    """
+    if not config.names_search:
+        own = f"{stored.sampler.name!r} and the pruner {stored.pruner.name!r}"
+        remedy = f"`--sampler {config.sampler.name}` changes that"
+        same = config.sampler.name == stored.sampler.name
+        return [] if same else [f"the study goes on with {own}, as it was searched so far; {remedy}"]
     had, has = isinstance(stored.sampler, FreezeThaw), isinstance(config.sampler, FreezeThaw)
     if has and not had:
         return [f"freeze-thaw goes on with this study of {stored.sampler.name!r}, and learns from all its trials"]

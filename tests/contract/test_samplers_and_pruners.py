@@ -16,7 +16,7 @@ import pytest
 
 from fmnist_search.config.conditional_space import space_size
 from fmnist_search.config.pruners import (
-    DEFAULT_PRUNER,
+    FALLBACK_PRUNER,
     Halving,
     Hyperband,
     Median,
@@ -26,7 +26,7 @@ from fmnist_search.config.pruners import (
     Percentile,
     Pruner,
 )
-from fmnist_search.config.samplers import DEFAULT_SAMPLER, FreezeThaw, Gp, Qmc, Random, Sampler, Tpe
+from fmnist_search.config.samplers import FALLBACK_SAMPLER, FreezeThaw, Gp, Qmc, Random, Sampler, Tpe
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.execution import Execution
@@ -58,12 +58,12 @@ each_sampler = pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda settings:
 
 
 def is_fast(sampler: Any, pruner: Any) -> bool:
-    """Return whether a pair is tested by default: with a default of either, and the grid with Hyperband.
+    """Return whether a pair is tested by default: with a fallback of either, and the grid with Hyperband.
 
     Only a grid shows whether Hyperband has its brackets before its first call in a study that is resumed.
     """
-    pairs_with_defaults = sampler == DEFAULT_SAMPLER or pruner == DEFAULT_PRUNER
-    return pairs_with_defaults or (sampler.name, pruner.name) == ("grid", "hyperband")
+    pairs_with_fallbacks = sampler == FALLBACK_SAMPLER or pruner == FALLBACK_PRUNER
+    return pairs_with_fallbacks or (sampler.name, pruner.name) == ("grid", "hyperband")
 
 
 def each_pair(pruners: Sequence[Any]) -> pytest.MarkDecorator:

@@ -23,14 +23,12 @@ class SpentBudget:
         self._ended_epochs = 0
         self._paused_epochs: dict[int, int] = {}
         self.best_value = 0.0
-        self._best_place: int | None = None
+        self.trials_since_best = 0
+        """Trials that have begun and ended, or were paused, since the last one became the best; all if none has."""
+        self._counted: set[int] = set()
+        self._has_best = False
         for record in records:
             self.add(record)
-
-    @property
-    def trials_since_best(self) -> int:
-        """The number of trials since the first completed one with the best value; all if none has completed."""
-        return self.trials if self._best_place is None else self.trials - 1 - self._best_place
 
     @property
     def epochs(self) -> int:
@@ -44,12 +42,15 @@ class SpentBudget:
         self.failures += record.state is TrialState.FAILED
         if record.state is TrialState.PAUSED:
             self._paused_epochs[record.number] = record.epochs
+        if record.number not in self._counted and (record.is_final or record.state is TrialState.PAUSED):
+            self._counted.add(record.number)
+            self.trials_since_best += 1
         if not record.is_final:
             return
         self._paused_epochs.pop(record.number, None)
         value = record.value or 0.0
-        if record.state is TrialState.COMPLETED and (self._best_place is None or value > self.best_value):
-            self.best_value, self._best_place = value, self.trials
+        if record.state is TrialState.COMPLETED and (not self._has_best or value > self.best_value):
+            self.best_value, self._has_best, self.trials_since_best = value, True, 0
         self.trials += 1
         self._ended_epochs += record.epochs
 

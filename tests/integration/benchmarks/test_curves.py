@@ -125,10 +125,10 @@ def replay(table: Path, only: str, *options: str) -> dict[str, Any]:
 
 
 def test_replay_with_equal_seeds_is_equal(drawn_table: Path) -> None:
-    once, again = (replay(drawn_table, "tpe, halving (the|one-epoch rule, 10", "--running", "2") for _ in range(2))
+    once, again = (replay(drawn_table, "tpe, halving|one-epoch rule, 10", "--running", "2") for _ in range(2))
     assert once == again
     assert once["seeds"] == "judging: 1000 to 1001"
-    assert replay(drawn_table, "tpe, halving (the", "--seeds", "choosing")["seeds"] == "choosing: 0 to 1"
+    assert replay(drawn_table, "tpe, halving", "--seeds", "choosing")["seeds"] == "choosing: 0 to 1"
     for row in once["methods"].values():
         # More compute never increases the regret.
         medians = [values[0] for values in row["compute"]["regret_points"].values()]
@@ -212,7 +212,7 @@ def test_unknown_seeds_clocks_and_results_are_refused(
 
 @pytest.mark.slow
 def test_published_table_can_be_replayed() -> None:
-    options = ("--replays", "2", "--compute", "4", "--only", "tpe, halving (the", "--workers", "2", "--json")
+    options = ("--replays", "2", "--compute", "4", "--only", "tpe, halving", "--workers", "2", "--json")
     found = json.loads(run_curves_command("replay", *options))
     assert found["recipes"] >= 100
 

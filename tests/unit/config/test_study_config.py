@@ -74,10 +74,38 @@ def test_study_written_as_toml_has_every_setting() -> None:
     written = tomllib.loads(make_study().to_toml())
     # Studies had no objective once, and those that have the one of then are stored as then.
     assert written.keys() == StudyConfig.model_fields.keys() - {"objective"}
-    assert written["sampler"] == {"name": "tpe", "startup_trials": 5, "candidates": 24, "window": 300}
+    assert (written["sampler"], written["pruner"]) == ({"name": "freeze-thaw", "candidates": 24}, {"name": "none"})
     assert written["data"]["validation"] == 10_848
     # TOML has no null, so a limit that is not given is left out.
     assert "minutes" not in written["budget"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "search"),
+    [
+        ({}, ("freeze-thaw", "none")),
+        ({"pruner": "median"}, ("tpe", "median")),
+        ({"sampler": "random"}, ("random", "halving")),
+        ({"budget.epochs": 1}, ("tpe", "halving")),  # there is nothing to pause
+        ({"budget.max_mult_adds": 2_000_000}, ("tpe", "halving")),  # freeze-thaw does not learn from refused networks
+        ({"model.depth": 2}, ("tpe", "halving")),  # nothing varies
+    ],
+    ids=str,
+)
+def test_study_that_names_no_search_has_freeze_thaw_where_it_can_be_used(
+    overrides: dict[str, object], search: tuple[str, str], tmp_path: Path
+) -> None:
+    config = load_study(tmp_path, f"{HEADER}{CNN_SPACE}", overrides)
+    assert (config.sampler.name, config.pruner.name) == search
+    assert StudyConfig.from_dict(tomllib.loads(config.to_toml())) == config
+
+
+def test_study_that_names_no_search_goes_on_with_the_one_that_it_has(tmp_path: Path) -> None:
+    text = f"{HEADER}{CNN_SPACE}"
+    stored = StudyConfig.from_dict(tomllib.loads(load_study(tmp_path, text, {"sampler": "tpe"}).to_toml()))
+    continued = load_study(tmp_path, text).continuing(stored)
+    assert (continued.sampler, continued.pruner) == (stored.sampler, stored.pruner)
+    assert load_study(tmp_path, text, {"sampler": "freeze-thaw"}).continuing(stored).sampler.name == "freeze-thaw"
 
 
 def test_study_with_two_metrics_has_no_pruner_and_is_stored_with_them(tmp_path: Path) -> None:

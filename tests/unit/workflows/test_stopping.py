@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -12,11 +13,12 @@ from fmnist_search.results.study import StopReason, TrialRecord
 from fmnist_search.results.training import TrialState
 from fmnist_search.workflows.study.stopping import SpentBudget, reached_limit
 
-COMPLETED, PRUNED, FAILED, INTERRUPTED = (
+COMPLETED, PRUNED, FAILED, INTERRUPTED, PAUSED = (
     TrialState.COMPLETED,
     TrialState.PRUNED,
     TrialState.FAILED,
     TrialState.INTERRUPTED,
+    TrialState.PAUSED,
 )
 
 
@@ -80,6 +82,15 @@ def test_patience_counts_the_trials_since_the_first_best_one(values: list[float]
 def test_patience_also_ends_a_study_in_which_nothing_completes() -> None:
     spent = SpentBudget(make_records((PRUNED, 0.3), (FAILED, None)))
     assert reached_limit(Budget(patience=2), spent, 0) is StopReason.PATIENCE
+
+
+def test_patience_counts_a_paused_trial_once() -> None:
+    best, *paused = make_records((COMPLETED, 0.6), (PAUSED, None), (PAUSED, None))
+    again = dataclasses.replace(paused[0], epochs=3)
+    assert reached_limit(Budget(patience=2), SpentBudget([best, paused[0], again]), 0) is None
+    assert reached_limit(Budget(patience=2), SpentBudget([best, *paused]), 0) is StopReason.PATIENCE
+    better = dataclasses.replace(paused[0], state=COMPLETED, value=0.7)
+    assert reached_limit(Budget(patience=2), SpentBudget([best, *paused, better]), 0) is None
 
 
 def test_duplicates_and_trials_that_are_repeated_count_against_no_budget() -> None:
