@@ -9,25 +9,36 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fmnist_search.cli.app import JsonOption, StorageOption, TrackingUriOption, WorkdirOption, app, make_workspace
+from fmnist_search.cli.app import (
+    JsonOption,
+    StorageOption,
+    TrackingUriOption,
+    WorkdirOption,
+    app,
+    load_recipe,
+    make_workspace,
+)
 from fmnist_search.cli.command import given_words, pop_flag
 from fmnist_search.cli.streams import write_output
+from fmnist_search.errors import UserError
 from fmnist_search.text import redacted_command
 
 if TYPE_CHECKING:
     from fmnist_search.config.study_config import StudyConfig
+    from fmnist_search.search.lease import Driver
     from fmnist_search.search.study_store import StudyStore
+    from fmnist_search.workflows.study.running import RunningSession
     from fmnist_search.workflows.study.watching import StudySnapshot
     from fmnist_search.workspace import Workspace
 
-POLL_SECONDS = 0.1
-"""Seconds between two checks whether a session has begun or ended."""
+POLL_SECONDS, STORAGE_POLL_SECONDS = 0.1, 0.5
+"""Seconds between two checks whether a session has begun or ended, by its file and by Optuna's storage."""
 
 RunningArgument = Annotated[
     str | None, typer.Argument(help="Name of a study; by default the one that runs.", show_default=False)
@@ -106,6 +117,9 @@ def _print_json_lines(workspace: Workspace, study_store: StudyStore, snapshots: 
 @app.command()
 def stop(
     study: RunningArgument = None,
+    trial: Annotated[
+        int | None, typer.Option(help="Number of a running trial to end in place of the search.", min=0)
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the search has ended.")] = True,
     tracking_uri: TrackingUriOption = None,
     workdir: WorkdirOption = None,
@@ -114,20 +128,116 @@ def stop(
     """Stop a running search or promotion, as Ctrl-C in its terminal does.
 
     The running epochs are finished and all results are kept; the command that started the search continues it. A
-    second `stop` does not wait for the epochs.
+    second `stop` does not wait for the epochs. A search that cannot be signalled from here, such as one on another
+    machine, is asked through Optuna's storage. With --trial, only that trial ends, as a pruned one.
     """
     from fmnist_search.cli.output import stdout
-    from fmnist_search.workflows.study.running import find_sessions, interrupt, running_sessions
+    from fmnist_search.workflows.study.running import find_running, running_sessions
 
     workspace = make_workspace(tracking_uri, workdir, storage=storage)
-    sessions = find_sessions(workspace, study)
-    for session in sessions:
-        interrupt(session)
-        stdout.print(f"{session.study}: process {session.process_id} stops after its running epochs; nothing is lost")
+    name, sessions, driver = find_running(workspace, study)
+    if trial is not None:
+        from fmnist_search.workflows.study.requests import request_stop_of_trial
+
+        request_stop_of_trial(workspace, name, trial)
+        stdout.print(f"{name}: trial {trial} ends as pruned after its running epoch; the search goes on", markup=False)
+        return
+    asked = _stop_each(workspace, sessions, driver)
     while wait and set(sessions) & set(running_sessions(workspace.sessions_folder)):
         time.sleep(POLL_SECONDS)
+    while wait and asked and _is_driving(workspace, asked):
+        time.sleep(STORAGE_POLL_SECONDS)
     if wait:
-        stdout.print(f"{sessions[0].study}: has stopped; the same `fmnist-search search` command continues it")
+        stdout.print(f"{name}: has stopped; the same `fmnist-search search` command continues it", markup=False)
+
+
+def _stop_each(workspace: Workspace, sessions: Sequence[RunningSession], driver: Driver | None) -> Driver | None:
+    """Signal the sessions of this folder, and ask a driver that cannot be signalled; return it if it was asked.
+
+    Raises:
+        UserError: if a session can neither be signalled nor asked.
+    """
+    from fmnist_search.cli.output import stdout
+    from fmnist_search.workflows.study.requests import request_stop
+    from fmnist_search.workflows.study.running import interrupt
+
+    for session in sessions:
+        try:
+            interrupt(session)
+        except UserError:
+            if driver is None or driver.process != session.process:
+                raise
+        else:
+            text = f"{session.study}: process {session.process_id} stops after its running epochs; nothing is lost"
+            stdout.print(text, markup=False)
+            driver = None if driver and driver.process == session.process else driver
+    if driver:
+        request_stop(workspace, driver)
+        text = f"{driver.study}: {driver} was asked to stop after its running epochs; nothing is lost"
+        stdout.print(text, markup=False)
+    return driver
+
+
+def _is_driving(workspace: Workspace, driver: Driver) -> bool:
+    """Return whether a driver still holds its lease."""
+    from fmnist_search.search.lease import current_driver
+
+    current = current_driver(workspace.storage_url, driver.study)
+    return current is not None and current.session == driver.session
+
+
+@app.command()
+def enqueue(
+    recipe: Annotated[str | None, typer.Argument(help="Recipe file, or name of a preset.", show_default=False)] = None,
+    study: Annotated[str | None, typer.Option(help="Name of the study; by default the latest.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Value of a hyperparameter, in place of that of the recipe; repeatable. Without a recipe, the sampler "
+            "chooses the others.",
+        ),
+    ] = None,
+    tracking_uri: TrackingUriOption = None,
+    workdir: WorkdirOption = None,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a recipe be the next new trial of a study, of a search that runs or of the next one.
+
+    A recipe outside the search space is refused unless the study file has start.outside = "try".
+
+    Examples:
+
+      fmnist-search enqueue lenet --study quick
+
+      fmnist-search enqueue --study quick --set optimizer.learning_rate=0.01
+    """
+    from fmnist_search.cli.output import print_json, stdout
+    from fmnist_search.config.toml_files import parse_assignment
+    from fmnist_search.results.study import StopReason
+    from fmnist_search.workflows.study.requests import check_searchable
+    from fmnist_search.workflows.study.requests import enqueue as enqueue_recipe
+
+    given = dict(map(parse_assignment, settings or []))
+    if recipe is None and not given:
+        raise UserError("enqueue: gives neither a recipe nor a value; name a recipe file, or add --set NAME=VALUE")
+    check_searchable(given)
+    values = load_recipe(recipe).replace(given).to_flat_dict() if recipe else given
+    source = recipe or ", ".join(settings or [])
+    queued = enqueue_recipe(
+        source, values, study=study, workspace=make_workspace(tracking_uri, workdir, storage=storage)
+    )
+    if as_json:
+        driver = str(queued.driver) if queued.driver else None
+        print_json({"study": queued.study, "recipe": source, "outside": list(queued.outside), "searched_by": driver})
+        return
+    outside = f", outside the space ({'; '.join(queued.outside)})" if queued.outside else ""
+    when = f"taken by {queued.driver}" if queued.driver else "taken by the next search"
+    if not queued.driver and queued.stop_reason is StopReason.TRIALS:
+        when += ", which needs more --trials"
+    stdout.print(f"{queued.study}: {source} is the next trial{outside}, {when}", markup=False)
 
 
 def search_in_background(

@@ -17,7 +17,6 @@ from fmnist_search.cli.app import (
     make_workspace,
 )
 from fmnist_search.cli.command import TrainingCommand, confirm
-from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
     from fmnist_search.workflows.garbage import GarbageItem, GarbageKind

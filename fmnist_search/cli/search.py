@@ -49,6 +49,9 @@ def search(
     minutes: Annotated[
         float | None, typer.Option(help="Minutes of searching in all sessions of the study.", show_default=False)
     ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs of a trial that is not pruned.", show_default=False)
+    ] = None,
     sampler: SamplerOption = None,
     pruner: PrunerOption = None,
     start: Annotated[
@@ -111,6 +114,7 @@ def search(
         "name": name,
         "budget.trials": trials,
         "budget.minutes": minutes,
+        "budget.epochs": epochs,
         "sampler": sampler,
         "pruner": pruner,
         "execution.backend": backend,

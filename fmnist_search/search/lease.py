@@ -12,6 +12,7 @@ import sqlite3
 import threading
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -239,18 +240,27 @@ def current_driver(url: str, study: str) -> Driver | None:
     Raises:
         UserError: if the storage cannot be read.
     """
+    return next((driver for driver in current_drivers(url) if driver.study == study), None)
+
+
+def current_drivers(url: str) -> list[Driver]:
+    """Return the drivers of all studies of a storage, in the order in which they began.
+
+    Raises:
+        UserError: if the storage cannot be read.
+    """
     database = sqlite_path(url)
     if database and is_missing(database):
-        return None
+        return []
     try:
         with open_read_only(url) as engine:
-            row = _read(engine, study) if sa.inspect(engine).has_table(DRIVERS.name) else None
+            rows = _read(engine) if sa.inspect(engine).has_table(DRIVERS.name) else []
     except (sqlite3.Error, SQLAlchemyError) as error:
         raise UserError(
             f"storage {shown_url(url)}: cannot be read ({_reason(error)}); check that it exists and can be read"
         ) from error
-    driver = _to_driver(row) if row else None
-    return driver if driver and driver.holds_lease else None
+    drivers = map(_to_driver, rows)
+    return sorted((driver for driver in drivers if driver.holds_lease), key=lambda driver: driver.started_at)
 
 
 def _take(engine: sa.Engine, study: str, session: str, lease_seconds: float) -> Driver | None:
@@ -272,7 +282,7 @@ def _take(engine: sa.Engine, study: str, session: str, lease_seconds: float) -> 
         "lease_seconds": lease_seconds,
     }
     while True:
-        row = _read(engine, study)
+        row = next((row for row in _read(engine) if row.study == study), None)
         with engine.begin() as connection, contextlib.suppress(IntegrityError):  # another process was faster
             if row is None:
                 connection.execute(sa.insert(DRIVERS).values(study=study, **values))
@@ -290,10 +300,10 @@ def _take(engine: sa.Engine, study: str, session: str, lease_seconds: float) -> 
                 return driver
 
 
-def _read(engine: sa.Engine, study: str) -> sa.Row[Any] | None:
+def _read(engine: sa.Engine) -> Sequence[sa.Row[Any]]:
     age = (_database_time(engine) - DRIVERS.c.renewed_at).label("age")
     with engine.connect() as connection:
-        return connection.execute(sa.select(DRIVERS, age).where(DRIVERS.c.study == study)).first()
+        return connection.execute(sa.select(DRIVERS, age)).all()
 
 
 def _to_driver(row: sa.Row[Any]) -> Driver:

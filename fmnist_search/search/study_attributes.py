@@ -18,6 +18,7 @@ from fmnist_search.search.damaged_values import damaged_values
 from fmnist_search.search.driver_storage import DriverStorage
 from fmnist_search.search.trial_attributes import (
     REBUILT_RUNS_ATTRIBUTE,
+    TrialRecords,
     champion_from_dict,
     champion_to_dict,
     selected_from_dict,
@@ -86,6 +87,18 @@ class StudyAttributes:
     @run_id.setter
     def run_id(self, run_id: str) -> None:
         self._study.set_user_attr("mlflow_run_id", run_id)
+
+    @property
+    def searched_seconds(self) -> float:
+        """Seconds of searching so far, in all sessions; in studies of earlier versions those of the trials."""
+        stored = self._study.user_attrs.get("searched_seconds")
+        if stored is None:
+            return sum(record.seconds for record in TrialRecords(self._study).all())
+        return float(stored)
+
+    @searched_seconds.setter
+    def searched_seconds(self, seconds: float) -> None:
+        self._study.set_user_attr("searched_seconds", seconds)
 
     @property
     def tracking_seconds(self) -> float:

@@ -13,8 +13,8 @@ import optuna
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
-from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
+from fmnist_search.search.requests import move_requests
 from fmnist_search.search.study_attributes import CONFIG_ATTRIBUTE, stored_config
 
 CHANGE_ATTRIBUTE = "change"
@@ -39,29 +39,38 @@ def check_unchanging(storage: optuna.storages.BaseStorage, name: str, command: l
         raise UserError(f"study {name!r}: its {what} was interrupted; run `fmnist-search studies {words}` again first")
 
 
-def begin_change(storage: optuna.storages.BaseStorage, name: str, command: list[str]) -> None:
-    """Store that a command changes a study, until the study is deleted or `rename_stored` has renamed it."""
-    optuna.load_study(study_name=name, storage=storage).set_user_attr(CHANGE_ATTRIBUTE, command)
+class StudyToChange:
+    """A study in Optuna's storage that is deleted or renamed. The caller holds its lease."""
 
+    def __init__(self, storage: RDBStorage, name: str):
+        self._storage = storage
+        self._name = name
 
-def rename_stored(storage: RDBStorage, name: str, renamed: str) -> StudyConfig:
-    """Rename a study in Optuna's storage, in one transaction with its study file; return that with the new name.
+    def begin(self, command: list[str]) -> None:
+        """Store that a command changes the study, until the study is deleted or renamed.
 
-    Optuna itself can only copy a study, trial by trial.
-    """
-    study = optuna.load_study(study_name=name, storage=storage)
-    stored = stored_config(study)
-    assert stored, "a study that is renamed has a study file"
-    config = stored.model_copy(update={"name": renamed})
-    of_study = _ATTRIBUTES.c.study_id == study._study_id
-    with storage.engine.begin() as connection:
-        connection.execute(
-            sa.update(_STUDIES).where(_STUDIES.c.study_id == study._study_id).values(study_name=renamed)
-        )
-        connection.execute(
-            sa.update(_ATTRIBUTES)
-            .where(of_study & (_ATTRIBUTES.c.key == CONFIG_ATTRIBUTE))
-            .values(value_json=json.dumps(config.to_toml()))
-        )
-        connection.execute(sa.delete(_ATTRIBUTES).where(of_study & (_ATTRIBUTES.c.key == CHANGE_ATTRIBUTE)))
-    return config
+        Raises:
+            UserError: if another change was interrupted.
+        """
+        check_unchanging(self._storage, self._name, command)
+        study = optuna.load_study(study_name=self._name, storage=self._storage)
+        study.set_user_attr(CHANGE_ATTRIBUTE, command)
+
+    def delete(self) -> None:
+        """Delete the study, and the requests to its searches."""
+        move_requests(self._storage, self._name, None)
+        optuna.delete_study(study_name=self._name, storage=self._storage)
+
+    def rename(self, renamed: str) -> None:
+        """Rename the study and its study file in one transaction. Optuna itself can only copy a study."""
+        move_requests(self._storage, self._name, renamed)
+        study = optuna.load_study(study_name=self._name, storage=self._storage)
+        config = stored_config(study)
+        assert config, "a study that is renamed has a study file"
+        study_file = json.dumps(config.model_copy(update={"name": renamed}).to_toml())
+        is_study, of_study = (table.c.study_id == study._study_id for table in (_STUDIES, _ATTRIBUTES))
+        is_config, is_change = (_ATTRIBUTES.c.key == key for key in (CONFIG_ATTRIBUTE, CHANGE_ATTRIBUTE))
+        with self._storage.engine.begin() as connection:
+            connection.execute(sa.update(_STUDIES).where(is_study).values(study_name=renamed))
+            connection.execute(sa.update(_ATTRIBUTES).where(of_study & is_config).values(value_json=study_file))
+            connection.execute(sa.delete(_ATTRIBUTES).where(of_study & is_change))

@@ -22,7 +22,7 @@ from fmnist_search.search.one_epoch import SurvivorQueue
 from fmnist_search.search.pruners import make_study_pruner
 from fmnist_search.search.samplers import is_exhausted, make_study_sampler, random_sampling
 from fmnist_search.search.scheduling import Scheduler, make_scheduler, sampler_changes
-from fmnist_search.search.start_recipes import enqueue_start
+from fmnist_search.search.start_recipes import enqueue_requested, enqueue_start
 from fmnist_search.search.storage import NO_STUDY_YET, NoStorageError, open_storage
 from fmnist_search.search.study_attributes import (
     CONFIG_ATTRIBUTE,
@@ -168,16 +168,6 @@ class StudyStore(StudyAttributes):
 
     # ------------------------------------------------------------------------------ the study
 
-    @property
-    def searched_seconds(self) -> float:
-        """Seconds of searching so far, in all sessions."""
-        stored = self._study.user_attrs.get("searched_seconds")
-        return sum(record.seconds for record in self.trial_records()) if stored is None else float(stored)
-
-    @searched_seconds.setter
-    def searched_seconds(self, seconds: float) -> None:
-        self._study.set_user_attr("searched_seconds", seconds)
-
     def importances(self) -> Importances:
         """Return the importance of each hyperparameter; UserError if too few trials have completed."""
         return importances(self._study)
@@ -237,6 +227,10 @@ class StudyStore(StudyAttributes):
     def enqueue_start(self, source: str, given: Mapping[str, Value]) -> str | None:
         """Queue a start recipe, once per study: `search.start_recipes.enqueue_start`."""
         return enqueue_start(self._study, self.config, source, given)
+
+    def enqueue_requested(self, source: str, given: Mapping[str, Value], key: str) -> str:
+        """Queue a recipe that another process asks for: `search.start_recipes.enqueue_requested`."""
+        return enqueue_requested(self._study, self.config, source, given, key)
 
     def ask(self, *, at_random: bool = False) -> AskedTrial:
         """Return the next trial: a new one, or one that goes on with its recipe and its seed.

@@ -33,6 +33,9 @@ SEED_ATTRIBUTE = "seed"
 START_ATTRIBUTE = "start"
 """The source of a recipe that the study file starts with."""
 
+REQUEST_ATTRIBUTE = "request"
+"""The key of the request of another process that a trial meets."""
+
 FIXED_VALUES_ATTRIBUTE = "given"
 """The values of a start recipe outside the space, as they were given."""
 

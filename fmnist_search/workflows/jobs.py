@@ -33,6 +33,7 @@ class JobContext:
     """What all jobs of a workflow share.
 
     With `plots` false, no figures are rendered. `flush_timeout` is that of `TrackingOptions`.
+    `check_requests` is called after each epoch and before each training, and may request the interruption.
     """
 
     sender: Sender | NullSender
@@ -40,6 +41,7 @@ class JobContext:
     interruption: Interruption
     plots: bool = True
     flush_timeout: float = TrackingOptions.flush_timeout
+    check_requests: Callable[[], None] = lambda: None
 
     def flush(self) -> bool:
         """Wait until MLflow has every event; return False, with a message, if that fails."""
@@ -85,6 +87,7 @@ class TrackedJob:
     def on_epoch(self, report: EpochReport) -> Decision:
         """Log an epoch, and return whether the training continues."""
         self._reports.append(report)
+        self._context.check_requests()
         decision = self.decide(report)
         if decision is Decision.CONTINUE and self._context.interruption.is_requested:
             decision = Decision.INTERRUPT
@@ -228,6 +231,7 @@ def run_jobs(
         return True
 
     def next_job() -> RetryingJob | None:
+        context.check_requests()
         if context.interruption.is_requested or not queue:
             return None
         if max_losses and losses >= max_losses:

@@ -13,14 +13,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import optuna
-from optuna.storages import RDBStorage
-
 from fmnist_search.errors import UserError
 from fmnist_search.registry.study_versions import registered_runs, rename_study_of_versions, study_versions
 from fmnist_search.search.lease import Lease
 from fmnist_search.search.storage import open_storage
-from fmnist_search.search.study_changes import begin_change, check_unchanging, rename_stored
+from fmnist_search.search.study_changes import StudyToChange
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.outbox import Outbox
@@ -55,15 +52,15 @@ def delete_study(study: str, *, workspace: Workspace | None = None) -> StudyChan
     """
     workspace = workspace or Workspace.resolve()
     study_store, command = load_study(workspace, study), ["delete", study]
-    with _changing(workspace, study_store, command) as storage, _study_runs(workspace, study_store) as mlflow_store:
+    with _changing(workspace, study_store) as stored, _study_runs(workspace, study_store) as mlflow_store:
         trials, runs, versions = len(study_store.trial_records()), 0, list[str]()
-        begin_change(storage, study, command)
+        stored.begin(command)
         if mlflow_store and study_store.run_id:
             versions = [version.uri for version in study_versions(mlflow_store.client, study)]
             runs = delete_study_runs(mlflow_store, study_store.run_id, registered_runs(mlflow_store.client))
         for path in workspace.study_paths(study):
             _remove(path)
-        optuna.delete_study(study_name=study, storage=storage)
+        stored.delete()
     return StudyChange(study, trials, runs, tuple(versions))
 
 
@@ -84,10 +81,10 @@ def rename_study(study: str, renamed: str, *, workspace: Workspace | None = None
         if path.exists() and new_path.exists():
             raise UserError(f"{new_path}: belongs to an earlier study of this name; remove it, or give another name")
     with (
-        _changing(workspace, study_store, command, renamed) as storage,
+        _changing(workspace, study_store, renamed) as stored,
         _study_runs(workspace, study_store) as mlflow_store,
     ):
-        begin_change(storage, study, command)
+        stored.begin(command)
         for path, new_path in paths:
             if path.exists():
                 path.rename(new_path)
@@ -97,23 +94,20 @@ def rename_study(study: str, renamed: str, *, workspace: Workspace | None = None
             runs = rename_study_runs(mlflow_store, study_store.run_id, study_file, renamed)
             rename_study_of_versions(mlflow_store.client, study, renamed)
             versions = [version.uri for version in study_versions(mlflow_store.client, renamed)]
-        rename_stored(storage, study, renamed)
+        stored.rename(renamed)
     return StudyChange(renamed, trials, runs, tuple(versions))
 
 
 @contextlib.contextmanager
-def _changing(
-    workspace: Workspace, study_store: StudyStore, command: list[str], *further_names: str
-) -> Iterator[RDBStorage]:
-    """Yield Optuna's storage with the lease of the study, and of further names that no search may take meanwhile."""
+def _changing(workspace: Workspace, study_store: StudyStore, *further_names: str) -> Iterator[StudyToChange]:
+    """Yield the stored study with the lease of the study, and of further names that no search may take meanwhile."""
     workspace.check_writable()
     name, execution = study_store.config.name, study_store.config.execution
     storage = open_storage(workspace.storage_url, create=False)
     with contextlib.ExitStack() as stack:
         for each in (name, *further_names):
             stack.enter_context(Lease.acquire(storage, each, execution.heartbeat_seconds, execution.lease_seconds))
-        check_unchanging(storage, name, command)
-        yield storage
+        yield StudyToChange(storage, name)
 
 
 @contextlib.contextmanager

@@ -16,8 +16,8 @@ from fmnist_search.workspace import Workspace
 def study_files(study: str, *, plots: bool = True, workspace: Workspace | None = None) -> dict[str, bytes]:
     """Return the files of a study by name.
 
-    `study.toml` and `trials.csv` are always there, with a note in Markdown; `best.toml` is the recipe of the best trial,
-    and `champion.toml` the one that was confirmed and registered. With `plots`, each chart is a PNG file.
+    `study.toml`, `trials.csv` and a note in Markdown are always there; `best.toml` is the recipe of the best trial, and
+    `champion.toml` the one that was confirmed and registered. With `plots`, each chart is a PNG file.
 
     Raises:
         UserError: if there is no such study.

@@ -17,6 +17,7 @@ from fmnist_search.execution.backend import Backend
 from fmnist_search.files import private_files
 from fmnist_search.search.driver_storage import DriverStorage
 from fmnist_search.search.lease import Lease, LeaseLost
+from fmnist_search.search.requests import RequestInbox, move_requests
 from fmnist_search.search.storage import open_storage
 from fmnist_search.search.study_changes import check_unchanging
 from fmnist_search.search.study_store import StudyStore
@@ -37,6 +38,7 @@ from fmnist_search.workflows.repairing import make_stores_agree
 from fmnist_search.workflows.sending import MANY_WORKERS, open_sender
 from fmnist_search.workflows.settings import TrackingOptions
 from fmnist_search.workflows.study.network_budget import check_space
+from fmnist_search.workflows.study.requests import StudyRequests
 from fmnist_search.workflows.study.run_logging import StudyRunLogger
 from fmnist_search.workflows.study.running import announced
 from fmnist_search.workflows.study.runtime import resolve_runtime, stored_runtime
@@ -87,7 +89,7 @@ def open_session(
         if mlflow_store and options.model_name:
             check_registration(mlflow_store, options.model_name)
         StudyStore.find(workspace.storage_url, config, fresh=options.fresh)  # refuses what differs
-        lease, storage = stack.enter_context(_leased_storage(workspace, config, callback))
+        lease, storage, inbox = stack.enter_context(_leased_storage(workspace, config, callback, fresh=options.fresh))
         stored = None if options.fresh else StudyStore.find_in(storage, config)
         runtime = stored_runtime(stored, backend, callback) if stored else None
         if runtime is None:
@@ -120,7 +122,9 @@ def open_session(
                 sender.run_when_idle(partial(repair, config.name, is_searched=True))
             if study_store.archived_as:
                 sender.run_when_idle(partial(repair, study_store.archived_as, is_searched=False))
-        context = JobContext(sender, callback, interruption, tracking.plot_interval is not None, tracking.flush_timeout)
+        requests = StudyRequests(inbox, config.name, interruption, callback.on_message)
+        has_plots = tracking.plot_interval is not None
+        context = JobContext(sender, callback, interruption, has_plots, tracking.flush_timeout, requests.check)
         plot_interval = math.inf if tracking.plot_interval is None else tracking.plot_interval
         study_logger = StudyRunLogger(study_run, study_store, context, plot_interval)
         study_logger.log_start(images, runtime, backend.size)
@@ -137,14 +141,15 @@ def open_session(
             backend=backend,
             context=context,
             warm_starts=warm_starts,
+            requests=requests,
         )
 
 
 @contextlib.contextmanager
 def _leased_storage(
-    workspace: Workspace, config: StudyConfig, callback: StudyCallback
-) -> Iterator[tuple[Lease, DriverStorage]]:
-    """Yield the right to change the study, and Optuna's storage with it.
+    workspace: Workspace, config: StudyConfig, callback: StudyCallback, *, fresh: bool
+) -> Iterator[tuple[Lease, DriverStorage, RequestInbox]]:
+    """Yield the right to change the study, Optuna's storage with it, and what other processes ask of its holder.
 
     Raises:
         UserError: if another process has the right.
@@ -152,11 +157,13 @@ def _leased_storage(
     rdb, execution = open_storage(workspace.storage_url), config.execution
     with Lease.acquire(rdb, config.name, execution.heartbeat_seconds, execution.lease_seconds) as lease:
         check_unchanging(rdb, config.name)
+        if fresh:
+            move_requests(rdb, config.name, None)  # they were made for the study that is archived
         if driver := lease.took_over:
             silence = f"has given no sign for {driver.silent_seconds:.0f} s"
             cause = "was killed" if driver.has_ended else silence
             callback.on_message(f"{config.name}: goes on where {driver} left it, which {cause}")
-        yield lease, DriverStorage(rdb, lease, callback.on_message)
+        yield lease, DriverStorage(rdb, lease, callback.on_message), RequestInbox(rdb, config.name, lease.session)
 
 
 def _find_study_run(store: MlflowStore, stored: StudyStore | None, lease: Lease, *, fresh: bool) -> str | None:

@@ -25,6 +25,7 @@ import psutil
 from fmnist_search.errors import UserError, did_you_mean
 from fmnist_search.files import make_private_folder, named_errors
 from fmnist_search.processes import ProcessOwned, has_ended, process_identity
+from fmnist_search.search.lease import Driver, current_drivers
 from fmnist_search.workspace import Workspace
 
 SUFFIX = ".json"
@@ -111,14 +112,16 @@ def _remove_unlocked(folder: Path) -> None:
                 path.unlink()
 
 
-def find_sessions(workspace: Workspace, study: str | None = None) -> list[RunningSession]:
-    """Return the running sessions of a study, by default of the only one that runs.
+def find_running(workspace: Workspace, study: str | None = None) -> tuple[str, list[RunningSession], Driver | None]:
+    """Return the name of a running study, by default of the only one, its sessions in this folder, and its driver.
+
+    The driver is known from Optuna's storage, and may run on another machine.
 
     Raises:
         UserError: if it does not run, or if no study is named and several run.
     """
-    sessions = running_sessions(workspace.sessions_folder)
-    names = sorted({session.study for session in sessions})
+    sessions, drivers = running_sessions(workspace.sessions_folder), current_drivers(workspace.storage_url)
+    names = sorted({session.study for session in sessions} | {driver.study for driver in drivers})
     if not names:
         which = "no study" if study is None else f"study {study!r}"
         raise UserError(f"{workspace.folder}: {which} is running here; `fmnist-search studies list` shows stored ones")
@@ -127,7 +130,8 @@ def find_sessions(workspace: Workspace, study: str | None = None) -> list[Runnin
     name = study or names[0]
     if name not in names:
         raise UserError(f"study {name!r}: is not running; {did_you_mean(name, names)}")
-    return [session for session in sessions if session.study == name]
+    driver = next((driver for driver in drivers if driver.study == name), None)
+    return name, [session for session in sessions if session.study == name], driver
 
 
 def interrupt(session: RunningSession) -> None:

@@ -136,6 +136,7 @@ class SearchLoop:
 
     def _next_asked(self) -> AskedTrial | None:
         """Return a duplicate whose equal trial has ended, or ask for a new trial unless the search stops or waits."""
+        self._search.requests.enqueue_recipes(self._study_store)
         # After an interruption nothing is trained any more, but known results still answer duplicates.
         answered = self._progress.answers if self._context.interruption.is_requested else None
         resolved = self._pending.pop_resolved(self._running, answered)

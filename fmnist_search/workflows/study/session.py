@@ -25,6 +25,7 @@ from fmnist_search.workflows.jobs import JobContext
 from fmnist_search.workflows.lookup import summarize
 from fmnist_search.workflows.study.finalists import selection_key
 from fmnist_search.workflows.study.promotion import Promotion
+from fmnist_search.workflows.study.requests import StudyRequests
 from fmnist_search.workflows.study.run_logging import StudyRunLogger
 from fmnist_search.workflows.study.search_loop import SearchLoop
 from fmnist_search.workflows.study.stopping import current_stop_reason
@@ -48,6 +49,7 @@ class Session:
     backend: Backend
     context: JobContext
     warm_starts: Sequence[WarmStart]
+    requests: StudyRequests
 
     def run(self, stopper: Stopper) -> StudySummary:
         """Search until a limit is reached, promote the best recipes, end the study's run, and return the summary."""
@@ -112,6 +114,7 @@ class Session:
             study_run=self.study_run,
             job_context=self.context,
             stopper=stopper,
+            requests=self.requests,
             parameter_names=varying_names(self.study_store.config.space),
         )
 

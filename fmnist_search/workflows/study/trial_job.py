@@ -31,6 +31,7 @@ from fmnist_search.training.checkpoint import save_state
 from fmnist_search.training.trial_checkpoints import TrialCheckpoints
 from fmnist_search.workflows.jobs import JobContext, TrackedJob, trial_overhead
 from fmnist_search.workflows.study.network_budget import slow_epoch
+from fmnist_search.workflows.study.requests import StudyRequests
 from fmnist_search.workspace import Workspace
 
 
@@ -45,6 +46,7 @@ class SearchContext:
     study_run: RunLogger
     job_context: JobContext
     stopper: Stopper
+    requests: StudyRequests
     parameter_names: Sequence[str]
 
 
@@ -78,6 +80,7 @@ class TrialJob(TrackedJob):
         self._sampling_seconds = sampling_seconds
         self._started_at = time.monotonic()
         self._timed_out = False
+        self._requests = search.requests
         self._slow_epoch: str | None = None
         if asked.curve:
             self._load_checkpoint()
@@ -94,12 +97,12 @@ class TrialJob(TrackedJob):
             self.replay_epochs([EpochReport(**report) for report in self.checkpoint["epochs"]])
 
     def decide(self, report: EpochReport) -> Decision:
-        """Return the decision of the scheduler, then of the trial's time limits, then of the stopper."""
+        """Return the decision of a user, of the scheduler, of the trial's time limits, and of the stopper."""
         started = time.monotonic()
         decision = self._study_store.decide(self.asked, report)  # checks the lease: the run is logged next
         self._sampling_seconds += time.monotonic() - started
         self._slow_epoch = self._slow_epoch or slow_epoch(report, self._study_store.config.budget.max_seconds_per_epoch)
-        if self._slow_epoch:
+        if self._slow_epoch or self._requests.stops(self.asked.number):
             return Decision.PRUNE
         if decision is Decision.PAUSE and not self._may_pause():
             decision = Decision.CONTINUE
@@ -119,6 +122,9 @@ class TrialJob(TrackedJob):
         if self._timed_out and result.state is TrialState.PRUNED:
             limit = self._study_store.config.budget.trial_minutes
             reason = f"its {limit:g} minutes were spent after epoch {len(result.epochs)}"
+            result = dataclasses.replace(result, reason=reason)
+        if self._requests.stops(self.asked.number) and result.state is TrialState.PRUNED:
+            reason = f"was stopped by `fmnist-search stop` after epoch {len(result.epochs)}"
             result = dataclasses.replace(result, reason=reason)
         if self._slow_epoch and result.state.is_final and result.state is not TrialState.FAILED:
             # Also if that epoch was the last one, after which the training does not ask.

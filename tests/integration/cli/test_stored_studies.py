@@ -12,7 +12,7 @@ from mlflow.entities import Run, ViewType
 
 from fmnist_search.search.lease import Lease
 from fmnist_search.search.storage import open_storage
-from fmnist_search.search.study_changes import begin_change
+from fmnist_search.search.study_changes import StudyToChange
 from fmnist_search.workspace import Workspace
 from tests.integration.conftest import FinishedStudy, copy_study
 
@@ -56,7 +56,7 @@ def test_a_renamed_study_is_continued_under_its_new_name(project: FinishedStudy)
     before = project.run("search", "tiny.toml", "--json").json
     (error,) = project.run("studies", "rename", "tiny", "other").errors
     assert "studies rename: asks first, which needs a terminal; add --yes" in error
-    begin_change(open_storage(workspace_of(project).storage_url), "tiny", ["rename", "tiny", "other"])
+    StudyToChange(open_storage(workspace_of(project).storage_url), "tiny").begin(["rename", "tiny", "other"])
     (project.folder / "fmnist-search/weights/tiny").rename(project.folder / "fmnist-search/weights/other")
     (error,) = project.run("search", "tiny.toml").errors  # the renaming was interrupted here
     assert "its renaming was interrupted; run `fmnist-search studies rename tiny other` again first" in error
@@ -87,7 +87,7 @@ def test_a_deleted_study_leaves_its_registered_models(project: FinishedStudy) ->
     with Lease.acquire(storage, "tiny", 5, 60):
         (error,) = project.run("studies", "delete", "tiny", "--yes").errors
         assert "study 'tiny': is searched by" in error
-    begin_change(storage, "tiny", ["delete", "tiny"])
+    StudyToChange(storage, "tiny").begin(["delete", "tiny"])
     (error,) = project.run("search", "tiny.toml", "--trials", 5).errors
     assert "its deletion was interrupted; run `fmnist-search studies delete tiny` again first" in error
 

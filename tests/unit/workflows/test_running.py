@@ -15,7 +15,7 @@ import pytest
 
 from fmnist_search.errors import UserError
 from fmnist_search.processes import process_identity
-from fmnist_search.workflows.study.running import RunningSession, announced, find_sessions, interrupt, running_sessions
+from fmnist_search.workflows.study.running import RunningSession, announced, find_running, interrupt, running_sessions
 from fmnist_search.workspace import Workspace
 
 ANNOUNCE = """
@@ -69,15 +69,15 @@ def test_a_file_without_a_lock_is_no_session_even_if_its_process_runs(tmp_path: 
 def test_the_study_to_stop_is_the_only_one_that_runs_or_the_named_one(tmp_path: Path) -> None:
     workspace = Workspace("sqlite:///mlflow.db", tmp_path)
     with pytest.raises(UserError, match="no study is running here"):
-        find_sessions(workspace)
+        find_running(workspace)
     with announced(workspace.sessions_folder, "first"):
-        assert [session.study for session in find_sessions(workspace)] == ["first"]
+        assert [session.study for session in find_running(workspace)[1]] == ["first"]
         with pytest.raises(UserError, match=r"study 'frist': is not running; did you mean 'first'\?"):
-            find_sessions(workspace, "frist")
+            find_running(workspace, "frist")
         with announced(workspace.sessions_folder, "second"):
             with pytest.raises(UserError, match="several studies are running; give the name of one: first, second"):
-                find_sessions(workspace)
-            assert [session.study for session in find_sessions(workspace, "second")] == ["second"]
+                find_running(workspace)
+            assert [session.study for session in find_running(workspace, "second")[1]] == ["second"]
 
 
 @pytest.mark.parametrize(

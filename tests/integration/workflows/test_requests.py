@@ -1,0 +1,106 @@
+"""What other processes ask of a search through Optuna's storage: to try a recipe next, to end a trial, to stop."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from fmnist_search.results.study import StopReason, StudySummary
+from fmnist_search.results.training import TrialState
+from fmnist_search.workflows.callbacks import StudyCallback
+from tests.integration.conftest import CommandResult, run_command
+from tests.integration.workflows.test_background import AfterEpochs, search, wait_until
+
+
+class Recorder(AfterEpochs):
+    """Runs commands once, after the first epoch of a trial, and keeps what they print and what the search says."""
+
+    def __init__(self, folder: Path, trial: str, *commands: list[object]) -> None:
+        super().__init__(trial, self._run)
+        self._folder, self._commands = folder, commands
+        self.results: list[CommandResult] = []
+        self.messages: list[str] = []
+
+    def _run(self) -> None:
+        if not self.results:
+            self.results = [run_command(self._folder, *command) for command in self._commands]
+
+    def on_message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+def test_a_running_search_takes_a_recipe_and_ends_a_trial(tiny: Path) -> None:
+    callback = Recorder(
+        tiny.parent,
+        "000",
+        ["enqueue", "--set", "batch_size=100", "--set", "model.depth=2", "--json"],
+        ["stop", "tiny", "--trial", 0],
+        ["stop", "--trial", 7],
+        ["studies", "delete", "tiny", "--yes"],
+    )
+    summary = search(tiny, callback, **{"budget.epochs": 4, "budget.trials": 2})
+    queued, stopped, unknown, deleted = callback.results
+    assert queued.exit_code == stopped.exit_code == 0, queued.stderr + stopped.stderr
+    assert (queued.json["recipe"], queued.json["outside"]) == ("batch_size=100, model.depth=2", [])
+    assert queued.json["searched_by"]
+    assert stopped.stdout == "tiny: trial 0 ends as pruned after its running epoch; the search goes on\n"
+    assert "--trial 7: is not running in study 'tiny'; running are 0" in unknown.stderr
+    assert "study 'tiny': is searched by" in deleted.stderr
+    first, second = summary.trials
+    assert (first.state, first.epochs) == (TrialState.PRUNED, 2)
+    assert first.reason == "was stopped by `fmnist-search stop` after epoch 2"
+    assert second.state is TrialState.COMPLETED
+    assert (second.recipe.batch_size, second.recipe.to_flat_dict()["model.depth"]) == (100, 2)
+    assert callback.messages[-1] == "tiny: batch_size=100, model.depth=2 is tried next"
+
+
+def test_a_recipe_waits_for_the_next_search(tiny: Path) -> None:
+    folder = tiny.parent
+    search(tiny, StudyCallback(), **{"budget.trials": 1})
+    for words, text in (
+        (["--set", "model.width_1=5"], "model.width_1=5: model.width_1 = 5, and the space has"),
+        (["--set", "seed=1"], "--set seed: is the same in all trials of a study"),
+        (["--set", "model.wdith_1=4"], "wdith_1"),
+        (["lenet"], "model.family = "),
+        ([], "gives neither a recipe nor a value"),
+        (["--set", "batch_size=50", "--study", "tyni"], "study 'tyni': does not exist here; did you mean 'tiny'?"),
+    ):
+        refused = run_command(folder, "enqueue", *words)
+        assert refused.exit_code == 2, words
+        assert text in refused.stderr
+    (folder / "mine.toml").write_text('batch_size = 50\n[model]\nfamily = "cnn"\ndepth = 1\nwidth_1 = 4\n')
+    queued = run_command(folder, "enqueue", "mine.toml", "--study", "tiny", "--set", "model.kernel_1=5")
+    assert "mine.toml: " in queued.stderr
+    assert "; widen the space, or allow it with start.outside = 'try'" in queued.stderr
+    words = ["--set", "model.depth=1", "--set", "model.width_1=4", "--set", "model.kernel_1=5"]
+    assert run_command(folder, "enqueue", *words).stdout.endswith(
+        " is the next trial, taken by the next search, which needs more --trials\n"
+    )
+    summary = search(tiny, StudyCallback(), **{"budget.trials": 2})
+    flat = summary.trials[1].recipe.to_flat_dict()
+    assert (flat["model.depth"], flat["model.width_1"], flat["model.kernel_1"]) == (1, 4, 5)
+    assert len(search(tiny, StudyCallback(), **{"budget.trials": 3}).trials) == 3  # it was taken once
+
+
+def test_a_search_that_takes_no_signals_is_stopped_through_the_storage(tiny: Path) -> None:
+    began, summaries = threading.Event(), list[StudySummary]()
+    callback = AfterEpochs("001", began.set)
+    changes = {"budget.trials": 200, "budget.epochs": 3}
+    thread = threading.Thread(target=lambda: summaries.append(search(tiny, callback, **changes)))
+    thread.start()
+    try:
+        wait_until(began.is_set)
+        stopped = run_command(tiny.parent, "stop")
+    finally:
+        thread.join()
+    assert stopped.exit_code == 0, stopped.stderr
+    assert "was asked to stop after its running epochs; nothing is lost\ntiny: has stopped" in stopped.stdout
+    (summary,) = summaries
+    assert summary.stop_reason is StopReason.INTERRUPTED
+    interrupted = summary.trials[-1]
+    assert interrupted.state is TrialState.INTERRUPTED
+    count = len(summary.trials)
+    continued = search(tiny, StudyCallback(), **{**changes, "budget.trials": count}).trials
+    assert len(continued) == count
+    assert continued[-1].curve[: interrupted.epochs] == interrupted.curve
+    assert continued[-1].state is TrialState.COMPLETED
