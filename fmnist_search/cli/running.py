@@ -118,7 +118,7 @@ def _print_json_lines(workspace: Workspace, study_store: StudyStore, snapshots: 
 def stop(
     study: RunningArgument = None,
     trial: Annotated[
-        int | None, typer.Option(help="Number of a running trial to end in place of the search.", min=0)
+        int | None, typer.Option(help="Number of a running or paused trial to end in place of the search.", min=0)
     ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the search has ended.")] = True,
     tracking_uri: TrackingUriOption = None,
@@ -140,7 +140,7 @@ def stop(
         from fmnist_search.workflows.study.requests import request_stop_of_trial
 
         request_stop_of_trial(workspace, name, trial)
-        stdout.print(f"{name}: trial {trial} ends as pruned after its running epoch; the search goes on", markup=False)
+        stdout.print(f"{name}: trial {trial} ends as pruned after its epoch; the search goes on", markup=False)
         return
     asked = _stop_each(workspace, sessions, driver)
     while wait and set(sessions) & set(running_sessions(workspace.sessions_folder)):

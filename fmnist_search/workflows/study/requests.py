@@ -16,6 +16,7 @@ from fmnist_search.config.space import NOT_SEARCHABLE
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.hyperparameters import Value
 from fmnist_search.results.study import StopReason
+from fmnist_search.results.training import TrialState
 from fmnist_search.search.lease import Driver, current_driver
 from fmnist_search.search.requests import Request, RequestInbox, RequestKind, add_request
 from fmnist_search.search.study_store import StudyStore
@@ -26,6 +27,9 @@ from fmnist_search.workspace import Workspace
 
 if TYPE_CHECKING:
     from fmnist_search.workflows.interruption import Interruption
+
+STOPPED = "was stopped by `fmnist-search stop`"
+"""Why a trial ended that another process has stopped."""
 
 CHECK_SECONDS = 0.1
 """Seconds between two looks for requests: epochs may be shorter."""
@@ -42,7 +46,8 @@ class StudyRequests:
         self._study = study
         self._interruption = interruption
         self._on_message = on_message
-        self._stopped_trials: set[int] = set()
+        self.stopped_trials: set[int] = set()
+        """Numbers of trials that are to end, or have ended."""
         self._recipes: list[Request] = []
         self._checked_at = -math.inf
 
@@ -60,13 +65,9 @@ class StudyRequests:
                 self._on_message(f"{self._study}: stops after its running epochs, as `fmnist-search stop` asks")
                 self._interruption.request()
             else:
-                self._stopped_trials.add(int(request.content["trial"]))
+                self.stopped_trials.add(int(request.content["trial"]))
             with contextlib.suppress(SQLAlchemyError, UserError):  # then it is met twice, which changes nothing
                 self._inbox.remove(request)
-
-    def stops(self, number: int) -> bool:
-        """Return whether a trial is to stop."""
-        return number in self._stopped_trials
 
     def enqueue_recipes(self, study_store: StudyStore) -> None:
         """Queue the recipes that were asked for as trials of the study."""
@@ -139,17 +140,22 @@ def request_stop(workspace: Workspace, driver: Driver) -> None:
 
 
 def request_stop_of_trial(workspace: Workspace, study: str, number: int) -> None:
-    """Ask the driver of a study to end a trial after its running epoch, as a pruned one.
+    """Ask the driver of a study to end a trial as a pruned one: after its running epoch, or at once if it is paused.
 
     Raises:
-        UserError: if there is no such study, nobody searches it, or the trial is not being trained.
+        UserError: if there is no such study, nobody searches it, or the trial is neither being trained nor paused.
     """
     study_store, driver = load_study(workspace, study), current_driver(workspace.storage_url, study)
     if driver is None:
         raise UserError(f"study {study!r}: is not running, so no trial of it can be stopped")
     running = [trial.number for trial in study_store.running_trials(driver.started_at)]
+    running += [trial.number for trial in study_store.trial_records() if trial.state is TrialState.PAUSED]
     if number not in running:
-        remedy = f"running are {', '.join(map(str, running))}" if running else "no trial is running at the moment"
+        remedy = (
+            f"running or paused are {', '.join(map(str, sorted(running)))}"
+            if running
+            else "no trial is running at the moment"
+        )
         raise UserError(f"--trial {number}: is not running in study {study!r}; {remedy}")
     content = {"trial": number}
     add_request(workspace.storage_url, study, RequestKind.STOP_TRIAL, content, driver.session)

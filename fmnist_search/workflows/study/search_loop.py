@@ -13,6 +13,7 @@ from fmnist_search.search.asked_trial import AskedTrial
 from fmnist_search.search.lease import LeaseLost
 from fmnist_search.workflows.jobs import not_started
 from fmnist_search.workflows.study.network_budget import NetworkBudget
+from fmnist_search.workflows.study.requests import STOPPED
 from fmnist_search.workflows.study.run_logging import StudyRunLogger
 from fmnist_search.workflows.study.search_progress import SearchProgress
 from fmnist_search.workflows.study.stopping import reached_limit
@@ -137,6 +138,9 @@ class SearchLoop:
     def _next_asked(self) -> AskedTrial | None:
         """Return a duplicate whose equal trial has ended, or ask for a new trial unless the search stops or waits."""
         self._search.requests.enqueue_recipes(self._study_store)
+        for number in self._search.requests.stopped_trials:
+            if self._progress.is_paused(number):
+                self._start_job(self._study_store.resume(number), 0.0).prune(STOPPED)
         # After an interruption nothing is trained any more, but known results still answer duplicates.
         answered = self._progress.answers if self._context.interruption.is_requested else None
         resolved = self._pending.pop_resolved(self._running, answered)

@@ -41,6 +41,10 @@ class SearchProgress:
         """The number of paused trials."""
         return len(self._paused)
 
+    def is_paused(self, number: int) -> bool:
+        """Return whether a trial is paused."""
+        return number in self._paused
+
     @property
     def answers(self) -> Mapping[str, TrialRecord]:
         """The trials whose results are the results of later trials with equal recipes."""

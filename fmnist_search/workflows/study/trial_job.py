@@ -31,7 +31,7 @@ from fmnist_search.training.checkpoint import save_state
 from fmnist_search.training.trial_checkpoints import TrialCheckpoints
 from fmnist_search.workflows.jobs import JobContext, TrackedJob, trial_overhead
 from fmnist_search.workflows.study.network_budget import slow_epoch
-from fmnist_search.workflows.study.requests import StudyRequests
+from fmnist_search.workflows.study.requests import STOPPED, StudyRequests
 from fmnist_search.workspace import Workspace
 
 
@@ -102,7 +102,7 @@ class TrialJob(TrackedJob):
         decision = self._study_store.decide(self.asked, report)  # checks the lease: the run is logged next
         self._sampling_seconds += time.monotonic() - started
         self._slow_epoch = self._slow_epoch or slow_epoch(report, self._study_store.config.budget.max_seconds_per_epoch)
-        if self._slow_epoch or self._requests.stops(self.asked.number):
+        if self._slow_epoch or self.asked.number in self._requests.stopped_trials:
             return Decision.PRUNE
         if decision is Decision.PAUSE and not self._may_pause():
             decision = Decision.CONTINUE
@@ -123,9 +123,8 @@ class TrialJob(TrackedJob):
             limit = self._study_store.config.budget.trial_minutes
             reason = f"its {limit:g} minutes were spent after epoch {len(result.epochs)}"
             result = dataclasses.replace(result, reason=reason)
-        if self._requests.stops(self.asked.number) and result.state is TrialState.PRUNED:
-            reason = f"was stopped by `fmnist-search stop` after epoch {len(result.epochs)}"
-            result = dataclasses.replace(result, reason=reason)
+        if self.asked.number in self._requests.stopped_trials and result.state is TrialState.PRUNED:
+            result = dataclasses.replace(result, reason=f"{STOPPED} after epoch {len(result.epochs)}")
         if self._slow_epoch and result.state.is_final and result.state is not TrialState.FAILED:
             # Also if that epoch was the last one, after which the training does not ask.
             result = dataclasses.replace(result, state=TrialState.PRUNED, reason=self._slow_epoch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from fmnist_search.results.study import StopReason, StudySummary
+from fmnist_search.results.study import StopReason, StudySummary, TrialRecord
 from fmnist_search.results.training import TrialState
 from fmnist_search.workflows.callbacks import StudyCallback
 from tests.integration.conftest import CommandResult, run_command
@@ -43,8 +43,8 @@ def test_a_running_search_takes_a_recipe_and_ends_a_trial(tiny: Path) -> None:
     assert queued.exit_code == stopped.exit_code == 0, queued.stderr + stopped.stderr
     assert (queued.json["recipe"], queued.json["outside"]) == ("batch_size=100, model.depth=2", [])
     assert queued.json["searched_by"]
-    assert stopped.stdout == "tiny: trial 0 ends as pruned after its running epoch; the search goes on\n"
-    assert "--trial 7: is not running in study 'tiny'; running are 0" in unknown.stderr
+    assert stopped.stdout == "tiny: trial 0 ends as pruned after its epoch; the search goes on\n"
+    assert "--trial 7: is not running in study 'tiny'; running or paused are 0" in unknown.stderr
     assert "study 'tiny': is searched by" in deleted.stderr
     first, second = summary.trials
     assert (first.state, first.epochs) == (TrialState.PRUNED, 2)
@@ -52,6 +52,22 @@ def test_a_running_search_takes_a_recipe_and_ends_a_trial(tiny: Path) -> None:
     assert second.state is TrialState.COMPLETED
     assert (second.recipe.batch_size, second.recipe.to_flat_dict()["model.depth"]) == (100, 2)
     assert callback.messages[-1] == "tiny: batch_size=100, model.depth=2 is tried next"
+
+
+def test_a_paused_trial_is_ended(tiny: Path) -> None:
+    class StopPaused(Recorder):
+        def on_trial_end(self, trial: TrialRecord) -> None:
+            if trial.state is TrialState.PAUSED:
+                self._run()
+
+    callback = StopPaused(tiny.parent, "-", ["stop", "--trial", 0])
+    overrides = {"sampler": "freeze-thaw", "pruner": "none", "budget.epochs": 3, "budget.trials": 2}
+    summary = search(tiny, callback, **overrides)
+    (stopped,) = callback.results
+    assert stopped.exit_code == 0, stopped.stderr
+    ended = summary.trials[0]
+    assert (ended.state, ended.epochs) == (TrialState.PRUNED, 1)
+    assert ended.reason == "was stopped by `fmnist-search stop`"
 
 
 def test_a_recipe_waits_for_the_next_search(tiny: Path) -> None:
