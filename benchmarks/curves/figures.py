@@ -29,25 +29,28 @@ Interval = tuple[float | None, float | None, float | None]
 class Summary(TypedDict):
     """The results of a method: medians with the ends of their 95 % intervals; None is more than the budget.
 
-    `to_goal` and `to_best_two` say after how much half of the replays have completed a trial that reaches the goal, or
-    one of the best two random recipes.
+    `to_goal`, `to_best_two` and `to_near_best` say after how much half of the replays have completed a trial that
+    reaches this target; the last one is None if the noise is not known.
     """
 
     to_goal: Interval
     to_best_two: Interval
+    to_near_best: Interval | None
     regret_points: dict[str, Interval]
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Accuracies of the recorded recipes: the best of all, the second best random one, and the goal.
+    """Accuracies of the recorded recipes: the best of all, the second best random one, the goal, and near the best.
 
-    The goal is what a hundred random full trainings reach at the median.
+    The goal is what a hundred random full trainings reach at the median. Near the best is one standard deviation over
+    seeds below it; None if the table has no repeats.
     """
 
     best: float
     best_two: float
     goal: float
+    near_best: float | None = None
 
     @classmethod
     def of(cls, recorded: RecordedRecipes, draws: int = 1000) -> Targets:
@@ -57,7 +60,9 @@ class Targets:
             accuracies[np.random.default_rng(seed).integers(0, len(accuracies), RANDOM_TRAININGS)].max()
             for seed in range(draws)
         ]
-        return cls(float(recorded.final_accuracies.max()), float(np.sort(accuracies)[-2]), statistics.median(bests))
+        best, noise = float(recorded.final_accuracies.max()), recorded.seed_deviation
+        near_best = None if noise is None else best - noise
+        return cls(best, float(np.sort(accuracies)[-2]), statistics.median(bests), near_best)
 
 
 @dataclass(frozen=True)
@@ -87,9 +92,11 @@ class Replays:
     def summarize(self, targets: Targets, end: float) -> Summary:
         """Return the results of the method up to the end of the budget."""
         regrets = {f"{at}": self.regrets(targets.best, at) for at in CHECKPOINTS if at <= end}
+        near_best = targets.near_best
         return {
             "to_goal": _interval(self.times_to(targets.goal), _time_of_half),
             "to_best_two": _interval(self.times_to(targets.best_two), _time_of_half),
+            "to_near_best": None if near_best is None else _interval(self.times_to(near_best), _time_of_half),
             "regret_points": {at: _interval(values, _median) for at, values in regrets.items()},
         }
 
@@ -128,19 +135,21 @@ def summarize(traces: Sequence[SearchTrace], targets: Targets, running: int, com
 
 def describe(about: Mapping[str, Any]) -> list[str]:
     """Return what was replayed, in lines."""
-    best, goal = about["targets"]["best"], about["targets"]["goal"]
+    best, goal, near_best = (about["targets"][name] for name in ("best", "goal", "near_best"))
+    near = f"a regret of {100 * (best - near_best):.2f}, the deviation over seeds" if near_best else "not known"
     return [
         f"{about['curves']}: {about['random_recipes']} random recipes and {about['recipes'] - about['random_recipes']} "
         f"neighbours, recorded on {about['recorded_on']}; best {best:.2%}",
         f"{about['running']} at a time; seeds for {about['seeds']}",
         f"in mean full trainings by {about['clock']}, regret in points: medians (95 % intervals)",
         f"goal: what {RANDOM_TRAININGS} random full trainings reach, a regret of {100 * (best - goal):.2f}",
+        f"near the best: {near}",
     ]
 
 
 def table_head() -> str:
     """Return the head of a table of results."""
-    return f"{'':40} {'to the goal':>19} {'to the best two':>19} " + "".join(
+    return f"{'':40} {'to the goal':>19} {'to the best two':>19} {'near the best':>19} " + "".join(
         f"{f'after {at}':>20}" for at in CHECKPOINTS
     )
 
@@ -149,7 +158,8 @@ def table_lines(method: str, summaries: Mapping[str, Summary]) -> list[str]:
     """Return the lines of a method in a table of results, one for each clock."""
     lines = []
     for clock, summary in summaries.items():
-        times = "".join(f"{format_interval(summary[key], 1):>20}" for key in ("to_goal", "to_best_two"))
+        reached = (summary["to_goal"], summary["to_best_two"], summary["to_near_best"] or (None, None, None))
+        times = "".join(f"{format_interval(interval, 1):>20}" for interval in reached)
         regrets = "".join(f"{format_interval(values, 2):>20}" for values in summary["regret_points"].values())
         name = method if len(summaries) == 1 else f"{method}, {clock}"
         lines.append(f"{name:40} {times.removeprefix(' ')} {regrets}")

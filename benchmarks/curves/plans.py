@@ -168,5 +168,6 @@ def _best_numbers(table: CurveTable, recipes: list[Recipe]) -> list[int]:
 
 PLANS: Mapping[str, tuple[Stage, ...]] = {
     "annealed": (_recipes_annealed_and_repeated, _scaled_rates),
-    "neighbours": (_recipes, _neighbours, _repeated_recipes, _recipes_on_few_images),
+    # The noise is measured first; neighbours add recipes to the table, so that searches are to be replayed again.
+    "neighbours": (_recipes, _repeated_recipes, _recipes_on_few_images, _neighbours),
 }

@@ -35,6 +35,7 @@ class RecordedRecipes:
         recorded = [*random.values(), *(curve for key, curve in neighbours.items() if key not in random)]
         self.config = StudyConfig.from_dict(table.header.study)
         self.precision = table.header.precision
+        self.seed_deviation = table.seed_deviation()
         self.random_count = len(random)
         self.curves = [curve.val_accuracy for curve in recorded]
         self.values = [curve.values for curve in recorded]

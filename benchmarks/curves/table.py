@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +88,25 @@ class CurveTable:
                         "take the study that it was recorded with, or another file"
                     )
         return cls(header, curves)
+
+    def seed_deviation(self) -> float | None:
+        """Return the standard deviation of the last accuracy over seeds, pooled over repeats in the better half.
+
+        Trainings that hardly learn differ much more. The first training of a recipe is left out, because the half was
+        chosen by it. None without repeats.
+        """
+        found = {
+            number: curve.val_accuracy[-1]
+            for number, curve in self.curves_of_kind("search").items()
+            if not curve.failed
+        }
+        repeats: dict[int, list[float]] = {}
+        for curve in self.curves:
+            is_good = found.get(curve.recipe_number, 0.0) >= statistics.median(found.values())
+            if curve.kind.startswith("repeat") and is_good:
+                repeats.setdefault(curve.recipe_number, []).append(curve.val_accuracy[-1])
+        variances = [statistics.variance(accuracies) for accuracies in repeats.values() if len(accuracies) > 1]
+        return math.sqrt(statistics.fmean(variances)) if variances else None
 
     def curves_of_kind(self, kind: str) -> dict[int, Curve]:
         """Return the curves of one kind by the number of their recipe."""

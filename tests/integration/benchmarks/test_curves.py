@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +112,9 @@ def drawn_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     # A neighbour of two recipes is recorded twice, with another result.
     rows.append({**rows[-1], "recipe_number": len(rows), "val_accuracy": [0.5] * EPOCHS})
+    for kind, best, worst in (("repeat 1", 0.88, 0.1), ("repeat 2", 0.9, 0.9)):
+        for number, final in ((RANDOM_RECIPES - 1, best), (0, worst)):
+            rows.append({**rows[1 + number], "kind": kind, "val_accuracy": [final] * EPOCHS})
     (folder / "drawn.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder / "drawn.jsonl"
 
@@ -174,6 +178,8 @@ def test_targets_are_those_of_random_recipes(drawn_table: Path) -> None:
     assert found["targets"]["best"] == pytest.approx(0.92)
     assert found["targets"]["best_two"] == pytest.approx(0.88)
     assert 0.88 < found["targets"]["goal"] <= 0.89
+    # The deviation over seeds is that of the better half, 0.01 * sqrt(2) for the one recipe there with repeats.
+    assert found["targets"]["near_best"] == pytest.approx(0.92 - 0.01 * math.sqrt(2))
     assert (found["random_recipes"], found["recipes"]) == (RANDOM_RECIPES, RANDOM_RECIPES + NEIGHBOURS)
 
 
