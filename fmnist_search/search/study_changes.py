@@ -34,9 +34,13 @@ def check_unchanging(storage: optuna.storages.BaseStorage, name: str, command: l
         return
     change = optuna.load_study(study_name=name, storage=storage).user_attrs.get(CHANGE_ATTRIBUTE)
     if change and change != command:
-        what = "deletion" if change[0] == "delete" else "renaming"
-        words = shlex.join(map(str, change))
-        raise UserError(f"study {name!r}: its {what} was interrupted; run `fmnist-search studies {words}` again first")
+        names = shlex.join(map(str, change[1:]))
+        what, remedy = (
+            ("deletion", f"fmnist-search studies delete {names}")
+            if change[0] == "delete"
+            else ("renaming", f"fmnist-search studies rename {names}")
+        )
+        raise UserError(f"study {name!r}: its {what} was interrupted; run `{remedy}` again first")
 
 
 class StudyToChange:
