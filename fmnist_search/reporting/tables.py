@@ -15,6 +15,7 @@ from fmnist_search.results.study import TrialRecord, front_trials, rank_trials
 from fmnist_search.results.training import EpochReport
 
 Cell = Value | None
+DIGITS = 4
 
 
 def leaderboard_columns(trials: Sequence[TrialRecord], searched: Sequence[str]) -> dict[str, list[Cell]]:
@@ -45,6 +46,17 @@ def leaderboard_columns(trials: Sequence[TrialRecord], searched: Sequence[str]) 
     values = [recipe_values(trial.recipe, searched) for trial in ordered]
     columns |= {name: [cells[index] for cells in values] for index, name in enumerate(searched)}
     return {**columns, "run_id": [trial.run_id for trial in ordered]}
+
+
+def displayed_columns(columns: Mapping[str, Sequence[Cell]]) -> dict[str, list[Cell]]:
+    """Return columns to look at: numbers with at most `DIGITS` significant digits, and "" in place of None."""
+    return {name: [_displayed(cell) for cell in cells] for name, cells in columns.items()}
+
+
+def _displayed(cell: Cell) -> Cell:
+    if isinstance(cell, float):
+        return float(f"{cell:.{DIGITS}g}")
+    return "" if cell is None else cell
 
 
 def leaderboard_csv(trials: Sequence[TrialRecord], searched: Sequence[str]) -> str:

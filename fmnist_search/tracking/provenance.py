@@ -34,18 +34,21 @@ def command_line() -> str:
     return redacted_command([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
+def source_tags() -> dict[str, str]:
+    """Return MLflow's own tags about the program that writes a run, and about its user."""
+    tags = {tag_names.SOURCE_NAME: "fmnist-search", tag_names.SOURCE_TYPE: "LOCAL", tag_names.USER: user_name()}
+    commit = _run_git("rev-parse", "HEAD")
+    return {**tags, tag_names.GIT_COMMIT: commit} if commit else tags
+
+
 def provenance_tags() -> dict[str, str]:
     """Return tags that say who ran which command with which code, under MLflow's own names if it has any."""
     tags = {
-        tag_names.SOURCE_NAME: "fmnist-search",
-        tag_names.SOURCE_TYPE: "LOCAL",
-        tag_names.USER: user_name(),
+        **source_tags(),
         tag_names.COMMAND: command_line()[:COMMAND_LIMIT],
         tag_names.CODE_VERSION: VERSION,
     }
-    commit = _run_git("rev-parse", "HEAD")
-    if commit:
-        tags[tag_names.GIT_COMMIT] = commit
+    if commit := tags.get(tag_names.GIT_COMMIT):
         tags[tag_names.CODE_VERSION] += f"+{commit[:12]}" + (
             ".dirty" if _run_git("status", "--porcelain", "-uno") else ""
         )

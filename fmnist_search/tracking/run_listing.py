@@ -107,7 +107,9 @@ def complete_run(store: MlflowStore, run: ListedRun, finished: FinishedRun, ende
     missing = [point for point in finished.metrics if not _has_point(run, point)]
     restored = sum(point[0] == metric_names.VAL_ACCURACY for point in missing)
     names = {tag_names.STATE, tag_names.REASON, tag_names.EPOCHS} | ({tag_names.REBUILT} if restored else set())
-    tags = [RunTag(name, value) for name, value in finished.tags.items() if name in names]
+    tags = [
+        RunTag(name, value) for name, value in finished.tags.items() if name in names and (value or name in run.tags)
+    ]
     params = [Param(name, value) for name, value in finished.params.items() if name not in run.params]
     for chunk in _chunks(missing, PAGE_SIZE):
         store.client.log_batch(run.run_id, [Metric(*point) for point in chunk])

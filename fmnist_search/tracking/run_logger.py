@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fmnist_search.text import space_out_tables
 from fmnist_search.tracking import tag_names
 from fmnist_search.tracking.events import (
     Artifact,
@@ -70,9 +71,10 @@ class RunLogger:
     def set_note(self, markdown: str) -> None:
         """Set the description that MLflow shows above the run. The full text becomes the artifact `report.md`."""
         self.log_text("report.md", markdown)
-        if len(markdown) > TAG_LIMIT:
-            markdown = f"{markdown[:TAG_LIMIT]}\n\n... the rest is in the artifact report.md\n"
-        self._send(Batch(tags={tag_names.NOTE: markdown}))
+        note = space_out_tables(markdown)
+        if len(note) > TAG_LIMIT:
+            note = f"{note[:TAG_LIMIT]}\n\n... the rest is in the artifact report.md\n"
+        self._send(Batch(tags={tag_names.NOTE: note}))
 
     def log_text(self, path: str, content: str) -> None:
         """Store a text as an artifact."""
@@ -94,12 +96,15 @@ class RunLogger:
 
     def log_dataset(self, images: Images, data: Mapping[str, object]) -> None:
         """Log the images of the training. MLflow's digest has at most 36 characters, so tags hold the full ones."""
+        self.log_dataset_input(images, data)
+        digests = {tag_names.DATASET_DIGEST: images.digest, tag_names.SPLIT_DIGEST: images.split_digest}
+        self.set_tags({tag_names.DATASET: str(data["dataset"]), **digests})
+
+    def log_dataset_input(self, images: Images, data: Mapping[str, object]) -> None:
+        """Log the images alone, for a run whose parent has the full digests."""
         source = json.dumps({"name": data["dataset"], **data})
         profile = json.dumps({"train": len(images.train), "validation": len(images.validation)})
-        name = str(data["dataset"])
-        self._send(LogDataset(name, images.digest[:32], source, profile))
-        digests = {tag_names.DATASET_DIGEST: images.digest, tag_names.SPLIT_DIGEST: images.split_digest}
-        self.set_tags({tag_names.DATASET: name, **digests})
+        self._send(LogDataset(str(data["dataset"]), images.digest[:32], source, profile))
 
     def end(self, status: str, state: str) -> None:
         """Close the run with MLflow's `status`. The tag `state` remains if `mlflow run` sets its own status."""

@@ -73,6 +73,7 @@ class MlflowStore:
             parameters = [name for name in parameters if name not in existing]
         sink.remember_run(run_id, run_id)
         run = TrainingRunLogger(sink, run_id, recipe, parameters)
+        run.describe(tags)
         run.log_recipe()
         return run
 
@@ -88,7 +89,8 @@ class MlflowStore:
 
     def create_finished_run(self, experiment_id: str, run: FinishedRun) -> str:
         """Create a run with everything it holds, close it, and return its id."""
-        run_id = create_run(self.client, experiment_id, run.name, {**run.tags, **provenance_tags()})
+        tags = {key: value for key, value in run.tags.items() if value}
+        run_id = create_run(self.client, experiment_id, run.name, {**tags, **provenance_tags()})
         metrics = [Metric(*point) for point in run.metrics]
         for start in range(0, len(metrics), MAX_METRICS_PER_BATCH):
             self.client.log_batch(run_id, metrics[start : start + MAX_METRICS_PER_BATCH])

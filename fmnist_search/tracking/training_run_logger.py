@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fmnist_search.config.toml_files import recipe_to_toml
 from fmnist_search.files import content_digest
 from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.formatting import format_value
 from fmnist_search.recipe.recipe import Recipe, recipe_hyperparameters
+from fmnist_search.reporting.training_note import training_note
 from fmnist_search.results.objectives import known_costs
 from fmnist_search.results.training import EpochReport, Overhead, TrialResult, TrialState
 from fmnist_search.tracking import metric_names, tag_names
@@ -26,7 +27,11 @@ from fmnist_search.tracking.events import (
     RunProgress,
     SetStatus,
 )
+from fmnist_search.tracking.provenance import source_tags
 from fmnist_search.tracking.run_logger import TAG_LIMIT, RunLogger, metric_points, now_ms
+
+if TYPE_CHECKING:
+    from fmnist_search.data.images import Images
 
 RUN_STATUS = {
     TrialState.COMPLETED: "FINISHED",
@@ -55,6 +60,7 @@ class TrainingRunLogger(RunLogger):
         self._buffer: list[Event] | None = None
         self._progress: RunProgress | None = None
         self._only_new_points = False
+        self._subject = "Training"
 
     @classmethod
     def start(
@@ -66,16 +72,18 @@ class TrainingRunLogger(RunLogger):
         tags: Mapping[str, str],
         parent: RunLogger,
         run_key: str | None = None,
+        images: Images | None = None,
     ) -> TrainingRunLogger:
         """Start a new run below `parent`, which MLflow has already, and log the hyperparameters `parameter_names`.
 
-        Its key is `new_run_key`. A caller that stores it first and gives it can resume the run later.
+        The images are logged as its dataset; without them the caller does that. Its key is `new_run_key`. A caller that
+        stores it first and gives it can resume the run later.
         """
         run = cls(sink, run_key or new_run_key(parent, name), recipe, parameter_names)
         run._progress = RunProgress(writer=sink.claim_run(run_key)) if run_key else None
         with run.transaction():
             run._create(name, tags, parent)
-            run.log_recipe()
+            run._log_inputs(images)
         return run
 
     @classmethod
@@ -88,6 +96,7 @@ class TrainingRunLogger(RunLogger):
         parameter_names: Sequence[str],
         tags: Mapping[str, str],
         parent: RunLogger,
+        images: Images | None = None,
     ) -> TrainingRunLogger:
         """Go on with a run that was started with this key, also in another process; create it if it does not exist.
 
@@ -99,7 +108,7 @@ class TrainingRunLogger(RunLogger):
         with run.transaction():
             run._create(name, tags, parent, may_exist=True)
             if known is None:
-                run.log_recipe()
+                run._log_inputs(images)
             if not run._progress.epochs:
                 run.log_params(run._pending_parameters)
             run._pending_parameters = {}
@@ -111,8 +120,23 @@ class TrainingRunLogger(RunLogger):
         """Send the event that creates the run. It starts at the time that its key holds."""
         own = {tag_names.PARENT_RUN_ID: str(parent.run_id), tag_names.RUN_KEY: self.run_key}
         start_ms = int(self.run_key.rpartition("@")[2])
-        every = {**training_tags(self._recipe, tags), **own}
+        every = {**training_tags(self._recipe, tags), **source_tags(), **own}
+        self.describe(tags)
+        every[tag_names.NOTE] = training_note(self._subject, self._recipe)
         self._send(CreateRun(str(parent.run_id), name, every, start_ms, may_exist))
+
+    def describe(self, tags: Mapping[str, str]) -> None:
+        """Let the note say what the training is, by the tags of its run."""
+        study = f" of the study '{tags[tag_names.STUDY]}'" if tag_names.STUDY in tags else ""
+        kind = tags.get(tag_names.KIND, tag_names.TRAINING_RUN)
+        number = f" {tags[tag_names.TRIAL]}" if tag_names.TRIAL in tags else ""
+        self._subject = f"{kind.capitalize()}{number}{study}"
+
+    def _log_inputs(self, images: Images | None) -> None:
+        """Log what the training gets: the recipe, and the images unless they are None."""
+        self.log_recipe()
+        if images is not None:
+            self.log_dataset_input(images, vars(self._recipe.data))
 
     def log_recipe(self) -> None:
         """Store the recipe as an artifact."""
@@ -126,10 +150,11 @@ class TrainingRunLogger(RunLogger):
         if self._progress and report.epoch <= self._progress.epochs:
             return
         values = {
-            metric_names.TRAIN_LOSS: report.train_loss,
-            metric_names.TRAIN_ACCURACY: report.train_accuracy,
-            metric_names.VAL_LOSS: report.val_loss,
+            # The first one is what MLflow's page of compared runs opens with.
             metric_names.VAL_ACCURACY: report.val_accuracy,
+            metric_names.VAL_LOSS: report.val_loss,
+            metric_names.TRAIN_ACCURACY: report.train_accuracy,
+            metric_names.TRAIN_LOSS: report.train_loss,
             metric_names.EPOCH_SECONDS: report.seconds,
             metric_names.LEARNING_RATE: report.learning_rate,
         }
@@ -172,7 +197,8 @@ class TrainingRunLogger(RunLogger):
         final_tags = {
             **tags,
             tag_names.STATE: result.state.value,
-            tag_names.REASON: (result.reason or "")[:TAG_LIMIT],
+            **({tag_names.REASON: result.reason[:TAG_LIMIT]} if result.reason else {}),
+            tag_names.NOTE: training_note(self._subject, self._recipe, result)[:TAG_LIMIT],
             tag_names.EPOCHS: str(len(result.epochs)),
             tag_names.ENGINE: result.setup.engine,
             **({tag_names.DEVICE_NAME: result.setup.device_name} if result.setup.device_name else {}),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fmnist_search.tracking import metric_names, tag_names
 
@@ -20,6 +21,16 @@ MAX_VIEW_HYPERPARAMETERS = 16
 WORKFLOW_QUERY = "?workflowType=machine_learning"
 """Without this a page opens with the menus for language models."""
 
+CHART_SECTION = "learning curves"
+VIEW_CURVES = (
+    metric_names.VAL_ACCURACY,
+    metric_names.VAL_LOSS,
+    metric_names.TRAIN_ACCURACY,
+    metric_names.TRAIN_LOSS,
+)
+LEARNING_RATE = "optimizer.learning_rate"
+MAX_SCATTER_RUNS, MAX_PARALLEL_AXES = 100, 3
+
 FIRST_COLUMNS = (f"tags.`{tag_names.STATE}`", f"metrics.`{metric_names.BEST_VAL_ACCURACY}`")
 LAST_COLUMNS = (f"metrics.`{metric_names.PARAMETER_COUNT}`", "attributes.`Duration`")
 NAME_COLUMN, NAME_COLUMN_WIDTH, METRIC_COLUMN_WIDTH = "attributes.`Run Name`", 260, 135
@@ -28,7 +39,6 @@ NAME_COLUMN, NAME_COLUMN_WIDTH, METRIC_COLUMN_WIDTH = "attributes.`Run Name`", 2
 
 def trials_view_tags(hyperparameters: Sequence[str]) -> dict[str, str]:
     """Return the experiment tag of the view: state and accuracy, then the hyperparameters, the newest run first.
-
     Widths are left out because the name of a run contains them. The UI nests trials below their study only if runs
     are sorted by time, and it loads the first hundred runs, which should be those of the last study.
     """
@@ -44,9 +54,39 @@ def trials_view_tags(hyperparameters: Sequence[str]) -> dict[str, str]:
         "orderByKey": "attributes.start_time",
         "orderByAsc": False,
         "runsHiddenMode": "SHOW_ALL",  # in charts; by default the first ten
+        **_charts_state(shown),
     }
     now = int(time.time() * 1000)
     return {VIEW_TAG: json.dumps({"name": VIEW_NAME, "createdAt": now, "updatedAt": now, "state": json.dumps(state)})}
+
+
+def _charts_state(hyperparameters: Sequence[str]) -> dict[str, object]:
+    """Return the first charts of the view: the curves, accuracy over the hyperparameters, and that of the study.
+
+    Without them, charts are sorted by the names of their metrics, and figures of one point come first. All are in one
+    section, because the UI hides charts without data, such as those of trials while their study is not expanded, but
+    no section.
+    """
+    accuracy = metric_names.VAL_ACCURACY
+    charts = [_line_chart(key) for key in VIEW_CURVES]
+    if LEARNING_RATE in hyperparameters:
+        axes = {"xaxis": {"key": LEARNING_RATE, "type": "PARAM"}, "yaxis": {"key": accuracy, "type": "METRIC"}}
+        charts.append({"type": "SCATTER", **axes, "runsCountToCompare": MAX_SCATTER_RUNS})
+    first = sorted(hyperparameters, key=lambda name: name != LEARNING_RATE)[:MAX_PARALLEL_AXES]
+    charts.append({"type": "PARALLEL", "selectedParams": first, "selectedMetrics": [accuracy]})
+    charts.append(_line_chart(metric_names.BEST_VAL_ACCURACY))
+    place = {"metricSectionId": CHART_SECTION, "deleted": False}
+    section = {"uuid": CHART_SECTION, "name": CHART_SECTION, "display": True, "isReordered": True}
+    return {
+        "compareRunCharts": [{**chart, **place, "uuid": f"chart-{number}"} for number, chart in enumerate(charts)],
+        "compareRunSections": [section],
+        "isAccordionReordered": True,  # else sections are sorted by their names
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+    }
+
+
+def _line_chart(metric: str) -> dict[str, Any]:
+    return {"type": "LINE", "metricKey": metric, "displayName": metric, "lineSmoothness": 0, "xAxisKey": "step"}
 
 
 def runs_page_url(server: str, experiment_id: str, experiment_tags: Mapping[str, str]) -> str:

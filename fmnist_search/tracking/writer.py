@@ -106,12 +106,20 @@ class MlflowWriter:
         points = batch.metrics or []
         if batch.only_new_points:
             points = self._new_points(run_id, points)
+        tags = batch.tags or {}
         self._client.log_batch(
             run_id,
             metrics=[Metric(*point) for point in (*points, *further_points)],
             params=[Param(key, value) for key, value in (batch.params or {}).items()],
-            tags=[RunTag(key, value) for key, value in (batch.tags or {}).items()],
+            tags=[RunTag(key, value) for key, value in tags.items() if value],
         )
+        if removed := [key for key, value in tags.items() if not value]:
+            self._remove_tags(run_id, removed)
+
+    def _remove_tags(self, run_id: str, keys: Sequence[str]) -> None:
+        """Remove those tags that the run has: an empty one says nothing and would be shown."""
+        for key in {*keys} & self._client.get_run(run_id).data.tags.keys():
+            self._client.delete_tag(run_id, key)
 
     def _new_points(self, run_id: str, points: Sequence[MetricPoint]) -> list[MetricPoint]:
         """Return the points without those whose step the run has already with another time."""

@@ -32,7 +32,8 @@ OUTPUTS = read_outputs()
 READING = [name for name, output in OUTPUTS.items() if not output.changes]
 ALONE = ("search-continued", "train-resume", "sync")
 """Commands that have a test of their own below."""
-ADDED_TAGS = {"process", "recipe_sha256", "device_name", "session"}
+ADDED_TAGS = {"process", "recipe_sha256", "device_name", "session", "mlflow.note.content", "mlflow.user"}
+ADDED_TAGS |= {"mlflow.source.name", "mlflow.source.type", "mlflow.source.git.commit"}
 """Tags of runs that the program did not write yet when it wrote the golden copies."""
 ADDED_METRICS = {"model/mult_adds", "time/seconds_per_epoch", "test/loss"}
 """Metrics of runs that the program did not write then."""
@@ -245,7 +246,7 @@ def names_of(project: Path, stored: MlflowRun) -> dict[str, set[str]]:
     """Return the names under which a run stores parameters, metrics, tags and artifacts."""
     artifacts = {item.path for item in store(project).list_artifacts(stored.info.run_id)}
     data = stored.data
-    tags = {*data.tags} - ADDED_TAGS
+    tags = {key for key, value in data.tags.items() if value} - ADDED_TAGS  # it wrote empty ones then
     return {"params": {*data.params}, "metrics": {*data.metrics} - ADDED_METRICS, "tags": tags, "artifacts": artifacts}
 
 

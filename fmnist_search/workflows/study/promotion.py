@@ -182,11 +182,12 @@ class Promotion:
             tag_names.PROCESS: process_identity(),
         }
         arguments = (name, recipe, list(recipe.to_flat_dict()), tags, self.study_run)
+        images = self._images_for(recipe.data)
         if run_key:
-            return TrainingRunLogger.resume(sender, run_key, *arguments)
+            return TrainingRunLogger.resume(sender, run_key, *arguments, images=images)
         new_key = new_run_key(self.study_run, name)
         self._files.save_run_key(self._files.number(name, recipe), new_key)
-        return TrainingRunLogger.start(sender, *arguments, run_key=new_key)
+        return TrainingRunLogger.start(sender, *arguments, run_key=new_key, images=images)
 
     def _exists(self, run_key: str) -> bool:
         """Return whether a run was not deleted; one that MLflow has not created yet exists as well."""

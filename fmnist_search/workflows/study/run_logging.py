@@ -14,7 +14,7 @@ from fmnist_search.reporting.study_note import study_note
 from fmnist_search.reporting.study_page import is_plotly_installed, study_page
 from fmnist_search.reporting.study_plots import study_figures
 from fmnist_search.reporting.style import figure_to_png
-from fmnist_search.reporting.tables import leaderboard_columns, leaderboard_csv, origins_csv
+from fmnist_search.reporting.tables import displayed_columns, leaderboard_columns, leaderboard_csv, origins_csv
 from fmnist_search.results.study import Importances, StopReason, StudySummary, TrialRecord
 from fmnist_search.results.training import TrialState
 from fmnist_search.search.study_attributes import StudyRuntime
@@ -107,7 +107,7 @@ class StudyRunLogger:
         config = self._study_store.config
         resolved = [dataclasses.replace(record, run_id=self._resolve_run_id(record)) for record in records]
         names = varying_names(config.space)
-        self._run.log_table("leaderboard.json", leaderboard_columns(resolved, names))
+        self._run.log_table("leaderboard.json", displayed_columns(leaderboard_columns(resolved, names)))
         self._run.log_text("leaderboard.csv", leaderboard_csv(resolved, names))
         if not self._context.plots:
             return

@@ -208,8 +208,8 @@ def _open_run(search: SearchContext, asked: AskedTrial, name: str) -> TrainingRu
     sender, parent = search.job_context.sender, search.study_run
     arguments = (name, asked.recipe, search.parameter_names, tags, parent)
     if asked.run_key:
-        return TrainingRunLogger.resume(sender, asked.run_key, *arguments)
+        return TrainingRunLogger.resume(sender, asked.run_key, *arguments, images=search.images)
     run_key = new_run_key(parent, name) if parent.is_recorded else None
     if run_key:
         store.save_run_key(asked, run_key)
-    return TrainingRunLogger.start(sender, *arguments, run_key=run_key)
+    return TrainingRunLogger.start(sender, *arguments, run_key=run_key, images=search.images)

@@ -77,7 +77,7 @@ def finish(run: TrainingRunLogger) -> None:
 
 def assert_complete(client: MlflowClient, run: MlflowRun) -> None:
     """Check that the run has ended and has everything once."""
-    assert (run.info.status, run.data.tags["state"], run.data.tags["reason"]) == ("FINISHED", "completed", "")
+    assert (run.info.status, run.data.tags["state"], run.data.tags.get("reason")) == ("FINISHED", "completed", None)
     history = sorted(client.get_metric_history(run.info.run_id, "val/accuracy"), key=lambda point: point.step)
     assert [(point.step, point.value) for point in history] == [(epoch, 0.1 * epoch) for epoch in range(1, EPOCHS + 1)]
     for key in ("train/loss", "time/epoch_seconds"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -116,16 +117,42 @@ def test_the_note_has_question_best_trial_and_selected_model(study: Run) -> None
     assert "Does a search run from end to end?" in note
     assert "**Best trial**" in note
     assert "confirmed validation accuracy" in note
-    assert "| budget | used | limit |" in note
+    assert "| budget&emsp; | used&emsp; | limit |" in note  # MLflow's page gives cells no space
     assert "`space.cnn.depth`" in note
     assert "fmnist-search leaderboard tiny" in note
-    assert load_text(study, "report.md") == note
+    assert load_text(study, "report.md") == note.replace("&emsp;", "")
+
+
+def test_trials_and_finalists_say_what_they_are_and_which_images_they_have(client: MlflowClient, study: Run) -> None:
+    for kind in ("trial", "finalist"):
+        for run in search_runs(client, kind):
+            note = run.data.tags["mlflow.note.content"]
+            assert f"{kind.capitalize()} {run.data.tags.get('trial', 'of')}" in note
+            assert f"accuracy {run.data.metrics['val/accuracy']:.2%}" in note
+            (images,) = run.inputs.dataset_inputs
+            assert images.dataset.digest == study.inputs.dataset_inputs[0].dataset.digest
+            assert run.data.tags["mlflow.source.name"] == "fmnist-search"
+            assert all(run.data.tags.values())
+            assert next(iter(run.data.metrics)) == "val/accuracy"  # what the page of compared runs opens with
+
+
+def test_the_charts_of_the_experiment_begin_with_the_curves(client: MlflowClient, study: Run) -> None:
+    tags = client.get_experiment(study.info.experiment_id).tags
+    view = json.loads(json.loads(tags["mlflow.sharedViewState.trials"])["state"])
+    charts = view["compareRunCharts"]
+    assert [chart.get("metricKey") for chart in charts[:2]] == ["val/accuracy", "val/loss"]
+    assert {(chart["xaxis"]["key"], chart["yaxis"]["key"]) for chart in charts if chart["type"] == "SCATTER"} == {
+        ("optimizer.learning_rate", "val/accuracy")
+    }
 
 
 def test_the_leaderboard_is_a_table_of_mlflow_and_a_csv_with_every_trials_run(client: MlflowClient, study: Run) -> None:
     table = client.load_table(study.info.experiment_id, "leaderboard.json", run_ids=[study.info.run_id])
     trials = {logged_run.info.run_id: logged_run for logged_run in search_runs(client, "trial")}
     assert set(table["run_id"]) == set(trials)
+    stored = load_text(study, "leaderboard.json")
+    assert "null" not in stored
+    assert not re.search(r"\d\.\d{9}", stored)
     for row in table.to_dict("records"):
         assert row["val_accuracy"] == pytest.approx(trials[row["run_id"]].data.metrics["val/accuracy"], rel=1e-12)
         assert str(row["trial"]) == trials[row["run_id"]].data.tags["trial"]
