@@ -106,7 +106,7 @@ class StudyProgressDisplay(StudyCallback):
         self._console = console
         self._started = time.monotonic()
         self._trials: dict[int, TrialRecord] = {}
-        self._previous_trial_count = 0
+        self._previous_trials = 0
         self._previous_seconds = 0.0
         self._curves: dict[str, list[float]] = {}
         self._has_refused = False
@@ -123,7 +123,7 @@ class StudyProgressDisplay(StudyCallback):
     def on_study_start(self, trials: Sequence[TrialRecord], seconds: float) -> None:
         """Count the trials and the seconds of earlier sessions."""
         self._trials = {trial.number: trial for trial in trials}
-        self._previous_trial_count = self._finished_count()
+        self._previous_trials = self._begun_count()
         self._previous_seconds = seconds
 
     def on_message(self, text: str) -> None:
@@ -178,8 +178,12 @@ class StudyProgressDisplay(StudyCallback):
         """Show the curves of these trials in place of all others."""
         self._curves = {f"{trial.number:03d} {trial.recipe.label}": list(trial.curve) for trial in trials}
 
-    def _finished_count(self) -> int:
-        return sum(trial.is_final and trial.duplicate_of is None for trial in self._trials.values())
+    def _begun_count(self) -> int:
+        """Return the number of trials that count against the budget: those that have ended, or are paused."""
+        return sum(
+            (trial.is_final or trial.state is TrialState.PAUSED) and trial.duplicate_of is None
+            for trial in self._trials.values()
+        )
 
     def _format_counts(self) -> str:
         trained = [trial for trial in self._trials.values() if trial.duplicate_of is None]
@@ -187,7 +191,7 @@ class StudyProgressDisplay(StudyCallback):
         values = [trial.value for trial in trained if trial.state is TrialState.COMPLETED and trial.value is not None]
         total = self._config.budget.trials
         parts = [
-            f"{self._finished_count()}{f' of {total}' if total else ''} trials",
+            f"{self._begun_count()}{f' of {total}' if total else ''} trials",
             f"best {format_percent(max(values, default=None))}",
             *(f"{counts[state]} {state.value}" for state in COUNTED_STATES if counts[state]),
         ]
@@ -195,7 +199,7 @@ class StudyProgressDisplay(StudyCallback):
 
     def _format_pace(self) -> str:
         elapsed = time.monotonic() - self._started
-        new = self._finished_count() - self._previous_trial_count
+        new = self._begun_count() - self._previous_trials
         if not new:
             return format_duration(elapsed)
         left = self._seconds_left(elapsed, new)
@@ -207,7 +211,7 @@ class StudyProgressDisplay(StudyCallback):
         budget = self._config.budget
         estimates = []
         if budget.trials is not None:
-            estimates.append(max(budget.trials - self._finished_count(), 0) * elapsed / new_trials)
+            estimates.append(max(budget.trials - self._begun_count(), 0) * elapsed / new_trials)
         if budget.minutes is not None:
             estimates.append(max(budget.minutes * 60 - elapsed - self._previous_seconds, 0))
         return min(estimates, default=None)
@@ -217,7 +221,7 @@ class StudyProgressDisplay(StudyCallback):
         lines = Table.grid()
         lines.add_row(Text(f"{self._config.name}: {self._format_counts()}; {self._format_pace()}", style="bold"))
         if total:
-            lines.add_row(ProgressBar(total=total, completed=self._finished_count(), width=60))
+            lines.add_row(ProgressBar(total=total, completed=self._begun_count(), width=60))
         for name, curve in self._curves.items():
             latest = f"{format_percent(curve[-1])} after epoch {len(curve)}" if curve else "first epoch"
             lines.add_row(Text(f"{name}  {sparkline(curve)}  {latest}"))

@@ -14,8 +14,8 @@ from fmnist_search.results.training import TrialState
 class ComputePoint:
     """The compute of a study when a trial had ended, and the best value of a completed trial until then.
 
-    `epochs` and `seconds` are those of all trials that had ended, pruned, failed and interrupted ones included;
-    `seconds` are seconds of training, of parallel trials together.
+    `epochs` and `seconds` are those of all trials that had ended, pruned, failed and interrupted ones included, or were
+    paused for the last time; `seconds` are seconds of training, of parallel trials together.
     """
 
     epochs: int
@@ -46,7 +46,7 @@ def study_progress(name: str, trials: Sequence[TrialRecord]) -> StudyProgress:
     """Return how the best value of a study rose with its compute."""
     points: list[ComputePoint] = []
     epochs, seconds = 0, 0.0
-    for trial in _in_order_of_end(trials):
+    for trial in _in_order_of_training(trials):
         epochs, seconds = epochs + trial.epochs, seconds + trial.seconds
         if trial.state is not TrialState.COMPLETED or trial.value is None:
             continue
@@ -57,13 +57,16 @@ def study_progress(name: str, trials: Sequence[TrialRecord]) -> StudyProgress:
 
 def trained_epochs(trials: Sequence[TrialRecord]) -> int:
     """Return the number of epochs that all trials together trained."""
-    return sum(trial.epochs for trial in _in_order_of_end(trials))
+    return sum(trial.epochs for trial in _in_order_of_training(trials))
 
 
-def _in_order_of_end(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Return the trials that were trained, without duplicates of earlier ones, which took no compute."""
+def _in_order_of_training(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return the trials that were trained, in the order in which they were last.
+
+    Duplicates of earlier ones, which took no compute, are left out.
+    """
     trained = [trial for trial in trials if trial.duplicate_of is None]
-    return sorted(trained, key=lambda trial: (trial.ended_at or 0.0, trial.number))
+    return sorted(trained, key=lambda trial: (trial.trained_until or trial.ended_at or 0.0, trial.number))
 
 
 def chance_difference(accuracy: float, images: int) -> float:

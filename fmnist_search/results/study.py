@@ -35,7 +35,8 @@ class TrialRecord:
     earlier versions, is repeated as a new trial. `parameters` is the number of parameters of its network, `mult_adds`
     that of multiply-adds of one image, `seconds_per_epoch` the mean of its epochs with validation; 0 means unknown.
     `cost` is the second value of a completed trial, if its study has two metrics. A paused trial may have a
-    `prediction`. `started_at` and `ended_at` are Unix times in seconds; they do not count when records are compared.
+    `prediction`. `started_at`, `ended_at` and `trained_until` are Unix times in seconds; they do not count when
+    records are compared. A trial that was pruned while it was paused was trained until it was paused.
     """
 
     number: int
@@ -57,6 +58,7 @@ class TrialRecord:
     prediction: Prediction | None = None
     started_at: float | None = field(default=None, compare=False)
     ended_at: float | None = field(default=None, compare=False)
+    trained_until: float | None = field(default=None, compare=False)
 
     @property
     def is_final(self) -> bool:

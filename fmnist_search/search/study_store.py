@@ -43,6 +43,7 @@ from fmnist_search.search.trial_attributes import (
     duplicate_outcome_attribute,
     outcome_attribute,
     running_trials,
+    trained_until,
     trial_record,
 )
 from fmnist_search.search.unfinished_trials import FindOutcome, UnfinishedTrials
@@ -288,7 +289,8 @@ class StudyStore(StudyAttributes):
         `resume`.
         """
         self._survivors.remove_running(trial.number)
-        outcome = outcome_attribute(result, run_id, overhead)
+        before = trial.optuna_trial.user_attrs.get(OUTCOME_ATTRIBUTE)
+        outcome = {**outcome_attribute(result, run_id, overhead), "trained_until": trained_until(before, result)}
         with self._transaction():
             if result.state is TrialState.INTERRUPTED:
                 return trial_record(self._unfinished.put_back(trial.number, outcome), trial.recipe)

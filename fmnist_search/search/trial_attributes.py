@@ -6,6 +6,7 @@ The names and the form of the values never change: studies of earlier versions a
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -81,6 +82,16 @@ def outcome_attribute(result: TrialResult, run_id: str, overhead: Overhead = Ove
         "comes_again": result.state is TrialState.INTERRUPTED,
         **_cost_to_dict(result.cost),
     }
+
+
+def trained_until(before: Mapping[str, Any] | None, result: TrialResult) -> float:
+    """Return the Unix time until which a trial that ends now was trained.
+
+    `before` is its last outcome, if it went on: a trial that was paused and ends without another epoch trained before.
+    """
+    if before and before["state"] == TrialState.PAUSED.value and before["epochs"] == len(result.epochs):
+        return float(before.get("trained_until", time.time()))
+    return time.time()
 
 
 def duplicate_outcome_attribute(original: TrialRecord) -> dict[str, Any]:
@@ -196,6 +207,7 @@ def trial_record(trial: FrozenTrial, recipe: Recipe | None = None) -> TrialRecor
             prediction=_prediction(trial) if outcome["state"] == TrialState.PAUSED.value else None,
             started_at=_to_unix_seconds(trial.datetime_start),
             ended_at=_to_unix_seconds(trial.datetime_complete),
+            trained_until=outcome.get("trained_until"),
         )
 
 

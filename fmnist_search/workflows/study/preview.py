@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fmnist_search.config.sections import Budget
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.execution.capacity import worker_count
 from fmnist_search.search.preview import RecipePreview, preview_recipes
@@ -64,7 +65,8 @@ def preview(
     execution, precision = tuned(execution_request(config)(), config.execution.precision)
     previews = list(preview_recipes(config, precision, count, starts))
     recipes = tuple(previews)
-    if config.budget.trials is None:
+    epochs = _most_epochs(config.budget)
+    if epochs is None:
         return Preview(recipes, limit)
     step_bytes = [preview.step_bytes for preview in previews]
     workers, _ = worker_count(config.execution.workers, execution, step_bytes)
@@ -72,9 +74,14 @@ def preview(
     sizes = [preview.summary.mult_adds for preview in previews]
     mult_adds = statistics.fmean([size for size in sizes if size <= most] or [min(*sizes, most)])
     passes = FORWARD_PASSES_PER_STEP * config.data.training_count + config.data.validation
-    epochs = config.budget.trials * config.budget.epochs
     seconds = epochs * passes * mult_adds / measure_throughput(execution, precision) / workers
     return Preview(recipes, min(seconds, limit or seconds))
+
+
+def _most_epochs(budget: Budget) -> int | None:
+    """Return how many epochs a budget allows; None without a limit of trials or epochs."""
+    limits = (budget.total_epochs, budget.trials and budget.trials * budget.epochs)
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _load_starts(config: StudyConfig, workspace: Workspace, tracking: TrackingOptions) -> Sequence[WarmStart]:

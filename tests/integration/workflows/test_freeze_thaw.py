@@ -61,6 +61,9 @@ def test_paused_trials_are_shown_and_an_interrupted_search_ends_as_one_that_was_
     assert ended.stop_reason is StopReason.EPOCHS
     assert {trial.state for trial in ended.trials} == {TrialState.COMPLETED, TrialState.PRUNED}
     assert not workspace.checkpoints_folder(config.name).exists()
+    # What was paused at the end was trained before, and counts there where searches are compared.
+    last = max(trial.trained_until for trial in ended.trials if trial.state is TrialState.COMPLETED)
+    assert all(trial.trained_until < last for trial in ended.trials if trial.number in {t.number for t in paused})
     spent = sum(trial.epochs for trial in ended.trials)
     assert TOTAL_EPOCHS <= spent < TOTAL_EPOCHS + EPOCHS  # the trial that runs then is trained to its end
     assert runs_by_state(workspace, ended) == {"completed": "FINISHED", "pruned": "KILLED"}

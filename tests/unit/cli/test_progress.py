@@ -69,8 +69,9 @@ def test_the_counts_are_those_of_the_budget(capsys: CaptureOutput) -> None:
         ],
         12.5,
     )
+    display.on_trial_end(make_record(7, TrialState.PAUSED, 0.99))  # a paused trial counts, and has no line of its own
     display.on_trial_end(make_record(6, value=0.7))
-    assert capsys.readouterr().err.rstrip().endswith("4 of 20 trials, best 80.00%, 1 pruned, 1 failed")
+    assert capsys.readouterr().err.rstrip().endswith("5 of 20 trials, best 80.00%, 1 pruned, 1 paused, 1 failed")
 
 
 def test_a_budget_of_minutes_has_no_total(capsys: CaptureOutput) -> None:

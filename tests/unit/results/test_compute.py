@@ -33,6 +33,11 @@ def test_compute_is_counted_in_the_order_in_which_trials_ended() -> None:
     )
 
 
+def test_compute_of_a_trial_that_was_paused_is_counted_when_it_was_trained() -> None:
+    paused = record(0, 0.4, state=TrialState.PRUNED, epochs=1, ended_at=300.0, trained_until=100.5)
+    assert study_progress("study", [paused, record(1, 0.5)]).points == (ComputePoint(3, 2.0, 0.5),)
+
+
 def test_a_pruned_trial_takes_compute_and_is_never_the_best() -> None:
     pruned = record(0, 0.9, state=TrialState.PRUNED, epochs=1)
     progress = study_progress("study", [pruned, record(1, 0.5)])
