@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from socketserver import BaseServer
@@ -20,6 +20,7 @@ import typer
 from typer.exceptions import TyperException
 
 from fmnist_search.cli.command import CommandGroup, pop_flag
+from fmnist_search.cli.server_process import run_server
 from fmnist_search.cli.streams import (
     OutputClosed,
     encode_any_text,
@@ -160,12 +161,12 @@ def run_process() -> None:
 class CommandSettings:
     """Settings of all commands that have no option.
 
-    With `plots` false, no figures are rendered. `replace_process` starts a server in place of this process, and
-    `serve` lets a server of this process answer until it is interrupted.
+    With `plots` false, no figures are rendered. `run_server` runs a server in a process of its own, and `serve`
+    lets a server of this process answer, both until they are interrupted.
     """
 
     plots: bool = True
-    replace_process: Callable[[str, list[str]], object] = os.execv
+    run_server: Callable[[Sequence[str], str, Callable[[], None]], int] = run_server
     serve: Callable[[BaseServer], object] = BaseServer.serve_forever
 
 

@@ -52,8 +52,9 @@ def ui(
     is_new = database is not None and not database.exists()
     run_id = latest_run(workspace)
     server = without_credentials(uri) if uri.startswith("http") else f"http://127.0.0.1:{port}"
-    stdout.print(MlflowStore(uri, "fmnist-search").runs_page_url(server, run_id))
+    page = MlflowStore(uri, "fmnist-search").runs_page_url(server, run_id)
     if uri.startswith("http"):
+        stdout.print(page)
         return
     if is_new:
         stderr.print(f"{database}: there was no store here, and an empty one was made", markup=False)
@@ -61,7 +62,6 @@ def ui(
         check_project(uri)
     except UserError as error:  # parameters and metrics can be seen all the same
         stderr.print(f"the UI cannot show artifacts: {error}", markup=False)
-    write_output()
     hosts = f"localhost:{port},127.0.0.1:{port}"
     os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # every user of the machine can read the arguments of a process
     arguments = ["--host", "127.0.0.1", "--port", str(port), "--allowed-hosts", hosts]
@@ -69,7 +69,16 @@ def ui(
     arguments += ["--workers", "1"]
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     os.environ["PYTHONSAFEPATH"] = "1"  # the server and its processes import nothing from the current folder
-    command_settings(context).replace_process(sys.executable, [sys.executable, "-m", "mlflow", "ui", *arguments])
+
+    def announce() -> None:
+        stdout.print(page)
+        write_output()
+        stderr.print("Ctrl-C ends the UI")
+
+    command = [sys.executable, "-m", "mlflow", "ui", *arguments]
+    code = command_settings(context).run_server(command, f"{server}/health", announce)
+    if code:
+        raise UserError(f"the UI has ended with the exit code {code}; see its messages above", exit_code=1)
 
 
 def _check_port(port: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -110,6 +111,15 @@ class MlflowUi:
     def rows(self) -> list[Mapping[str, str]]:
         """The rows of the list, from top to bottom, each by the names of its columns."""
         return list(self.page.evaluate(ROWS_SCRIPT))
+
+    def status_color(self, name: str) -> tuple[int, int, int]:
+        """Red, green and blue of the icon that shows the status of a run."""
+        index = self._row(name).get_attribute("row-index")
+        icon = self.page.locator(
+            f"[row-index='{index}'] [col-id*='Created'] svg, [row-index='{index}'] .anticon svg"
+        ).last
+        red, green, blue = re.findall(r"\d+", icon.evaluate("icon => getComputedStyle(icon).color"))[:3]
+        return int(red), int(green), int(blue)
 
     def wait_for_names(self, names: Sequence[str]) -> None:
         """Wait until the list shows these runs, in this order, and no others."""

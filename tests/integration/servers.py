@@ -154,8 +154,12 @@ def running_ui(folder: Path) -> Iterator[str]:
     """`fmnist-search ui` on the store of a folder, answering; gives the address that it prints."""
     port = free_port()
     with _running_module(folder, "fmnist_search", "ui", "--port", port) as output:
-        wait_for(f"http://127.0.0.1:{port}/health")
-        yield output.read_text().splitlines()[0]
+        deadline = time.monotonic() + 180
+        while not output.read_text().endswith("\n"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10):  # it is printed when this works
+            yield output.read_text().splitlines()[0]
 
 
 @contextlib.contextmanager

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
 import socket
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.workspace import Workspace
 from tests.integration.conftest import RunCommand, run_command, start_command
+from tests.integration.servers import free_port
 from tests.support.studies import make_study
 
 
@@ -97,3 +100,18 @@ def test_ui_refuses_a_used_port_before_it_makes_a_store(tmp_path: Path) -> None:
     assert (process.returncode, stdout) == (2, "")
     assert stderr == f"error: --port {port}: cannot be used (Address already in use); give another\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ui_says_its_address_once_it_answers_and_ends_on_ctrl_c(tmp_path: Path) -> None:
+    port = free_port()
+    with start_command(tmp_path, "ui", "--port", port) as process:
+        assert process.stdout
+        assert process.stdout.readline().startswith(f"http://127.0.0.1:{port}/#/experiments/")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=60) as answer:
+            assert answer.status == 200
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (130, "")
+    assert "Traceback" not in stderr
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port))  # the server has ended too

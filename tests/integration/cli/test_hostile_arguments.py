@@ -162,7 +162,7 @@ def run(folder: Path, words: list[str]) -> Outcome:
     started, code = time.process_time(), None
     try:
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-            main(words, CommandSettings(plots=False, replace_process=lambda *_: None, serve=lambda _: None))
+            main(words, CommandSettings(plots=False, run_server=lambda *_: 0, serve=lambda _: None))
     except SystemExit as ended:
         code = ended.code
     finally:

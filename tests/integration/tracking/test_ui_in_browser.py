@@ -108,6 +108,25 @@ def test_the_study_expands_into_its_trials_with_states_accuracies_and_hyperparam
         assert row["model.depth"] == trial.data.params["model.depth"]
 
 
+def test_a_check_is_green_and_a_cross_is_red(ui: MlflowUi, runs: list[Run]) -> None:
+    ui.open_runs()
+    ui.expand(STUDY_NAME)
+    for state, strongest in (("completed", 1), ("pruned", 0)):
+        trial = runs_with_tags(runs, kind="trial", state=state)[0]
+        red, green, blue = ui.status_color(trial.info.run_name)
+        assert max(red, green, blue) == (red, green, blue)[strongest]
+
+
+def test_the_assistant_can_be_closed(browser_instance: Browser, ui_url: str) -> None:
+    with browser_instance.new_context(viewport={"width": 1600, "height": 1000}) as context:
+        page = context.new_page()
+        page.goto(ui_url)
+        question = page.get_by_placeholder("Ask a question")
+        question.wait_for(timeout=TIMEOUT_MS)
+        page.get_by_role("button", name="Close", exact=True).click()
+        expect(question).not_to_be_in_viewport()
+
+
 @pytest.mark.parametrize("column", ["Run Name", "Created"])
 def test_trials_can_be_sorted_by_name_and_by_time(ui: MlflowUi, runs: list[Run], column: str) -> None:
     *trainings, study = run_names(runs)
@@ -156,6 +175,7 @@ def test_compared_trials_have_a_value_on_every_axis_of_the_parallel_coordinates(
 def test_one_chart_shows_the_curves_of_all_trials(ui: MlflowUi, runs: list[Run]) -> None:
     ui.open_runs(charts=True)
     ui.expand(STUDY_NAME)
+    ui.wait_for_curves(epoch_steps(runs))  # the first chart of the view
     ui.find_chart("val/accuracy")
     ui.wait_for_curves(epoch_steps(runs))
 
