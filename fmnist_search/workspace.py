@@ -44,6 +44,11 @@ def template_folder() -> Path:
     return _user_cache_folder() / "templates"
 
 
+def plugin_list_file() -> Path:
+    """Return the file that says which module of a user's own registers which family of networks."""
+    return _user_cache_folder() / "plugins.json"
+
+
 def lock_file(tracking_uri: str) -> Path:
     """Return the file that the processes of a user lock while they change aliases in a store."""
     return _user_cache_folder() / "locks" / f"{hashlib.sha256(tracking_uri.encode()).hexdigest()[:16]}.lock"

@@ -157,7 +157,7 @@ def _load_study_files(folder: Path) -> dict[str, StudyConfig]:
     files = {}
     for path in sorted(folder.glob("*.toml")):
         try:
-            files[str(path)] = StudyConfig.load(path)
+            files[str(path)] = StudyConfig.load(path, run_plugins=False)
         except UserError as error:
             stderr.print(f"{path}: is not a valid study; see `fmnist-search studies check {path}`", markup=False)
             stderr.print(f"  {error.lines[0]}", markup=False)

@@ -149,6 +149,19 @@ class Budget(Section):
         return any(limit is not None for limit in (self.trials, self.minutes, self.total_epochs, self.patience))
 
 
+class Plugins(Section):
+    """Modules of your own that register families of networks (docs/extending.md). Their code runs."""
+
+    modules: tuple[str, ...] = Field(
+        (), description="Python files, by their path from the folder of this file, or names of modules"
+    )
+
+    @field_validator("modules", mode="before")
+    @classmethod
+    def _to_tuple(cls, given: object) -> object:
+        return tuple(given) if isinstance(given, list) else given
+
+
 class Start(Section):
     """Recipes that are tried before the sampler chooses any."""
 

@@ -33,10 +33,11 @@ from fmnist_search.config.execution import ExecutionSection
 from fmnist_search.config.messages import error_lines
 from fmnist_search.config.origins import Origins, find_origins
 from fmnist_search.config.overrides import apply_overrides, unnamed_samplers, unused_settings
+from fmnist_search.config.plugin_files import load_plugins
 from fmnist_search.config.pruners import FALLBACK_PRUNER, NoPruner, Pruner
 from fmnist_search.config.samplers import FALLBACK_SAMPLER, FreezeThaw, Grid, Sampler
 from fmnist_search.config.search_checks import can_have_freeze_thaw, check_pruner, check_sampler
-from fmnist_search.config.sections import Budget, Finalists, Name, Objective, Section, Start
+from fmnist_search.config.sections import Budget, Finalists, Name, Objective, Plugins, Section, Start
 from fmnist_search.config.shipped_studies import copy_hint
 from fmnist_search.config.space import Space, parse_space
 from fmnist_search.config.toml_files import read_toml, resolve_recipe_paths
@@ -68,6 +69,7 @@ class StudyConfig(Section):
     seed: int = Field(
         0, ge=0, le=MAX_SEED, description="seed of everything that is random, except the split of the images"
     )
+    plugins: Plugins = Plugins()
     data: Annotated[Data, PlainValidator(_parse_data), PlainSerializer(dataclasses.asdict)] = Data()
     objective: Objective = Objective()
     sampler: Sampler = Field(
@@ -149,8 +151,12 @@ class StudyConfig(Section):
     # ---------------------------------------------------------------------------------- reading
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Mapping[str, object] | None = None) -> StudyConfig:
+    def load(
+        cls, path: str | Path, overrides: Mapping[str, object] | None = None, *, run_plugins: bool = True
+    ) -> StudyConfig:
         """Return the study of a TOML file, with the overrides of `overrides.apply_overrides`.
+
+        The modules that `[plugins]` names are loaded before, unless `run_plugins` is false.
 
         Raises:
             UserError: if there is no such file, it is not TOML, or it has mistakes. Each line names file, key and
@@ -158,6 +164,8 @@ class StudyConfig(Section):
         """
         try:
             tables = resolve_recipe_paths(read_toml(path, copy_hint(Path(path))), Path(path).parent)
+            if run_plugins:
+                load_plugins(tables.get("plugins"), Path(path).parent)
             written = copy.deepcopy(tables)
             overridden = apply_overrides(tables, overrides or {}, cls.model_fields.keys())
             config = cls.from_dict(overridden)
@@ -263,8 +271,10 @@ class StudyConfig(Section):
 
     @model_serializer(mode="wrap")
     def _leave_out_objective(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the objective that studies had before there was a choice, so that they are stored as before."""
+        """Leave out what studies had before there was a choice, so that they are stored as before."""
         tables: dict[str, Any] = serialize(self)
         if not self.objective.cost:
             tables.pop("objective", None)
+        if not self.plugins.modules:
+            tables.pop("plugins", None)
         return tables

@@ -9,6 +9,7 @@ from typing import Any
 
 import tomli_w
 
+from fmnist_search.config.plugin_files import load_plugins
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.recipe import Recipe
 
@@ -94,7 +95,9 @@ def read_recipe(path: str | Path, overrides: Mapping[str, object] | None = None)
         UserError: if the file cannot be read or has mistakes, with a line for each: file, key and remedy.
     """
     try:
-        return Recipe.from_dict(read_toml(path)).replace(overrides or {})
+        tables = read_toml(path)
+        load_plugins(tables.pop("plugins", None), Path(path).parent)
+        return Recipe.from_dict(tables).replace(overrides or {})
     except UserError as error:
         raise UserError(*(line if line.startswith(str(path)) else f"{path}: {line}" for line in error.lines)) from None
 

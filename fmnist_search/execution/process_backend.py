@@ -18,6 +18,7 @@ from fmnist_search.execution.pool import WorkerPool
 from fmnist_search.execution.worker import ChannelWorker, Worker, by_number
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.groups import Data
+from fmnist_search.recipe.plugins import VARIABLE, plugin_modules
 
 JOIN_TIMEOUT_SECONDS = 5.0
 """How long the end of a process is waited for before it is killed."""
@@ -166,4 +167,5 @@ def default_command() -> list[str]:
 def _worker_environment(threads: int) -> dict[str, str]:
     """Return this process's environment with its import path and the number of threads, read at import by libraries."""
     paths = os.pathsep.join(path for path in sys.path if path)
-    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(max(threads, 1))}
+    plugins = os.pathsep.join(plugin_modules())
+    return {**os.environ, VARIABLE: plugins, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(max(threads, 1))}

@@ -6,12 +6,15 @@ Nothing here needs torch: only `Architecture.build_network` and `pretrained_weig
 from __future__ import annotations
 
 import abc
+import dataclasses
 import importlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from fmnist_search.errors import UserError, did_you_mean
+from fmnist_search.recipe import plugins
 from fmnist_search.recipe.hyperparameters import HyperparameterGroup, Value
 
 if TYPE_CHECKING:
@@ -52,6 +55,10 @@ class Architecture(HyperparameterGroup, abc.ABC):
             "or the preset resnet18"
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the family's name and the values: another process finds the family of a plugin by its name."""
+        return _restore, (self.family, dataclasses.asdict(self))
+
     @classmethod
     def is_active(cls, name: str, values: Mapping[str, Value]) -> bool:
         """Return whether the field `name` has an effect, given the values of the fields declared before it."""
@@ -59,18 +66,34 @@ class Architecture(HyperparameterGroup, abc.ABC):
 
 
 class FamilyRegistry(Mapping[str, type[Architecture]]):
-    """The registered families by name, in alphabetical order. The first access imports the modules of `models/`."""
+    """The registered families by name, in alphabetical order. The first access imports the modules of `models/`.
+
+    A name that they do not have may be that of a plugin, which is loaded then; see `plugins`.
+    """
 
     def __init__(self) -> None:
         self._families: dict[str, type[Architecture]] = {}
 
     def register(self, name: str, family: type[Architecture]) -> None:
-        """Add a family under the name that study files and recipes use."""
+        """Add a family under the name that study files and recipes use.
+
+        Raises:
+            UserError: if the name cannot be that of a table, or is taken.
+        """
+        if not re.fullmatch("[a-z][a-z0-9_]*", name) or name == "common":
+            raise UserError(f"family {name!r}: is not a valid name; use small letters, digits and _, but not 'common'")
+        _import_families()  # so that those of this package have their names first
+        known = self._families.get(name)
+        if known and (known.__module__, known.__qualname__) != (family.__module__, family.__qualname__):
+            raise UserError(f"family {name!r}: is registered by {known.__module__} already; take another name")
         family.family = name
         self._families[name] = family
+        plugins.note_family(name, family.__module__)
 
     def __getitem__(self, name: str) -> type[Architecture]:
         _import_families()
+        if name not in self._families:
+            plugins.load_family(name)
         return self._families[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -89,6 +112,11 @@ def _import_families() -> None:
 
 FAMILIES = FamilyRegistry()
 DEFAULT_FAMILY = "cnn"
+
+
+def _restore(family: str, values: Mapping[str, Value]) -> Architecture:
+    return FAMILIES[family](**values)
+
 
 Family = TypeVar("Family", bound=type[Architecture])
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from fmnist_search.config.conditional_space import constant_values, varying_names
 from fmnist_search.data.images import Images
 from fmnist_search.errors import UserError
+from fmnist_search.recipe.plugins import plugin_sources
 from fmnist_search.reporting.study_note import study_note
 from fmnist_search.reporting.study_page import is_plotly_installed, study_page
 from fmnist_search.reporting.study_plots import study_figures
@@ -52,6 +53,8 @@ class StudyRunLogger:
         self._run.log_params(constant_values(config.space, base_recipe(config, runtime.precision)))
         self._run.log_dataset(images, vars(config.data))
         self._run.log_text("study.toml", config.to_toml())
+        for name, source in plugin_sources().items():
+            self._run.log_text(f"plugins/{name}", source)
         if config.origins:
             self._run.log_text("study_origins.csv", origins_csv(config.origins))
         self._run.log_text("command.txt", command_line() + "\n")

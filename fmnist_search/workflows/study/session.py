@@ -96,6 +96,8 @@ class Session:
         """Report what may be unexpected in this study, and queue its warm starts."""
         config = self.study_store.config
         messages = [*config.warnings, *self.study_store.changes]
+        if config.plugins.modules:
+            messages.append(f"runs the code of {', '.join(config.plugins.modules)}")
         if names := config.independently_sampled:
             messages.append(f"{config.sampler.name} samples independently: {', '.join(names)}")
         for message in messages:

@@ -30,6 +30,7 @@ from fmnist_search import Decision, Workspace, train
 from fmnist_search.config.toml_files import recipe_to_toml
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.workflows.settings import RunOptions
+from fmnist_search.workspace import APP_NAME, image_cache_folder, template_folder
 from tests.integration.conftest import FinishedStudy, clean_environment, copy_study
 from tests.integration.servers import free_port, wait_for
 from tests.support.command_server import CommandServer, ForkedCommand
@@ -78,6 +79,7 @@ SHORTER = {
     "fmnist-search search *--name on": f"--trials 5 --set pruner=none {SMALL_IMAGES}",  # importances need four trials
     "fmnist-search train --* --epochs *": "--epochs 4",
     "fmnist-search train lenet*": SMALL_TRAINING,
+    "fmnist-search train separable*": SMALL_TRAINING,
     "fmnist-search train lenet*--seeds *": "--seeds 2",
     "fmnist-search promote small-and-good *": "--max-parameters 100000 --recipes 1",
     "fmnist-search sweep-lr *": f"{SMALL_TRAINING} --seeds 1 --factors 1,2",
@@ -144,6 +146,7 @@ class PageRunner:
             PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             PYTHONPATH=str(ROOT),
             XDG_DATA_HOME=str(folder / "data-home"),
+            XDG_CACHE_HOME=str(folder / "cache-home"),
         )
         self.failures: list[str] = []
         self._write_files()
@@ -163,10 +166,16 @@ class PageRunner:
                     self._run_command(snippet)
 
     def _write_files(self) -> None:
-        """Write the files that the page's commands read."""
+        """Write the files that the page's commands read. The user's cache has its images, and remembers no plugin."""
+        cache = self._folder / "cache-home" / APP_NAME
+        cache.mkdir(parents=True)
+        for path in (image_cache_folder(), template_folder()):
+            (cache / path.name).symlink_to(path)
         Image.new("RGB", (60, 40), "white").save(self._folder / "shoe.png")
         (self._folder / "mine.toml").write_text(recipe_to_toml(Recipe().replace(SMALL_RECIPE)))
         for snippet in self._snippets:
+            if snippet.language == "python" and (file := re.match(r"# (\w+\.py)\n", snippet.text)):
+                (self._folder / file[1]).write_text(snippet.text)
             if snippet.language == "toml" and "space" in (tables := tomllib.loads(snippet.text)):
                 (self._folder / f"{tables['name']}.toml").write_text(snippet.text)
 

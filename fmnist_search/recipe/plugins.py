@@ -1,0 +1,146 @@
+"""Modules of a user's own that register families of networks: loaded when they are named.
+
+A module is named by a study or recipe file that a command is given (`config.plugin_files`), by the environment variable
+`FMNIST_SEARCH_PLUGINS`, or by an entry point of an installed package. Nothing that is stored in a study, a run or a
+model names code: a family has only its name there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from fmnist_search.errors import UserError
+from fmnist_search.text import first_line
+
+VARIABLE = "FMNIST_SEARCH_PLUGINS"
+"""Environment variable with modules and files, separated as in PATH. Worker processes get those of this process."""
+
+ENTRY_POINTS = "fmnist_search.families"
+"""Group of the entry points of packages: the name of a family, and the module that registers it."""
+
+FILE_MODULE = "fmnist_search_plugin_"
+"""The beginning of the name of a module that is a file."""
+
+finders: list[Callable[[str], str | None]] = []
+"""Return, for the name of a family, the plugin that registers it, if they know one."""
+
+_lock = threading.RLock()
+_families: dict[str, list[str]] = {}
+"""The families that each plugin has registered, by the plugin's module name or absolute path."""
+_registered: dict[str, str] = {}
+"""The module of each registered family that is not of this package."""
+
+
+def load_plugin(name: str, folder: Path) -> str:
+    """Load a module that a file in a folder names; return its module name or the absolute path of its file.
+
+    `name` is the path of a file, relative to the folder, or the name of a module: that of `NAME.py` in the folder, or
+    of an installed one.
+
+    Raises:
+        UserError: if there is none, it cannot be loaded, or it registers no family.
+    """
+    beside = (folder / f"{name}.py").absolute()
+    if not _is_path(name):
+        plugin = str(beside) if beside.is_file() else name
+    elif (path := (folder / name).absolute()).is_file():
+        plugin = str(path)
+    else:
+        raise UserError(f"plugins.modules: {name}: no such file; give its path from the folder of the naming file")
+    _load(plugin)
+    return plugin
+
+
+def load_family(family: str) -> None:
+    """Load the plugins that may register a family; do nothing if the user has named none.
+
+    Raises:
+        UserError: if one cannot be loaded.
+    """
+    points = [point.module for point in importlib.metadata.entry_points(group=ENTRY_POINTS, name=family)]
+    named = [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
+    found = [name for finder in finders if (name := finder(family))] if not points and not named else []
+    for name in [*points, *named, *found]:
+        if _is_path(name) and not Path(name).is_file():
+            raise UserError(f"family {family!r}: its module {name} is missing; name where it is with {VARIABLE}")
+        _load(name)
+
+
+def note_family(name: str, module: str) -> None:
+    """Record that a module has registered a family, if it is not one of this package."""
+    if module.partition(".")[0] != __name__.partition(".")[0]:
+        _registered[name] = module
+
+
+def plugin_modules() -> list[str]:
+    """Return the modules and files with which another process can register the families of this one."""
+    files = {module for module in _registered.values() if module.startswith(FILE_MODULE)}
+    imported = set(_registered.values()) - files - {"__main__", *_families}
+    return [*_families, *sorted(imported)]
+
+
+def families_of(plugin: str) -> list[str]:
+    """Return the families that a plugin has registered, which is given as `load_plugin` returns it."""
+    return list(_families.get(plugin, ()))
+
+
+def plugin_sources() -> dict[str, str]:
+    """Return the text of each loaded plugin that is a file, by the file's name."""
+    return {Path(name).name: Path(name).read_text(encoding="utf-8") for name in _families if _is_path(name)}
+
+
+def _is_path(name: str) -> bool:
+    return name.endswith(".py") or os.sep in name
+
+
+def _load(plugin: str) -> None:
+    with _lock:
+        if plugin in _families:
+            return
+        before = set(_registered)
+        _import(plugin)
+        # A module that this process had imported before registers nothing now.
+        own = {name for name, module in _registered.items() if f"{module}.".startswith(f"{plugin}.")}
+        if not (found := _registered.keys() - before | own):
+            raise UserError(
+                f"plugins.modules: {plugin}: registers no family; decorate a dataclass with @register_family"
+            )
+        _families[plugin] = sorted(found)
+
+
+def _import(plugin: str) -> None:
+    try:
+        if _is_path(plugin):
+            _import_file(Path(plugin))
+        else:
+            importlib.import_module(plugin)
+    except UserError as error:
+        raise UserError(*(f"plugins.modules: {plugin}: {line}" for line in error.lines)) from None
+    except (Exception, SystemExit) as error:
+        detail = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(
+            f"plugins.modules: {plugin}: cannot be loaded ({detail}); correct it, or name another module"
+        ) from error
+
+
+def _import_file(path: Path) -> None:
+    """Import a file as a module of its own, without making the other files of its folder importable."""
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    spec = importlib.util.spec_from_file_location(f"{FILE_MODULE}{path.stem}_{digest}", path)
+    if spec is None or spec.loader is None:
+        raise UserError("is no file of Python; give one whose name ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their types up there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
