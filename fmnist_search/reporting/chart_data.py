@@ -21,6 +21,8 @@ from fmnist_search.results.training import TrialState
 
 MIN_SURFACE_POINTS = 8
 """Fewest distinct points for an interpolated surface."""
+MIN_EDF_TRIALS = 4
+"""Fewest completed trials for a distribution, as for importances."""
 OUTLIER_FACTOR = 3.0
 """Values further below the lower quartile than so many interquartile ranges (Tukey, Exploratory Data Analysis, 1977)
 are outside the displayed range."""
@@ -110,7 +112,9 @@ class StudyView:
             "importances": self._importance_chart(),
             "parallel_coordinates": self._chart("Parallel coordinates", compared if axes else (), axes),
             "slices": self._chart("Slices", compared if axes else (), axes),
-            "contour": self._contour_chart(compared),
+            "contour": self._pair_chart("Accuracy", compared),
+            "rank": self._pair_chart("Rank", compared),
+            "edf": self._chart("Distribution of accuracies", compared if len(compared) >= MIN_EDF_TRIALS else ()),
             "learning_curves": self._chart("Learning curves", self._trials_with_curves()),
             "timeline": self._chart("Timeline", tuple(bar.trial for bar in self.timeline[0])),
             **{name: self._cost_chart(cost) for name, cost in COSTS.items() if not self._is_objective(cost)},
@@ -158,8 +162,8 @@ class StudyView:
         note = f"PED-ANOVA over {self.importances.trials} completed trials; no others are included"
         return Chart("Hyperparameter importances", self.completed, note)
 
-    def _contour_chart(self, trials: Sequence[TrialRecord]) -> Chart | None:
-        """Return the contour over the two most important hyperparameters that vary in trials that have both."""
+    def _pair_chart(self, what: str, trials: Sequence[TrialRecord]) -> Chart | None:
+        """Return a chart over the two most important hyperparameters that vary in the trials that have both."""
         if not self.importances:
             return None
         ranked = [axis for axis in self.axes if axis.name in self.importances.by_name]
@@ -168,7 +172,7 @@ class StudyView:
             x, y = ranked[first], ranked[second]
             both = [trial for trial in trials if trial.number in x.values and trial.number in y.values]
             if len({x.position(trial) for trial in both}) > 1 and len({y.position(trial) for trial in both}) > 1:
-                return self._chart(f"Accuracy over {x.label} and {y.label}", both, (x, y))
+                return self._chart(f"{what} over {x.label} and {y.label}", both, (x, y))
         return None
 
 
@@ -181,6 +185,21 @@ def best_so_far(trials: Iterable[TrialRecord]) -> list[tuple[int, float]]:
         if not steps or trial.value > steps[-1][1]:
             steps.append((trial.number, trial.value))
     return steps
+
+
+def ranks(trials: Sequence[TrialRecord]) -> list[float]:
+    """Return the rank of each trial, 1 for the most accurate one; trials with the same value share the mean rank."""
+    values = [trial.value or 0.0 for trial in trials]
+    positions: dict[float, list[int]] = {}
+    for position, value in enumerate(sorted(values, reverse=True), start=1):
+        positions.setdefault(value, []).append(position)
+    return [statistics.fmean(positions[value]) for value in values]
+
+
+def distribution(trials: Sequence[TrialRecord]) -> list[tuple[float, float, int]]:
+    """Return the empirical distribution: each value, the share of trials not better, and its trial's number."""
+    ordered = sorted(trials, key=lambda trial: trial.value or 0.0)
+    return [(trial.value or 0.0, place / len(ordered), trial.number) for place, trial in enumerate(ordered, start=1)]
 
 
 def display_range(values: Sequence[float]) -> tuple[float, float]:

@@ -19,6 +19,8 @@ from fmnist_search.reporting.chart_data import (
     StudyView,
     best_so_far,
     display_range,
+    distribution,
+    ranks,
     surface_points,
 )
 from fmnist_search.reporting.colors import BLUE, GREY, RED, STATE_COLORS, TEXT_COLOR
@@ -130,6 +132,18 @@ def _timeline(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
     return figure
 
 
+def _edf(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
+    figure = _new_figure("validation accuracy", "share of trials that are not better")
+    values, shares, numbers = map(list, zip(*distribution(chart.trials), strict=True))
+    figure.add_scatter(
+        x=values, y=shares, text=[texts[number] for number in numbers], hovertemplate=HOVER_TEMPLATE,
+        mode="lines+markers", line={"color": BLUE, "shape": "hv"},
+    )  # fmt: skip
+    figure.update_xaxes(tickformat=".1%", range=list(_axis_range(values)))
+    figure.update_yaxes(tickformat=".0%")
+    return figure
+
+
 # ---------------------------------------------------------------------------- search space
 
 
@@ -215,30 +229,35 @@ def _slices(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
 
 
 def _contour(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
-    x_axis, y_axis = chart.axes
     values = [trial.value or 0.0 for trial in chart.trials]
     low, high = _axis_range(values)
-    figure = _new_figure(x_axis.name, y_axis.name)
+    figure = _new_figure("")
     if cells := _grid_means([(x, y, min(max(value, low), high)) for x, y, value in surface_points(chart)]):
         xs, ys = (sorted({cell[dimension] for cell in cells}) for dimension in (0, 1))
         figure.add_contour(
             x=xs, y=ys, z=[[cells.get((x, y)) for x in xs] for y in ys], connectgaps=True, showscale=False,
             colorscale="Viridis", reversescale=True, zmin=low, zmax=high, hoverinfo="skip", line={"width": 0},
         )  # fmt: skip
-    figure.add_scatter(
-        x=[x_axis.position(trial) for trial in chart.trials],
-        y=[y_axis.position(trial) for trial in chart.trials],
-        text=[texts[trial.number] for trial in chart.trials],
-        mode="markers",
-        hovertemplate=HOVER_TEMPLATE,
-        marker={
-            "color": values, "colorscale": "Viridis", "reversescale": True, "cmin": low, "cmax": high, "size": 9,
-            "line": {"color": "white", "width": 1}, "showscale": True, "colorbar": {"tickformat": ".1%"},
-        },
-    )  # fmt: skip
+    colors = {"color": values, "reversescale": True, "cmin": low, "cmax": high, "colorbar": {"tickformat": ".1%"}}
+    _add_pair_points(figure, chart, texts, colors)
+    return figure
+
+
+def _rank(view: StudyView, chart: Chart, texts: dict[int, str]) -> Any:
+    figure = _new_figure("")
+    _add_pair_points(figure, chart, texts, {"color": ranks(chart.trials), "colorbar": {"title": "rank"}})
+    return figure
+
+
+def _add_pair_points(figure: Any, chart: Chart, texts: dict[int, str], colors: dict[str, Any]) -> None:
+    """Draw the trials over the two hyperparameters of a chart."""
+    x_axis, y_axis = chart.axes
+    x, y = ([axis.position(trial) for trial in chart.trials] for axis in chart.axes)
+    marker = {"colorscale": "Viridis", "showscale": True, "size": 9, "line": {"color": "white", "width": 1}, **colors}
+    hover = [texts[trial.number] for trial in chart.trials]
+    figure.add_scatter(x=x, y=y, text=hover, mode="markers", hovertemplate=HOVER_TEMPLATE, marker=marker)
     figure.update_xaxes(**_axis_layout(x_axis, x_axis.name))
     figure.update_yaxes(**_axis_layout(y_axis, y_axis.name))
-    return figure
 
 
 def _grid_means(surface: Sequence[tuple[float, float, float]]) -> dict[tuple[float, float], float]:
@@ -278,6 +297,8 @@ PAGE_CHARTS: dict[str, PageChartFunction] = {
     "parallel_coordinates": _parallel_coordinates,
     "slices": _slices,
     "contour": _contour,
+    "rank": _rank,
+    "edf": _edf,
     "learning_curves": _learning_curves,
     "timeline": _timeline,
     **{name: functools.partial(_accuracy_versus_cost, cost=cost) for name, cost in COSTS.items()},

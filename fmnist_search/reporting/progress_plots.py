@@ -11,6 +11,8 @@ from fmnist_search.reporting.chart_data import (
     Cost,
     StudyView,
     best_so_far,
+    display_range,
+    distribution,
 )
 from fmnist_search.reporting.colors import BLUE, GREY, RED, STATE_COLORS, TEXT_COLOR
 from fmnist_search.reporting.style import (
@@ -62,6 +64,21 @@ def _history(view: StudyView, chart: Chart) -> Figure:
     axes.set_ylabel("validation accuracy")
     use_integer_ticks(axes.xaxis)
     add_legend(figure)
+    return figure
+
+
+def _edf(view: StudyView, chart: Chart) -> Figure:
+    figure, axes = single_axes_figure(chart)
+    values, shares, _ = zip(*distribution(chart.trials), strict=True)
+    axes.step(values, shares, where="post", color=BLUE, linewidth=1.5)
+    low, high = display_range(values)
+    margin = 0.03 * (high - low) or 0.01
+    axes.set_xlim(low - margin, high + margin)
+    axes.set_ylim(0, 1.02)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(percent_formatter())
+    axes.set_xlabel("validation accuracy")
+    axes.set_ylabel("share of trials that are not better")
     return figure
 
 
@@ -198,6 +215,7 @@ def _format_cost_axis(axes: Axes, low: float, high: float) -> None:
 
 PLOTS: dict[str, PlotFunction] = {
     "history": _history,
+    "edf": _edf,
     "pareto_front": _pareto_front,
     "learning_curves": _learning_curves,
     "timeline": _timeline,

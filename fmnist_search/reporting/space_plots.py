@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fmnist_search.reporting.axes import MAX_TICKS_SMALL, Axis
 from fmnist_search.reporting.chart_data import (
     Chart,
     StudyView,
     display_range,
+    ranks,
     surface_points,
 )
 from fmnist_search.reporting.colors import BLUE, TEXT_COLOR
@@ -26,12 +27,14 @@ from fmnist_search.reporting.style import (
     split_coordinates,
     style_axes,
     titled_figure,
+    use_integer_ticks,
     value_norm,
 )
 from fmnist_search.results.study import TrialRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.collections import PathCollection
     from matplotlib.figure import Figure
 
 MAX_SLICE_PANELS, MAX_PARALLEL_AXES, PANELS_PER_ROW = 12, 10, 4
@@ -148,7 +151,6 @@ def _slice_panels(figure: Figure, row_count: int, column_count: int) -> tuple[li
 
 def _contour(view: StudyView, chart: Chart) -> Figure:
     figure, axes = single_axes_figure(chart)
-    x_axis, y_axis = chart.axes
     values = [trial.value for trial in chart.trials if trial.value is not None]
     norm = value_norm(values)
     surface = surface_points(chart)
@@ -159,18 +161,32 @@ def _contour(view: StudyView, chart: Chart) -> Figure:
         levels = [low + (high - low) * step / 12 for step in range(13)]
         with contextlib.suppress(RuntimeError):  # all points lie on one line
             axes.tricontourf(x, y, clipped, levels=levels, cmap=VALUE_COLORMAP, norm=norm)
-    points = [(x_axis.position(trial), y_axis.position(trial)) for trial in chart.trials]
-    scatter = axes.scatter(
-        *split_coordinates(points), c=values, cmap=VALUE_COLORMAP, norm=norm, s=34, edgecolors="white", linewidths=0.7
-    )
+    scatter = _pair_points(axes, chart, c=values, cmap=VALUE_COLORMAP, norm=norm)
     figure.colorbar(scatter, ax=axes, label="validation accuracy", format=percent_formatter())
+    return figure
+
+
+def _rank(view: StudyView, chart: Chart) -> Figure:
+    figure, axes = single_axes_figure(chart)
+    scatter = _pair_points(axes, chart, c=ranks(chart.trials), cmap=VALUE_COLORMAP.removesuffix("_r"))
+    colorbar = figure.colorbar(scatter, ax=axes, label="rank, 1 is the best")
+    colorbar.ax.invert_yaxis()
+    use_integer_ticks(colorbar.ax.yaxis)
+    return figure
+
+
+def _pair_points(axes: Axes, chart: Chart, **colors: Any) -> PathCollection:
+    """Draw the trials over the two hyperparameters of a chart."""
+    x_axis, y_axis = chart.axes
+    points = [(x_axis.position(trial), y_axis.position(trial)) for trial in chart.trials]
+    scatter = axes.scatter(*split_coordinates(points), s=34, edgecolors="white", linewidths=0.7, **colors)
     set_ticks(axes.xaxis, x_axis)
     set_ticks(axes.yaxis, y_axis)
     axes.set_xlim(-0.05, 1.05)
     axes.set_ylim(-0.05, 1.05)
     axes.set_xlabel(x_axis.name)
     axes.set_ylabel(y_axis.name)
-    return figure
+    return scatter
 
 
 def _wrap_label(name: str) -> str:
@@ -182,5 +198,6 @@ PLOTS: dict[str, PlotFunction] = {
     "parallel_coordinates": _parallel_coordinates,
     "slices": _slices,
     "contour": _contour,
+    "rank": _rank,
 }
 """The function that draws each chart, by the chart's name in `StudyView.charts`."""

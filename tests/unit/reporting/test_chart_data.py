@@ -16,6 +16,8 @@ from fmnist_search.reporting.chart_data import (
     StudyView,
     best_so_far,
     display_range,
+    distribution,
+    ranks,
     surface_points,
     timeline_bars,
 )
@@ -32,12 +34,15 @@ ALL_CHARTS = [
     "parallel_coordinates",
     "slices",
     "contour",
+    "rank",
+    "edf",
     "learning_curves",
     "timeline",
     "accuracy_mult_adds",
     "accuracy_parameters",
     "accuracy_seconds",
 ]
+NEED_MORE_TRIALS = ("importances", "contour", "rank", "edf")
 
 
 def make_trial(
@@ -127,7 +132,7 @@ def test_a_study_that_minimizes_a_cost_has_its_pareto_front(metric: str, title: 
     charts = StudyView(with_costs(make_trials(config, 12), metric), config.space).charts
     assert charts["pareto_front"].title == title
     assert list(charts)[:2] == ["history", "pareto_front"]
-    assert set(ALL_CHARTS) - charts.keys() == {"importances", "contour"} | left_out
+    assert set(ALL_CHARTS) - charts.keys() == {"importances", "contour", "rank"} | left_out
 
 
 @given(st.lists(st.sampled_from(TrialState), max_size=12), st.booleans())
@@ -153,13 +158,19 @@ def test_duplicates_are_not_included_and_are_counted() -> None:
     [
         (0, TrialState.COMPLETED, []),
         (1, TrialState.COMPLETED, ["history", "learning_curves", "timeline"]),
-        (2, TrialState.COMPLETED, [name for name in ALL_CHARTS if name not in ("importances", "contour")]),
+        (2, TrialState.COMPLETED, [name for name in ALL_CHARTS if name not in NEED_MORE_TRIALS]),
         (5, TrialState.PRUNED, ["history", "timeline"]),
         (5, TrialState.FAILED, ["timeline"]),
     ],
 )
 def test_charts_without_data_are_left_out(count: int, ending: TrialState, expected: list[str]) -> None:
     assert list(make_view(count, ending, ranked=False).charts) == expected
+
+
+def test_ranks_and_the_distribution_of_accuracies() -> None:
+    trials = [make_trial(number, value=value) for number, value in enumerate((0.5, 0.9, 0.7, 0.9))]
+    assert ranks(trials) == [4, 1.5, 3, 1.5]
+    assert distribution(trials) == [(0.5, 0.25, 0), (0.7, 0.5, 2), (0.9, 0.75, 1), (0.9, 1.0, 3)]
 
 
 def test_axes_are_sorted_by_importance() -> None:
