@@ -186,10 +186,16 @@ def _write_decision(client: MlflowClient, version: ModelVersion, comparison: _Ve
         values[tags.DIFFERENCE] = format_value(result.difference)
         values[tags.DIFFERENCE_ERROR] = format_value(result.standard_error)
     values[tags.DECISION] = tags.CHAMPION if result.is_better else tags.CHALLENGER
-    description = (version.description or "").replace(UNDECIDED_NOTE, f"{text[0].upper()}{text[1:]}.")
+    description = decided_card(version.description or "", str(version.name), number, text, is_champion=result.is_better)
     client.update_model_version(version.name, number, truncate_description(description))
     for key, value in values.items():
         _retry_once(functools.partial(client.set_model_version_tag, version.name, number, key, value))
+
+
+def decided_card(card: str, name: str, number: str, comparison: str, *, is_champion: bool) -> str:
+    """Return a description or a model card with the decision; that of a challenger names the version, not the alias."""
+    card = card.replace(UNDECIDED_NOTE, f"{comparison[0].upper()}{comparison[1:]}.")
+    return card if is_champion else card.replace(f"models:/{name}@{tags.CHAMPION}", f"models:/{name}/{number}")
 
 
 def _retry_once(action: Callable[[], None]) -> None:

@@ -98,6 +98,11 @@ class ValidationScore:
     split_digest: str
     correctness: CorrectnessRecord | None = None
 
+    @property
+    def in_percent(self) -> str:
+        """The mean with its deviation, for readers."""
+        return f"{self.mean:.2%} ± {self.std:.2%} (n = {self.seeds})" if self.seeds > 1 else f"{self.mean:.2%}"
+
 
 @dataclass(frozen=True)
 class ComparisonResult:

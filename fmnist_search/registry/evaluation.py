@@ -18,9 +18,15 @@ from fmnist_search.data.images import LabelledImages
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.datasets import IMAGE_SIZE
 from fmnist_search.registry import tags
-from fmnist_search.registry.champion_rule import pack_bits, unpack_bits
+from fmnist_search.registry.champion_rule import pack_bits
 from fmnist_search.registry.packaging import LoadedModel, load_model, read_dataset_name
-from fmnist_search.registry.versions import get_version, read_test_result, record_test_evaluation
+from fmnist_search.registry.versions import (
+    get_version,
+    read_correct_images,
+    read_test_result,
+    record_correct_images,
+    record_test_evaluation,
+)
 from fmnist_search.results.statistics import mcnemar, wilson
 from fmnist_search.results.training import Accuracy
 from fmnist_search.training.evaluation import mean_cross_entropy
@@ -107,7 +113,7 @@ def _evaluate_version(
     if version.run_id:
         with contextlib.suppress(MlflowException):  # the run of a version may be deleted
             client.log_metric(version.run_id, LOSS_METRIC, loss)
-    client.set_model_version_tag(version.name, str(version.version), tags.TEST_CORRECT, pack_bits(correct))
+    record_correct_images(client, version, pack_bits(correct))
     return TestScore(uri, accuracy, evaluations), correct
 
 
@@ -169,7 +175,7 @@ def compare_models(
             "cannot be compared; give two models of one dataset"
         )
     (first_score, ours), (second_score, theirs) = (
-        (None if again else _stored_score(uri, version))
+        (None if again else _stored_score(client, uri, version))
         or _evaluate_version(client, uri, version, read_test_images, trust)
         for uri, version in zip((first, second), versions, strict=True)
     )
@@ -185,16 +191,13 @@ def compare_models(
     )
 
 
-def _stored_score(uri: str, version: ModelVersion) -> tuple[TestScore, BoolArray] | None:
+def _stored_score(client: MlflowClient, uri: str, version: ModelVersion) -> tuple[TestScore, BoolArray] | None:
     """Return the recorded score and correct images of a version; None if they are missing or do not agree."""
     known = read_test_result(version)
     if known is None:
         return None
     accuracy = known[0]
-    try:
-        correct = unpack_bits(version.tags.get(tags.TEST_CORRECT, ""), accuracy.images)
-    except ValueError:
-        return None
-    if correct.sum() != accuracy.correct:
+    correct = read_correct_images(client, version, accuracy.images)
+    if correct is None or correct.sum() != accuracy.correct:
         return None
     return TestScore(uri, *known), correct

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import os
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -33,9 +34,11 @@ from mlflow.tracking.context import registry as context_registry
 from mlflow.types import Schema, TensorSpec
 from torch import Tensor, nn
 
+from fmnist_search.config.toml_files import recipe_to_toml
 from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import Classifier, Ensemble
 from fmnist_search.recipe.datasets import DEFAULT_DATASET, IMAGE_SIZE, get_dataset
+from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.registry import tags
 from fmnist_search.registry.model_files import download_model
 from fmnist_search.registry.rebuilding import is_ours, rebuild_classifier
@@ -135,6 +138,15 @@ def _save_model(classifier: Classifier | Ensemble, path: Path, description: Mode
         description.flavors["python_function"]["config"] = {"device": "cpu"}
         description.save(str(path / "MLmodel"))
         return file_digests(path)
+
+
+def weights_digest(classifier: Classifier | Ensemble, recipes: Sequence[Recipe]) -> str:
+    """Return the SHA-256 of the recipes and the weights of a model, which determine its predictions."""
+    found = hashlib.sha256("\n".join(map(recipe_to_toml, recipes)).encode())
+    for name, value in sorted(classifier.state_dict().items()):
+        found.update(name.encode())
+        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def _signature(classifier: Classifier | Ensemble) -> ModelSignature:

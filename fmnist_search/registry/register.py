@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from fmnist_search.errors import UserError
 from fmnist_search.processes import process_identity
+from fmnist_search.recipe.datasets import DEFAULT_DATASET, get_dataset
 from fmnist_search.registry import tags
 from fmnist_search.registry.model_files import as_global_store
 from fmnist_search.registry.promoters import promoter_is_dead
@@ -85,11 +86,7 @@ def register_version(
 
     The version is complete from the start, with tags and description, and undecided.
     """
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+    _create_described(client, name, version_tags.get(tags.DATASET, DEFAULT_DATASET))
     model_id = model_uri.removeprefix("models:/")
     version_tags = {**version_tags, **snapshot_tags(client, name), tags.PROMOTER: process_identity()}
     with as_global_store(client.tracking_uri):
@@ -104,6 +101,22 @@ def register_version(
     with contextlib.suppress(MlflowException):  # the version is registered, whether the mark is removed or not
         client.delete_logged_model_tag(model_id, tags.PROMOTER)
     return str(version.version)
+
+
+def _create_described(client: MlflowClient, name: str, dataset: str) -> None:
+    """Create a registered model unless it exists, and describe it unless somebody has described it."""
+    description = (
+        f"Classifiers of {get_dataset(dataset).title}, registered by fmnist-search. The alias `{tags.CHAMPION}` names "
+        "the version that has beaten those before it on validation images by more than the noise, "
+        f"`{tags.CHALLENGER}` the last one that has not. `models:/{name}@{tags.CHAMPION}` loads the champion."
+    )
+    try:
+        client.create_registered_model(name, description=description)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        if not client.get_registered_model(name).description:
+            client.update_registered_model(name, description)
 
 
 def snapshot_tags(client: MlflowClient, name: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fmnist_search.files import content_digest
 from fmnist_search.recipe.formatting import format_value
 from fmnist_search.registry.champion_rule import CorrectnessRecord, ValidationScore
+from fmnist_search.results.training import Accuracy
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 """Aliases of a registered model, and values of the tag `DECISION`."""
@@ -46,7 +47,21 @@ TEST_HITS, TEST_IMAGE_COUNT, TEST_EVALUATIONS = "test_hits", "test_images", "tes
 TEST_LOSS = "test_loss"
 """The mean cross-entropy on the test images; earlier versions of this program did not store it."""
 TEST_CORRECT = "test_right"
-"""Which test images the version classifies correctly: one bit for each in order, packed, as base64."""
+"""Which test images the version classifies correctly: one bit for each in order, packed, as base64.
+
+Earlier versions of this program stored it. It is the artifact `TEST_CORRECT_FILE` now, unless the run was deleted."""
+TEST_CORRECT_FILE, TEST_CORRECT_DIGEST = "test_hits.txt", "test_hits_sha256"
+"""The artifact with the packed bits, and the tag that holds its SHA-256."""
+ACCURACY_TEST, ACCURACY_CONFIRMED, ACCURACY_VALIDATION = "accuracy_test", "accuracy_confirmed", "accuracy_validation"
+"""Accuracies in percent for readers of the page, which has them first: it sorts tags by name."""
+WEIGHTS = "weights_sha256"
+"""The SHA-256 of recipes and weights, by which the same model is not registered twice."""
+
+
+def accuracy_tag(accuracy: Accuracy) -> str:
+    """Return the value of the tag `ACCURACY_TEST`."""
+    interval = f"95 % interval {accuracy.low:.2%} to {accuracy.high:.2%}"
+    return f"{accuracy.value:.2%} of {accuracy.images:,} images ({interval})"
 
 
 def score_tags(score: ValidationScore) -> dict[str, str]:

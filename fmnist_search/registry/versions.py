@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -16,7 +18,7 @@ from fmnist_search.artifact_root import check_existing_artifacts
 from fmnist_search.errors import UserError
 from fmnist_search.files import content_digest
 from fmnist_search.registry import tags
-from fmnist_search.registry.champion_rule import CorrectnessRecord, ValidationScore
+from fmnist_search.registry.champion_rule import CorrectnessRecord, ValidationScore, unpack_bits
 from fmnist_search.results.statistics import wilson
 from fmnist_search.results.training import Accuracy
 from fmnist_search.text import first_line
@@ -178,11 +180,46 @@ def test_result_from_tags(stored: Mapping[str, str]) -> tuple[Accuracy, int] | N
     return accuracy, int(stored.get(tags.TEST_EVALUATIONS, "1"))
 
 
+def find_identical(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:
+    """Return the newest version of a registered model whose recipes and weights have this digest; None if none has."""
+    same = [version for version in all_versions(client, name).values() if version.tags.get(tags.WEIGHTS) == digest]
+    return max(same, key=lambda version: int(version.version), default=None)
+
+
+def read_correct_images(client: MlflowClient, version: ModelVersion, images: int) -> npt.NDArray[np.bool_] | None:
+    """Return which of the test images (N,) a version classifies correctly; None if that is not recorded as it was."""
+    packed = version.tags.get(tags.TEST_CORRECT)
+    try:
+        if packed is None and version.run_id and tags.TEST_CORRECT_DIGEST in version.tags:
+            with tempfile.TemporaryDirectory() as folder:
+                path = client.download_artifacts(version.run_id, tags.TEST_CORRECT_FILE, folder)
+                content = Path(path).read_bytes()
+            if content_digest(content) == version.tags[tags.TEST_CORRECT_DIGEST]:
+                packed = content.decode()
+        return unpack_bits(packed or "", images)
+    except (MlflowException, OSError, ValueError):
+        return None
+
+
+def record_correct_images(client: MlflowClient, version: ModelVersion, packed: str) -> None:
+    """Store which test images a version classifies correctly, as an artifact; in a tag if its run was deleted."""
+    name, number = version.name, str(version.version)
+    try:
+        client.log_text(version.run_id or "", packed, tags.TEST_CORRECT_FILE)
+    except (MlflowException, OSError):
+        client.set_model_version_tag(name, number, tags.TEST_CORRECT, packed)
+        return
+    client.set_model_version_tag(name, number, tags.TEST_CORRECT_DIGEST, content_digest(packed.encode()))
+    if tags.TEST_CORRECT in version.tags:
+        client.delete_model_version_tag(name, number, tags.TEST_CORRECT)
+
+
 def record_test_evaluation(client: MlflowClient, version: ModelVersion, accuracy: Accuracy) -> int:
     """Write an evaluation on the test images to the tags of a version; return how many there have been."""
     known = read_test_result(version)
     evaluations = (known[1] if known else 0) + 1
     values = {
+        tags.ACCURACY_TEST: tags.accuracy_tag(accuracy),
         tags.TEST_HITS: accuracy.correct,
         tags.TEST_IMAGE_COUNT: accuracy.images,
         tags.TEST_EVALUATIONS: evaluations,

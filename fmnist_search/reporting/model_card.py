@@ -13,7 +13,7 @@ from fmnist_search.recipe.formatting import format_value_short
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.champion import ConfirmedScore
 from fmnist_search.results.training import Accuracy
-from fmnist_search.text import escape_markdown, markdown_table
+from fmnist_search.text import escape_markdown, markdown_table, space_out_tables
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,12 @@ class ModelCard:
         }
         body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
         return f"# {self._title()}\n\n{self._overview()}\n\n{body}\n"
+
+    def to_description(self) -> str:
+        """Return the card as the description of a version: a list of versions shows only how it begins."""
+        card = self.to_markdown().removeprefix(f"# {self._title()}\n\n")
+        summary = f"{self._title()}: {self.test.value:.2%} on the test images, {self.selection.accuracy} on validation."
+        return space_out_tables(f"{summary}\n\n{card}")
 
     @property
     def _dataset(self) -> Dataset:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from fmnist_search.data.files import DataSource
 from fmnist_search.errors import UserError
+from fmnist_search.files import content_digest
 from fmnist_search.models.classifier import Classifier, Ensemble
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.registry import tags
-from fmnist_search.registry.aliases import decide_alias
-from fmnist_search.registry.champion_rule import ValidationScore
-from fmnist_search.registry.packaging import log_model
+from fmnist_search.registry.aliases import decide_alias, decided_card
+from fmnist_search.registry.champion_rule import ValidationScore, pack_bits
+from fmnist_search.registry.packaging import log_model, weights_digest
 from fmnist_search.registry.register import (
     UNDECIDED_NOTE,
     check_model_name,
@@ -23,7 +24,7 @@ from fmnist_search.registry.register import (
 )
 from fmnist_search.registry.study_versions import study_versions
 from fmnist_search.registry.verification import digests_to_tag
-from fmnist_search.registry.versions import read_test_result
+from fmnist_search.registry.versions import find_identical, read_test_result
 from fmnist_search.reporting.model_card import ModelCard, Selection
 from fmnist_search.results.training import Accuracy
 from fmnist_search.tracking.connection import permission_errors
@@ -96,20 +97,35 @@ def register(
 ) -> RegisteredVersion:
     """Evaluate a candidate on the test images, log that to its run, register a version, and decide its alias.
 
+    A candidate that is registered under the name already is not registered again; its version is returned.
     `retry_command` is the command that repeats this.
 
     Raises:
         UserError: if the test images are missing, MLflow is unreachable, or it rejected the run.
     """
-    tested = evaluate_on_test_set(candidate.classifier, candidate.recipes[0].data.dataset, source)
-    card = _model_card(name, candidate, tested.accuracy).to_markdown()
+    client, dataset = mlflow_store.client, candidate.recipes[0].data.dataset
+    digest = weights_digest(candidate.classifier, candidate.recipes)
+    if identical := find_identical(client, name, digest):
+        context.callback.on_message(
+            f"{name} version {identical.version} has the same weights and recipes; it is not registered again"
+        )
+        return _decided(mlflow_store, name, str(identical.version))
+    tested = evaluate_on_test_set(candidate.classifier, dataset, source)
+    model_card = _model_card(name, candidate, tested.accuracy)
+    card = model_card.to_markdown()
     _log_test_evaluation(run, candidate, tested, card, plots=context.plots)
     run_id = _flushed_run_id(run, context, retry_command)
-    client, dataset = mlflow_store.client, candidate.recipes[0].data.dataset
     model = log_model(client, candidate.classifier, run_id, dataset, pending_tags(name))
-    version_tags = {**_version_tags(candidate, tested), tags.FILE_DIGESTS: digests_to_tag(model.digests)}
-    version = register_version(client, name, model.uri, run_id, version_tags, card)
+    version_tags = {
+        **_version_tags(candidate, tested),
+        tags.WEIGHTS: digest,
+        tags.FILE_DIGESTS: digests_to_tag(model.digests),
+    }
+    version = register_version(client, name, model.uri, run_id, version_tags, model_card.to_description())
     decision = decide_alias(client, name, version)
+    is_champion = decision.alias == tags.CHAMPION
+    comparison = str(client.get_model_version(name, version).tags[tags.COMPARISON])
+    run.log_text(tags.MODEL_CARD_FILE, decided_card(card, name, version, comparison, is_champion=is_champion))
     return RegisteredVersion(name, version, decision.alias, decision.reason, tested.accuracy)
 
 
@@ -122,11 +138,16 @@ def finish_registration(mlflow_store: MlflowStore, study: str, name: str, promot
     registered = [v for v in study_versions(client, study) if (v.model, v.promotion) == (name, promotion)]
     if not registered:
         return None
-    version = client.get_model_version(name, str(registered[0].number))
-    tested = read_test_result(version)
+    return _decided(mlflow_store, name, str(registered[0].number))
+
+
+def _decided(mlflow_store: MlflowStore, name: str, number: str) -> RegisteredVersion:
+    """Return a version that exists, once it is decided."""
+    client = mlflow_store.client
+    tested = read_test_result(client.get_model_version(name, number))
     assert tested, "a version is created with its test result"
-    decision = decide_alias(client, name, str(version.version))
-    return RegisteredVersion(name, str(version.version), decision.alias, decision.reason, tested[0])
+    decision = decide_alias(client, name, number)
+    return RegisteredVersion(name, number, decision.alias, decision.reason, tested[0])
 
 
 def _log_test_evaluation(
@@ -137,6 +158,7 @@ def _log_test_evaluation(
     if correctness:
         run.log_text(tags.CORRECTNESS_FILE, correctness.to_json())
     run.log_text(tags.MODEL_CARD_FILE, card)
+    run.log_text(tags.TEST_CORRECT_FILE, pack_bits(test_evaluation.correct))
     title = f"{candidate.recipes[0].label}: {test.value:.2%} of {test.images:,} test images"
     if plots:
         images = test_evaluation.images
@@ -160,13 +182,18 @@ def _flushed_run_id(run: RunLogger, context: JobContext, retry_command: str) -> 
 
 
 def _version_tags(candidate: Candidate, test_evaluation: TestEvaluation) -> dict[str, str]:
+    score, correct = candidate.validation_score, pack_bits(test_evaluation.correct).encode()
+    is_selected = tags.SELECTED_ON_VALIDATION in candidate.tags
     return {
+        tags.ACCURACY_TEST: tags.accuracy_tag(test_evaluation.accuracy),
+        tags.ACCURACY_VALIDATION if is_selected else tags.ACCURACY_CONFIRMED: score.in_percent,
         **candidate.tags,
         tags.NETWORK: candidate.recipes[0].label,
         tags.DATASET: candidate.recipes[0].data.dataset,
         tags.MEMBERS: "; ".join(f"{recipe.label} seed {recipe.seed}" for recipe in candidate.recipes),
-        **tags.score_tags(candidate.validation_score),
-        **evaluation_tags(test_evaluation.accuracy, test_evaluation.correct),
+        **tags.score_tags(score),
+        **evaluation_tags(test_evaluation.accuracy),
+        tags.TEST_CORRECT_DIGEST: content_digest(correct),
     }
 
 

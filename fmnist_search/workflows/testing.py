@@ -18,7 +18,6 @@ from fmnist_search.models.classifier import Classifier, Ensemble
 from fmnist_search.recipe.datasets import get_dataset
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.registry import tags
-from fmnist_search.registry.champion_rule import pack_bits
 from fmnist_search.registry.evaluation import TestScore, evaluate_model
 from fmnist_search.reporting.tables import class_scores_csv
 from fmnist_search.results.statistics import wilson
@@ -98,7 +97,7 @@ def record_test(
     confusion = confusion_matrix(evaluation.probabilities, evaluation.images.labels)
     result = TestResult(evaluation.accuracy, classes, confusion)
     log_test_metrics(run, result.accuracy)
-    run.set_tags(evaluation_tags(result.accuracy, evaluation.correct))
+    run.set_tags(evaluation_tags(result.accuracy))
     run.log_text("test/class_scores.csv", class_scores_csv(result.confusion, classes))
     if plots:
         title = f"{recipe.label}: {result.accuracy.value:.2%} of {result.accuracy.images:,} test images"
@@ -124,12 +123,11 @@ def metrics_of_test(test: Accuracy) -> dict[str, float]:
     return values | ({metric_names.TEST_LOSS: test.loss} if test.loss is not None else {})
 
 
-def evaluation_tags(test: Accuracy, correct: npt.NDArray[np.bool_]) -> dict[str, str]:
+def evaluation_tags(test: Accuracy) -> dict[str, str]:
     """Return the tags of a version or a run that record its first evaluation on the test images."""
     return {
         tags.TEST_HITS: str(test.correct),
         tags.TEST_IMAGE_COUNT: str(test.images),
         **({tags.TEST_LOSS: repr(test.loss)} if test.loss is not None else {}),
         tags.TEST_EVALUATIONS: "1",
-        tags.TEST_CORRECT: pack_bits(correct),
     }

@@ -118,7 +118,7 @@ def _check_may_be_tested(run: StoredRun) -> None:
 def _record(store: MlflowStore, run: StoredRun, evaluation: TestEvaluation, count: int) -> None:
     """Write an evaluation to the run of a training; metrics are those of the first one, as those of `train --test`."""
     accuracy = evaluation.accuracy
-    store.set_tags(run.run_id, {**evaluation_tags(accuracy, evaluation.correct), tags.TEST_EVALUATIONS: str(count)})
+    store.set_tags(run.run_id, {**evaluation_tags(accuracy), tags.TEST_EVALUATIONS: str(count)})
     for key, value in metrics_of_test(accuracy).items():
         if key not in run.metrics:
             store.client.log_metric(run.run_id, key, value)

@@ -207,7 +207,7 @@ def test_two_models_are_compared_image_by_image_and_each_is_tested_once(
     found = finished.run("evaluate", FIRST_VERSION_URI, SECOND_VERSION_URI, "--json").json
     assert evaluation_counts(client) == before  # the test of the promotion is reused
     client.delete_model_version_tag(
-        "fmnist-search", "1", "test_right"
+        "fmnist-search", "1", "test_hits_sha256"
     )  # like a version that was registered by another program
     assert (
         finished.run("evaluate", FIRST_VERSION_URI, SECOND_VERSION_URI, "--json").json["models"][0]["evaluations"]

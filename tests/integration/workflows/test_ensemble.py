@@ -176,9 +176,14 @@ def test_a_registered_ensemble_is_one_model_and_a_second_one_is_compared_with_it
 
     outcome = study.run("ensemble", *study.training_run_ids, "--register", "--model-name", "team")
     assert outcome.exit_code == 0, outcome.stderr
+    assert "team version 1 has the same weights and recipes; it is not registered again" in outcome.stderr
+    assert "models:/team/1 (champion)" in outcome.stdout
     head, *rows, _ = outcome.stdout.splitlines()
     assert head.split() == ["run", "val_accuracy", "val_loss", "test_accuracy", "test_loss"]
     assert [row.split()[-2:] for row in rows[:2]] == [[f"{t['accuracy']:.2%}", f"{t['loss']:.4f}"] for t in tests]
+
+    outcome = study.run("ensemble", *reversed(study.training_run_ids), "--register", "--model-name", "team")
+    assert outcome.exit_code == 0, outcome.stderr
     assert "(challenger)" in outcome.stdout
     assert "team version 2 is challenger of version 1" in outcome.stderr
     challenger = study.client.get_model_version_by_alias("team", "challenger")

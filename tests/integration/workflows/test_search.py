@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ from fmnist_search.data.files import DataSource
 from fmnist_search.data.loading import load_images, read_test_set
 from fmnist_search.models.classifier import build
 from fmnist_search.recipe.datasets import DATASETS
-from fmnist_search.registry.champion_rule import CorrectnessRecord
+from fmnist_search.registry.champion_rule import CorrectnessRecord, unpack_bits
 from fmnist_search.results.study import StopReason
 from fmnist_search.results.training import Decision, EpochReport, TrialState
 from fmnist_search.training.evaluation import evaluate
@@ -179,6 +180,19 @@ def test_the_champion_has_its_test_result_and_the_number_of_confirming_seeds(cli
     assert int(version.tags["test_hits"]) / 10_000 == run.data.metrics["test/accuracy"]
     assert version.tags["confirmed_seeds"] == "2"
     assert run.data.metrics["test/accuracy_low"] < run.data.metrics["test/accuracy"]
+
+
+def test_the_page_of_the_model_begins_with_what_it_is_and_its_accuracies(client: MlflowClient) -> None:
+    assert "Classifiers of Fashion-MNIST" in client.get_registered_model("fmnist-search").description
+    version = client.get_model_version_by_alias("fmnist-search", "champion")
+    hits = int(version.tags["test_hits"])
+    assert sorted(version.tags)[:2] == ["accuracy_confirmed", "accuracy_test"]
+    assert version.tags["accuracy_test"].startswith(f"{hits / 10_000:.2%} of 10,000 images")
+    assert version.tags["accuracy_confirmed"].startswith(f"{float(version.tags['confirmed_mean']):.2%} ± ")
+    assert version.description.startswith(f"{version.tags['network']}: {hits / 10_000:.2%} on the test images")
+    assert not [key for key, value in version.tags.items() if re.fullmatch("[A-Za-z0-9+/]{200,}=*", value)]
+    packed = read_artifact(client, version.run_id, "test_hits.txt")
+    assert unpack_bits(packed, 10_000).sum() == hits
 
 
 PREDICT_WITHOUT_PACKAGE_SCRIPT = """
@@ -354,6 +368,11 @@ def test_promote_registers_a_challenger_unless_it_beats_the_champion(
     assert f"challenger of version {champion}" in comparison
     assert comparison in outcome.stderr
     assert comparison[1:] in challenger.description
+    card = read_artifact(client, challenger.run_id, "model_card.md")
+    for text in (card, challenger.description):
+        assert f"models:/fmnist-search/{challenger.version}" in text
+        assert "@champion" not in text
+    assert comparison[1:] in card
     hits = CorrectnessRecord.from_json(read_artifact(client, challenger.run_id, "validation_hits.json"))
     assert hits.correct.shape == (1, 500)
     assert hits.accuracies[0] == pytest.approx(float(challenger.tags["confirmed_mean"]), abs=0.002)
