@@ -209,6 +209,7 @@ def training_to_dict(result: TrialResult, run_id: str | None) -> Json:
         "epochs": [epoch_to_dict(report) for report in result.epochs],
         "parameters": result.parameters,
         **({"test": _test_to_dict(result.test)} if result.test else {}),
+        **({"registered": result.registered} if result.registered else {}),
     }
 
 

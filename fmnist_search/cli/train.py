@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fmnist_search.cli.accuracy_output import format_seed_tests, print_class_scores
 from fmnist_search.cli.app import (
     DataDirOption,
     DeviceOption,
@@ -32,11 +33,13 @@ from fmnist_search.errors import UserError
 if TYPE_CHECKING:
     from fmnist_search.recipe.hyperparameters import Value
     from fmnist_search.recipe.recipe import Recipe
-    from fmnist_search.results.training import Accuracy, TestResult
 
 PRESET_PREFIX = "preset "
 
-KEPT_BY_RESUME = ("output", "test", "tensorboard", "tracking_uri", "workdir", "storage", "data_dir", "as_json")
+KEPT_BY_RESUME = (
+    *("output", "test", "register", "model_name", "tensorboard"),
+    *("tracking_uri", "workdir", "storage", "data_dir", "as_json"),
+)
 """Parameters that the command which continues an interrupted training must be given again."""
 
 
@@ -77,6 +80,12 @@ def train(
     test: Annotated[
         bool, typer.Option("--test", help="Evaluate the kept weights on the test images, once, at the end.")
     ] = False,
+    register: Annotated[
+        bool, typer.Option("--register", help="Test the kept weights once, and register them as a model's version.")
+    ] = False,
+    model_name: Annotated[
+        str | None, typer.Option(help="Name of the registered model; by default that of `promote`.", show_default=False)
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files in the folder of --output.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Print every value with its origin before the training.")
@@ -103,6 +112,8 @@ def train(
 
       fmnist-search train lenet --test
 
+      fmnist-search train lenet --register
+
       fmnist-search train --from-run 4f1c... --epochs 18
 
       fmnist-search train --resume 4f1c... --epochs 36
@@ -116,8 +127,13 @@ def train(
     conditions: dict[str, Any] = {"device": device, "threads": threads, "engine": engine, "precision": precision}
     conditions["workers"] = None if workers is None else parse_workers(workers)
     given: dict[str, Any] = {key: value for key, value in conditions.items() if value is not None}
-    folders = {"output": output, "tensorboard": tensorboard, "overwrite": force, "test": test}
-    files: dict[str, Any] = {key: value for key, value in folders.items() if value}
+    folders: dict[str, Any] = {"output": output, "tensorboard": tensorboard, "overwrite": force}
+    folders |= {"test": test, "register": register, "model_name": model_name}
+    if model_name and not register:
+        raise UserError("--model-name: is the name of a registered model; add --register")
+    if register and seeds > 1:
+        raise UserError("--register: registers one training, and --seeds trains several; leave out one of the two")
+    files = {key: value for key, value in folders.items() if value}
     plots = plots_enabled(context)
     if (recipe and preset) or sum(source is not None for source in (recipe or preset, from_run, resume)) != 1:
         raise UserError("train: give one of these: a recipe file, a preset, --from-run RUN_ID, --resume RUN_ID")
@@ -280,8 +296,9 @@ def _train_one(context: typer.Context, recipe_or_run_id: Recipe | str, options: 
             reached += f" (its best epoch, {result.best_epoch}, {format_percent(result.best_val_accuracy)})"
         ended = f", {result.reason}" if result.reason else ""
         if result.test:
-            _print_class_scores(result.test)
+            print_class_scores(result.test)
             reached += f", {format_test(result.test.accuracy)}"
+        reached += f", registered as {result.registered}" if result.registered else ""
         stdout.print(f"{name}: {reached}{ended}; run {run_id}, see it with `fmnist-search ui`", markup=False)
 
 
@@ -312,28 +329,5 @@ def _train_seeds(recipe: Recipe, seeds: int, options: dict[str, Any], as_json: b
         )
     if not as_json:
         name = options["run_options"].name or recipe.label
-        tested = f", {_format_seed_tests(several.tests)}" if several.tests else ""
+        tested = f", {format_seed_tests(several.tests)}" if several.tests else ""
         stdout.print(f"{name}: {several} on validation{tested}; run {several.run_id}, see it with `fmnist-search ui`")
-
-
-def _format_seed_tests(tests: Sequence[Accuracy]) -> str:
-    from fmnist_search.results.statistics import format_mean_std, mean_and_std
-
-    mean, deviation = mean_and_std([test.loss or 0.0 for test in tests])
-    return f"{format_mean_std([test.value for test in tests])} on the test images (loss {mean:.4f} ± {deviation:.4f})"
-
-
-def _print_class_scores(test: TestResult) -> None:
-    """Print how each class of the test images is recognised, and what it is taken for most often."""
-    from fmnist_search.cli import output
-    from fmnist_search.results.statistics import class_scores
-
-    rows = []
-    for label, score in enumerate(class_scores(test.confusion)):
-        wrong = {
-            name: n for name, n in zip(test.classes, test.confusion[label], strict=True) if name != test.classes[label]
-        }
-        name, count = max(wrong.items(), key=lambda item: item[1])
-        shares = [f"{score.recall:.2%}", f"{score.precision:.2%}"]
-        rows.append([test.classes[label], str(score.support), *shares, f"{count} as {name}" if count else "-"])
-    output.print_table(output.make_table(["class", "images", "recall", "precision", "most mistakes"], rows))

@@ -69,6 +69,16 @@ def selection_from_runs(members: Sequence[tuple[str, Recipe, float]], accuracy: 
     return Selection(description, f"{accuracy:.2%}", "which also selected the members' weights")
 
 
+def selection_from_training(run_id: str, accuracy: float) -> Selection:
+    """Return the selection of a single training, whose kept weights have this validation accuracy in 0..1."""
+    description = (
+        f"The kept weights of the training `{run_id}`; no study has selected its recipe. It was not trained on the "
+        "validation images, but they were used to select the epoch, and perhaps the recipe: its validation accuracy "
+        "may be slightly too high. Its test accuracy is not affected."
+    )
+    return Selection(description, f"{accuracy:.2%}", "which also selected the epoch")
+
+
 @dataclass(frozen=True)
 class ModelCard:
     """The content of a model card.

@@ -107,7 +107,7 @@ class TrialResult:
     the last epoch. `reason` says in one line why the trial ended early (also if its patience ran out, although it then
     counts as completed), and `error` is the traceback of a failure. `mult_adds` are those of one image; they and
     `parameters` are 0 if unknown. `cost` is what a study minimizes beside.
-    `test` is that of a training without a study, if it was asked for.
+    `test` is that of a training without a study, if it was asked for, and `registered` the address of its version.
     """
 
     state: TrialState
@@ -121,6 +121,7 @@ class TrialResult:
     mult_adds: int = 0
     cost: TrialCost | None = None
     test: TestResult | None = None
+    registered: str | None = None
     setup: SetupInfo = field(default=SetupInfo(), repr=False, compare=False)
     weights: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
     last_weights: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)

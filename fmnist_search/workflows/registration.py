@@ -60,6 +60,11 @@ class RegisteredVersion:
     verdict: str
     test: Accuracy
 
+    @property
+    def address(self) -> str:
+        """The MLflow address of the version."""
+        return f"models:/{self.model}/{self.version}"
+
 
 def check_registration(mlflow_store: MlflowStore, name: str) -> None:
     """Check that the user may register a model under this name, before anything is trained for it.

@@ -29,6 +29,7 @@ class RunOptions:
     dotted name. Weights, epochs and recipe are copied to the folder `output`, whose files are replaced only with
     `overwrite`; TensorBoard's files are written to a subfolder of `tensorboard`. Of several seeds, each has its own
     subfolder in both. With `test`, the kept weights of a completed training are evaluated once on the test images.
+    With `register`, they are registered as a version of the model `model_name`, by default that of promoted models.
     With `plots` false, no figures are rendered.
     """
 
@@ -38,5 +39,7 @@ class RunOptions:
     output: Path | None = None
     overwrite: bool = False
     test: bool = False
+    register: bool = False
+    model_name: str | None = None
     tensorboard: Path | None = None
     plots: bool = True

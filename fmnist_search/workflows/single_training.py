@@ -25,6 +25,7 @@ from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.settings import RunOptions
 from fmnist_search.workflows.testing import check_test_set
 from fmnist_search.workflows.training_files import check_output, seed_folder, tensorboard_folder
+from fmnist_search.workflows.training_registration import check_registrable
 from fmnist_search.workflows.training_session import open_training_session, resolve_settings
 from fmnist_search.workflows.tuning import precision_warning, tuned
 from fmnist_search.workspace import Workspace
@@ -85,6 +86,7 @@ def train(
         images = session.load_images(recipe)
         if run_options.test:
             check_test_set(recipe.data.dataset, session.source)
+        check_registrable(session.mlflow_store, recipe, run_options, session.source)
         _announce(session.context.callback, recipe, images, resolved)
         job = session.make_job(f"train {run_options.name or recipe.label}", recipe, images, {}, stopper)
         if run_options.origins:
@@ -136,6 +138,7 @@ def resume(
             )
         if run_options.test:
             check_test_set(recipe.data.dataset, session.source)
+        check_registrable(session.mlflow_store, recipe, run_options, session.source)
         _announce(session.context.callback, recipe, images, execution)
         name = f"train {recipe.label}, on from epoch {checkpoint.epochs_done}"
         job = session.make_job(name, recipe, images, {tag_names.RESUMES: run_id}, stopper)

@@ -50,6 +50,7 @@ from fmnist_search.workflows.training_files import (
     store_files,
     tensorboard_folder,
 )
+from fmnist_search.workflows.training_registration import register_training
 from fmnist_search.workspace import Workspace, check_name
 
 
@@ -137,6 +138,12 @@ class TrainingSession:
             if run_options.test and result.state is TrialState.COMPLETED:
                 test = record_test(job.run, job.recipe, weights[BEST_FILE], self.source, plots=self.context.plots)
                 result = dataclasses.replace(result, test=test)
+            if run_options.register and result.state is TrialState.COMPLETED:
+                kept, store = weights[BEST_FILE], self.mlflow_store
+                version = register_training(store, job, kept, run_options, self.context, self.source)
+                tested = f"{version.test.value:.2%} of the {version.test.images:,} test images"
+                self.context.callback.on_message(f"{version.model} {version.verdict}; {tested}")
+                result = dataclasses.replace(result, registered=version.address)
             if self.context.plots:
                 values = (job.name, job.recipe, result.epochs, weights[LAST_FILE], job.images)
                 self.context.sender.run_when_idle(partial(log_training_plots, job.run, *values))

@@ -115,6 +115,7 @@ ADDED_KEYS = {
     "refused",
     "selected",
     "loss",
+    "trained_until",
 }
 """What the output and the attributes of trials have besides what they had then."""
 

@@ -150,6 +150,9 @@ def test_a_training_that_fails_names_the_reason_and_its_run(command: RunCommand,
         (["recipe.toml", "--set", "batch_size=many"], ["batch_size", "'many'", "whole number"]),
         (["recipe.toml", "--set", "data.validation=0.999999"], ["data.validation"]),
         (["recipe.toml", "--workers", "2"], ["--workers", "--seeds"]),
+        (["recipe.toml", "--register", "--seeds", "2"], ["--register", "--seeds"]),
+        (["recipe.toml", "--model-name", "single"], ["--model-name", "add --register"]),
+        (["recipe.toml", "--register", "--set", "data.validation=0"], ["--register", "set data.validation"]),
         (["recipe.toml", "--output", "recipe.toml/below"], ["--output", "cannot be written"]),
         (["--resume", "f" * 32], ["f" * 32, "state.pt does not exist", "--from-run"]),
         (
@@ -424,6 +427,33 @@ def test_the_kept_weights_are_tested_once_at_the_end(
     parent = client.get_run(seeds["run_id"]).data.metrics
     assert parent["seeds/test_loss_mean"] == seeds["test"]["loss_mean"] == pytest.approx(sum(losses) / 2)
     assert parent["seeds/test_accuracy_deviation"] == seeds["test"]["deviation"] > 0
+
+
+def test_a_registered_training_is_a_version_that_other_commands_can_name(
+    command: RunCommand, tmp_path: Path, recipe: Path
+) -> None:
+    train = ["train", "recipe.toml", "--threads", 1, "--register", "--model-name", "single"]
+    found = command(*train, "--json").json
+    assert found["registered"] == "models:/single/1"
+    client = make_client(tmp_path)
+    version, run = client.get_model_version("single", "1"), client.get_run(found["run_id"])
+    assert version.run_id == found["run_id"]
+    assert version.tags["accuracy_validation"] == f"{found['best_val_accuracy']:.2%}"
+    assert "no study has selected its recipe" in version.description
+    tested = command("evaluate", found["registered"], "--json").json
+    assert (tested["accuracy"], tested["evaluations"]) == (run.data.metrics["test/accuracy"], 1)
+    by_version, by_run = (
+        command("predict", "--test-images", "0:20", "--model", address, "--json").json
+        for address in (found["registered"], found["run_id"])
+    )
+    assert [row["class"] for row in by_version] == [row["class"] for row in by_run]
+
+    again = command(*train)
+    assert "single version 1 has the same weights and recipes" in again.stderr
+    assert "registered as models:/single/1" in again.stdout
+    other = command(*train, "--set", "seed=77")
+    assert "registered as models:/single/2" in other.stdout
+    assert "single version 2 is ch" in other.stderr  # champion or challenger, compared image by image
 
 
 def test_a_training_is_a_model_by_its_run_and_by_its_file(
