@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -201,7 +202,20 @@ def relocate(
 
 @app.command()
 def data(
-    dataset: Annotated[str, typer.Argument(help=f"Name of the dataset: {', '.join(DATASETS)}.")] = DEFAULT_DATASET,
+    dataset: Annotated[
+        str, typer.Argument(help=f"Name of the dataset: {', '.join(DATASETS)}, or one of your own.")
+    ] = DEFAULT_DATASET,
+    from_: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Folder of images of your own, stored as a dataset of this name: IDX files, or a folder of image "
+            "files for each class, also below train and test.",
+            show_default=False,
+        ),
+    ] = None,
+    resize: Annotated[bool, typer.Option("--resize", help="With --from: bring images to 28 by 28 pixels.")] = False,
+    invert: Annotated[bool, typer.Option("--invert", help="With --from: images are dark on light.")] = False,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -212,10 +226,16 @@ def data(
       fmnist-search data
 
       fmnist-search data mnist
+
+      fmnist-search data shapes --from pictures
     """
     from fmnist_search.cli.output import print_json, stdout
     from fmnist_search.data.files import verify_files
 
+    if from_:
+        _store_own_images(dataset, from_, resize=resize, invert=invert)
+    elif resize or invert:
+        raise UserError("data: --resize and --invert are for images of your own; add --from FOLDER")
     spec = get_dataset(dataset)
     source = image_source(data_dir)
     files = verify_files(dataset, source)
@@ -225,6 +245,19 @@ def data(
         print_json({**result, "classes": spec.classes})
     else:
         stdout.print(f"{dataset}: {len(files)} files, {sum(files.values()):,} bytes, verified, in {folder}")
+
+
+def _store_own_images(dataset: str, folder: Path, *, resize: bool, invert: bool) -> None:
+    from fmnist_search.cli.output import print_message
+    from fmnist_search.cli.own_images import read_own_images
+    from fmnist_search.data.own_datasets import save_dataset
+
+    own = read_own_images(folder, resize=resize, invert=invert, on_message=print_message)
+    save_dataset(dataset, own.classes, own.training, own.test)
+    if own.repeated:
+        print_message(f"{folder}: {own.repeated} test images equal training images, so tests flatter a network")
+    counts = f"{len(own.training.labels):,} training and {len(own.test.labels):,} test images"
+    print_message(f"{dataset}: {counts} of {len(own.classes)} classes: {', '.join(own.classes)}")
 
 
 @app.command()

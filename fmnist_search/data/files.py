@@ -105,6 +105,9 @@ def not_found_message(dataset: Dataset, name: str, source: DataSource) -> str:
     if package := dataset.system_package:
         where = f"is neither in {place} nor in the system's dataset package"
         remedy = f"install it with `sudo apt-get install {package}`, or name a folder with the files"
+    elif not dataset.download_url:
+        where = f"is damaged or missing in {place}"
+        remedy = f"remove that folder, and read the images again with `fmnist-search data {dataset.name} --from FOLDER`"
     else:
         where = f"is not in {place}"
         remedy = f"fetch its four .gz files from {dataset.download_url} and name their folder with --data-dir"

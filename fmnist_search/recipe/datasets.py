@@ -1,11 +1,13 @@
 """The datasets: grey images of 28 by 28 pixels in ten classes, 60,000 for training and validation, 10,000 for tests.
 
-All differences between the datasets are in this table: to add a dataset, add an entry.
+All differences between the datasets are in this table: to add a dataset, add an entry. A user's own datasets, which may
+be smaller, are found by their names when they are asked for.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -30,7 +32,8 @@ class Dataset:
 
     `digests` holds the SHA-256 of each uncompressed file by name or, if the dataset is `compressed`, of the published
     `.gz` file. `download_url` is the folder of the published files, for messages that tell the user where to get them.
-    `torchvision_class` names the class of torchvision that downloads the files; without one, the user fetches them.
+    `torchvision_class` names the class of torchvision that downloads the files; without one, the user fetches them. A
+    user's own dataset has no `download_url`.
     """
 
     name: str
@@ -43,6 +46,8 @@ class Dataset:
     torchvision_class: str = ""
     compressed: bool = False
     system_package: str = ""
+    training_images: int = TRAINING_SET_SIZE
+    test_images: int = TEST_SET_SIZE
 
     @property
     def digest(self) -> str:
@@ -117,7 +122,30 @@ KMNIST = Dataset(
     compressed=True,  # other projects publish the sums of the .gz files only
 )
 
-DATASETS = {dataset.name: dataset for dataset in (FASHION_MNIST, MNIST, KMNIST)}
+
+class DatasetTable(dict[str, Dataset]):
+    """The datasets by name: those of this program, and those of the user's own that were asked for."""
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is a dataset of that name, also one of the user's own."""
+        return dict.__contains__(self, name) or (isinstance(name, str) and self._find(name) is not None)
+
+    def __missing__(self, name: str) -> Dataset:
+        """Return a dataset of the user's own."""
+        found = self._find(name)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def _find(self, name: str) -> Dataset | None:
+        # By name, because `data` is in a higher layer.
+        found: Dataset | None = importlib.import_module("fmnist_search.data.own_datasets").find_dataset(name)
+        if found:
+            self[name] = found
+        return found
+
+
+DATASETS = DatasetTable({dataset.name: dataset for dataset in (FASHION_MNIST, MNIST, KMNIST)})
 DEFAULT_DATASET = FASHION_MNIST.name
 """The dataset of recipes that name none, and of models registered before there was a choice."""
 

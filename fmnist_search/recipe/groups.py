@@ -30,7 +30,13 @@ class Data(HyperparameterGroup):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        available = TRAINING_SET_SIZE - self.validation
+        size = DATASETS[self.dataset].training_images
+        if self.validation >= size:
+            raise UserError(
+                f"data.validation: {self.validation} images leave none of the {size:,} of {self.dataset} to train on; "
+                f"give a smaller number, such as {round(0.18 * size)}"
+            )
+        available = size - self.validation
         if self.train_images > available:
             raise UserError(
                 f"data.train_images: {self.train_images} is more than the {available} that validation leaves; "
@@ -40,7 +46,7 @@ class Data(HyperparameterGroup):
     @property
     def training_count(self) -> int:
         """Number of images in the training set."""
-        return self.train_images or TRAINING_SET_SIZE - self.validation
+        return self.train_images or DATASETS[self.dataset].training_images - self.validation
 
 
 @dataclass(frozen=True)

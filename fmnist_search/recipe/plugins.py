@@ -67,8 +67,9 @@ def load_family(family: str) -> None:
     """
     points = [point.module for point in importlib.metadata.entry_points(group=ENTRY_POINTS, name=family)]
     named = [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
-    found = [name for finder in finders if (name := finder(family))] if not points and not named else []
-    for name in [*points, *named, *found]:
+    for name in [*points, *named]:
+        _load(name)
+    for name in [] if family in _registered else filter(None, [finder(family) for finder in finders]):
         if _is_path(name) and not Path(name).is_file():
             raise UserError(f"family {family!r}: its module {name} is missing; name where it is with {VARIABLE}")
         _load(name)
@@ -114,6 +115,7 @@ def _load(plugin: str) -> None:
                 f"plugins.modules: {plugin}: registers no family; decorate a dataclass with @register_family"
             )
         _families[plugin] = sorted(found)
+        os.environ[VARIABLE] = os.pathsep.join(plugin_modules())  # for processes that this one starts
 
 
 def _import(plugin: str) -> None:
