@@ -20,6 +20,7 @@ import typer
 from typer.exceptions import TyperException
 
 from fmnist_search.cli.command import CommandGroup, pop_flag
+from fmnist_search.cli.mlflow_run import explain_failure
 from fmnist_search.cli.server_process import run_server
 from fmnist_search.cli.streams import (
     OutputClosed,
@@ -30,7 +31,7 @@ from fmnist_search.cli.streams import (
 )
 from fmnist_search.errors import UserError
 from fmnist_search.files import PRIVATE_UMASK
-from fmnist_search.text import redact
+from fmnist_search.text import first_line, redact
 from fmnist_search.third_party_messages import silence_libraries
 from fmnist_search.user_account import complete_environment
 from fmnist_search.version import VERSION
@@ -213,11 +214,13 @@ def main(arguments: list[str] | None = None, settings: CommandSettings = Command
     except OutputClosed:
         sys.exit(OutputClosed.exit_code)
     except TyperException as error:
+        explain_failure(redact(error.format_message()))
         sys.exit(_print_usage_error(error))
     except Exception as error:
         if debug:
             sys.stderr.write(redact(traceback.format_exc()))
             sys.exit(error.exit_code if isinstance(error, UserError) else 1)
+        explain_failure(first_line(error))
         sys.exit(_print_error(error))
 
 
@@ -233,7 +236,6 @@ def has_running_training() -> bool:
 def _print_error(error: Exception) -> int:
     from fmnist_search.cli.output import ExitCode, print_error
     from fmnist_search.sqlite_files import disk_full_error, is_disk_full
-    from fmnist_search.text import first_line
 
     if isinstance(error, UnicodeEncodeError):
         name = ascii(error.object[error.start : error.end])

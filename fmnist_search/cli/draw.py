@@ -120,11 +120,11 @@ def draw_augmentations(
 
 def _load_recipe(recipe_name: str | None, settings: list[str] | None) -> Recipe:
     """Return the recipe of a file or a preset, or the default recipe, with the settings of --set."""
-    from fmnist_search.config.toml_files import parse_assignment
+    from fmnist_search.config.toml_files import parse_assignments
     from fmnist_search.recipe.recipe import Recipe
 
     base = load_recipe(recipe_name) if recipe_name else Recipe()
-    return base.replace(dict(map(parse_assignment, settings or [])))
+    return base.replace(parse_assignments(settings or []))
 
 
 @draw_app.command("filters")

@@ -71,13 +71,13 @@ def show_preset(
 
     from fmnist_search.cli import output
     from fmnist_search.cli.model_serialization import layer_to_dict, preset_to_dict
-    from fmnist_search.config.toml_files import parse_assignment
+    from fmnist_search.config.toml_files import parse_assignments
     from fmnist_search.models.classifier import check_size
     from fmnist_search.models.presets import get_preset
     from fmnist_search.reporting.model_summary import summarize
 
     preset = get_preset(name)
-    changes = dict(map(parse_assignment, settings or []))
+    changes = parse_assignments(settings or [])
     preset = replace(preset, recipe=preset.recipe.replace(changes))
     if recipe:
         check_size(preset.recipe.model)

@@ -215,12 +215,12 @@ def enqueue(
       fmnist-search enqueue --study quick --set optimizer.learning_rate=0.01
     """
     from fmnist_search.cli.output import print_json, stdout
-    from fmnist_search.config.toml_files import parse_assignment
+    from fmnist_search.config.toml_files import parse_assignments
     from fmnist_search.results.study import StopReason
     from fmnist_search.workflows.study.requests import check_searchable
     from fmnist_search.workflows.study.requests import enqueue as enqueue_recipe
 
-    given = dict(map(parse_assignment, settings or []))
+    given = parse_assignments(settings or [])
     if recipe is None and not given:
         raise UserError("enqueue: gives neither a recipe nor a value; name a recipe file, or add --set NAME=VALUE")
     check_searchable(given)

@@ -28,6 +28,7 @@ from fmnist_search.cli.app import (
     tracking_options,
 )
 from fmnist_search.cli.command import TrainingCommand, given_command
+from fmnist_search.cli.mlflow_run import find_file
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def search(
       fmnist-search search baseline.toml --backend ray
     """
     from fmnist_search.config.study_config import StudyConfig
-    from fmnist_search.config.toml_files import parse_assignment
+    from fmnist_search.config.toml_files import parse_assignments
 
     options = {
         "name": name,
@@ -126,8 +127,8 @@ def search(
     }
     overrides: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     overrides |= {"start.recipes": start} if start else {}
-    overrides |= dict(map(parse_assignment, settings or []))
-    config = StudyConfig.load(study, overrides)
+    overrides |= parse_assignments(settings or [])
+    config = StudyConfig.load(find_file(study), overrides)
     if dry_run and detach:
         raise UserError("--detach: a dry run starts nothing in the background; leave out --detach or --dry-run")
     workspace = make_workspace(tracking_uri, workdir, data_dir, storage)

@@ -42,11 +42,11 @@ def space(
     from fmnist_search.cli import output
     from fmnist_search.config.conditional_space import space_size
     from fmnist_search.config.study_config import StudyConfig
-    from fmnist_search.config.toml_files import parse_assignment
+    from fmnist_search.config.toml_files import parse_assignments
 
     options = {"sampler": sampler, "pruner": pruner}
     overrides = {key: value for key, value in options.items() if value is not None}
-    config = StudyConfig.load(study, overrides | dict(map(parse_assignment, settings or [])))
+    config = StudyConfig.load(study, overrides | parse_assignments(settings or []))
     rows = _hyperparameter_rows(config)
     total = space_size(config.space)
     at_random = config.independently_sampled

@@ -65,7 +65,7 @@ def sweep_lr(
     from fmnist_search.cli.output import ExitCode, make_table, print_json, print_table, stdout
     from fmnist_search.cli.progress import MessagePrinter
     from fmnist_search.cli.serialization import learning_rate_to_dict
-    from fmnist_search.config.toml_files import parse_assignment
+    from fmnist_search.config.toml_files import parse_assignments
     from fmnist_search.recipe.execution import ExecutionSettings
     from fmnist_search.reporting.style import save_png
     from fmnist_search.results.statistics import format_mean_std
@@ -73,7 +73,7 @@ def sweep_lr(
     from fmnist_search.workflows.lr_sweep import sweep_learning_rate
 
     check_output_path(output, suffix=".png", force=force)
-    overrides = dict(map(parse_assignment, settings or [])) | ({"epochs": epochs} if epochs is not None else {})
+    overrides = parse_assignments(settings or []) | ({"epochs": epochs} if epochs is not None else {})
     named = {name: load_recipe(name).replace(overrides) for name in recipes}
     conditions: dict[str, Any] = {"device": device, "threads": threads, "engine": engine}
     conditions["workers"] = None if workers is None else parse_workers(workers)

@@ -28,6 +28,7 @@ from fmnist_search.cli.app import (
     plots_enabled,
 )
 from fmnist_search.cli.command import TrainingCommand, given_command
+from fmnist_search.cli.mlflow_run import find_file
 from fmnist_search.errors import UserError
 
 if TYPE_CHECKING:
@@ -118,11 +119,11 @@ def train(
 
       fmnist-search train --resume 4f1c... --epochs 36
     """
-    from fmnist_search.config.toml_files import parse_assignment
+    from fmnist_search.config.toml_files import parse_assignments
     from fmnist_search.recipe.execution import ExecutionSettings
     from fmnist_search.workflows.settings import RunOptions
 
-    overrides = dict(map(parse_assignment, settings or [])) | ({"epochs": epochs} if epochs is not None else {})
+    overrides = parse_assignments(settings or []) | ({"epochs": epochs} if epochs is not None else {})
     workspace = make_workspace(tracking_uri, workdir, data_dir, storage)
     conditions: dict[str, Any] = {"device": device, "threads": threads, "engine": engine, "precision": precision}
     conditions["workers"] = None if workers is None else parse_workers(workers)
@@ -147,6 +148,8 @@ def train(
         }
         _train_one(context, resume, options, as_json)
         return
+    if recipe and is_recipe_file(recipe):
+        recipe = str(find_file(Path(recipe)))
     if from_run:
         whence = f"run {from_run}"
         base, memory_format = _load_from_run(from_run, tracking_uri)

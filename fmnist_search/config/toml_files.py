@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ MAX_INTEGER = 2**63 - 1
 """The largest integer that TOML and SQL have."""
 
 ASSIGNED_KEY = "value"
+_NEXT_ASSIGNMENT = re.compile(r"\s*[A-Za-z_][\w.-]*\s*=")
 
 
 def parse_toml(text: str) -> dict[str, Any]:
@@ -135,6 +137,30 @@ def resolve_recipe_paths(tables: dict[str, Any], folder: Path) -> dict[str, Any]
 
 def _is_recipe_path(entry: object) -> bool:
     return isinstance(entry, str) and entry != "champion" and not entry.startswith(("study:", "preset:"))
+
+
+def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
+    """Return the values of all `--set name=value`, by name, see `parse_assignment`.
+
+    One text may hold several, separated by commas: `mlflow run` takes `-P set=` only once.
+    """
+    return dict(parse_assignment(part) for text in texts for part in _split_assignments(text))
+
+
+def _split_assignments(text: str) -> list[str]:
+    """Split before each `name=` that follows a comma outside of brackets and quotation marks."""
+    parts, start, depth, quote = [], 0, 0, ""
+    for position, character in enumerate(text):
+        if quote or character in "\"'":
+            quote = "" if character == quote else quote or character
+        elif character in "[{":
+            depth += 1
+        elif character in "]}":
+            depth -= 1
+        elif character == "," and depth == 0 and _NEXT_ASSIGNMENT.match(text, position + 1):
+            parts.append(text[start:position])
+            start = position + 1
+    return [*parts, text[start:]]
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

@@ -5,20 +5,30 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from mlflow.entities import RunTag
+
 from fmnist_search.text import escape_markdown
 from fmnist_search.tracking import tag_names
+from fmnist_search.tracking.connection import connect
 from fmnist_search.tracking.provenance import provenance_tags
 from fmnist_search.tracking.run_listing import search_children
+from fmnist_search.tracking.run_logger import TAG_LIMIT
 from fmnist_search.tracking.store import MlflowStore
+from fmnist_search.tracking.stored_runs import StoredRun
 
 
 @dataclass(frozen=True)
 class StudyRun:
-    """The run of a study. `message` says what replaces an earlier run that is gone; `replaced_id` is the id of that."""
+    """The run of a study.
+
+    `message` says what replaces an earlier run that is gone, whose id is `replaced_id`, or where the run is.
+    `continuation_id` is the run that `mlflow run` created although the study has this one.
+    """
 
     run_id: str
     replaced_id: str | None = None
     message: str = ""
+    continuation_id: str | None = None
 
 
 def find_unstored_run(store: MlflowStore, session: str) -> str | None:
@@ -43,12 +53,14 @@ def open_study_run(store: MlflowStore, study: str, existing_run_id: str | None, 
         tags[tag_names.SESSION] = session
     if existing and existing.is_active:
         run_id = existing.run_id
-        if given and given != run_id:
-            _link_to_study_run(store, given, study, run_id)
+        if tag_names.REASON in existing.tags:
+            store.client.delete_tag(run_id, tag_names.REASON)  # of a search that failed
     else:
         run_id = given or store.create_run(study, tags)
     store.set_tags(run_id, {**tags, tag_names.STATE: "running", **provenance_tags()})
     store.client.update_run(run_id, status="RUNNING", name=study)
+    if existing and existing.is_active and given and given != run_id:
+        return StudyRun(run_id, None, _link_to_study_run(store, given, study, existing), given)
     if existing_run_id is None or run_id == existing_run_id:
         return StudyRun(run_id)
     if existing is None:
@@ -67,12 +79,39 @@ def open_study_run(store: MlflowStore, study: str, existing_run_id: str | None, 
     )
 
 
-def _link_to_study_run(store: MlflowStore, run_id: str, study: str, study_run_id: str) -> None:
-    """Make the run that `mlflow run` created a child of the study's run, with a note that says so."""
-    note = f"Continues the study '{escape_markdown(study)}': its trials are below the run {study_run_id}."
-    tags = {tag_names.PARENT_RUN_ID: study_run_id, tag_names.NOTE: note, tag_names.STUDY: study}
+def _link_to_study_run(store: MlflowStore, run_id: str, study: str, study_run: StoredRun) -> str:
+    """Make the run that `mlflow run` created a child of the study's run, with a note; return what it says.
+
+    MLflow shows a child below its parent only in the same experiment.
+    """
+    experiment = str(store.client.get_experiment(study_run.experiment_id).name)
+    link = f"[{study_run.run_id}](#/experiments/{study_run.experiment_id}/runs/{study_run.run_id})"
+    note = (
+        f"Continues the study '{escape_markdown(study)}': its trials are below the run {link} in the experiment "
+        f"'{escape_markdown(experiment)}'."
+    )
+    tags = {
+        tag_names.PARENT_RUN_ID: study_run.run_id,
+        tag_names.NOTE: note,
+        tag_names.STUDY: study,
+        tag_names.KIND: tag_names.CONTINUATION_RUN,
+        tag_names.STATE: "running",
+    }
     store.set_tags(run_id, tags)
-    store.client.set_terminated(run_id, "FINISHED")
+    store.client.update_run(run_id, name=f"{study}, continued")
+    return f"its trials are below the run {study_run.run_id} in the experiment {experiment!r}"
+
+
+def explain_failed_run(tracking_uri: str, run_id: str, message: str) -> None:
+    """Let the run that `mlflow run` created say why its command has failed, unless it says so already."""
+    client = connect(tracking_uri)
+    stored = client.get_run(run_id).data.tags
+    if stored.get(tag_names.REASON):
+        return
+    tags = {tag_names.STATE: "failed", tag_names.REASON: message[:TAG_LIMIT]}
+    if tag_names.NOTE not in stored:
+        tags[tag_names.NOTE] = f"**Failed**: {escape_markdown(message)}"[:TAG_LIMIT]
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
 def _move_children(store: MlflowStore, experiment_id: str, from_id: str, to_id: str) -> int:

@@ -43,7 +43,8 @@ IDENTICAL = "same"
 
 STUDY_RUN, TRIAL_RUN, FINALIST_RUN = "study", "trial", "finalist"
 TRAINING_RUN, GROUP_RUN, ENSEMBLE_RUN = "training", "group", "ensemble"
-"""Values of the tag `KIND`."""
+CONTINUATION_RUN = "continuation"
+"""Values of the tag `KIND`; the last one is that of a run by which `mlflow run` continued a study."""
 
 PARENT_RUN_ID = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"

@@ -21,6 +21,8 @@ from fmnist_search.search.requests import RequestInbox, move_requests
 from fmnist_search.search.storage import open_storage
 from fmnist_search.search.study_changes import check_unchanging
 from fmnist_search.search.study_store import StudyStore
+from fmnist_search.text import first_line
+from fmnist_search.tracking import tag_names
 from fmnist_search.tracking.artifact_locations import check_project
 from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.outbox import Outbox
@@ -31,7 +33,7 @@ from fmnist_search.tracking.study_runs import StudyRun, find_unstored_run, open_
 from fmnist_search.tracking.system_metrics import log_system_metrics
 from fmnist_search.training.trial_checkpoints import TrialCheckpoints
 from fmnist_search.workflows.callbacks import StudyCallback
-from fmnist_search.workflows.interruption import interrupt_on_signals
+from fmnist_search.workflows.interruption import Interruption, interrupt_on_signals
 from fmnist_search.workflows.jobs import JobContext
 from fmnist_search.workflows.registration import check_registration
 from fmnist_search.workflows.repairing import make_stores_agree
@@ -104,6 +106,9 @@ def open_session(
             sender = stack.enter_context(open_sender(workspace, mlflow_store, callback, workers))
             study_run = _log_to(opened, sender, config.name, callback)
         stack.enter_context(_fail_on_error(study_run))
+        if mlflow_store and opened.continuation_id:
+            continuation = RunLogger.existing(sender, opened.continuation_id)
+            stack.enter_context(_ended(continuation, interruption))
         study_store = _open_study_store(workspace, storage, config, sender, fresh=options.fresh)
         if mlflow_store:
             study_store.run_id = study_run.run_key  # soon, because a search that is killed before leaves its run open
@@ -226,6 +231,16 @@ def _fail_on_error(run: RunLogger) -> Iterator[None]:
         yield
     except LeaseLost:
         raise
-    except BaseException:
+    except BaseException as error:
+        run.set_tags({tag_names.REASON: first_line(error) or type(error).__name__})
         run.end("FAILED", "failed")
         raise
+
+
+@contextlib.contextmanager
+def _ended(continuation: RunLogger, interruption: Interruption) -> Iterator[None]:
+    """End the run by which `mlflow run` continues a study as the search ends."""
+    with _fail_on_error(continuation):
+        yield
+    is_interrupted = interruption.is_requested
+    continuation.end("KILLED" if is_interrupted else "FINISHED", "interrupted" if is_interrupted else "finished")

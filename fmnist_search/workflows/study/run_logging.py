@@ -89,7 +89,10 @@ class StudyRunLogger:
         """Log the note and the figures, and end the run."""
         self._log_note(summary)
         self.log_plots(self._study_store.trial_records())
-        self._run.set_tags({tag_names.ENDED_BY: summary.stop_reason.name.lower()})
+        tags = {tag_names.ENDED_BY: summary.stop_reason.name.lower()}
+        if summary.best is None or summary.stop_reason in (StopReason.FAILURES, StopReason.LOSSES):
+            tags[tag_names.REASON] = summary.stop_reason.value  # the command fails, and `mlflow run` with it
+        self._run.set_tags(tags)
         interrupted = summary.stop_reason is StopReason.INTERRUPTED
         self._run.end("KILLED" if interrupted else "FINISHED", "interrupted" if interrupted else "finished")
 
