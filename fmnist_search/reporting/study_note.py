@@ -86,11 +86,13 @@ def _outcome(summary: StudySummary) -> str:
     if champion := summary.champion:
         confirmed, test = champion.confirmed_score, champion.test
         lines.append(
-            f"**Selected**: trial {confirmed.trial} ({champion.recipe.label}), confirmed validation accuracy "
-            f"{confirmed} on fresh seeds; test accuracy {test.value:.2%} (95 % interval {test.low:.2%} to "
-            f"{test.high:.2%}), measured once. Its model was trained for {_describe_training(champion.recipe)}. "
-            f"Registered as {_inline_code(champion.model)} version {champion.version}, alias "
-            f"{_inline_code(champion.alias)}."
+            f"**Confirmed**: trial {confirmed.trial} ({champion.recipe.label}), validation accuracy {confirmed} on "
+            f"fresh seeds; test accuracy {test.value:.2%} (95 % interval {test.low:.2%} to {test.high:.2%}), measured "
+            f"once. Its model was trained for {_describe_training(champion.recipe)}."
+        )
+        reason = f": {escape_markdown(champion.verdict)}" if champion.verdict else ""
+        lines.append(
+            f"**Registered**: {_inline_code(champion.address)}, {champion.alias} when it was compared{reason}."
         )
     return "\n\n".join(lines)
 
@@ -174,14 +176,14 @@ def _space_table(summary: StudySummary, space: Mapping[str, Domain | str]) -> st
 
 
 def _winning_recipes(best: TrialRecord | None, champion: Champion | None) -> dict[str, Recipe]:
-    """Return the recipes of the best and of the selected trial, by the heads of their columns."""
+    """Return the recipes of the best and of the confirmed trial, by the heads of their columns."""
     selected = champion.confirmed_score.trial if champion else None
     winners = {}
     if best:
-        title = "best and selected" if best.number == selected else "best"
+        title = "best and confirmed" if best.number == selected else "best"
         winners[f"trial {best.number}, {title}"] = best.recipe
     if champion and (best is None or best.number != selected):
-        winners[f"trial {selected}, selected"] = champion.recipe
+        winners[f"trial {selected}, confirmed"] = champion.recipe
     return winners
 
 

@@ -175,7 +175,7 @@ def _refit(
     """Train the members on all images; return their networks, or None if interrupted."""
     results = train(
         [
-            (f"champion {ranked[rank].score.trial:03d} seed {index + 1} {recipe.label}", recipe)
+            (f"refit {ranked[rank].score.trial:03d} seed {index + 1} {recipe.label}", recipe)
             for (rank, index), recipe in zip(members, recipes, strict=True)
         ]
     )

@@ -116,7 +116,8 @@ def test_the_note_has_question_best_trial_and_selected_model(study: Run) -> None
     note = study.data.tags["mlflow.note.content"]
     assert "Does a search run from end to end?" in note
     assert "**Best trial**" in note
-    assert "confirmed validation accuracy" in note
+    assert "**Confirmed**" in note
+    assert "**Registered**: `models:/fmnist-search/1`, champion when it was compared" in note
     assert "| budget&emsp; | used&emsp; | limit |" in note  # MLflow's page gives cells no space
     assert "`space.cnn.depth`" in note
     assert "fmnist-search leaderboard tiny" in note

@@ -167,7 +167,7 @@ def test_the_space_shows_best_and_selected_trial_and_a_dash_for_values_they_do_n
     champion = Champion(ConfirmedScore(7, chosen, (0.9,)), chosen, wilson(9, 10), "m", "1", "champion")
     space = {"space.common.family": "cnn, mlp", "space.cnn.width_3": "8, 16", "space.mlp.depth": "1 to 4"}
     assert parse_tables(study_note(make_summary(best, champion=champion), [], space))[-1] == [
-        ["hyperparameter", "domain", "trial 0, best", "trial 7, selected"],
+        ["hyperparameter", "domain", "trial 0, best", "trial 7, confirmed"],
         ["`space.common.family`", "cnn, mlp", "cnn", "mlp"],
         ["`space.cnn.width_3`", "8, 16", "-", "-"],
         ["`space.mlp.depth`", "1 to 4", "-", "3"],
@@ -247,9 +247,10 @@ def test_a_note_describes_the_selected_model_and_its_test_accuracy() -> None:
     champion = Champion(ConfirmedScore(4, chosen, (0.9, 0.92)), chosen, wilson(9_000, 10_000), "m", "7", "challenger")
     note = study_note(make_summary(make_trial(4), champion=champion), SEARCHED_NAMES, SPACE)
     assert (
-        "**Selected**: trial 4 (cnn 32-64-128), confirmed validation accuracy 91.00% ± 1.41% (n = 2) on fresh seeds; "
+        "**Confirmed**: trial 4 (cnn 32-64-128), validation accuracy 91.00% ± 1.41% (n = 2) on fresh seeds; "
         "test accuracy 90.00% (95 % interval 89.40% to 90.57%), measured once. Its model was trained for 9 epochs on "
-        "49,152 images of Fashion-MNIST, schedule constant. Registered as `m` version 7, alias `challenger`."
+        "49,152 images of Fashion-MNIST, schedule constant.\n\n"
+        "**Registered**: `models:/m/7`, challenger when it was compared."
     ) in note
 
 

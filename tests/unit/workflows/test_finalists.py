@@ -265,7 +265,7 @@ def test_finalists_that_all_fail_give_an_error(train: RecordingTrainer, images: 
 
 def test_a_refit_that_fails_gives_an_error_with_the_reason(train: RecordingTrainer, images: Images) -> None:
     def fail_refit(name: str, recipe: Recipe) -> TrialResult:
-        return train.train_one(name, OVERSIZED_RECIPE if name.startswith("champion") else recipe)
+        return train.train_one(name, OVERSIZED_RECIPE if name.startswith("refit") else recipe)
 
     settings = SETTINGS.model_copy(update={"refit": "everything"})
     with pytest.raises(UserError, match=r"failed on all images \(.*parameters") as caught:
