@@ -6,6 +6,7 @@ request; the driver looks for requests after each epoch and before each new tria
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping
@@ -102,10 +103,11 @@ class RequestInbox:
     def __init__(self, storage: RDBStorage, study: str, session: str):
         self._engine = storage.engine
         self._mine = (REQUESTS.c.study == study) & sa.or_(REQUESTS.c.session.is_(None), REQUESTS.c.session == session)
-        create_table(self._engine)
         stale = (REQUESTS.c.study == study) & (REQUESTS.c.session != session)
-        with self._engine.begin() as connection:
-            connection.execute(sa.delete(REQUESTS).where(stale))
+        with contextlib.suppress(SQLAlchemyError):  # a user who may not create tables searches without requests
+            create_table(self._engine)
+            with self._engine.begin() as connection:
+                connection.execute(sa.delete(REQUESTS).where(stale))
 
     def read(self) -> list[Request]:
         """Return the requests, the oldest first."""
