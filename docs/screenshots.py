@@ -56,14 +56,11 @@ def main(
         ui.expand(study)
         ui.compare_runs([str(trial.info.run_name) for trial in best_of(runs)[:COMPARED_TRIALS]])
         ui.add_axis("Parameters", "optimizer.learning_rate")
-        ui.add_axis("Metrics", "best/val_accuracy")
         save(ui, out / "mlflow-compare.png")
 
         ui.open_runs(charts=True)
         ui.expand(study)
-        ui.find_chart("val/accuracy")
         ui.wait_for_curves(epoch_steps(runs))
-        ui.enlarge_chart()
         save(ui, out / "mlflow-curves.png")
 
         ui.open_model(model, int(champion_of(folder.resolve(), model)))

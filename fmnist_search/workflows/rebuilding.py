@@ -14,6 +14,7 @@ from fmnist_search.config.conditional_space import varying_names
 from fmnist_search.config.toml_files import recipe_to_toml
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.formatting import format_value
+from fmnist_search.reporting.training_note import training_note
 from fmnist_search.results.objectives import known_costs
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.search.study_store import StudyStore
@@ -148,6 +149,7 @@ def finished_run(study_store: StudyStore, trial: TrialRecord, parent_id: str) ->
             tag_names.REASON: trial.reason or "",
             tag_names.EPOCHS: str(trial.epochs),
             tag_names.REBUILT: "from Optuna's storage",
+            tag_names.NOTE: training_note(f"Trial {trial.number} of the study '{config.name}'", recipe),
         },
         params={key: format_value(flat[key]) for key in varying_names(config.space) if key in flat},
         metrics=[

@@ -136,11 +136,6 @@ class MlflowUi:
         """Wait until the first chart has a curve with these steps for each of these runs, and no others."""
         self.page.wait_for_function(CURVES_SCRIPT, arg={name: list(at) for name, at in steps.items()})
 
-    def enlarge_chart(self) -> None:
-        """Show the first chart alone, over all of the page."""
-        self.page.locator("[data-component-id=fullscreen_button_chartcard]").first.click()
-        self.page.get_by_role("dialog").locator(".js-plotly-plot").wait_for()
-
     def compare_runs(self, names: Sequence[str]) -> None:
         """Tick runs of the list and open the page that compares them."""
         for name in names:
