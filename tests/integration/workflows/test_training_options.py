@@ -79,7 +79,7 @@ def run_epochs(client: MlflowClient, kind: str) -> list[tuple[str, str, str, int
     runs = client.search_runs(["1"], f"tags.kind = '{kind}'")
     return [
         (
-            *(r.data.tags[tag] for tag in ("state", "reason", "epochs")),
+            *(r.data.tags.get(tag, "") for tag in ("state", "reason", "epochs")),
             len(client.get_metric_history(r.info.run_id, "train/loss")),
         )
         for r in runs
