@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -10,6 +11,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+
+from fmnist_search.parent_process import end_with_parent
 
 POLL_SECONDS, ANSWER_SECONDS = 0.2, 5.0
 GRACE_SECONDS = 15.0
@@ -24,8 +27,10 @@ def run_server(command: Sequence[str], health_url: str, on_ready: Callable[[], N
     Raises:
         KeyboardInterrupt: after one of these signals, when the server has ended.
     """
-    # A session of its own: Ctrl-C would reach each of its processes, and some of them print a traceback then.
-    server = subprocess.Popen(command, stdout=sys.stderr, start_new_session=True)
+    # A session of its own: Ctrl-C would reach each of its processes, and some of them print a traceback then. If this
+    # process is killed, it cannot end them, and Linux tells the server, which ends its own.
+    end = functools.partial(end_with_parent, signal.SIGTERM)
+    server = subprocess.Popen(command, stdout=sys.stderr, start_new_session=True, preexec_fn=end)
     with _interrupted_by(signal.SIGINT, signal.SIGTERM, signal.SIGHUP), _ended(server):
         while server.poll() is None and not _answers(health_url):
             time.sleep(POLL_SECONDS)

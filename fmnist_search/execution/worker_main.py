@@ -6,7 +6,6 @@ neither MLflow nor Optuna, so that a process is ready in seconds.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import os
 import signal
@@ -34,6 +33,7 @@ from fmnist_search.execution.messages import (
     Stop,
     Train,
 )
+from fmnist_search.parent_process import end_with_parent
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.groups import Data
 from fmnist_search.results.training import Decision, EpochReport
@@ -43,9 +43,6 @@ from fmnist_search.training.checkpoint import Checkpoint
 from fmnist_search.training.compiler import defer_compiler_import
 from fmnist_search.training.loop import EpochResult
 from fmnist_search.training.trial import run_trial
-
-PR_SET_PDEATHSIG = 1
-"""The option of prctl, from linux/prctl.h."""
 
 
 class _Stopped(Exception):
@@ -166,22 +163,13 @@ def send_heartbeats(channel: WorkerChannel, interval: float) -> None:
             os._exit(0)
 
 
-def end_with_parent() -> None:
-    """Let Linux kill this process when the thread that started it ends, also if this process is stopped then.
-
-    Elsewhere the next heartbeat ends it.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def main() -> None:
     """Run a worker process; the arguments are the socket's file descriptor and the seconds between heartbeats."""
     # The study decides how running epochs end when these signals reach all its processes, as Ctrl-C, a service manager
     # and a closed terminal send them. When the study ends, the channel closes.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    end_with_parent()
+    end_with_parent(signal.SIGKILL)  # also if this process is stopped then; elsewhere the next heartbeat ends it
     silence_libraries()
     defer_compiler_import()
     channel: WorkerChannel = Channel(socket.socket(fileno=int(sys.argv[1])))

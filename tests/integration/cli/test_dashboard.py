@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +101,21 @@ def test_ui_refuses_a_used_port_before_it_makes_a_store(tmp_path: Path) -> None:
     assert (process.returncode, stdout) == (2, "")
     assert stderr == f"error: --port {port}: cannot be used (Address already in use); give another\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
+def test_the_server_of_ui_ends_if_ui_is_killed(tmp_path: Path) -> None:
+    port = free_port()
+    with start_command(tmp_path, "ui", "--port", port) as process:
+        assert process.stdout
+        assert process.stdout.readline().startswith("http://")
+        process.kill()
+        process.wait(60)
+    ended_by = time.monotonic() + 60
+    with pytest.raises(OSError, match="refused"):  # noqa: PT012
+        while time.monotonic() < ended_by:
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+            time.sleep(0.1)
 
 
 def test_ui_says_its_address_once_it_answers_and_ends_on_ctrl_c(tmp_path: Path) -> None:
