@@ -20,7 +20,7 @@ from fmnist_search.search.study_store import StudyStore
 from fmnist_search.tracking import metric_names, tag_names
 from fmnist_search.workflows.study.finalists import selection_key
 
-FINALIST_NAME = re.compile(r"finalist (\d+) seed (\d+) ")
+FINALIST_NAME = re.compile(r"finalist (\d+) seed \d+ ")
 
 
 def check_champion(
@@ -29,7 +29,7 @@ def check_champion(
     """Return the invariants of the champion of a study, whose searches have ended with these numbers of trials."""
     records = study.trial_records()
     return [
-        Invariant.check("the confirmed recipe is the one with the best mean", _check_selection(study, runs)),
+        Invariant.check("the confirmed recipe is the one with the best mean", _check_selection(study, runs, client)),
         Invariant.check("each selection has made one version", _check_versions(study, records, client, budgets)),
         Invariant.check("the champion is the version that the rule selects", _check_alias(study, client)),
     ]
@@ -52,7 +52,7 @@ def expected_versions(records: Sequence[TrialRecord], settings: Finalists, budge
     return sum(key != before for key, before in zip(keys, ["", *keys], strict=False))
 
 
-def _check_selection(study: StudyStore, runs: Sequence[StoredRun]) -> Iterator[str]:
+def _check_selection(study: StudyStore, runs: Sequence[StoredRun], client: MlflowClient) -> Iterator[str]:
     settings = study.config.finalists
     stored = study.champion
     if stored is None:
@@ -67,13 +67,16 @@ def _check_selection(study: StudyStore, runs: Sequence[StoredRun]) -> Iterator[s
         name = FINALIST_NAME.match(run.name)
         if name and run.tags.get(tag_names.KIND) == tag_names.FINALIST_RUN and run.status == "FINISHED":
             *_, (_, value) = run.points[metric_names.VAL_ACCURACY]
-            values[int(name[1])][int(name[2])].add(value)
+            values[int(name[1])][int(run.params["seed"])].add(value)
     for trial, by_seed in values.items():
         if unequal := {seed: found for seed, found in by_seed.items() if len(found) > 1}:
             yield f"finalist {trial}: trainings from one seed differ: {unequal}"
+    # Each promotion confirms on fresh seeds: the mean is that of the seeds of this one.
+    version = client.get_model_version(settings.model_name, champion.version)
+    confirming = {int(seed) for seed in version.tags[tags.SEEDS].split(", ")}
     means: dict[int, float] = {}
     for leader in chosen:
-        seeds = values.get(leader.number, {})
+        seeds = {seed: found for seed, found in values.get(leader.number, {}).items() if seed in confirming}
         if len(seeds) < settings.seeds:
             yield f"finalist {leader.number} has {len(seeds)} finished trainings of {settings.seeds}"
         else:

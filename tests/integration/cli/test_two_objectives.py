@@ -250,7 +250,7 @@ def test_a_search_stores_the_cost_of_each_trial_in_its_run_and_the_front_in_that
     study_run = finished.run("status", "--json").json["run_id"]
     note = client.get_run(study_run).data.tags["mlflow.note.content"]
     assert "## Pareto front" in note
-    assert f"| {front[-1]} |" in note.partition("## Pareto front")[2]
+    assert f"| {front[-1]}&emsp; |" in note.partition("## Pareto front")[2]
     assert "plots/pareto_front.png" in {item.path for item in client.list_artifacts(study_run, "plots")}
     assert "Accuracy against multiply-adds" in read_artifact(client, study_run, "plots/study.html")
     table = json.loads(read_artifact(client, study_run, "leaderboard.json"))
