@@ -30,6 +30,7 @@ from fmnist_search import run_study
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.data.files import DataSource
 from fmnist_search.data.loading import load_images
+from fmnist_search.execution import pool
 from fmnist_search.execution.backend import BackendFactory
 from fmnist_search.execution.thread_backend import ThreadBackend
 from fmnist_search.recipe.recipe import Recipe
@@ -396,7 +397,11 @@ def test_a_trial_whose_worker_dies_twice_at_the_same_epoch_has_failed(study_fold
 
 
 @pytest.mark.slow
-def test_lost_trials_count_as_failures_of_the_budget(study_folder: StudyFolder) -> None:
+def test_lost_trials_count_as_failures_of_the_budget(
+    study_folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A worker that starts while the other one reports is killed too, which is another error after some times.
+    monkeypatch.setattr(pool, "MAX_FAILED_STARTS", 100)
     summary = study_folder.run_study(WorkerKiller(100), budget__trials=4, budget__failures=2)
     assert summary.stop_reason is StopReason.FAILURES
     assert [record.state for record in summary.trials if record.state.is_final] == [TrialState.FAILED] * 2
