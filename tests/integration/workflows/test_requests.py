@@ -113,10 +113,10 @@ def test_a_search_that_takes_no_signals_is_stopped_through_the_storage(tiny: Pat
     assert "was asked to stop after its running epochs; nothing is lost\ntiny: has stopped" in stopped.stdout
     (summary,) = summaries
     assert summary.stop_reason is StopReason.INTERRUPTED
-    interrupted = summary.trials[-1]
-    assert interrupted.state is TrialState.INTERRUPTED
+    last = summary.trials[-1]
+    assert last.state in (TrialState.INTERRUPTED, TrialState.COMPLETED)  # the epoch that runs may be its last one
     count = len(summary.trials)
     continued = search(tiny, StudyCallback(), **{**changes, "budget.trials": count}).trials
     assert len(continued) == count
-    assert continued[-1].curve[: interrupted.epochs] == interrupted.curve
+    assert continued[-1].curve[: last.epochs] == last.curve
     assert continued[-1].state is TrialState.COMPLETED
