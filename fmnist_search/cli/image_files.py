@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fmnist_search.data.own_datasets import IDX_IMAGES_MAGIC, IDX_LABELS_MAGIC
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.datasets import IMAGE_SIZE
 from fmnist_search.text import first_line
@@ -31,8 +32,6 @@ IMAGE_FORMATS = ("PNG", "JPEG")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 """Suffixes of image files in a folder; a file that is given by name is read whatever its suffix."""
 
-IDX_IMAGES_MAGIC, IDX_LABELS_MAGIC = 0x0803, 0x0801
-"""First four bytes of an IDX file: two zeros, the type (8: unsigned bytes), the number of dimensions."""
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_PIXELS = 100_000_000
 """A header with a larger image counts as damaged."""

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fmnist_search.cli.image_files import IDX_IMAGES_MAGIC, IDX_LABELS_MAGIC, read_image_files
-from fmnist_search.data.own_datasets import LabelledArrays
+from fmnist_search.cli.image_files import read_image_files
+from fmnist_search.data.own_datasets import IDX_IMAGES_MAGIC, IDX_LABELS_MAGIC, LabelledArrays
 from fmnist_search.data.split import stratified_sample
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.datasets import FILE_NAMES, IMAGE_SIZE

@@ -48,6 +48,9 @@ from fmnist_search.recipe.hyperparameters import MAX_SEED
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.workspace import NAME_PATTERN, check_name, check_study_name
 
+SEARCH_KEYS = frozenset({"sampler", "pruner"})
+"""The keys that say how a study searches; without either it has the default."""
+
 
 def _parse_data(table: object) -> Data:
     if isinstance(table, Data):
@@ -96,10 +99,12 @@ class StudyConfig(Section):
     def _choose_search(cls, tables: Any, validate: ModelWrapValidatorHandler[StudyConfig]) -> StudyConfig:
         """Let a study that names neither sampler nor pruner have freeze-thaw, if it can be used."""
         config = validate(tables)
-        if config.names_search or not can_have_freeze_thaw(config.budget, config.objective, config.space):
+        if not isinstance(tables, Mapping) or not SEARCH_KEYS.isdisjoint(tables):
             return config
-        search = {"sampler": FreezeThaw(), "pruner": NoPruner()}
-        return cls.model_construct(_fields_set=config.model_fields_set, **{**dict(config), **search})
+        values = dict(config)
+        if can_have_freeze_thaw(config.budget, config.objective, config.space):
+            values |= {"sampler": FreezeThaw(), "pruner": NoPruner()}
+        return cls.model_construct(_fields_set=config.model_fields_set - SEARCH_KEYS, **values)
 
     @model_validator(mode="before")
     @classmethod
@@ -222,7 +227,7 @@ class StudyConfig(Section):
     @property
     def names_search(self) -> bool:
         """Whether the study names a sampler or a pruner, and so does not have the default."""
-        return not {"sampler", "pruner"}.isdisjoint(self.model_fields_set)
+        return not SEARCH_KEYS.isdisjoint(self.model_fields_set)
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -28,7 +28,8 @@ NAME_PATTERN = re.compile("[a-z0-9][a-z0-9_-]{0,40}")
 NUM_CLASSES = 10
 """Outputs of every network; those without a class stay unused."""
 MIN_TRAINING_IMAGES = 200
-IMAGES_MAGIC, LABELS_MAGIC = 0x0803, 0x0801
+IDX_IMAGES_MAGIC, IDX_LABELS_MAGIC = 0x0803, 0x0801
+"""First four bytes of an IDX file: two zeros, the type (8: unsigned bytes), the number of dimensions."""
 
 
 @dataclass(frozen=True)
@@ -105,5 +106,5 @@ def _check(name: str, classes: Sequence[str], training: LabelledArrays, test: La
 
 def _idx_files(arrays: LabelledArrays) -> tuple[bytes, bytes]:
     """Return the content of the IDX files of images and labels."""
-    images = struct.pack(">4I", IMAGES_MAGIC, *arrays.pixels.shape) + arrays.pixels.tobytes()
-    return images, struct.pack(">2I", LABELS_MAGIC, len(arrays.labels)) + arrays.labels.tobytes()
+    images = struct.pack(">4I", IDX_IMAGES_MAGIC, *arrays.pixels.shape) + arrays.pixels.tobytes()
+    return images, struct.pack(">2I", IDX_LABELS_MAGIC, len(arrays.labels)) + arrays.labels.tobytes()

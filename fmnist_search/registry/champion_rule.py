@@ -98,6 +98,12 @@ class ValidationScore:
     split_digest: str
     correctness: CorrectnessRecord | None = None
 
+    @classmethod
+    def of_one(cls, record: CorrectnessRecord) -> ValidationScore:
+        """Return the score of a model that was selected on these validation images, of the record's one training."""
+        (accuracy,), images = record.accuracies, record.correct.shape[1]
+        return cls(accuracy, 0.0, 1, images, record.dataset_digest, record.split_digest, record)
+
     @property
     def in_percent(self) -> str:
         """The mean with its deviation, for readers."""

@@ -31,7 +31,7 @@ from fmnist_search.processes import (
     process_identity,
     process_namespace,
 )
-from fmnist_search.search.storage_url import open_read_only, shown_url
+from fmnist_search.search.storage_url import create_table, open_read_only, shown_url
 from fmnist_search.text import first_line
 from fmnist_search.workspace import sqlite_path
 
@@ -131,7 +131,7 @@ class Lease:
         engine = sa.create_engine(storage.engine.url, connect_args=settings, poolclass=NullPool)
         session = uuid.uuid4().hex
         try:
-            _create_table(engine)
+            create_table(engine, DRIVERS)
             _SESSIONS.add(session)  # before another thread can find it in the table
             took_over = _take(engine, study, session, lease_seconds)
         except SQLAlchemyError as error:
@@ -325,14 +325,6 @@ def _refusal(driver: Driver) -> str:
             f"{driver.lease_seconds:g} s"
         )
     return f"{problem}; {remedy}"
-
-
-def _create_table(engine: sa.Engine) -> None:
-    try:
-        DRIVERS.create(engine, checkfirst=True)
-    except SQLAlchemyError:  # another process may have created it since the check
-        if not sa.inspect(engine).has_table(DRIVERS.name):
-            raise
 
 
 def _database_time(engine: sa.Engine) -> sa.ColumnElement[float]:

@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist_search.errors import UserError
 from fmnist_search.search.storage import open_storage
-from fmnist_search.search.storage_url import shown_url
+from fmnist_search.search.storage_url import create_table, shown_url
 from fmnist_search.text import first_line
 
 REQUESTS = sa.Table(
@@ -65,7 +65,7 @@ def add_request(
     engine = open_storage(url, create=False).engine
     values = {"study": study, "session": session, "kind": kind.value, "content": json.dumps(dict(content))}
     try:
-        create_table(engine)
+        create_table(engine, REQUESTS)
         with engine.begin() as connection:
             connection.execute(sa.insert(REQUESTS).values(created_at=time.time(), **values))
     except SQLAlchemyError as error:
@@ -73,15 +73,6 @@ def add_request(
         raise UserError(
             f"storage {shown_url(url)}: the request cannot be stored ({reason}); try again when the database answers"
         ) from error
-
-
-def create_table(engine: sa.Engine) -> None:
-    """Create the table of the requests, unless there is one."""
-    try:
-        REQUESTS.create(engine, checkfirst=True)
-    except SQLAlchemyError:  # another process may have created it since the check
-        if not sa.inspect(engine).has_table(REQUESTS.name):
-            raise
 
 
 def move_requests(storage: RDBStorage, study: str, renamed: str | None) -> None:
@@ -105,7 +96,7 @@ class RequestInbox:
         self._mine = (REQUESTS.c.study == study) & sa.or_(REQUESTS.c.session.is_(None), REQUESTS.c.session == session)
         stale = (REQUESTS.c.study == study) & (REQUESTS.c.session != session)
         with contextlib.suppress(SQLAlchemyError):  # a user who may not create tables searches without requests
-            create_table(self._engine)
+            create_table(self._engine, REQUESTS)
             with self._engine.begin() as connection:
                 connection.execute(sa.delete(REQUESTS).where(stale))
 

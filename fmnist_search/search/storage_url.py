@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool, StaticPool
 
 from fmnist_search.sqlite_files import open_for_reading
@@ -53,3 +54,16 @@ def open_read_only(url: str) -> Iterator[sa.Engine]:
             engine = sa.create_engine(url, connect_args=connect_arguments(url), poolclass=NullPool)
         stack.callback(engine.dispose)
         yield engine
+
+
+def create_table(engine: sa.Engine, table: sa.Table) -> None:
+    """Create a table, unless there is one.
+
+    Raises:
+        SQLAlchemyError: if it cannot be created.
+    """
+    try:
+        table.create(engine, checkfirst=True)
+    except SQLAlchemyError:  # another process may have created it since the check
+        if not sa.inspect(engine).has_table(table.name):
+            raise

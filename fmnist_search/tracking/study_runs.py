@@ -103,10 +103,14 @@ def _link_to_study_run(store: MlflowStore, run_id: str, study: str, study_run: S
 
 
 def explain_failed_run(tracking_uri: str, run_id: str, message: str) -> None:
-    """Let the run that `mlflow run` created say why its command has failed, unless it says so already."""
+    """Let the run that `mlflow run` created say why its command has failed, unless it says so already.
+
+    A run that has ended is left alone: its id may be in the environment of a later command.
+    """
     client = connect(tracking_uri)
-    stored = client.get_run(run_id).data.tags
-    if stored.get(tag_names.REASON):
+    run = client.get_run(run_id)
+    stored = run.data.tags
+    if stored.get(tag_names.REASON) or run.info.status != "RUNNING":
         return
     tags = {tag_names.STATE: "failed", tag_names.REASON: message[:TAG_LIMIT]}
     if tag_names.NOTE not in stored:

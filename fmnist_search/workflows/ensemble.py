@@ -248,15 +248,7 @@ def _candidate(ensemble: _Members) -> Candidate:
         classifier=Ensemble(ensemble.classifiers).eval(),
         recipes=tuple(member.run.recipe for member in ensemble.members),
         classes=images.classes,
-        validation_score=ValidationScore(
-            mean=ensemble.evaluation.accuracy,
-            std=0.0,
-            seeds=1,
-            images=len(right),
-            dataset_digest=images.digest,
-            split_digest=images.split_digest,
-            correctness=CorrectnessRecord(right[None], images.digest, images.split_digest),
-        ),
+        validation_score=ValidationScore.of_one(CorrectnessRecord(right[None], images.digest, images.split_digest)),
         selection=ensemble.selection,
         tags={
             version_tags.ENSEMBLE: str(len(ensemble.members)),

@@ -62,21 +62,14 @@ def register_training(
     classifier = classifier_from_weights(recipe, weights)
     logits = predict_logits(classifier.to(images.validation.pixels.device), images.validation.pixels)
     right = (logits.argmax(1) == images.validation.labels).cpu().numpy()
-    accuracy, name = float(right.mean()), registered_name(recipe, options)
+    record = CorrectnessRecord(right[None], images.digest, images.split_digest)
+    name = registered_name(recipe, options)
     candidate = Candidate(
         classifier=classifier.to("cpu"),
         recipes=(recipe,),
         classes=images.classes,
-        validation_score=ValidationScore(
-            mean=accuracy,
-            std=0.0,
-            seeds=1,
-            images=len(right),
-            dataset_digest=images.digest,
-            split_digest=images.split_digest,
-            correctness=CorrectnessRecord(right[None], images.digest, images.split_digest),
-        ),
-        selection=selection_from_training(str(job.run.run_id), accuracy),
+        validation_score=ValidationScore.of_one(record),
+        selection=selection_from_training(str(job.run.run_id), record.accuracies[0]),
         tags={
             tags.ENSEMBLE: "0",
             tags.SELECTED_ON_VALIDATION: "by the best epoch of the training",

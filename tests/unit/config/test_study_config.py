@@ -100,12 +100,13 @@ def test_study_that_names_no_search_has_freeze_thaw_where_it_can_be_used(
     assert StudyConfig.from_dict(tomllib.loads(config.to_toml())) == config
 
 
-def test_study_that_names_no_search_goes_on_with_the_one_that_it_has(tmp_path: Path) -> None:
-    text = f"{HEADER}{CNN_SPACE}"
-    stored = StudyConfig.from_dict(tomllib.loads(load_study(tmp_path, text, {"sampler": "tpe"}).to_toml()))
+@pytest.mark.parametrize("objective", ["", '[objective]\nmetrics = ["val_accuracy", "mult_adds"]\n'])
+def test_study_that_names_no_search_goes_on_with_the_one_that_it_has(objective: str, tmp_path: Path) -> None:
+    text = f"{HEADER}{CNN_SPACE}{objective}"
+    stored = StudyConfig.from_dict(tomllib.loads(load_study(tmp_path, text, {"sampler": "random"}).to_toml()))
     continued = load_study(tmp_path, text).continuing(stored)
     assert (continued.sampler, continued.pruner) == (stored.sampler, stored.pruner)
-    assert load_study(tmp_path, text, {"sampler": "freeze-thaw"}).continuing(stored).sampler.name == "freeze-thaw"
+    assert load_study(tmp_path, text, {"sampler": "qmc"}).continuing(stored).sampler.name == "qmc"
 
 
 def test_study_with_two_metrics_has_no_pruner_and_is_stored_with_them(tmp_path: Path) -> None:
