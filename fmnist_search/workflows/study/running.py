@@ -123,8 +123,8 @@ def find_running(workspace: Workspace, study: str | None = None) -> tuple[str, l
     sessions, drivers = running_sessions(workspace.sessions_folder), current_drivers(workspace.storage_url)
     names = sorted({session.study for session in sessions} | {driver.study for driver in drivers})
     if not names:
-        which = "no study" if study is None else f"study {study!r}"
-        raise UserError(f"{workspace.folder}: {which} is running here; `fmnist-search studies list` shows stored ones")
+        what = "no study is running here" if study is None else f"study {study!r} is not running here"
+        raise UserError(f"{workspace.folder}: {what}; `fmnist-search studies list` shows stored ones")
     if study is None and len(names) > 1:
         raise UserError(f"{workspace.folder}: several studies are running; give the name of one: {', '.join(names)}")
     name = study or names[0]

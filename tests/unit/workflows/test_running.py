@@ -70,6 +70,8 @@ def test_the_study_to_stop_is_the_only_one_that_runs_or_the_named_one(tmp_path: 
     workspace = Workspace("sqlite:///mlflow.db", tmp_path)
     with pytest.raises(UserError, match="no study is running here"):
         find_running(workspace)
+    with pytest.raises(UserError, match="study 'first' is not running here"):
+        find_running(workspace, "first")
     with announced(workspace.sessions_folder, "first"):
         assert [session.study for session in find_running(workspace)[1]] == ["first"]
         with pytest.raises(UserError, match=r"study 'frist': is not running; did you mean 'first'\?"):
