@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from fmnist_search.results.training import Stopper
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.tracking import metric_names
 from fmnist_search.tracking.run_logger import RunLogger
+from fmnist_search.tracking.run_ref import resolve_run_ids
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.training.trial_checkpoints import TrialCheckpoints
 from fmnist_search.workflows.jobs import JobContext
@@ -70,9 +72,8 @@ class Session:
             seconds=time.monotonic() - started,
             champion=champion,
         )
-        self._close(summary)
         self.study_store.tracking_seconds += loop.tracking_seconds
-        return summary
+        return self._close(summary)
 
     def promote(self, settings: Finalists, candidates: Sequence[TrialRecord]) -> StudySummary:
         """Promote the best of these trials, even if the same were promoted before; end the study's run.
@@ -81,9 +82,7 @@ class Session:
         """
         champion = self._promote_best(settings, candidates, force=True)
         reason = self._final_reason(current_stop_reason(self.study_store))
-        summary = summarize(self.workspace, self.study_store, reason, champion=champion)
-        self._close(summary)
-        return summary
+        return self._close(summarize(self.workspace, self.study_store, reason, champion=champion))
 
     def _count_ended(self) -> int:
         return sum(record.is_final for record in self.study_store.trial_records())
@@ -169,9 +168,13 @@ class Session:
             context=self.context,
         )
 
-    def _close(self, summary: StudySummary) -> None:
+    def _close(self, summary: StudySummary) -> StudySummary:
+        """End the study's run, and return the summary with the ids of the trials' runs, which all exist only then."""
         self.study_logger.close(summary)
         self.context.flush()
+        return dataclasses.replace(
+            summary, trials=tuple(resolve_run_ids(self.workspace, self.study_store.trial_records()))
+        )
 
 
 def _distinct_recipes(ranked: Sequence[TrialRecord]) -> list[TrialRecord]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -155,6 +156,21 @@ def test_a_server_that_is_killed_and_restarted_has_every_point_once(tiny: Path, 
     assert study.info.status == "FINISHED"
     with closing(Outbox(workdir / "outbox.db", server.url)) as outbox:
         assert (outbox.pending_count(), outbox.rejected_counts()) == (0, {})
+
+
+@pytest.mark.slow
+def test_a_search_names_the_run_of_each_trial_though_the_server_is_slow(
+    tiny: Path, shared_server: MlflowServer
+) -> None:
+    shared_server.start()
+    name = "slow-server"
+    with Proxy(shared_server.url, delay_seconds=0.05) as proxy:
+        location = ["--tracking-uri", proxy.url, "--workdir", tiny.parent / "workdir"]
+        arguments = [*SEARCH_ARGUMENTS, "--name", name, "--trials", 2, "--json", *location]
+        stdout, stderr = fork_command(tiny.parent, *arguments).communicate(timeout=180)
+    printed = {str(trial["number"]): trial["run_id"] for trial in json.loads(stdout)["trials"]}
+    stored = {run.data.tags["trial"]: run.info.run_id for run in search_runs(shared_server.url, study=name)}
+    assert printed == stored, stderr
 
 
 @pytest.mark.slow
