@@ -101,8 +101,9 @@ def leaderboard(
 def _parse_cost(option: str, name: str, *others: str) -> str:
     """Return the cost that an option names: `seconds`, or a metric of a study file."""
     from fmnist_search.results.objectives import COST_LABELS
+    from fmnist_search.results.own_costs import find_own_cost
 
-    if name in ("seconds", *COST_LABELS):
+    if name in ("seconds", *COST_LABELS) or find_own_cost(name):
         return "seconds_per_epoch" if name == "seconds" else name
     known = [*others, "seconds", *(metric for metric in COST_LABELS if metric != "seconds_per_epoch")]
     raise UserError(f"{option} {name!r}: is no metric; choose {', '.join(known[:-1])} or {known[-1]}")

@@ -16,6 +16,7 @@ from rich.text import Text
 from fmnist_search.cli.streams import discard, on_output_closed, write_output
 from fmnist_search.recipe.formatting import format_value, format_value_short, short_names
 from fmnist_search.results.objectives import COST_LABELS
+from fmnist_search.results.own_costs import cost_label
 from fmnist_search.text import printable
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def ranked_trials_table(ranked: Sequence[RankedTrial]) -> Table:
 def print_trial(trial: TrialRecord, names: Sequence[str]) -> None:
     """Print a trial on stdout: its state, its curve, and its values of the named hyperparameters."""
     reason = f" ({trial.reason})" if trial.reason else ""
-    cost = f", {trial.cost} {COST_LABELS[trial.cost.metric]}" if trial.cost else ""
+    cost = f", {trial.cost} {cost_label(trial.cost.metric)}" if trial.cost else ""
     stdout.print(
         f"trial {trial.number}: {trial.recipe.label}, {trial.state.value}{reason}, {format_percent(trial.value)}{cost}",
         markup=False,

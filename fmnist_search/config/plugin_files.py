@@ -1,7 +1,7 @@
-"""The table `[plugins]` of study and recipe files, and which module of the user's own registered which family.
+"""The table `[plugins]` of study and recipe files, and which module of the user's own registered what.
 
-Commands that read a study, a run or weights find a family by its name alone, so what files have named is remembered for
-the user, and not in a study, a run or a folder that somebody else may have written.
+Commands that read a study, a run or weights find a family or a cost by its name alone, so what files have named is
+remembered for the user, and not in a study, a run or a folder that somebody else may have written.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fmnist_search.workspace import plugin_list_file
 
 
 def load_plugins(table: object, folder: Path) -> None:
-    """Load the modules that the table `[plugins]` of a file in a folder names, and remember their families.
+    """Load the modules that the table `[plugins]` of a file in a folder names, and remember what they register.
 
     Raises:
         UserError: if it is no such table, or a module cannot be loaded.
@@ -29,13 +29,13 @@ def load_plugins(table: object, folder: Path) -> None:
     if not isinstance(modules, list | tuple) or not all(isinstance(name, str) and name for name in modules):
         raise UserError('plugins: names no modules; write modules = ["my_networks.py"] below [plugins]')
     loaded = [plugins.load_plugin(name, folder) for name in modules]
-    _remember({family: plugin for plugin in loaded for family in plugins.families_of(plugin)})
+    _remember({key: plugin for plugin in loaded for key in plugins.keys_of(plugin)})
 
 
-def _remember(families: Mapping[str, str]) -> None:
-    """Store which plugin registers each family; without a folder that can be written, it must be named each time."""
+def _remember(plugin_of: Mapping[str, str]) -> None:
+    """Store which plugin registers each key; without a folder that can be written, it must be named each time."""
     remembered = _read()
-    known = {**remembered, **families}
+    known = {**remembered, **plugin_of}
     if known == remembered:
         return
     with contextlib.suppress(OSError):
@@ -50,11 +50,11 @@ def _read() -> dict[str, str]:
         stored = json.loads(plugin_list_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return {str(family): str(name) for family, name in stored.items()} if isinstance(stored, dict) else {}
+    return {str(key): str(name) for key, name in stored.items()} if isinstance(stored, dict) else {}
 
 
-def _find_remembered(family: str) -> str | None:
-    return _read().get(family)
+def _find_remembered(key: str) -> str | None:
+    return _read().get(key)
 
 
 plugins.finders.append(_find_remembered)

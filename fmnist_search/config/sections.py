@@ -11,6 +11,7 @@ from fmnist_search.errors import UserError, did_you_mean
 from fmnist_search.recipe.datasets import DEFAULT_DATASET
 from fmnist_search.recipe.recipe import MAX_EPOCHS
 from fmnist_search.results.objectives import ACCURACY, COST_LABELS
+from fmnist_search.results.own_costs import find_own_cost
 from fmnist_search.workspace import MAX_NAME_BYTES, NAME_PATTERN
 
 MAX_TRIALS = 1_000_000
@@ -62,10 +63,10 @@ class Objective(Section):
 
     metrics: tuple[str, ...] = Field(
         (ACCURACY,),
-        description=f"`{ACCURACY}`, which is maximized, and at most one of {', '.join(COST_LABELS)}, which is "
-        "minimized; with two metrics no pruner is defined",
+        description=f"`{ACCURACY}`, which is maximized, and at most one of {', '.join(COST_LABELS)} or "
+        "of the costs that `plugins` register, which is minimized; with two metrics no pruner is defined",
         json_schema_extra={
-            "prefixItems": [{"const": ACCURACY}, {"enum": list(COST_LABELS)}],
+            "prefixItems": [{"const": ACCURACY}, {"anyOf": [{"enum": list(COST_LABELS)}, {"type": "string"}]}],
             "items": False,
             "minItems": 1,
         },
@@ -78,7 +79,7 @@ class Objective(Section):
         if not isinstance(given, list | tuple) or not given:
             raise UserError(f"objective.metrics: {given!r} is not a list of metrics; {example}")
         for name in given:
-            if name != ACCURACY and name not in COST_LABELS:
+            if name not in (ACCURACY, *COST_LABELS) and not (isinstance(name, str) and find_own_cost(name)):
                 remedy = did_you_mean(str(name), [ACCURACY, *COST_LABELS])
                 raise UserError(f"objective.metrics: no metric {name!r}; {remedy}")
         if repeated := next((name for name in given if given.count(name) > 1), None):

@@ -88,7 +88,7 @@ class FamilyRegistry(Mapping[str, type[Architecture]]):
             raise UserError(f"family {name!r}: is registered by {known.__module__} already; take another name")
         family.family = name
         self._families[name] = family
-        plugins.note_family(name, family.__module__)
+        plugins.note(name, family.__module__)
 
     def __getitem__(self, name: str) -> type[Architecture]:
         _import_families()

@@ -1,8 +1,8 @@
-"""Modules of a user's own that register families of networks: loaded when they are named.
+"""Modules of a user's own that register families of networks or costs of a trial: loaded when they are named.
 
 A module is named by a study or recipe file that a command is given (`config.plugin_files`), by the environment variable
 `FMNIST_SEARCH_PLUGINS`, or by an entry point of an installed package. Nothing that is stored in a study, a run or a
-model names code: a family has only its name there.
+model names code: a family or a cost has only its name there.
 """
 
 from __future__ import annotations
@@ -23,20 +23,23 @@ from fmnist_search.text import first_line
 VARIABLE = "FMNIST_SEARCH_PLUGINS"
 """Environment variable with modules and files, separated as in PATH. Worker processes get those of this process."""
 
-ENTRY_POINTS = "fmnist_search.families"
-"""Group of the entry points of packages: the name of a family, and the module that registers it."""
+FAMILY_ENTRY_POINTS, COST_ENTRY_POINTS = "fmnist_search.families", "fmnist_search.costs"
+"""Groups of the entry points of packages: the name of a family or cost, and the module that registers it."""
+
+COST_KEY = "cost."
+"""The beginning of the key of a cost; that of a family is its name."""
 
 FILE_MODULE = "fmnist_search_plugin_"
 """The beginning of the name of a module that is a file."""
 
 finders: list[Callable[[str], str | None]] = []
-"""Return, for the name of a family, the plugin that registers it, if they know one."""
+"""Return, for the key of a family or cost, the plugin that registers it, if they know one."""
 
 _lock = threading.RLock()
-_families: dict[str, list[str]] = {}
-"""The families that each plugin has registered, by the plugin's module name or absolute path."""
+_loaded: dict[str, list[str]] = {}
+"""The keys that each plugin has registered, by the plugin's module name or absolute path."""
 _registered: dict[str, str] = {}
-"""The module of each registered family that is not of this package."""
+"""The module of each registered key that is not of this package."""
 
 
 def load_plugin(name: str, folder: Path) -> str:
@@ -46,7 +49,7 @@ def load_plugin(name: str, folder: Path) -> str:
     of an installed one.
 
     Raises:
-        UserError: if there is none, it cannot be loaded, or it registers no family.
+        UserError: if there is none, it cannot be loaded, or it registers neither a family nor a cost.
     """
     beside = (folder / f"{name}.py").absolute()
     if not _is_path(name):
@@ -59,43 +62,52 @@ def load_plugin(name: str, folder: Path) -> str:
     return plugin
 
 
-def load_family(family: str) -> None:
+def load_family(name: str) -> None:
     """Load the plugins that may register a family; do nothing if the user has named none.
 
     Raises:
         UserError: if one cannot be loaded.
     """
-    points = [point.module for point in importlib.metadata.entry_points(group=ENTRY_POINTS, name=family)]
-    named = [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
-    for name in [*points, *named]:
-        _load(name)
-    for name in [] if family in _registered else filter(None, [finder(family) for finder in finders]):
-        if _is_path(name) and not Path(name).is_file():
-            raise UserError(f"family {family!r}: its module {name} is missing; name where it is with {VARIABLE}")
-        _load(name)
+    _load_for(name, FAMILY_ENTRY_POINTS, name, f"family {name!r}")
 
 
-def note_family(name: str, module: str) -> None:
-    """Record that a module has registered a family, if it is not one of this package."""
+def load_cost(name: str) -> None:
+    """Load the plugins that may register a cost, like `load_family`."""
+    _load_for(name, COST_ENTRY_POINTS, COST_KEY + name, f"metric {name!r}")
+
+
+def _load_for(name: str, group: str, key: str, what: str) -> None:
+    points = [point.module for point in importlib.metadata.entry_points(group=group, name=name)]
+    named = [plugin for plugin in os.environ.get(VARIABLE, "").split(os.pathsep) if plugin]
+    for plugin in [*points, *named]:
+        _load(plugin)
+    for plugin in [] if key in _registered else filter(None, [finder(key) for finder in finders]):
+        if _is_path(plugin) and not Path(plugin).is_file():
+            raise UserError(f"{what}: its module {plugin} is missing; name where it is with {VARIABLE}")
+        _load(plugin)
+
+
+def note(key: str, module: str) -> None:
+    """Record that a module has registered a family or a cost, if it is not one of this package."""
     if module.partition(".")[0] != __name__.partition(".")[0]:
-        _registered[name] = module
+        _registered[key] = module
 
 
 def plugin_modules() -> list[str]:
-    """Return the modules and files with which another process can register the families of this one."""
+    """Return the modules and files with which another process can register the families and costs of this one."""
     files = {module for module in _registered.values() if module.startswith(FILE_MODULE)}
-    imported = set(_registered.values()) - files - {"__main__", *_families}
-    return [*_families, *sorted(imported)]
+    imported = set(_registered.values()) - files - {"__main__", *_loaded}
+    return [*_loaded, *sorted(imported)]
 
 
-def families_of(plugin: str) -> list[str]:
-    """Return the families that a plugin has registered, which is given as `load_plugin` returns it."""
-    return list(_families.get(plugin, ()))
+def keys_of(plugin: str) -> list[str]:
+    """Return the keys that a plugin has registered, which is given as `load_plugin` returns it."""
+    return list(_loaded.get(plugin, ()))
 
 
 def plugin_sources() -> dict[str, str]:
     """Return the text of each loaded plugin that is a file, by the file's name."""
-    return {Path(name).name: Path(name).read_text(encoding="utf-8") for name in _families if _is_path(name)}
+    return {Path(name).name: Path(name).read_text(encoding="utf-8") for name in _loaded if _is_path(name)}
 
 
 def _is_path(name: str) -> bool:
@@ -104,17 +116,18 @@ def _is_path(name: str) -> bool:
 
 def _load(plugin: str) -> None:
     with _lock:
-        if plugin in _families:
+        if plugin in _loaded:
             return
         before = set(_registered)
         _import(plugin)
         # A module that this process had imported before registers nothing now.
-        own = {name for name, module in _registered.items() if f"{module}.".startswith(f"{plugin}.")}
+        own = {key for key, module in _registered.items() if f"{module}.".startswith(f"{plugin}.")}
         if not (found := _registered.keys() - before | own):
             raise UserError(
-                f"plugins.modules: {plugin}: registers no family; decorate a dataclass with @register_family"
+                f"plugins.modules: {plugin}: registers no family and no cost; decorate a dataclass with "
+                "@register_family, or a function with @register_cost"
             )
-        _families[plugin] = sorted(found)
+        _loaded[plugin] = sorted(found)
         os.environ[VARIABLE] = os.pathsep.join(plugin_modules())  # for processes that this one starts
 
 

@@ -16,6 +16,7 @@ from functools import cached_property
 from fmnist_search.config.space import Space
 from fmnist_search.reporting.axes import Axis, build_axes
 from fmnist_search.results.objectives import COST_LABELS
+from fmnist_search.results.own_costs import cost_label
 from fmnist_search.results.study import Importances, TrialRecord
 from fmnist_search.results.training import TrialState
 
@@ -53,16 +54,20 @@ class Chart:
 
 @dataclass(frozen=True)
 class Cost:
-    """A cost of a trial: its label, and the function that returns it; 0 means unknown."""
+    """A cost of a trial: its label, and the function that returns it, or None if it is not known."""
 
     label: str
-    value_of: Callable[[TrialRecord], float]
+    value_of: Callable[[TrialRecord], float | None]
+
+    def values_of(self, trials: Sequence[TrialRecord]) -> list[float]:
+        """Return the costs of trials that have one."""
+        return [value for trial in trials if (value := self.value_of(trial)) is not None]
 
 
 COSTS = {
-    "accuracy_mult_adds": Cost(COST_LABELS["mult_adds"], lambda trial: float(trial.mult_adds)),
-    "accuracy_parameters": Cost(COST_LABELS["parameters"], lambda trial: float(trial.parameters)),
-    "accuracy_seconds": Cost(COST_LABELS["seconds_per_epoch"], lambda trial: trial.seconds_per_epoch),
+    "accuracy_mult_adds": Cost(COST_LABELS["mult_adds"], lambda trial: trial.mult_adds or None),
+    "accuracy_parameters": Cost(COST_LABELS["parameters"], lambda trial: trial.parameters or None),
+    "accuracy_seconds": Cost(COST_LABELS["seconds_per_epoch"], lambda trial: trial.seconds_per_epoch or None),
 }
 
 
@@ -99,7 +104,7 @@ class StudyView:
     def objective(self) -> Cost | None:
         """The cost that the study minimizes beside the accuracy; None if it has one metric."""
         metric = next((trial.cost.metric for trial in self.completed if trial.cost), None)
-        return Cost(COST_LABELS[metric], lambda trial: trial.cost.value if trial.cost else 0.0) if metric else None
+        return Cost(cost_label(metric), lambda trial: trial.cost.value if trial.cost else None) if metric else None
 
     @cached_property
     def charts(self) -> dict[str, Chart]:
@@ -150,7 +155,7 @@ class StudyView:
         return trials if any(len(trial.curve) > 1 for trial in trials) else ()
 
     def _cost_chart(self, cost: Cost) -> Chart:
-        known = [trial for trial in self.completed if cost.value_of(trial) > 0]
+        known = [trial for trial in self.completed if cost.value_of(trial) is not None]
         return self._chart(f"Accuracy against {cost.label}", known if len(known) > 1 else ())
 
     def _is_objective(self, cost: Cost) -> bool:

@@ -24,7 +24,8 @@ from fmnist_search.reporting.chart_data import (
     surface_points,
 )
 from fmnist_search.reporting.colors import BLUE, GREY, RED, STATE_COLORS, TEXT_COLOR
-from fmnist_search.results.objectives import COST_LABELS, pareto_front
+from fmnist_search.results.objectives import pareto_front
+from fmnist_search.results.own_costs import cost_label
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import TrialState
 
@@ -48,7 +49,7 @@ def hover_text(view: StudyView, trial: TrialRecord) -> str:
 def _short_hover_text(trial: TrialRecord) -> str:
     """Return the text without the hyperparameters, for charts that show a trial many times."""
     value = "no value" if trial.value is None else f"{trial.value:.2%}"
-    cost = f", {trial.cost} {COST_LABELS[trial.cost.metric]}" if trial.cost else ""
+    cost = f", {trial.cost} {cost_label(trial.cost.metric)}" if trial.cost else ""
     return f"<b>trial {trial.number}</b>: {trial.recipe.label}<br>{value}{cost}, {trial.state.value}"
 
 
@@ -274,12 +275,12 @@ def _grid_means(surface: Sequence[tuple[float, float, float]]) -> dict[tuple[flo
 
 def _accuracy_versus_cost(view: StudyView, chart: Chart, texts: dict[int, str], *, cost: Cost) -> Any:
     figure = _new_figure(cost.label)
-    costs = [cost.value_of(trial) for trial in chart.trials]
+    costs = cost.values_of(chart.trials)
     points = [(x, trial.value or 0.0) for x, trial in zip(costs, chart.trials, strict=True)]
     _add_points(figure, "completed", BLUE, chart.trials, costs, texts)
     front = [points[index] for index in pareto_front(points)]
     _add_line(figure, "Pareto front", [x for x, _ in front], [y for _, y in front], {"color": RED, "shape": "hv"})
-    if max(costs) > 4 * min(costs):
+    if max(costs) > 4 * min(costs) > 0:
         figure.update_xaxes(type="log")
     _set_percent_axis(figure, [value for _, value in points])
     return figure

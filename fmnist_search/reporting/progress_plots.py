@@ -174,8 +174,8 @@ def _bar_corners(number: int, left: float, right: float) -> list[tuple[float, fl
 
 def _accuracy_versus_cost(view: StudyView, chart: Chart, *, cost: Cost) -> Figure:
     figure, axes = single_axes_figure(chart)
-    points = [(cost.value_of(trial), trial.value or 0.0) for trial in chart.trials]
-    costs = [x for x, _ in points]
+    costs = cost.values_of(chart.trials)
+    points = [(x, trial.value or 0.0) for x, trial in zip(costs, chart.trials, strict=True)]
     low = set_percent_axis(axes, [value for _, value in points])
     visible = [point for point in points if point[1] >= low]
     axes.scatter(*split_coordinates(visible), s=28, color=BLUE, alpha=0.55, label="completed")
@@ -190,7 +190,7 @@ def _accuracy_versus_cost(view: StudyView, chart: Chart, *, cost: Cost) -> Figur
             str(chart.trials[index].number), points[index], xytext=(-4, 5), textcoords="offset points",
             ha="right", fontsize=8, color=TEXT_COLOR,
         )  # fmt: skip
-    if max(costs) > 4 * min(costs):
+    if max(costs) > 4 * min(costs) > 0:
         axes.set_xscale("log")
     _format_cost_axis(axes, min(costs), max(costs))
     axes.set_xlabel(cost.label)

@@ -15,7 +15,7 @@ from fmnist_search.recipe.formatting import format_value_short, short_names
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.reporting.tables import Cell, recipe_values
 from fmnist_search.results.champion import Champion
-from fmnist_search.results.objectives import COST_LABELS
+from fmnist_search.results.own_costs import cost_label
 from fmnist_search.results.study import (
     Importances,
     StudySummary,
@@ -69,7 +69,7 @@ def study_note(
     if summary.ranked_trials:
         parts += ["## Leaderboard", _leaderboard(summary.ranked_trials[:MAX_LEADERS], searched, metric)]
     if not metric and len(front := front_trials(summary.trials, "seconds_per_epoch")) > 1:
-        title = f"## Pareto front of accuracy and {COST_LABELS['seconds_per_epoch']}"
+        title = f"## Pareto front of accuracy and {cost_label('seconds_per_epoch')}"
         parts += [title, _front(front, searched, "seconds_per_epoch")]
     if paused := paused_trials(summary.trials):
         parts += ["## Paused trials", _paused(paused[:MAX_LEADERS])]
@@ -142,7 +142,7 @@ def _front(trials: Sequence[TrialRecord], searched: Sequence[str], metric: str) 
 
 def _leaderboard(trials: Sequence[TrialRecord], searched: Sequence[str], metric: str | None) -> str:
     names = [name for name in searched if not name.startswith("model.width_")]  # the network's label has its widths
-    head = ["trial", "network", "validation accuracy", *([COST_LABELS[metric]] if metric else []), *short_names(names)]
+    head = ["trial", "network", "validation accuracy", *([cost_label(metric)] if metric else []), *short_names(names)]
     body = [
         [
             str(trial.number),

@@ -14,7 +14,7 @@ COST_LABELS = {
     "parameters": "parameters",
     "seconds_per_epoch": "seconds per epoch",
 }
-"""The metrics that a study can minimize beside it, with their labels."""
+"""The metrics that every study can minimize beside it, with their labels; `own_costs` has those of users."""
 
 
 class HasCosts(Protocol):
@@ -35,24 +35,26 @@ class HasCosts(Protocol):
 
 @dataclass(frozen=True)
 class TrialCost:
-    """A cost of a trial: the name of the metric, which is one of `COST_LABELS`, and its value."""
+    """A cost of a trial: the name of the metric and its value."""
 
     metric: str
     value: float
 
     def __str__(self) -> str:
-        """Return the value as text: counts with separators, seconds with two decimals."""
+        """Return the value as text: counts with separators, seconds with two decimals, others with four digits."""
+        if self.metric not in COST_LABELS:
+            return f"{self.value:.4g}"
         return f"{self.value:,.2f}" if self.metric == "seconds_per_epoch" else f"{self.value:,.0f}"
 
 
 def cost_of(trial: HasCosts, metric: str) -> TrialCost | None:
-    """Return a cost of a trial; None if it is not known."""
+    """Return a cost of a trial; None if it is not known, or is none of `COST_LABELS`."""
     values = {
         "mult_adds": trial.mult_adds,
         "parameters": trial.parameters,
         "seconds_per_epoch": trial.seconds_per_epoch,
     }
-    return TrialCost(metric, values[metric]) if values[metric] else None
+    return TrialCost(metric, values[metric]) if values.get(metric) else None
 
 
 def known_costs(trial: HasCosts) -> dict[str, float]:

@@ -11,7 +11,7 @@ CONFIRMED_VAL_ACCURACY = "confirmed/val_accuracy"
 LEARNING_RATE = "optimizer/learning_rate"
 PARAMETER_COUNT = "model/parameters"
 COSTS = {"mult_adds": "model/mult_adds", "parameters": PARAMETER_COUNT, "seconds_per_epoch": "time/seconds_per_epoch"}
-"""The costs of a training, by their names in a study file."""
+"""The costs of a training, by their names in a study file; see `cost` for those of users."""
 
 EPOCH_SECONDS = "time/epoch_seconds"
 TRIAL_SECONDS = "time/trial_seconds"
@@ -41,6 +41,11 @@ def calibration_error(split: str) -> str:
 def trial_count(state: str) -> str:
     """Return the key of the number of a study's trials in a state, such as "completed"."""
     return f"progress/{state}"
+
+
+def cost(metric: str) -> str:
+    """Return the key of a cost, such as "mult_adds", or of one that a module of the user's own defines."""
+    return COSTS.get(metric, f"cost/{metric}")
 
 
 def system(name: str) -> str:

@@ -192,6 +192,8 @@ class TrainingRunLogger(RunLogger):
             metric_names.CAPTURE_SECONDS: overhead.capture,
             metric_names.SAMPLING_SECONDS: overhead.sampling,
         }
+        if result.cost:
+            values[metric_names.cost(result.cost.metric)] = result.cost.value
         if result.best_val_accuracy is not None:
             values[metric_names.BEST_VAL_ACCURACY] = result.best_val_accuracy
         final_tags = {

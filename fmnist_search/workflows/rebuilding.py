@@ -136,6 +136,7 @@ def finished_run(study_store: StudyStore, trial: TrialRecord, parent_id: str) ->
         metric_names.TRIAL_SECONDS: trial.seconds,
         **({metric_names.BEST_VAL_ACCURACY: max(trial.curve)} if trial.curve else {}),
         **{metric_names.COSTS[metric]: value for metric, value in known_costs(trial).items()},
+        **({metric_names.cost(trial.cost.metric): trial.cost.value} if trial.cost else {}),
     }
     return FinishedRun(
         name=f"{trial.number:03d} {recipe.label}",

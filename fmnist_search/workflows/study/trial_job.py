@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fmnist_search.data.images import Images
+from fmnist_search.errors import UserError
 from fmnist_search.execution.job import LossCause
 from fmnist_search.processes import process_identity
-from fmnist_search.results.objectives import cost_of
+from fmnist_search.results.own_costs import compute_cost
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.results.training import (
     Decision,
@@ -177,9 +178,7 @@ class TrialJob(TrackedJob):
         if not result.state.is_final:
             self.suspend(result)
             return self._study_store.tell(self.asked, result, run_id, overhead)
-        cost_metric = self._study_store.config.objective.cost
-        if result.state is TrialState.COMPLETED and cost_metric:
-            result = dataclasses.replace(result, cost=cost_of(result, cost_metric))
+        result = self._with_cost(result)
         if result.state is TrialState.COMPLETED and result.weights:
             path = self._workspace.weights_path(self._study_store.config.name, self.asked.number)
             save_state(path, result.weights)
@@ -188,6 +187,16 @@ class TrialJob(TrackedJob):
         self._checkpoints.remove(self.asked.number)
         self._context.sender.forget_progress(self.run.run_key)
         return record
+
+    def _with_cost(self, result: TrialResult) -> TrialResult:
+        """Return the result with the cost that the study minimizes; a failed one if it cannot be computed."""
+        metric = self._study_store.config.objective.cost
+        if result.state is not TrialState.COMPLETED or not metric:
+            return result
+        try:
+            return dataclasses.replace(result, cost=compute_cost(self.recipe, result, metric))
+        except UserError as error:
+            return dataclasses.replace(result, state=TrialState.FAILED, reason=str(error))
 
     def _report_problem(self, problem: str) -> None:
         self._context.callback.on_message(f"{self.name}: {problem}")

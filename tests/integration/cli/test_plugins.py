@@ -1,4 +1,4 @@
-"""Families of networks of a user's own: the example of docs/extending.md, from the search to serving, and mistakes."""
+"""Families and costs of a user's own: the examples of docs/extending.md, from the search to serving, and mistakes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.workspace import image_cache_folder
-from tests.integration.conftest import fork_command, run_command
+from tests.integration.conftest import fork_command, read_artifact, run_command
 
 PAGE = (Path(__file__).parents[3] / "docs" / "extending.md").read_text()
 SMALL = [
@@ -23,10 +24,11 @@ SMALL = [
 ]
 
 
-def example(language: str) -> str:
-    found = re.search(f"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    assert found
-    return found[1]
+def example(language: str, containing: str = "separable") -> str:
+    """Return the first example of the page in a language that contains a text."""
+    return next(
+        text for text in re.findall(f"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE) if containing in text
+    )
 
 
 @pytest.fixture
@@ -83,6 +85,32 @@ def test_a_family_of_ones_own_from_the_search_to_serving(project: Path) -> None:
     assert run(project, "export", "models:/fmnist-search/1", "--onnx", "model.onnx")[0] == 0
 
 
+@pytest.mark.slow
+def test_a_cost_of_ones_own_from_the_search_to_mlflow(project: Path) -> None:
+    costs = example("python", "register_cost")
+    (project / "my_costs.py").write_text(costs)
+    (project / "shirts.toml").write_text(example("toml", "missed_shirts"))
+    trials = json_of(project, "search", "shirts.toml", *SMALL)["trials"]
+    assert sum(trial["duplicate_of"] is None for trial in trials) == 3
+    front = json_of(project, "leaderboard", "--pareto", "missed_shirts")
+    for trial in trials:
+        client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+        stored = read_artifact(client, trial["run_id"], "confusion_matrix.json")
+        answers = json.loads(stored)["rows_true_columns_predicted"][6]
+        missed = 100 * (1 - answers[6] / sum(answers))
+        assert trial["cost"] == {"metric": "missed_shirts", "value": pytest.approx(missed)}
+        assert client.get_run(trial["run_id"]).data.metrics["cost/missed_shirts"] == pytest.approx(missed)
+    assert front[0]["cost"]["value"] == min(trial["cost"]["value"] for trial in trials)
+    assert "missed_shirts" in run(project, "leaderboard")[1]
+
+    (project / "my_costs.py").write_text(costs.replace("return 100", "return float('nan') * 100"))
+    code, stdout, _ = run(project, "search", "shirts.toml", *SMALL, "--name", "nan", "--json")
+    assert code == 3
+    assert {(trial["state"], trial["reason"]) for trial in json.loads(stdout)["trials"]} == {
+        ("failed", "objective.metrics: missed_shirts: returned nan, which is no finite number")
+    }
+
+
 def test_a_recipe_file_names_a_module(project: Path) -> None:
     recipe = '[plugins]\nmodules = ["my_networks"]\n[model]\nfamily = "separable"\nkernel = 5\n'
     (project / "recipe.toml").write_text(recipe)
@@ -92,10 +120,11 @@ def test_a_recipe_file_names_a_module(project: Path) -> None:
 
 
 def test_mistakes_of_plugins_are_one_line(project: Path) -> None:
-    study = example("toml")
+    study, costs = example("toml"), example("python", "register_cost")
     for name, content, problem in (
         ("broken.py", "1 / 0\n", "broken.py: cannot be loaded (ZeroDivisionError: division by zero); correct it"),
-        ("empty.py", "", "empty.py: registers no family; decorate a dataclass with @register_family"),
+        ("empty.py", "", "empty.py: registers no family and no cost; decorate a dataclass with @register_family"),
+        ("accuracy.py", costs.replace('"missed_shirts"', '"mult_adds"'), "cost 'mult_adds': is not a valid name"),
         ("taken.py", example("python").replace('"separable"', '"cnn"'), "family 'cnn': is registered by fmnist_search"),
         ("common.py", example("python").replace('"separable"', '"common"'), "family 'common': is not a valid name"),
         ("none.py", None, "none.py: no such file; give its path from the folder of the naming file"),
