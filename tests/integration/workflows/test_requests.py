@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
+import pytest
+
+from fmnist_search import run_study
+from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.results.study import StopReason, StudySummary, TrialRecord
 from fmnist_search.results.training import TrialState
 from fmnist_search.workflows.callbacks import StudyCallback
+from fmnist_search.workflows.settings import TrackingOptions
+from fmnist_search.workspace import Workspace
 from tests.integration.conftest import CommandResult, run_command
 from tests.integration.workflows.test_background import AfterEpochs, search, wait_until
+from tests.support.postgresql import postgresql_server
 
 
 class Recorder(AfterEpochs):
@@ -120,3 +128,47 @@ def test_a_search_that_takes_no_signals_is_stopped_through_the_storage(tiny: Pat
     assert len(continued) == count
     assert continued[-1].curve[: last.epochs] == last.curve
     assert continued[-1].state is TrialState.COMPLETED
+
+
+@pytest.mark.slow
+def test_another_machine_asks_through_postgresql(tiny: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other machine"  # no file is shared
+    other.mkdir()
+    began, summaries = threading.Event(), list[StudySummary]()
+    changes = {"budget.trials": 200, "budget.epochs": 40, "finalists.recipes": 0, "sampler": "random"}
+    with postgresql_server() as server:
+        storage = ("--storage", server.create_database())
+        workspace = Workspace.resolve(f"sqlite:///{tiny.parent / 'mlflow.db'}", storage=storage[1])
+        untracked = TrackingOptions(enabled=False)
+
+        def search_in_thread() -> None:
+            config, callback = StudyConfig.load(tiny, changes), AfterEpochs("000", began.set)
+            summaries.append(run_study(config, workspace=workspace, tracking=untracked, callback=callback))
+
+        thread = threading.Thread(target=search_in_thread)
+        thread.start()
+        try:
+            wait_until(began.is_set)
+            queued = run_command(other, "enqueue", "--set", "batch_size=100", "--set", "model.depth=2", *storage)
+            ended = run_command(other, "stop", "tiny", "--trial", 0, *storage)
+            refused = run_command(other, "studies", "rename", "tiny", "new", "--yes", *storage)
+        finally:
+            stopped = run_command(other, "stop", "tiny", *storage)
+            thread.join()
+        assert "is the next trial" in queued.stdout, queued.stderr
+        assert ended.stdout == "tiny: trial 0 ends as pruned after its epoch; the search goes on\n", ended.stderr
+        assert "study 'tiny': is searched by" in refused.stderr
+        assert "tiny: has stopped" in stopped.stdout, stopped.stderr
+        (summary,) = summaries
+        assert summary.stop_reason is StopReason.INTERRUPTED
+        first, second, *_ = summary.trials
+        assert (first.state, second.recipe.batch_size) == (TrialState.PRUNED, 100)
+
+        exported = run_command(tiny.parent, "studies", "export", "tiny", "--output", "out", *storage)
+        assert len(json.loads((tiny.parent / "out/trials.json").read_text())) == len(summary.trials), exported.stderr
+        renamed = run_command(tiny.parent, "studies", "rename", "tiny", "new", "--yes", *storage)
+        assert renamed.exit_code == 0, renamed.stderr
+        assert run_command(other, "status", "new", *storage).exit_code == 0
+        deleted = run_command(tiny.parent, "studies", "delete", "new", "--yes", *storage)
+        assert deleted.exit_code == 0, deleted.stderr
+        assert run_command(other, "status", "new", *storage).exit_code == 2
