@@ -69,8 +69,8 @@ class StudyRunLogger:
         progress = {metric_names.trial_count(state.value): float(search.counts[state]) for state in PROGRESS_STATES}
         if refused := search.counts[TrialState.REFUSED]:
             progress[metric_names.trial_count(TrialState.REFUSED.value)] = float(refused)
-        if search.best_value is not None:
-            progress[metric_names.BEST_VAL_ACCURACY] = search.best_value
+        if search.best_accuracy is not None:
+            progress[metric_names.BEST_VAL_ACCURACY] = search.best_accuracy
         changed = {name: value for name, value in progress.items() if self._progress.get(name) != value}
         self._progress = progress
         self._run.log_metrics(changed, step=len(search))

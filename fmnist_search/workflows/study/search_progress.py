@@ -13,15 +13,15 @@ from fmnist_search.workflows.study.stopping import SpentBudget
 class SearchProgress:
     """The trials that have ended, in the order of their ends, and those that are paused or wait to go on.
 
-    `spent` is what they count against the budget, `counts` the number of trained trials by state, `best_value` the best
-    of those that have completed, and `paused` the number of paused ones. `answers` has a trial that answers later equal
-    ones by the key of its recipe.
+    `spent` is what they count against the budget, `counts` the number of trained trials by state, `best_accuracy` the
+    highest of any epoch of those that have completed or were pruned, and `paused` the number of paused ones. `answers`
+    has a trial that answers later equal ones by the key of its recipe.
     """
 
     def __init__(self, records: Iterable[TrialRecord]):
         self.spent = SpentBudget()
         self.counts: Counter[TrialState] = Counter()
-        self.best_value: float | None = None
+        self.best_accuracy: float | None = None
         self._records: dict[int, TrialRecord] = {}
         self._answers: dict[str, TrialRecord] = {}
         self._paused: set[int] = set()
@@ -68,9 +68,8 @@ class SearchProgress:
         self.counts[record.state] += 1
         if record.value is None:
             return
-        if record.state is TrialState.COMPLETED:
-            self.best_value = record.value if self.best_value is None else max(self.best_value, record.value)
         if record.state in (TrialState.COMPLETED, TrialState.PRUNED):
+            self.best_accuracy = max(self.best_accuracy or 0.0, record.value, *record.curve)
             self._answers[record.recipe.seed_independent_key()] = record
 
     def remove(self, number: int) -> None:

@@ -200,6 +200,7 @@ def test_progress_is_logged_after_every_trial(client: MlflowClient, study: Run) 
     assert [(point.step, point.value) for point in completed] == [(1, 1), (2, 2)]
     best = [point.value for point in client.get_metric_history(study.info.run_id, "best/val_accuracy")]
     assert best == sorted(best)
+    assert best[-1] == max(run.data.metrics["best/val_accuracy"] for run in search_runs(client, "trial"))
 
 
 def test_every_trial_has_the_scores_of_each_class(client: MlflowClient) -> None:
