@@ -12,9 +12,11 @@ from fmnist_search.config.samplers import Sampler
 from fmnist_search.config.sections import Section, section_of
 from fmnist_search.config.space import NOT_SEARCHABLE, shared_hyperparameters
 from fmnist_search.config.study_config import StudyConfig
-from fmnist_search.recipe.families import FAMILIES
+from fmnist_search.recipe.families import FAMILIES, FAMILY_PATTERN
 from fmnist_search.recipe.groups import Data
 from fmnist_search.recipe.hyperparameters import Hyperparameter, hyperparameters
+from fmnist_search.results.objectives import ACCURACY, COST_LABELS
+from fmnist_search.workspace import NAME_PATTERN
 
 Schema = dict[str, Any]
 
@@ -38,12 +40,31 @@ def study_schema() -> Schema:
         "additionalProperties": False,
         "required": ["name", "budget", "space"],
         "properties": properties,
+        "if": {"not": {"required": ["plugins"]}},
+        "then": {"properties": _without_plugins()},
+    }
+
+
+def _without_plugins() -> Schema:
+    """Return the schema of what a file may not name unless its `plugins` register it."""
+    families = {"enum": list(FAMILIES)}
+    return {
+        "space": {
+            "propertyNames": {"enum": ["common", *FAMILIES]},
+            "properties": {
+                "common": {"properties": {"family": {"anyOf": [families, {"type": "array", "items": families}]}}}
+            },
+        },
+        "objective": {"properties": {"metrics": {"items": {"enum": [ACCURACY, *COST_LABELS]}}}},
     }
 
 
 def _property_schema(name: str, field: FieldInfo) -> Schema:
     if name == "data":
-        return _object_schema(_scalars_schema(hyperparameters(Data)))
+        schema = _object_schema(_scalars_schema(hyperparameters(Data)))
+        dataset = schema["properties"]["dataset"]
+        dataset["anyOf"] = [{"enum": dataset.pop("enum")}, {"type": "string", "pattern": NAME_PATTERN}]  # a user's own
+        return schema
     if name == "space":
         return _space_schema()
     if name in VARIANTS:
@@ -88,10 +109,11 @@ def _variant_schema(section: type[Section], is_default: bool) -> Schema:
 def _space_schema() -> Schema:
     families = list(FAMILIES)
     shared = {name: spec for name, spec in shared_hyperparameters().items() if name not in NOT_SEARCHABLE}
-    one_of = {"enum": families}
+    one_of = {"anyOf": [{"enum": families}, {"type": "string", "pattern": FAMILY_PATTERN}]}
     common = {"family": {"anyOf": [one_of, {"type": "array", "items": one_of}]}, **_domains_schema(shared)}
     own = {name: _object_schema(_domains_schema(hyperparameters(FAMILIES[name]))) for name in families}
-    return _object_schema({"common": _object_schema(common), **own})
+    of_plugins = {FAMILY_PATTERN: {"type": "object"}}
+    return {**_object_schema({"common": _object_schema(common), **own}), "patternProperties": of_plugins}
 
 
 def _domains_schema(specs: Mapping[str, Hyperparameter]) -> Schema:

@@ -97,11 +97,19 @@ def clean_environment(**changes: str) -> dict[str, str]:
     return {**others, **changes}
 
 
+OWN_PROCESSES = "TEST_COMMANDS_IN_PROCESSES"
+"""Environment variable, set by `make test-processes`: `run_command` starts processes, which draw all figures."""
+
+
 def run_command(folder: Path, *arguments: object, plots: bool = False, **changes: str) -> CommandResult:
     """Run a command in a folder, within this process: imports in a new one would take longer than most commands.
 
     Figures take half the time of a tiny study, so they are rendered only with `plots`.
     """
+    if os.environ.get(OWN_PROCESSES):
+        process = fork_command(folder, *arguments, **changes)
+        output = process.communicate(timeout=600)
+        return CommandResult(process.wait(), *output)
     before, here = dict(os.environ), Path.cwd()
     stdout, stderr = io.StringIO(), io.StringIO()
     os.environ.clear()

@@ -48,6 +48,13 @@ def test_minimal_study_validates() -> None:
     StudyConfig.from_dict(MINIMAL_STUDY)
 
 
+def test_names_of_the_users_own_validate_with_plugins_only() -> None:
+    for changes in ({"space": {"separable": {"depth": [1, 2]}}}, {"objective": {"metrics": ["val_accuracy", "price"]}}):
+        assert schema_errors({**MINIMAL_STUDY, **changes})
+        assert schema_errors({**MINIMAL_STUDY, **changes, "plugins": {"modules": ["mine.py"]}}) == []
+    assert schema_errors({**MINIMAL_STUDY, "data": {"dataset": "my-images"}}) == []
+
+
 @pytest.mark.parametrize("entry", ["champion", "study:other", "best.toml", {"model": {"depth": 2}, "batch_size": 64}])
 def test_start_recipes_of_every_form_validate(entry: Any) -> None:
     start = {"recipes": [entry], "outside": "try"}
