@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fmnist_search.cli.output import format_duration, format_percent, sparkline, stderr
+from fmnist_search.results.study import PAUSED_AT_END
 from fmnist_search.results.training import TrialState
 from fmnist_search.workflows.callbacks import StudyCallback
 
@@ -146,10 +147,11 @@ class StudyProgressDisplay(StudyCallback):
     def on_trial_end(self, trial: TrialRecord) -> None:
         """Print the line of a trial, unless it is paused: it may be so after each epoch.
 
-        Of refused trials, of which there may be hundreds, only the first has a line. Others are counted.
+        Of refused trials, and of those that are paused at the end of the search, there may be hundreds. Only the first
+        refused one has a line. Others are counted.
         """
         self._trials[trial.number] = trial
-        if trial.state is TrialState.PAUSED:
+        if trial.state is TrialState.PAUSED or trial.reason == PAUSED_AT_END:
             return
         if trial.state is TrialState.REFUSED:
             self._print_refusal(trial)

@@ -27,6 +27,10 @@ class Prediction:
         return f"{self.median:.2%} ({self.low:.2%} to {self.high:.2%})"
 
 
+PAUSED_AT_END = "was paused when the search ended"
+"""Why a trial was pruned that was paused until a limit of the study was reached."""
+
+
 @dataclass(frozen=True)
 class TrialRecord:
     """One trial of a study. The `value` of a pruned trial is the last one that it reported.

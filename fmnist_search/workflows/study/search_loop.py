@@ -7,7 +7,7 @@ import time
 from collections.abc import Container
 
 from fmnist_search.execution.backend import Backend
-from fmnist_search.results.study import StopReason, TrialRecord
+from fmnist_search.results.study import PAUSED_AT_END, StopReason, TrialRecord
 from fmnist_search.results.training import TrialResult
 from fmnist_search.search.asked_trial import AskedTrial
 from fmnist_search.search.lease import LeaseLost
@@ -201,9 +201,12 @@ class SearchLoop:
         return StopReason.REFUSED if reason is None and self._networks.is_spent else reason
 
     def _end_paused(self) -> None:
-        for number in self._study_store.paused_to_end():
-            job = self._start_job(self._study_store.resume(number), 0.0)
-            job.prune("was paused when the search ended")
+        numbers = self._study_store.paused_to_end()
+        for number in numbers:
+            self._start_job(self._study_store.resume(number), 0.0).prune(PAUSED_AT_END)
+        if numbers:
+            name = self._study_store.config.name
+            self._context.callback.on_message(f"{name}: trials that were paused and end as pruned: {len(numbers)}")
 
     def _abort(self, backend: Backend, reason: str) -> None:
         """Stop the workers at once, and let all running trials and pending duplicates wait to go on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from rich.console import Console
 
+from fmnist_search.cli.progress import StudyProgressDisplay
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.study import StopReason, StudySummary
@@ -69,8 +72,14 @@ def test_paused_trials_are_shown_and_an_interrupted_search_ends_as_one_that_was_
     assert runs_by_state(workspace, ended) == {"completed": "FINISHED", "pruned": "KILLED"}
 
     whole = new_workspace(tmp_path / "whole")
-    expected = run_study(config, workspace=whole, tracking=TrackingOptions(enabled=False))
+    with StudyProgressDisplay(config, Console(file=(printed := io.StringIO()), width=200)) as display:
+        expected = run_study(config, workspace=whole, tracking=TrackingOptions(enabled=False), callback=display)
     assert [(t.state, t.curve) for t in ended.trials] == [(t.state, t.curve) for t in expected.trials]
+    at_end = [trial for trial in expected.trials if trial.state is TrialState.PRUNED]
+    assert f"tiny: trials that were paused and end as pruned: {len(at_end)}\n" in printed.getvalue()
+    assert len([line for line in printed.getvalue().splitlines() if line[:3].isdecimal()]) == len(
+        expected.trials
+    ) - len(at_end)
 
 
 @pytest.mark.slow
