@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fmnist_search.cli.app import CommandSettings, main
+from fmnist_search.workspace import image_cache_folder
 from tests.golden.project import move_addresses
 from tests.support.command_server import CommandServer, ForkedCommand
 
@@ -95,6 +96,13 @@ def clean_environment(**changes: str) -> dict[str, str]:
     """Return the environment of a user who has set no variable of MLflow or of this program."""
     others = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "FMNIST_"))}
     return {**others, **changes}
+
+
+def link_image_cache(folder: Path) -> Path:
+    """Return the folder as a new XDG_CACHE_HOME that has the images, and in which no plugins are remembered."""
+    (folder / "fmnist-search").mkdir(parents=True)
+    (folder / "fmnist-search/images").symlink_to(image_cache_folder())
+    return folder
 
 
 OWN_PROCESSES = "TEST_COMMANDS_IN_PROCESSES"

@@ -50,6 +50,12 @@ def page_snippets(page: Path) -> list[Snippet]:
     return found
 
 
+def page_example(page: str, language: str, containing: str = "separable") -> str:
+    """Return the first block in a language that contains a text, of a page of docs."""
+    snippets = page_snippets(ROOT / "docs" / page)
+    return next(each.text for each in snippets if each.language == language and containing in each.text)
+
+
 def all_commands() -> list[Snippet]:
     """Return the command lines of all pages."""
     return [snippet for page in PAGES for snippet in page_snippets(page) if snippet.language == "console"]

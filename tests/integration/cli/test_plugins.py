@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,9 @@ import pytest
 from mlflow import MlflowClient
 
 from fmnist_search.recipe.families import FAMILIES
-from fmnist_search.workspace import image_cache_folder
-from tests.integration.conftest import fork_command, read_artifact, run_command
+from tests.integration.conftest import fork_command, link_image_cache, read_artifact, run_command
+from tests.support.pages import page_example
 
-PAGE = (Path(__file__).parents[3] / "docs" / "extending.md").read_text()
 SMALL = [
     *("--trials", "3", "--epochs", "1", "--sampler", "random", "--set", "data.train_images=500"),
     *("--set", "data.validation=500", "--set", "pruner=none", "--set", "execution.precision=float32"),
@@ -24,20 +23,13 @@ SMALL = [
 ]
 
 
-def example(language: str, containing: str = "separable") -> str:
-    """Return the first example of the page in a language that contains a text."""
-    return next(
-        text for text in re.findall(f"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE) if containing in text
-    )
+example = partial(page_example, "extending.md")
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the example, of a user who has named no plugin yet."""
-    images = image_cache_folder()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "cache/fmnist-search").mkdir(parents=True)
-    (tmp_path / "cache/fmnist-search/images").symlink_to(images)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(link_image_cache(tmp_path / "cache")))
     folder = tmp_path / "project"
     folder.mkdir()
     (folder / "my_networks.py").write_text(example("python"))

@@ -15,8 +15,9 @@ from benchmarks.soak.invariants import check_study
 from benchmarks.soak.stores import read_runs, read_trials
 from fmnist_search.results.training import TrialState
 from fmnist_search.search.study_store import StudyStore
-from tests.integration.conftest import start_command, start_python
+from tests.integration.conftest import link_image_cache, start_command, start_python
 from tests.integration.reliability.stores import MLFLOW, OPTUNA, assert_whole, query, wait_until
+from tests.support.pages import page_example
 from tests.support.postgresql import postgresql_server
 from tests.support.ray_clusters import ClusterProcess, ray_cluster_process
 
@@ -67,8 +68,12 @@ resources = {{ memory = 0 }}
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[ClusterProcess]:
-    with ray_cluster_process(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN) as started:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterProcess]:
+    """A cluster whose nodes have a family of the user's own."""
+    module = tmp_path_factory.mktemp("node") / "networks_of_the_nodes.py"
+    module.write_text(page_example("extending.md", "python", "separable"))
+    changes = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "FMNIST_SEARCH_PLUGINS": str(module)}
+    with ray_cluster_process(**changes) as started:
         yield started
 
 
@@ -109,12 +114,18 @@ def test_a_study_outlives_its_nodes_and_uses_one_that_joins(cluster: ClusterProc
     assert joined[:8] in [*used, *places(tmp_path, "finalist")]
 
 
-def test_mlflow_run_searches_on_ray_and_stores_the_study_in_postgresql(cluster: ClusterProcess, tmp_path: Path) -> None:
+def test_mlflow_run_searches_a_family_of_ones_own_on_ray_and_stores_the_study_in_postgresql(
+    cluster: ClusterProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    (clone / "my_networks.py").write_text(page_example("extending.md", "python", "separable"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(link_image_cache(tmp_path / "cache")))  # plugins are remembered there
     cluster_table = f'[execution.ray]\naddress = "{cluster.address}"'
     smaller = STUDY.replace("[execution.ray]", cluster_table).replace("recipes = 1", "recipes = 0")
-    (clone / "nodes.toml").write_text(smaller)
+    own = '[plugins]\nmodules = ["my_networks.py"]\n\n[space.separable]\nwidth = [8, 16]\n'
+    network = smaller[smaller.index("[space.cnn]") : smaller.index("[finalists]")]
+    (clone / "nodes.toml").write_text(smaller.replace(network, own))
     with postgresql_server() as server:
         url = server.create_database()
         parameters = {"study": "nodes.toml", "backend": "ray", "trials": 2, "storage": url}
@@ -129,3 +140,4 @@ def test_mlflow_run_searches_on_ray_and_stores_the_study_in_postgresql(cluster: 
     found = check_study(trials, records, runs, 2)
     assert [invariant for invariant in found if not invariant.holds] == []
     assert len(places(clone, "trial")) == 2
+    assert {record.recipe.model.family for record in records} == {"separable"}
