@@ -15,12 +15,8 @@ MAX_GRID_SIZE = 10_000
 
 
 def can_have_freeze_thaw(budget: Budget, objective: Objective, space: Space) -> bool:
-    """Return whether freeze-thaw can be used in a study, and would learn from all that is done there.
-
-    It does not learn from networks that the budget refuses.
-    """
-    refuses = budget.max_mult_adds is not None or budget.max_seconds_per_epoch is not None
-    return budget.epochs > 1 and not objective.cost and not refuses and _has_ordered(space)
+    """Return whether freeze-thaw can be used in a study."""
+    return budget.epochs > 1 and not objective.cost and _has_ordered(space)
 
 
 def check_pruner(pruner: Pruner, budget: Budget, objective: Objective) -> None:

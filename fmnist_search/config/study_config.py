@@ -78,7 +78,7 @@ class StudyConfig(Section):
     sampler: Sampler = Field(
         FALLBACK_SAMPLER,
         description="By default `freeze-thaw`. `tpe` if the study names a pruner, or has one epoch a trial, two "
-        "metrics, a limit of what a network costs, or no hyperparameter whose values are numbers.",
+        "metrics, or no hyperparameter whose values are numbers.",
     )
     pruner: Pruner = Field(
         FALLBACK_PRUNER,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,8 +67,8 @@ class RandomRecipes:
         self._seed = seed
         self._hyperparameters = {family: conditional_hyperparameters(space, family) for family in space.families}
 
-    def draw(self, number: int, count: int) -> list[dict[str, Value]]:
-        """Return so many recipes for the trial of this number."""
+    def draw(self, number: int, count: int) -> Iterator[dict[str, Value]]:
+        """Yield so many recipes for the trial of this number."""
         seed = int(np.random.default_rng([self._seed, number]).integers(2**32))
         sampler = optuna.samplers.RandomSampler(seed=seed)
         study = optuna.create_study(sampler=sampler)
@@ -81,7 +81,7 @@ class RandomRecipes:
             value: Value = sampler.sample_independent(study, frozen, name, to_distribution(domain))
             return value
 
-        return [self._draw(sample) for _ in range(count)]
+        return (self._draw(sample) for _ in range(count))
 
     def _draw(self, sample: Any) -> dict[str, Value]:
         family = str(sample(FAMILY_NAME, family_domain(self._space)))

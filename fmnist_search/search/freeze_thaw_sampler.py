@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,9 @@ from fmnist_search.search.candidates import Params, RandomRecipes, params_key, u
 from fmnist_search.search.freeze_thaw import FIRST_TRIALS, KnownTrial, Status
 from fmnist_search.search.study_curves import StudyCurves
 
+MAX_DRAWS = 20
+"""Random recipes that are looked at for each one that is wanted, if not all are accepted."""
+
 
 @dataclasses.dataclass(frozen=True)
 class NextEpoch:
@@ -30,7 +34,8 @@ class NextEpoch:
 class FreezeThawSampler(BaseSampler):
     """Samples the recipe that promises most of some random ones; `decide` also compares the trials that have begun.
 
-    `map_candidates` may replace the random recipes for a trial by others, before any is judged.
+    `map_candidates` may replace the random recipes for a trial by others, before any is judged. Only those are judged
+    that `accepts` returns True for. If it does so for few, more are drawn.
     """
 
     def __init__(self, settings: FreezeThawSettings, seed: int, space: Space, last_epoch: int):
@@ -41,6 +46,7 @@ class FreezeThawSampler(BaseSampler):
         self._decided: tuple[object, NextEpoch] | None = None
         self._sampled: dict[int, Params] = {}
         self.map_candidates: Callable[[list[Params]], list[Params]] = lambda candidates: candidates
+        self.accepts: Callable[[Params], bool] = lambda _: True
 
     def decide(self, study: optuna.Study, running: int | None = None, new_number: int | None = None) -> NextEpoch:
         """Return what the next epoch goes to.
@@ -80,9 +86,14 @@ class FreezeThawSampler(BaseSampler):
     def _candidates(self, number: int, trials: Sequence[FrozenTrial]) -> list[Params]:
         if self._drawn is None or self._drawn[0] != number:
             begun = {params_key(trial.params) for trial in trials if trial.number != number}
-            drawn: list[Params] = list(self._recipes.draw(number, self._settings.candidates))
-            self._drawn = number, unseen(self.map_candidates(drawn), begun)
+            self._drawn = number, unseen(self.map_candidates(self._draw(number)), begun)
         return self._drawn[1]
+
+    def _draw(self, number: int) -> list[Params]:
+        """Return accepted random recipes for the trial of this number: as many as wanted, if so many are found."""
+        wanted = self._settings.candidates
+        drawn = self._recipes.draw(number, MAX_DRAWS * wanted)
+        return list(itertools.islice(filter(self.accepts, drawn), wanted))
 
     # --------------------------------------------------------------------------- as a sampler of Optuna
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 import optuna
@@ -10,12 +11,15 @@ from optuna.trial import TrialState as OptunaState
 
 from fmnist_search.config.samplers import FreezeThaw
 from fmnist_search.config.study_config import StudyConfig
+from fmnist_search.recipe.recipe import Recipe
 from fmnist_search.results.training import Decision
 from fmnist_search.search.objectives import pruner_prunes
 from fmnist_search.search.pruners import StartupTrials
+from fmnist_search.search.suggest import base_recipe, suggest_recipe
 from fmnist_search.search.trial_attributes import PAUSED_ATTRIBUTE, PREDICTION_ATTRIBUTE
 
 if TYPE_CHECKING:
+    from fmnist_search.search.candidates import Params
     from fmnist_search.search.freeze_thaw_sampler import FreezeThawSampler
 
 
@@ -51,12 +55,16 @@ class Scheduler:
         """Return the numbers of the paused trials that do not go on after the end of the search."""
         return []
 
+    def filter_recipes(self, accepts: Callable[[Recipe], bool]) -> None:
+        """Let the sampler propose accepted recipes only, if it can choose them."""
+
 
 class FreezeThawScheduler(Scheduler):
     """Lets the sampler choose after each epoch, and when a worker is free, which trial goes on."""
 
     def __init__(self, study: optuna.Study, config: StudyConfig, sampler: FreezeThawSampler):
         super().__init__(study, config)
+        self._config = config
         self._sampler = sampler
         self._last_epoch = config.budget.epochs
 
@@ -82,6 +90,16 @@ class FreezeThawScheduler(Scheduler):
     def paused_to_end(self) -> list[int]:
         """Return the numbers of all trials that this scheduler has paused."""
         return paused_by_freeze_thaw(self._study)
+
+    def filter_recipes(self, accepts: Callable[[Recipe], bool]) -> None:
+        """Let the sampler compare accepted recipes only with the trials that have begun."""
+        base, space = base_recipe(self._config, "float32"), self._config.space
+
+        def accepts_params(params: Params) -> bool:
+            trial = optuna.trial.FixedTrial(dict(params))
+            return accepts(suggest_recipe(trial, space, base, seed=0))
+
+        self._sampler.accepts = accepts_params
 
 
 def make_scheduler(study: optuna.Study, config: StudyConfig) -> Scheduler:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import optuna
 from optuna.trial import TrialState as OptunaState
@@ -220,6 +220,10 @@ class StudyStore(StudyAttributes):
     def resumes_next(self) -> bool:
         """Whether `ask` returns a paused trial, which goes on, in place of a new one."""
         return self._scheduler.next_paused() is not None
+
+    def filter_recipes(self, accepts: Callable[[Recipe], bool]) -> None:
+        """Let the sampler propose only recipes that are accepted, if it can: freeze-thaw does."""
+        self._scheduler.filter_recipes(accepts)
 
     def paused_to_end(self) -> list[int]:
         """Return the numbers of the paused trials that do not go on after the end of the search."""

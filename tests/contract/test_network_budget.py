@@ -8,7 +8,7 @@ from typing import Any, get_args
 import optuna
 import pytest
 
-from fmnist_search.config.samplers import Sampler
+from fmnist_search.config.samplers import FreezeThaw, Sampler
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.execution import Execution
@@ -55,6 +55,7 @@ def search(config: StudyConfig, asks: int, storage: optuna.storages.BaseStorage 
     store = StudyStore.open_in(storage or optuna.storages.InMemoryStorage(), config)
     store.runtime = StudyRuntime(Execution(), "float32")
     networks = NetworkBudget(config, store.trial_records())
+    store.filter_recipes(networks.accepts)
     for _ in range(asks):
         asked = store.ask(at_random=networks.samples_at_random)
         result = networks.judge(asked)
@@ -101,6 +102,12 @@ def test_tpe_learns_which_networks_are_refused() -> None:
         return sum(map(is_refused, search(make_config(sampler, 60_000), 60)))
 
     assert refused("tpe") < refused("random") / 2
+
+
+def test_freeze_thaw_proposes_no_network_that_is_refused() -> None:
+    records = search(make_config(FreezeThaw(), limit=25_000), 12)  # an eighth of the space
+    assert all(record.state is TrialState.COMPLETED and record.mult_adds <= 25_000 for record in records)
+    assert len(records) == 12
 
 
 def test_many_refusals_in_a_row_end_the_search_but_not_that_of_a_grid() -> None:

@@ -54,6 +54,15 @@ class NetworkBudget:
         """Whether the next recipe is random."""
         return self._in_a_row >= RANDOM_AFTER and self._in_a_row % 2 == 1
 
+    @property
+    def has_limits(self) -> bool:
+        """Whether the budget refuses networks."""
+        return self._budget.max_mult_adds is not None or self._budget.max_seconds_per_epoch is not None
+
+    def accepts(self, recipe: Recipe) -> bool:
+        """Return whether the network of a recipe would be trained."""
+        return self._reason(recipe) is None
+
     def add(self, record: TrialRecord) -> None:
         """Learn how long the epochs of a trial took."""
         if record.seconds_per_epoch and record.mult_adds and record.duplicate_of is None:
@@ -77,9 +86,9 @@ class NetworkBudget:
         )
 
     def _reason(self, recipe: Recipe) -> str | None:
-        budget = self._budget
-        if budget.max_mult_adds is None and budget.max_seconds_per_epoch is None:
+        if not self.has_limits:
             return None
+        budget = self._budget
         try:
             mult_adds = network_size(recipe.model).mult_adds
         except UserError:

@@ -77,6 +77,8 @@ class SearchLoop:
         records = search.study_store.trial_records()
         self._progress = SearchProgress(records)
         self._networks = NetworkBudget(search.study_store.config, records)
+        if self._networks.has_limits:
+            search.study_store.filter_recipes(self._networks.accepts)
         self._running: dict[str, TrialJob] = {}
         self._pending = PendingDuplicates()
         self._consecutive_duplicates = 0

@@ -22,8 +22,8 @@ def test_a_drawn_recipe_has_the_parameters_that_a_trial_of_the_space_has(
     config = make_study(table, data={"validation": 100})
     recipes = RandomRecipes(config.space, seed)
     features = RecipeFeatures(config.space)
-    drawn = recipes.draw(number, 3)
-    assert drawn == recipes.draw(number, 3)
+    drawn = list(recipes.draw(number, 3))
+    assert drawn == list(recipes.draw(number, 3))
     for params in drawn:
         trial = optuna.trial.FixedTrial(params, number)
         suggest_recipe(trial, config.space, base_recipe(config, "float32"), seed)  # fails if it asks for another one
