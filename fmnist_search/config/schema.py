@@ -12,7 +12,8 @@ from fmnist_search.config.samplers import Sampler
 from fmnist_search.config.sections import Section, section_of
 from fmnist_search.config.space import NOT_SEARCHABLE, shared_hyperparameters
 from fmnist_search.config.study_config import StudyConfig
-from fmnist_search.recipe.families import FAMILIES, FAMILY_PATTERN
+from fmnist_search.recipe import plugins
+from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.groups import Data
 from fmnist_search.recipe.hyperparameters import Hyperparameter, hyperparameters
 from fmnist_search.results.objectives import ACCURACY, COST_LABELS
@@ -109,10 +110,10 @@ def _variant_schema(section: type[Section], is_default: bool) -> Schema:
 def _space_schema() -> Schema:
     families = list(FAMILIES)
     shared = {name: spec for name, spec in shared_hyperparameters().items() if name not in NOT_SEARCHABLE}
-    one_of = {"anyOf": [{"enum": families}, {"type": "string", "pattern": FAMILY_PATTERN}]}
+    one_of = {"anyOf": [{"enum": families}, {"type": "string", "pattern": plugins.NAME_PATTERN}]}
     common = {"family": {"anyOf": [one_of, {"type": "array", "items": one_of}]}, **_domains_schema(shared)}
     own = {name: _object_schema(_domains_schema(hyperparameters(FAMILIES[name]))) for name in families}
-    of_plugins = {FAMILY_PATTERN: {"type": "object"}}
+    of_plugins = {plugins.NAME_PATTERN: {"type": "object"}}
     return {**_object_schema({"common": _object_schema(common), **own}), "patternProperties": of_plugins}
 
 

@@ -20,9 +20,6 @@ from fmnist_search.recipe.hyperparameters import HyperparameterGroup, Value
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-FAMILY_PATTERN = "^[a-z][a-z0-9_]*$"
-"""What the name of a family is."""
-
 
 @dataclass(frozen=True)
 class Architecture(HyperparameterGroup, abc.ABC):
@@ -83,7 +80,7 @@ class FamilyRegistry(Mapping[str, type[Architecture]]):
         Raises:
             UserError: if the name cannot be that of a table, or is taken.
         """
-        if not re.fullmatch(FAMILY_PATTERN, name) or name == "common":
+        if not re.fullmatch(plugins.NAME_PATTERN, name) or name == "common":
             raise UserError(f"family {name!r}: is not a valid name; use small letters, digits and _, but not 'common'")
         _import_families()  # so that those of this package have their names first
         known = self._families.get(name)

@@ -23,6 +23,9 @@ from fmnist_search.text import first_line
 VARIABLE = "FMNIST_SEARCH_PLUGINS"
 """Environment variable with modules and files, separated as in PATH. Worker processes get those of this process."""
 
+NAME_PATTERN = "^[a-z][a-z0-9_]*$"
+"""What the name of a family or a cost is."""
+
 FAMILY_ENTRY_POINTS, COST_ENTRY_POINTS = "fmnist_search.families", "fmnist_search.costs"
 """Groups of the entry points of packages: the name of a family or cost, and the module that registers it."""
 

@@ -18,6 +18,9 @@ from fmnist_search.text import first_line
 CostFunction: TypeAlias = Callable[[Recipe, TrialResult], float]
 """Returns a cost of a completed trial, from its recipe and its result."""
 
+RESERVED = ("accuracy", "seconds")
+"""Names by which `leaderboard` calls other metrics."""
+
 
 @dataclass(frozen=True)
 class OwnCost:
@@ -39,7 +42,7 @@ def register_cost(name: str, label: str = "") -> Callable[[CostFunction], CostFu
     Raises:
         UserError: if the name is not valid or is taken.
     """
-    if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in (ACCURACY, *COST_LABELS):
+    if not re.fullmatch(plugins.NAME_PATTERN, name) or name in (*RESERVED, ACCURACY, *COST_LABELS):
         raise UserError(
             f"cost {name!r}: is not a valid name, or that of another metric; use small letters, digits and _"
         )
