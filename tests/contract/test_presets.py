@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import tomllib
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from fmnist_search.training.state import initial_classifier
 from tests.support.strategies import recipes
 
 RECIPES_FOLDER = Path(__file__).parents[2] / "studies" / "recipes"
+RESULTS = Path(__file__).parents[2] / "docs" / "results.md"
 TORCHVISION_PREFIXES = ("conv1.", "fc.")
 
 # The authors' own counts, or the counts that follow from their descriptions. Convolutions before a normalisation have
@@ -112,8 +114,19 @@ def test_its_recipe_file_gives_its_recipe(preset: Preset) -> None:
     assert read_recipe(RECIPES_FOLDER / f"{preset.name}.toml") == preset.recipe, "is stale: run `make docs`"
 
 
-def test_every_recipe_file_belongs_to_a_preset() -> None:
-    assert {path.stem for path in RECIPES_FOLDER.glob("*.toml")} == PRESETS.keys()
+def test_every_recipe_file_belongs_to_a_preset_or_to_a_study_that_found_it() -> None:
+    names = {path.stem for path in RECIPES_FOLDER.glob("*.toml")}
+    champions = {f"champion-{path.stem}" for path in RECIPES_FOLDER.parent.glob("*.toml")} & names
+    assert names - champions == PRESETS.keys()
+    assert champions == {"champion-baseline", "champion-final", "champion-quick"}
+
+
+@pytest.mark.parametrize("study", ["baseline", "final", "quick"])
+def test_the_recipe_that_a_study_found_is_the_one_of_the_results(study: str) -> None:
+    recipe = read_recipe(RECIPES_FOLDER / f"champion-{study}.toml")
+    (row,) = re.findall(f"^\\| \\[`{study}`\\].*", RESULTS.read_text(encoding="utf-8"), re.MULTILINE)
+    assert f" {summarize(recipe.model).parameters:,} " in row
+    assert f", {recipe.epochs} epochs" in row
 
 
 @given(recipes())
