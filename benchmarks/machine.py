@@ -10,18 +10,20 @@ from pathlib import Path
 
 import torch
 
+from fmnist_search.training.autotune import has_bfloat16
+
 PACKAGES = ("torch", "torchvision", "numpy", "optuna", "mlflow")
 
 
 def machine() -> str:
-    """Return the number of cores, the processor and, if there is one, the GPU."""
+    """Return the number of cores, the processor and, if there is one, the GPU; else whether it computes in bfloat16."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     processor = names[0] if names else platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{cores} cores of {processor}{gpu}"
+    kind = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else f" {_bfloat16_support()} bfloat16"
+    return f"{cores} cores of {processor}{kind}"
 
 
 def versions() -> dict[str, str]:
@@ -36,7 +38,16 @@ def versions() -> dict[str, str]:
 
 
 def device_slug(device: str) -> str:
-    """Return a device as part of a file name: "cpu", or the name of the GPU."""
+    """Return a device as part of a file name: the name of the GPU, or which kind of CPU it is.
+
+    A search trains in another precision on a CPU without bfloat16, so that figures of the two kinds are kept apart.
+    """
+    if device == "cpu":
+        return device if _bfloat16_support() == "with" else "cpu-without-bfloat16"
     if not device.startswith("cuda"):
         return device
     return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
+
+
+def _bfloat16_support() -> str:
+    return "with" if has_bfloat16(torch.device("cpu")) else "without"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.machine import device_slug
 from benchmarks.measure import BenchmarkResult, Measurement, make_parser, report_result, run_main
 from benchmarks.ours import data_source, tuned_settings
 from benchmarks.throughput import Case
@@ -45,7 +46,7 @@ def main() -> None:
             Measurement(f"peak memory, {case}", "MB", tuple(peaks["ours"]), tuple(peaks["theirs"]), better="lower")
         )
     settings = {"precision": precision, "memory_format": tuned.memory_format, "allocator": tuned.allocator}
-    report_result(BenchmarkResult("memory", "plain loop", tuple(figures), settings), arguments)
+    report_result(BenchmarkResult("memory", "plain loop", tuple(figures), settings, device_slug("cpu")), arguments)
 
 
 def _peak_memory_of_child(case: Case, execution: Execution, precision: str, folder: Path | None) -> float:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from mlflow import MlflowClient
 
+from benchmarks.machine import device_slug
 from benchmarks.measure import BenchmarkResult, Measurement, make_parser, report_result, run_main
 from benchmarks.ours import data_source
 from benchmarks.study import QUICK_STUDY, run_and_monitor
@@ -65,7 +66,7 @@ def main() -> None:
         Measurement("rows of a trial in both databases", "kB", (rows,), better=""),
     )
     settings = {"study": arguments.study.name, "rounds": arguments.rounds}
-    report_result(BenchmarkResult("tracking", "without MLflow", figures, settings), arguments)
+    report_result(BenchmarkResult("tracking", "without MLflow", figures, settings, device_slug("cpu")), arguments)
 
 
 class SearchTime(NamedTuple):

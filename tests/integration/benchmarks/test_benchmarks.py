@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from benchmarks import checkpoints, reference, reference_results, report, study, throughput, time_to_accuracy, tutorial
+from benchmarks.machine import device_slug
 from benchmarks.measure import RESULTS_FOLDER, BenchmarkResult, Measurement, interleave
 from fmnist_search.data.files import DataSource
 from fmnist_search.data.images import Images
@@ -137,7 +138,7 @@ def test_throughput_measures_training_and_validation(bench: RunBenchmark, tmp_pa
     options = ("--rounds", 2, "--seconds", 0.01, "--workers", 0, "--device", "cpu")
     text = bench(throughput, "--only", "tiny, batch size 128", *options, "--save", tmp_path, "--json")
     (path,) = tmp_path.iterdir()
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d-throughput-cpu.json", path.name)
+    assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d-throughput-{device_slug('cpu')}.json", path.name)
     saved = BenchmarkResult.from_json(path.read_text())
     assert saved == BenchmarkResult.from_json(text)
     assert all(len(figure.ours) == len(figure.theirs) == 2 for figure in saved.figures)
