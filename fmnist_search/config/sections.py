@@ -81,7 +81,8 @@ class Objective(Section):
         for name in given:
             if name not in (ACCURACY, *COST_LABELS) and not (isinstance(name, str) and find_own_cost(name)):
                 remedy = did_you_mean(str(name), [ACCURACY, *COST_LABELS])
-                raise UserError(f"objective.metrics: no metric {name!r}; {remedy}")
+                own = "a cost of your own needs the module that registers it under plugins.modules"
+                raise UserError(f"objective.metrics: no metric {name!r}; {remedy}; {own}")
         if repeated := next((name for name in given if given.count(name) > 1), None):
             raise UserError(f"objective.metrics: names {repeated!r} twice; {example}")
         if given[0] != ACCURACY:

@@ -54,8 +54,8 @@ def importances(study: optuna.Study) -> Importances:
     completed = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
     if completed < MIN_TRIALS:
         raise UserError(
-            f"study {study.study_name!r}: {completed} completed trials are too few for importances, which need "
-            f"{MIN_TRIALS}; search on with more trials, or with the pruner 'none'",
+            f"study {study.study_name!r}: {completed} completed trials in its space are too few for importances, which "
+            f"need {MIN_TRIALS}; search on with more trials, or with the pruner 'none'",
             exit_code=3,
         )
     top = max(TOP_QUANTILE, min(MIN_TOP_TRIALS / completed, 0.5))

@@ -419,7 +419,7 @@ def test_a_study_without_a_completed_trial_has_no_best(pruned_study: FinishedStu
 
 def test_importance_needs_enough_trials(pruned_study: FinishedStudy) -> None:
     outcome = pruned_study.run("importance")
-    assert_single_error(outcome, "'rates'", "0 completed trials are too few", "need 4", code=3)
+    assert_single_error(outcome, "'rates'", "0 completed trials in its space are too few", "need 4", code=3)
 
 
 def test_importance_of_few_trials_is_shown_with_a_warning(command: RunCommand, tmp_path: Path) -> None:

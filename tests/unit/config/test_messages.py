@@ -51,7 +51,7 @@ MISTAKES = [
     Mistake(f"{COMMON_HEADER}optimizer.learning_rate = {{ low = 1e-3, hihg = 1 }}\n",
             LEARNING_RATE, "unknown key 'hihg'", "'high'"),
     Mistake(f"{HEADER}{CNN_SPACE}[objective]\nmetrics = ['val_accuracy', 'mult_add']\n",
-            "objective.metrics", "no metric 'mult_add'", "'mult_adds'"),
+            "objective.metrics", "no metric 'mult_add'", "'mult_adds'", "plugins.modules"),
     # Objectives that are not defined.
     Mistake(f"{HEADER}{CNN_SPACE}[objective]\nmetrics = ['val_accuracy', 'parameters', 'parameters']\n",
             "objective.metrics", "names 'parameters' twice", "with one of mult_adds, parameters, seconds_per_epoch"),

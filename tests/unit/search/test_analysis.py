@@ -326,7 +326,7 @@ def test_importances_need_completed_trials() -> None:
     with pytest.raises(UserError) as caught:
         run_search(2 * MIN_TRIALS - 2, score_by_learning_rate, half).importances()
     (line,) = caught.value.lines
-    assert f"{MIN_TRIALS - 1} completed trials are too few" in line
+    assert f"{MIN_TRIALS - 1} completed trials in its space are too few" in line
     assert f"need {MIN_TRIALS}" in line
     assert "search on" in line
     assert caught.value.exit_code == 3
