@@ -24,7 +24,15 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from benchmarks.machine import device_slug
-from benchmarks.measure import OTHER_SEARCH, BenchmarkResult, Measurement, make_parser, report_result, run_main
+from benchmarks.measure import (
+    OTHER_SEARCH,
+    BenchmarkResult,
+    Measurement,
+    make_parser,
+    parse_changes,
+    report_result,
+    run_main,
+)
 from benchmarks.ours import data_source
 from benchmarks.tutorial import torchvision_folder
 from fmnist_search.config.study_config import StudyConfig
@@ -104,6 +112,9 @@ def _parse_arguments() -> argparse.Namespace:
     ends.add_argument("--trials", type=int, help="trials of each search")
     ends.add_argument("--seconds", type=float, help="time of each search, instead of a number of trials")
     parser.add_argument("--epochs", type=int, help="epochs of a full trial; by default the study's")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a key of the study, for both"
+    )
     parser.add_argument("--rounds", type=int, default=2, help="searches of each kind, one seed each")
     parser.add_argument("--workers", type=int, default=0, help="num_workers of the usual script's DataLoader")
     parser.add_argument("--engine", default="plain", choices=("plain", "graph"), help="engine of our trials")
@@ -121,12 +132,13 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 def _config_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the changes of the study: its budget, and no finalists."""
+    """Return the changes of the study: its budget, no finalists, and those of `--set`."""
     minutes = arguments.seconds / 60 if arguments.seconds else UNLIMITED_MINUTES
     changes = {"finalists.recipes": 0, "budget.trials": arguments.trials or UNLIMITED_TRIALS, "budget.minutes": minutes}
     if StudyConfig.load(arguments.study).budget.total_epochs:
         changes["budget.total_epochs"] = UNLIMITED_EPOCHS
-    return changes | ({"budget.epochs": arguments.epochs} if arguments.epochs else {})
+    changes |= {"budget.epochs": arguments.epochs} if arguments.epochs else {}
+    return changes | parse_changes(arguments.set)
 
 
 def _run_search(implementation: str, config: StudyConfig, images: Path, arguments: argparse.Namespace) -> SearchRun:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,13 +109,27 @@ def link_image_cache(folder: Path) -> Path:
 OWN_PROCESSES = "TEST_COMMANDS_IN_PROCESSES"
 """Environment variable, set by `make test-processes`: `run_command` starts processes, which draw all figures."""
 
+_command_shares_this_process = False
+"""Whether the running test has the mark `in_process`."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Note the mark before the fixtures of the test, which run commands too."""
+    global _command_shares_this_process
+    _command_shares_this_process = item.get_closest_marker("in_process") is not None
+
+
+def _starts_processes() -> bool:
+    return bool(os.environ.get(OWN_PROCESSES)) and not _command_shares_this_process
+
 
 def run_command(folder: Path, *arguments: object, plots: bool = False, **changes: str) -> CommandResult:
     """Run a command in a folder, within this process: imports in a new one would take longer than most commands.
 
     Figures take half the time of a tiny study, so they are rendered only with `plots`.
     """
-    if os.environ.get(OWN_PROCESSES):
+    if _starts_processes():
         process = fork_command(folder, *arguments, **changes)
         output = process.communicate(timeout=600)
         return CommandResult(process.wait(), *output)
@@ -138,7 +153,14 @@ def run_command(folder: Path, *arguments: object, plots: bool = False, **changes
 
 
 def run_interrupted_command(folder: Path, *arguments: object, until: Callable[[], bool]) -> CommandResult:
-    """Run a command within this process, and send it SIGINT, as Ctrl-C does, once the condition is true."""
+    """Run a command as `run_command` does, and send it SIGINT, as Ctrl-C does, once the condition is true."""
+    if _starts_processes():
+        process = fork_command(folder, *arguments)
+        while not until() and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=600)
+        return CommandResult(process.wait(), *output)
     ended = threading.Event()
 
     def watch() -> None:

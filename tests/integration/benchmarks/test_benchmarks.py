@@ -283,7 +283,9 @@ def test_a_study_runs_both_ways_or_alone_and_is_read_from_their_stores(
     bench: RunBenchmark, tmp_path: Path, end: tuple[object, ...], ways: int
 ) -> None:
     (tmp_path / "mini.toml").write_text(MINI_STUDY)
-    found = json.loads(bench(study, tmp_path / "mini.toml", *end, "--rounds", 1, "--json"))
+    changed = ("--set", "data.train_images=200")
+    found = json.loads(bench(study, tmp_path / "mini.toml", *end, *changed, "--rounds", 1, "--json"))
+    assert found["settings"]["images"] == 200
     values = {row["what"].split(", ")[1]: (*row["ours"], *row["theirs"]) for row in found["figures"]}
     assert all(len(samples) == ways for samples in values.values())
     assert all(0 < share < 100 for share in values["wall time in which nothing trained"])

@@ -83,6 +83,7 @@ def test_a_port_in_use_is_one_error_line(port: int, folder: Path) -> None:
     assert f"--port {port}: cannot be used" in line
 
 
+@pytest.mark.in_process  # hides the package
 def test_without_the_package_the_command_to_install_it_is_named(
     command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:

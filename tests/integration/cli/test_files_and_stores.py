@@ -253,6 +253,7 @@ def test_studies_that_cannot_be_read_are_an_error_and_not_none(damaged: Finished
     assert list((path.parent / "weights" / "tiny").glob("*.pt"))
 
 
+@pytest.mark.in_process  # reads its log
 def test_a_damaged_outbox_is_named_and_commands_that_only_read_go_on_without_it(
     tiny_study: FinishedStudy, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -358,6 +358,7 @@ def answering(answer: str) -> Iterator[None]:
             sys.stdin = before
 
 
+@pytest.mark.in_process  # answers in place of a terminal
 def test_gc_removes_nothing_if_the_answer_is_no(cluttered: FinishedStudy) -> None:
     before = stored_files(cluttered)
     with answering("n"):
@@ -381,6 +382,7 @@ def test_a_file_that_replaced_a_listed_one_stays(cluttered: FinishedStudy) -> No
     assert path.exists()
 
 
+@pytest.mark.in_process  # answers in place of a terminal
 def test_gc_removes_what_it_listed_and_nothing_that_is_needed(cluttered: FinishedStudy, client: MlflowClient) -> None:
     weights = cluttered.folder / "fmnist-search" / "weights"
     listed = garbage_groups(cluttered.run("gc", "--keep", 2, "--json"))

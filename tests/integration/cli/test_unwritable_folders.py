@@ -11,6 +11,8 @@ import pytest
 from tests.integration.conftest import FinishedStudy, copy_study
 from tests.support.permissions import nothing_writable
 
+pytestmark = pytest.mark.in_process  # `nothing_writable` holds in the thread that enters it
+
 READING = [
     ["status"],
     ["status", "--all"],

@@ -84,6 +84,7 @@ def test_a_search_in_the_foreground_is_seen_and_stopped_by_other_commands(tiny: 
     assert running.curve == summary.trials[1].curve[: len(running.curve)]
 
 
+@pytest.mark.in_process  # begins within half a second
 def test_watch_prints_a_line_for_each_trial_until_the_search_ends(tiny: Path) -> None:
     watching = threading.Event()
     callback = AfterEpochs("000", lambda: watching.wait(120))

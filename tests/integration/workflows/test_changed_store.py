@@ -57,6 +57,7 @@ def test_the_trials_of_a_deleted_study_run_move_below_the_run_that_replaces_it(s
     assert "was deleted" not in study.run("search", "tiny.toml").stderr
 
 
+@pytest.mark.in_process  # its runs are those of the process of the test
 def test_runs_that_a_killed_process_left_open_are_ended_and_that_of_a_running_process_is_not(
     study: FinishedStudy,
 ) -> None:

@@ -434,6 +434,7 @@ def test_a_finalist_whose_worker_dies_goes_on_in_its_run(both: BothRuns, tmp_pat
     assert any("SIGKILL" in line and "goes on from its last checkpoint" in line for line in messages)
 
 
+@pytest.mark.in_process  # replaces the interpreter of the search
 def test_a_worker_that_cannot_start_ends_the_search_with_one_error(
     study_folder: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

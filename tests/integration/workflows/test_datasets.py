@@ -25,6 +25,8 @@ from fmnist_search.workspace import Workspace
 from tests.integration.conftest import FinishedStudy, run_command
 from tests.support.synthetic_dataset import CLASS_NAMES, make_dataset, make_dataset_files, write_files
 
+pytestmark = pytest.mark.in_process  # a dataset is added to those of the process
+
 STUDY = """
 name = "animals"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -185,6 +186,7 @@ def test_a_trial_that_a_killed_search_has_left_waits_to_go_on(finished: Finished
     assert study.get_trials()[4].state is optuna.trial.TrialState.WAITING
 
 
+@pytest.mark.in_process  # its promoter is the process of the test
 def test_a_version_that_its_promotion_left_undecided_is_decided(finished: FinishedStudy) -> None:
     client, model = MlflowClient(finished.tracking_uri), "fmnist-search"
     client.delete_registered_model_alias(model, "champion")
