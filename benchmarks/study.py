@@ -94,7 +94,7 @@ def main() -> None:
     result = BenchmarkResult(
         "study",
         OTHER_SEARCH if arguments.against else "usual script",
-        tuple(_measurements(jobs["ours"], jobs[other], same_time=bool(arguments.seconds))),
+        tuple(_measurements(jobs["ours"], jobs[other], arguments.seconds or None)),
         settings,
         device,
         subject="alone" if arguments.alone else arguments.against,
@@ -180,8 +180,10 @@ def covered_seconds(intervals: Iterable[Interval]) -> float:
     return total
 
 
-def _measurements(ours: list[SearchRun], baseline: list[SearchRun], *, same_time: bool) -> Iterator[Measurement]:
-    job = "search of so many seconds" if same_time else f"search of {ours[0].trials} trials"
+def _measurements(ours: list[SearchRun], baseline: list[SearchRun], seconds: float | None) -> Iterator[Measurement]:
+    """Yield the figures of searches of so many seconds, or if it is None, of a number of trials."""
+    same_time = seconds is not None
+    job = f"search of {seconds:g} seconds" if same_time else f"search of {ours[0].trials} trials"
 
     def figure(
         what: str, unit: str, value: Callable[[SearchRun], float], better: str, headline: bool = False

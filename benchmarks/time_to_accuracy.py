@@ -29,6 +29,15 @@ from fmnist_search.training.engine import fit
 from fmnist_search.training.evaluation import evaluate
 from fmnist_search.training.runtime import torch_settings
 
+NARROW_CHANGES = {
+    "model.depth": 2,
+    "model.width_1": 16,
+    "model.width_2": 64,
+    "model.head": "flatten",
+    "augmentation.flip": 0.5,
+    "test_time": "flip",
+}
+"""Few channels where the image is large, and a mirrored view of each test image."""
 FOUR_BLOCK_CHANGES = {
     "model.depth": 4,
     "model.width_1": 32,
@@ -38,7 +47,6 @@ FOUR_BLOCK_CHANGES = {
 }
 WIDER_CHANGES = {"model.width_1": 64, "model.width_2": 128, "model.width_3": 256, "model.convolutions": 2}
 COMMON_CHANGES = {
-    **FOUR_BLOCK_CHANGES,
     "data.validation": 0,
     "batch_size": 128,
     "optimizer.learning_rate": 1e-2,
@@ -47,9 +55,16 @@ COMMON_CHANGES = {
     "averaging.horizon": 0.1,
 }
 RECIPE_CHANGES: dict[int, dict[str, Any]] = {
-    92: {"epochs": 3},
-    93: {"epochs": 6},
-    94: {**WIDER_CHANGES, "epochs": 20, "augmentation.shift": 2, "augmentation.flip": 0.5, "label_smoothing": 0.05},
+    92: {**NARROW_CHANGES, "epochs": 4},
+    93: {**FOUR_BLOCK_CHANGES, "epochs": 6},
+    94: {
+        **FOUR_BLOCK_CHANGES,
+        **WIDER_CHANGES,
+        "epochs": 20,
+        "augmentation.shift": 2,
+        "augmentation.flip": 0.5,
+        "label_smoothing": 0.05,
+    },
 }
 """The recipe for each target, in percent of the test images. The last needs a GPU and was not tuned on one.
 
