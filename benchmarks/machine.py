@@ -22,8 +22,9 @@ def machine() -> str:
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     processor = names[0] if names else platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    kind = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else f" {_bfloat16_support()} bfloat16"
-    return f"{cores} cores of {processor}{kind}"
+    if torch.cuda.is_available():
+        return f"{cores} cores of {processor}, {torch.cuda.get_device_name()}"
+    return f"{cores} cores of {processor} {'with' if _cpu_has_bfloat16() else 'without'} bfloat16"
 
 
 def versions() -> dict[str, str]:
@@ -43,11 +44,11 @@ def device_slug(device: str) -> str:
     A search trains in another precision on a CPU without bfloat16, so that figures of the two kinds are kept apart.
     """
     if device == "cpu":
-        return device if _bfloat16_support() == "with" else "cpu-without-bfloat16"
+        return "cpu" if _cpu_has_bfloat16() else "cpu-without-bfloat16"
     if not device.startswith("cuda"):
         return device
     return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
 
 
-def _bfloat16_support() -> str:
-    return "with" if has_bfloat16(torch.device("cpu")) else "without"
+def _cpu_has_bfloat16() -> bool:
+    return has_bfloat16(torch.device("cpu"))

@@ -124,15 +124,18 @@ def _starts_processes() -> bool:
     return bool(os.environ.get(OWN_PROCESSES)) and not _command_shares_this_process
 
 
+def _result(process: ForkedCommand) -> CommandResult:
+    output = process.communicate(timeout=600)
+    return CommandResult(process.wait(), *output)
+
+
 def run_command(folder: Path, *arguments: object, plots: bool = False, **changes: str) -> CommandResult:
     """Run a command in a folder, within this process: imports in a new one would take longer than most commands.
 
     Figures take half the time of a tiny study, so they are rendered only with `plots`.
     """
     if _starts_processes():
-        process = fork_command(folder, *arguments, **changes)
-        output = process.communicate(timeout=600)
-        return CommandResult(process.wait(), *output)
+        return _result(fork_command(folder, *arguments, **changes))
     before, here = dict(os.environ), Path.cwd()
     stdout, stderr = io.StringIO(), io.StringIO()
     os.environ.clear()
@@ -159,8 +162,7 @@ def run_interrupted_command(folder: Path, *arguments: object, until: Callable[[]
         while not until() and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        output = process.communicate(timeout=600)
-        return CommandResult(process.wait(), *output)
+        return _result(process)
     ended = threading.Event()
 
     def watch() -> None:

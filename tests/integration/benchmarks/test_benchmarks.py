@@ -18,7 +18,6 @@ import pytest
 import torch
 
 from benchmarks import checkpoints, reference, reference_results, report, study, throughput, time_to_accuracy, tutorial
-from benchmarks.machine import device_slug
 from benchmarks.measure import RESULTS_FOLDER, BenchmarkResult, Measurement, interleave
 from fmnist_search.data.files import DataSource
 from fmnist_search.data.images import Images
@@ -27,6 +26,7 @@ from fmnist_search.models.classifier import build
 from fmnist_search.models.presets import PRESETS
 from fmnist_search.recipe.groups import Data
 from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.training.autotune import has_bfloat16
 from fmnist_search.training.devices import resolve_execution
 from fmnist_search.training.engine import fit
 from fmnist_search.training.evaluation import evaluate
@@ -138,8 +138,10 @@ def test_throughput_measures_training_and_validation(bench: RunBenchmark, tmp_pa
     options = ("--rounds", 2, "--seconds", 0.01, "--workers", 0, "--device", "cpu")
     text = bench(throughput, "--only", "tiny, batch size 128", *options, "--save", tmp_path, "--json")
     (path,) = tmp_path.iterdir()
-    assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d-throughput-{device_slug('cpu')}.json", path.name)
+    kind = "cpu" if has_bfloat16(torch.device("cpu")) else "cpu-without-bfloat16"
+    assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d-throughput-{kind}.json", path.name)
     saved = BenchmarkResult.from_json(path.read_text())
+    assert saved.machine.endswith("without bfloat16" if "without" in kind else "with bfloat16")
     assert saved == BenchmarkResult.from_json(text)
     assert all(len(figure.ours) == len(figure.theirs) == 2 for figure in saved.figures)
     assert str(tmp_path) not in text
