@@ -40,7 +40,7 @@ test: data ## Run the fast tests, which takes some minutes
 test-all: test ## Also run the slow tests: servers, browsers, killed processes, `mlflow run` in a new environment
 	$(BIN)/python -m pytest -n 3 $(TESTS) -m "slow and not exhaustive" --durations=25  # these often wait for servers, so that two cores have work for three
 
-test-processes: data ## Run the fast and slow tests of commands with each command in a process of its own
+test-processes: data ## Run the fast and slow tests of commands with each command in a process of its own, but for those marked in_process
 	TEST_COMMANDS_IN_PROCESSES=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/integration -m "not exhaustive"
 
 test-exhaustive: data ## Run the tests that repeat slow ones with more rounds, or time commands
