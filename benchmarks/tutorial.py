@@ -25,10 +25,9 @@ from benchmarks.ours import data_source
 from fmnist_search.data.files import DataSource, read_verified_file
 from fmnist_search.data.split import split
 from fmnist_search.errors import UserError
-from fmnist_search.models.classifier import NUM_CLASSES
 from fmnist_search.models.cnn import STEM_FACTORS, Cnn
 from fmnist_search.models.mlp import NUM_PIXELS, Mlp
-from fmnist_search.recipe.datasets import DATASETS, IMAGE_SIZE
+from fmnist_search.recipe.datasets import DATASETS, IMAGE_SIZE, NUM_CLASSES
 from fmnist_search.recipe.families import Architecture
 from fmnist_search.recipe.groups import Augmentation, Data
 from fmnist_search.recipe.recipe import Recipe

@@ -289,8 +289,8 @@ def export(
 ) -> None:
     """Write a registered model as a file for other runtimes.
 
-    The input is `pixels`, float32 (N, 28, 28) of 0..255, the output `probabilities` (N, 10). The file is written only
-    if ONNX Runtime computes the same probabilities as the model.
+    The input is `pixels`, float32 (N, 28, 28) of 0..255, the output `probabilities` (N, classes). The file is written
+    only if ONNX Runtime computes the same probabilities as the model.
 
     Examples:
 

@@ -52,7 +52,7 @@ def predict(
     invert: Annotated[
         bool, typer.Option("--invert", help="Invert images that show a dark item on a light background.")
     ] = False,
-    top: Annotated[int, typer.Option(help="Number of classes to show, the most probable first.", min=1, max=10)] = 1,
+    top: Annotated[int, typer.Option(help="Number of classes to show, the most probable first.", min=1, max=100)] = 1,
     grid: Annotated[
         Path | None,
         typer.Option(

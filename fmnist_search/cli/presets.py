@@ -80,10 +80,10 @@ def show_preset(
     changes = parse_assignments(settings or [])
     preset = replace(preset, recipe=preset.recipe.replace(changes))
     if recipe:
-        check_size(preset.recipe.model)
+        check_size(preset.recipe.model, preset.recipe.data.num_classes)
         output.stdout.print(_preset_to_toml(preset), markup=False, end="")
         return
-    summary = summarize(preset.recipe.model, batch_size)
+    summary = summarize(preset.recipe.model, preset.recipe.data.num_classes, batch_size)
     if as_json:
         values = {key: value for key, value in preset.recipe.to_flat_dict().items() if key.startswith("model.")}
         row = {

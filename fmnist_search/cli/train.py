@@ -242,7 +242,7 @@ def _print_recipe(recipe: Recipe, origins: dict[str, str], as_json: bool) -> Non
     from fmnist_search.recipe.formatting import format_value
     from fmnist_search.reporting.model_summary import summarize
 
-    summary = summarize(recipe.model)
+    summary = summarize(recipe.model, recipe.data.num_classes)
     flat = recipe.to_flat_dict()
     if as_json:
         values = {key: {"value": value, "origin": origins[key]} for key, value in flat.items()}

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 RECORD_FILE = "dataset.json"
 NAME_PATTERN = re.compile("[a-z0-9][a-z0-9_-]{0,40}")
-NUM_CLASSES = 10
-"""Outputs of every network; those without a class stay unused."""
+MAX_CLASSES = 100
+"""More classes make confusion matrices and their figures unreadable; labels of one byte allow 256."""
+OUTPUTS_BEFORE = 10
+"""Outputs of every network in earlier versions, which named those without a class `unused N`."""
 MIN_TRAINING_IMAGES = 200
 IDX_IMAGES_MAGIC, IDX_LABELS_MAGIC = 0x0803, 0x0801
 """First four bytes of an IDX file: two zeros, the type (8: unsigned bytes), the number of dimensions."""
@@ -64,20 +66,19 @@ def save_dataset(name: str, classes: Sequence[str], training: LabelledArrays, te
         raise UserError(f"dataset {name!r}: is not a valid name; use small letters, digits, - and _, at most 41")
     _check(name, classes, training, test)
     contents = dict(zip(FILE_NAMES, [part for arrays in (training, test) for part in _idx_files(arrays)], strict=True))
-    unused = [f"unused {number}" for number in range(len(classes), NUM_CLASSES)]
     dataset = Dataset(
         name=name,
         title=name,
         subject="images",
-        classes=(*classes, *unused),
+        classes=tuple(classes),
         licence="the user's own images",
         download_url="",
         digests={file: hashlib.sha256(content).hexdigest() for file, content in contents.items()},
         training_images=len(training.labels),
         test_images=len(test.labels),
     )
-    if name in DATASETS and DATASETS[name] != dataset:
-        raise UserError(f"dataset {name!r}: is stored with other images or classes; take another name")
+    if name in DATASETS:
+        dataset = _as_stored(dataset, DATASETS[name])
     folder = image_cache_folder() / name
     make_private_folder(folder)
     # The record is written last: without it, the other files do not count.
@@ -88,9 +89,22 @@ def save_dataset(name: str, classes: Sequence[str], training: LabelledArrays, te
     return dataset
 
 
+def _as_stored(dataset: Dataset, stored: Dataset) -> Dataset:
+    """Return the dataset with the classes with which an earlier version may have stored it: always ten outputs.
+
+    Raises:
+        UserError: if it is stored with other images or classes.
+    """
+    padded = (*dataset.classes, *(f"unused {number}" for number in range(len(dataset.classes), OUTPUTS_BEFORE)))
+    for classes in (dataset.classes, padded):
+        if dataclasses.replace(dataset, classes=classes) == stored:
+            return stored
+    raise UserError(f"dataset {dataset.name!r}: is stored with other images or classes; take another name")
+
+
 def _check(name: str, classes: Sequence[str], training: LabelledArrays, test: LabelledArrays) -> None:
-    if not 2 <= len(classes) <= NUM_CLASSES:
-        raise UserError(f"dataset {name!r}: has {len(classes)} classes; give 2 to {NUM_CLASSES}")
+    if not 2 <= len(classes) <= MAX_CLASSES:
+        raise UserError(f"dataset {name!r}: has {len(classes)} classes; give 2 to {MAX_CLASSES}")
     for what, arrays, least, most in (
         ("training", training, MIN_TRAINING_IMAGES, TRAINING_SET_SIZE),
         ("test", test, 1, TEST_SET_SIZE),

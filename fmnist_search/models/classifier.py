@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fmnist_search.errors import UserError
+from fmnist_search.recipe.datasets import NUM_CLASSES
 from fmnist_search.recipe.families import Architecture
 
-NUM_CLASSES = 10
 MAX_PARAMETERS = 50_000_000
 """Largest number of parameters. For images of 28 x 28 more is a mistake, and takes 200 MB of weights per trial."""
 
@@ -92,24 +92,25 @@ def build(
     mean: float | Tensor = 0.0,
     std: float | Tensor = 1.0,
     test_time: str = "none",
+    num_classes: int = NUM_CLASSES,
 ) -> Classifier:
     """Return a new classifier of this architecture on the CPU, its weights drawn from torch's global generator.
 
     Raises:
         UserError: if it cannot be built; see `check_size`.
     """
-    check_size(architecture)
+    check_size(architecture, num_classes)
     with global_rng_lock:
-        return Classifier(architecture.build_network(NUM_CLASSES), mean, std, test_time)
+        return Classifier(architecture.build_network(num_classes), mean, std, test_time)
 
 
-def check_size(architecture: Architecture) -> None:
+def check_size(architecture: Architecture, num_classes: int = NUM_CLASSES) -> None:
     """Check a network without allocating it.
 
     Raises:
         UserError: if pooling leaves nothing of the image, or it has more than `MAX_PARAMETERS`.
     """
-    count = count_parameters(architecture)
+    count = count_parameters(architecture, num_classes)
     if count > MAX_PARAMETERS:
         raise UserError(
             f"model: this {architecture.family} would have {count:,} parameters; at most {MAX_PARAMETERS:,} "
@@ -117,8 +118,8 @@ def check_size(architecture: Architecture) -> None:
         )
 
 
-def count_parameters(architecture: Architecture) -> int:
+def count_parameters(architecture: Architecture, num_classes: int = NUM_CLASSES) -> int:
     """Return the number of trainable parameters, from a network on the meta device, which allocates nothing."""
     with torch.device("meta"):
-        network = architecture.build_network(NUM_CLASSES)
+        network = architecture.build_network(num_classes)
     return sum(parameter.numel() for parameter in network.parameters())

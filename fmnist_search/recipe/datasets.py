@@ -1,7 +1,7 @@
 """The datasets: grey images of 28 by 28 pixels in ten classes, 60,000 for training and validation, 10,000 for tests.
 
 All differences between the datasets are in this table: to add a dataset, add an entry. A user's own datasets, which may
-be smaller, are found by their names when they are asked for.
+be smaller and have other numbers of classes, are found by their names when they are asked for.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fmnist_search.errors import UserError, did_you_mean
+
+NUM_CLASSES = 10
+"""Classes of the datasets of this program."""
 
 IMAGE_SIZE = 28
 """Width and height of every image, in pixels."""

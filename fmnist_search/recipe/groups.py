@@ -44,6 +44,11 @@ class Data(HyperparameterGroup):
             )
 
     @property
+    def num_classes(self) -> int:
+        """Number of classes of the dataset, which is that of the outputs of a network."""
+        return len(DATASETS[self.dataset].classes)
+
+    @property
     def training_count(self) -> int:
         """Number of images in the training set."""
         return self.train_images or DATASETS[self.dataset].training_images - self.validation

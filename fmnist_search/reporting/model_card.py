@@ -126,7 +126,8 @@ class ModelCard:
 
     def _overview(self) -> str:
         dataset = self._dataset
-        text = f"A classifier for {dataset.title}: ten classes of {dataset.subject} on grey images of 28 by 28 pixels."
+        classes = f"{len(dataset.classes)} classes of {dataset.subject}"
+        text = f"A classifier for {dataset.title}: {classes} on grey images of 28 by 28 pixels."
         if len(self.recipes) > 1:
             members = "; ".join(f"{recipe.label}, seed {recipe.seed}" for recipe in self.recipes)
             text += f" It averages the probabilities of {len(self.recipes)} networks: {members}."
@@ -153,20 +154,21 @@ class ModelCard:
         counts = sorted({recipe.data.training_count for recipe in self.recipes})
         trained_on = " or ".join(f"{count:,}" for count in counts)
         return (
-            f"Trained on {trained_on} of the 60,000 training images; {self.validation_images:,} of them were the "
-            f"validation images of the selection. SHA-256 of the data: `{self.dataset_digest}`; first half of the "
-            f"SHA-256 of the validation images: `{self.split_digest}`."
+            f"Trained on {trained_on} of the {self._dataset.training_images:,} training images; "
+            f"{self.validation_images:,} of them were the validation images of the selection. SHA-256 of the data: "
+            f"`{self.dataset_digest}`; first half of the SHA-256 of the validation images: `{self.split_digest}`."
         )
 
     def _usage_section(self) -> str:
         model_uri = f"models:/{self.model}@champion"
         dataset = self._dataset
+        count = len(dataset.classes)
         return (
             f"Intended for {dataset.title}: to teach, compare and try out methods. The model was not trained on "
-            f"photographs, other {dataset.subject} or other backgrounds. It assigns one of ten classes to any input."
-            " Its probabilities are not calibrated.\n\n"
-            "Input: float32 pixels (N, 28, 28) in 0..255, light on a dark background. Output: probabilities (N, 10) of "
-            f"the classes {', '.join(dataset.classes)}, in this order.\n\n"
+            f"photographs, other {dataset.subject} or other backgrounds. It assigns one of {count} classes to any "
+            "input. Its probabilities are not calibrated.\n\n"
+            "Input: float32 pixels (N, 28, 28) in 0..255, light on a dark background. Output: "
+            f"probabilities (N, {count}) of the classes {', '.join(dataset.classes)}, in this order.\n\n"
             f"    model = mlflow.pyfunc.load_model({model_uri!r}); model.predict(pixels)\n"
             f'    mlflow models serve -m "{model_uri}" --env-manager local'
         )

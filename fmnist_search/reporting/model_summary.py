@@ -9,7 +9,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from fmnist_search.recipe.datasets import IMAGE_SIZE
+from fmnist_search.recipe.datasets import IMAGE_SIZE, NUM_CLASSES
 from fmnist_search.recipe.families import Architecture
 
 COLUMNS = ("input_size", "output_size", "kernel_size", "num_params", "mult_adds")
@@ -42,7 +42,7 @@ class ModelSummary:
     layers: tuple[LayerSummary, ...]
 
 
-def summarize(architecture: Architecture, batch_size: int = 1) -> ModelSummary:
+def summarize(architecture: Architecture, num_classes: int = NUM_CLASSES, batch_size: int = 1) -> ModelSummary:
     """Build the network of an architecture on the CPU, and return its summary for a batch, by default of one image.
 
     Raises:
@@ -56,7 +56,7 @@ def summarize(architecture: Architecture, batch_size: int = 1) -> ModelSummary:
     # Weights and torchinfo's image are drawn from the generator of the caller, which must not notice.
     with global_rng_lock, torch.random.fork_rng(devices=[]):
         found = torchinfo.summary(
-            build(architecture),
+            build(architecture, num_classes=num_classes),
             input_size=(batch_size, IMAGE_SIZE, IMAGE_SIZE),
             device="cpu",
             col_names=COLUMNS,
@@ -84,13 +84,13 @@ class NetworkSize:
 
 
 @functools.lru_cache(maxsize=256)
-def network_size(architecture: Architecture) -> NetworkSize:
+def network_size(architecture: Architecture, num_classes: int = NUM_CLASSES) -> NetworkSize:
     """Return the size of a network, as `summarize` counts it.
 
     Raises:
         UserError: if the network is too large to build.
     """
-    summary = summarize(architecture)
+    summary = summarize(architecture, num_classes)
     return NetworkSize(summary.parameters, summary.mult_adds)
 
 

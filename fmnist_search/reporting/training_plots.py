@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
+INCHES_PER_CLASS, MAX_CONFUSION_INCHES = 0.45, 20.0
+"""Size of a confusion matrix with many classes."""
+MAX_CLASSES_WITH_NUMBERS = 50
 UNKNOWN_LABEL = -1
 """The label of an image whose true class is unknown."""
 MAX_FILTERS = 64
@@ -43,7 +46,8 @@ def confusion_figure(
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 6), layout="constrained")
+    side = min(max(6.0, INCHES_PER_CLASS * len(classes)), MAX_CONFUSION_INCHES)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
     shares = [[cell / max(sum(row), 1) for cell in row] for row in confusion]
     cells = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -54,7 +58,7 @@ def confusion_figure(
     axes.set_title(title, parse_math=False)
     for y, row in enumerate(confusion):
         for x, cell in enumerate(row):
-            if cell:
+            if cell and len(classes) <= MAX_CLASSES_WITH_NUMBERS:
                 text = f"{100 * shares[y][x]:.1f}" if normalised else str(cell)
                 color = "white" if shares[y][x] > 0.5 else "black"
                 axes.text(x, y, text, ha="center", va="center", fontsize=7, color=color)

@@ -76,5 +76,5 @@ def preview_recipes(
             recipe = sample_with_fixed(config.space, base, attributes[FIXED_VALUES_ATTRIBUTE], seed)
         else:
             recipe = suggest_recipe(trial, config.space, base, seed)
-        yield RecipePreview(recipe, summarize(recipe.model), attributes.get(START_ATTRIBUTE))
+        yield RecipePreview(recipe, summarize(recipe.model, recipe.data.num_classes), attributes.get(START_ATTRIBUTE))
         study.tell(trial, 0.0)

@@ -25,7 +25,8 @@ def _render_summary(data: Mapping[str, Any]) -> str:
     from fmnist_search.recipe.recipe import Recipe
     from fmnist_search.reporting.model_summary import summarize
 
-    return summarize(Recipe().replace(data["recipe"]).model).text
+    recipe = Recipe().replace(data["recipe"])
+    return summarize(recipe.model, recipe.data.num_classes).text
 
 
 RENDERERS: Mapping[str, Renderer] = {CONFUSION: _render_confusion, SUMMARY: _render_summary}

@@ -45,7 +45,8 @@ class TensorBoardWriter:
         with global_rng_lock, torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TensorBoard uses torch.jit.trace, which is deprecated
             self._writer.add_text("training", _describe(recipe))
-            self._writer.add_graph(build(recipe.model).eval(), torch.zeros(2, IMAGE_SIZE, IMAGE_SIZE))
+            classifier = build(recipe.model, num_classes=recipe.data.num_classes).eval()
+            self._writer.add_graph(classifier, torch.zeros(2, IMAGE_SIZE, IMAGE_SIZE))
         self._writer.flush()
 
     def on_epoch_end(self, epoch: EpochResult, state: dict[str, Any]) -> None:
@@ -79,7 +80,8 @@ class TensorBoardWriter:
 
 def _describe(recipe: Recipe) -> str:
     """Return the command, the network and the recipe as Markdown; TensorBoard shows indented lines as they are."""
-    sections = {"Command": command_line(), "Network": summarize(recipe.model).text, "Recipe": recipe_to_toml(recipe)}
+    network = summarize(recipe.model, recipe.data.num_classes).text
+    sections = {"Command": command_line(), "Network": network, "Recipe": recipe_to_toml(recipe)}
     indented = {title: "\n".join(f"    {line}" for line in text.splitlines()) for title, text in sections.items()}
     return "\n\n".join(f"# {title}\n\n{text}" for title, text in indented.items())
 

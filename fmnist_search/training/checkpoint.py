@@ -72,7 +72,8 @@ def classifier_from_weights(recipe: Recipe, weights: Mapping[str, Tensor], name:
     """
     statistics_shape = (IMAGE_SIZE, IMAGE_SIZE) if recipe.normalisation == "per-pixel" else ()
     with global_rng_lock, torch.random.fork_rng(devices=[]):  # the weights that it draws are replaced
-        classifier = build(recipe.model, torch.zeros(statistics_shape), torch.ones(statistics_shape), recipe.test_time)
+        mean, std = torch.zeros(statistics_shape), torch.ones(statistics_shape)
+        classifier = build(recipe.model, mean, std, recipe.test_time, recipe.data.num_classes)
     expected = {key: tuple(tensor.shape) for key, tensor in classifier.state_dict().items()}
     found = {key: tuple(getattr(tensor, "shape", ())) for key, tensor in weights.items()}
     if found != expected:

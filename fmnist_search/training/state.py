@@ -131,7 +131,8 @@ def initial_classifier(recipe: Recipe, images: Images) -> Classifier:
     """
     with global_rng_lock, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
-        classifier = build(recipe.model, *images.normalization_stats(recipe.normalisation), recipe.test_time)
+        mean, std = images.normalization_stats(recipe.normalisation)
+        classifier = build(recipe.model, mean, std, recipe.test_time, recipe.data.num_classes)
         set_initial_weights(classifier.network, recipe)
         return classifier
 

@@ -138,7 +138,7 @@ class TrackedJob:
         """Return a result with the size of the network; as it is if no epoch ended, and the network may be refused."""
         if not result.epochs:
             return result
-        size = network_size(self.recipe.model)
+        size = network_size(self.recipe.model, self.recipe.data.num_classes)
         return dataclasses.replace(result, parameters=result.parameters or size.parameters, mult_adds=size.mult_adds)
 
     def suspend(self, result: TrialResult) -> None:

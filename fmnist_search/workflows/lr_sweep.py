@@ -59,7 +59,7 @@ def sweep_learning_rate(
             device are missing, or the store is unreachable.
     """
     for name, recipe in recipes.items():
-        check_size(recipe.model)
+        check_size(recipe.model, recipe.data.num_classes)
         if not recipe.data.validation:
             raise UserError(
                 f"data.validation: {name} holds no images back, but a sweep compares validation accuracies; set it"

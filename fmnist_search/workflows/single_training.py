@@ -75,7 +75,7 @@ def train(
     Raises:
         UserError: if the network cannot be built, images or device are missing, or the store is unreachable.
     """
-    check_size(recipe.model)
+    check_size(recipe.model, recipe.data.num_classes)
     check_output(run_options.output, overwrite=run_options.overwrite)
     # Only the precision is measured, and the recipe records it: a run that is trained again gives the same values.
     resolved = resolve_settings(execution)
@@ -163,7 +163,7 @@ def train_seeds(
     Raises:
         UserError: if the network cannot be built, images or device are missing, or the store is unreachable.
     """
-    check_size(recipe.model)
+    check_size(recipe.model, recipe.data.num_classes)
     resolved = resolve_settings(execution, threads=1)
     recipe = _with_precision(recipe, execution.precision, resolved, callback)
     name = run_options.name or recipe.label
@@ -204,7 +204,7 @@ def _with_precision(
 
 def _announce(callback: StudyCallback, recipe: Recipe, images: Images, execution: Execution) -> None:
     """Say what is trained on what, a message each for the device, the images, their classes and the network."""
-    size = network_size(recipe.model)
+    size = network_size(recipe.model, recipe.data.num_classes)
     threads = f", {execution.threads} thread{'s' * (execution.threads != 1)}" if execution.device == "cpu" else ""
     lines = {
         "device": f"{execution.device} ({device_name(execution.device)}){threads}",

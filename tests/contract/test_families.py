@@ -18,8 +18,9 @@ from torch.nn import functional
 
 from fmnist_search.data.images import Images, LabelledImages
 from fmnist_search.errors import UserError
-from fmnist_search.models.classifier import MAX_PARAMETERS, NUM_CLASSES, Classifier, build, count_parameters
+from fmnist_search.models.classifier import MAX_PARAMETERS, Classifier, build, count_parameters
 from fmnist_search.models.cnn import Cnn
+from fmnist_search.recipe.datasets import NUM_CLASSES
 from fmnist_search.recipe.execution import Execution
 from fmnist_search.recipe.families import FAMILIES, Architecture
 from fmnist_search.recipe.groups import Augmentation, Optimizer

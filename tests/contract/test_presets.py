@@ -15,11 +15,12 @@ from hypothesis import given
 from fmnist_search.config.toml_files import read_recipe, recipe_from_toml, recipe_to_toml
 from fmnist_search.data.images import Images
 from fmnist_search.errors import UserError
-from fmnist_search.models.classifier import NUM_CLASSES, build, check_size, count_parameters
+from fmnist_search.models.classifier import build, check_size, count_parameters
 from fmnist_search.models.convnet import ConvNet
 from fmnist_search.models.initialization import INITIALIZERS, load_pretrained_weights, set_initial_weights
 from fmnist_search.models.presets import PRESETS, Preset, get_preset
 from fmnist_search.models.resnet import ResNet
+from fmnist_search.recipe.datasets import NUM_CLASSES
 from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.recipe import INITIAL_WEIGHTS, Recipe
 from fmnist_search.reporting.model_summary import summarize

@@ -80,7 +80,7 @@ class NetworkBudget:
             self._in_a_row = 0
             return None
         self._in_a_row += 1
-        size = network_size(asked.recipe.model)
+        size = network_size(asked.recipe.model, asked.recipe.data.num_classes)
         return TrialResult(
             TrialState.REFUSED, (), 0.0, parameters=size.parameters, mult_adds=size.mult_adds, reason=reason
         )
@@ -90,7 +90,7 @@ class NetworkBudget:
             return None
         budget = self._budget
         try:
-            mult_adds = network_size(recipe.model).mult_adds
+            mult_adds = network_size(recipe.model, recipe.data.num_classes).mult_adds
         except UserError:
             return None
         if budget.max_mult_adds is not None and mult_adds > budget.max_mult_adds:
@@ -129,7 +129,7 @@ def check_space(config: StudyConfig) -> None:
     sizes = []
     for recipe in recipes_of_space(config, LOOKED_AT):
         try:
-            sizes.append(network_size(recipe.model).mult_adds)
+            sizes.append(network_size(recipe.model, recipe.data.num_classes).mult_adds)
         except UserError:  # too large to be built: its training would tell why
             continue
         if sizes[-1] <= limit:
@@ -150,7 +150,7 @@ def check_start(config: StudyConfig, source: str, network: Architecture | None) 
     limit = config.budget.max_mult_adds
     if limit is None or network is None:
         return
-    mult_adds = network_size(network).mult_adds
+    mult_adds = network_size(network, config.data.num_classes).mult_adds
     if mult_adds > limit:
         raise UserError(
             f"start.recipes: {source}: has {mult_adds:,} multiply-adds, more than budget.max_mult_adds = {limit:,}; "

@@ -48,6 +48,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         DATASETS.pop(name, None)
 
 
+PARAMETERS = (28 * 28 + 1) * 32 + (32 + 1) * len(CLASSES)
+"""Those of the study's network: a layer of 32, and an output for each class."""
+
+
+MADE_SETTINGS = ["--set", "data.dataset=made", "--set", "data.validation=100", "--set", "epochs=1"]
+
+
 def run(project: Path, *arguments: object) -> CommandResult:
     return run_command(project, *arguments, XDG_CACHE_HOME=str(project / "cache"))
 
@@ -57,7 +64,7 @@ def test_pictures_in_folders_of_classes_become_a_dataset(project: Path) -> None:
     stored = run(project, "data", "insects", "--from", "pictures", "--json")
     assert stored.exit_code == 0, stored.stderr
     assert "insects: 258 training and 42 test images of 3 classes: ant, bee, cat" in stored.stderr
-    assert stored.json["classes"][:4] == [*CLASSES, "unused 3"]
+    assert stored.json["classes"] == [*CLASSES]
     assert run(project, "data", "insects", "--json").json == stored.json
     assert run(project, "data", "insects", "--from", "pictures", "--json").json["digest"] == stored.json["digest"]
 
@@ -65,6 +72,7 @@ def test_pictures_in_folders_of_classes_become_a_dataset(project: Path) -> None:
     assert searched.exit_code == 0, searched.stderr
     best = max(trial["value"] for trial in searched.json["trials"])
     assert best > 0.9
+    assert {trial["parameters"] for trial in searched.json["trials"]} == {PARAMETERS}
     assert searched.json["selected"]["model"] == "fmnist-search-insects"
     model = "models:/fmnist-search-insects@champion"
     tested = run(project, "evaluate", model, "--json").json
@@ -80,15 +88,21 @@ def test_pictures_in_folders_of_classes_become_a_dataset(project: Path) -> None:
 
 
 def test_idx_files_become_a_dataset(project: Path) -> None:
-    files = write_files(project / "idx", make_dataset_files(train_count=300, test_count=50))
-    (files / "classes.txt").write_text("\n".join("abcdefghij") + "\n")
+    files = write_files(project / "idx", make_dataset_files(train_count=600, test_count=60, classes=12))
+    (files / "classes.txt").write_text("\n".join("abcdefghijkl") + "\n")
     stored = run(project, "data", "made", "--from", "idx", "--json")
     assert stored.exit_code == 0, stored.stderr
-    assert "".join(stored.json["classes"]) == "abcdefghij"
+    assert "".join(stored.json["classes"]) == "abcdefghijkl"
     small = run(project, "train", "mlp", "--set", "data.dataset=made", "--dry-run")
-    assert "data.validation: 10848 images leave none of the 300 of made to train on; give" in small.stderr
+    assert "data.validation: 10848 images leave none of the 600 of made to train on; give" in small.stderr
+    trained = run(project, "train", "mlp", *MADE_SETTINGS, "--test", "--json")
+    assert trained.exit_code == 0, trained.stderr
+    assert [row["class"] for row in trained.json["test"]["classes"]] == [*"abcdefghijkl"]
+    model = trained.json["run_id"]
+    (row,) = run(project, "predict", "--test-image", 0, "--top", 12, "--model", model, "--json").json
+    assert {each["class"] for each in row["top"]} == {*"abcdefghijkl"}
     (files / "classes.txt").write_text("a\nb\n")
-    assert "names 2 classes, and the labels are 0 to 9" in run(project, "data", "made", "--from", "idx").stderr
+    assert "names 2 classes, and the labels are 0 to 11" in run(project, "data", "made", "--from", "idx").stderr
     (files / "classes.txt").unlink()
     assert "is stored with other images or classes" in run(project, "data", "made", "--from", "idx").stderr
     (files / "t10k-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03")
@@ -103,7 +117,7 @@ def test_folders_that_are_no_dataset_are_refused_in_one_line(project: Path) -> N
         (["x", "--from", "nowhere"], "--from nowhere: is no folder"),
         (["x", "--from", "empty"], "empty: has neither IDX files nor folders of image files"),
         (["x", "--from", "few"], "is 30 by 28 pixels, not 28 by 28; add --resize"),
-        (["x", "--from", "few", "--resize"], "dataset 'x': has 1 classes; give 2 to 10"),
+        (["x", "--from", "few", "--resize"], "dataset 'x': has 1 classes; give 2 to 100"),
         (["X y", "--from", "pictures"], "dataset 'X y': is not a valid name"),
         (["mnist", "--from", "pictures"], "dataset 'mnist': is stored with other images"),
         (["x", "--resize"], "--resize and --invert are for images of your own; add --from FOLDER"),

@@ -109,7 +109,7 @@ def test_versions_and_runs_name_their_dataset(finished: FinishedStudy, client: M
     assert f"registered as {SYNTHETIC_MODEL_URI} (champion)" in finished.result.stdout
     version = client.get_model_version("fmnist-search-made", "1")
     assert version.tags["dataset"] == "made"
-    assert "A classifier for Made: ten classes of animals" in version.description
+    assert "A classifier for Made: 10 classes of animals" in version.description
     runs = client.search_runs(["1"], "tags.dataset = 'made'")
     assert {version.run_id} < {found.info.run_id for found in runs}
     used = [entry.dataset for found in runs for entry in found.inputs.dataset_inputs]
