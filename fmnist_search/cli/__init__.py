@@ -13,6 +13,7 @@ from fmnist_search.cli import studies
 from fmnist_search.cli import stored_studies
 from fmnist_search.cli import presets
 from fmnist_search.cli import models
+from fmnist_search.cli import export
 from fmnist_search.cli import predict
 from fmnist_search.cli import compare
 from fmnist_search.cli import runs

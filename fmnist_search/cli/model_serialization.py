@@ -41,15 +41,16 @@ def ensemble_to_dict(result: EnsembleResult) -> Json:
     """Return an ensemble, its members, and its registered version if it has one."""
     return {
         "run_id": result.run_id,
-        "accuracy": result.evaluation.accuracy,
-        "loss": result.evaluation.loss,
+        "accuracy": result.evaluation.accuracy if result.evaluation else None,
+        "loss": result.evaluation.loss if result.evaluation else None,
         "validation_images": result.validation_images,
+        **({"test": accuracy_to_dict(result.test)} if result.test else {}),
         "members": [
             {
                 "run_id": member.run.run_id,
                 "name": member.run.name,
-                "accuracy": member.evaluation.accuracy,
-                "loss": member.evaluation.loss,
+                "accuracy": member.evaluation.accuracy if member.evaluation else None,
+                "loss": member.evaluation.loss if member.evaluation else None,
                 **({"test": accuracy_to_dict(member.test)} if member.test else {}),
             }
             for member in result.members

@@ -1,9 +1,9 @@
-"""Registered models: promote, ensemble, evaluate, export."""
+"""Registered models: promote, ensemble, evaluate."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +12,6 @@ from fmnist_search.cli.app import (
     BackendOption,
     DataDirOption,
     DeviceOption,
-    ForceOption,
     JsonOption,
     StorageOption,
     StudyArgument,
@@ -21,7 +20,6 @@ from fmnist_search.cli.app import (
     TrustOption,
     WorkdirOption,
     app,
-    check_output_path,
     image_source,
     make_workspace,
     plots_enabled,
@@ -34,9 +32,6 @@ from fmnist_search.errors import UserError
 if TYPE_CHECKING:
     from fmnist_search.registry.evaluation import ModelComparison, TestScore
     from fmnist_search.workflows.ensemble import EnsembleResult
-
-EXPORT_CHECK_IMAGES = 100
-"""Number of training images on which an exported file is compared with its model."""
 
 
 @app.command(cls=TrainingCommand)
@@ -117,6 +112,9 @@ def ensemble(
     context: typer.Context,
     runs: Annotated[list[str], typer.Argument(help="Ids of MLflow runs, or numbers of trials.", metavar="RUN...")],
     study: StudyOption = None,
+    test: Annotated[
+        bool, typer.Option("--test", help="Evaluate the ensemble and its members on the test images.")
+    ] = False,
     register: Annotated[
         bool, typer.Option("--register", help="Test the ensemble once and register it, as promote does.")
     ] = False,
@@ -132,12 +130,15 @@ def ensemble(
 ) -> None:
     """Average the probabilities of several trained runs, and evaluate the result on their validation images.
 
-    The members may be of different families; all must have the same validation images. Their weights are those that
-    single trainings and completed trials store. The test images are used only with --register.
+    The members may be of different families; all must have the same validation images, or none, which needs --test.
+    Their weights are those that single trainings and completed trials store. The test images are used only with --test
+    and --register.
 
     Examples:
 
       fmnist-search ensemble 3 17 21
+
+      fmnist-search ensemble 4f1c... 9b20... --test
 
       fmnist-search ensemble 4f1c... 9b20... --register --model-name team
     """
@@ -154,6 +155,7 @@ def ensemble(
         workspace=workspace,
         callback=TrainingProgressDisplay(),
         device=resolve_execution(device or "auto").device,
+        should_test=test,
         should_register=register,
         model_name=model_name,
         plots=plots_enabled(context),
@@ -165,31 +167,45 @@ def _print_ensemble(result: EnsembleResult, as_json: bool) -> None:
     from fmnist_search.cli import output
     from fmnist_search.cli.model_serialization import ensemble_to_dict
 
-    evaluation, registered = result.evaluation, result.registered
     if as_json:
         output.print_json(ensemble_to_dict(result))
         return
     rows = [(member.run.name, member.run.run_id, member.evaluation, member.test) for member in result.members]
-    rows.append(("ensemble", result.run_id, evaluation, registered.test if registered else None))
+    rows.append(("ensemble", result.run_id, result.evaluation, result.test))
     body = [
-        [name, run_id, f"{each.accuracy:.2%}", f"{each.loss:.4f}"]
-        + ([] if test is None else [f"{test.value:.2%}", f"{test.loss:.4f}"])
+        [name, run_id]
+        + ([f"{each.accuracy:.2%}", f"{each.loss:.4f}"] if each else [])
+        + ([f"{test.value:.2%}", f"{test.loss:.4f}"] if test else [])
         for name, run_id, each, test in rows
     ]
-    columns = ["", "run", "val_accuracy", "val_loss", *(["test_accuracy", "test_loss"] if registered else [])]
+    columns = [
+        *("", "run"),
+        *(("val_accuracy", "val_loss") if result.evaluation else ()),
+        *(("test_accuracy", "test_loss") if result.test else ()),
+    ]
     output.print_table(output.make_table(columns, body))
-    gain = evaluation.accuracy - max(member.evaluation.accuracy for member in result.members)
-    line = (
-        f"{evaluation.accuracy:.2%} on {result.validation_images:,} validation images, "
-        f"{100 * gain:+.2f} points over its best member"
-    )
-    if registered:
+    if registered := result.registered:
         output.stderr.print(f"{registered.model} {registered.verdict}", markup=False)
+    output.stdout.print(f"ensemble of {len(result.members)}: {'; '.join(_ensemble_verdict(result))}", markup=False)
+
+
+def _ensemble_verdict(result: EnsembleResult) -> Iterator[str]:
+    """Yield what is said of an ensemble below its table."""
+    from fmnist_search.cli import output
+
+    if result.evaluation:
+        best = max(member.evaluation.accuracy for member in result.members if member.evaluation)
+        yield (
+            f"{result.evaluation.accuracy:.2%} on {result.validation_images:,} validation images, "
+            f"{100 * (result.evaluation.accuracy - best):+.2f} points over its best member"
+        )
+    if registered := result.registered:
         address = f"models:/{registered.model}/{registered.version} ({registered.alias})"
-        line += f"; {output.format_test(registered.test)}, registered as {address}"
+        yield f"{output.format_test(registered.test)}, registered as {address}"
+    elif result.test:
+        yield output.format_test(result.test)
     else:
-        line += "; add --register to test and register it"
-    output.stdout.print(f"ensemble of {len(result.members)}: {line}", markup=False)
+        yield "add --test to test it, --register to test and register it"
 
 
 @app.command()
@@ -273,59 +289,6 @@ def _print_comparison(comparison: ModelComparison) -> None:
     output.print_table(output.make_table(["", "second right", "second wrong"], rows))
     verdict = f"{comparison.better.model} is better" if comparison.better else "there is no significant difference"
     output.stdout.print(f"{verdict}: McNemar's exact test gives p = {comparison.p_value:.2g}", markup=False)
-
-
-@app.command()
-def export(
-    model: Annotated[
-        str | None, typer.Argument(help="MLflow address of the model; by default the champion.", show_default=False)
-    ] = None,
-    onnx: Annotated[Path | None, typer.Option(help="ONNX file to write.", show_default=False)] = None,
-    force: ForceOption = False,
-    trust: TrustOption = False,
-    tracking_uri: TrackingUriOption = None,
-    data_dir: DataDirOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Write a registered model as a file for other runtimes.
-
-    The input is `pixels`, float32 (N, 28, 28) of 0..255, the output `probabilities` (N, classes). The file is written
-    only if ONNX Runtime computes the same probabilities as the model.
-
-    Examples:
-
-      fmnist-search export --onnx champion.onnx
-
-      fmnist-search export models:/fmnist-search/3 --onnx third.onnx --force
-    """
-    from fmnist_search.cli import output
-    from fmnist_search.data.loading import read_training_set
-    from fmnist_search.registry.onnx import TOLERANCE, check_installed, export_onnx
-    from fmnist_search.registry.packaging import DEFAULT_MODEL
-
-    if onnx is None:
-        raise UserError("export: give the file to write with --onnx FILE")
-    check_output_path(onnx, force=force)
-    check_installed()
-    client = _connect_client(tracking_uri)
-    address = model or DEFAULT_MODEL
-    source = image_source(data_dir)
-    difference = export_onnx(
-        address,
-        onnx,
-        lambda dataset: read_training_set(dataset, source).pixels[:EXPORT_CHECK_IMAGES].numpy(),
-        tracking_uri=client.tracking_uri,
-        trust=trust,
-    )
-    if as_json:
-        exported = {"model": address, "file": str(onnx), "bytes": onnx.stat().st_size}
-        output.print_json({**exported, "largest_difference": difference, "tolerance": TOLERANCE})
-        return
-    output.stdout.print(
-        f"{onnx}: {address}, {onnx.stat().st_size:,} bytes; ONNX Runtime gives the same probabilities within "
-        f"{difference:.1g} on {EXPORT_CHECK_IMAGES} training images and {EXPORT_CHECK_IMAGES} random ones",
-        markup=False,
-    )
 
 
 def _connect_client(tracking_uri: str | None) -> Any:

@@ -1,4 +1,4 @@
-"""Ensembles of trained runs: evaluated on images that no member was trained on, and registered on request."""
+"""Ensembles of trained runs: evaluated on images that no member was trained on, tested and registered on request."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from fmnist_search.registry import tags as version_tags
 from fmnist_search.registry.champion_rule import CorrectnessRecord, ValidationScore
 from fmnist_search.reporting.model_card import Selection, selection_from_runs
 from fmnist_search.results.training import Accuracy, TrialState
+from fmnist_search.text import markdown_table
 from fmnist_search.tracking import metric_names, tag_names
 from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.run_logger import RunLogger
@@ -35,7 +36,7 @@ from fmnist_search.workflows.jobs import JobContext
 from fmnist_search.workflows.lookup import load_run_classifier
 from fmnist_search.workflows.registration import Candidate, RegisteredVersion, prepare_name, register
 from fmnist_search.workflows.sending import open_sender
-from fmnist_search.workflows.testing import evaluate_each_on_test_set
+from fmnist_search.workflows.testing import TestEvaluation, evaluate_each_on_test_set, record_evaluation
 from fmnist_search.workspace import Workspace
 
 MEMBERS_FILE = "members.json"
@@ -47,11 +48,11 @@ SPLIT_KEYS = ("data.validation", "data.seed")
 class EnsembleMember:
     """A run in an ensemble, and the evaluation of its stored weights alone on the validation images.
 
-    `test` is that on the test images; None if the ensemble was not evaluated there.
+    `evaluation` is None if the runs held no images back, `test` if the ensemble was not evaluated on the test images.
     """
 
     run: TrainedRun
-    evaluation: Evaluation
+    evaluation: Evaluation | None
     test: Accuracy | None = None
 
 
@@ -59,13 +60,15 @@ class EnsembleMember:
 class EnsembleResult:
     """An ensemble of runs: its members, its evaluation on the validation images, and its run in MLflow.
 
-    `registered` is None if registration was not requested; then it was not evaluated on the test images.
+    `evaluation` is None if the runs held no images back, `test` if it was not evaluated on the test images, and
+    `registered` if it was not registered.
     """
 
     members: tuple[EnsembleMember, ...]
-    evaluation: Evaluation
+    evaluation: Evaluation | None
     validation_images: int
     run_id: str
+    test: Accuracy | None
     registered: RegisteredVersion | None
 
 
@@ -75,14 +78,16 @@ def build_ensemble(
     workspace: Workspace | None = None,
     callback: StudyCallback | None = None,
     device: str = "cpu",
+    should_test: bool = False,
     should_register: bool = False,
     model_name: str | None = None,
     plots: bool = True,
 ) -> EnsembleResult:
     """Average the probabilities of several runs in one model, evaluate it on their validation images, and record it.
 
-    Everything is computed in float32 on the device. With `should_register`, the ensemble is evaluated once on the test
-    images and registered like a promoted model, by default under the model name of its dataset.
+    Everything is computed in float32 on the device. With `should_test`, the ensemble and its members are evaluated once
+    on the test images. With `should_register`, they are too, and the ensemble is registered like a promoted model, by
+    default under the model name of its dataset. Runs that held no images back can only be tested.
 
     Raises:
         UserError: if there are fewer than two runs, a run is named twice, runs have other images than the first,
@@ -95,6 +100,7 @@ def build_ensemble(
     with store_errors(workspace.tracking_uri):
         store = MlflowStore(workspace.tracking_uri, "fmnist-search")
         runs = [read_run(store, run_id) for run_id in run_ids]
+        _check_purpose(runs[0], should_test=should_test, should_register=should_register)
         _check_same_split(runs)
         classifiers = [load_run_classifier(workspace, store, run) for run in runs]
         name = model_name or Finalists().for_dataset(runs[0].recipe.data.dataset).model_name
@@ -107,25 +113,34 @@ def build_ensemble(
             run = store.sibling_run(runs[0].run_id, sender, members.name, tags)
             with _closed_run(run):
                 _log_ensemble(run, members, plots=plots)
-                registered = None
+                registered, test = None, None
                 if should_register:
                     command = shlex.join(["fmnist-search", "ensemble", *run_ids, "--register", "--model-name", name])
                     registered = register(store, name, _candidate(members), run, context, source, command)
-                    members = _test_members(members, source)
+                    members, test = _test_members(members, source)[0], registered.test
+                elif should_test:
+                    members, evaluation = _test_members(members, source)
+                    dataset = runs[0].recipe.data.dataset
+                    test = record_evaluation(run, members.name, dataset, evaluation, plots=plots).accuracy
+                if test:
                     run.log_table(MEMBERS_FILE, _member_columns(members.members))
             context.flush()
-    return EnsembleResult(members.members, members.evaluation, len(members.images.validation), run.run_key, registered)
+    images = len(members.images.validation)
+    return EnsembleResult(members.members, members.evaluation, images, run.run_key, test, registered)
 
 
 @dataclass(frozen=True)
 class _Members:
-    """The members as one model: their networks, and their joint logits (N, classes) on the validation images."""
+    """The members as one model: their networks, and their joint logits (N, classes) on the validation images.
+
+    `logits` and `evaluation` are None if there are no validation images.
+    """
 
     members: tuple[EnsembleMember, ...]
     classifiers: tuple[Classifier, ...]
     images: Images
-    logits: Tensor
-    evaluation: Evaluation
+    logits: Tensor | None
+    evaluation: Evaluation | None
 
     @property
     def name(self) -> str:
@@ -133,8 +148,21 @@ class _Members:
 
     @property
     def selection(self) -> Selection:
-        rows = [(member.run.run_id, member.run.recipe, member.evaluation.accuracy) for member in self.members]
+        assert self.evaluation, "an ensemble without validation images is not selected"
+        rows = [
+            (each.run.run_id, each.run.recipe, each.evaluation.accuracy) for each in self.members if each.evaluation
+        ]
         return selection_from_runs(rows, self.evaluation.accuracy)
+
+    @property
+    def description(self) -> str:
+        if self.evaluation:
+            return self.selection.description
+        rows = [[f"`{each.run.run_id}`", each.run.recipe.label, str(each.run.recipe.seed)] for each in self.members]
+        return (
+            "An ensemble of runs that were given by their ids. They held no images back for validation, so that it can "
+            "only be tested.\n\n" + markdown_table([["run", "network", "seed"], *rows])
+        )
 
 
 def _check_run_ids(run_ids: Sequence[str]) -> None:
@@ -148,16 +176,11 @@ def _check_run_ids(run_ids: Sequence[str]) -> None:
 
 
 def _check_same_split(runs: Sequence[TrainedRun]) -> None:
-    """Raise UserError if the runs cannot be evaluated on the same images."""
+    """Raise UserError if the runs were not trained and evaluated on the same images."""
     first = runs[0]
     wanted = first.recipe.to_flat_dict()
     for run in runs:
         values, name = run.recipe.to_flat_dict(), f"ensemble: run {run.run_id!r}"
-        if not values["data.validation"]:
-            raise UserError(
-                f"{name}: held no images back for validation, so that it cannot be evaluated; train it again with "
-                f"`fmnist-search train --from-run {run.run_id} --set data.validation=...`"
-            )
         if values["data.dataset"] != wanted["data.dataset"]:
             raise UserError(
                 f"{name}: was trained on {values['data.dataset']!r}, and run {first.run_id!r} from "
@@ -167,12 +190,27 @@ def _check_same_split(runs: Sequence[TrainedRun]) -> None:
             differs = ", ".join(f"{key} is {values[key]}, there {value}" for key, value in off.items())
             remedy = " ".join(f"--set {key}={value}" for key, value in off.items())
             raise UserError(
-                f"{name}: was trained on validation images of run {first.run_id!r} ({differs}); train it again with "
+                f"{name}: held other images back than run {first.run_id!r} ({differs}); train it again with "
                 f"`fmnist-search train --from-run {run.run_id} {remedy}`"
             )
 
 
+def _check_purpose(run: TrainedRun, *, should_test: bool, should_register: bool) -> None:
+    """Raise UserError if a run held no images back for what is asked for."""
+    if run.recipe.data.validation or (should_test and not should_register):
+        return
+    remedy = f"train it again with `fmnist-search train --from-run {run.run_id} --set data.validation=...`" + (
+        ", or only test the ensemble with --test" if should_register else ", or add --test for the test images"
+    )
+    raise UserError(
+        f"ensemble: run {run.run_id!r}: held no images back for validation, so that it cannot be evaluated on them; "
+        + remedy
+    )
+
+
 def _evaluate_members(runs: Sequence[TrainedRun], classifiers: Sequence[Classifier], images: Images) -> _Members:
+    if not len(images.validation):
+        return _Members(tuple(EnsembleMember(run, None) for run in runs), tuple(classifiers), images, None, None)
     labels = images.validation.labels
     logits = [_logits(classifier, images.validation.pixels) for classifier in classifiers]
     members = tuple(EnsembleMember(run, evaluate_logits(own, labels)) for run, own in zip(runs, logits, strict=True))
@@ -202,40 +240,42 @@ def _closed_run(run: RunLogger) -> Iterator[None]:
 
 def _log_ensemble(run: RunLogger, ensemble: _Members, *, plots: bool) -> None:
     """Log the evaluation of an ensemble and its members to its run."""
-    accuracy, images, runs = ensemble.evaluation.accuracy, ensemble.images, [member.run for member in ensemble.members]
+    evaluation, images = ensemble.evaluation, ensemble.images
     parameters = sum(parameter.numel() for classifier in ensemble.classifiers for parameter in classifier.parameters())
-    run.log_metrics(
-        {
-            metric_names.VAL_ACCURACY: accuracy,
-            metric_names.VAL_LOSS: ensemble.evaluation.loss,
-            metric_names.PARAMETER_COUNT: parameters,
-        }
-    )
-    run.log_dataset(images, vars(runs[0].recipe.data))
+    run.log_metrics({metric_names.PARAMETER_COUNT: parameters})
+    run.log_dataset(images, vars(ensemble.members[0].run.recipe.data))
     run.log_table(MEMBERS_FILE, _member_columns(ensemble.members))
-    title = f"{ensemble.name}: {accuracy:.2%} on validation"
-    run.set_note(f"# {title}\n\n{ensemble.selection.description}\n")
-    if plots:
+    title = ensemble.name
+    if evaluation:
+        run.log_metrics({metric_names.VAL_ACCURACY: evaluation.accuracy, metric_names.VAL_LOSS: evaluation.loss})
+        title += f": {evaluation.accuracy:.2%} on validation"
+    run.set_note(f"# {title}\n\n{ensemble.description}\n")
+    if plots and ensemble.logits is not None:
         log_evaluation_plots(run, ensemble.logits.softmax(1), images.validation, images.classes, "val", title)
 
 
-def _test_members(ensemble: _Members, source: DataSource) -> _Members:
-    """Evaluate each member alone on the test images. Only the run of the ensemble records it: trials have no test."""
+def _test_members(ensemble: _Members, source: DataSource) -> tuple[_Members, TestEvaluation]:
+    """Evaluate each member alone on the test images, and all together.
+
+    Only the run of the ensemble records it: trials have no test.
+    """
     dataset = ensemble.members[0].run.recipe.data.dataset  # all members have the same
     tests = evaluate_each_on_test_set(ensemble.classifiers, dataset, source)
     members = tuple(
         dataclasses.replace(member, test=test.accuracy) for member, test in zip(ensemble.members, tests, strict=True)
     )
-    return dataclasses.replace(ensemble, members=members)
+    together = torch.stack([test.probabilities for test in tests]).mean(0)
+    return dataclasses.replace(ensemble, members=members), TestEvaluation(together, tests[0].images)
 
 
 def _member_columns(members: Sequence[EnsembleMember]) -> dict[str, Sequence[object]]:
     columns: dict[str, Sequence[object]] = {
         "run": [member.run.run_id for member in members],
         "name": [member.run.name for member in members],
-        "val_accuracy": [member.evaluation.accuracy for member in members],
-        "val_loss": [member.evaluation.loss for member in members],
     }
+    if evaluations := [member.evaluation for member in members if member.evaluation]:
+        columns["val_accuracy"] = [evaluation.accuracy for evaluation in evaluations]
+        columns["val_loss"] = [evaluation.loss for evaluation in evaluations]
     if tests := [member.test for member in members if member.test]:
         columns |= {"test_accuracy": [test.value for test in tests], "test_loss": [test.loss for test in tests]}
     return columns
@@ -243,6 +283,7 @@ def _member_columns(members: Sequence[EnsembleMember]) -> dict[str, Sequence[obj
 
 def _candidate(ensemble: _Members) -> Candidate:
     images = ensemble.images
+    assert ensemble.logits is not None, "runs without validation images are refused"
     right = (ensemble.logits.argmax(1) == images.validation.labels).cpu().numpy()
     return Candidate(
         classifier=Ensemble(ensemble.classifiers).eval(),

@@ -93,14 +93,21 @@ def record_test(
         UserError: if the test images are missing.
     """
     evaluation = evaluate_on_test_set(classifier_from_weights(recipe, weights), recipe.data.dataset, source)
-    classes = get_dataset(recipe.data.dataset).classes
+    return record_evaluation(run, recipe.label, recipe.data.dataset, evaluation, plots=plots)
+
+
+def record_evaluation(
+    run: RunLogger, label: str, dataset: str, evaluation: TestEvaluation, *, plots: bool
+) -> TestResult:
+    """Record the first evaluation of a model on the test images in its run, where `label` names the model."""
+    classes = get_dataset(dataset).classes
     confusion = confusion_matrix(evaluation.probabilities, evaluation.images.labels)
     result = TestResult(evaluation.accuracy, classes, confusion)
     log_test_metrics(run, result.accuracy)
     run.set_tags(evaluation_tags(result.accuracy))
     run.log_text("test/class_scores.csv", class_scores_csv(result.confusion, classes))
     if plots:
-        title = f"{recipe.label}: {result.accuracy.value:.2%} of {result.accuracy.images:,} test images"
+        title = f"{label}: {result.accuracy.value:.2%} of {result.accuracy.images:,} test images"
         log_evaluation_plots(run, evaluation.probabilities, evaluation.images, classes, "test", title)
     else:
         matrix = {"classes": list(classes), "rows_true_columns_predicted": result.confusion}

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from fmnist_search.config.toml_files import read_recipe
 from fmnist_search.data.files import DataSource
-from fmnist_search.data.loading import load_images
+from fmnist_search.data.loading import load_images, read_test_set
 from fmnist_search.registry.champion_rule import CorrectnessRecord
 from fmnist_search.registry.packaging import load_model
 from fmnist_search.training.checkpoint import classifier_from_weights, state_from_bytes
@@ -191,6 +191,29 @@ def test_a_registered_ensemble_is_one_model_and_a_second_one_is_compared_with_it
 
 
 @pytest.mark.slow
+def test_an_ensemble_of_runs_that_held_no_images_back_is_only_tested(study: EnsembleStudy, source: DataSource) -> None:
+    run_ids = [study.train("data.validation=0", f"seed={seed}") for seed in (0, 1)]
+    assert_single_error(study.run("ensemble", *run_ids), "held no images back", "add --test for the test images")
+    assert_single_error(study.run("ensemble", *run_ids, "--register"), "held no images back", "only test")
+    outcome = study.run("ensemble", *run_ids, "--test", "--json")
+    assert outcome.exit_code == 0, outcome.stderr
+    found = outcome.json
+    assert (found["accuracy"], found["validation_images"], found["registered"]) == (None, 0, None)
+    test = read_test_set("fashion-mnist", source)
+    recipe, files = read_recipe(study.folder / "recipe.toml"), [study.weights_path(run_id) for run_id in run_ids]
+    networks = [classifier_from_weights(recipe, state_from_bytes(file.read_bytes(), "w")) for file in files]
+    with torch.inference_mode():
+        probabilities = [network(test.pixels).softmax(1) for network in networks]
+    right = [(each.argmax(1) == test.labels).sum().item() for each in [*probabilities, sum(probabilities)]]
+    results = [member["test"] for member in found["members"]] + [found["test"]]
+    assert [result["hits"] for result in results] == pytest.approx(right, abs=2)
+    metrics = study.client.get_run(found["run_id"]).data.metrics
+    assert (metrics["test/accuracy"], metrics["test/loss"]) == (found["test"]["accuracy"], found["test"]["loss"])
+    assert not [name for name in metrics if name.startswith("val/")]
+    table = json.loads(read_artifact(study.client, found["run_id"], "members.json"))
+    assert table["columns"] == ["run", "name", "test_accuracy", "test_loss"]
+
+
 def test_an_ensemble_selected_on_validation_images_does_not_replace_a_champion_confirmed_on_fresh_seeds(
     study: EnsembleStudy,
 ) -> None:
@@ -241,6 +264,7 @@ def test_runs_that_make_no_ensemble_give_one_line_and_leave_no_run(study: Ensemb
     remedy = f"fmnist-search train --from-run {shifted} --set data.validation=500 --set data.seed=0"
     assert_single_error(study.run("ensemble", one, shifted), shifted, one, "data.seed is 1, there 0", remedy)
     assert_single_error(study.run("ensemble", without_validation, other), without_validation, "held no images back")
+    assert_single_error(study.run("ensemble", other, without_validation, "--test"), "data.validation is 0, there 500")
     assert_single_error(study.run("ensemble", one, study_run_id), study_run_id, "is the run of the study 'tiny'")
     assert_single_error(study.run("ensemble", one, "f" * 32), "f" * 32, "does not exist")
     assert_single_error(study.run("ensemble", 0, 99, "--study", "tiny"), "trial 99")
