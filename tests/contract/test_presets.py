@@ -115,10 +115,10 @@ def test_its_recipe_file_gives_its_recipe(preset: Preset) -> None:
     assert read_recipe(RECIPES_FOLDER / f"{preset.name}.toml") == preset.recipe, "is stale: run `make docs`"
 
 
-def test_every_recipe_file_belongs_to_a_preset_or_to_a_study_that_found_it() -> None:
+def test_every_recipe_file_belongs_to_a_preset_or_is_described_with_the_results() -> None:
     names = {path.stem for path in RECIPES_FOLDER.glob("*.toml")}
     champions = {f"champion-{path.stem}" for path in RECIPES_FOLDER.parent.glob("*.toml")} & names
-    assert names - champions == PRESETS.keys()
+    assert names - champions == {*PRESETS, "accurate"}
     assert champions == {"champion-baseline", "champion-final", "champion-quick"}
 
 
@@ -128,6 +128,13 @@ def test_the_recipe_that_a_study_found_is_the_one_of_the_results(study: str) -> 
     (row,) = re.findall(f"^\\| \\[`{study}`\\].*", RESULTS.read_text(encoding="utf-8"), re.MULTILINE)
     assert f" {summarize(recipe.model).parameters:,} " in row
     assert f", {recipe.epochs} epochs" in row
+
+
+def test_the_accurate_recipe_is_the_one_of_the_results() -> None:
+    recipe = read_recipe(RECIPES_FOLDER / "accurate.toml")
+    parameters = summarize(recipe.model).parameters
+    assert parameters < 1_000_000
+    assert f" {parameters:,} parameters" in RESULTS.read_text(encoding="utf-8")
 
 
 @given(recipes())
