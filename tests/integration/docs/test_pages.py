@@ -81,6 +81,7 @@ SHORTER = {
     "fmnist-search train lenet*": SMALL_TRAINING,
     "fmnist-search train separable*": SMALL_TRAINING,
     "fmnist-search train studies/recipes/*": SMALL_TRAINING,
+    "fmnist-search train studies/recipes/accurate.toml *": "--set test_time=none",  # not ten views of 10,000 images
     "fmnist-search train lenet*--seeds *": "--seeds 2",
     "fmnist-search promote small-and-good *": "--max-parameters 100000 --recipes 1",
     "fmnist-search sweep-lr *": f"{SMALL_TRAINING} --seeds 1 --factors 1,2",
