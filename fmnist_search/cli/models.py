@@ -113,7 +113,8 @@ def ensemble(
     runs: Annotated[list[str], typer.Argument(help="Ids of MLflow runs, or numbers of trials.", metavar="RUN...")],
     study: StudyOption = None,
     test: Annotated[
-        bool, typer.Option("--test", help="Evaluate the ensemble and its members on the test images.")
+        bool,
+        typer.Option("--test", help="Evaluate the ensemble and its members, all single trainings, on the test images."),
     ] = False,
     register: Annotated[
         bool, typer.Option("--register", help="Test the ensemble once and register it, as promote does.")
@@ -205,7 +206,7 @@ def _ensemble_verdict(result: EnsembleResult) -> Iterator[str]:
     elif result.test:
         yield output.format_test(result.test)
     else:
-        yield "add --test to test it, --register to test and register it"
+        yield "add --register to test and register it"
 
 
 @app.command()

@@ -18,7 +18,7 @@ from fmnist_search.cli.app import (
     image_source,
 )
 from fmnist_search.errors import UserError
-from fmnist_search.recipe.datasets import TEST_SET_SIZE
+from fmnist_search.recipe.datasets import MAX_CLASSES, TEST_SET_SIZE
 
 if TYPE_CHECKING:
     from fmnist_search.registry.packaging import LoadedModel
@@ -52,7 +52,9 @@ def predict(
     invert: Annotated[
         bool, typer.Option("--invert", help="Invert images that show a dark item on a light background.")
     ] = False,
-    top: Annotated[int, typer.Option(help="Number of classes to show, the most probable first.", min=1, max=100)] = 1,
+    top: Annotated[
+        int, typer.Option(help="Number of classes to show, the most probable first.", min=1, max=MAX_CLASSES)
+    ] = 1,
     grid: Annotated[
         Path | None,
         typer.Option(

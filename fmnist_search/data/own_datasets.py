@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING
 
 from fmnist_search.errors import UserError
 from fmnist_search.files import atomic_write, make_private_folder
-from fmnist_search.recipe.datasets import DATASETS, FILE_NAMES, TEST_SET_SIZE, TRAINING_SET_SIZE, Dataset
+from fmnist_search.recipe.datasets import (
+    DATASETS,
+    FILE_NAMES,
+    MAX_CLASSES,
+    TEST_SET_SIZE,
+    TRAINING_SET_SIZE,
+    Dataset,
+)
 from fmnist_search.workspace import image_cache_folder
 
 if TYPE_CHECKING:
@@ -25,8 +32,6 @@ if TYPE_CHECKING:
 
 RECORD_FILE = "dataset.json"
 NAME_PATTERN = re.compile("[a-z0-9][a-z0-9_-]{0,40}")
-MAX_CLASSES = 100
-"""More classes make confusion matrices and their figures unreadable; labels of one byte allow 256."""
 OUTPUTS_BEFORE = 10
 """Outputs of every network in earlier versions, which named those without a class `unused N`."""
 MIN_TRAINING_IMAGES = 200

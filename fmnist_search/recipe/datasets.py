@@ -16,6 +16,9 @@ from fmnist_search.errors import UserError, did_you_mean
 NUM_CLASSES = 10
 """Classes of the datasets of this program."""
 
+MAX_CLASSES = 100
+"""Most classes of a user's own dataset: more make confusion matrices unreadable."""
+
 IMAGE_SIZE = 28
 """Width and height of every image, in pixels."""
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INCHES_PER_CLASS, MAX_CONFUSION_INCHES = 0.45, 20.0
-"""Size of a confusion matrix with many classes."""
 MAX_CLASSES_WITH_NUMBERS = 50
+"""Size of a confusion matrix with many classes, and the most with which its cells have numbers."""
 UNKNOWN_LABEL = -1
 """The label of an image whose true class is unknown."""
 MAX_FILTERS = 64
@@ -42,7 +42,7 @@ def confusion_figure(
 ) -> Figure:
     """Return a confusion matrix as a figure, rows true and columns predicted, colored by the share of each row.
 
-    The cells show counts of images, or if `normalised` the shares of the row in percent.
+    The cells show counts of images, or if `normalised` the shares of the row in percent; none with many classes.
     """
     from matplotlib.figure import Figure
 

@@ -36,7 +36,13 @@ from fmnist_search.workflows.jobs import JobContext
 from fmnist_search.workflows.lookup import load_run_classifier
 from fmnist_search.workflows.registration import Candidate, RegisteredVersion, prepare_name, register
 from fmnist_search.workflows.sending import open_sender
-from fmnist_search.workflows.testing import TestEvaluation, evaluate_each_on_test_set, record_evaluation
+from fmnist_search.workflows.testing import (
+    TestEvaluation,
+    check_may_be_tested,
+    check_test_set,
+    evaluate_each_on_test_set,
+    record_evaluation,
+)
 from fmnist_search.workspace import Workspace
 
 MEMBERS_FILE = "members.json"
@@ -87,7 +93,8 @@ def build_ensemble(
 
     Everything is computed in float32 on the device. With `should_test`, the ensemble and its members are evaluated once
     on the test images. With `should_register`, they are too, and the ensemble is registered like a promoted model, by
-    default under the model name of its dataset. Runs that held no images back can only be tested.
+    default under the model name of its dataset. Runs that held no images back can only be tested, and trials and
+    finalists of a study only registered.
 
     Raises:
         UserError: if there are fewer than two runs, a run is named twice, runs have other images than the first,
@@ -102,6 +109,8 @@ def build_ensemble(
         runs = [read_run(store, run_id) for run_id in run_ids]
         _check_purpose(runs[0], should_test=should_test, should_register=should_register)
         _check_same_split(runs)
+        if should_test and not should_register:
+            _check_may_be_tested(runs, source)
         classifiers = [load_run_classifier(workspace, store, run) for run in runs]
         name = model_name or Finalists().for_dataset(runs[0].recipe.data.dataset).model_name
         if should_register:
@@ -206,6 +215,12 @@ def _check_purpose(run: TrainedRun, *, should_test: bool, should_register: bool)
         f"ensemble: run {run.run_id!r}: held no images back for validation, so that it cannot be evaluated on them; "
         + remedy
     )
+
+
+def _check_may_be_tested(runs: Sequence[TrainedRun], source: DataSource) -> None:
+    for run in runs:
+        check_may_be_tested("ensemble", run.run_id, run.kind, "the ensemble with --register")
+    check_test_set(runs[0].recipe.data.dataset, source)
 
 
 def _evaluate_members(runs: Sequence[TrainedRun], classifiers: Sequence[Classifier], images: Images) -> _Members:

@@ -14,6 +14,7 @@ from torch import Tensor
 from fmnist_search.data.files import DataSource
 from fmnist_search.data.images import LabelledImages
 from fmnist_search.data.loading import read_test_set
+from fmnist_search.errors import UserError
 from fmnist_search.models.classifier import Classifier, Ensemble
 from fmnist_search.recipe.datasets import get_dataset
 from fmnist_search.recipe.recipe import Recipe
@@ -22,7 +23,7 @@ from fmnist_search.registry.evaluation import TestScore, evaluate_model
 from fmnist_search.reporting.tables import class_scores_csv
 from fmnist_search.results.statistics import wilson
 from fmnist_search.results.training import Accuracy, TestResult
-from fmnist_search.tracking import metric_names
+from fmnist_search.tracking import metric_names, tag_names
 from fmnist_search.tracking.run_logger import RunLogger
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.tracking.training_artifacts import log_evaluation_plots
@@ -82,6 +83,21 @@ def check_test_set(dataset: str, source: DataSource) -> None:
         UserError: if they are missing.
     """
     read_test_set(dataset, source)
+
+
+def check_may_be_tested(
+    command: str, run_id: str, kind: str | None, remedy: str = "the best with `fmnist-search promote`"
+) -> None:
+    """Check that a run is neither a trial nor a finalist: the test images must not judge what a study compares.
+
+    Raises:
+        UserError: if it is; the message begins with the command, and says to register `remedy`.
+    """
+    if kind in (tag_names.TRIAL_RUN, tag_names.FINALIST_RUN):
+        raise UserError(
+            f"{command}: run {run_id!r} is a {kind} of a study, which the test images must not judge; register "
+            f"{remedy}, which tests it once"
+        )
 
 
 def record_test(

@@ -28,6 +28,7 @@ from fmnist_search.training.checkpoint import classifier_from_weights, state_fro
 from fmnist_search.workflows.lookup import load_run_classifier
 from fmnist_search.workflows.testing import (
     TestEvaluation,
+    check_may_be_tested,
     evaluate_on_test_set,
     evaluate_version,
     evaluation_tags,
@@ -91,7 +92,7 @@ def evaluate(address: str, workspace: Workspace, *, again: bool = False, trust: 
         else:
             run = store.find_run_with_tag(tag_names.WEIGHTS_DIGEST, content_digest(content))
         if run:
-            _check_may_be_tested(run)
+            check_may_be_tested("evaluate", run.run_id, run.tags.get(tag_names.KIND))
         known = test_result_from_tags(run.tags) if run else None
         if known and not again:
             return TestScore(address, *known)
@@ -104,15 +105,6 @@ def evaluate(address: str, workspace: Workspace, *, again: bool = False, trust: 
         if run:
             _record(store, run, evaluation, count)
     return TestScore(address, evaluation.accuracy, count)
-
-
-def _check_may_be_tested(run: StoredRun) -> None:
-    kind = run.tags.get(tag_names.KIND)
-    if kind in (tag_names.TRIAL_RUN, tag_names.FINALIST_RUN):
-        raise UserError(
-            f"evaluate: run {run.run_id!r} is a {kind} of a study, which the test images must not judge; register the "
-            "best with `fmnist-search promote`, which tests it once"
-        )
 
 
 def _record(store: MlflowStore, run: StoredRun, evaluation: TestEvaluation, count: int) -> None:

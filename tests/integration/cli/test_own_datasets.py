@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,9 @@ optimizer.learning_rate = [3e-3, 1e-2]
 depth = 1
 width = [32]
 """
+PARAMETERS = (28 * 28 + 1) * 32 + (32 + 1) * len(CLASSES)
+"""Those of the study's network: a layer of 32, and an output for each class."""
+MADE_SETTINGS = ["--set", "data.dataset=made", "--set", "data.validation=100", "--set", "epochs=1"]
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +50,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield folder
     for name in ("insects", "made"):
         DATASETS.pop(name, None)
-
-
-PARAMETERS = (28 * 28 + 1) * 32 + (32 + 1) * len(CLASSES)
-"""Those of the study's network: a layer of 32, and an output for each class."""
-
-
-MADE_SETTINGS = ["--set", "data.dataset=made", "--set", "data.validation=100", "--set", "epochs=1"]
 
 
 def run(project: Path, *arguments: object) -> CommandResult:
@@ -80,6 +77,12 @@ def test_pictures_in_folders_of_classes_become_a_dataset(project: Path) -> None:
     (row,) = run(project, "predict", "pictures/bee/000.png", "--model", model, "--json").json
     assert row["class"] == "bee"
     assert "there are 42; take one from 0 to 41" in run(project, "predict", "--test-image", 42, "--model", model).stderr
+
+    record = project / "cache/fmnist-search/images/insects/dataset.json"  # as earlier versions wrote it
+    padded = [*CLASSES, *(f"unused {number}" for number in range(3, 10))]
+    record.write_text(json.dumps({**json.loads(record.read_text()), "classes": padded}))
+    DATASETS.pop("insects", None)
+    assert run(project, "data", "insects", "--from", "pictures", "--json").json["classes"] == padded
 
     (project / "cache/fmnist-search/images/insects/t10k-labels-idx1-ubyte").write_bytes(b"damaged")
     (error,) = run(project, "data", "insects").errors

@@ -214,6 +214,7 @@ def test_an_ensemble_of_runs_that_held_no_images_back_is_only_tested(study: Ense
     assert table["columns"] == ["run", "name", "test_accuracy", "test_loss"]
 
 
+@pytest.mark.slow
 def test_an_ensemble_selected_on_validation_images_does_not_replace_a_champion_confirmed_on_fresh_seeds(
     study: EnsembleStudy,
 ) -> None:
@@ -265,6 +266,8 @@ def test_runs_that_make_no_ensemble_give_one_line_and_leave_no_run(study: Ensemb
     assert_single_error(study.run("ensemble", one, shifted), shifted, one, "data.seed is 1, there 0", remedy)
     assert_single_error(study.run("ensemble", without_validation, other), without_validation, "held no images back")
     assert_single_error(study.run("ensemble", other, without_validation, "--test"), "data.validation is 0, there 500")
+    trial = study.trial_run_ids[0]
+    assert_single_error(study.run("ensemble", one, trial, "--test"), trial, "a trial of a study", "with --register")
     assert_single_error(study.run("ensemble", one, study_run_id), study_run_id, "is the run of the study 'tiny'")
     assert_single_error(study.run("ensemble", one, "f" * 32), "f" * 32, "does not exist")
     assert_single_error(study.run("ensemble", 0, 99, "--study", "tiny"), "trial 99")
