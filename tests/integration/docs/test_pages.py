@@ -20,6 +20,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -106,11 +107,12 @@ PYTHON_NAMES = {"README.md": "import numpy as np\nimages = np.zeros((2, 28, 28),
 
 @dataclass(frozen=True)
 class BaseFolder:
-    """A folder with a finished study and an interrupted training."""
+    """A folder with a finished study, two finished trainings and an interrupted one."""
 
     study: FinishedStudy
     trial_run_ids: list[str]
-    training_run_id: str
+    training_run_ids: list[str]
+    interrupted_run_id: str
 
 
 @pytest.fixture(scope="module")
@@ -118,15 +120,17 @@ def base(tiny_study: FinishedStudy, tmp_path_factory: pytest.TempPathFactory) ->
     """Return the folder that those of all pages are copies of."""
     study = copy_study(tiny_study, tmp_path_factory.mktemp("base"))
     shutil.copytree(ROOT / "studies", study.folder / "studies")
-    result, run_id = train(
+    small_training = partial(
+        train, workspace=Workspace.resolve(study.tracking_uri), run_options=RunOptions(plots=False)
+    )
+    finished = [small_training(Recipe().replace({**SMALL_RECIPE, "seed": seed}))[1] for seed in (1, 2)]
+    result, interrupted = small_training(
         Recipe().replace(SMALL_RECIPE),
-        workspace=Workspace.resolve(study.tracking_uri),
-        run_options=RunOptions(plots=False),
         stopper=lambda report: Decision.INTERRUPT if report.epoch == 2 else Decision.CONTINUE,
     )
     assert result.state.value == "interrupted"
     rows = study.run("leaderboard", "--json").json
-    return BaseFolder(study, [row["run_id"] for row in rows], run_id)
+    return BaseFolder(study, [row["run_id"] for row in rows], finished, interrupted)
 
 
 @pytest.fixture(scope="module")
@@ -200,8 +204,10 @@ class PageRunner:
         """Return the command with values for its placeholders and with ports that are free."""
         for name, value in PLACEHOLDERS.items():
             command = re.sub(rf"\b{name}\b" if name.isalpha() else name, value, command)
-        command = command.replace("--resume RUN_ID", f"--resume {self._base.training_run_id}")
-        for run_id in self._base.trial_run_ids:
+        command = command.replace("--resume RUN_ID", f"--resume {self._base.interrupted_run_id}")
+        # The test images must not judge a trial.
+        run_ids = self._base.training_run_ids if "--test" in command else self._base.trial_run_ids
+        for run_id in run_ids:
             command = re.sub(r"\bRUN(_ID)?\b", run_id, command, count=1)
         for shown in re.findall(r"(?:127\.0\.0\.1:|--port )(\d+)", command):
             command = command.replace(shown, str(self._ports.setdefault(shown, free_port())))
