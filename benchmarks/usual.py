@@ -1,7 +1,9 @@
 """A typical search script: Optuna, MLflow, a DataLoader and a training loop, one trial at a time.
 
 `python -m benchmarks.usual STUDY --images FOLDER --trials 16` searches the space of a study file and tracks the trials
-in `mlflow.db` in the current folder. `benchmarks.study` compares it with ours.
+in `mlflow.db` in the current folder. `benchmarks.study` compares it with ours. Of the space, it searches the network,
+the batch size and the learning rate, and it augments the images as the study does. What few scripts have, such as views of
+a validation image (`test_time`), label smoothing and schedules, it ignores.
 """
 
 from __future__ import annotations
