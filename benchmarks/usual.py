@@ -2,8 +2,8 @@
 
 `python -m benchmarks.usual STUDY --images FOLDER --trials 16` searches the space of a study file and tracks the trials
 in `mlflow.db` in the current folder. `benchmarks.study` compares it with ours. Of the space, it searches the network,
-the batch size and the learning rate, and it augments the images as the study does. What few scripts have, such as views
-of a validation image (`test_time`), label smoothing and schedules, it ignores.
+the batch size and the learning rate, and it augments the images as the study does. It ignores what few scripts have:
+views of a validation image (`test_time`), label smoothing and schedules.
 """
 
 from __future__ import annotations

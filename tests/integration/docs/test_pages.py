@@ -206,7 +206,7 @@ class PageRunner:
             command = re.sub(rf"\b{name}\b" if name.isalpha() else name, value, command)
         command = command.replace("--resume RUN_ID", f"--resume {self._base.interrupted_run_id}")
         # The test images must not judge a trial.
-        run_ids = self._base.training_run_ids if "--test" in command else self._base.trial_run_ids
+        run_ids = self._base.training_run_ids if "--test" in command.split() else self._base.trial_run_ids
         for run_id in run_ids:
             command = re.sub(r"\bRUN(_ID)?\b", run_id, command, count=1)
         for shown in re.findall(r"(?:127\.0\.0\.1:|--port )(\d+)", command):
