@@ -319,5 +319,5 @@ def _check_lease_on_commit(rdb: RDBStorage, lease: Lease) -> None:
     def forget(session: orm.Session) -> None:
         session.info.pop(_HAS_WRITTEN, None)
 
-    if rdb.engine.dialect.name == "postgresql":
-        limit_idle_transactions(rdb, lease.seconds / 2)
+    rdb.remove_session()
+    limit_idle_transactions(rdb.engine, lease.seconds / 2)

@@ -31,6 +31,7 @@ from fmnist_search.processes import (
     process_identity,
     process_namespace,
 )
+from fmnist_search.search.outages import limit_idle_transactions
 from fmnist_search.search.storage_url import create_table, open_read_only, shown_url
 from fmnist_search.text import first_line
 from fmnist_search.workspace import sqlite_path
@@ -129,6 +130,7 @@ class Lease:
         # A connection for each renewal: none is held for minutes, and none is dead after an outage.
         settings = storage.engine_kwargs.get("connect_args", {})
         engine = sa.create_engine(storage.engine.url, connect_args=settings, poolclass=NullPool)
+        limit_idle_transactions(engine, lease_seconds / 2)
         session = uuid.uuid4().hex
         try:
             create_table(engine, DRIVERS)

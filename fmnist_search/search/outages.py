@@ -54,25 +54,25 @@ def _shorten_busy_timeout(rdb: RDBStorage) -> None:
     def shorten(connection: sqlite3.Connection, _: Any) -> None:
         connection.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000}")
 
-    _connect_anew(rdb)
+    rdb.remove_session()
+    rdb.engine.dispose()  # connections in the pool were opened before
 
 
-def limit_idle_transactions(rdb: RDBStorage, seconds: float) -> None:
-    """Let PostgreSQL end a transaction whose process sends nothing: one that was frozen would keep its locks."""
+def limit_idle_transactions(engine: sa.Engine, seconds: float) -> None:
+    """Let PostgreSQL end a transaction whose process sends nothing: one that was frozen would keep its locks.
 
-    @sa.event.listens_for(rdb.engine, "connect")
+    Connections in the engine's pool are closed, because they have no limit. Other databases know no such limit.
+    """
+    if engine.dialect.name != "postgresql":
+        return
+
+    @sa.event.listens_for(engine, "connect")
     def limit(connection: Any, _: Any) -> None:
         with connection.cursor() as cursor:
             cursor.execute(f"SET idle_in_transaction_session_timeout = {seconds * 1000:.0f}")
         connection.commit()
 
-    _connect_anew(rdb)
-
-
-def _connect_anew(rdb: RDBStorage) -> None:
-    """Close the connections that were opened before a setting of connections."""
-    rdb.remove_session()
-    rdb.engine.dispose()
+    engine.dispose()
 
 
 def _may_pass(error: BaseException) -> bool:

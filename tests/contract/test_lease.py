@@ -19,6 +19,7 @@ from fmnist_search.errors import UserError
 from fmnist_search.search.lease import Lease, current_driver
 from fmnist_search.search.storage import open_storage
 from tests.support.frozen_processes import freeze
+from tests.support.postgresql import PostgresqlServer
 
 HEARTBEAT_SECONDS, LEASE_SECONDS = 0.2, 3.0
 
@@ -43,15 +44,36 @@ except UserError as error:
     print(error, flush=True)
 """
 
+FROZEN_RENEWAL_SCRIPT = f"""
+import signal, sys, threading, time
+import sqlalchemy as sa
+from fmnist_search.search.lease import Lease
+from fmnist_search.search.storage import open_storage
+
+renewals = []
+
+@sa.event.listens_for(sa.Engine, "after_cursor_execute")
+def freeze_once(connection, cursor, statement, *rest):
+    if statement.startswith("UPDATE fmnist_search_drivers") and not renewals:
+        renewals.append(statement)
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # to this thread, so that it does not go on
+
+lease = Lease.acquire(open_storage(sys.argv[1]), "small", {HEARTBEAT_SECONDS}, {LEASE_SECONDS})
+print("driver", flush=True)
+while not lease.is_lost:
+    time.sleep(0.01)
+"""
+"""It stops itself between the statement of its first renewal and the end of that transaction."""
+
 
 def acquire(url: str, study: str = "small") -> Lease:
     return Lease.acquire(open_storage(url), study, HEARTBEAT_SECONDS, LEASE_SECONDS)
 
 
 @contextmanager
-def driver_process(url: str) -> Iterator[subprocess.Popen[str]]:
-    """Yield a process that drives the study and writes to it all the time."""
-    process = subprocess.Popen([sys.executable, "-c", DRIVER_SCRIPT, url], stdout=subprocess.PIPE, text=True)
+def driver_process(url: str, script: str = DRIVER_SCRIPT) -> Iterator[subprocess.Popen[str]]:
+    """Yield a process that drives the study and, by default, writes to it all the time."""
+    process = subprocess.Popen([sys.executable, "-c", script, url], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout
         assert process.stdout.readline() == "driver\n"
@@ -224,6 +246,23 @@ def test_a_process_that_was_frozen_and_lost_its_lease_changes_nothing(database_u
         assert stored_count(database_url) == count
         lease.check()
         lease.release()
+
+
+@pytest.mark.slow
+def test_a_process_that_was_frozen_while_it_renewed_its_lease_blocks_nobody(postgresql: PostgresqlServer) -> None:
+    url = postgresql.create_database()
+    with driver_process(url, FROZEN_RENEWAL_SCRIPT) as process:
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+        time.sleep(LEASE_SECONDS)
+        with open_storage(url).engine.begin() as connection:
+            connection.exec_driver_sql("SET LOCAL lock_timeout = '20s'")  # else a broken program waits here for ever
+            connection.exec_driver_sql("SELECT * FROM fmnist_search_drivers FOR UPDATE")
+        with acquire(url) as lease:
+            assert lease.took_over
+            assert lease.took_over.process_id == process.pid
+            os.kill(process.pid, signal.SIGCONT)
+            process.communicate(timeout=120)
+            assert process.returncode == 0  # it has seen that its lease is lost
 
 
 @pytest.mark.slow
