@@ -74,9 +74,10 @@ def _print_status(summary: StudySummary, workspace: Workspace) -> None:
     from fmnist_search.cli.output import format_front, format_percent, stdout
     from fmnist_search.results.training import TrialState
 
-    counts = ", ".join(f"{summary.count(state)} {state.value}" for state in TrialState if summary.count(state))
+    counts = {"running": len(summary.running), **{state.value: summary.count(state) for state in TrialState}}
+    trials = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     stdout.print(f"{summary.name}: {summary.question}", markup=False)
-    stdout.print(f"trials: {counts or 'none'}; {summary.stop_reason.value}")
+    stdout.print(f"trials: {trials or 'none'}; {summary.stop_reason.value}")
     if best := summary.best:
         stdout.print(f"best: trial {best.number} ({best.recipe.label}) at {format_percent(best.value)}")
     if summary.front:

@@ -110,6 +110,7 @@ def status_to_dict(summary: StudySummary) -> Json:
     """Return a study with the number of its trials in each state, as `status` prints it."""
     return {
         **{state.value: summary.count(state) for state in TrialState},
+        "running": len(summary.running),
         "study": summary.name,
         "question": summary.question,
         "ended_by": STOP_REASONS[summary.stop_reason][0],

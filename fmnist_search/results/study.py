@@ -125,7 +125,8 @@ class StudySummary:
 
     `new_trials` counts the trials of this run of the study, `seconds` is its duration, and `searched_seconds` the
     duration of all runs. `boundary_warnings` holds a warning for each domain whose bounds the best trials are close to.
-    `overhead` is the mean over the trials.
+    `overhead` is the mean over the trials. `running` holds the trials that a process trains at present; only
+    `workflows.lookup.status` reads them.
     """
 
     name: str
@@ -139,6 +140,7 @@ class StudySummary:
     boundary_warnings: tuple[str, ...] = ()
     overhead: Overhead | None = None
     searched_seconds: float = 0.0
+    running: tuple[RunningTrial, ...] = ()
 
     def count(self, state: TrialState) -> int:
         """Return the number of trials in this state, without those answered from an earlier equal trial."""

@@ -15,6 +15,7 @@ from fmnist_search.errors import UserError
 from fmnist_search.results.champion import Champion
 from fmnist_search.results.study import StopReason, StudySummary, TrialRecord, mean_overhead
 from fmnist_search.search.analysis import boundary_warnings
+from fmnist_search.search.lease import current_driver
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.text import without_credentials
 from fmnist_search.tracking.local_store import open_run_reader
@@ -40,13 +41,16 @@ def load_study(workspace: Workspace, name: str | None = None) -> StudyStore:
 
 
 def status(name: str | None = None, *, workspace: Workspace | None = None) -> StudySummary:
-    """Return the summary of a stored study, by default of the one that was created last.
+    """Return the summary of a stored study with its running trials, by default of the one that was created last.
 
     Raises:
         UserError: if there is no such study, or none at all.
     """
     workspace = workspace or Workspace.resolve()
-    return summarize_stored(workspace, load_study(workspace, name))
+    study_store = load_study(workspace, name)
+    driver = current_driver(workspace.storage_url, study_store.config.name)
+    running = study_store.running_trials(driver.started_at) if driver else []
+    return dataclasses.replace(summarize_stored(workspace, study_store), running=tuple(running))
 
 
 def summarize_stored(workspace: Workspace, study_store: StudyStore) -> StudySummary:

@@ -113,6 +113,7 @@ ADDED_KEYS = {
     "mult_adds",
     "seconds_per_epoch",
     "refused",
+    "running",
     "selected",
     "loss",
     "trained_until",

@@ -59,10 +59,12 @@ class AfterEpochs(StudyCallback):
 def test_a_search_in_the_foreground_is_seen_and_stopped_by_other_commands(tiny: Path) -> None:
     snapshots: list[StudySnapshot] = []
     stopped: list[CommandResult] = []
+    statuses: list[CommandResult] = []
 
     def look_and_stop() -> None:
         workspace = workspace_of(tiny.parent)
         snapshots.append(next(follow(workspace, load_watched(workspace))))
+        statuses.extend(run_command(tiny.parent, "status", *options) for options in ([], ["--json"]))
         if not stopped:
             stopped.append(run_command(tiny.parent, "stop", "tiny", "--no-wait"))
 
@@ -82,6 +84,11 @@ def test_a_search_in_the_foreground_is_seen_and_stopped_by_other_commands(tiny: 
     assert (running.number, running.recipe) == (1, summary.trials[1].recipe)
     assert running.curve
     assert running.curve == summary.trials[1].curve[: len(running.curve)]
+
+    text, as_json = statuses[-2:]
+    assert "trials: 1 running, 1 completed; its budget is not spent\n" in text.stdout
+    assert (as_json.json["running"], as_json.json["completed"]) == (1, 1)
+    assert run_command(tiny.parent, "status", "--json").json["running"] == 0
 
 
 @pytest.mark.in_process  # begins within half a second
