@@ -97,9 +97,15 @@ def main() -> None:
         tuple(_measurements(jobs["ours"], jobs[other], arguments.seconds or None)),
         settings,
         device,
-        subject="alone" if arguments.alone else arguments.against,
+        subject=_subject(arguments),
     )
     report_result(result, arguments)
+
+
+def _subject(arguments: argparse.Namespace) -> str:
+    """Return what tells this comparison from others: ours alone, the other sampler, and an end by time."""
+    other = "alone" if arguments.alone else arguments.against
+    return "-".join(filter(None, (other, "seconds" if arguments.seconds else "")))
 
 
 def _parse_arguments() -> argparse.Namespace:
