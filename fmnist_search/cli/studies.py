@@ -101,7 +101,7 @@ def _format_count(count: int | None, default: str = "-") -> str:
 
 def _format_size(recipe_count: int, unbounded: Sequence[str]) -> str:
     times = f" times endless values of {', '.join(unbounded)}" if unbounded else ""
-    return f"{recipe_count:,} recipes{times}"
+    return f"{recipe_count:,} {'recipe' if recipe_count == 1 else 'recipes'}{times}"
 
 
 # ------------------------------------------------------------------------------------------- studies
