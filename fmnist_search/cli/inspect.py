@@ -140,6 +140,7 @@ def _show_all_studies(workspace: Workspace, *, as_json: bool) -> None:
         rows.append(
             [
                 summary.name,
+                str(len(summary.running)),
                 *(str(summary.count(state)) for state in TrialState),
                 str(trained_epochs(summary.trials)),
                 output.format_duration(summary.searched_seconds),
@@ -157,6 +158,7 @@ def _show_all_studies(workspace: Workspace, *, as_json: bool) -> None:
     states = [state.value for state in TrialState]
     columns = [
         "study",
+        "running",
         *states,
         "epochs",
         "time",

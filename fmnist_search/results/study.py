@@ -125,8 +125,7 @@ class StudySummary:
 
     `new_trials` counts the trials of this run of the study, `seconds` is its duration, and `searched_seconds` the
     duration of all runs. `boundary_warnings` holds a warning for each domain whose bounds the best trials are close to.
-    `overhead` is the mean over the trials. `running` holds the trials that a process trains at present; only
-    `workflows.lookup.status` reads them.
+    `overhead` is the mean over the trials. `running` holds the trials that another process trains at present.
     """
 
     name: str

@@ -18,7 +18,7 @@ from fmnist_search.results.study import StudySummary, TrialRecord, cost_rank, ra
 from fmnist_search.search.study_attributes import StudyRuntime
 from fmnist_search.search.study_list import list_studies, load_studies
 from fmnist_search.search.study_store import StudyStore
-from fmnist_search.workflows.lookup import is_trial_number, load_study, summarize_stored
+from fmnist_search.workflows.lookup import is_trial_number, load_study, summarize_current
 from fmnist_search.workspace import Workspace
 
 
@@ -89,7 +89,7 @@ def all_studies(*, workspace: Workspace | None = None) -> list[StoredStudy]:
 
 
 def _read(workspace: Workspace, study_store: StudyStore) -> StoredStudy:
-    return StoredStudy(study_store.config, summarize_stored(workspace, study_store), study_store.runtime)
+    return StoredStudy(study_store.config, summarize_current(workspace, study_store), study_store.runtime)
 
 
 def leaderboards(studies: Sequence[StoredStudy], top: int, metric: str | None = None) -> list[list[RankedTrial]]:

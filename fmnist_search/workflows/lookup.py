@@ -47,7 +47,11 @@ def status(name: str | None = None, *, workspace: Workspace | None = None) -> St
         UserError: if there is no such study, or none at all.
     """
     workspace = workspace or Workspace.resolve()
-    study_store = load_study(workspace, name)
+    return summarize_current(workspace, load_study(workspace, name))
+
+
+def summarize_current(workspace: Workspace, study_store: StudyStore) -> StudySummary:
+    """Return the summary of a study that another process may search, with its running trials."""
     driver = current_driver(workspace.storage_url, study_store.config.name)
     running = study_store.running_trials(driver.started_at) if driver else []
     return dataclasses.replace(summarize_stored(workspace, study_store), running=tuple(running))

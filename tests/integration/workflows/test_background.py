@@ -64,7 +64,8 @@ def test_a_search_in_the_foreground_is_seen_and_stopped_by_other_commands(tiny: 
     def look_and_stop() -> None:
         workspace = workspace_of(tiny.parent)
         snapshots.append(next(follow(workspace, load_watched(workspace))))
-        statuses.extend(run_command(tiny.parent, "status", *options) for options in ([], ["--json"]))
+        forms = ([], ["--json"], ["--all", "--json"])
+        statuses.extend(run_command(tiny.parent, "status", *options) for options in forms)
         if not stopped:
             stopped.append(run_command(tiny.parent, "stop", "tiny", "--no-wait"))
 
@@ -85,9 +86,10 @@ def test_a_search_in_the_foreground_is_seen_and_stopped_by_other_commands(tiny: 
     assert running.curve
     assert running.curve == summary.trials[1].curve[: len(running.curve)]
 
-    text, as_json = statuses[-2:]
+    text, as_json, every_as_json = statuses[-3:]
     assert "trials: 1 running, 1 completed; its budget is not spent\n" in text.stdout
     assert (as_json.json["running"], as_json.json["completed"]) == (1, 1)
+    assert every_as_json.json == [as_json.json]
     assert run_command(tiny.parent, "status", "--json").json["running"] == 0
 
 
