@@ -29,7 +29,7 @@ from tests.support.strategies import recipes
 
 RECIPES_FOLDER = Path(__file__).parents[2] / "studies" / "recipes"
 RESULTS = Path(__file__).parents[2] / "docs" / "results.md"
-ANSWERED = ["baseline", "final", "optimizers", "quick", "regularised"]
+ANSWERED = ["baseline", "final", "lenet", "optimizers", "quick", "regularised"]
 """The studies whose champion is a recipe file."""
 TORCHVISION_PREFIXES = ("conv1.", "fc.")
 
