@@ -90,21 +90,21 @@ class EpochMark(NamedTuple):
 def main() -> None:
     """Measure the seconds until a test accuracy is reached."""
     arguments = _parse_arguments()
-    execution, precision = tuned_settings(arguments.device)
+    execution, tuned_precision = tuned_settings(arguments.device)
     source = data_source(arguments.data_dir)
     test = read_test_set("fashion-mnist", source).to(execution.device)
-    changes = _parse_changes(arguments)
+    changes = {"precision": tuned_precision, **_parse_changes(arguments)}
     figures: list[Measurement] = []
     remarks: list[str] = []
     for target in arguments.target:
-        recipe = Recipe().replace({**COMMON_CHANGES, **_recipe_changes(target), "precision": precision, **changes})
+        recipe = Recipe().replace({**COMMON_CHANGES, **_recipe_changes(target), **changes})
         ours, theirs = _train_both(recipe, target, source, test, execution, arguments)
         figures += _measurements(recipe, target, ours, theirs)
         remarks += [f"{target} %: ours {_format_curves(ours)}"] + (
             [f"tutorial {_format_curves(theirs)}"] if theirs else []
         )
         remarks.append(f"recipe: {json.dumps(_non_default_values(recipe))}")
-    settings = {"precision": precision, "threads": torch.get_num_threads(), "seeds": arguments.seeds}
+    settings = {"precision": changes["precision"], "threads": torch.get_num_threads(), "seeds": arguments.seeds}
     result = BenchmarkResult(
         "time_to_accuracy", "tutorial", tuple(figures), settings, device_slug(execution.device), tuple(remarks)
     )

@@ -19,6 +19,7 @@ import torch
 
 from benchmarks import checkpoints, reference, reference_results, report, study, throughput, time_to_accuracy, tutorial
 from benchmarks.measure import RESULTS_FOLDER, BenchmarkResult, Measurement, interleave
+from benchmarks.ours import tuned_settings
 from fmnist_search.data.files import DataSource
 from fmnist_search.data.images import Images
 from fmnist_search.data.loading import load_images, read_test_set
@@ -173,8 +174,10 @@ def test_time_to_accuracy_reports_the_accuracy_of_a_training_that_misses_its_tar
 
 @pytest.mark.slow
 def test_time_to_accuracy_stops_at_the_target(bench: RunBenchmark) -> None:
-    options = ("--target", 5, "--set", "epochs=9", "--seeds", 2, "--json")
+    precision = {"float32": "bfloat16", "bfloat16": "float32"}[tuned_settings("cpu")[1]]  # not what the tuner chooses
+    options = ("--target", 5, "--set", "epochs=9", "--set", f"precision={precision}", "--seeds", 2, "--json")
     found = json.loads(bench(time_to_accuracy, *SMALL_TRAINING, *options))
+    assert found["settings"]["precision"] == precision
     assert "after 1 epochs" in found["remarks"][0]
     training, with_evaluation = found["figures"]
     assert all(0 < a < b for a, b in zip(training["ours"], with_evaluation["ours"], strict=True))
