@@ -202,8 +202,8 @@ def show(
     """
     from fmnist_search.cli import output
     from fmnist_search.cli.serialization import trial_to_dict
-    from fmnist_search.config.conditional_space import varying_names
     from fmnist_search.config.toml_files import recipe_to_toml
+    from fmnist_search.search.suggest import displayed_names
     from fmnist_search.workflows import lookup
 
     workspace = make_workspace(tracking_uri, workdir, storage=storage)
@@ -217,7 +217,7 @@ def show(
     if as_json:
         output.print_json({"study": summary.name, **trial_to_dict(record), "page": page})
         return
-    output.print_trial(record, varying_names(stored.config.space))
+    output.print_trial(record, displayed_names(stored.config, (each.recipe for each in summary.trials)))
     if page:
         output.stdout.print(f"\nits page is {page} (while `fmnist-search ui` runs)", markup=False)
         output.stdout.print(f"train it again with `fmnist-search train --from-run {record.run_id}`", markup=False)

@@ -67,8 +67,8 @@ def leaderboard(
     """
     from fmnist_search.cli import output
     from fmnist_search.cli.serialization import leader_to_dict
-    from fmnist_search.config.conditional_space import varying_names
     from fmnist_search.results.study import cost_rank, paused_trials
+    from fmnist_search.search.suggest import displayed_names
     from fmnist_search.workflows import lookup
 
     check_scope(study, show_all=show_all)
@@ -91,7 +91,7 @@ def leaderboard(
     if as_json:
         output.print_json([leader_to_dict(trial, front) for trial in (*trials, *paused)])
         return
-    names = varying_names(stored.config.space)
+    names = displayed_names(stored.config, (trial.recipe for trial in (*trials, *paused)))
     metrics = [metric for metric in dict.fromkeys((front_cost or summary.cost_metric, cost)) if metric]
     output.print_table(output.leaderboard_table(trials, names, metrics, front))
     if paused:

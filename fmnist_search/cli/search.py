@@ -163,8 +163,8 @@ def search(
 
 def _print_preview(config: StudyConfig, preview: Preview, as_json: bool) -> None:
     from fmnist_search.cli import output
-    from fmnist_search.config.conditional_space import varying_names
     from fmnist_search.recipe.formatting import short_names
+    from fmnist_search.search.suggest import displayed_names
 
     limit = config.budget.max_mult_adds
     refused = [limit is not None and first.summary.mult_adds > limit for first in preview.recipes]
@@ -184,7 +184,8 @@ def _print_preview(config: StudyConfig, preview: Preview, as_json: bool) -> None
         )
         return
     output.stdout.print(config.to_toml(), markup=False)
-    names, started = varying_names(config.space), any(first.source for first in preview.recipes)
+    names = displayed_names(config, (first.recipe for first in preview.recipes))
+    started = any(first.source for first in preview.recipes)
     rows = [
         [
             first.recipe.label,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import cast
 
 import optuna
@@ -11,10 +12,12 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from fmnist_search.config.conditional_space import (
     FAMILY_NAME,
+    constant_values,
     enumerate_points,
     family_domain,
     qualified_name,
     searchable_values,
+    varying_names,
 )
 from fmnist_search.config.domain import Choice, Domain, Fixed, Range, bounds, is_ordered
 from fmnist_search.config.space import Space
@@ -78,6 +81,30 @@ def sample_with_fixed(space: Space, base: Recipe, given: Mapping[str, Value], se
     fixed_space = Space((family,), {**space.common, **common}, {family: {**space.by_family.get(family, {}), **own}})
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     return suggest_recipe(study.ask(), fixed_space, base, seed)
+
+
+def displayed_names(config: StudyConfig, recipes: Iterable[Recipe]) -> list[str]:
+    """Return the dotted names of the hyperparameters that tell these recipes of a study apart.
+
+    First come those that its space lets vary, then those of which a recipe has a value that the space does not have, as
+    a start recipe may; both in the order of a recipe.
+    """
+    constants: dict[str, dict[str, Value]] = {}  # by family
+    outside: set[str] = set()
+    for recipe in recipes:
+        family, own = recipe.model.family, recipe.to_flat_dict()
+        if family not in constants:
+            constants[family] = _constants_of_family(config, family)
+        outside |= {name for name, value in constants[family].items() if own[name] != value}
+        if family not in config.space.families:
+            outside.add(FAMILY_NAME)
+    names = (name for family in constants for name in (FAMILY_NAME, *recipe_hyperparameters(FAMILIES[family])))
+    return list(dict.fromkeys([*varying_names(config.space), *(name for name in names if name in outside)]))
+
+
+def _constants_of_family(config: StudyConfig, family: str) -> dict[str, Value]:
+    space = dataclasses.replace(config.space, families=(family,))
+    return searchable_values(constant_values(space, base_recipe(config, "float32")))
 
 
 def to_distribution(domain: Domain) -> BaseDistribution:

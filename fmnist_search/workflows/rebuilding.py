@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 
-from fmnist_search.config.conditional_space import varying_names
 from fmnist_search.config.toml_files import recipe_to_toml
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.formatting import format_value
@@ -18,6 +17,7 @@ from fmnist_search.reporting.training_note import training_note
 from fmnist_search.results.objectives import known_costs
 from fmnist_search.results.study import TrialRecord
 from fmnist_search.search.study_store import StudyStore
+from fmnist_search.search.suggest import displayed_names
 from fmnist_search.tracking import metric_names, tag_names
 from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.outbox import Outbox
@@ -130,7 +130,7 @@ def finished_run(study_store: StudyStore, trial: TrialRecord, parent_id: str) ->
     """Return the run of a trial as far as Optuna's storage has it."""
     config, recipe = study_store.config, trial.recipe
     ended_ms = int(1000 * (trial.ended_at or time.time()))
-    flat = recipe.to_flat_dict()
+    flat, names = recipe.to_flat_dict(), displayed_names(config, (each.recipe for each in study_store.trial_records()))
     summary: Mapping[str, float] = {
         metric_names.PARAMETER_COUNT: trial.parameters,
         metric_names.TRIAL_SECONDS: trial.seconds,
@@ -152,7 +152,7 @@ def finished_run(study_store: StudyStore, trial: TrialRecord, parent_id: str) ->
             tag_names.REBUILT: "from Optuna's storage",
             tag_names.NOTE: training_note(f"Trial {trial.number} of the study '{config.name}'", recipe),
         },
-        params={key: format_value(flat[key]) for key in varying_names(config.space) if key in flat},
+        params={key: format_value(flat[key]) for key in names if key in flat},
         metrics=[
             *((metric_names.VAL_ACCURACY, value, ended_ms, epoch) for epoch, value in enumerate(trial.curve, 1)),
             *((key, float(value), ended_ms, trial.epochs) for key, value in summary.items()),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from fmnist_search.config.conditional_space import varying_names
 from fmnist_search.config.toml_files import recipe_to_toml
 from fmnist_search.errors import UserError
 from fmnist_search.reporting.study_note import study_note
 from fmnist_search.reporting.tables import leaderboard_csv
 from fmnist_search.results.study import Importances, StudySummary
 from fmnist_search.search.study_store import StudyStore
+from fmnist_search.search.suggest import displayed_names
 from fmnist_search.workflows.lookup import load_study, summarize_stored
 from fmnist_search.workspace import Workspace
 
@@ -25,7 +25,7 @@ def study_files(study: str, *, plots: bool = True, workspace: Workspace | None =
     workspace = workspace or Workspace.resolve()
     study_store = load_study(workspace, study)
     config, summary = study_store.config, summarize_stored(workspace, study_store)
-    names = varying_names(config.space)
+    names = displayed_names(config, (trial.recipe for trial in summary.trials))
     texts = {
         "study.toml": config.to_toml(),
         "trials.csv": leaderboard_csv(summary.trials, names),

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from fmnist_search.config.conditional_space import varying_names
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.data.files import DataSource
 from fmnist_search.data.loading import load_images
@@ -21,6 +20,7 @@ from fmnist_search.search.requests import RequestInbox, move_requests
 from fmnist_search.search.storage import open_storage
 from fmnist_search.search.study_changes import check_unchanging
 from fmnist_search.search.study_store import StudyStore
+from fmnist_search.search.suggest import displayed_names
 from fmnist_search.text import first_line
 from fmnist_search.tracking import tag_names
 from fmnist_search.tracking.artifact_locations import check_project
@@ -120,8 +120,9 @@ def open_session(
         backend.configure(runtime.execution)
         choose_streams(config, backend, runtime.execution)
         images = images.to(backend.images_device)
+        names = displayed_names(config, (start.example(config) for start in warm_starts))
         if mlflow_store:
-            mlflow_store.save_trials_view(study_run.run_key, varying_names(config.space))
+            mlflow_store.save_trials_view(study_run.run_key, names)
             repair = partial(_make_stores_agree, workspace, mlflow_store, callback)
             if stored:
                 sender.run_when_idle(partial(repair, config.name, is_searched=True))
@@ -146,6 +147,7 @@ def open_session(
             backend=backend,
             context=context,
             warm_starts=warm_starts,
+            parameter_names=names,
             requests=requests,
         )
 

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Sequence
 
-from fmnist_search.config.conditional_space import constant_values, varying_names
+from fmnist_search.config.conditional_space import constant_values
 from fmnist_search.data.images import Images
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.plugins import plugin_sources
@@ -20,7 +20,7 @@ from fmnist_search.results.study import Importances, StopReason, StudySummary, T
 from fmnist_search.results.training import TrialState
 from fmnist_search.search.study_attributes import StudyRuntime
 from fmnist_search.search.study_store import StudyStore
-from fmnist_search.search.suggest import base_recipe
+from fmnist_search.search.suggest import base_recipe, displayed_names
 from fmnist_search.tracking import metric_names, tag_names
 from fmnist_search.tracking.provenance import command_line, environment
 from fmnist_search.tracking.run_logger import RunLogger
@@ -99,8 +99,9 @@ class StudyRunLogger:
     def _log_note(self, summary: StudySummary) -> None:
         config = self._study_store.config
         space = {"space.common.family": ", ".join(config.space.families), **dict(config.domains())}
-        names, importances = varying_names(config.space), self._importances()
-        self._run.set_note(study_note(summary, names, space, budget=config.budget, importances=importances))
+        names = displayed_names(config, (trial.recipe for trial in summary.trials))
+        note = study_note(summary, names, space, budget=config.budget, importances=self._importances())
+        self._run.set_note(note)
 
     def _importances(self) -> Importances | None:
         try:
@@ -112,7 +113,7 @@ class StudyRunLogger:
     def _log_tables_and_plots(self, records: Sequence[TrialRecord]) -> None:
         config = self._study_store.config
         resolved = [dataclasses.replace(record, run_id=self._resolve_run_id(record)) for record in records]
-        names = varying_names(config.space)
+        names = displayed_names(config, (record.recipe for record in records))
         self._run.log_table("leaderboard.json", displayed_columns(leaderboard_columns(resolved, names)))
         self._run.log_text("leaderboard.csv", leaderboard_csv(resolved, names))
         if not self._context.plots:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fmnist_search.config.conditional_space import varying_names
 from fmnist_search.config.sections import Finalists
 from fmnist_search.data.files import DataSource
 from fmnist_search.data.images import Images
@@ -51,6 +50,7 @@ class Session:
     backend: Backend
     context: JobContext
     warm_starts: Sequence[WarmStart]
+    parameter_names: Sequence[str]
     requests: StudyRequests
 
     def run(self, stopper: Stopper) -> StudySummary:
@@ -116,7 +116,7 @@ class Session:
             job_context=self.context,
             stopper=stopper,
             requests=self.requests,
-            parameter_names=varying_names(self.study_store.config.space),
+            parameter_names=self.parameter_names,
         )
 
     def _promote_best(

@@ -24,6 +24,7 @@ from fmnist_search.results.training import (
 )
 from fmnist_search.search.asked_trial import AskedTrial
 from fmnist_search.search.study_store import StudyStore
+from fmnist_search.search.suggest import displayed_names
 from fmnist_search.search.trial_attributes import outcome_attribute
 from fmnist_search.tracking import tag_names
 from fmnist_search.tracking.run_logger import RunLogger
@@ -38,7 +39,7 @@ from fmnist_search.workspace import Workspace
 
 @dataclass(frozen=True)
 class SearchContext:
-    """What all trials of a search share; `parameter_names` are the hyperparameters that their runs log."""
+    """What all trials of a search share; `parameter_names` are the hyperparameters that the runs of all of them log."""
 
     study_store: StudyStore
     workspace: Workspace
@@ -215,7 +216,8 @@ def _open_run(search: SearchContext, asked: AskedTrial, name: str) -> TrainingRu
         **asked.origin,
     }
     sender, parent = search.job_context.sender, search.study_run
-    arguments = (name, asked.recipe, search.parameter_names, tags, parent)
+    names = {**dict.fromkeys(search.parameter_names), **dict.fromkeys(displayed_names(store.config, [asked.recipe]))}
+    arguments = (name, asked.recipe, list(names), tags, parent)
     if asked.run_key:
         return TrainingRunLogger.resume(sender, asked.run_key, *arguments, images=search.images)
     run_key = new_run_key(parent, name) if parent.is_recorded else None

@@ -11,12 +11,12 @@ from fmnist_search.config.toml_files import read_recipe
 from fmnist_search.errors import UserError
 from fmnist_search.models.presets import get_preset
 from fmnist_search.recipe.hyperparameters import Value
-from fmnist_search.recipe.recipe import flatten_tables
+from fmnist_search.recipe.recipe import Recipe, flatten_tables
 from fmnist_search.registry import tags as version_tags
 from fmnist_search.registry.versions import get_champion
 from fmnist_search.results.study import rank_trials
 from fmnist_search.search.study_store import StudyStore
-from fmnist_search.search.suggest import start_network, start_params
+from fmnist_search.search.suggest import base_recipe, sample_with_fixed, start_network, start_params
 from fmnist_search.tracking.store import MlflowStore
 from fmnist_search.workflows.study.network_budget import check_start
 from fmnist_search.workspace import Workspace
@@ -28,6 +28,10 @@ class WarmStart:
 
     source: str
     values: Mapping[str, Value]
+
+    def example(self, config: StudyConfig) -> Recipe:
+        """Return a recipe with these values, and with values of the study's space for what is not given."""
+        return sample_with_fixed(config.space, base_recipe(config, "float32"), self.values, seed=0)
 
 
 def load_warm_starts(

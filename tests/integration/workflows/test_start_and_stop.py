@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -623,10 +624,12 @@ def test_a_start_outside_the_space_is_refused_or_tried_as_the_study_says(finishe
     before, (run_before, _) = load_store(folder, "further").trial_records(), study_and_trial_runs(folder, "further")
 
     path = folder / "plans" / "large.toml"
-    path.write_text(recipe_to_toml(before[0].recipe.replace({"model.width": 64})))
+    changes = {"model.width": 64, "label_smoothing": 0.2}  # the space has other widths, and no label smoothing
+    path.write_text(recipe_to_toml(before[0].recipe.replace(changes)))
     refused = finished.run("search", "plans/further.toml", "--trials", 2, "--start", "plans/large.toml")
     assert refused.exit_code == 2
-    (line,) = refused.errors
+    assert len(refused.errors) == len(changes)
+    (line,) = (line for line in refused.errors if "model.width" in line)
     for text in ("start.recipes", "plans/large.toml", "model.width = 64", "16 to 32", "start.outside = 'try'"):
         assert text in line
     assert load_store(folder, "further").trial_records() == before
@@ -642,12 +645,30 @@ def test_a_start_outside_the_space_is_refused_or_tried_as_the_study_says(finishe
     assert tried.exit_code == 0
     assert "plans/large.toml is tried first, outside the space: model.width = 64" in tried.stderr
     record = load_store(folder, "further").trial_records()[1]
-    assert searched_values(record.recipe) == searched_values(before[0].recipe.replace({"model.width": 64}))
+    assert searched_values(record.recipe) == searched_values(before[0].recipe.replace(changes))
     board = finished.run("leaderboard", "further").stdout
     assert "mlp 64" in board
+    _assert_label_smoothing_is_shown(finished, "further")
     found = {entry["number"]: entry for entry in finished.run("leaderboard", "further", "--json").json}
     assert found[1]["recipe"]["model.width"] == 64
     assert found[1]["value"] == record.value
+
+
+def _assert_label_smoothing_is_shown(finished: FinishedStudy, study: str) -> None:
+    """Assert that every view of a study shows what tells trial 1 from trial 0, which the space does not let vary."""
+    header, *rows = finished.run("leaderboard", study).stdout.splitlines()
+    assert header.split()[-1] == "label_smoothing"
+    assert sorted(row.split()[-1] for row in rows) == ["0", "0.2"]
+    for number, value in (("0", "0.0"), ("1", "0.2")):
+        lines = finished.run("show", number, "--study", study).stdout.splitlines()
+        assert ["label_smoothing", value] in [line.split() for line in lines]
+    assert finished.run("studies", "export", study, "--output", "shown").exit_code == 0
+    trials = list(csv.DictReader((finished.folder / "shown" / "trials.csv").read_text().splitlines()))
+    assert [float(trial["label_smoothing"]) for trial in sorted(trials, key=lambda trial: trial["trial"])] == [0.0, 0.2]
+    assert "label_smoothing" in (finished.folder / "shown" / "note.md").read_text()
+    run, trial_runs = study_and_trial_runs(finished.folder, study)
+    assert trial_runs[1].data.params["label_smoothing"] == "0.2"
+    assert "| label_smoothing |" in run.data.tags["mlflow.note.content"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from fmnist_search.recipe.families import FAMILIES
 from fmnist_search.recipe.hyperparameters import Value
 from fmnist_search.recipe.recipe import Recipe, is_active, recipe_hyperparameters
 from fmnist_search.search.samplers import make_study_sampler
-from fmnist_search.search.suggest import base_recipe, suggest_recipe, trial_seed
+from fmnist_search.search.suggest import base_recipe, displayed_names, suggest_recipe, to_optuna_params, trial_seed
 from tests.support.studies import make_study, space_tables
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -239,6 +239,29 @@ def test_what_is_not_called_searched_is_the_same_in_every_trial(space: dict[str,
         for name, value in recipe.to_flat_dict().items():
             # Of several families each has its own model; the family itself says which.
             if name not in varying and (len(config.space.families) == 1 or not name.startswith("model.")):
+                assert seen.setdefault(name, value) == value, name
+
+
+@settings(max_examples=30)
+@example(DEPTH_ALONE, "cnn")
+@example(WIDTH_OF_SOME, "cnn")
+@example(DEEPER_THAN_DEFAULT, "mlp")
+@given(space_tables(largest=200), st.sampled_from(["cnn", "convnet", "mlp"]))
+def test_what_is_displayed_is_searched_or_outside_the_space(space: dict[str, Any], family: str) -> None:
+    config = make_study(space, sampler="random")
+    recipes = [recipe for _, recipe in sample_recipes(config, 5)]
+    assert displayed_names(config, recipes) == varying_names(config.space)
+
+    base = base_recipe(config, "float32").replace({"model.family": family})
+    changed = base.replace({"label_smoothing": 0.37, "model.depth": 4})
+    names = displayed_names(config, [*recipes, changed])
+    outside = to_optuna_params(config.space, base, changed.to_flat_dict())[1]
+    assert {line.split(" = ")[0] for line in outside} <= {*names}
+    # What has no name in the table is the same in all of them.
+    seen: dict[str, Value] = {}
+    for recipe in (*recipes, changed):
+        for name, value in recipe.to_flat_dict().items():
+            if name not in (*names, "seed") and not name.startswith("model."):
                 assert seen.setdefault(name, value) == value, name
 
 
