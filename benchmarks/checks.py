@@ -34,6 +34,7 @@ RECIPE_CHANGES: dict[str, dict[str, object]] = {
     "adamw": {},
     "a last batch of another size": {"batch_size": 350},
     "sgd": {"optimizer.name": "sgd", "optimizer.learning_rate": 0.05},
+    "muon": {"optimizer.name": "muon"},
     "augmented": {"augmentation.shift": 2, "augmentation.flip": 0.5, "augmentation.erasing": 0.5},
     "dropout": {"model.dropout": 0.3},
     "one-cycle, clipped": {"schedule.name": "one-cycle", "optimizer.clip_norm": 1.0, "label_smoothing": 0.1},

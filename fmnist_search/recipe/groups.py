@@ -59,12 +59,12 @@ class Optimizer(HyperparameterGroup):
     """The update rule."""
 
     prefix: ClassVar[str] = "optimizer."
-    name: str = hyperparameter("adamw", "update rule", choices=("sgd", "adam", "adamw"))
+    name: str = hyperparameter("adamw", "update rule", choices=("sgd", "adam", "adamw", "muon"))
     learning_rate: float = hyperparameter(2e-3, "peak learning rate", above=0, high=100)
-    momentum: float = hyperparameter(0.9, "momentum of sgd, first moment of adam and adamw", low=0, high=0.999)
-    nesterov: bool = hyperparameter(True, "Nesterov's momentum (sgd)")
+    momentum: float = hyperparameter(0.9, "momentum of sgd and muon, first moment of adam and adamw", low=0, high=0.999)
+    nesterov: bool = hyperparameter(True, "Nesterov's momentum (sgd, muon)")
     weight_decay: float = hyperparameter(
-        1e-2, "weight decay, not of biases and norms; decoupled in adamw", low=0, high=10
+        1e-2, "weight decay, not of biases and norms; decoupled in adamw and muon", low=0, high=10
     )
     clip_norm: float = hyperparameter(0.0, "largest norm of the gradient; 0 turns clipping off", low=0, high=1e12)
     penalty: float = hyperparameter(

@@ -219,7 +219,7 @@ def is_active(name: str, family: type[Architecture], values: Mapping[str, Value]
         model = {k.removeprefix("model."): v for k, v in values.items() if k.startswith("model.")}
         return family.is_active(name.removeprefix("model."), model)
     if name == "optimizer.nesterov":
-        return values.get("optimizer.name") == "sgd"
+        return values.get("optimizer.name") in ("sgd", "muon")
     if name == "schedule.warmup":
         return values.get("schedule.name") == "one-cycle"
     return True

@@ -195,7 +195,8 @@ def _check_training_state(checkpoint: Checkpoint, classifier: Classifier) -> Non
     for weights in (training["network"], checkpoint.state["weights"]):
         if {key: tensor.shape for key, tensor in weights.items()} != expected:
             raise ValueError("the weights are those of another network")
-    _check_optimizer_state(training["optimizer"], parameter_groups(classifier))
+    groups = parameter_groups(classifier, checkpoint.recipe.optimizer)
+    _check_optimizer_state(training["optimizer"], [group["params"] for group in groups])
     generator: Tensor = training["generator"]
     if torch.device(checkpoint.execution["device"]).type == "cpu":
         torch.Generator().set_state(generator)

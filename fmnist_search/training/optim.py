@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
 from fmnist_search.recipe.groups import Optimizer
 from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.training.muon import Muon
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -27,25 +28,31 @@ def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimiz
 
     Weight decay applies to parameters of two or more dimensions, so not to biases and normalisation layers.
     """
-    groups = [
-        {"params": parameters, "weight_decay": settings.weight_decay if parameters[0].ndim > 1 else 0.0}
-        for parameters in parameter_groups(model)
-    ]
+    groups = parameter_groups(model, settings)
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
     if settings.name == "sgd":
         nesterov = settings.nesterov and settings.momentum > 0
         return torch.optim.SGD(
             groups, settings.learning_rate, momentum=settings.momentum, nesterov=nesterov, fused=fused
         )
-    adam = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
-    return adam(groups, settings.learning_rate, betas=(settings.momentum, ADAM_BETA2), fused=fused)
+    rules: dict[str, type[torch.optim.Adam]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": Muon}
+    return rules[settings.name](groups, settings.learning_rate, betas=(settings.momentum, ADAM_BETA2), fused=fused)
 
 
-def parameter_groups(model: nn.Module) -> list[list[nn.Parameter]]:
-    """Return the trainable parameters in the groups of `make_optimizer`: of two or more dimensions, and of fewer."""
+def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict[str, Any]]:
+    """Return torch's groups of the trainable parameters: those of two or more dimensions, and those of fewer.
+
+    With Muon, the weights of all layers but the last are a group of their own, which it orthogonalizes.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
-    return [group for group in groups if group]
+    weights, others = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+    hidden = weights[:-1] if settings.name == "muon" else []
+    groups: list[dict[str, Any]] = [
+        {"params": hidden, "weight_decay": settings.weight_decay, "orthogonal": True, "nesterov": settings.nesterov},
+        {"params": weights[len(hidden) :], "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def sum_of_norms(parameters: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -169,7 +169,7 @@ def test_minus_zero_and_zero_have_equal_keys() -> None:
         ({"optimizer.learning_rate": -1}, ["optimizer.learning_rate", "-1", "above 0"]),
         ({"optimizer.learning_rate": math.nan}, ["optimizer.learning_rate", "nan"]),
         ({"optimizer.clip_norm": math.inf}, ["optimizer.clip_norm", "inf"]),
-        ({"optimizer.name": "lion"}, ["optimizer.name", "lion", "sgd, adam, adamw"]),
+        ({"optimizer.name": "lion"}, ["optimizer.name", "lion", "sgd, adam, adamw, muon"]),
         ({"data.train_images": 100, "data.validation": 0}, ["batch_size", "128", "100"]),
         ({"data.train_images": 50_000}, ["data.train_images", "50000", "49152"]),
         ({"data.train_images": 99}, ["data.train_images", "99", "at least 100"]),

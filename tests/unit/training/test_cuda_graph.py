@@ -75,8 +75,9 @@ def test_each_size_of_the_last_batch(batch_size: int, small_images: Images, exec
         {"optimizer.name": "sgd", "optimizer.nesterov": True, "schedule.name": "one-cycle"},
         {"optimizer.name": "adam", "schedule.name": "cosine"},
         {"optimizer.name": "adamw", "optimizer.weight_decay": 0.1, "schedule.name": "one-cycle"},
+        {"optimizer.name": "muon", "optimizer.weight_decay": 0.1},
     ],
-    ids=["sgd constant", "nesterov one-cycle", "adam cosine", "adamw one-cycle"],
+    ids=["sgd constant", "nesterov one-cycle", "adam cosine", "adamw one-cycle", "muon"],
 )
 def test_each_optimizer_and_each_schedule(
     changes: dict[str, object], small_images: Images, execution: Execution

@@ -20,9 +20,10 @@ from fmnist_search.models.cnn import Cnn
 from fmnist_search.models.mlp import Mlp
 from fmnist_search.recipe.groups import Optimizer, Schedule
 from fmnist_search.recipe.recipe import Recipe
+from fmnist_search.training.muon import Muon, orthogonalize
 from fmnist_search.training.optim import AveragedWeights, learning_rates, make_optimizer
 
-OPTIMIZER_NAMES = ("sgd", "adam", "adamw")
+OPTIMIZER_NAMES = ("sgd", "adam", "adamw", "muon")
 learning_rate_values = st.floats(1e-6, 10)
 step_counts = st.integers(1, 500)
 
@@ -124,7 +125,7 @@ def make_torch_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.O
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("nesterov", [True, False])
-@pytest.mark.parametrize("name", OPTIMIZER_NAMES)
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 def test_optimizer_equals_that_of_torch(name: str, nesterov: bool, decay: float, images: Images) -> None:
     settings = Optimizer(name=name, learning_rate=1e-2, momentum=0.8, nesterov=nesterov, weight_decay=decay)
     ours, theirs = make_small_classifier(), make_small_classifier()
@@ -134,6 +135,73 @@ def test_optimizer_equals_that_of_torch(name: str, nesterov: bool, decay: float,
         train_step(theirs, second, images, batch)
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_equals_that_of_torch_for_hidden_matrices_and_adamw_for_all_else(nesterov: bool, images: Images) -> None:
+    settings = Optimizer(name="muon", learning_rate=1e-2, momentum=0.8, nesterov=nesterov, weight_decay=0.1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ours = build(Mlp(depth=2, width=16), 72.9, 90.0)
+    theirs = copy.deepcopy(ours)
+    hidden = [p for p in theirs.parameters() if p.ndim > 1][:-1]
+    assert len(hidden) == 2
+    muon = torch.optim.Muon(hidden, 1e-2, 0.1, 0.8, nesterov, adjust_lr_fn="match_rms_adamw")
+    others = [p for p in theirs.parameters() if all(p is not weight for weight in hidden)]
+    groups = [
+        {"params": [p for p in others if (p.ndim > 1) is has_decay], "weight_decay": 0.1 * has_decay}
+        for has_decay in (True, False)
+    ]
+    adamw = torch.optim.AdamW(groups, 1e-2, betas=(0.8, 0.999))
+    first = make_optimizer(ours, settings)
+    for batch in range(3):
+        train_step(ours, first, images, batch)
+        adamw.zero_grad()  # of all other parameters; `train_step` does it for the hidden ones
+        train_step(theirs, muon, images, batch)
+        adamw.step()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-3)  # torch computes in bfloat16
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**31))
+def test_orthogonalized_matrix_keeps_its_directions_and_has_singular_values_near_one(
+    rows: int, columns: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    within = left.T @ orthogonalize(matrix) @ right.T
+    kept = values > 0.02 * values.max()  # smaller ones grow, but need more iterations
+    assert ((within.diagonal()[kept] > 0.6) & (within.diagonal() < 1.3)[kept]).all()
+    torch.testing.assert_close(within, within.diagonal().diag(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(orthogonalize(7 * matrix), orthogonalize(matrix))
+
+
+def test_muon_leaves_a_weight_without_gradient_or_with_one_of_zeros_where_it_is() -> None:
+    model = make_small_classifier()
+    before = copy.deepcopy(model.state_dict())
+    optimizer = make_optimizer(model, Optimizer(name="muon", weight_decay=0.0))
+    optimizer.step()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_muon_takes_a_convolution_for_a_matrix_with_a_row_for_each_output_channel() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values, gradient = torch.randn(2, 8, 4, 3, 3, generator=generator)
+    changed = []
+    for reshaped in (values, values.flatten(1), values.contiguous(memory_format=torch.channels_last)):
+        weight = nn.Parameter(reshaped.clone())
+        weight.grad = gradient.reshape(reshaped.shape)
+        Muon([{"params": [weight], "orthogonal": True, "nesterov": True}], 0.1, betas=(0.9, 0.999)).step()
+        changed.append(weight.detach().reshape(values.shape))
+    for other in changed[1:]:
+        torch.testing.assert_close(other, changed[0])
+    # With the step size of AdamW: 0.2 times the learning rate, in root mean square, for a wide matrix.
+    assert (changed[0] - 0.999 * values).square().mean().sqrt().item() == pytest.approx(0.1 * 0.2, rel=0.2)
 
 
 @pytest.mark.parametrize("name", OPTIMIZER_NAMES)
@@ -177,10 +245,11 @@ def test_only_adamw_decouples_the_decay_from_the_gradient(name: str) -> None:
     assert shrinkage(name) == pytest.approx({"sgd": 0.1 * 0.5, "adam": 0.1}[name], rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("model", [Mlp(depth=0), Mlp(), Cnn(norm="none"), Cnn(activation="prelu", hidden=8)])
-def test_each_parameter_is_in_one_group(model: Mlp | Cnn) -> None:
+def test_each_parameter_is_in_one_group(model: Mlp | Cnn, name: str) -> None:
     network = build(model)
-    optimizer = make_optimizer(network, Optimizer())
+    optimizer = make_optimizer(network, Optimizer(name=name))
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in network.parameters())
 

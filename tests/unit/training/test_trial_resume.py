@@ -41,6 +41,7 @@ RECIPE_CHANGES = {
         "augmentation.erasing": 0.5,
         "keep": "val_loss",
     },
+    "muon": {"optimizer.name": "muon"},
     "bfloat16": {"precision": "bfloat16"},
 }
 
