@@ -24,4 +24,6 @@ def silence_libraries() -> None:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # MLflow sets the level of its logger when it is imported
     if logging.lastResort:  # the handler of loggers that have none
         logging.lastResort.setLevel(logging.ERROR)
-        logging.getLogger("fmnist_search").addHandler(logging.StreamHandler())
+        own = logging.getLogger("fmnist_search")
+        own.addHandler(logging.StreamHandler())
+        own.propagate = False  # importing mlflow.pytorch gives the root logger a handler, which would print them again

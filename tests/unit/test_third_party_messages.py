@@ -17,6 +17,8 @@ logging.getLogger("matplotlib.font_manager").warning("a log")
 logging.getLogger("alembic.runtime").warning("a log of a library with a handler")
 logging.getLogger("fmnist_search.data").warning("ours")
 logging.getLogger("matplotlib").error("an error")
+logging.basicConfig(level=logging.ERROR)  # as importing mlflow.pytorch does
+logging.getLogger("fmnist_search.data").warning("ours, once")
 """
 
 SHOWN_WARNINGS = ["<string>:5: UserWarning: a warning", "<string>:1: UserWarning: named as ours"]
@@ -24,7 +26,10 @@ SHOWN_WARNINGS = ["<string>:5: UserWarning: a warning", "<string>:1: UserWarning
 
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [([], ["ours", "an error"]), (["-W", "default"], [*SHOWN_WARNINGS, "ours", "an error"])],
+    [
+        ([], ["ours", "an error", "ours, once"]),
+        (["-W", "default"], [*SHOWN_WARNINGS, "ours", "an error", "ours, once"]),
+    ],
     ids=["as users run it", "with -W"],
 )
 def test_messages_of_libraries_are_hidden_and_ours_are_shown(options: list[str], expected: list[str]) -> None:
