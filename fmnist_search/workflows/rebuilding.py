@@ -6,10 +6,11 @@ It is needed after MLflow's database was replaced by an older copy, which lacks 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
+from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.config.toml_files import recipe_to_toml
 from fmnist_search.errors import UserError
 from fmnist_search.recipe.formatting import format_value
@@ -70,10 +71,11 @@ def rebuild(
         with closing(Outbox(workspace.outbox_path, workspace.tracking_uri)) as outbox:
             if study_run.replaced_id:
                 outbox.remember_run(study_run.replaced_id, study_run.run_id)
+            names = displayed_names(study_store.config, (trial.recipe for trial in study_store.trial_records()))
             recreated = {
                 trial.run_id: key
                 for trial in study_store.trial_records()
-                if trial.run_id and (key := _rebuild_trial(mlflow_store, outbox, study_store, trial, record))
+                if trial.run_id and (key := _rebuild_trial(mlflow_store, outbox, study_store, trial, names, record))
             }
             study_store.run_id = study_run.run_id
             outbox.retry_rejected()
@@ -93,7 +95,12 @@ def rebuild(
 
 
 def _rebuild_trial(
-    mlflow_store: MlflowStore, outbox: Outbox, study_store: StudyStore, trial: TrialRecord, record: RebuiltRecord
+    mlflow_store: MlflowStore,
+    outbox: Outbox,
+    study_store: StudyStore,
+    trial: TrialRecord,
+    names: Sequence[str],
+    record: RebuiltRecord,
 ) -> str | None:
     """Make sure that MLflow has the run of a trial, or return its key if the events of the outbox will create it."""
     assert trial.run_id
@@ -109,28 +116,36 @@ def _rebuild_trial(
         outbox.forget_run(key)
         record.from_outbox += 1
         return key
-    create_run_of_trial(mlflow_store, outbox, study_store, trial, record.run_id)
+    create_run_of_trial(mlflow_store, outbox, study_store, trial, names, record.run_id)
     record.from_optuna += 1
     return None
 
 
 def create_run_of_trial(
-    mlflow_store: MlflowStore, outbox: Outbox, study_store: StudyStore, trial: TrialRecord, parent_id: str
+    mlflow_store: MlflowStore,
+    outbox: Outbox,
+    study_store: StudyStore,
+    trial: TrialRecord,
+    names: Sequence[str],
+    parent_id: str,
 ) -> str:
-    """Write the run of a trial anew from Optuna's storage, let the trial name it, and return its id."""
+    """Write the run of a trial anew from Optuna's storage, let the trial name it, and return its id.
+
+    The arguments are those of `finished_run`.
+    """
     assert trial.run_id
     experiment_id = mlflow_store.client.get_run(parent_id).info.experiment_id
-    new_id = mlflow_store.create_finished_run(experiment_id, finished_run(study_store, trial, parent_id))
+    new_id = mlflow_store.create_finished_run(experiment_id, finished_run(study_store.config, trial, names, parent_id))
     outbox.remember_run(outbox.run_key(trial.run_id), new_id)
     study_store.remember_rebuilt_runs({trial.run_id: new_id})
     return new_id
 
 
-def finished_run(study_store: StudyStore, trial: TrialRecord, parent_id: str) -> FinishedRun:
-    """Return the run of a trial as far as Optuna's storage has it."""
-    config, recipe = study_store.config, trial.recipe
+def finished_run(config: StudyConfig, trial: TrialRecord, names: Sequence[str], parent_id: str) -> FinishedRun:
+    """Return the run of a trial as far as Optuna's storage has it, with the hyperparameters `names`."""
+    recipe = trial.recipe
     ended_ms = int(1000 * (trial.ended_at or time.time()))
-    flat, names = recipe.to_flat_dict(), displayed_names(config, (each.recipe for each in study_store.trial_records()))
+    flat = recipe.to_flat_dict()
     summary: Mapping[str, float] = {
         metric_names.PARAMETER_COUNT: trial.parameters,
         metric_names.TRIAL_SECONDS: trial.seconds,

@@ -7,6 +7,7 @@ its trials; `doctor --study` does it for a study that does not run.
 from __future__ import annotations
 
 import contextlib
+import functools
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,6 +23,7 @@ from fmnist_search.results.study import TrialRecord
 from fmnist_search.search.lease import Lease, current_driver
 from fmnist_search.search.storage import open_storage
 from fmnist_search.search.study_store import StudyStore
+from fmnist_search.search.suggest import displayed_names
 from fmnist_search.tracking import tag_names
 from fmnist_search.tracking.connection import store_errors
 from fmnist_search.tracking.outbox import Outbox
@@ -239,6 +241,11 @@ class _Stores:
             driver=self._driver,
         )
 
+    @functools.cached_property
+    def _parameter_names(self) -> list[str]:
+        trials = self._study_store.trial_records()
+        return displayed_names(self._study_store.config, (trial.recipe for trial in trials))
+
     def repair(self, findings: Iterable[Finding]) -> list[tuple[Finding, str]]:
         """Mend what was found by the last comparison; return each finding with what was done."""
         return [(finding, action) for finding in findings if (action := self._repair(finding))]
@@ -250,7 +257,9 @@ class _Stores:
         match finding.kind:
             case Disagreement.RUN_MISSING if trial and self._mlflow_store:
                 parent_id = self._study_store.run_id or ""
-                create_run_of_trial(self._mlflow_store, self._outbox, self._study_store, trial, parent_id)
+                create_run_of_trial(
+                    self._mlflow_store, self._outbox, self._study_store, trial, self._parameter_names, parent_id
+                )
                 return "written again from Optuna's storage"
             case Disagreement.TRIAL_OPEN:
                 return self._recover(finding.trial)
@@ -274,7 +283,7 @@ class _Stores:
         if trial.state not in TRAINED_STATES:
             end_run(store, run.run_id, status, trial.state.value, trial.reason or "")
             return f"set to {status}"
-        finished = finished_run(self._study_store, trial, self._study_store.run_id or "")
+        finished = finished_run(self._study_store.config, trial, self._parameter_names, self._study_store.run_id or "")
         restored = complete_run(store, run, finished, int(1000 * (trial.ended_at or time.time())))
         added = f", with {restored} point{'s' * (restored != 1)} from Optuna's storage" if restored else ""
         return f"the run is {status}{added}"

@@ -216,8 +216,10 @@ def _open_run(search: SearchContext, asked: AskedTrial, name: str) -> TrainingRu
         **asked.origin,
     }
     sender, parent = search.job_context.sender, search.study_run
-    names = {**dict.fromkeys(search.parameter_names), **dict.fromkeys(displayed_names(store.config, [asked.recipe]))}
-    arguments = (name, asked.recipe, list(names), tags, parent)
+    names = list(search.parameter_names)
+    if asked.origin:  # what the sampler draws is in the space
+        names += [own for own in displayed_names(store.config, [asked.recipe]) if own not in names]
+    arguments = (name, asked.recipe, names, tags, parent)
     if asked.run_key:
         return TrainingRunLogger.resume(sender, asked.run_key, *arguments, images=search.images)
     run_key = new_run_key(parent, name) if parent.is_recorded else None

@@ -121,7 +121,7 @@ def test_status_and_show_name_the_front_and_the_cost(stored: FinishedStudy) -> N
 def test_a_run_that_is_written_anew_from_the_storage_has_the_cost(stored: FinishedStudy) -> None:
     store = StudyStore.load(Workspace.resolve(f"sqlite:///{stored.folder / 'mlflow.db'}").storage_url)
     record = store.trial_records()[2]
-    metrics = {key: (value, step) for key, value, _, step in finished_run(store, record, "parent").metrics}
+    metrics = {key: (value, step) for key, value, _, step in finished_run(store.config, record, [], "parent").metrics}
     assert metrics["model/mult_adds"] == (30_000, 1)
 
 
