@@ -156,9 +156,11 @@ def train(
         given |= {"memory_format": memory_format} if memory_format else {}
     else:
         base, whence = _resolve_recipe(str(recipe or preset))
-    chosen = base.replace(overrides)
+    chosen = base.replace(overrides | ({"precision": precision} if precision and precision != "auto" else {}))
     in_file = _keys_of_file(recipe) if recipe and is_recipe_file(recipe) else set()
     origins = _value_origins(base, chosen, whence, [*overrides, *(["precision"] if precision else [])], in_file)
+    if precision == "auto":
+        origins["precision"] = "command line: auto, which is measured at the start"
     name = whence.removeprefix(PRESET_PREFIX) if whence.startswith(PRESET_PREFIX) else None
     options = {
         "workspace": workspace,

@@ -102,6 +102,10 @@ def test_a_dry_run_lists_every_value_with_its_origin_and_starts_nothing(
     assert rows["optimizer.momentum"] == ["0.8", "command", "line"]
     assert rows["batch_size"] == ["100", "recipe.toml"]
     assert rows["optimizer.name"] == ["adamw", "default"]
+    for precision, shown in (("bfloat16", "bfloat16 command line"), ("auto", "float32 command line: auto, which")):
+        lines = command("train", "recipe.toml", "--precision", precision, "--dry-run").stdout.splitlines()
+        (line,) = (" ".join(line.split()) for line in lines if line.startswith("precision"))
+        assert line.startswith(f"precision {shown}")
     values = command("train", "recipe.toml", "--dry-run", "--json").json["recipe"]
     assert values.keys() == read_recipe(recipe).to_flat_dict().keys()
     assert not (tmp_path / "mlflow.db").exists()
