@@ -120,7 +120,8 @@ def open_session(
         backend.configure(runtime.execution)
         choose_streams(config, backend, runtime.execution)
         images = images.to(backend.images_device)
-        names = displayed_names(config, (start.example(config) for start in warm_starts))
+        known = [record.recipe for record in study_store.trial_records()]  # a start recipe may be of an earlier session
+        names = displayed_names(config, [*(start.example(config) for start in warm_starts), *known])
         if mlflow_store:
             mlflow_store.save_trials_view(study_run.run_key, names)
             repair = partial(_make_stores_agree, workspace, mlflow_store, callback)

@@ -26,6 +26,7 @@ from fmnist_search.results.training import Decision, EpochReport, TrialResult, T
 from fmnist_search.search.study_attributes import StudyRuntime
 from fmnist_search.search.study_store import StudyStore
 from fmnist_search.search.suggest import base_recipe, suggest_recipe
+from fmnist_search.tracking.ui import VIEW_TAG
 from tests.integration.conftest import CommandResult, FinishedStudy, run_command
 from tests.support.studies import make_study, space_tables
 
@@ -649,6 +650,10 @@ def test_a_start_outside_the_space_is_refused_or_tried_as_the_study_says(finishe
     board = finished.run("leaderboard", "further").stdout
     assert "mlp 64" in board
     _assert_label_smoothing_is_shown(finished, "further")
+    assert finished.run("search", "plans/further.toml", "--trials", 2).exit_code == 0  # without the start recipe
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment(study_and_trial_runs(folder, "further")[0].info.experiment_id)
+    assert "params.`label_smoothing`" in experiment.tags[VIEW_TAG]
     found = {entry["number"]: entry for entry in finished.run("leaderboard", "further", "--json").json}
     assert found[1]["recipe"]["model.width"] == 64
     assert found[1]["value"] == record.value
