@@ -54,7 +54,7 @@ class TrainingRunLogger(RunLogger):
     def __init__(self, sink: EventSink, run_key: str, recipe: Recipe, parameter_names: Sequence[str]):
         super().__init__(sink, run_key)
         self._recipe = recipe
-        self._pending_parameters = _parameter_values(recipe, parameter_names)
+        self._pending_parameters = parameter_values(recipe, parameter_names)
         self._pending_metrics: list[MetricPoint] = []
         self._pending_epochs = 0
         self._buffer: list[Event] | None = None
@@ -257,7 +257,7 @@ def training_tags(recipe: Recipe, tags: Mapping[str, str]) -> dict[str, str]:
     return {**described, tag_names.STATE: "running", **tags}
 
 
-def _parameter_values(recipe: Recipe, names: Sequence[str]) -> dict[str, str]:
+def parameter_values(recipe: Recipe, names: Sequence[str]) -> dict[str, str]:
     """Return the named hyperparameters and the widths. One that the recipe's family lacks is 0, or - for a text."""
     flat = recipe.to_flat_dict()
     absent = {

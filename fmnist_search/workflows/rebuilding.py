@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from fmnist_search.config.study_config import StudyConfig
 from fmnist_search.config.toml_files import recipe_to_toml
 from fmnist_search.errors import UserError
-from fmnist_search.recipe.formatting import format_value
 from fmnist_search.reporting.training_note import training_note
 from fmnist_search.results.objectives import known_costs
 from fmnist_search.results.study import TrialRecord
@@ -26,7 +25,7 @@ from fmnist_search.tracking.run_logger import RunLogger
 from fmnist_search.tracking.run_ref import RunRef
 from fmnist_search.tracking.store import FinishedRun, MlflowStore
 from fmnist_search.tracking.study_runs import open_study_run
-from fmnist_search.tracking.training_run_logger import RECIPE_FILE, RUN_STATUS, training_tags
+from fmnist_search.tracking.training_run_logger import RECIPE_FILE, RUN_STATUS, parameter_values, training_tags
 from fmnist_search.workflows.callbacks import StudyCallback
 from fmnist_search.workflows.interruption import Interruption
 from fmnist_search.workflows.jobs import JobContext
@@ -145,7 +144,6 @@ def finished_run(config: StudyConfig, trial: TrialRecord, names: Sequence[str], 
     """Return the run of a trial as far as Optuna's storage has it, with the hyperparameters `names`."""
     recipe = trial.recipe
     ended_ms = int(1000 * (trial.ended_at or time.time()))
-    flat = recipe.to_flat_dict()
     summary: Mapping[str, float] = {
         metric_names.PARAMETER_COUNT: trial.parameters,
         metric_names.TRIAL_SECONDS: trial.seconds,
@@ -167,7 +165,7 @@ def finished_run(config: StudyConfig, trial: TrialRecord, names: Sequence[str], 
             tag_names.REBUILT: "from Optuna's storage",
             tag_names.NOTE: training_note(f"Trial {trial.number} of the study '{config.name}'", recipe),
         },
-        params={key: format_value(flat[key]) for key in names if key in flat},
+        params=parameter_values(recipe, names),
         metrics=[
             *((metric_names.VAL_ACCURACY, value, ended_ms, epoch) for epoch, value in enumerate(trial.curve, 1)),
             *((key, float(value), ended_ms, trial.epochs) for key, value in summary.items()),

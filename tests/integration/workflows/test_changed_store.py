@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import time
 from pathlib import Path
 
@@ -89,6 +91,8 @@ def test_runs_that_a_killed_process_left_open_are_ended_and_that_of_a_running_pr
 def test_a_study_that_an_older_copy_of_the_store_lacks_is_written_again(study: FinishedStudy) -> None:
     trials = {trial["number"]: trial for trial in study.run("leaderboard", "--json").json}
     lost = study_run_id(study)
+    with contextlib.closing(sqlite3.connect(study.folder / "mlflow.db")) as database:  # MLflow would keep it open
+        logged = database.execute("SELECT run_uuid, key, value FROM params").fetchall()
     for name in ("mlflow.db", "mlflow.db-wal", "mlflow.db-shm"):
         (study.folder / name).unlink(missing_ok=True)
     outbox = Outbox(study.folder / "fmnist-search" / "outbox.db", study.tracking_uri)
@@ -120,6 +124,8 @@ def test_a_study_that_an_older_copy_of_the_store_lacks_is_written_again(study: F
     assert "as it was" in [each.info.run_name for each in below]
     for each in below:
         trial = trials[int(each.data.tags["trial"])]
+        if each.info.run_name != "as it was":
+            assert each.data.params == {key: value for run_id, key, value in logged if run_id == trial["run_id"]}
         history = client.get_metric_history(each.info.run_id, "val/accuracy")
         assert {point.step for point in history} == set(range(1, trial["epochs"] + 1))
     again = {trial["number"]: trial for trial in study.run("leaderboard", "--json").json}
